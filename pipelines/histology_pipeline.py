@@ -1,0 +1,215 @@
+"""A class-conditional latent diffusion pipeline for histopathology tiles.
+
+This file is self-contained: `save_pretrained` copies it beside the weights, so that a published pipeline loads with
+`DiffusionPipeline.from_pretrained(repo, trust_remote_code=True)` where histodistill is not installed. Its components
+are diffusers' own classes, so this file is the only code that has to be trusted.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DModel
+from diffusers.schedulers import SchedulerMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+@dataclass
+class HistologyPipelineOutput(BaseOutput):
+    """Output of [`HistologyPipeline`].
+
+    Args:
+        images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`):
+            N images: RGB PIL images; float32 N×H×W×3 in [0, 1] (`"np"`); float32 N×3×H×W in [0, 1] (`"pt"`); or
+            normalised latents N×C×h×w (`"latent"`).
+        class_labels (`torch.Tensor`): int64 N, the class id of each image.
+    """
+
+    images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
+    class_labels: torch.Tensor
+
+
+class HistologyPipeline(DiffusionPipeline):
+    r"""Generates histopathology tiles of given classes.
+
+    Args:
+        vae ([`AutoencoderKL`]):
+            Maps tiles in [-1, 1] to latents and back. Its config carries the latent scale measured on the training
+            tiles: normalised latent = (latent - `shift_factor`) * `scaling_factor`.
+        unet ([`UNet2DModel`]):
+            Class-conditional denoiser. Its last class embedding (`num_class_embeds - 1`) is the null class of
+            classifier-free guidance.
+        scheduler ([`SchedulerMixin`]): Any diffusers scheduler that agrees with what the denoiser predicts.
+        id2label (`dict`, *optional*): Name of each class id; ids may be strings, as JSON makes them.
+    """
+
+    model_cpu_offload_seq = "unet->vae"
+
+    def __init__(
+        self, vae: AutoencoderKL, unet: UNet2DModel, scheduler: SchedulerMixin, id2label: dict[str, str] | None = None
+    ):
+        super().__init__()
+        self.register_modules(vae=vae, unet=unet, scheduler=scheduler)
+        id2label = id2label or {i: str(i) for i in range(unet.config.num_class_embeds - 1)}
+        self.register_to_config(id2label={str(i): str(name) for i, name in id2label.items()})
+
+    @property
+    def class_names(self) -> list[str]:
+        """Class names; the position is the class id."""
+        return [self.config.id2label[str(i)] for i in range(self.num_classes)]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of real classes; the null class is not one of them."""
+        return self.unet.config.num_class_embeds - 1
+
+    @property
+    def null_class(self) -> int:
+        """Class id that stands for "no class" in classifier-free guidance."""
+        return self.unet.config.num_class_embeds - 1
+
+    def get_class_ids(self, class_labels: int | str | list[int | str] | torch.Tensor) -> torch.Tensor:
+        """Turns class ids and class names, also mixed, into an int64 tensor of class ids.
+
+        Raises:
+            ValueError: If a name or id is not a class of this pipeline, or there is none at all.
+        """
+        if isinstance(class_labels, (int, str, np.integer)):
+            class_labels = [class_labels]
+        if isinstance(class_labels, (torch.Tensor, np.ndarray)):
+            class_labels = class_labels.reshape(-1).tolist()
+        names = self.class_names
+        ids = []
+        for label in class_labels:
+            if isinstance(label, str):
+                if label not in names:
+                    raise ValueError(f"class_labels={label!r} is unknown: it must be one of {names}")
+                ids.append(names.index(label))
+            elif isinstance(label, bool) or int(label) != label or not 0 <= label < self.num_classes:
+                raise ValueError(f"class_labels={label!r} is out of range: it must be 0 to {self.num_classes - 1}")
+            else:
+                ids.append(int(label))
+        if not ids:
+            raise ValueError("class_labels=[] is empty: give at least one class id or name")
+        return torch.tensor(ids, dtype=torch.int64)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | str | list[int | str] | torch.Tensor,
+        num_inference_steps: int = 20,
+        guidance_scale: float = 1.5,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> HistologyPipelineOutput | tuple:
+        r"""Generates one image per class label.
+
+        Args:
+            class_labels (`int`, `str`, `list` or `torch.Tensor`): Class ids or class names, one per image.
+            num_inference_steps (`int`, *optional*, defaults to 20): Denoising steps.
+            guidance_scale (`float`, *optional*, defaults to 1.5):
+                Classifier-free guidance weight w in v = v_null + w (v_class - v_null) (Ho & Salimans 2022,
+                arXiv:2207.12598). 1 switches guidance off and halves the cost.
+            generator (`torch.Generator` or a `list` of them, *optional*):
+                With one generator per image, an image depends on its own generator alone, not on the batch around it.
+            latents (`torch.Tensor`, *optional*): Initial noise N×C×h×w; drawn from `generator` when not given.
+            output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
+            return_dict (`bool`, *optional*, defaults to `True`): `False` returns the tuple `(images,)`.
+
+        Returns:
+            [`HistologyPipelineOutput`], or a tuple whose first element are the images.
+
+        Raises:
+            ValueError: If an argument is out of range; the message says what it must be.
+
+        Example:
+            >>> pipe = DiffusionPipeline.from_pretrained("RUN/pipeline", trust_remote_code=True)
+            >>> seeds = [torch.Generator().manual_seed(i) for i in range(2)]
+            >>> images = pipe(class_labels=[0, 1], generator=seeds).images
+        """
+        class_ids = self.get_class_ids(class_labels)
+        self._check_inputs(class_ids, num_inference_steps, guidance_scale, generator, output_type)
+        device, dtype = self._execution_device, self.unet.dtype
+        class_ids = class_ids.to(device)
+        use_guidance = guidance_scale != 1.0
+
+        size = self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        shape = (len(class_ids), self.unet.config.in_channels, height, width)
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+        elif tuple(latents.shape) != shape:
+            raise ValueError(f"latents of shape {tuple(latents.shape)} do not fit: the shape must be {shape}")
+        latents = latents.to(device, dtype) * getattr(self.scheduler, "init_noise_sigma", 1.0)
+
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        labels = class_ids
+        if use_guidance:
+            labels = torch.cat([class_ids, torch.full_like(class_ids, self.null_class)])
+        for t in self.progress_bar(self.scheduler.timesteps):
+            model_input = torch.cat([latents, latents]) if use_guidance else latents
+            if hasattr(self.scheduler, "scale_model_input"):
+                model_input = self.scheduler.scale_model_input(model_input, t)
+            prediction = self.unet(model_input, t, class_labels=labels).sample
+            if use_guidance:
+                conditional, unconditional = prediction.chunk(2)
+                prediction = unconditional + guidance_scale * (conditional - unconditional)
+            # A step in half precision loses the small differences that late steps consist of.
+            latents = self.scheduler.step(prediction.float(), t, latents.float()).prev_sample.to(dtype)
+
+        images = latents if output_type == "latent" else self._decode(latents, output_type)
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return (images,)
+        return HistologyPipelineOutput(images=images, class_labels=class_ids.cpu())
+
+    def _check_inputs(self, class_ids, num_inference_steps, guidance_scale, generator, output_type):
+        if not isinstance(num_inference_steps, int) or num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps={num_inference_steps!r} is out of range: it must be at least 1")
+        if not guidance_scale >= 0:
+            raise ValueError(f"guidance_scale={guidance_scale!r} is out of range: it must be at least 0")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type={output_type!r} is unknown: it must be one of {OUTPUT_TYPES}")
+        if isinstance(generator, list) and len(generator) != len(class_ids):
+            raise ValueError(
+                f"generator has {len(generator)} entries for {len(class_ids)} images: give one per image, or a single one"
+            )
+
+    def _decode(self, latents, output_type):
+        config = self.vae.config
+        latents = latents.to(self.vae.dtype) / config.scaling_factor + (config.shift_factor or 0.0)
+        images = (self.vae.decode(latents).sample.float() / 2 + 0.5).clamp(0, 1)
+        if output_type == "pt":
+            return images
+        images = images.permute(0, 2, 3, 1).cpu().numpy()
+        if output_type == "np":
+            return images
+        return [PIL.Image.fromarray(image) for image in (images * 255).round().astype(np.uint8)]
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """Saves weights and configs, and this file beside them, so that the folder loads without histodistill.
+
+        Takes the arguments of [`DiffusionPipeline.save_pretrained`]. The index names the class as
+        `["pipeline", "HistologyPipeline"]`: diffusers then takes it from `pipeline.py` in the same folder.
+        """
+        push_to_hub = kwargs.pop("push_to_hub", False)
+        super().save_pretrained(save_directory, **kwargs)
+        folder = Path(save_directory)
+        shutil.copyfile(__file__, folder / "pipeline.py")
+        index_file = folder / "model_index.json"
+        index = json.loads(index_file.read_text())
+        index["_class_name"] = ["pipeline", type(self).__name__]
+        index_file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        if push_to_hub:
+            repo_id = kwargs.pop("repo_id", folder.name)
+            self.push_to_hub(repo_id, **{k: kwargs[k] for k in ("private", "token", "commit_message") if k in kwargs})

@@ -1,0 +1,65 @@
+"""What chooses: embeddings → kNN graph → Infomap communities → exactly `n_per_class` images per class.
+
+Everything here takes and returns arrays and plain dataclasses; nothing loads data or prints. The names below are
+imported on first use, so that importing this package is quick and needs neither faiss nor infomap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+
+#: The name of every selector, cheap to read (for instance for the choices of a command line option).
+SELECTOR_NAMES = ("infomap", "random", "kmeans", "herding", "k_center")
+
+_HOME_OF_NAME = {
+    "BaseSelector": "base",
+    "ClassSelection": "base",
+    "HerdingSelector": "baselines",
+    "KCenterSelector": "baselines",
+    "KMeansSelector": "baselines",
+    "RandomSelector": "baselines",
+    "Communities": "communities",
+    "DegenerateGraphWarning": "communities",
+    "find_communities": "communities",
+    "DistillSelector": "distill_selector",
+    "WEIGHTINGS": "graph",
+    "knn_graph": "graph",
+    "nearest_neighbors": "graph",
+    "QUOTA_RULES": "quotas",
+    "community_quotas": "quotas",
+    "SELECTORS": "registry",
+}
+
+__all__ = [
+    "QUOTA_RULES",
+    "SELECTORS",
+    "SELECTOR_NAMES",
+    "WEIGHTINGS",
+    "BaseSelector",
+    "ClassSelection",
+    "Communities",
+    "DegenerateGraphWarning",
+    "DistillSelector",
+    "HerdingSelector",
+    "KCenterSelector",
+    "KMeansSelector",
+    "RandomSelector",
+    "community_quotas",
+    "find_communities",
+    "knn_graph",
+    "nearest_neighbors",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF_NAME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME_OF_NAME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,123 @@
+"""The contract that every selector keeps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator
+
+from histodistill.selection.checks import check_embeddings, check_integer, check_labels
+from histodistill.selection.communities import LARGEST_RANDOM_STATE
+from histodistill.selection.storage import PretrainedMixin
+
+
+@dataclass(frozen=True)
+class ClassSelection:
+    """What a selector chose among the n images of one class.
+
+    Attributes:
+        ranked: int64, `n_per_class` different indices in 0 … n − 1, best first.
+        per_image: name → array of length n; `fit` gathers them into the attribute `name_` over all images.
+        per_class: name → number; `fit` gathers them into the attribute `name_`, one entry per class in order.
+    """
+
+    ranked: np.ndarray
+    per_image: dict[str, np.ndarray] = field(default_factory=dict)
+    per_class: dict[str, float | int] = field(default_factory=dict)
+
+
+class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
+    """Chooses exactly `n_per_class` images of each class, by their embeddings.
+
+    A scikit-learn estimator: parameters are stored as given and checked by `fit`, what is learned ends in an
+    underscore, `get_params`, `set_params` and `sklearn.base.clone` work. For every selector
+
+    - no image is chosen twice, and each only for its own class;
+    - the same input and `random_state` give the same choice, in any process and with any number of threads;
+    - classes are independent: adding or removing another class changes nothing;
+    - images that rank equal are taken by lower index.
+
+    Parameters:
+        n_per_class: images to choose of each class, at least 1.
+        random_state: whole number from 0 to 2³¹ − 1.
+
+    Attributes:
+        selected_indices_: int64, `n_per_class` × number of classes; grouped by class in ascending order, within a
+            class in rank order, best first.
+        classes_: int64, the labels that occur, ascending.
+        n_features_in_: D, the width of the embeddings.
+
+    A subclass implements `_select_class`, and `_check_params` if it has parameters of its own.
+    """
+
+    def __init__(self, n_per_class: int = 100, random_state: int = 0):
+        self.n_per_class = n_per_class
+        self.random_state = random_state
+
+    def fit(self, embeddings: Any, labels: Any) -> Self:
+        """Chooses the images.
+
+        Args:
+            embeddings: N×D real numbers, finite; used as float32.
+            labels: N whole numbers ≥ 0, the class of each image.
+
+        Returns:
+            self.
+
+        Raises:
+            ValueError: for a parameter out of range, embeddings or labels of the wrong shape, type or range, or a
+                class with fewer than `n_per_class` images. The fitted attributes are then as before.
+        """
+        self._check_params()
+        embeddings = check_embeddings(embeddings)
+        labels = check_labels(labels, len(embeddings))
+        classes, counts = np.unique(labels, return_counts=True)
+        for label, count in zip(classes, counts, strict=True):
+            if count < self.n_per_class:
+                raise ValueError(
+                    f"class {label} has {count} images but n_per_class={self.n_per_class}: lower n_per_class or "
+                    "generate more"
+                )
+
+        selected = []
+        per_image: dict[str, np.ndarray] = {}
+        per_class: dict[str, list[float | int]] = {}
+        for label in classes:
+            rows = np.flatnonzero(labels == label)
+            # Seeded by the label itself, so that the other classes do not matter.
+            rng = np.random.default_rng([int(self.random_state), int(label)])
+            chosen = self._select_class(embeddings[rows], rng, name=f"class {label}")
+            selected.append(rows[chosen.ranked])
+            for name, values in chosen.per_image.items():
+                if name not in per_image:
+                    per_image[name] = np.zeros(len(labels), dtype=values.dtype)
+                per_image[name][rows] = values
+            for name, value in chosen.per_class.items():
+                per_class.setdefault(name, []).append(value)
+
+        self.selected_indices_ = np.concatenate(selected).astype(np.int64)
+        self.classes_ = classes
+        self.n_features_in_ = embeddings.shape[1]
+        for name, array in per_image.items():
+            setattr(self, f"{name}_", array)
+        for name, values in per_class.items():
+            setattr(self, f"{name}_", np.array(values))
+        return self
+
+    def _check_params(self) -> None:
+        """Raises ValueError for a parameter that is out of range."""
+        check_integer("n_per_class", self.n_per_class, 1)
+        check_integer("random_state", self.random_state, 0, LARGEST_RANDOM_STATE)
+
+    @abstractmethod
+    def _select_class(self, embeddings: np.ndarray, rng: np.random.Generator, name: str) -> ClassSelection:
+        """Chooses among the images of one class.
+
+        Args:
+            embeddings: n×D float32, finite, n ≥ `n_per_class`, in the order of the input.
+            rng: the only source of chance.
+            name: what a message calls the class, such as `"class 3"`.
+        """

@@ -1,0 +1,97 @@
+"""The selectors that `DistillSelector` has to beat, under the same contract."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+from histodistill.selection.base import BaseSelector, ClassSelection
+from histodistill.selection.distances import squared_distances_to
+
+
+class RandomSelector(BaseSelector):
+    """Chooses at random, every set of `n_per_class` images of a class being equally likely.
+
+    Parameters and attributes are those of `BaseSelector`; the rank order is random too.
+    """
+
+    def _select_class(self, embeddings: np.ndarray, rng: np.random.Generator, name: str) -> ClassSelection:
+        return ClassSelection(ranked=rng.permutation(len(embeddings))[: self.n_per_class])
+
+
+class KMeansSelector(BaseSelector):
+    """Chooses the images nearest to the `n_per_class` centroids of k-means.
+
+    Centroids choose in the order of their cluster's size, largest first, each the nearest image that is not chosen
+    yet; this is the rank order. Lloyd's algorithm from one k-means++ start, run in one thread, because sums over
+    several are rounded differently from run to run.
+
+    Parameters and attributes are those of `BaseSelector`.
+    """
+
+    def _select_class(self, embeddings: np.ndarray, rng: np.random.Generator, name: str) -> ClassSelection:
+        from sklearn.cluster import KMeans
+        from sklearn.exceptions import ConvergenceWarning
+        from threadpoolctl import threadpool_limits
+
+        kmeans = KMeans(n_clusters=self.n_per_class, n_init=1, random_state=int(rng.integers(2**31)))
+        with threadpool_limits(limits=1), warnings.catch_warnings():
+            # Duplicates can leave fewer clusters than centroids; the next nearest images then fill the places.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            kmeans.fit(embeddings.astype(np.float64))
+        sizes = np.bincount(kmeans.labels_, minlength=self.n_per_class)
+        free = np.ones(len(embeddings), dtype=bool)
+        ranked = []
+        for cluster in np.argsort(-sizes, kind="stable"):
+            distances = squared_distances_to(embeddings, kmeans.cluster_centers_[cluster])
+            nearest = int(np.argmin(np.where(free, distances, np.inf)))
+            free[nearest] = False
+            ranked.append(nearest)
+        return ClassSelection(ranked=np.array(ranked))
+
+
+class HerdingSelector(BaseSelector):
+    """Chooses greedily so that the mean of the chosen embeddings stays nearest to the mean of the class.
+
+    Herding (Welling, ICML 2009) in the form of iCaRL (Rebuffi et al., CVPR 2017, alg. 4). The rank order is that of
+    choosing.
+
+    Parameters and attributes are those of `BaseSelector`; `random_state` has no effect, the method uses no chance.
+    """
+
+    def _select_class(self, embeddings: np.ndarray, rng: np.random.Generator, name: str) -> ClassSelection:
+        mean = embeddings.mean(axis=0, dtype=np.float64)
+        chosen_sum = np.zeros_like(mean)
+        free = np.ones(len(embeddings), dtype=bool)
+        ranked = []
+        for count in range(1, self.n_per_class + 1):
+            # ‖mean − (chosen_sum + x) / count‖ is least where x is nearest to count·mean − chosen_sum.
+            distances = squared_distances_to(embeddings, count * mean - chosen_sum)
+            nearest = int(np.argmin(np.where(free, distances, np.inf)))
+            free[nearest] = False
+            chosen_sum += embeddings[nearest]
+            ranked.append(nearest)
+        return ClassSelection(ranked=np.array(ranked))
+
+
+class KCenterSelector(BaseSelector):
+    """Chooses greedily the image farthest from all those chosen so far.
+
+    Farthest-first traversal (Gonzalez, 1985), the core-set of Sener and Savarese (ICLR 2018): the largest distance
+    from an image to the nearest chosen one is at most twice the least possible. It starts with the image nearest to
+    the mean of the class. The rank order is that of choosing.
+
+    Parameters and attributes are those of `BaseSelector`; `random_state` has no effect, the method uses no chance.
+    """
+
+    def _select_class(self, embeddings: np.ndarray, rng: np.random.Generator, name: str) -> ClassSelection:
+        latest = int(np.argmin(squared_distances_to(embeddings, embeddings.mean(axis=0, dtype=np.float64))))
+        ranked = [latest]
+        to_chosen = np.full(len(embeddings), np.inf)
+        while len(ranked) < self.n_per_class:
+            np.minimum(to_chosen, squared_distances_to(embeddings, embeddings[latest]), out=to_chosen)
+            to_chosen[ranked] = -1.0  # below any distance, also when only duplicates are left
+            latest = int(np.argmax(to_chosen))
+            ranked.append(latest)
+        return ClassSelection(ranked=np.array(ranked))

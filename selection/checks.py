@@ -1,0 +1,73 @@
+"""Checks of input that several modules of the package share; each raises ValueError with one sentence."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+
+def check_embeddings(embeddings: Any) -> np.ndarray:
+    """`embeddings` as a C-contiguous N×D float32 array, or ValueError."""
+    try:
+        array = np.asarray(embeddings)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError("embeddings has rows of different lengths: it must be one (N, D) array") from error
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(f"embeddings has shape {array.shape}: it must be (N, D) with at least one row and one column")
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"embeddings has dtype {array.dtype}: it must hold real numbers, such as float32")
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(array, dtype=np.float32)
+    finite = np.isfinite(array).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"embeddings has {int((~finite).sum())} rows with NaN, infinite or too large values, the first at index "
+            f"{int(np.argmin(finite))}: remove these images or embed them again"
+        )
+    return array
+
+
+def check_labels(labels: Any, n_images: int) -> np.ndarray:
+    """`labels` as an int64 array of length `n_images` with values ≥ 0, or ValueError."""
+    array = np.asarray(labels)
+    if array.ndim != 1 or len(array) != n_images:
+        raise ValueError(
+            f"labels has shape {array.shape}: it must be one-dimensional with one label for each of the "
+            f"{n_images} embeddings"
+        )
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"labels has dtype {array.dtype}: it must hold whole numbers, such as int64")
+    array = array.astype(np.int64)
+    if array.min() < 0:
+        raise ValueError(f"labels has the value {int(array.min())}: labels must be at least 0")
+    return array
+
+
+def check_integer(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
+    """`value` as an int within the bounds, or ValueError naming the option."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
+        raise ValueError(f"{name}={value!r} is not valid: it must be a whole number of at least {minimum}")
+    if value < minimum:
+        raise ValueError(f"{name}={value} is out of range: it must be at least {minimum}")
+    if maximum is not None and value > maximum:
+        raise ValueError(f"{name}={value} is out of range: it must be at most {maximum}")
+    return int(value)
+
+
+def check_positive(name: str, value: Any) -> float:
+    """`value` as a finite float above 0, or ValueError naming the option."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_))
+    if not is_number or not math.isfinite(value) or value <= 0:
+        raise ValueError(f"{name}={value!r} is not valid: it must be a finite number above 0")
+    return float(value)
+
+
+def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
+    """`value` if it is one of `choices`, or ValueError naming them all."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}={value!r} is not known: choose one of {', '.join(choices)}")
+    return value

@@ -1,0 +1,59 @@
+"""Squared Euclidean distances that come out the same, bit for bit, whatever the number of threads.
+
+The usual ‖x‖² + ‖y‖² − 2x·y is fast but rounds differently with the blocks of the BLAS at hand, and can be negative
+between near duplicates. Here differences are taken and squared in float64, and summed by one thread.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+# float64 values held at once by a temporary array: 64 MiB.
+_CHUNK_VALUES = 2**23
+
+
+def squared_distances_to(embeddings: np.ndarray, point: np.ndarray) -> np.ndarray:
+    """Distances from every row of `embeddings` (N×D float32) to one `point` (D): N float64, ≥ 0, squared."""
+    point = np.asarray(point, dtype=np.float64)
+    step = max(1, _CHUNK_VALUES // max(1, embeddings.shape[1]))
+    squared = np.empty(len(embeddings), dtype=np.float64)
+    for start in range(0, len(embeddings), step):
+        difference = embeddings[start : start + step] - point
+        squared[start : start + step] = np.square(difference).sum(axis=1)
+    return squared
+
+
+def squared_distances_between(embeddings: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Distances between row `rows[i]` and each row `columns[i, j]` of `embeddings`.
+
+    Args:
+        embeddings: N×D float32.
+        rows: R int64, indices into `embeddings`.
+        columns: R×K int64, indices into `embeddings`.
+
+    Returns:
+        R×K float64, ≥ 0, squared; symmetric in its two ends to the last bit.
+    """
+    step = max(1, _CHUNK_VALUES // max(1, columns.shape[1] * embeddings.shape[1]))
+    squared = np.empty(columns.shape, dtype=np.float64)
+    for start in range(0, len(rows), step):
+        block = slice(start, start + step)
+        difference = embeddings[columns[block]].astype(np.float64)
+        difference -= embeddings[rows[block], None, :]
+        squared[block] = np.square(difference, out=difference).sum(axis=2)
+    return squared
+
+
+def cosine_between(embeddings: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Cosine of the angle between row `rows[i]` and each row `columns[i, j]`: R×K float64; 0 for a zero vector."""
+    step = max(1, _CHUNK_VALUES // max(1, columns.shape[1] * embeddings.shape[1]))
+    norms = np.sqrt(squared_distances_to(embeddings, np.zeros(embeddings.shape[1])))
+    norms[norms == 0] = 1.0
+    cosine = np.empty(columns.shape, dtype=np.float64)
+    for start in range(0, len(rows), step):
+        block = slice(start, start + step)
+        product = embeddings[columns[block]].astype(np.float64)
+        product *= embeddings[rows[block], None, :]
+        cosine[block] = product.sum(axis=2) / (norms[rows[block], None] * norms[columns[block]])
+    return cosine

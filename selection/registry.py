@@ -1,0 +1,17 @@
+"""Every selector by its name."""
+
+from __future__ import annotations
+
+from histodistill.selection.base import BaseSelector
+from histodistill.selection.baselines import HerdingSelector, KCenterSelector, KMeansSelector, RandomSelector
+from histodistill.selection.distill_selector import DistillSelector
+
+
+#: Name → class, in the order of `histodistill.selection.SELECTOR_NAMES`.
+SELECTORS: dict[str, type[BaseSelector]] = {
+    "infomap": DistillSelector,
+    "random": RandomSelector,
+    "kmeans": KMeansSelector,
+    "herding": HerdingSelector,
+    "k_center": KCenterSelector,
+}

@@ -1,0 +1,239 @@
+"""Saving fitted selectors to a folder or the Hub and loading them again: JSON and safetensors, never pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from sklearn.exceptions import NotFittedError
+
+
+CONFIG_NAME = "config.json"
+ARRAYS_NAME = "selector.safetensors"
+FORMAT_VERSION = 1
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_VERSIONS_OF = ("histodistill", "infomap", "faiss-cpu", "scikit-learn", "scipy", "numpy")
+
+
+class PretrainedMixin:
+    """`save_pretrained`, `from_pretrained` and `push_to_hub` for a scikit-learn style estimator.
+
+    Parameters are what `get_params` returns and must be plain numbers and strings. Fitted state is every attribute
+    whose name ends in one underscore and does not begin with one: arrays go to `selector.safetensors`, plain numbers
+    to `config.json`, which also names the class and the versions of the libraries that made the selection.
+    """
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Writes `config.json` and `selector.safetensors` to `save_directory`, which is made if needed.
+
+        Each file is replaced in one step, and the configuration, written last, holds the checksum of the arrays: a
+        folder is either complete or refused by `from_pretrained`.
+
+        Raises:
+            NotFittedError: (a ValueError) if the selector is not fitted.
+            ValueError: if `save_directory` is a file.
+        """
+        from safetensors.numpy import save
+
+        arrays, numbers = _fitted_state(self)
+        if "selected_indices_" not in arrays:
+            raise NotFittedError(f"this {type(self).__name__} is not fitted: call fit before save_pretrained")
+        folder = Path(save_directory)
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"save_directory={str(folder)!r} is a file: give a folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        payload = save(arrays)
+        config = {
+            "class_name": type(self).__name__,
+            "format_version": FORMAT_VERSION,
+            "params": {name: _plain(value) for name, value in sorted(self.get_params(deep=False).items())},
+            "fitted": numbers,
+            "arrays_sha256": hashlib.sha256(payload).hexdigest(),
+            "versions": _versions(),
+        }
+        _write_atomically(folder / ARRAYS_NAME, payload)
+        _write_atomically(folder / CONFIG_NAME, (json.dumps(config, indent=2) + "\n").encode())
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
+        """Loads a fitted selector from a folder or from the Hub.
+
+        Args:
+            pretrained_name_or_path: a folder that `save_pretrained` wrote, or a Hub id such as
+                `"user/histology-selector"`.
+            revision: branch, tag or commit of the Hub repository.
+            token: Hub token for a private repository.
+            cache_dir: where downloads are kept; the usual Hugging Face cache by default.
+            local_files_only: use only what is in that cache.
+
+        Returns:
+            The fitted selector. `BaseSelector.from_pretrained` takes a selector of any class, a subclass only its own.
+
+        Raises:
+            ValueError: if there is no such folder or repository, if it is incomplete or damaged, or if it holds a
+                selector of another class.
+        """
+        folder = Path(pretrained_name_or_path)
+        if folder.is_dir():
+            files = {name: folder / name for name in (CONFIG_NAME, ARRAYS_NAME)}
+        else:
+            hub_options = {
+                "revision": revision,
+                "token": token,
+                "cache_dir": cache_dir,
+                "local_files_only": local_files_only,
+            }
+            files = _download(str(pretrained_name_or_path), hub_options)
+        return _load(cls, str(pretrained_name_or_path), files)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload selector",
+    ) -> str:
+        """Uploads what `save_pretrained` writes to the Hub model repository `repo_id`, made if needed.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            NotFittedError: (a ValueError) if the selector is not fitted.
+        """
+        from huggingface_hub import HfApi
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            api = HfApi(token=token)
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            commit = api.upload_folder(
+                repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message
+            )
+        return commit.commit_url
+
+
+def _fitted_state(selector: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    arrays, numbers = {}, {}
+    for name, value in sorted(vars(selector).items()):
+        if not name.endswith("_") or name.startswith("_"):
+            continue
+        if isinstance(value, np.ndarray):
+            arrays[name] = np.ascontiguousarray(value)
+        else:
+            numbers[name] = _plain(value)
+    return arrays, numbers
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _VERSIONS_OF:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from a source tree, or faiss installed under another name
+            continue
+    return found
+
+
+def _write_atomically(path: Path, payload: bytes) -> None:
+    # A name that no other process uses, so that two writers cannot mix their bytes.
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(payload)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes private files; these are to be shared like any other
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _download(name: str, hub_options: dict[str, Any]) -> dict[str, Path]:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    remedy = "give a folder that save_pretrained wrote or a Hub id such as user/histology-selector"
+    if not _HUB_ID.fullmatch(name) or name.startswith("."):
+        raise ValueError(f"there is no selector folder {name!r}: {remedy}")
+    try:
+        return {file: Path(hf_hub_download(name, file, **hub_options)) for file in (CONFIG_NAME, ARRAYS_NAME)}
+    except (HfHubHTTPError, OSError, ValueError) as error:  # ValueError: ids that the Hub refuses
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"{name!r} is neither a folder nor a selector that can be fetched from the Hub ({reason}): {remedy}"
+        ) from error
+
+
+def _load(cls: type, name: str, files: dict[str, Path]) -> Any:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    for file, path in files.items():
+        if not path.is_file():
+            raise ValueError(f"{name!r} has no {file}: give a folder that save_pretrained wrote")
+    damaged = f"{name!r} is incomplete or damaged: save the selector again"
+    payload = files[ARRAYS_NAME].read_bytes()
+    try:
+        config = json.loads(files[CONFIG_NAME].read_text(encoding="utf-8"))
+        class_name, params, numbers = config["class_name"], dict(config["params"]), dict(config["fitted"])
+        checksum = config["arrays_sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{name!r} has a {CONFIG_NAME} that describes no selector: save it again") from error
+
+    selector_class = _class_to_load(cls, class_name, name)
+    if hashlib.sha256(payload).hexdigest() != checksum:
+        raise ValueError(damaged)
+    try:
+        arrays = load(payload)
+    except SafetensorError as error:
+        raise ValueError(damaged) from error
+    unknown = sorted(set(params) - set(selector_class().get_params(deep=False)))
+    if unknown:
+        raise ValueError(
+            f"{name!r} has parameters that {class_name} does not know ({', '.join(unknown)}): it was saved by another "
+            "version, install that one or save the selector again"
+        )
+    selector = selector_class(**params)
+    for attribute, value in {**numbers, **arrays}.items():
+        setattr(selector, attribute, value)
+    return selector
+
+
+def _class_to_load(cls: type, class_name: str, name: str) -> type:
+    from histodistill.selection.base import BaseSelector
+    from histodistill.selection.registry import SELECTORS
+
+    if cls.__name__ == class_name:
+        return cls
+    if cls is not BaseSelector:
+        raise ValueError(
+            f"{name!r} holds a {class_name}, not a {cls.__name__}: load it with {class_name}.from_pretrained"
+        )
+    by_class_name = {selector.__name__: selector for selector in SELECTORS.values()}
+    if class_name not in by_class_name:
+        raise ValueError(f"{name!r} holds a {class_name!r}: the known selectors are {', '.join(by_class_name)}")
+    return by_class_name[class_name]

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from histodistill.training.augment import (
+    HED_FROM_RGB,
+    apply_plan,
+    apply_symmetries,
+    augment,
+    change_stains,
+    draw_plan,
+    random_symmetry,
+    shift_reflected,
+)
+from histodistill.training.errors import InputError
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(24, 3, 12, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_symmetries_are_the_eight_of_the_square():
+    image = torch.arange(9.0).reshape(1, 1, 3, 3)
+    found = apply_symmetries(image.expand(8, 1, 3, 3), torch.arange(8))
+    oracle = [np.rot90(image[0, 0].numpy(), turns) for turns in range(4)]
+    oracle += [np.fliplr(turned) for turned in oracle]
+    assert np.array_equal(found[:, 0].numpy(), np.stack(oracle))
+    assert len(np.unique(found.reshape(8, 9).numpy(), axis=0)) == 8
+
+
+def test_random_symmetry_uses_all_eight_and_keeps_the_pixels():
+    image = torch.arange(9, dtype=torch.uint8).reshape(1, 1, 3, 3).expand(200, 1, 3, 3)
+    found = random_symmetry(image, generator())
+    assert found.dtype == torch.uint8
+    assert len(np.unique(found.reshape(200, 9).numpy(), axis=0)) == 8
+    assert torch.equal(found.reshape(200, 9).sort(dim=1).values, image.reshape(200, 9))
+
+
+def test_shift_is_reflection_padding_and_cropping(images):
+    shifts = torch.randint(-2, 3, (len(images), 2), generator=generator())
+    padded = F.pad(images, (2, 2, 2, 2), mode="reflect")
+    oracle = torch.stack(
+        [
+            one[:, 2 - down : 2 - down + 12, 2 - right : 2 - right + 12]
+            for one, (down, right) in zip(padded, shifts.tolist(), strict=True)
+        ]
+    )
+    assert torch.equal(shift_reflected(images, shifts), oracle)
+
+
+def test_positive_shift_is_down_and_right():
+    image = torch.zeros(1, 1, 5, 5)
+    image[0, 0, 1, 2] = 1
+    assert shift_reflected(image, torch.tensor([[2, 1]]))[0, 0, 3, 3] == 1
+
+
+def test_stain_change_of_nothing_is_the_identity(images):
+    inside = images.clamp(min=-0.98)  # pixels of value 0 can't be told from 1/255: density has no end there
+    unchanged = change_stains(inside, torch.ones(24, 3), torch.zeros(24, 3))
+    torch.testing.assert_close(unchanged, inside, atol=1e-4, rtol=0)
+
+
+def test_more_haematoxylin_raises_its_density_alone():
+    image = torch.full((1, 3, 2, 2), 0.4)
+    offsets = torch.tensor([[0.2, 0.0, 0.0]])
+    changed = change_stains(image, torch.ones(1, 3), offsets)
+
+    def stains(picture):
+        return -((picture[0, :, 0, 0] + 1) / 2).log() @ HED_FROM_RGB
+
+    torch.testing.assert_close(stains(changed) - stains(image), offsets[0], atol=1e-5, rtol=0)
+    assert (changed < image).all()
+
+
+def test_stain_change_is_light_and_stays_in_range(images):
+    changed = augment(images, generator(), symmetries=False, max_shift=0, stain_strength=0.05)
+    assert changed.min() >= -1 and changed.max() <= 1
+    assert 0 < (changed - images).abs().mean() < 0.1
+
+
+def test_stains_are_left_alone_by_default(images):
+    changed = augment(images, generator(), symmetries=False, max_shift=0)
+    assert torch.equal(changed, images)
+
+
+def test_same_generator_same_images(images):
+    first = augment(images, generator(1), stain_strength=0.1)
+    assert torch.equal(first, augment(images, generator(1), stain_strength=0.1))
+    assert not torch.equal(first, augment(images, generator(2), stain_strength=0.1))
+
+
+@pytest.mark.parametrize("stain_strength", [0.0, 0.1])
+def test_a_part_of_a_batch_gets_its_part_of_the_plan(images, stain_strength):
+    plan = draw_plan(len(images), generator(), stain_strength=stain_strength)
+    whole = apply_plan(images, plan)
+    for part in (slice(0, 7), slice(1, None, 2)):
+        assert torch.equal(apply_plan(images[part], plan[part]), whole[part])
+
+
+def test_input_is_not_changed(images):
+    before = images.clone()
+    augment(images, generator(), stain_strength=0.1)
+    assert torch.equal(images, before)
+
+
+def test_bad_options(images):
+    with pytest.raises(InputError, match="max_shift=-1 is out of range"):
+        draw_plan(4, generator(), max_shift=-1)
+    with pytest.raises(InputError, match=r"stain_strength=1.0 is out of range"):
+        draw_plan(4, generator(), stain_strength=1.0)
+    with pytest.raises(ValueError, match="only a square"):
+        augment(torch.zeros(2, 3, 4, 6), generator())
+    with pytest.raises(ValueError, match="plan for 3 images"):
+        apply_plan(images, draw_plan(3, generator()))

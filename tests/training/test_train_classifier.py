@@ -1,0 +1,328 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+
+from histodistill.training import scoring, train_classifier as script
+from histodistill.training.classifiers import Classifier
+from histodistill.training.data import Tiles
+from histodistill.training.errors import InputError
+from histodistill.training.options import run_script
+from histodistill.training.train_classifier import ClassifierConfig, TrainedClassifier, parse_args, train_classifier
+
+
+NAMES = ["smooth", "striped", "spotted"]
+TINY = ClassifierConfig(width=8, batch_size=24, max_train_steps=8, validation_steps=4, learning_rate=5e-3)
+
+
+def toy_tiles(per_class: int, seed: int, size: int = 16) -> Tiles:
+    """Three textures of the same mean colour; stripes lie in either direction."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(3), per_class)
+    images = rng.normal(150, 20, size=(len(labels), size, size, 3))
+    for image, label in zip(images, labels, strict=True):
+        if label == 1:
+            stripes = 50 * np.where(np.arange(size) // 2 % 2, 1, -1)
+            image += stripes[:, None, None] if rng.random() < 0.5 else stripes[None, :, None]
+        elif label == 2:
+            image += 100 * (rng.random((size, size, 1)) < 0.2) - 20
+    return Tiles(images.clip(0, 255).astype(np.uint8), labels)
+
+
+@pytest.fixture
+def accelerator():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    yield Accelerator(cpu=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture
+def train() -> Tiles:
+    return toy_tiles(20, seed=0)
+
+
+@pytest.fixture
+def validation() -> Tiles:
+    return toy_tiles(10, seed=1)
+
+
+def fit(accelerator, train, validation=None, config=TINY, **options) -> TrainedClassifier:
+    options = {"class_names": NAMES, "progress": False, **options}
+    return train_classifier(config, train, validation, accelerator, **options)
+
+
+def same_weights(first: Classifier, second: Classifier) -> bool:
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("loss", ["ce", "joint"])
+def test_learns(accelerator, train, validation, loss):
+    config = dataclasses.replace(TINY, loss=loss, max_train_steps=60, validation_steps=20)
+    trained = fit(accelerator, train, validation, config)
+    assert scoring.score(trained.model, toy_tiles(30, seed=2))["accuracy"] > 0.9
+    assert trained.history[-1]["loss"] < 0.5 * trained.history[0]["loss"]
+    assert [record["step"] for record in trained.history] == [20, 40, 60]
+
+
+def test_keeps_the_step_that_does_best_on_validation(accelerator, train, validation):
+    config = dataclasses.replace(TINY, learning_rate=3e-2, max_train_steps=12, validation_steps=1)
+    trained = fit(accelerator, train, validation, config)
+    ranks = {r["step"]: (r["validation_accuracy"], r["validation_auc"]) for r in trained.history}
+    best = max(ranks.values())
+    assert trained.best_step == min(step for step, rank in ranks.items() if rank == best)
+    assert trained.validation == scoring.score(trained.model, validation)
+    assert (trained.validation["accuracy"], trained.validation["auc"]) == best
+    assert len(set(ranks.values())) > 1
+
+
+def test_ties_go_to_the_higher_auc():
+    assert script._rank({"accuracy": 0.5, "auc": 0.7}) > script._rank({"accuracy": 0.5, "auc": 0.6})
+    assert script._rank({"accuracy": 0.6, "auc": None}) > script._rank({"accuracy": 0.5, "auc": 0.9})
+
+
+@pytest.mark.parametrize("architecture", ["convnet", "resnet18"])
+def test_resumed_run_equals_an_uninterrupted_one(accelerator, train, validation, architecture, tmp_path):
+    config = dataclasses.replace(TINY, architecture=architecture, validation_steps=3, loss="joint", stain_strength=0.1)
+    whole = fit(accelerator, train, validation, config)
+    first = fit(accelerator, train, validation, config, checkpoint_dir=tmp_path, checkpointing_steps=5)
+    seen = []
+    resumed = fit(
+        accelerator, train, validation, config, checkpoint_dir=tmp_path, resume="latest", log=lambda _, s: seen.append(s)
+    )
+    assert seen == [6, 8]  # it went on after step 5
+    for run in (first, resumed):
+        assert same_weights(run.model, whole.model)
+        assert run.history == whole.history
+        assert (run.best_step, run.validation) == (whole.best_step, whole.validation)
+
+
+def test_resumed_from_a_path_the_last_weights_are_the_same(accelerator, train, tmp_path):
+    whole = fit(accelerator, train, checkpoint_dir=tmp_path, checkpointing_steps=3)
+    assert (whole.best_step, whole.validation) == (8, None)
+    resumed = fit(accelerator, train, resume=str(tmp_path / "checkpoint-6"))
+    assert same_weights(resumed.model, whole.model)
+
+
+def test_checkpoint_of_another_run_is_refused(accelerator, train, tmp_path):
+    fit(accelerator, train, checkpoint_dir=tmp_path, checkpointing_steps=3)
+    for config in (dataclasses.replace(TINY, seed=1), dataclasses.replace(TINY, width=16)):
+        with pytest.raises(InputError, match="checkpoint-6"):
+            fit(accelerator, train, None, config, resume=str(tmp_path / "checkpoint-6"))
+    with pytest.raises(InputError, match="is not a checkpoint"):
+        fit(accelerator, train, resume=str(tmp_path / "nothing"))
+
+
+def test_resume_latest_without_a_checkpoint_starts_anew(accelerator, train, tmp_path):
+    started = fit(accelerator, train, checkpoint_dir=tmp_path, resume="latest")
+    assert same_weights(started.model, fit(accelerator, train).model)
+
+
+def test_the_seed_decides_and_global_random_numbers_do_not(accelerator, train):
+    torch.manual_seed(1)
+    first = fit(accelerator, train)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    second = fit(accelerator, train)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert same_weights(first.model, second.model)
+    assert not same_weights(first.model, fit(accelerator, train, config=dataclasses.replace(TINY, seed=1)).model)
+
+
+def test_gradient_accumulation_is_one_larger_batch(accelerator, train):
+    # Tiles that look the same however they are turned, and no shift: augmentation can't tell the two runs apart.
+    flat = Tiles(np.broadcast_to(train.images[:, :1, :1], train.images.shape).copy(), train.labels)
+    plain = dataclasses.replace(TINY, max_shift=0, stain_strength=0.0)
+    halves = dataclasses.replace(plain, batch_size=plain.batch_size // 2, gradient_accumulation_steps=2)
+    losses = [fit(accelerator, flat, config=config).history[-1]["loss"] for config in (plain, halves)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_fewer_tiles_than_a_batch(accelerator):
+    trained = fit(accelerator, toy_tiles(2, seed=0), config=dataclasses.replace(TINY, batch_size=128))
+    assert trained.history[-1]["step"] == 8
+
+
+def test_validation_tiles_are_a_fixed_sample(accelerator, train, validation):
+    trained = fit(accelerator, train, validation, dataclasses.replace(TINY, validation_tiles=12))
+    assert np.sum(trained.validation["confusion"]) == 12
+
+
+def test_bf16_training_gives_a_float32_model(train, validation):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    trained = fit(Accelerator(cpu=True, mixed_precision="bf16"), train, validation)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert {p.dtype for p in trained.model.parameters()} == {torch.float32}
+    assert trained.validation == scoring.score(trained.model, validation)
+
+
+def test_diverging_run_is_stopped(accelerator, train):
+    config = dataclasses.replace(TINY, learning_rate=1e30, max_grad_norm=1e30, warmup=0.0)
+    with pytest.raises(InputError, match="lower --learning-rate"):
+        fit(accelerator, train, config=config)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": "mse"}, "loss='mse' is unknown: it must be one of ce, joint"),
+        ({"max_train_steps": 0}, "max_train_steps=0 is out of range: it must be at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0 is out of range: it must be above 0"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0 is out of range"),
+        ({"warmup": 1.5}, "warmup=1.5 is out of range: it must be 0 to 1"),
+        ({"position": 0.0}, "position=0.0 is out of range"),
+        ({"margin": 1.0}, "margin=1.0 is out of range"),
+        ({"width": 0}, "width=0 is out of range"),
+    ],
+)
+def test_bad_config(options, message):
+    with pytest.raises(InputError, match=message):
+        ClassifierConfig(**options)
+
+
+def test_command_line_defaults_are_the_configs():
+    assert script.make_config(parse_args(["--data", "phantom", "--output", "out"])) == ClassifierConfig()
+
+
+# The script, as a user has it.
+
+
+def write_npz(path: Path, per_class: int = 12, size: int = 16) -> Path:
+    arrays = {}
+    for seed, (split, count) in enumerate({"train": per_class, "val": 4, "test": 5}.items()):
+        tiles = toy_tiles(count, seed, size)
+        arrays |= {f"{split}_images": tiles.images, f"{split}_labels": tiles.labels[:, None]}
+    np.savez(path, **arrays)
+    return path
+
+
+OPTIONS = ["--width", "8", "--batch-size", "15", "--max-train-steps", "4", "--validation-steps", "2",
+           "--mixed-precision", "no", "--n-per-class", "9"]  # fmt: skip
+
+
+def run_in_process(*argv: object) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run_script(parse_args, script.main, [str(value) for value in argv])
+
+
+def check_output(output: Path, num_processes: int) -> dict:
+    results = json.loads((output / "results.json").read_text())
+    assert set(results["test"]) == {"accuracy", "auc", "f1", "per_class_f1", "confusion"}
+    assert np.sum(results["test"]["confusion"]) == 15
+    assert np.sum(results["validation"]["confusion"]) == 12
+    assert results["num_processes"] == num_processes
+    assert results["data"]["num_train"] == 27
+    assert results["config"]["width"] == 8 and results["seed"] == 0 and results["steps"] == 4
+    model = Classifier.from_pretrained(output)
+    assert model.class_names == results["class_names"]
+    return results
+
+
+def test_script(tmp_path, capsys):
+    data = write_npz(tmp_path / "toy.npz")
+    output = tmp_path / "out"
+    arguments = ["--data", data, "--output", output, *OPTIONS]
+    run_in_process(*arguments)
+    results = check_output(output, num_processes=1)
+    assert results["test"] == scoring.score(Classifier.from_pretrained(output), toy_tiles(5, seed=2))
+    assert "classifier: test ACC" in capsys.readouterr().out
+
+    written = (output / "results.json").stat().st_mtime_ns
+    run_in_process(*arguments)
+    assert "already finished" in capsys.readouterr().out
+    assert (output / "results.json").stat().st_mtime_ns == written
+
+    with pytest.raises(SystemExit) as stopped:
+        run_in_process(*arguments, "--learning-rate", "0.5")
+    assert stopped.value.code == 2
+    assert "other settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max-train-steps", "0"], "max-train-steps=0 is out of range"),
+        (["--architecture", "vgg"], "architecture='vgg' is unknown: it must be one of convnet, resnet18, vit"),
+        (["--loss", "mse"], "loss='mse' is unknown: it must be one of ce, joint"),
+        (["--margin", "2"], "margin=2.0 is out of range"),
+        (["--n-per-class", "0"], "n-per-class=0 is out of range"),
+        (["--n-per-class", "13"], "13"),
+        (["--mixed-precision", "fp16"], "fp16 needs a GPU"),
+        (["--data", "no/such/folder"], "no/such/folder"),
+        (["--resume", "no/such/checkpoint"], "no/such/checkpoint"),
+    ],
+)
+def test_bad_options_end_with_one_sentence(options, message, tmp_path, capsys):
+    data = write_npz(tmp_path / "toy.npz")
+    output = tmp_path / "out"
+    with pytest.raises(SystemExit) as stopped:
+        run_in_process("--data", data, "--output", output, *OPTIONS, *options)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not output.exists()
+
+
+def write_folder(root: Path, names: list[str], splits: list[str]) -> Path:
+    from PIL import Image
+
+    for seed, split in enumerate(splits):
+        tiles = toy_tiles(4, seed)
+        for index, (image, label) in enumerate(zip(tiles.images, tiles.labels, strict=True)):
+            folder = root / split / names[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{index}.png")
+    return root
+
+
+def test_eval_data_must_have_the_same_classes_and_a_test_split(tmp_path, capsys):
+    data = write_folder(tmp_path / "a", NAMES, ["train", "validation", "test"])
+    other = write_folder(tmp_path / "b", ["x", "y", "z"], ["train", "validation", "test"])
+    untested = write_folder(tmp_path / "c", NAMES, ["train", "validation"])
+    for eval_data, message in ((other, "they must be the same"), (untested, "has no test split")):
+        with pytest.raises(SystemExit) as stopped:
+            run_in_process("--data", data, "--eval-data", eval_data, "--output", tmp_path / "out", *OPTIONS[:-2])
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_trains_on_one_source_and_scores_on_another(tmp_path):
+    data = write_folder(tmp_path / "distilled", NAMES, ["train"])
+    real = write_folder(tmp_path / "real", NAMES, ["train", "validation", "test"])
+    run_in_process("--data", data, "--eval-data", real, "--output", tmp_path / "out", *OPTIONS[:-2])
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    # All twelve: nothing of a training set is held out when validation tiles come from elsewhere.
+    assert results["data"]["num_train"] == 12
+    assert np.sum(results["test"]["confusion"]) == 12
+
+
+@pytest.mark.launch
+def test_launched_with_one_and_with_two_processes(tmp_path):
+    data = write_npz(tmp_path / "toy.npz")
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    results = []
+    for number, launch_options in ((1, ["--num_processes", "1"]), (2, ["--multi_gpu", "--num_processes", "2"])):
+        output = tmp_path / f"out{number}"
+        command = [sys.executable, "-m", "accelerate.commands.launch", *launch_options,
+                   "-m", "histodistill.training.train_classifier",
+                   "--data", str(data), "--output", str(output), *OPTIONS]  # fmt: skip
+        run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+        assert run.returncode == 0, run.stderr
+        results.append(check_output(output, num_processes=number))
+    one, two = results
+    # 15 tiles on two processes are 8 and 7: the same batch all the same.
+    assert [r["loss"] for r in two["history"]] == pytest.approx([r["loss"] for r in one["history"]], rel=1e-3)
+    assert two["test"]["auc"] == pytest.approx(one["test"]["auc"], abs=0.02)

@@ -1,0 +1,106 @@
+"""Training checkpoints as safetensors and JSON: loading one never runs code from the file.
+
+A checkpoint holds weights, optimizer moments and the step. Random states and data order need no place in it, since
+both are functions of (seed, step): see `loop.py`.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from histodistill.training.errors import InputError
+from histodistill.training.files import new_folder, read_json, write_json
+
+
+def save_checkpoint(
+    root: str | Path,
+    step: int,
+    modules: dict[str, torch.nn.Module],
+    optimizer: torch.optim.Optimizer,
+    state: dict | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+    keep: int = 2,
+) -> Path:
+    """Writes `root/checkpoint-<step>` atomically and removes all but the `keep` newest.
+
+    Args:
+        root: Folder of the checkpoints.
+        step: Number of finished steps.
+        modules: Unwrapped modules by name; all parameters and buffers are saved.
+        optimizer: Its per-parameter tensors are saved; its settings belong to the command line.
+        state: Further values that JSON can hold, such as the history of the validation loss.
+        scaler: The gradient scaler of fp16 training, if there is one.
+        keep: How many checkpoints stay.
+    """
+    root = Path(root)
+    with new_folder(root / f"checkpoint-{step}") as folder:
+        for name, module in modules.items():
+            weights = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+            save_file(weights, folder / f"{name}.safetensors")
+        moments = {
+            f"{index}.{key}": torch.as_tensor(value).detach().cpu().contiguous()
+            for index, values in optimizer.state_dict()["state"].items()
+            for key, value in values.items()
+        }
+        save_file(moments, folder / "optimizer.safetensors")
+        write_json(folder / "state.json", {"step": step, "scaler": scaler.state_dict() if scaler else None, **(state or {})})
+    for old in list_checkpoints(root)[:-keep]:
+        shutil.rmtree(old)
+    return root / f"checkpoint-{step}"
+
+
+def list_checkpoints(root: str | Path) -> list[Path]:
+    """All checkpoint folders under `root`, oldest step first."""
+    found = [p for p in Path(root).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
+    return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+
+
+def find_checkpoint(root: str | Path, resume: str | None) -> Path | None:
+    """Resolves `--resume`: None, "latest" (None if there is no checkpoint yet) or the path of a checkpoint folder.
+
+    Raises:
+        InputError: If a path is given that is not a checkpoint.
+    """
+    if resume is None:
+        return None
+    if resume == "latest":
+        found = list_checkpoints(root)
+        return found[-1] if found else None
+    if not (Path(resume) / "state.json").is_file():
+        raise InputError(f"--resume {resume} is not a checkpoint: give 'latest' or a checkpoint-<step> folder")
+    return Path(resume)
+
+
+def load_checkpoint(
+    folder: str | Path,
+    modules: dict[str, torch.nn.Module],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None = None,
+) -> dict:
+    """Loads what `save_checkpoint` wrote into modules and optimizer, in place, and returns the state dict.
+
+    Raises:
+        InputError: If the checkpoint does not fit the modules.
+    """
+    folder = Path(folder)
+    try:
+        for name, module in modules.items():
+            module.load_state_dict(load_file(folder / f"{name}.safetensors"))
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"checkpoint {folder} does not fit this model: train with the settings it was made with, or without --resume"
+        ) from error
+    per_parameter: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in load_file(folder / "optimizer.safetensors").items():
+        index, name = key.split(".", 1)
+        per_parameter.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": per_parameter, "param_groups": optimizer.state_dict()["param_groups"]})
+    state = read_json(folder / "state.json")
+    if scaler and state["scaler"]:
+        scaler.load_state_dict(state["scaler"])
+    return state

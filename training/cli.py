@@ -1,0 +1,45 @@
+"""The command line `histodistill`: dispatches to one small module per subcommand.
+
+Subcommands import torch and the rest only when they have work to do, so that every `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module, metadata
+
+
+COMMANDS = {
+    "distill": "everything: from labelled tiles to a distilled dataset, its scores and a report",
+    "generate": "the pool: many synthetic images of each class from a trained pipeline",
+    "select": "the distilled set: the most informative images of the pool",
+    "compare": "the scores: classifiers trained on distilled and on real tiles, on real test tiles",
+    "report": "the report of a run again, as an HTML page",
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs one subcommand; prints help and exits with 2 where none is named."""
+    argv = sys.argv[1:] if argv is None else argv
+    listing = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="histodistill",
+        description="Distils private histopathology tiles into a small synthetic dataset that can be shared.",
+        epilog=f"commands:\n{listing}\n\nhistodistill COMMAND --help tells the options of a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"histodistill {metadata.version('histodistill')}")
+    parser.add_argument("command", nargs="?", metavar="COMMAND", help="one of the commands below")
+    if not argv:
+        parser.print_help(sys.stderr)
+        raise SystemExit(2)
+    args = parser.parse_args(argv[:1])
+    if args.command not in COMMANDS:
+        parser.exit(2, f"error: {args.command!r} is no command: use one of {', '.join(COMMANDS)}\n")
+    import_module(f"histodistill.training.commands.{args.command}").main(argv[1:])
+
+
+if __name__ == "__main__":
+    main()

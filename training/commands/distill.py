@@ -1,0 +1,158 @@
+"""Distils a set of labelled tiles: everything from the raw tiles to the distilled dataset, its scores and a report.
+
+    histodistill distill --data phantom --output runs/phantom --preset cpu-demo
+
+Stages that are finished are skipped, and one that was killed goes on from its last checkpoint: run the same command
+again. The output folder then holds
+
+    autoencoder/  pipeline/  teacher/  pool/  selector/  distilled/  comparison/  results.json  report.html
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from histodistill.training.errors import InputError
+from histodistill.training.launch import add_launch_option, run_module
+from histodistill.training.options import HelpFormatter, check_option, fail
+from histodistill.training.presets import PRESETS, Preset, to_argv
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads and checks the command line; ends with code 2 and one sentence where it is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="histodistill distill", description=__doc__, allow_abbrev=False, formatter_class=HelpFormatter
+    )
+    parser.add_argument("--data", required=True,
+                        help="phantom, a MedMNIST name, .npz file, image folder, datasets folder or Hub dataset id")  # fmt: skip
+    parser.add_argument("--output", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--preset", choices=list(PRESETS), default=None, help="default: gpu where there is one, or cpu")
+    parser.add_argument("--image-size", type=int, default=None, help="side in pixels; default: the size tiles have")
+    parser.add_argument("--n-per-class", type=int, default=None, help="images to keep of each class; default: preset")
+    parser.add_argument("--per-class", type=int, default=None, help="pool images of each class; default: preset")
+    parser.add_argument("--seed", type=int, default=0, help="seed of every stage")
+    parser.add_argument("--mixed-precision", choices=["no", "bf16", "fp16"], default="bf16", help="of the trainings")
+    add_launch_option(parser)
+    args = parser.parse_args(argv)
+    for name in ("n_per_class", "per_class", "num_processes"):
+        check_option(args, name, getattr(args, name) is None or getattr(args, name) >= 1, "it must be at least 1")
+    check_option(args, "seed", args.seed >= 0, "it must be at least 0")
+    return args
+
+
+def resolve_preset(args: argparse.Namespace) -> Preset:
+    """The preset with the command line's own choices put in.
+
+    Raises:
+        InputError: If more images are to be kept than generated.
+    """
+    preset = PRESETS[args.preset]
+    generate, select = dict(preset.generate), dict(preset.select)
+    if args.per_class is not None:
+        generate["per_class"] = args.per_class
+    if args.n_per_class is not None:
+        select["n_per_class"] = args.n_per_class
+    if select["n_per_class"] > generate["per_class"]:
+        raise InputError(
+            f"--n-per-class={select['n_per_class']} is more than the {generate['per_class']} pool images of a class: "
+            "raise --per-class or lower --n-per-class"
+        )
+    return replace(preset, generate=generate, select=select)
+
+
+def open_run(args: argparse.Namespace) -> dict:
+    """Checks the data, and claims the output folder for them and these settings; returns what run.json holds.
+
+    Nothing is written before everything is known to be right.
+
+    Raises:
+        InputError: For data that cannot be used, or a folder that holds another run.
+    """
+    from histodistill.training.data import load_tiles
+    from histodistill.training.files import read_json, write_json
+
+    preset = resolve_preset(args)
+    source = load_tiles(args.data, image_size=args.image_size)
+    for split in ("validation", "test"):
+        source.split(split)
+    diffusion = dict(preset.diffusion, max_train_steps=preset.diffusion_steps(len(source.split("train"))))
+    settings = {**asdict(replace(preset, diffusion=diffusion)), "seed": args.seed, "image_size": source.image_size,
+                "mixed_precision": args.mixed_precision, "fingerprint": source.fingerprint()}  # fmt: skip
+    settings["compare"] = list(settings["compare"])
+    run = {
+        "data": source.name,
+        "preset": args.preset,
+        "class_names": source.class_names,
+        "num_tiles": {name: len(tiles) for name, tiles in source.splits.items()},
+        "image_size": source.image_size,
+        "seed": args.seed,
+        "settings": settings,
+    }
+    file = args.output / "run.json"
+    if file.is_file():
+        old = read_json(file)
+        changed = [name for name in settings if old["settings"].get(name) != settings[name]]
+        if changed:
+            names = ", ".join("the tiles" if name == "fingerprint" else name for name in changed)
+            raise InputError(f"{args.output} holds a run with other settings ({names}): give another --output")
+    elif args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
+        raise InputError(f"--output={args.output} is not a run and not empty: give a new folder")
+    else:
+        write_json(file, run)
+    return run
+
+
+def stages(args: argparse.Namespace, run: dict) -> list[tuple[str, str, str, list[str], int]]:
+    """Title, result folder, module, options and processes of every stage, in order."""
+    out, settings = args.output, run["settings"]
+    data = ["--data", args.data, "--image-size", str(run["image_size"])]
+    common = ["--seed", str(args.seed), "--mixed-precision", args.mixed_precision, "--resume", "latest"]
+    many = args.num_processes
+    package = "histodistill.training"
+    return [
+        ("autoencoder", "autoencoder", f"{package}.train_autoencoder",
+         [*data, "--output", f"{out}/autoencoder", *to_argv(settings["autoencoder"]), *common], many),
+        ("denoiser", "pipeline", f"{package}.train_diffusion",
+         [*data, "--autoencoder", f"{out}/autoencoder", "--output", f"{out}/pipeline",
+          *to_argv(settings["diffusion"]), *common], many),
+        ("teacher", "teacher", f"{package}.train_classifier",
+         [*data, "--output", f"{out}/teacher", *to_argv(settings["teacher"]), *common], many),
+        ("pool", "pool", f"{package}.generate",
+         ["--pipeline", f"{out}/pipeline", "--output", f"{out}/pool", "--seed", str(args.seed),
+          *to_argv(settings["generate"])], many),
+        ("selection", "distilled", f"{package}.select",
+         ["--pool", f"{out}/pool", "--teacher", f"{out}/teacher", "--output", str(out), "--seed", str(args.seed),
+          *to_argv(settings["select"])], 1),
+        ("comparison", "comparison", f"{package}.compare",
+         ["--run", str(out), *data, "--train", *settings["compare"], "--seeds", str(args.seed),
+          "--mixed-precision", args.mixed_precision], many),
+    ]  # fmt: skip
+
+
+def main(argv: list[str]) -> None:
+    """Runs all stages that are not finished, then writes the report and a summary."""
+    args = parse_args(argv)
+    if args.preset is None:
+        import torch
+
+        args.preset = "gpu" if torch.cuda.is_available() else "cpu"
+    from histodistill.training.stages import is_complete
+
+    try:
+        run = open_run(args)
+    except InputError as error:
+        fail(str(error))
+    plan = stages(args, run)
+    for number, (title, folder, module, options, num_processes) in enumerate(plan, start=1):
+        if is_complete(args.output / folder):
+            print(f"[{number}/{len(plan)}] {title}: finished before", flush=True)
+            continue
+        print(f"[{number}/{len(plan)}] {title}", flush=True)
+        run_module(module, options, num_processes)
+
+    from histodistill.training.report import summary_lines, write_report
+
+    write_report(args.output)
+    print("\n".join(summary_lines(args.output)))

@@ -1,0 +1,152 @@
+"""Scores classifiers trained on distilled and on real tiles: what `histodistill compare` runs."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from histodistill.training.accelerator import make_accelerator
+from histodistill.training.commands.compare import RECOVERY_ROW, ROWS, parse_args
+from histodistill.training.data import load_tiles, sample_per_class
+from histodistill.training.errors import InputError
+from histodistill.training.files import read_json, write_json
+from histodistill.training.image_dataset import read_image_dataset
+from histodistill.training.options import run_script
+from histodistill.training.scoring import score_probabilities
+from histodistill.training.stages import Stage, require_complete
+from histodistill.training.tiles import Tiles, TileSource
+from histodistill.training.train_classifier import ClassifierConfig, predict_shared, train_classifier
+
+
+METRICS = ("accuracy", "auc", "f1")
+
+
+def training_tiles(row: str, run: Path, source: TileSource, n_per_class: int, seed: int) -> Tiles:
+    """The tiles that a row trains on.
+
+    Raises:
+        InputError: If a class has fewer tiles than the row needs.
+    """
+    if row == "real_all":
+        return source.split("train")
+    if row == "real_random":
+        train = source.split("train")
+        return train.subset(sample_per_class(train.labels, n_per_class, seed))
+    images, columns, _ = read_image_dataset(run / ("pool" if row == "pool_random" else "distilled"))
+    tiles = Tiles(images, columns["label"])
+    return tiles.subset(sample_per_class(tiles.labels, n_per_class, seed)) if row == "pool_random" else tiles
+
+
+def summarise(cells: list[dict[str, Any]], source: TileSource, n_per_class: int, notes: list[str]) -> dict[str, Any]:
+    """Mean, standard deviation and single values of each row and architecture over seeds, and the recovery."""
+    rows = []
+    for architecture, row in dict.fromkeys((cell["architecture"], cell["row"]) for cell in cells):
+        mine = [cell for cell in cells if (cell["architecture"], cell["row"]) == (architecture, row)]
+        scores = {}
+        for metric in METRICS:
+            values = [cell["test"][metric] for cell in mine]
+            # AUC is undefined where the test split lacks a class.
+            known = values if None not in values else []
+            scores[metric] = {
+                "mean": float(np.mean(known)) if known else None,
+                "std": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+                "values": values,
+            }
+        rows.append({"row": row, "title": ROWS[row], "architecture": architecture, "num_train": mine[0]["num_train"],
+                     "steps": mine[0]["config"]["max_train_steps"], "seeds": [c["seed"] for c in mine], **scores})  # fmt: skip
+    accuracy = {(r["architecture"], r["row"]): r["accuracy"]["mean"] for r in rows}
+    recovery = {
+        architecture: accuracy[architecture, RECOVERY_ROW] / accuracy[architecture, "real_all"]
+        for architecture in dict.fromkeys(r["architecture"] for r in rows)
+        if accuracy.get((architecture, "real_all")) and (architecture, RECOVERY_ROW) in accuracy
+    }
+    return {
+        "data": source.name,
+        "class_names": source.class_names,
+        "n_per_class": n_per_class,
+        "rows": rows,
+        "recovery": recovery,
+        "recovery_row": RECOVERY_ROW,
+        "notes": notes,
+    }
+
+
+def main(args: argparse.Namespace) -> None:
+    """Trains what is missing, one combination after the other, and sums all up in results.json."""
+    distilled_record = require_complete(args.run / "distilled", "distilled set", "run histodistill select first")
+    pool_record = require_complete(args.run / "pool", "pool", "run histodistill generate first")
+    source = load_tiles(args.data, image_size=args.image_size)
+    images, columns, class_names = read_image_dataset(args.run / "distilled")
+    if class_names != source.class_names:
+        raise InputError(
+            f"{args.run / 'distilled'} has the classes {', '.join(class_names)} and --data "
+            f"{', '.join(source.class_names)}: they must be the same, in the same order"
+        )
+    if images.shape[1] != source.image_size:
+        raise InputError(
+            f"the distilled images are {images.shape[1]} px and the tiles of --data {source.image_size} px: "
+            f"give --image-size {images.shape[1]}"
+        )
+    n_per_class = int(np.bincount(columns["label"]).min())
+    settings = {"stage": "comparison", "data": source.fingerprint(), "pool": pool_record["fingerprint"],
+                "distilled": distilled_record["fingerprint"], "train": args.train, "seeds": args.seeds,
+                "batch_size": args.batch_size, "mixed_precision": args.mixed_precision}  # fmt: skip
+    folder = args.run / "comparison"
+    stage = Stage(folder, settings)
+    accelerator = make_accelerator(args.mixed_precision)
+    accelerator.wait_for_everyone()
+    if stage.complete:
+        accelerator.print(f"compare: {folder} is already finished")
+        return
+    if accelerator.is_main_process:
+        stage.begin()
+
+    cells, notes = [], []
+    for architecture, steps, rows in args.plan:
+        for row in rows:
+            for seed in args.seeds:
+                path = folder / f"{architecture}-{row}-seed{seed}.json"
+                if path.is_file():
+                    cells.append(read_json(path))
+                    continue
+                try:
+                    train = training_tiles(row, args.run, source, n_per_class, seed)
+                except InputError as error:
+                    note = f"{ROWS[row]}: left out, since {error}"
+                    if note not in notes:
+                        notes.append(note)
+                        accelerator.print(note)
+                    continue
+                accelerator.print(f"{architecture} on {len(train)} tiles: {ROWS[row]}, seed {seed}")
+                config = ClassifierConfig(
+                    architecture=architecture, loss="joint" if row == "distilled_joint" else "ce", seed=seed,
+                    max_train_steps=steps, batch_size=args.batch_size, validation_steps=max(1, steps // 10),
+                )  # fmt: skip
+                trained = train_classifier(
+                    config, train, source.split("validation"), accelerator, class_names=source.class_names,
+                    checkpoint_dir=folder / "checkpoints" / path.stem, resume="latest",
+                )  # fmt: skip
+                test = source.split("test")
+                probabilities = predict_shared(trained.model, test.images, accelerator)
+                cell = {"architecture": architecture, "row": row, "seed": seed, "num_train": len(train),
+                        "test": score_probabilities(probabilities, test.labels), "validation": trained.validation,
+                        "best_step": trained.best_step, "config": asdict(config),
+                        "seconds": round(trained.seconds, 1)}  # fmt: skip
+                cells.append(cell)
+                if accelerator.is_main_process:
+                    write_json(path, cell)
+                    stage.save_progress()
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        results = summarise(cells, source, n_per_class, notes)
+        write_json(args.run / "results.json", results)
+        stage.finish(recovery=results["recovery"], num_processes=accelerator.num_processes)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    run_script(parse_args, main)

@@ -1,0 +1,67 @@
+"""Embeddings of images: from a classifier of this project, or from any `transformers` vision model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from histodistill.training.classifiers import Classifier
+from histodistill.training.errors import InputError
+from histodistill.training.scoring import embed
+
+
+def is_classifier(name_or_path: str | Path) -> bool:
+    """Whether a folder holds a `Classifier` of this project."""
+    config = Path(name_or_path) / "config.json"
+    return config.is_file() and "architecture" in json.loads(config.read_text())
+
+
+def embed_images(name_or_path: str | Path, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
+    """Embeds images.
+
+    Args:
+        name_or_path: A `Classifier` folder, whose penultimate features are taken; or the folder or Hub id of a
+            `transformers` vision model, whose pooled output is taken, or else the mean over its last hidden states.
+        images: uint8 N×H×W×3.
+        batch_size: Images at a time.
+
+    Returns:
+        float32 N×D.
+
+    Raises:
+        InputError: If there is no such model.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if is_classifier(name_or_path):
+        return embed(Classifier.from_pretrained(name_or_path), images, batch_size, device)
+    return _embed_with_transformers(name_or_path, images, batch_size, device)
+
+
+@torch.no_grad()
+def _embed_with_transformers(name_or_path, images, batch_size, device) -> np.ndarray:
+    from transformers import AutoImageProcessor, AutoModel
+
+    try:
+        processor = AutoImageProcessor.from_pretrained(name_or_path)
+        model = AutoModel.from_pretrained(name_or_path).eval().to(device)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--embedder {name_or_path} cannot be loaded: give a folder that train_classifier left, or the folder or "
+            "Hub id of a transformers vision model"
+        ) from error
+    embeddings = []
+    for start in tqdm(range(0, len(images), batch_size), desc="embed", unit="batch"):
+        batch = [Image.fromarray(image) for image in images[start : start + batch_size]]
+        output = model(**processor(images=batch, return_tensors="pt").to(device))
+        pooled = getattr(output, "pooler_output", None)
+        if pooled is None:
+            pooled = output.last_hidden_state.flatten(2).mean(2) if output.last_hidden_state.ndim == 4 else (
+                output.last_hidden_state.mean(1)
+            )  # fmt: skip
+        embeddings.append(pooled.flatten(1).float().cpu().numpy())
+    return np.concatenate(embeddings)

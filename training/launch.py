@@ -1,0 +1,39 @@
+"""Starts the scripts of this package as processes of their own, several at a time through Accelerate."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+
+
+def add_launch_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--num-processes`."""
+    parser.add_argument("--num-processes", type=int, default=1, help="processes that share the work")
+
+
+def run_module(module: str, argv: list[str], num_processes: int = 1) -> None:
+    """Runs `python -m module argv`, and with several processes the same through `accelerate launch`.
+
+    A process of its own gives its memory back when it ends, and is exactly what a user would start by hand.
+
+    Raises:
+        SystemExit: With the module's exit code, where it is not 0.
+    """
+    environment = dict(os.environ)
+    command = [sys.executable, "-m"]
+    if num_processes > 1:
+        command += ["accelerate.commands.launch", "--multi_gpu", "--num_processes", str(num_processes), "-m"]
+        if not _has_gpu():
+            # `accelerate launch --cpu --num_processes 2` silently starts one process; this starts two.
+            environment["ACCELERATE_USE_CPU"] = "true"
+    code = subprocess.run([*command, module, *argv], env=environment, check=False).returncode
+    if code:
+        raise SystemExit(code)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

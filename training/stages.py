@@ -1,0 +1,117 @@
+"""The record that every stage of a run leaves: what it was made from, with which settings, and that it is complete.
+
+A stage folder holds `stage.json`. It is written with `"complete": false` when work starts, so that a killed stage is
+resumed with the same settings only, and with `"complete": true` as the very last file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from histodistill.training.errors import InputError
+from histodistill.training.files import read_json, write_json
+
+
+RECORD = "stage.json"
+PACKAGES = ("histodistill", "torch", "diffusers", "transformers", "datasets", "accelerate", "infomap", "faiss-cpu")
+
+
+def fingerprint(settings: dict[str, Any]) -> str:
+    """Sha256 of settings, independent of key order."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def read_record(folder: str | Path) -> dict[str, Any] | None:
+    """The stage record of a folder, or None where there is none that can be read."""
+    try:
+        return read_json(Path(folder) / RECORD)
+    except (OSError, json.JSONDecodeError):
+        return None
+
+
+def is_complete(folder: str | Path, settings: dict[str, Any] | None = None) -> bool:
+    """Whether the stage in `folder` is finished, and was made with `settings` where they are given."""
+    record = read_record(folder)
+    return bool(record and record["complete"] and (settings is None or record["settings"] == _plain(settings)))
+
+
+def require_complete(folder: str | Path, what: str, remedy: str) -> dict[str, Any]:
+    """The record of a finished stage.
+
+    Raises:
+        InputError: If the folder does not hold one.
+    """
+    record = read_record(folder)
+    if not record or not record["complete"]:
+        raise InputError(f"{folder} holds no finished {what}: {remedy}")
+    return record
+
+
+class Stage:
+    """Bookkeeping of one stage while it runs.
+
+    Args:
+        folder: The stage's output folder.
+        settings: Everything that decides the result: options and fingerprints of inputs. Plain JSON values.
+
+    Raises:
+        InputError: If the folder holds a stage made with other settings.
+    """
+
+    def __init__(self, folder: str | Path, settings: dict[str, Any]):
+        self.folder, self.settings = Path(folder), _plain(settings)
+        self._started = time.perf_counter()
+        record = read_record(self.folder)
+        self.seconds_before = 0.0
+        if record:
+            if record["settings"] != self.settings:
+                changed = _first_difference(record["settings"], self.settings)
+                raise InputError(f"{folder} was made with other settings ({changed}): give another output folder")
+            self.seconds_before = record["seconds"]
+        self.complete = bool(record and record["complete"])
+
+    def begin(self) -> None:
+        """Claims the folder for these settings."""
+        self._write(complete=False, facts={})
+
+    def save_progress(self) -> None:
+        """Keeps the time spent so far, so that a resumed stage reports its whole duration."""
+        self._write(complete=False, facts={})
+
+    def finish(self, **facts: Any) -> dict[str, Any]:
+        """Marks the stage complete and stores measured facts with it."""
+        return self._write(complete=True, facts=facts)
+
+    def _write(self, complete: bool, facts: dict[str, Any]) -> dict[str, Any]:
+        record = {
+            "complete": complete,
+            "settings": self.settings,
+            "fingerprint": fingerprint(self.settings),
+            "seconds": round(self.seconds_before + time.perf_counter() - self._started, 1),
+            "versions": {name: metadata.version(name) for name in PACKAGES},
+            **facts,
+        }
+        write_json(self.folder / RECORD, record)
+        return record
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    # What comes back from JSON has lists for tuples; compare like with like.
+    return json.loads(json.dumps(settings))
+
+
+def _first_difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            return f"{key} was {_short(old.get(key))} and is now {_short(new.get(key))}"
+    return "unknown difference"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

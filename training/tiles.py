@@ -1,0 +1,200 @@
+"""Labelled tiles in memory, the checks that every source must pass, and the rule for odd sizes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from histodistill.training.errors import InputError
+
+
+SPLITS = ("train", "validation", "test")
+MIN_IMAGE_SIZE = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Tiles:
+    """Images uint8 N×H×W×3 (RGB) and their labels int64 N.
+
+    Raises:
+        InputError: another dtype or shape, or not as many labels as images.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[-1] != 3:
+            raise InputError(f"images are {_describe(self.images)}: they must be uint8 N x H x W x 3 RGB")
+        if self.labels.ndim != 1 or len(self.labels) != len(self.images):
+            raise InputError(f"labels are {_describe(self.labels)}: there must be one for each of {len(self)} images")
+        object.__setattr__(self, "labels", self.labels.astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, indices: np.ndarray | Sequence[int]) -> Tiles:
+        """The tiles at `indices`, in that order."""
+        indices = np.asarray(indices, dtype=np.int64)
+        return Tiles(self.images[indices], self.labels[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class TileSource:
+    """All that the rest of the program knows about the data.
+
+    Attributes:
+        name: short name of the source, such as `pathmnist` or the name of the folder.
+        class_names: the name of each label; the index is the label.
+        splits: `Tiles` by name: "train", mostly "validation", and often "test".
+        image_size: side of every tile in pixels.
+        license: licence of the tiles where known.
+        attribution: whom to credit, where known.
+    """
+
+    name: str
+    class_names: list[str]
+    splits: dict[str, Tiles]
+    image_size: int
+    license: str | None = None
+    attribution: str | None = None
+
+    def split(self, name: str) -> Tiles:
+        """The tiles of one split.
+
+        Raises:
+            InputError: the source has no such split.
+        """
+        if name not in self.splits:
+            raise InputError(f"{self.name} has no {name!r} split: it has {', '.join(self.splits)}")
+        return self.splits[name]
+
+    def fingerprint(self) -> str:
+        """SHA-256 (64 hex digits) of the class names and of every image and label, to see whether inputs changed."""
+        digest = hashlib.sha256(json.dumps(self.class_names).encode())
+        for name in sorted(self.splits):
+            tiles = self.splits[name]
+            digest.update(json.dumps([name, list(tiles.images.shape)]).encode())
+            digest.update(np.ascontiguousarray(tiles.images).data)
+            digest.update(np.ascontiguousarray(tiles.labels.astype("<i8")).data)
+        return digest.hexdigest()
+
+
+def make_source(
+    name: str,
+    class_names: Sequence[str],
+    splits: dict[str, Tiles],
+    *,
+    license: str | None = None,
+    attribution: str | None = None,
+    hold_out_validation: bool = True,
+) -> TileSource:
+    """Check the splits against each other, hold out a validation split where there is none, and order the splits.
+
+    Raises:
+        InputError: fewer than two classes, a class with no training tile, a label that is no class, an empty split,
+            tiles of different size, tiles that are not square, or tiles smaller than 8 pixels.
+    """
+    class_names = [str(c) for c in class_names]
+    if "train" not in splits:
+        raise InputError(f"{name} has no train split: a source needs one")
+    if len(class_names) < 2:
+        raise InputError(f"{name} has only one class ({', '.join(class_names)}): at least 2 are needed")
+    if len(set(class_names)) < len(class_names):
+        raise InputError(f"{name} names two classes alike: class names must differ ({', '.join(class_names)})")
+    height, width = splits["train"].images.shape[1:3]
+    for split, tiles in splits.items():
+        if not len(tiles):
+            raise InputError(f"the {split} split of {name} is empty: it needs at least one tile")
+        if tiles.images.shape[1:3] != (height, width):
+            found = "x".join(map(str, tiles.images.shape[2:0:-1]))
+            raise InputError(
+                f"the {split} tiles of {name} are {found} pixels and the train tiles {width}x{height}: "
+                "give --image-size to bring all to one size"
+            )
+        low, high = int(tiles.labels.min()), int(tiles.labels.max())
+        if low < 0 or high >= len(class_names):
+            bad = low if low < 0 else high
+            raise InputError(
+                f"the {split} split of {name} holds the label {bad}: "
+                f"labels must be 0 to {len(class_names) - 1}, one of the {len(class_names)} classes that train has"
+            )
+    if height != width:
+        raise InputError(
+            f"the tiles of {name} are {width}x{height} pixels: they must be square; "
+            "give --image-size to resize the shorter side and cut out the centre"
+        )
+    if height < MIN_IMAGE_SIZE:
+        raise InputError(
+            f"the tiles of {name} are {width}x{height} pixels: they must be at least {MIN_IMAGE_SIZE}; "
+            "give a larger --image-size to enlarge them"
+        )
+    counts = np.bincount(splits["train"].labels, minlength=len(class_names))
+    if not counts.all():
+        empty = int(np.argmin(counts))
+        raise InputError(
+            f"class {class_names[empty]!r} (label {empty}) of {name} has no training tile: every class needs one; "
+            "add tiles or leave the class out"
+        )
+    if "validation" not in splits and hold_out_validation:
+        splits = {**splits, **_hold_out(splits["train"])}
+    ordered = {split: splits[split] for split in SPLITS if split in splits}
+    return TileSource(name, class_names, ordered, int(height), license, attribution)
+
+
+def _hold_out(train: Tiles) -> dict[str, Tiles]:
+    """The last tenth of each class's tiles, in order, becomes validation; a class of 2 or more gives at least one.
+
+    Tiles of one slide or region mostly lie side by side in file order, so the end of the list is a fairer test than
+    a random tenth.
+    """
+    held = np.zeros(len(train), dtype=bool)
+    for label in np.unique(train.labels):
+        members = np.flatnonzero(train.labels == label)
+        count = min(max(1, (len(members) + 5) // 10), len(members) - 1)
+        held[members[len(members) - count :]] = True
+    if not held.any():
+        raise InputError("there is one training tile per class and no validation split: give at least 2 per class")
+    return {"train": train.subset(np.flatnonzero(~held)), "validation": train.subset(np.flatnonzero(held))}
+
+
+def fit_tile(image: Image.Image, size: int) -> Image.Image:
+    """Bring an RGB image to `size`×`size`: the shorter side is resized to `size`, then the centre is cut out.
+
+    Pillow's LANCZOS when shrinking, BICUBIC when enlarging. An image of that size already is returned as it is.
+    """
+    width, height = image.size
+    if (width, height) == (size, size):
+        return image
+    short = min(width, height)
+    if short != size:
+        resample = Image.Resampling.LANCZOS if short > size else Image.Resampling.BICUBIC
+        width, height = (max(size, round(side * size / short)) for side in (width, height))
+        image = image.resize((width, height), resample)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def fit_array(images: np.ndarray, size: int | None) -> np.ndarray:
+    """`fit_tile` for images uint8 N×H×W×3; `size=None` keeps them."""
+    if size is None or images.shape[1:3] == (size, size):
+        return images
+    out = np.empty((len(images), size, size, 3), dtype=np.uint8)
+    for i, image in enumerate(images):
+        out[i] = np.asarray(fit_tile(Image.fromarray(image), size))
+    return out
+
+
+def check_integer(option: str, value: int, minimum: int) -> None:
+    """Raise `InputError` unless `value` is a whole number of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
+        raise InputError(f"{option}={value!r} is out of range: it must be a whole number of at least {minimum}")
+
+
+def _describe(array: np.ndarray) -> str:
+    return f"{array.dtype} of shape {'x'.join(map(str, array.shape)) or 'scalar'}"

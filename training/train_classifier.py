@@ -1,0 +1,500 @@
+"""Trains a classifier on tiles, real or distilled, and scores it once on real test tiles.
+
+    accelerate launch -m histodistill.training.train_classifier --data phantom --output runs/phantom/classifier
+
+Train on a distilled set, and choose the best step and score on real tiles:
+
+    accelerate launch -m histodistill.training.train_classifier --data runs/phantom/distilled --eval-data phantom \\
+        --loss joint --output runs/phantom/classifier-distilled
+
+The output folder loads with `Classifier.from_pretrained`. It also holds `results.json`, written last: the scores on
+the validation and the test split, the settings, and what they were measured with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from histodistill.training.errors import InputError
+from histodistill.training.options import add_training_options, check_training_options, result_settings, run_script
+
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from histodistill.training.classifiers import Classifier
+    from histodistill.training.tiles import Tiles
+
+LOSSES = ("ce", "joint")
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """All that decides how a classifier is trained, given the tiles. The defaults suit 500 and 10,000 tiles alike.
+
+    Attributes
+    ----------
+    architecture, width : see `histodistill.training.classifiers.Classifier`.
+    loss : "ce" for cross-entropy alone, "joint" for `JointLoss(alpha, position, margin)`.
+    max_train_steps : optimizer steps.
+    batch_size : tiles per batch over all processes; fewer when there aren't as many training tiles.
+    gradient_accumulation_steps : batches per optimizer step.
+    learning_rate : peak, after a linear warm-up over the share `warmup` of the steps; then half a cosine to zero.
+    weight_decay : AdamW's; biases and norms are left out.
+    max_grad_norm : gradients are clipped to this norm.
+    class_balance : 0 draws tiles as they are, every one once per epoch; 1 draws all classes equally often; between,
+        a class of n tiles is drawn as often as n^(1 - class_balance).
+    max_shift, stain_strength : augmentation beside the eight symmetries, see `histodistill.training.augment`.
+    validation_steps : steps between validations; the last step is always validated.
+    validation_tiles : at most so many validation tiles are used, drawn at random once.
+    seed : of weights, order and augmentation.
+
+    Raises
+    ------
+    InputError : for an unknown name or a value out of range.
+    """
+
+    architecture: str = "convnet"
+    width: int | None = None
+    loss: str = "ce"
+    alpha: float = 1.0
+    position: float = 0.9
+    margin: float = 0.3
+    max_train_steps: int = 1000
+    batch_size: int = 128
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 1e-3
+    weight_decay: float = 5e-4
+    warmup: float = 0.05
+    max_grad_norm: float = 1.0
+    class_balance: float = 0.0
+    max_shift: int = 2
+    stain_strength: float = 0.05
+    validation_steps: int = 100
+    validation_tiles: int = 10_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise InputError(f"loss={self.loss!r} is unknown: it must be one of {', '.join(LOSSES)}")
+        self._check(("max_train_steps", "batch_size", "gradient_accumulation_steps", "validation_steps",
+                     "validation_tiles"), lambda value: value >= 1, "it must be at least 1")  # fmt: skip
+        self._check(("learning_rate", "max_grad_norm"), lambda value: value > 0, "it must be above 0")
+        self._check(("weight_decay", "alpha", "max_shift", "seed"), lambda value: value >= 0, "it must be at least 0")
+        self._check(("warmup", "class_balance"), lambda value: 0 <= value <= 1, "it must be 0 to 1")
+        self._check(("position",), lambda value: 0 < value <= 1, "it must be above 0 and at most 1")
+        self._check(("margin", "stain_strength"), lambda value: 0 <= value < 1, "it must be at least 0 and below 1")
+        if self.width is not None:
+            self._check(("width",), lambda value: value >= 1, "it must be at least 1")
+
+    def _check(self, names: Sequence[str], is_right: Callable[[Any], bool], rule: str) -> None:
+        for name in names:
+            if not is_right(getattr(self, name)):
+                raise InputError(f"{name}={getattr(self, name)} is out of range: {rule}")
+
+
+@dataclass(frozen=True)
+class TrainedClassifier:
+    """What `train_classifier` returns, the same on every process.
+
+    Attributes
+    ----------
+    model : with the weights of the best step, on the accelerator's device, in evaluation mode.
+    history : one dict per validation: step, loss (mean over the steps since the last), learning_rate, and with
+        validation tiles validation_accuracy and validation_auc.
+    best_step : step of highest validation accuracy; ties go to the higher AUC, then to the earlier step. The last
+        step when there are no validation tiles.
+    validation : `scoring.score` at that step, or None.
+    seconds : spent since the start or the resumption.
+    """
+
+    model: Classifier
+    history: list[dict[str, Any]]
+    best_step: int
+    validation: dict[str, Any] | None
+    seconds: float
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads and checks the command line; exits with 2 and one sentence where it is wrong."""
+    defaults = ClassifierConfig()
+    parser = argparse.ArgumentParser(prog="train_classifier", description=__doc__, allow_abbrev=False)
+    add_training_options(
+        parser,
+        max_train_steps=defaults.max_train_steps,
+        batch_size=defaults.batch_size,
+        learning_rate=defaults.learning_rate,
+        weight_decay=defaults.weight_decay,
+    )
+    parser.set_defaults(
+        class_balance=defaults.class_balance,
+        validation_steps=defaults.validation_steps,
+        validation_tiles=defaults.validation_tiles,
+    )
+    tiles = parser.add_argument_group("tiles")
+    tiles.add_argument("--eval-data", default=None,
+                       help="source of the validation and test tiles; default: that of --data")  # fmt: skip
+    tiles.add_argument("--n-per-class", type=int, default=None,
+                       help="train on so many tiles per class, drawn at random by --seed; default: on all")  # fmt: skip
+    model = parser.add_argument_group("model")
+    model.add_argument("--architecture", default=defaults.architecture, help="convnet, resnet18 or vit")
+    model.add_argument("--width", type=int, default=None,
+                       help="base width; default: 128 for convnet, 64 for resnet18, 192 for vit")  # fmt: skip
+    loss = parser.add_argument_group("loss")
+    loss.add_argument("--loss", default=defaults.loss,
+                      help="ce: cross-entropy; joint: plus the boundary-guided contrastive term")  # fmt: skip
+    loss.add_argument("--alpha", type=float, default=defaults.alpha, help="weight of the contrastive term")
+    loss.add_argument("--position", type=float, default=defaults.position,
+                      help="share of a class on or above its boundary")  # fmt: skip
+    loss.add_argument("--margin", type=float, default=defaults.margin,
+                      help="how far below the boundary the other classes are pushed")  # fmt: skip
+    augmentation = parser.add_argument_group("augmentation, beside the eight symmetries of the square")
+    augmentation.add_argument("--max-shift", type=int, default=defaults.max_shift, help="largest shift in pixels")
+    augmentation.add_argument("--stain-strength", type=float, default=defaults.stain_strength,
+                              help="relative change of the amounts of stain; 0 for none")  # fmt: skip
+    args = parser.parse_args(argv)
+    check_training_options(args)
+    return args
+
+
+def train_classifier(
+    config: ClassifierConfig,
+    train: Tiles,
+    validation: Tiles | None,
+    accelerator: Accelerator,
+    *,
+    class_names: Sequence[str],
+    checkpoint_dir: str | Path | None = None,
+    checkpointing_steps: int = 250,
+    resume: str | None = None,
+    log: Callable[[dict[str, Any], int], None] | None = None,
+    progress: bool = True,
+) -> TrainedClassifier:
+    """Trains a classifier on `train` and keeps the weights that do best on `validation`.
+
+    Every random number is a function of (seed, step), so a resumed run, and one with other processes, sees the same
+    batches and augmentations.
+
+    Parameters
+    ----------
+    config : how to train.
+    train, validation : tiles of one size; without validation tiles (None) the last weights are kept.
+    accelerator : decides device, processes and precision. It must have nothing else prepared, and is emptied at the
+        end; its own gradient_accumulation_steps stays 1, the config's counts.
+    class_names : one per class; the index is the label.
+    checkpoint_dir : where checkpoints go every `checkpointing_steps` steps; None writes none.
+    resume : "latest" (of checkpoint_dir; none there starts anew), a checkpoint folder, or None to start anew.
+    log : called on the main process with each record of the history and its step.
+    progress : whether the main process shows a progress bar.
+
+    Raises
+    ------
+    InputError : for options or tiles that don't fit, a checkpoint of another run, or a loss that isn't finite.
+    """
+    import numpy as np
+    import torch
+    from accelerate.utils import broadcast
+    from torch.nn import functional as F
+    from tqdm.auto import tqdm
+
+    from histodistill.training.augment import apply_plan, draw_plan
+    from histodistill.training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+    from histodistill.training.classifiers import Classifier
+    from histodistill.training.data import to_model_input
+    from histodistill.training.loop import (
+        batch_indices,
+        class_weights,
+        cosine_learning_rate,
+        process_slice,
+        set_learning_rate,
+        step_generator,
+    )
+    from histodistill.training.losses import JointLoss
+    from histodistill.training.scoring import score_probabilities
+
+    started = time.perf_counter()
+    rank, num_processes = accelerator.process_index, accelerator.num_processes
+    batch_size = min(config.batch_size, len(train))
+    if batch_size < num_processes:
+        raise InputError(
+            f"a batch of {batch_size} tiles can't be split over {num_processes} processes: use fewer processes, "
+            "or a larger --batch-size and more tiles"
+        )
+    if validation is not None and len(validation) > config.validation_tiles:
+        chosen = np.random.default_rng(config.seed).permutation(len(validation))[: config.validation_tiles]
+        validation = validation.subset(np.sort(chosen))
+
+    # Model, optimizer and loss. `best` holds the weights to keep; `candidate` is what gets validated. Both are plain
+    # float32 models, so that the scores are those that the saved model gives, whatever the training's precision.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = Classifier(
+            architecture=config.architecture,
+            num_classes=len(class_names),
+            image_size=train.images.shape[1],
+            class_names=class_names,
+            width=config.width,
+        )
+    model = model.to(accelerator.device)
+    best, candidate = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=config.learning_rate,
+        fused=accelerator.device.type in ("cpu", "cuda"),
+    )
+    loss_function: Callable = F.cross_entropy
+    if config.loss == "joint":
+        loss_function = JointLoss(config.alpha, config.position, config.margin)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    unwrapped = accelerator.unwrap_model(model)
+
+    # Resume.
+    settings = {**dataclasses.asdict(config), "class_names": list(class_names), "num_train": len(train)}
+    first_step, best_step, best_scores = 0, config.max_train_steps, None
+    history: list[dict[str, Any]] = []
+    running_loss = torch.zeros((), device=accelerator.device)
+    checkpoint = find_checkpoint(checkpoint_dir, resume) if resume == "latest" and checkpoint_dir else None
+    if resume not in (None, "latest"):
+        checkpoint = find_checkpoint(".", resume)
+    if checkpoint is not None:
+        state = load_checkpoint(checkpoint, {"classifier": unwrapped, "best": best}, optimizer)
+        if state["settings"] != settings:
+            raise InputError(f"{checkpoint} is of a run with other settings: resume with those, or start anew")
+        first_step, best_step, best_scores = state["step"], state["best_step"], state["validation"]
+        history = state["history"]
+        running_loss += state["running_loss"]
+
+    def evaluate(model: Classifier) -> dict[str, Any] | None:
+        if validation is None:
+            return None
+        return score_probabilities(predict_shared(model, validation.images, accelerator), validation.labels)
+
+    # Train.
+    weights = class_weights(train.labels, config.class_balance)
+    warmup_steps = math.ceil(config.warmup * config.max_train_steps)
+    accumulation = config.gradient_accumulation_steps
+    labels = torch.from_numpy(train.labels)
+    bar = tqdm(
+        total=config.max_train_steps,
+        initial=first_step,
+        desc=config.architecture,
+        unit="step",
+        disable=not (progress and accelerator.is_local_main_process),
+    )
+    model.train()
+    for step in range(first_step, config.max_train_steps):
+        learning_rate = cosine_learning_rate(step, config.max_train_steps, warmup_steps, config.learning_rate)
+        set_learning_rate(optimizer, learning_rate)
+        for micro_step in range(accumulation):
+            # The whole batch's indices and augmentations are drawn everywhere; each process works on its share.
+            position = step * accumulation + micro_step
+            indices = batch_indices(len(train), batch_size, position, config.seed, weights)
+            plan = draw_plan(
+                batch_size,
+                step_generator(config.seed, position),
+                max_shift=config.max_shift,
+                stain_strength=config.stain_strength,
+            )
+            share = process_slice(indices, rank, num_processes)
+            images = to_model_input(train.images[share]).to(accelerator.device, non_blocking=True)
+            images = apply_plan(images, process_slice(plan, rank, num_processes))
+            targets = labels[share].to(accelerator.device, non_blocking=True)
+            # Gradients need to travel between processes only once per step.
+            is_last = micro_step == accumulation - 1
+            with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
+                loss = loss_function(model(images).logits.float(), targets) / accumulation
+                # Shares can differ by one tile; processes are averaged with equal weight.
+                loss = loss * (len(share) * num_processes / batch_size)
+                accelerator.backward(loss)
+            running_loss += loss.detach()
+        accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        bar.update()
+
+        done = step + 1
+        if done % config.validation_steps == 0 or done == config.max_train_steps:
+            steps_since = done - (history[-1]["step"] if history else 0)
+            mean_loss = accelerator.reduce(running_loss, reduction="mean").item() / steps_since
+            if not math.isfinite(mean_loss):
+                raise InputError(f"the loss is {mean_loss} at step {done}: lower --learning-rate")
+            running_loss = torch.zeros_like(running_loss)
+            candidate.load_state_dict(unwrapped.state_dict())
+            if num_processes > 1:
+                # Each process has its own running statistics (batch norm); the saved ones are the main process's.
+                for buffer in candidate.buffers():
+                    broadcast(buffer)
+            scores = evaluate(candidate)
+            record = {"step": done, "loss": mean_loss, "learning_rate": learning_rate}
+            if scores is not None:
+                record |= {"validation_accuracy": scores["accuracy"], "validation_auc": scores["auc"]}
+                bar.set_postfix(accuracy=f"{scores['accuracy']:.3f}")
+            history.append(record)
+            if log is not None and accelerator.is_main_process:
+                log(record, done)
+            if scores is None or best_scores is None or _rank(scores) > _rank(best_scores):
+                best, candidate = candidate, best
+                best_step, best_scores = done, scores
+        if checkpoint_dir is not None and done % checkpointing_steps == 0 and done < config.max_train_steps:
+            state = {
+                "settings": settings,
+                "best_step": best_step,
+                "validation": best_scores,
+                "history": history,
+                "running_loss": accelerator.reduce(running_loss.clone(), reduction="mean").item(),
+            }
+            if accelerator.is_main_process:
+                save_checkpoint(checkpoint_dir, done, {"classifier": unwrapped, "best": best}, optimizer, state)
+    bar.close()
+    accelerator.free_memory()
+    return TrainedClassifier(best, history, best_step, best_scores, time.perf_counter() - started)
+
+
+def _rank(scores: dict[str, Any]) -> tuple[float, float]:
+    return scores["accuracy"], -1.0 if scores["auc"] is None else scores["auc"]
+
+
+def predict_shared(model: Classifier, images, accelerator: Accelerator):
+    """`scoring.predict_proba` with the work split over the processes; every process gets all probabilities, N×C."""
+    import numpy as np
+    import torch
+
+    from histodistill.training.scoring import predict_proba
+
+    num_processes = accelerator.num_processes
+    if num_processes == 1:
+        return predict_proba(model, images)
+    # Shares must be of one length to be gathered: the last image fills up, and is cut off again.
+    share = math.ceil(len(images) / num_processes)
+    positions = np.minimum(np.arange(share) * num_processes + accelerator.process_index, len(images) - 1)
+    probabilities = torch.from_numpy(predict_proba(model, images[positions])).to(accelerator.device)
+    gathered = accelerator.gather(probabilities).cpu().numpy().reshape(num_processes, share, -1)
+    return gathered.transpose(1, 0, 2).reshape(num_processes * share, -1)[: len(images)]
+
+
+def main(args: argparse.Namespace) -> None:
+    """Loads the tiles, trains, scores the best weights once on the test split, and saves."""
+    from importlib.metadata import version
+
+    from accelerate import Accelerator, PartialState
+    from accelerate.tracking import get_available_trackers
+
+    from histodistill.training.data import load_tiles, sample_per_class
+    from histodistill.training.files import write_json
+    from histodistill.training.scoring import score_probabilities
+    from histodistill.training.stages import Stage
+
+    # What can be wrong is found out before anything is written.
+    config = make_config(args)
+    if args.mixed_precision == "fp16" and PartialState().device.type == "cpu":
+        raise InputError("--mixed-precision=fp16 needs a GPU: give bf16 or no")
+    if args.report_to not in (None, "all") and args.report_to not in [str(t) for t in get_available_trackers()]:
+        raise InputError(f"--report-to={args.report_to} is not installed: install it with pip, or leave the option out")
+    # A set that is only trained on is used whole.
+    source = load_tiles(args.data, image_size=args.image_size, hold_out_validation=args.eval_data is None)
+    real = source if args.eval_data is None else load_tiles(args.eval_data, image_size=source.image_size)
+    if real.class_names != source.class_names:
+        raise InputError(
+            f"--data has the classes {', '.join(source.class_names)} and --eval-data {', '.join(real.class_names)}: "
+            "they must be the same, in the same order"
+        )
+    for split in ("validation", "test"):
+        if split not in real.splits:
+            option = "--eval-data" if args.eval_data else "--data"
+            raise InputError(f"{option}={real.name} has no {split} split: give real tiles that have one as --eval-data")
+    train = source.split("train")
+    if args.n_per_class is not None:
+        train = train.subset(sample_per_class(train.labels, args.n_per_class, args.seed))
+
+    accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with=args.report_to, project_dir=args.output)
+    settings = {
+        **result_settings(args),
+        "stage": "classifier",
+        "data": source.fingerprint(),
+        "eval_data": real.fingerprint(),
+        "validation_steps": args.validation_steps,
+    }
+    stage = Stage(args.output, settings)
+    # Nobody may look at the folder after somebody began to write in it.
+    accelerator.wait_for_everyone()
+    if stage.complete:
+        accelerator.print(f"classifier: {args.output} is already finished")
+        return
+    if accelerator.is_main_process:
+        stage.begin()
+    if args.report_to:
+        accelerator.init_trackers("histodistill-classifier", config=_scalars(settings))
+
+    trained = train_classifier(
+        config,
+        train,
+        real.split("validation"),
+        accelerator,
+        class_names=source.class_names,
+        checkpoint_dir=args.output / "checkpoints",
+        checkpointing_steps=args.checkpointing_steps,
+        resume=args.resume,
+        log=(lambda record, step: accelerator.log(_scalars(record), step=step)) if args.report_to else None,
+    )
+    # The only look at the test tiles.
+    test_tiles = real.split("test")
+    test = score_probabilities(predict_shared(trained.model, test_tiles.images, accelerator), test_tiles.labels)
+
+    if accelerator.is_main_process:
+        trained.model.save_pretrained(args.output)
+        results = {
+            "test": test,
+            "validation": trained.validation,
+            "best_step": trained.best_step,
+            "history": trained.history,
+            "class_names": source.class_names,
+            "data": {"train": source.name, "num_train": len(train), "eval": real.name, "num_test": len(test_tiles)},
+            "settings": settings,
+            "config": dataclasses.asdict(config),
+            "seed": args.seed,
+            "steps": args.max_train_steps,
+            "seconds": round(trained.seconds, 1),
+            "num_processes": accelerator.num_processes,
+            "device": str(accelerator.device),
+            "versions": {name: version(name) for name in ("histodistill", "torch", "accelerate", "evaluate")},
+        }
+        write_json(args.output / "results.json", results)
+        stage.finish(test_accuracy=test["accuracy"], num_processes=accelerator.num_processes)
+        auc = "undefined" if test["auc"] is None else f"{test['auc']:.4f}"
+        accelerator.print(
+            f"classifier: test ACC {test['accuracy']:.4f}, AUC {auc}, F1 {test['f1']:.4f} "
+            f"(best step {trained.best_step} of {args.max_train_steps}), saved to {args.output}"
+        )
+    accelerator.end_training()
+
+
+def make_config(args: argparse.Namespace) -> ClassifierConfig:
+    """The options of the command line that a `ClassifierConfig` has. Raises InputError as it does."""
+    from histodistill.training.classifiers import ARCHITECTURES
+
+    if args.architecture not in ARCHITECTURES:
+        raise InputError(f"architecture={args.architecture!r} is unknown: it must be one of {', '.join(ARCHITECTURES)}")
+    if args.n_per_class is not None and args.n_per_class < 1:
+        raise InputError(f"--n-per-class={args.n_per_class} is out of range: it must be at least 1")
+    names = [field.name for field in dataclasses.fields(ClassifierConfig)]
+    return ClassifierConfig(**{name: getattr(args, name) for name in names})
+
+
+def _scalars(values: dict[str, Any]) -> dict[str, Any]:
+    # Trackers take nothing else.
+    return {name: value for name, value in values.items() if isinstance(value, bool | int | float | str)}
+
+
+if __name__ == "__main__":
+    run_script(parse_args, main)

@@ -1,0 +1,313 @@
+"""Trains the class-conditional denoiser in the latent space of an autoencoder, and writes the pipeline.
+
+    accelerate launch -m histodistill.training.train_diffusion \
+        --data phantom --autoencoder runs/phantom/autoencoder --output runs/phantom/pipeline
+
+The denoiser learns rectified flow (Liu et al. 2023, arXiv:2209.03003; Lipman et al. 2023, arXiv:2210.02747): between
+data x and noise e it sees z = (1 - s) x + s e and predicts the velocity e - x. Noise levels s are logit-normal
+(Esser et al. 2024, arXiv:2403.03206). The output folder loads as a `HistologyPipeline`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DModel
+from diffusers.training_utils import EMAModel
+from tqdm.auto import tqdm
+
+from histodistill.pipelines import HistologyPipeline
+from histodistill.training.accelerator import make_accelerator
+from histodistill.training.augment import random_symmetry
+from histodistill.training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from histodistill.training.data import load_tiles, to_model_input
+from histodistill.training.errors import InputError
+from histodistill.training.files import write_json
+from histodistill.training.images import save_grid
+from histodistill.training.loop import (
+    batch_indices,
+    class_weights,
+    cosine_learning_rate,
+    process_slice,
+    set_learning_rate,
+    step_generator,
+)
+from histodistill.training.options import (
+    add_training_options,
+    check_option,
+    check_training_options,
+    result_settings,
+    run_script,
+)
+from histodistill.training.stages import Stage, require_complete
+
+
+NUM_TRAIN_TIMESTEPS = 1000
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads and checks the command line; ends with code 2 and one sentence where it is wrong."""
+    parser = argparse.ArgumentParser(prog="train_diffusion", description=__doc__, allow_abbrev=False)
+    add_training_options(parser, max_train_steps=5000, batch_size=64, learning_rate=5e-4, weight_decay=0.01)
+    model = parser.add_argument_group("model")
+    model.add_argument("--autoencoder", type=Path, required=True, help="folder that train_autoencoder left")
+    model.add_argument("--channels", type=int, nargs="+", default=[192],
+                       help="width of each resolution level of the U-Net; each level after the first halves the size")  # fmt: skip
+    model.add_argument("--layers-per-block", type=int, default=2, help="residual blocks per level")
+    model.add_argument("--attention-levels", type=int, default=2, help="how many of the lowest levels have attention")
+    model.add_argument("--dropout", type=float, default=0.0, help="dropout in the residual blocks")
+    loss = parser.add_argument_group("loss and averaging")
+    loss.add_argument("--class-dropout", type=float, default=0.1,
+                      help="share of tiles shown with the null class, for classifier-free guidance")  # fmt: skip
+    loss.add_argument("--ema-decay", type=float, default=0.999, help="decay of the moving average of the weights")
+    args = parser.parse_args(argv)
+    check_training_options(args)
+    check_option(args, "channels", min(args.channels) >= 1, "every width must be at least 1")
+    check_option(args, "layers_per_block", args.layers_per_block >= 1, "it must be at least 1")
+    check_option(args, "attention_levels", args.attention_levels >= 0, "it must be at least 0")
+    for name in ("dropout", "class_dropout", "ema_decay"):
+        check_option(args, name, 0 <= getattr(args, name) < 1, "it must be at least 0 and below 1")
+    return args
+
+
+def build_denoiser(
+    latent_size: int,
+    latent_channels: int,
+    num_classes: int,
+    channels: list[int],
+    layers_per_block: int = 2,
+    attention_levels: int = 2,
+    dropout: float = 0.0,
+) -> UNet2DModel:
+    """A new `UNet2DModel` for `num_classes` classes and, as its last class embedding, the null class.
+
+    Raises:
+        InputError: If latent_size cannot be halved once per further level.
+    """
+    factor = 2 ** (len(channels) - 1)
+    if latent_size % factor:
+        raise InputError(
+            f"latents of {latent_size}×{latent_size} cannot be halved {len(channels) - 1} times: give fewer --channels"
+        )
+    has_attention = [level >= len(channels) - attention_levels for level in range(len(channels))]
+    groups = math.gcd(32, *channels)
+    return UNet2DModel(
+        sample_size=latent_size,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=channels,
+        down_block_types=["AttnDownBlock2D" if a else "DownBlock2D" for a in has_attention],
+        up_block_types=["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(has_attention)],
+        layers_per_block=layers_per_block,
+        attention_head_dim=math.gcd(32, *channels),
+        norm_num_groups=groups,
+        dropout=dropout,
+        num_class_embeds=num_classes + 1,
+    )
+
+
+def make_scheduler() -> DPMSolverMultistepScheduler:
+    """The sampler that fits the training: second-order DPM-Solver++ on the flow's noise levels."""
+    return DPMSolverMultistepScheduler(
+        num_train_timesteps=NUM_TRAIN_TIMESTEPS, prediction_type="flow_prediction", use_flow_sigmas=True
+    )
+
+
+def normalised_latents(autoencoder: AutoencoderKL, images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Posterior samples of images N×3×H×W in [-1, 1], scaled to mean 0 and variance 1; noise is N×C×h×w."""
+    posterior = autoencoder.encode(images).latent_dist
+    latents = posterior.mean.float() + posterior.std.float() * noise
+    return (latents - autoencoder.config.shift_factor) * autoencoder.config.scaling_factor
+
+
+def flow_loss(
+    denoiser: torch.nn.Module,
+    latents: torch.Tensor,
+    class_ids: torch.Tensor,
+    noise: torch.Tensor,
+    noise_levels: torch.Tensor,
+) -> torch.Tensor:
+    """Mean squared error of the predicted velocity.
+
+    Args:
+        denoiser: Takes noisy latents, timesteps in [0, 1000) and class ids.
+        latents, noise: float N×C×h×w; normalised latents and standard normal noise.
+        class_ids: int64 N, null class included.
+        noise_levels: float N in (0, 1).
+
+    Returns:
+        Scalar tensor.
+    """
+    levels = noise_levels.view(-1, 1, 1, 1)
+    noisy = (1 - levels) * latents + levels * noise
+    prediction = denoiser(noisy, noise_levels * NUM_TRAIN_TIMESTEPS, class_labels=class_ids).sample
+    return torch.nn.functional.mse_loss(prediction.float(), noise - latents)
+
+
+def draw_step(
+    generator: torch.Generator, class_ids: torch.Tensor, latent_shape: tuple[int, ...], null_class: int, dropout: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random numbers of one batch of N: posterior noise and flow noise N×C×h×w, noise levels N, class ids N."""
+    count = len(class_ids)
+    posterior_noise = torch.randn(count, *latent_shape, generator=generator)
+    noise = torch.randn(count, *latent_shape, generator=generator)
+    noise_levels = torch.sigmoid(torch.randn(count, generator=generator))
+    dropped = torch.rand(count, generator=generator) < dropout
+    return posterior_noise, noise, noise_levels, torch.where(dropped, null_class, class_ids)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Trains, validates the averaged weights, draws sample grids, and saves the pipeline."""
+    autoencoder_record = require_complete(args.autoencoder, "autoencoder", "run train_autoencoder on it first")
+    autoencoder = AutoencoderKL.from_pretrained(args.autoencoder).eval().requires_grad_(False)
+    source = load_tiles(args.data, image_size=args.image_size)
+    if source.image_size != autoencoder.config.sample_size:
+        raise InputError(
+            f"the tiles are {source.image_size} px and the autoencoder was trained at {autoencoder.config.sample_size} "
+            f"px: give --image-size {autoencoder.config.sample_size}"
+        )
+    train, validation = source.split("train"), source.split("validation")
+    settings = {"stage": "diffusion", "data": source.fingerprint(),
+                "autoencoder": autoencoder_record["fingerprint"], **result_settings(args)}  # fmt: skip
+    stage = Stage(args.output, settings)
+    accelerator = make_accelerator(
+        args.mixed_precision,
+        batch_size=args.batch_size,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        report_to=args.report_to,
+        project_dir=args.output,
+    )
+    if stage.complete:
+        accelerator.print(f"diffusion: {args.output} is already finished")
+        return
+    torch.manual_seed(args.seed)
+    latent_size = source.image_size // 2 ** (len(autoencoder.config.block_out_channels) - 1)
+    latent_shape = (autoencoder.config.latent_channels, latent_size, latent_size)
+    denoiser = build_denoiser(
+        latent_size, latent_shape[0], len(source.class_names), args.channels, args.layers_per_block,
+        args.attention_levels, args.dropout,
+    )  # fmt: skip
+    null_class = denoiser.config.num_class_embeds - 1
+    # Convolutions on the CPU and on tensor cores both prefer this layout; it costs nothing elsewhere.
+    denoiser = denoiser.to(memory_format=torch.channels_last)
+    average = UNet2DModel.from_config(denoiser.config).to(accelerator.device, memory_format=torch.channels_last)
+    average.load_state_dict(denoiser.state_dict())
+    ema = EMAModel(denoiser.parameters(), decay=args.ema_decay, use_ema_warmup=True, power=0.75)
+    ema.to(accelerator.device)
+    checkpoint = find_checkpoint(args.output / "checkpoints", args.resume)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        stage.begin()
+    if args.report_to:
+        accelerator.init_trackers("histodistill-diffusion", config={k: str(v) for k, v in settings.items()})
+
+    optimizer = torch.optim.AdamW(
+        denoiser.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, betas=(0.9, 0.99), fused=True
+    )
+    model, optimizer = accelerator.prepare(denoiser, optimizer)
+    autoencoder.to(accelerator.device)
+    start, history = 0, []
+    if checkpoint:
+        state = load_checkpoint(checkpoint, {"unet": denoiser, "ema": average}, optimizer, accelerator.scaler)
+        start, history = state["step"], state["history"]
+        ema.optimization_step = state["ema_step"]
+        ema.shadow_params = [p.detach().clone() for p in average.parameters()]
+
+    def validate() -> float:
+        """Flow loss of the averaged weights on validation tiles, with the same noise every time."""
+        losses = []
+        for number, indices in enumerate(np.array_split(np.arange(val_count), math.ceil(val_count / 256))):
+            class_ids = torch.from_numpy(validation.labels[indices])
+            drawn = draw_step(step_generator(0, number, 1), class_ids, latent_shape, null_class, 0.0)
+            posterior_noise, noise, levels, class_ids = (x.to(accelerator.device) for x in drawn)
+            images = to_model_input(validation.images[indices]).to(accelerator.device)
+            with torch.no_grad(), accelerator.autocast():
+                latents = normalised_latents(autoencoder, images, posterior_noise)
+                losses.append(flow_loss(average, latents, class_ids, noise, levels).item() * len(indices))
+        return sum(losses) / val_count
+
+    def sample_grid(path: Path) -> None:
+        """Eight tiles of each class, one class per row, from the averaged weights and always the same noise."""
+        pipeline = HistologyPipeline(autoencoder, average, make_scheduler())
+        pipeline.set_progress_bar_config(disable=True)
+        rows = [label for label in range(len(source.class_names)) for _ in range(8)]
+        generators = [torch.Generator().manual_seed(i) for i in range(len(rows))]
+        with accelerator.autocast():
+            images = pipeline(rows, generator=generators, output_type="pt").images
+        save_grid(images.float() * 2 - 1, path, columns=8)
+
+    weights = class_weights(train.labels, args.class_balance)
+    warmup_steps = math.ceil(args.warmup * args.max_train_steps)
+    val_count = min(len(validation), args.validation_tiles)
+    progress = tqdm(total=args.max_train_steps, initial=start, desc="diffusion", unit="step",
+                    disable=not accelerator.is_local_main_process)  # fmt: skip
+    for step in range(start, args.max_train_steps):
+        set_learning_rate(optimizer, cosine_learning_rate(step, args.max_train_steps, warmup_steps, args.learning_rate))
+        # One optimizer step takes gradient_accumulation_steps batches of batch_size tiles over all processes.
+        for micro_step in range(args.gradient_accumulation_steps):
+            position = step * args.gradient_accumulation_steps + micro_step
+            indices = batch_indices(len(train), args.batch_size, position, args.seed, weights)
+            generator = step_generator(args.seed, position)
+            images = random_symmetry(to_model_input(train.images[indices]), generator)
+            class_ids = torch.from_numpy(train.labels[indices])
+            drawn = draw_step(generator, class_ids, latent_shape, null_class, args.class_dropout)
+            images, posterior_noise, noise, noise_levels, class_ids = (
+                process_slice(batch, accelerator.process_index, accelerator.num_processes).to(accelerator.device)
+                for batch in (images, *drawn)
+            )
+            with accelerator.accumulate(model):
+                with accelerator.autocast():
+                    with torch.no_grad():
+                        latents = normalised_latents(autoencoder, images, posterior_noise)
+                    latents = latents.contiguous(memory_format=torch.channels_last)
+                    loss = flow_loss(model, latents, class_ids, noise, noise_levels)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+        ema.step(denoiser.parameters())
+        progress.update()
+
+        done = step + 1
+        last = done == args.max_train_steps
+        if done % args.validation_steps == 0 or last:
+            ema.copy_to(average.parameters())
+            record = {"step": done, "train_loss": loss.item(), "validation_loss": validate()}
+            history.append(record)
+            progress.set_postfix(validation_loss=f"{record['validation_loss']:.4f}")
+            if args.report_to:
+                accelerator.log(record, step=done)
+            if accelerator.is_main_process:
+                sample_grid(args.output / "progress" / f"step-{done:07d}.png")
+        if (done % args.checkpointing_steps == 0 or last) and accelerator.is_main_process:
+            ema.copy_to(average.parameters())
+            save_checkpoint(
+                args.output / "checkpoints", done, {"unet": denoiser, "ema": average}, optimizer,
+                {"history": history, "ema_step": ema.optimization_step}, accelerator.scaler,
+            )  # fmt: skip
+            stage.save_progress()
+    progress.close()
+
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        id2label = {str(i): name for i, name in enumerate(source.class_names)}
+        pipeline = HistologyPipeline(
+            autoencoder.cpu(), average.cpu().to(memory_format=torch.contiguous_format), make_scheduler(), id2label
+        )
+        pipeline.save_pretrained(args.output)
+        write_json(args.output / "history.json", history)
+        stage.finish(validation_loss=history[-1]["validation_loss"], num_processes=accelerator.num_processes)
+        accelerator.print(
+            f"diffusion: validation loss {history[-1]['validation_loss']:.4f}, saved to {args.output}"
+        )
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    run_script(parse_args, main)
