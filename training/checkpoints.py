@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from histodistill.training.errors import InputError
@@ -91,15 +92,22 @@ def load_checkpoint(
     try:
         for name, module in modules.items():
             module.load_state_dict(load_file(folder / f"{name}.safetensors"))
-    except (OSError, RuntimeError) as error:
+        moments = load_file(folder / "optimizer.safetensors")
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"checkpoint {folder} does not fit this model: train with the settings it was made with, or without --resume"
         ) from error
     per_parameter: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in load_file(folder / "optimizer.safetensors").items():
+    for key, value in moments.items():
         index, name = key.split(".", 1)
         per_parameter.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": per_parameter, "param_groups": optimizer.state_dict()["param_groups"]})
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            for name, value in optimizer.state[parameter].items():
+                # Fused AdamW walks through memory: a moment must lie there just as its channels_last parameter does.
+                if value.shape == parameter.shape:
+                    optimizer.state[parameter][name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
     state = read_json(folder / "state.json")
     if scaler and state["scaler"]:
         scaler.load_state_dict(state["scaler"])

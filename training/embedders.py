@@ -18,7 +18,8 @@ from histodistill.training.scoring import embed
 def is_classifier(name_or_path: str | Path) -> bool:
     """Whether a folder holds a `Classifier` of this project."""
     config = Path(name_or_path) / "config.json"
-    return config.is_file() and "architecture" in json.loads(config.read_text())
+    # `architecture` alone would not do: timm's models, which transformers takes too, have it as well.
+    return config.is_file() and {"architecture", "class_names"} <= json.loads(config.read_text()).keys()
 
 
 def embed_images(name_or_path: str | Path, images: np.ndarray, batch_size: int = 256) -> np.ndarray:

@@ -48,6 +48,15 @@ def class_weights(labels: np.ndarray, power: float) -> np.ndarray | None:
     return (np.bincount(labels).astype(np.float64) ** -power)[labels]
 
 
+def spread_indices(num_items: int, at_most: int) -> np.ndarray:
+    """Indices of `at_most` items spread evenly over all (int64, ascending), or of all where there are no more.
+
+    Tiles often lie in the order of their classes, so the first ones would show a few classes only.
+    """
+    count = min(num_items, at_most)
+    return np.arange(count) * num_items // count
+
+
 def process_slice(global_batch, process_index: int, num_processes: int):
     """The share of a global batch (array or tensor) that one process works on."""
     return global_batch[process_index::num_processes]

@@ -60,7 +60,8 @@ def boundary_contrastive_loss(
     """
     _check(position, margin)
     if logits.ndim != 2 or labels.ndim != 1 or len(logits) != len(labels):
-        raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)}: there must be N rows of C logits, and N labels")
+        shapes = f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)}"
+        raise ValueError(f"{shapes}: there must be N rows of C logits, and N labels")
     if labels.is_floating_point():
         raise ValueError("labels must be class indices: the boundary-guided term has no meaning for soft labels")
     probabilities = logits.float().softmax(dim=1)

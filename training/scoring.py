@@ -95,7 +95,7 @@ def _run(model, images, batch_size, device, take) -> np.ndarray:
         raise InputError(f"batch_size={batch_size} is out of range: it must be at least 1")
     if images.shape[1:3] != (model.image_size, model.image_size):
         raise InputError(
-            f"the images are {images.shape[1]} by {images.shape[2]} px and the classifier takes {model.image_size} px: "
+            f"images are {images.shape[1]} by {images.shape[2]} px and the classifier takes {model.image_size} px: "
             f"load them with image_size={model.image_size}"
         )
     was_training, was_on = model.training, model.device

@@ -44,6 +44,12 @@ def main(args: argparse.Namespace) -> None:
         return
     images, columns, class_names = read_image_dataset(args.pool)
     labels = columns["label"]
+    teacher = Classifier.from_pretrained(args.teacher)
+    if teacher.class_names != class_names:
+        raise InputError(
+            f"--teacher {args.teacher} knows other classes than the pool ({_short(teacher.class_names)} and not "
+            f"{_short(class_names)}): give a classifier trained on the tiles that the pipeline was trained on"
+        )
     selector = make_selector(args)
     embeddings = embed_images(args.embedder or args.teacher, images)
     with warnings.catch_warnings(record=True) as caught:
@@ -55,17 +61,17 @@ def main(args: argparse.Namespace) -> None:
     notes = [str(w.message) for w in caught if issubclass(w.category, DegenerateGraphWarning)]
     for note in notes:
         print(f"warning: {note}")
-    stage.begin()
     chosen = selector.selected_indices_
     unknown = np.zeros(len(labels))
     distilled = {
         "label": labels[chosen],
-        "soft_label": predict_proba(Classifier.from_pretrained(args.teacher), images[chosen]).astype(np.float32),
+        "soft_label": predict_proba(teacher, images[chosen]).astype(np.float32),
         "seed": columns["seed"][chosen],
         # Only Infomap finds communities; every other selector leaves one, with no centrality.
         "community": getattr(selector, "module_labels_", unknown.astype(np.int64))[chosen],
         "modular_centrality": getattr(selector, "modular_centrality_", unknown)[chosen],
     }
+    stage.begin()
     selector.save_pretrained(args.output / "selector")
     features = write_image_dataset(args.output / "distilled" / "data", images[chosen], distilled, class_names)
     card = DistilledDatasetCardData(
@@ -85,6 +91,10 @@ def main(args: argparse.Namespace) -> None:
             sizes[name] = sorted(counts.tolist(), reverse=True)
     stage.finish(num_images=len(chosen), community_sizes=sizes, warnings=notes)
     print(f"select: {len(chosen)} of {len(images)} images saved to {args.output / 'distilled'}")
+
+
+def _short(class_names: list[str]) -> str:
+    return ", ".join(class_names[:4]) + (", …" if len(class_names) > 4 else "")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ resumed with the same settings only, and with `"complete": true` as the very las
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -93,11 +94,20 @@ class Stage:
             "settings": self.settings,
             "fingerprint": fingerprint(self.settings),
             "seconds": round(self.seconds_before + time.perf_counter() - self._started, 1),
-            "versions": {name: metadata.version(name) for name in PACKAGES},
+            "versions": _versions(),
             **facts,
         }
         write_json(self.folder / RECORD, record)
         return record
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        # A library may be installed under another name, such as faiss-gpu for faiss-cpu.
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
@@ -29,6 +30,7 @@ from histodistill.training.loop import (
     cosine_learning_rate,
     process_slice,
     set_learning_rate,
+    spread_indices,
     step_generator,
 )
 from histodistill.training.options import (
@@ -41,17 +43,20 @@ from histodistill.training.options import (
 from histodistill.training.stages import Stage
 
 
+INITIAL_LOG_VARIANCE = -6.0
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads and checks the command line; ends with code 2 and one sentence where it is wrong."""
     parser = argparse.ArgumentParser(prog="train_autoencoder", description=__doc__, allow_abbrev=False)
-    add_training_options(parser, max_train_steps=2500, batch_size=64, learning_rate=1e-3, weight_decay=0.0)
+    add_training_options(parser, max_train_steps=2500, batch_size=32, learning_rate=1e-3, weight_decay=0.0)
     model = parser.add_argument_group("model")
-    model.add_argument("--channels", type=int, nargs="+", default=[32, 64, 64],
+    model.add_argument("--channels", type=int, nargs="+", default=[32, 64],
                        help="width of each resolution level; every level after the first halves the size")  # fmt: skip
-    model.add_argument("--latent-channels", type=int, default=8, help="channels of a latent")
+    model.add_argument("--latent-channels", type=int, default=4, help="channels of a latent")
     model.add_argument("--layers-per-block", type=int, default=1, help="residual blocks per level")
     loss = parser.add_argument_group("loss")
-    loss.add_argument("--kl-weight", type=float, default=1e-3,
+    loss.add_argument("--kl-weight", type=float, default=1e-4,
                       help="weight of the mean KL divergence per latent value from N(0, 1), in nats")  # fmt: skip
     loss.add_argument("--frequency-weight", type=float, default=0.1,
                       help="weight of the L1 distance between Fourier transforms, which keeps fine texture")  # fmt: skip
@@ -77,17 +82,22 @@ def build_autoencoder(image_size: int, channels: list[int], latent_channels: int
             f"image size {image_size} is not divisible by {factor}: "
             f"give --image-size {max(factor, round(image_size / factor) * factor)}, or fewer --channels"
         )
-    return AutoencoderKL(
+    autoencoder = AutoencoderKL(
         block_out_channels=channels,
         down_block_types=("DownEncoderBlock2D",) * len(channels),
         up_block_types=("UpDecoderBlock2D",) * len(channels),
         layers_per_block=layers_per_block,
         latent_channels=latent_channels,
-        norm_num_groups=math.gcd(16, *channels),
+        norm_num_groups=math.gcd(8, *channels),
         sample_size=image_size,
         # Attention over so few pixels costs more than it gives.
         mid_block_add_attention=False,
     )
+    # The second half of these outputs is the posterior's log variance. Left near 0 it would drown the latents in noise
+    # of standard deviation 1, and thousands of steps would go into learning to turn that down.
+    with torch.no_grad():
+        autoencoder.quant_conv.bias[latent_channels:] = INITIAL_LOG_VARIANCE
+    return autoencoder
 
 
 class VariationalAutoencoder(torch.nn.Module):
@@ -203,7 +213,7 @@ def main(args: argparse.Namespace) -> None:
 
     weights = class_weights(train.labels, args.class_balance)
     warmup_steps = math.ceil(args.warmup * args.max_train_steps)
-    validation_images = to_model_input(validation.images[: args.validation_tiles])
+    validation_images = to_model_input(validation.images[spread_indices(len(validation), args.validation_tiles)])
     progress = tqdm(total=args.max_train_steps, initial=start, desc="autoencoder", unit="step",
                     disable=not accelerator.is_local_main_process)  # fmt: skip
     for step in range(start, args.max_train_steps):
@@ -238,7 +248,7 @@ def main(args: argparse.Namespace) -> None:
             if args.report_to:
                 accelerator.log(record, step=done)
             if accelerator.is_main_process:
-                originals = validation_images[:16].to(accelerator.device)
+                originals = validation_images[spread_indices(len(validation_images), 16)].to(accelerator.device)
                 with torch.no_grad():
                     pairs = torch.cat([originals, autoencoder(originals).sample])
                 save_grid(pairs, args.output / "progress" / f"step-{done:07d}.png", columns=16)
@@ -253,8 +263,8 @@ def main(args: argparse.Namespace) -> None:
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         autoencoder.eval()
-        starts = range(0, min(len(train), 10_000), 256)
-        batches = (to_model_input(train.images[i : i + 256]).to(accelerator.device) for i in starts)
+        measured = np.array_split(spread_indices(len(train), 10_000), math.ceil(min(len(train), 10_000) / 256))
+        batches = (to_model_input(train.images[i]).to(accelerator.device) for i in measured)
         shift, scale = measure_latent_scale(autoencoder, batches)
         autoencoder.register_to_config(shift_factor=shift, scaling_factor=scale)
         autoencoder.save_pretrained(args.output)

@@ -144,7 +144,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     tiles.add_argument("--eval-data", default=None,
                        help="source of the validation and test tiles; default: that of --data")  # fmt: skip
     tiles.add_argument("--n-per-class", type=int, default=None,
-                       help="train on so many tiles per class, drawn at random by --seed; default: on all")  # fmt: skip
+                       help="train on so many tiles per class, drawn at random; default: on all")  # fmt: skip
     model = parser.add_argument_group("model")
     model.add_argument("--architecture", default=defaults.architecture, help="convnet, resnet18 or vit")
     model.add_argument("--width", type=int, default=None,
@@ -193,7 +193,7 @@ def train_classifier(
     class_names : one per class; the index is the label.
     checkpoint_dir : where checkpoints go every `checkpointing_steps` steps; None writes none.
     resume : "latest" (of checkpoint_dir; none there starts anew), a checkpoint folder, or None to start anew.
-    log : called on the main process with each record of the history and its step.
+    log : called with each record of the history and its step, on the main process alone.
     progress : whether the main process shows a progress bar.
 
     Raises
@@ -208,7 +208,6 @@ def train_classifier(
 
     from histodistill.training.augment import apply_plan, draw_plan
     from histodistill.training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
-    from histodistill.training.classifiers import Classifier
     from histodistill.training.data import to_model_input
     from histodistill.training.loop import (
         batch_indices,
@@ -223,28 +222,14 @@ def train_classifier(
 
     started = time.perf_counter()
     rank, num_processes = accelerator.process_index, accelerator.num_processes
-    batch_size = min(config.batch_size, len(train))
-    if batch_size < num_processes:
-        raise InputError(
-            f"a batch of {batch_size} tiles can't be split over {num_processes} processes: use fewer processes, "
-            "or a larger --batch-size and more tiles"
-        )
+    batch_size = fit_batch_size(config, len(train), num_processes)
     if validation is not None and len(validation) > config.validation_tiles:
         chosen = np.random.default_rng(config.seed).permutation(len(validation))[: config.validation_tiles]
         validation = validation.subset(np.sort(chosen))
 
     # Model, optimizer and loss. `best` holds the weights to keep; `candidate` is what gets validated. Both are plain
     # float32 models, so that the scores are those that the saved model gives, whatever the training's precision.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model = Classifier(
-            architecture=config.architecture,
-            num_classes=len(class_names),
-            image_size=train.images.shape[1],
-            class_names=class_names,
-            width=config.width,
-        )
-    model = model.to(accelerator.device)
+    model = build_classifier(config, train.images.shape[1], class_names).to(accelerator.device)
     best, candidate = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
@@ -264,11 +249,12 @@ def train_classifier(
     first_step, best_step, best_scores = 0, config.max_train_steps, None
     history: list[dict[str, Any]] = []
     running_loss = torch.zeros((), device=accelerator.device)
-    checkpoint = find_checkpoint(checkpoint_dir, resume) if resume == "latest" and checkpoint_dir else None
-    if resume not in (None, "latest"):
-        checkpoint = find_checkpoint(".", resume)
+    checkpoint = None
+    if resume != "latest" or checkpoint_dir is not None:
+        checkpoint = find_checkpoint(checkpoint_dir or ".", resume)
     if checkpoint is not None:
         state = load_checkpoint(checkpoint, {"classifier": unwrapped, "best": best}, optimizer)
+        match_memory_layout(optimizer)
         if state["settings"] != settings:
             raise InputError(f"{checkpoint} is of a run with other settings: resume with those, or start anew")
         first_step, best_step, best_scores = state["step"], state["best_step"], state["validation"]
@@ -361,6 +347,54 @@ def train_classifier(
     return TrainedClassifier(best, history, best_step, best_scores, time.perf_counter() - started)
 
 
+def build_classifier(config: ClassifierConfig, image_size: int, class_names: Sequence[str]) -> Classifier:
+    """A new classifier whose weights are decided by `config.seed`; global random numbers are left as they were.
+
+    Raises InputError for an architecture that is unknown, or doesn't suit the sizes.
+    """
+    import torch
+
+    from histodistill.training.classifiers import Classifier
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return Classifier(
+            architecture=config.architecture,
+            num_classes=len(class_names),
+            image_size=image_size,
+            class_names=class_names,
+            width=config.width,
+        )
+
+
+def fit_batch_size(config: ClassifierConfig, num_tiles: int, num_processes: int) -> int:
+    """The config's batch size, or the number of training tiles where that's smaller.
+
+    Raises InputError when there wouldn't be a tile for every process.
+    """
+    batch_size = min(config.batch_size, num_tiles)
+    if batch_size < num_processes:
+        raise InputError(
+            f"a batch of {batch_size} tiles can't be split over {num_processes} processes: use fewer processes, "
+            "or a larger --batch-size and more tiles"
+        )
+    return batch_size
+
+
+def match_memory_layout(optimizer) -> None:
+    """Lays the moments of AdamW out in memory as their parameters are.
+
+    A checkpoint holds them row-major. With channels-last parameters the fused kernel would pair them wrongly.
+    """
+    import torch
+
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            for name, value in optimizer.state[parameter].items():
+                if torch.is_tensor(value) and value.shape == parameter.shape:
+                    optimizer.state[parameter][name] = torch.empty_like(parameter).copy_(value)
+
+
 def _rank(scores: dict[str, Any]) -> tuple[float, float]:
     return scores["accuracy"], -1.0 if scores["auc"] is None else scores["auc"]
 
@@ -390,6 +424,7 @@ def main(args: argparse.Namespace) -> None:
     from accelerate import Accelerator, PartialState
     from accelerate.tracking import get_available_trackers
 
+    from histodistill.training.checkpoints import find_checkpoint
     from histodistill.training.data import load_tiles, sample_per_class
     from histodistill.training.files import write_json
     from histodistill.training.scoring import score_probabilities
@@ -400,7 +435,7 @@ def main(args: argparse.Namespace) -> None:
     if args.mixed_precision == "fp16" and PartialState().device.type == "cpu":
         raise InputError("--mixed-precision=fp16 needs a GPU: give bf16 or no")
     if args.report_to not in (None, "all") and args.report_to not in [str(t) for t in get_available_trackers()]:
-        raise InputError(f"--report-to={args.report_to} is not installed: install it with pip, or leave the option out")
+        raise InputError(f"--report-to={args.report_to} is not installed: install it, or leave the option out")
     # A set that is only trained on is used whole.
     source = load_tiles(args.data, image_size=args.image_size, hold_out_validation=args.eval_data is None)
     real = source if args.eval_data is None else load_tiles(args.eval_data, image_size=source.image_size)
@@ -412,10 +447,14 @@ def main(args: argparse.Namespace) -> None:
     for split in ("validation", "test"):
         if split not in real.splits:
             option = "--eval-data" if args.eval_data else "--data"
-            raise InputError(f"{option}={real.name} has no {split} split: give real tiles that have one as --eval-data")
+            raise InputError(f"{option}={real.name} has no {split} split: give real tiles with one as --eval-data")
     train = source.split("train")
     if args.n_per_class is not None:
         train = train.subset(sample_per_class(train.labels, args.n_per_class, args.seed))
+
+    build_classifier(config, source.image_size, source.class_names)
+    fit_batch_size(config, len(train), PartialState().num_processes)
+    find_checkpoint(args.output / "checkpoints", args.resume)
 
     accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with=args.report_to, project_dir=args.output)
     settings = {
@@ -484,7 +523,8 @@ def make_config(args: argparse.Namespace) -> ClassifierConfig:
     from histodistill.training.classifiers import ARCHITECTURES
 
     if args.architecture not in ARCHITECTURES:
-        raise InputError(f"architecture={args.architecture!r} is unknown: it must be one of {', '.join(ARCHITECTURES)}")
+        choices = ", ".join(ARCHITECTURES)
+        raise InputError(f"--architecture={args.architecture} is unknown: it must be one of {choices}")
     if args.n_per_class is not None and args.n_per_class < 1:
         raise InputError(f"--n-per-class={args.n_per_class} is out of range: it must be at least 1")
     names = [field.name for field in dataclasses.fields(ClassifierConfig)]

@@ -34,6 +34,7 @@ from histodistill.training.loop import (
     cosine_learning_rate,
     process_slice,
     set_learning_rate,
+    spread_indices,
     step_generator,
 )
 from histodistill.training.options import (
@@ -52,18 +53,18 @@ NUM_TRAIN_TIMESTEPS = 1000
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads and checks the command line; ends with code 2 and one sentence where it is wrong."""
     parser = argparse.ArgumentParser(prog="train_diffusion", description=__doc__, allow_abbrev=False)
-    add_training_options(parser, max_train_steps=5000, batch_size=64, learning_rate=5e-4, weight_decay=0.01)
+    add_training_options(parser, max_train_steps=5000, batch_size=48, learning_rate=8e-4, weight_decay=0.01)
     model = parser.add_argument_group("model")
     model.add_argument("--autoencoder", type=Path, required=True, help="folder that train_autoencoder left")
-    model.add_argument("--channels", type=int, nargs="+", default=[192],
+    model.add_argument("--channels", type=int, nargs="+", default=[64, 128],
                        help="width of each resolution level of the U-Net; each level after the first halves the size")  # fmt: skip
     model.add_argument("--layers-per-block", type=int, default=2, help="residual blocks per level")
-    model.add_argument("--attention-levels", type=int, default=2, help="how many of the lowest levels have attention")
+    model.add_argument("--attention-levels", type=int, default=1, help="how many of the lowest levels have attention")
     model.add_argument("--dropout", type=float, default=0.0, help="dropout in the residual blocks")
     loss = parser.add_argument_group("loss and averaging")
     loss.add_argument("--class-dropout", type=float, default=0.1,
                       help="share of tiles shown with the null class, for classifier-free guidance")  # fmt: skip
-    loss.add_argument("--ema-decay", type=float, default=0.999, help="decay of the moving average of the weights")
+    loss.add_argument("--ema-decay", type=float, default=0.998, help="decay of the moving average of the weights")
     args = parser.parse_args(argv)
     check_training_options(args)
     check_option(args, "channels", min(args.channels) >= 1, "every width must be at least 1")
@@ -196,6 +197,7 @@ def main(args: argparse.Namespace) -> None:
     denoiser = denoiser.to(memory_format=torch.channels_last)
     average = UNet2DModel.from_config(denoiser.config).to(accelerator.device, memory_format=torch.channels_last)
     average.load_state_dict(denoiser.state_dict())
+    average.eval()
     ema = EMAModel(denoiser.parameters(), decay=args.ema_decay, use_ema_warmup=True, power=0.75)
     ema.to(accelerator.device)
     checkpoint = find_checkpoint(args.output / "checkpoints", args.resume)
@@ -220,7 +222,7 @@ def main(args: argparse.Namespace) -> None:
     def validate() -> float:
         """Flow loss of the averaged weights on validation tiles, with the same noise every time."""
         losses = []
-        for number, indices in enumerate(np.array_split(np.arange(val_count), math.ceil(val_count / 256))):
+        for number, indices in enumerate(np.array_split(np.arange(len(validation)), math.ceil(len(validation) / 256))):
             class_ids = torch.from_numpy(validation.labels[indices])
             drawn = draw_step(step_generator(0, number, 1), class_ids, latent_shape, null_class, 0.0)
             posterior_noise, noise, levels, class_ids = (x.to(accelerator.device) for x in drawn)
@@ -228,7 +230,7 @@ def main(args: argparse.Namespace) -> None:
             with torch.no_grad(), accelerator.autocast():
                 latents = normalised_latents(autoencoder, images, posterior_noise)
                 losses.append(flow_loss(average, latents, class_ids, noise, levels).item() * len(indices))
-        return sum(losses) / val_count
+        return sum(losses) / len(validation)
 
     def sample_grid(path: Path) -> None:
         """Eight tiles of each class, one class per row, from the averaged weights and always the same noise."""
@@ -242,7 +244,7 @@ def main(args: argparse.Namespace) -> None:
 
     weights = class_weights(train.labels, args.class_balance)
     warmup_steps = math.ceil(args.warmup * args.max_train_steps)
-    val_count = min(len(validation), args.validation_tiles)
+    validation = validation.subset(spread_indices(len(validation), args.validation_tiles))
     progress = tqdm(total=args.max_train_steps, initial=start, desc="diffusion", unit="step",
                     disable=not accelerator.is_local_main_process)  # fmt: skip
     for step in range(start, args.max_train_steps):
@@ -259,6 +261,9 @@ def main(args: argparse.Namespace) -> None:
                 process_slice(batch, accelerator.process_index, accelerator.num_processes).to(accelerator.device)
                 for batch in (images, *drawn)
             )
+            if args.dropout:
+                # Dropout draws from the global generator: make that, too, a function of (seed, step) alone.
+                torch.manual_seed(step_generator(args.seed, position, 2 + accelerator.process_index).initial_seed())
             with accelerator.accumulate(model):
                 with accelerator.autocast():
                     with torch.no_grad():

@@ -13,7 +13,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
-from histodistill.training import scoring, train_classifier as script
+from histodistill.training import scoring
+from histodistill.training import train_classifier as script
 from histodistill.training.classifiers import Classifier
 from histodistill.training.data import Tiles
 from histodistill.training.errors import InputError
@@ -98,11 +99,10 @@ def test_resumed_run_equals_an_uninterrupted_one(accelerator, train, validation,
     config = dataclasses.replace(TINY, architecture=architecture, validation_steps=3, loss="joint", stain_strength=0.1)
     whole = fit(accelerator, train, validation, config)
     first = fit(accelerator, train, validation, config, checkpoint_dir=tmp_path, checkpointing_steps=5)
-    seen = []
-    resumed = fit(
-        accelerator, train, validation, config, checkpoint_dir=tmp_path, resume="latest", log=lambda _, s: seen.append(s)
-    )
-    assert seen == [6, 8]  # it went on after step 5
+    records = []
+    options = {"checkpoint_dir": tmp_path, "resume": "latest"}
+    resumed = fit(accelerator, train, validation, config, **options, log=lambda record, _: records.append(record))
+    assert records == whole.history[1:]  # it went on after step 5
     for run in (first, resumed):
         assert same_weights(run.model, whole.model)
         assert run.history == whole.history
@@ -254,11 +254,12 @@ def test_script(tmp_path, capsys):
     ("options", "message"),
     [
         (["--max-train-steps", "0"], "max-train-steps=0 is out of range"),
-        (["--architecture", "vgg"], "architecture='vgg' is unknown: it must be one of convnet, resnet18, vit"),
+        (["--architecture", "vgg"], "--architecture=vgg is unknown: it must be one of convnet, resnet18, vit"),
         (["--loss", "mse"], "loss='mse' is unknown: it must be one of ce, joint"),
         (["--margin", "2"], "margin=2.0 is out of range"),
         (["--n-per-class", "0"], "n-per-class=0 is out of range"),
-        (["--n-per-class", "13"], "13"),
+        (["--n-per-class", "13"], "n_per_class=13 is too many"),
+        (["--architecture", "vit", "--width", "129"], "width=129 doesn't suit a vit"),
         (["--mixed-precision", "fp16"], "fp16 needs a GPU"),
         (["--data", "no/such/folder"], "no/such/folder"),
         (["--resume", "no/such/checkpoint"], "no/such/checkpoint"),

@@ -1,0 +1,77 @@
+"""What all cards share: the YAML header, the templates, and text that Markdown cannot mistake for markup."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+from huggingface_hub import CardData
+from jinja2 import Environment, StrictUndefined
+
+
+PAPER = (
+    "Li, Z. and Kainz, B. (2024). Image Distillation for Safe Data Sharing in Histopathology. "
+    "Medical Image Computing and Computer Assisted Intervention – MICCAI 2024. https://arxiv.org/abs/2406.13536"
+)
+PAPER_BIBTEX = """\
+@inproceedings{li2024image,
+  title = {Image Distillation for Safe Data Sharing in Histopathology},
+  author = {Li, Zhe and Kainz, Bernhard},
+  booktitle = {Medical Image Computing and Computer Assisted Intervention -- MICCAI 2024},
+  year = {2024},
+  eprint = {2406.13536},
+  archivePrefix = {arXiv}
+}"""
+
+# An underscore between letters or digits is no markup.
+_MARKUP = re.compile(r"[\\`*{}\[\]<>|#~&$]|(?<![^\W_])_|_(?![^\W_])")
+# Upper bounds and names of the Hub's `size_categories`.
+_SIZES = (
+    (10**3, "n<1K"),
+    (10**4, "1K<n<10K"),
+    (10**5, "10K<n<100K"),
+    (10**6, "100K<n<1M"),
+    (10**7, "1M<n<10M"),
+)
+
+
+def render_card(metadata: CardData, template: str, values: Mapping[str, Any]) -> str:
+    """Fills a template of this package and puts the YAML header before it.
+
+    Args:
+        metadata: the header.
+        template: file name in `hub_cards/templates`. It has the filters `md`, for any text that is not ours, and
+            `score`, for a mean with its standard deviation.
+        values: what the template uses, beside `paper` and `paper_bibtex`.
+
+    Returns:
+        The whole card, ending in one newline.
+
+    Raises:
+        jinja2.UndefinedError: the template uses a value that is not there.
+    """
+    # Not autoescaped, for it is no HTML: text that is not ours goes through `md`.
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"md": escape_markdown, "score": format_score}
+    source = resources.files("histodistill.hub_cards").joinpath("templates", template).read_text(encoding="utf-8")
+    body = environment.from_string(source).render(paper=PAPER, paper_bibtex=PAPER_BIBTEX, **values)
+    return f"---\n{metadata.to_yaml()}\n---\n\n{body.strip()}\n"
+
+
+def escape_markdown(value: Any) -> str:
+    """Text on one line in which Markdown and HTML find no markup, so that it also fits a table cell."""
+    return _MARKUP.sub(lambda found: f"&#{ord(found.group())};", " ".join(str(value).split()))
+
+
+def format_score(score: Mapping[str, float | None] | None) -> str:
+    """`{"mean": .., "std": ..}` as 0.757 or 0.757 ± 0.004; a dash where there is no mean."""
+    if not score or score["mean"] is None:
+        return "–"
+    return f"{score['mean']:.3f}" + ("" if score.get("std") is None else f" ± {score['std']:.3f}")
+
+
+def size_category(count: int) -> str:
+    """The Hub's name for the size of a dataset of `count` rows."""
+    return next((name for limit, name in _SIZES if count < limit), "n>10M")

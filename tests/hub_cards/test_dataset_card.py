@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from datasets import ClassLabel, Dataset, Features, Image, List, Value, load_dataset
+from PIL import Image as PILImage
+
+from histodistill.hub_cards import DistilledDatasetCardData, render_dataset_card
+from histodistill.hub_cards.rendering import escape_markdown, format_score, size_category
+
+
+NAMES = ["adipose", "no: 'yes' | <b>"]
+FEATURES = Features(
+    {
+        "image": Image(),
+        "label": ClassLabel(names=NAMES),
+        "soft_label": List(Value("float32"), length=2),
+        "seed": Value("int64"),
+        "community": Value("int64"),
+        "modular_centrality": Value("float64"),
+    }
+)
+
+
+def make_card(**changes) -> DistilledDatasetCardData:
+    values = {
+        "class_names": NAMES,
+        "n_per_class": 3,
+        "image_size": 8,
+        "pool_size": 2000,
+        "selector": "DistillSelector",
+        "selector_params": {"n_neighbors": 15, "quota": "proportional"},
+        "features": FEATURES,
+    }
+    return DistilledDatasetCardData(**(values | changes))
+
+
+def header(text: str) -> dict:
+    return yaml.safe_load(re.match(r"---\n(.*?)\n---\n", text, re.DOTALL).group(1))
+
+
+def write_parquet(folder):
+    rng = np.random.default_rng(0)
+    images = []
+    for pixels in rng.integers(256, size=(6, 8, 8, 3), dtype=np.uint8):
+        buffer = io.BytesIO()
+        PILImage.fromarray(pixels).save(buffer, format="PNG")
+        images.append({"bytes": buffer.getvalue(), "path": None})
+    rows = {
+        "image": images,
+        "label": [0, 0, 0, 1, 1, 1],
+        "soft_label": [[0.9, 0.1]] * 6,
+        "seed": list(range(6)),
+        "community": [0, 1, 0, 2, 2, 2],
+        "modular_centrality": [0.5] * 6,
+    }
+    (folder / "data").mkdir(parents=True)
+    Dataset.from_dict(rows, features=FEATURES).to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+
+
+def test_folder_with_the_card_opens_offline(tmp_path):
+    folder = tmp_path / "distilled"
+    write_parquet(folder)
+    (folder / "README.md").write_text(render_dataset_card(make_card()))
+    (folder / "stage.json").write_text("{}")  # stands beside it in a run, and must not be taken for data
+    dataset = load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+    assert dataset.features == FEATURES
+    assert dataset.features["label"].names == NAMES
+    assert len(dataset) == 6
+    assert dataset[3]["image"].size == (8, 8)
+
+
+def test_header_is_what_the_hub_reads():
+    data = header(render_dataset_card(make_card(source_name="crc", license="cc-by-4.0")))
+    assert data["license"] == "cc-by-4.0"
+    assert data["task_categories"] == ["image-classification"]
+    assert {"histopathology", "synthetic", "dataset-distillation"} <= set(data["tags"])
+    assert data["size_categories"] == ["n<1K"]
+    assert data["pretty_name"] == "Distilled crc"
+    assert data["configs"][0]["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
+    label = next(f for f in data["dataset_info"]["features"] if f["name"] == "label")
+    assert label["dtype"]["class_label"]["names"] == {"0": NAMES[0], "1": NAMES[1]}
+    assert "license" not in header(render_dataset_card(make_card()))
+
+
+def test_text_is_true_of_the_data():
+    text = render_dataset_card(make_card(attribution="Kather et al."))
+    assert "6 synthetic 8×8 images, 3 of each of 2 classes" in text
+    assert "pool of 2,000 images" in text
+    assert "| n_neighbors | 15 |" in text
+    assert "Synthetic is not the same as safe: no privacy audit has been made." in text
+    assert "diagnosis" in text
+    assert "2406.13536" in text
+    assert "Original tiles: Kather et al." in text
+    assert "## Results" not in text
+    for column in FEATURES:
+        assert f"\n| {column} | " in text
+
+
+def test_names_cannot_make_markup():
+    body = render_dataset_card(make_card()).split("\n---\n", 1)[1]
+    assert "<b>" not in body
+    assert "| 1 | no: 'yes' &#124; &#60;b&#62; |" in body
+    assert escape_markdown("a\n# b") == "a &#35; b"
+    assert escape_markdown("_a_ b_c") == "&#95;a&#95; b_c"
+
+
+def test_other_selectors_have_no_communities():
+    assert "always 0: KMeansSelector finds no communities" in render_dataset_card(make_card(selector="KMeansSelector"))
+    assert "always 0" not in render_dataset_card(make_card())
+
+
+def test_phantom_is_not_called_histology():
+    text = render_dataset_card(make_card(source_name="phantom"))
+    assert "histopathology" not in header(text)["tags"]
+    assert "They are not tissue" in text
+    assert "They are not tissue" not in render_dataset_card(make_card())
+
+
+def test_results_are_shown():
+    row = {
+        "title": "Distilled, joint loss",
+        "architecture": "convnet",
+        "num_train": 11592,
+        "accuracy": {"mean": 0.7514, "std": 0.0123},
+        "auc": {"mean": None, "std": None},
+        "f1": {"mean": 0.5, "std": None},
+    }
+    text = render_dataset_card(make_card(results=[row]))
+    assert "| Distilled, joint loss | 11,592 | convnet | 0.751 ± 0.012 | – | 0.500 |" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_per_class": 0}, "n_per_class=0 is out of range"),
+        ({"features": Features({"image": Image()})}, "no 'label' column"),
+        ({"class_names": ["b", "a"]}, "must be class_names"),
+    ],
+)
+def test_data_that_does_not_fit_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_card(**changes)
+
+
+def test_small_parts():
+    assert [size_category(n) for n in (999, 1000, 50_000, 10**8)] == ["n<1K", "1K<n<10K", "10K<n<100K", "n>10M"]
+    assert format_score(None) == "–"
+    assert format_score({"mean": 0.0, "std": 0.0}) == "0.000 ± 0.000"
+
+
+def test_imports_no_other_package_of_ours():
+    code = "import sys, histodistill.hub_cards; print(*[m for m in sys.modules if m.startswith('histodistill.')])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert found
+    assert all(name.startswith("histodistill.hub_cards") for name in found)

@@ -1,0 +1,338 @@
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, DPMSolverMultistepScheduler, UNet2DModel
+
+from histodistill.pipelines import HistologyPipeline, HistologyPipelineOutput, histology_pipeline
+
+
+NAMES = ["adipose", "glands", "mucus"]
+SIZE = 16
+STEPS = 3
+GOLDEN = [0.0] * 9
+
+
+def dummy_components() -> dict:
+    """A pipeline with one level in the U-Net and two in the autoencoder: 16×16 tiles, 2×8×8 latents, 3 classes."""
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=8,
+        in_channels=2,
+        out_channels=2,
+        block_out_channels=(16,),
+        down_block_types=("AttnDownBlock2D",),
+        up_block_types=("AttnUpBlock2D",),
+        layers_per_block=1,
+        attention_head_dim=8,
+        norm_num_groups=8,
+        num_class_embeds=4,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        latent_channels=2,
+        norm_num_groups=8,
+        sample_size=SIZE,
+        scaling_factor=0.5,
+        shift_factor=0.25,
+    )
+    scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    return {"vae": vae.eval(), "unet": unet.eval(), "scheduler": scheduler, "id2label": dict(enumerate(NAMES))}
+
+
+@pytest.fixture
+def pipe() -> HistologyPipeline:
+    pipeline = HistologyPipeline(**dummy_components())
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def seeds(*numbers: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(number) for number in numbers]
+
+
+def generate(pipe, labels, *numbers: int, **options):
+    options = {"num_inference_steps": STEPS, "output_type": "np", **options}
+    return pipe(labels, generator=seeds(*numbers), **options).images
+
+
+def one_sentence(message: str) -> bool:
+    return "\n" not in message and re.search(r"\.\s", message) is None and ":" in message
+
+
+def test_golden_slice(pipe):
+    images = generate(pipe, ["glands"], 0, guidance_scale=2.0)
+    expected = np.array(GOLDEN)
+    np.testing.assert_allclose(images[0, -3:, -3:, -1].reshape(-1), expected, atol=1e-3)
+
+
+def test_class_ids_and_names_may_be_mixed(pipe):
+    assert pipe.class_names == NAMES
+    assert (pipe.num_classes, pipe.null_class) == (3, 3)
+    for labels, ids in [
+        (1, [1]),
+        ("mucus", [2]),
+        (["mucus", 0, "glands"], [2, 0, 1]),
+        (torch.tensor([2, 1]), [2, 1]),
+        (np.array([0, 2]), [0, 2]),
+        (np.int64(1), [1]),
+    ]:
+        found = pipe.get_class_ids(labels)
+        assert found.tolist() == ids
+        assert found.dtype == torch.int64
+
+
+def test_names_and_ids_give_the_same_image(pipe):
+    images = generate(pipe, ["adipose", "mucus"], 4, 5)
+    np.testing.assert_array_equal(generate(pipe, [0, 2], 4, 5), images)
+    assert not np.allclose(generate(pipe, [2, 0], 4, 5), images)
+
+
+def test_names_default_to_numbers():
+    components = dummy_components()
+    del components["id2label"]
+    assert HistologyPipeline(**components).class_names == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (3, r"class_labels=3 is out of range: it must be 0 to 2"),  # the null class is no class
+        ([0, -1], r"class_labels=-1 is out of range: it must be 0 to 2"),
+        (["bone"], r"class_labels='bone' is unknown: it must be one of \['adipose', 'glands', 'mucus'\]"),
+        ([True], r"class_labels=True is out of range: it must be 0 to 2"),
+        ([0.5], r"class_labels=0.5 is out of range: it must be 0 to 2"),
+        ([], r"class_labels=\[\] is empty: give at least one class id or name"),
+    ],
+)
+def test_wrong_class_labels(pipe, labels, message):
+    with pytest.raises(ValueError, match=message) as error:
+        pipe(labels)
+    assert one_sentence(str(error.value))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_inference_steps": 0}, "num_inference_steps=0 is out of range: it must be at least 1"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps=2.5 is out of range: it must be at least 1"),
+        ({"guidance_scale": -1.0}, "guidance_scale=-1.0 is out of range: it must be at least 0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale=nan is out of range"),
+        ({"output_type": "jpg"}, "output_type='jpg' is unknown: it must be one of"),
+        ({"generator": seeds(1)}, "generator has 1 entries for 2 images: give one per image, or a single one"),
+        ({"latents": torch.zeros(2, 2, 4, 4)}, r"latents of shape \(2, 2, 4, 4\) do not fit: the shape must be"),
+    ],
+)
+def test_wrong_arguments(pipe, options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        pipe([0, 1], **options)
+    assert one_sentence(str(error.value))
+
+
+def test_output_types(pipe):
+    labels, numbers = [0, 1], (0, 1)
+    pil = generate(pipe, labels, *numbers, output_type="pil")
+    array = generate(pipe, labels, *numbers, output_type="np")
+    tensor = generate(pipe, labels, *numbers, output_type="pt")
+    latents = generate(pipe, labels, *numbers, output_type="latent")
+
+    assert all(isinstance(image, PIL.Image.Image) for image in pil)
+    assert [(image.mode, image.size) for image in pil] == [("RGB", (SIZE, SIZE))] * 2
+    assert (array.dtype, array.shape) == (np.float32, (2, SIZE, SIZE, 3))
+    assert (tensor.dtype, tensor.shape) == (torch.float32, (2, 3, SIZE, SIZE))
+    assert (latents.dtype, latents.shape) == (torch.float32, (2, 2, 8, 8))
+    assert array.min() >= 0
+    assert array.max() <= 1
+    np.testing.assert_array_equal(tensor.permute(0, 2, 3, 1).numpy(), array)
+    np.testing.assert_array_equal(np.stack(pil), (array * 255).round().astype(np.uint8))
+
+
+def test_latents_are_normalised(pipe):
+    """What "latent" returns becomes the image by undoing (latent - shift) * scale and decoding."""
+    latents = generate(pipe, [1], 7, output_type="latent")
+    with torch.no_grad():
+        decoded = pipe.vae.decode(latents / 0.5 + 0.25).sample
+    expected = (decoded / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(generate(pipe, [1], 7, output_type="pt"), expected)
+
+
+def test_output_class_and_tuple(pipe):
+    output = pipe([1, "adipose"], num_inference_steps=1, generator=seeds(0, 1), output_type="np")
+    assert isinstance(output, HistologyPipelineOutput)
+    assert output.class_labels.tolist() == [1, 0]
+    images = pipe([1, "adipose"], num_inference_steps=1, generator=seeds(0, 1), output_type="np", return_dict=False)
+    assert isinstance(images, tuple)
+    assert len(images) == 1
+    np.testing.assert_array_equal(images[0], output.images)
+
+
+def test_image_depends_on_its_own_generator_alone(pipe):
+    labels, numbers = [0, 1, 2, 1, 0], (10, 11, 12, 13, 14)
+    batch = generate(pipe, labels, *numbers)
+    alone = np.concatenate(
+        [generate(pipe, [label], number) for label, number in zip(labels, numbers, strict=True)]
+    )
+    np.testing.assert_allclose(alone, batch, atol=1e-5)
+    np.testing.assert_array_equal((alone * 255).round().astype(np.uint8), (batch * 255).round().astype(np.uint8))
+    others = generate(pipe, [2, 1], 99, 11)
+    np.testing.assert_allclose(others[1], batch[1], atol=1e-5)
+
+
+def test_one_generator_for_all(pipe):
+    first, again = (
+        pipe([0, 0], num_inference_steps=1, generator=seeds(3)[0], output_type="np").images for _ in range(2)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first[0], first[1])
+
+
+def test_given_latents_take_the_place_of_the_generator(pipe):
+    noise = torch.randn(2, 2, 8, 8, generator=seeds(5)[0])
+    drawn = pipe([0, 2], num_inference_steps=2, generator=seeds(5)[0], output_type="np").images
+    given = pipe([0, 2], num_inference_steps=2, latents=noise, output_type="np").images
+    np.testing.assert_array_equal(given, drawn)
+
+
+class Calls:
+    """Records the class labels that the denoiser is asked for."""
+
+    def __init__(self, pipe: HistologyPipeline):
+        self.labels = []
+        pipe.unet.register_forward_pre_hook(
+            lambda _, args, kwargs: self.labels.append(kwargs["class_labels"].tolist()), with_kwargs=True
+        )
+
+
+def test_guidance_of_one_asks_for_the_condition_only(pipe):
+    calls = Calls(pipe)
+    generate(pipe, [0, 2], 0, 1, guidance_scale=1.0)
+    assert calls.labels == [[0, 2]] * STEPS
+
+
+def test_guidance_of_one_is_the_limit_of_guidance(pipe):
+    conditional = generate(pipe, [0, 2], 0, 1, guidance_scale=1.0)
+    np.testing.assert_allclose(generate(pipe, [0, 2], 0, 1, guidance_scale=1.0 + 1e-6), conditional, atol=1e-4)
+    assert not np.allclose(generate(pipe, [0, 2], 0, 1, guidance_scale=3.0), conditional, atol=1e-4)
+
+
+def test_null_class_comes_from_the_config_of_the_denoiser(pipe):
+    calls = Calls(pipe)
+    generate(pipe, [0, 2], 0, 1, guidance_scale=2.0)
+    assert calls.labels == [[0, 2, 3, 3]] * STEPS
+
+
+def test_guidance_of_zero_ignores_the_class(pipe):
+    np.testing.assert_allclose(
+        generate(pipe, [0], 3, guidance_scale=0.0), generate(pipe, [2], 3, guidance_scale=0.0), atol=1e-6
+    )
+
+
+def test_documented_defaults_are_the_defaults():
+    documented = re.findall(r"(\w+) \([^)]*\*optional\*, defaults to `([^`]+)`\)", HistologyPipeline.__call__.__doc__)
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(HistologyPipeline.__call__).parameters.items()
+        if parameter.default not in (inspect.Parameter.empty, None)
+    }
+    # Numbers stand outside the backquotes.
+    documented += re.findall(r"(\w+) \([^)]*\*optional\*, defaults to ([\d.]+)\)", HistologyPipeline.__call__.__doc__)
+    assert {name: ast.literal_eval(value) for name, value in documented} == defaults
+
+
+def test_every_argument_is_documented():
+    for name in list(inspect.signature(HistologyPipeline.__call__).parameters)[1:]:
+        assert re.search(rf"^\s+{name} \(", HistologyPipeline.__call__.__doc__, re.MULTILINE), name
+
+
+def test_file_is_self_contained():
+    tree = ast.parse(Path(histology_pipeline.__file__).read_text())
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            imported.add(node.module.partition(".")[0])
+    assert imported - sys.stdlib_module_names == {"PIL", "diffusers", "numpy", "torch"}
+
+
+def test_saved_folder_has_no_pickle_and_names_its_class(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["_class_name"] == ["pipeline", "HistologyPipeline"]
+    assert index["id2label"] == {"0": "adipose", "1": "glands", "2": "mucus"}
+    assert (tmp_path / "pipeline.py").read_bytes() == Path(histology_pipeline.__file__).read_bytes()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".py", ".safetensors"}
+
+
+FRESH_PROCESS = """
+import importlib.util, sys
+import numpy as np, torch
+from diffusers import DiffusionPipeline
+
+assert importlib.util.find_spec("histodistill") is None
+folder, output = sys.argv[1:]
+pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+assert type(pipe).__name__ == "HistologyPipeline"
+generators = [torch.Generator().manual_seed(i) for i in (1, 2)]
+images = pipe(["mucus", 0], num_inference_steps=3, generator=generators, output_type="np").images
+pipe.save_pretrained(folder + "-again")
+np.savez(output, images=images, names=np.array(pipe.class_names))
+"""
+
+
+def test_loads_where_histodistill_is_not_installed(pipe, tmp_path, monkeypatch):
+    pipe.save_pretrained(tmp_path / "saved")
+    # The interpreter below the virtual environment, with the libraries' folder on its path, does not see histodistill:
+    # only a site folder's own .pth files, which are not read here, lead to an editable install.
+    environment = {
+        **os.environ,
+        "PYTHONPATH": sysconfig.get_path("purelib"),
+        "HF_HOME": str(tmp_path / "cache"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    subprocess.run(
+        [sys._base_executable, "-c", FRESH_PROCESS, str(tmp_path / "saved"), str(tmp_path / "images.npz")],
+        env=environment,
+        cwd=tmp_path,
+        check=True,
+    )
+    with np.load(tmp_path / "images.npz") as fresh:
+        assert fresh["names"].tolist() == NAMES
+        np.testing.assert_array_equal(fresh["images"], generate(pipe, ["mucus", 0], 1, 2))
+
+    # What the loaded pipeline saves is again a folder that loads.
+    again, saved = tmp_path / "saved-again", tmp_path / "saved"
+    for path in saved.rglob("*"):
+        if path.is_file():
+            assert (again / path.relative_to(saved)).read_bytes() == path.read_bytes(), path.name
+
+
+def test_loading_asks_for_trust(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        DiffusionPipeline.from_pretrained(tmp_path)
+
+
+def test_half_precision_stays_in_range(pipe):
+    images = generate(pipe.to(torch.bfloat16), [0, 1], 0, 1)
+    assert np.isfinite(images).all()
+    assert images.dtype == np.float32
+    reference = generate(HistologyPipeline(**dummy_components()), [0, 1], 0, 1)
+    np.testing.assert_allclose(images, reference, atol=0.1)

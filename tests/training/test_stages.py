@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from importlib import metadata
+
+import pytest
+
+from histodistill.training import stages
+from histodistill.training.errors import InputError
+from histodistill.training.files import read_json
+from histodistill.training.stages import Stage, fingerprint, is_complete, read_record, require_complete
+
+
+SETTINGS = {"stage": "test", "channels": [8, 8], "seed": 0}
+
+
+def test_fingerprint():
+    assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
+    assert len(fingerprint({})) == 64
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+
+
+def test_a_stage_from_beginning_to_end(tmp_path):
+    assert read_record(tmp_path) is None
+    stage = Stage(tmp_path, SETTINGS)
+    assert not stage.complete
+    assert list(tmp_path.iterdir()) == []  # looking writes nothing
+    stage.begin()
+    assert not is_complete(tmp_path)
+    assert not Stage(tmp_path, SETTINGS).complete
+    record = stage.finish(score=0.5)
+    assert record == read_record(tmp_path) == read_json(tmp_path / "stage.json")
+    assert (record["complete"], record["score"], record["settings"]) == (True, 0.5, SETTINGS)
+    assert record["fingerprint"] == fingerprint(SETTINGS)
+    assert record["versions"]["torch"] == metadata.version("torch")
+    assert Stage(tmp_path, SETTINGS).complete
+    assert is_complete(tmp_path)
+    assert is_complete(tmp_path, SETTINGS)
+    assert not is_complete(tmp_path, {**SETTINGS, "seed": 1})
+
+
+def test_tuples_are_lists(tmp_path):
+    Stage(tmp_path, {"channels": (8, 8)}).finish()
+    assert Stage(tmp_path, {"channels": [8, 8]}).complete
+    assert is_complete(tmp_path, {"channels": (8, 8)})
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_other_settings_are_refused(tmp_path, finished):
+    stage = Stage(tmp_path, SETTINGS)
+    stage.begin()
+    if finished:
+        stage.finish()
+    before = (tmp_path / "stage.json").read_bytes()
+    with pytest.raises(
+        InputError, match=r"was made with other settings \(seed was 0 and is now 7\): give another output folder"
+    ):
+        Stage(tmp_path, {**SETTINGS, "seed": 7})
+    assert (tmp_path / "stage.json").read_bytes() == before
+
+
+def test_long_values_are_shortened(tmp_path):
+    Stage(tmp_path, {"data": "a" * 64}).begin()
+    with pytest.raises(InputError, match=r'data was "a{36}\.\.\. and is now "b{36}\.\.\.\)') as error:
+        Stage(tmp_path, {"data": "b" * 64})
+    assert len(str(error.value).removeprefix(str(tmp_path))) < 200
+
+
+def test_options_that_come_or_go_are_named(tmp_path):
+    Stage(tmp_path, {"a": 1}).begin()
+    with pytest.raises(InputError, match=r"b was null and is now 2"):
+        Stage(tmp_path, {"a": 1, "b": 2})
+
+
+def test_time_of_all_attempts_is_added(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(stages.time, "perf_counter", lambda: now[0])
+    stage = Stage(tmp_path, SETTINGS)
+    stage.begin()
+    now[0] += 5
+    stage.save_progress()
+    now[0] += 50  # lost: the process was killed
+    stage = Stage(tmp_path, SETTINGS)
+    stage.begin()
+    now[0] += 3
+    assert stage.finish()["seconds"] == 8.0
+
+
+def test_a_damaged_record_counts_as_none(tmp_path):
+    (tmp_path / "stage.json").write_text('{"complete": tr')
+    assert read_record(tmp_path) is None
+    assert not Stage(tmp_path, SETTINGS).complete
+
+
+def test_require_complete(tmp_path):
+    with pytest.raises(InputError, match=r"holds no finished pool: run generate first$"):
+        require_complete(tmp_path / "none", "pool", "run generate first")
+    stage = Stage(tmp_path, SETTINGS)
+    stage.begin()
+    with pytest.raises(InputError, match="holds no finished pool"):
+        require_complete(tmp_path, "pool", "run generate first")
+    stage.finish()
+    assert require_complete(tmp_path, "pool", "run generate first")["settings"] == SETTINGS
+
+
+def test_a_library_under_another_name_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "PACKAGES", ("torch", "no-such-library"))
+    assert Stage(tmp_path, SETTINGS).finish()["versions"] == {"torch": metadata.version("torch")}

@@ -1,0 +1,258 @@
+"""The report of a run: one HTML page with everything in it, and the few lines that a run ends with."""
+
+from __future__ import annotations
+
+import base64
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from PIL import Image
+
+from histodistill.training.errors import InputError
+from histodistill.training.files import read_json, write_text
+from histodistill.training.image_dataset import read_image_dataset
+from histodistill.training.images import png_bytes
+from histodistill.training.stages import read_record
+
+
+REPORT = "report.html"
+IMAGES_PER_CLASS = 24
+# Larger images are shown smaller, so that the page stays a few megabytes.
+_LARGEST_SIDE = 96
+# Communities shown one by one; more would be too thin to see.
+_COMMUNITIES = 30
+
+_ARCHITECTURES = {"convnet": "ConvNet", "resnet18": "ResNet-18", "vit": "ViT"}
+_METRICS = ("accuracy", "auc", "f1")
+_STAGES = {
+    "autoencoder": "Autoencoder",
+    "pipeline": "Diffusion model",
+    "teacher": "Teacher classifier",
+    "pool": "Pool of generated images",
+    "distilled": "Selection",
+    "comparison": "Comparison of classifiers",
+}
+# What a stage may have measured, and how to say it.
+_FACTS = {
+    "validation_psnr": "validation PSNR {:.1f} dB",
+    "validation_loss": "validation loss {:.4f}",
+    "test_accuracy": "test ACC {:.3f}",
+    "num_images": "{:,} images",
+}
+
+
+def write_report(run: str | Path) -> Path:
+    """Writes `run/report.html`: scores, distilled images, communities, times and settings on one page.
+
+    The page needs nothing else: its images are in it (only synthetic ones), it has no script and loads nothing. Of the
+    run's files only `distilled/` must be there; where another is missing (`run.json`, `results.json`, the `stage.json`
+    of a stage), the section says so.
+
+    Args:
+        run: folder of a run.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        InputError: If there is no distilled set, or a JSON file of the run cannot be read.
+    """
+    run = Path(run)
+    # Autoescaped: names of classes and of data come from outside.
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    source = resources.files("histodistill.training").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    path = run / REPORT
+    write_text(path, environment.from_string(source).render(_page(run)))
+    return path
+
+
+def summary_lines(run: str | Path) -> list[str]:
+    """What a run ends with, as lines of plain text: ACC, AUC and F1 by row and architecture, recovery, where to look.
+
+    Raises:
+        InputError: If results.json cannot be read.
+    """
+    run = Path(run)
+    results = _read_optional(run / "results.json")
+    lines = []
+    if results and results["rows"]:
+        width = max(len(row["title"]) for row in results["rows"]) + 2
+        for table in _score_tables(results):
+            lines.append(f"{table['architecture']:<{width + 2}}{'images':>8}{'ACC':>16}{'AUC':>16}{'F1':>16}")
+            for row in table["rows"]:
+                scores = (s["mean"] + (f" ± {s['std']}" if s["std"] else "") for s in row["scores"])
+                lines.append(f"  {row['title']:<{width}}{row['num_train']:>8,}" + "".join(f"{s:>16}" for s in scores))
+            lines.append("")
+        lines += results.get("notes", [])
+        lines += [item["sentence"] for item in _recovery(results)]
+    else:
+        lines.append("No scores yet: histodistill compare makes them.")
+    lines.append(f"Distilled set: {run / 'distilled'}")
+    if (run / REPORT).is_file():
+        lines.append(f"Report:        {run / REPORT}")
+    return lines
+
+
+def _page(run: Path) -> dict[str, Any]:
+    """All that the template shows."""
+    images, columns, class_names = read_image_dataset(run / "distilled")
+    about = _read_optional(run / "run.json") or {}
+    results = _read_optional(run / "results.json")
+    records = {name: read_record(run / name) or {} for name in _STAGES}
+    return {
+        "name": about.get("data") or (results or {}).get("data") or run.resolve().name,
+        "phantom": about.get("data") == "phantom",
+        "num_images": len(images),
+        "num_tiles": about.get("num_tiles"),
+        "image_size": images.shape[1],
+        "recovery": _recovery(results) if results else [],
+        "tables": _score_tables(results) if results else [],
+        "result_notes": results.get("notes", []) if results else [],
+        "classes": _classes(images, columns["label"], class_names),
+        "communities": _communities(records["distilled"].get("community_sizes", {}), columns, class_names),
+        "selection_notes": records["distilled"].get("warnings", []),
+        "stages": [_stage(title, records[name]) for name, title in _STAGES.items()],
+        "total": _duration(sum(record.get("seconds", 0) for record in records.values())),
+        "run": _flat({key: value for key, value in about.items() if key != "settings"}),
+        "run_settings": _flat(about.get("settings", {})),
+        "versions": _versions(records),
+    }
+
+
+def _read_optional(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}): delete it and run the command that made it") from error
+
+
+def _score_tables(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """One table for each architecture, numbers already as text."""
+    tables = []
+    for architecture in dict.fromkeys(row["architecture"] for row in results["rows"]):
+        mine = [row for row in results["rows"] if row["architecture"] == architecture]
+        rows = [
+            {"title": row["title"], "num_train": row["num_train"], "own": row["row"] == results["recovery_row"],
+             "scores": [_score(row[metric]) for metric in _METRICS]}
+            for row in mine
+        ]  # fmt: skip
+        seeds = max(len(row["seeds"]) for row in mine)
+        tables.append({"architecture": _architecture(architecture), "seeds": seeds, "rows": rows})
+    return tables
+
+
+def _score(score: dict[str, Any]) -> dict[str, str | None]:
+    mean, std = ("–" if score["mean"] is None else f"{score['mean']:.3f}"), score.get("std")
+    return {"mean": mean, "std": None if std is None else f"{std:.3f}"}
+
+
+def _recovery(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The recovery of each architecture, and what it means in one sentence."""
+    by_place = {(row["architecture"], row["row"]): row for row in results["rows"]}
+    items = []
+    for name, value in results.get("recovery", {}).items():
+        own, full = by_place[name, results["recovery_row"]], by_place[name, "real_all"]
+        sentence = (
+            f"{_architecture(name)} trained on the {own['num_train']:,} distilled images reaches {100 * value:.1f} % "
+            f"of the test accuracy that all {full['num_train']:,} real training tiles give "
+            f"({own['accuracy']['mean']:.3f} of {full['accuracy']['mean']:.3f})"
+        )
+        random = by_place.get((name, "real_random"))
+        if random and random["accuracy"]["mean"] is not None:
+            share = random["accuracy"]["mean"] / full["accuracy"]["mean"]
+            sentence += f"; {random['num_train']:,} random real tiles reach {100 * share:.1f} %"
+        items.append({"architecture": _architecture(name), "value": value, "sentence": f"{sentence}."})
+    return items
+
+
+def _architecture(name: str) -> str:
+    return _ARCHITECTURES.get(name, name)
+
+
+def _classes(images: np.ndarray, labels: np.ndarray, class_names: list[str]) -> list[dict[str, Any]]:
+    """Count and first images of each class; the rows of a distilled set are in rank order within a class."""
+    classes = []
+    for label, name in enumerate(class_names):
+        members = np.flatnonzero(labels == label)
+        pngs = [_base64_png(images[i]) for i in members[:IMAGES_PER_CLASS]]
+        classes.append({"name": name, "count": len(members), "pngs": pngs})
+    return classes
+
+
+def _base64_png(pixels: np.ndarray) -> str:
+    image = Image.fromarray(pixels)
+    if max(image.size) > _LARGEST_SIDE:
+        image.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.LANCZOS)
+    return base64.b64encode(png_bytes(image)).decode()
+
+
+def _communities(
+    sizes: dict[str, list[int]], columns: dict[str, np.ndarray], class_names: list[str]
+) -> list[dict[str, Any]]:
+    items = []
+    for label, name in enumerate(class_names):
+        if not sizes.get(name):
+            continue
+        chosen = columns["community"][columns["label"] == label] if "community" in columns else []
+        items.append(
+            {
+                "name": name,
+                "sizes": sizes[name],
+                "total": sum(sizes[name]),
+                "used": len(np.unique(chosen)),
+                "shown": sizes[name][:_COMMUNITIES],
+                "rest_count": len(sizes[name][_COMMUNITIES:]),
+                "rest_total": sum(sizes[name][_COMMUNITIES:]),
+            }
+        )
+    return items
+
+
+def _stage(title: str, record: dict[str, Any]) -> dict[str, Any]:
+    facts = [text.format(record[name]) for name, text in _FACTS.items() if record.get(name) is not None]
+    if record and not record["complete"]:
+        facts.append("not finished")
+    return {
+        "title": title,
+        "duration": _duration(record["seconds"]) if record else "not run",
+        "fact": ", ".join(facts),
+        "settings": _flat(record.get("settings", {})),
+    }
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Keys and values as text, in order; a nested key is `outer.inner`."""
+    pairs = []
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            pairs += _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            plain = all(isinstance(item, str | int | float) for item in value)
+            pairs.append((f"{prefix}{key}", ", ".join(map(str, value)) if plain else json.dumps(value)))
+        else:
+            pairs.append((f"{prefix}{key}", "–" if value is None else str(value)))
+    return pairs
+
+
+def _versions(records: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
+    """Versions of packages; several where stages ran with different ones."""
+    found: dict[str, list[str]] = {}
+    for record in records.values():
+        for package, version in record.get("versions", {}).items():
+            if version not in found.setdefault(package, []):
+                found[package].append(version)
+    return [(package, " and ".join(versions)) for package, versions in found.items()]
