@@ -207,9 +207,14 @@ class HistologyPipeline(DiffusionPipeline):
         folder = Path(save_directory)
         shutil.copyfile(__file__, folder / "pipeline.py")
         index_file = folder / "model_index.json"
-        index = json.loads(index_file.read_text())
-        index["_class_name"] = ["pipeline", type(self).__name__]
-        index_file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        component_files = [file for name in self.components for file in (folder / name).glob("*config.json")]
+        for file in (index_file, *component_files):
+            config = json.loads(file.read_text())
+            # The path on this machine that something was loaded from is not to be published.
+            config.pop("_name_or_path", None)
+            if file == index_file:
+                config["_class_name"] = ["pipeline", type(self).__name__]
+            file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         if push_to_hub:
             repo_id = kwargs.pop("repo_id", folder.name)
             self.push_to_hub(repo_id, **{k: kwargs[k] for k in ("private", "token", "commit_message") if k in kwargs})

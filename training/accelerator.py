@@ -6,6 +6,8 @@ from pathlib import Path
 
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import parse_flag_from_env
+from accelerate.utils import parse_flag_from_env
 
 from histodistill.training.errors import InputError
 
@@ -30,7 +32,9 @@ def make_accelerator(
     Raises:
         InputError: For fp16 without a GPU, more processes than tiles in a batch, or a tracker that is not installed.
     """
-    state = PartialState()
+    # Accelerate reads this variable only when it makes an Accelerator: left to itself, a state made before that would
+    # count one process where several run on a CPU.
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     if mixed_precision == "fp16" and state.device.type == "cpu":
         raise InputError("--mixed-precision=fp16 needs a GPU: give bf16 or no")
     if batch_size is not None and batch_size < state.num_processes:

@@ -96,10 +96,15 @@ def main(args: argparse.Namespace) -> None:
                 "distilled": distilled_record["fingerprint"], "train": args.train, "seeds": args.seeds,
                 "batch_size": args.batch_size, "mixed_precision": args.mixed_precision}  # fmt: skip
     folder = args.run / "comparison"
-    stage = Stage(folder, settings)
+    try:
+        stage = Stage(folder, settings)
+    except InputError as error:
+        # There is no other output folder to give: a run has one comparison.
+        reason = str(error).rpartition(": ")[0]
+        raise InputError(f"{reason}: delete {folder} to compare anew") from error
     accelerator = make_accelerator(args.mixed_precision)
     accelerator.wait_for_everyone()
-    if stage.complete:
+    if stage.complete and (args.run / "results.json").is_file():
         accelerator.print(f"compare: {folder} is already finished")
         return
     if accelerator.is_main_process:

@@ -15,7 +15,7 @@ from histodistill.training.medmnist import md5_of
 
 _ATTEMPTS = 5
 _TIMEOUT = (10, 60)  # seconds to connect, and between two pieces
-_PIECE = 1 << 20
+_PIECE = 1 << 16  # what is lost when a connection breaks
 
 
 def fetch(url: str, path: Path, md5: str) -> None:

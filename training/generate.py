@@ -73,7 +73,6 @@ def main(args: argparse.Namespace) -> None:
         return
     # The folder is this machine's own work: its pipeline.py is the file that ships with histodistill.
     pipeline = DiffusionPipeline.from_pretrained(args.pipeline, trust_remote_code=True)
-    pipeline.unet.to(memory_format=torch.channels_last)
     pipeline.to(accelerator.device)
     pipeline.set_progress_bar_config(disable=True)
     accelerator.wait_for_everyone()

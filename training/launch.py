@@ -19,16 +19,22 @@ def run_module(module: str, argv: list[str], num_processes: int = 1) -> None:
     A process of its own gives its memory back when it ends, and is exactly what a user would start by hand.
 
     Raises:
-        SystemExit: With the module's exit code, where it is not 0.
+        SystemExit: With the module's exit code where it is not 0; with 128 and the signal, as shells have it, and one
+            sentence where the process was killed.
     """
     environment = dict(os.environ)
     command = [sys.executable, "-m"]
     if num_processes > 1:
-        command += ["accelerate.commands.launch", "--multi_gpu", "--num_processes", str(num_processes), "-m"]
+        command += ["accelerate.commands.launch", "--multi_gpu", "--num_processes", str(num_processes)]
+        # Port 0 takes a free one: the default port may belong to another run on the same machine.
+        command += ["--main_process_port", "0", "-m"]
         if not _has_gpu():
             # `accelerate launch --cpu --num_processes 2` silently starts one process; this starts two.
             environment["ACCELERATE_USE_CPU"] = "true"
     code = subprocess.run([*command, module, *argv], env=environment, check=False).returncode
+    if code < 0:
+        print(f"error: {module} was killed by signal {-code}: run the same command again to go on", file=sys.stderr)
+        raise SystemExit(128 - code)
     if code:
         raise SystemExit(code)
 

@@ -263,8 +263,9 @@ def _read_class_names(path: Path) -> list[str] | None:
 
 def _read_arrays(path: Path, only: str | None = None) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            # A file that is no archive is loaded as a bare array.
+        # Opened here, since np.load leaves the file open when the archive is damaged.
+        with open(path, "rb") as raw:
+            file = np.load(raw, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise InputError(f"{path} holds a single array: the MedMNIST layout is a .npz of several")
             wanted = [f"{split}_{what}" for split in ("train", "val", "test") for what in ("images", "labels")]

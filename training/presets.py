@@ -38,8 +38,8 @@ PRESETS = {
     "cpu-demo": Preset(
         autoencoder={"channels": [16, 32], "latent_channels": 4, "max_train_steps": 500, "kl_weight": 1e-4,
                      "batch_size": 32, "learning_rate": 2e-3},
-        diffusion={"channels": [32, 96], "attention_levels": 1, "max_train_steps": 1500, "batch_size": 32,
-                   "learning_rate": 1e-3, "ema_decay": 0.995},
+        diffusion={"channels": [32, 96], "max_train_steps": 1200, "batch_size": 32, "learning_rate": 1e-3,
+                   "ema_decay": 0.995, "validation_steps": 300},
         teacher={"architecture": "convnet", "width": 64, "max_train_steps": 300},
         generate={"per_class": 200, "guidance_scale": 1.5, "num_inference_steps": 16},
         select={"n_per_class": 20, "n_neighbors": 10},
@@ -48,8 +48,8 @@ PRESETS = {
     "cpu": Preset(
         autoencoder={"channels": [32, 64], "latent_channels": 4, "max_train_steps": 2500, "kl_weight": 1e-4,
                      "batch_size": 32, "learning_rate": 1e-3},
-        diffusion={"channels": [64, 128], "attention_levels": 1, "max_train_steps": 4000, "batch_size": 48,
-                   "learning_rate": 8e-4, "ema_decay": 0.998, "validation_steps": 500},
+        diffusion={"channels": [64, 128], "max_train_steps": 5000, "batch_size": 64, "learning_rate": 8e-4,
+                   "ema_decay": 0.998, "validation_steps": 500},
         teacher={"architecture": "convnet", "max_train_steps": 1000},
         generate={"per_class": 1000, "guidance_scale": 1.5, "num_inference_steps": 16},
         select={"n_per_class": 100},

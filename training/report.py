@@ -159,14 +159,14 @@ def _recovery(results: dict[str, Any]) -> list[dict[str, Any]]:
     for name, value in results.get("recovery", {}).items():
         own, full = by_place[name, results["recovery_row"]], by_place[name, "real_all"]
         sentence = (
-            f"{_architecture(name)} trained on the {own['num_train']:,} distilled images reaches {100 * value:.1f} % "
+            f"{_architecture(name)} trained on the {own['num_train']:,} distilled images reaches {100 * value:.1f}% "
             f"of the test accuracy that all {full['num_train']:,} real training tiles give "
             f"({own['accuracy']['mean']:.3f} of {full['accuracy']['mean']:.3f})"
         )
         random = by_place.get((name, "real_random"))
         if random and random["accuracy"]["mean"] is not None:
             share = random["accuracy"]["mean"] / full["accuracy"]["mean"]
-            sentence += f"; {random['num_train']:,} random real tiles reach {100 * share:.1f} %"
+            sentence += f"; {random['num_train']:,} random real tiles reach {100 * share:.1f}%"
         items.append({"architecture": _architecture(name), "value": value, "sentence": f"{sentence}."})
     return items
 

@@ -253,8 +253,7 @@ def train_classifier(
     if resume != "latest" or checkpoint_dir is not None:
         checkpoint = find_checkpoint(checkpoint_dir or ".", resume)
     if checkpoint is not None:
-        state = load_checkpoint(checkpoint, {"classifier": unwrapped, "best": best}, optimizer)
-        match_memory_layout(optimizer)
+        state = load_checkpoint(checkpoint, {"classifier": unwrapped, "best": best}, optimizer, accelerator.scaler)
         if state["settings"] != settings:
             raise InputError(f"{checkpoint} is of a run with other settings: resume with those, or start anew")
         first_step, best_step, best_scores = state["step"], state["best_step"], state["validation"]
@@ -341,7 +340,8 @@ def train_classifier(
                 "running_loss": accelerator.reduce(running_loss.clone(), reduction="mean").item(),
             }
             if accelerator.is_main_process:
-                save_checkpoint(checkpoint_dir, done, {"classifier": unwrapped, "best": best}, optimizer, state)
+                modules = {"classifier": unwrapped, "best": best}
+                save_checkpoint(checkpoint_dir, done, modules, optimizer, state, accelerator.scaler)
     bar.close()
     accelerator.free_memory()
     return TrainedClassifier(best, history, best_step, best_scores, time.perf_counter() - started)
@@ -381,20 +381,6 @@ def fit_batch_size(config: ClassifierConfig, num_tiles: int, num_processes: int)
     return batch_size
 
 
-def match_memory_layout(optimizer) -> None:
-    """Lays the moments of AdamW out in memory as their parameters are.
-
-    A checkpoint holds them row-major. With channels-last parameters the fused kernel would pair them wrongly.
-    """
-    import torch
-
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            for name, value in optimizer.state[parameter].items():
-                if torch.is_tensor(value) and value.shape == parameter.shape:
-                    optimizer.state[parameter][name] = torch.empty_like(parameter).copy_(value)
-
-
 def _rank(scores: dict[str, Any]) -> tuple[float, float]:
     return scores["accuracy"], -1.0 if scores["auc"] is None else scores["auc"]
 
@@ -421,9 +407,7 @@ def main(args: argparse.Namespace) -> None:
     """Loads the tiles, trains, scores the best weights once on the test split, and saves."""
     from importlib.metadata import version
 
-    from accelerate import Accelerator, PartialState
-    from accelerate.tracking import get_available_trackers
-
+    from histodistill.training.accelerator import make_accelerator
     from histodistill.training.checkpoints import find_checkpoint
     from histodistill.training.data import load_tiles, sample_per_class
     from histodistill.training.files import write_json
@@ -432,10 +416,7 @@ def main(args: argparse.Namespace) -> None:
 
     # What can be wrong is found out before anything is written.
     config = make_config(args)
-    if args.mixed_precision == "fp16" and PartialState().device.type == "cpu":
-        raise InputError("--mixed-precision=fp16 needs a GPU: give bf16 or no")
-    if args.report_to not in (None, "all") and args.report_to not in [str(t) for t in get_available_trackers()]:
-        raise InputError(f"--report-to={args.report_to} is not installed: install it, or leave the option out")
+    accelerator = make_accelerator(args.mixed_precision, report_to=args.report_to, project_dir=args.output)
     # A set that is only trained on is used whole.
     source = load_tiles(args.data, image_size=args.image_size, hold_out_validation=args.eval_data is None)
     real = source if args.eval_data is None else load_tiles(args.eval_data, image_size=source.image_size)
@@ -453,16 +434,14 @@ def main(args: argparse.Namespace) -> None:
         train = train.subset(sample_per_class(train.labels, args.n_per_class, args.seed))
 
     build_classifier(config, source.image_size, source.class_names)
-    fit_batch_size(config, len(train), PartialState().num_processes)
+    fit_batch_size(config, len(train), accelerator.num_processes)
     find_checkpoint(args.output / "checkpoints", args.resume)
 
-    accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with=args.report_to, project_dir=args.output)
     settings = {
         **result_settings(args),
         "stage": "classifier",
         "data": source.fingerprint(),
         "eval_data": real.fingerprint(),
-        "validation_steps": args.validation_steps,
     }
     stage = Stage(args.output, settings)
     # Nobody may look at the folder after somebody began to write in it.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -90,7 +91,7 @@ def test_learning_rate_rises_then_falls_to_zero():
     rates = [cosine_learning_rate(step, 100, 10, peak=2.0) for step in range(101)]
     np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10 * 2.0)
     assert rates[10] == 2.0
-    assert all(later < earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(rates[10:]))
     assert rates[55] == pytest.approx(1.0)
     assert rates[100] == pytest.approx(0.0)
     assert cosine_learning_rate(130, 100, 10, peak=2.0) == pytest.approx(0.0)

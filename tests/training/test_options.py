@@ -128,5 +128,5 @@ def test_other_errors_keep_their_traceback():
 
 def test_run_script_hands_over_what_it_parsed():
     seen = []
-    run_script(lambda argv: argv + ["parsed"], seen.append, ["given"])
+    run_script(lambda argv: [*argv, "parsed"], seen.append, ["given"])
     assert seen == [["given", "parsed"]]

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from histodistill.training.data import load_tiles
 from histodistill.training.errors import InputError
 from histodistill.training.phantom import PHANTOM_CLASSES, phantom_source, phantom_tiles
+
+
+# Row 9, column 14 of the first tile of each class.
+GOLDEN = [[214, 150, 215], [189, 130, 196], [233, 213, 235], [220, 219, 233], [212, 129, 220]]
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +44,9 @@ def test_no_tile_occurs_twice(small):
 def test_golden_pixels():
     """The drawings of a seed must not change unnoticed: whoever compares runs relies on them."""
     images = phantom_tiles("train", 2, seed=7).images
-    corner = images[::2, 9, 14].astype(int)
-    np.testing.assert_allclose(corner, GOLDEN, atol=2)  # arithmetic may differ in the last bit between machines
+    np.testing.assert_allclose(
+        images[::2, 9, 14].astype(int), GOLDEN, atol=2
+    )  # arithmetic may differ in the last bit between machines
 
 
 @pytest.mark.parametrize("size", [16, 33, 64, 130])
@@ -64,9 +70,10 @@ def test_classes_have_their_colours(small):
     by_name = dict(zip(PHANTOM_CLASSES, mean, strict=True))
     assert by_name["lymphocytes"].mean() < min(by_name[c].mean() for c in PHANTOM_CLASSES if c != "lymphocytes")
     assert by_name["adipose"].mean() > by_name["glands"].mean() > by_name["lymphocytes"].mean()
-    # Eosin takes green: stroma is pink. Mucus is the only tissue more blue than red.
+    # Eosin takes away green, so that stroma is pink; of the two pale tissues, mucus is the bluer one.
     assert by_name["stroma"][0] - by_name["stroma"][1] > 60
-    assert [c for c in PHANTOM_CLASSES if c != "lymphocytes" and by_name[c][2] > by_name[c][0] + 3] == ["mucus"]
+    assert {name for name, colour in by_name.items() if colour[1] > 170} == {"adipose", "mucus"}
+    assert by_name["mucus"][2] - by_name["mucus"][0] > by_name["adipose"][2] - by_name["adipose"][0] + 5
 
 
 def test_the_test_split_is_stained_otherwise():
@@ -109,8 +116,3 @@ def test_bad_options(options, message):
     with pytest.raises(InputError) as caught:
         phantom_tiles(**({"split": "train", "n_per_class": 1} | options))
     assert str(caught.value).startswith(message)
-
-
-GOLDEN = [
-    [0, 0, 0],
-]

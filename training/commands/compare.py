@@ -46,9 +46,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--mixed-precision", choices=["no", "bf16", "fp16"], default="bf16", help="fp16 needs a GPU")
     add_launch_option(parser)
     args = parser.parse_args(argv)
-    check_option(args, "batch_size", args.batch_size >= 1, "it must be at least 1")
+    for name in ("batch_size", "num_processes"):
+        check_option(args, name, getattr(args, name) >= 1, "it must be at least 1")
     check_option(args, "seeds", min(args.seeds) >= 0, "each must be at least 0")
+    check_option(args, "seeds", len(set(args.seeds)) == len(args.seeds), "each may be named once")
     args.plan = [_parse_plan(text) for text in args.train]
+    architectures = [architecture for architecture, _, _ in args.plan]
+    for architecture in architectures:
+        if architectures.count(architecture) > 1:
+            fail(f"--train names {architecture} twice: all rows of an architecture are trained for the same steps")
     return args
 
 
@@ -65,6 +71,8 @@ def _parse_plan(text: str) -> tuple[str, int, list[str]]:
     unknown = [name for name in names if name not in ROWS]
     if unknown:
         fail(f"--train={text}: {unknown[0]!r} is no row: use {', '.join(ROWS)}")
+    if len(set(names)) < len(names):
+        fail(f"--train={text} names a row twice: name each once")
     return architecture, int(steps), names
 
 

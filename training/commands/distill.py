@@ -62,6 +62,21 @@ def resolve_preset(args: argparse.Namespace) -> Preset:
     return replace(preset, generate=generate, select=select)
 
 
+def check_image_size(preset: Preset, image_size: int) -> None:
+    """Checks that the models of a preset can halve tiles as often as they do.
+
+    Raises:
+        InputError: If they cannot: better now than after the autoencoder is trained.
+    """
+    halvings = len(preset.autoencoder["channels"]) + len(preset.diffusion["channels"]) - 2
+    factor = 2**halvings
+    if image_size % factor:
+        raise InputError(
+            f"tiles of {image_size} px do not suit this preset, whose models halve them {halvings} times: "
+            f"give --image-size {factor * max(1, round(image_size / factor))}"
+        )
+
+
 def open_run(args: argparse.Namespace) -> dict:
     """Checks the data, and claims the output folder for them and these settings; returns what run.json holds.
 
@@ -75,6 +90,7 @@ def open_run(args: argparse.Namespace) -> dict:
 
     preset = resolve_preset(args)
     source = load_tiles(args.data, image_size=args.image_size)
+    check_image_size(preset, source.image_size)
     for split in ("validation", "test"):
         source.split(split)
     diffusion = dict(preset.diffusion, max_train_steps=preset.diffusion_steps(len(source.split("train"))))
@@ -92,15 +108,21 @@ def open_run(args: argparse.Namespace) -> dict:
     }
     file = args.output / "run.json"
     if file.is_file():
-        old = read_json(file)
-        changed = [name for name in settings if old["settings"].get(name) != settings[name]]
+        try:
+            old = read_json(file)["settings"]
+            changed = [name for name in settings if old.get(name) != settings[name]]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise InputError(f"{file} is not a run's record or is damaged: give another --output") from error
         if changed:
             names = ", ".join("the tiles" if name == "fingerprint" else name for name in changed)
             raise InputError(f"{args.output} holds a run with other settings ({names}): give another --output")
     elif args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
         raise InputError(f"--output={args.output} is not a run and not empty: give a new folder")
     else:
-        write_json(file, run)
+        try:
+            write_json(file, run)
+        except OSError as error:
+            raise InputError(f"--output={args.output} cannot be written ({error.strerror}): give another") from error
     return run
 
 
@@ -138,6 +160,12 @@ def main(argv: list[str]) -> None:
         import torch
 
         args.preset = "gpu" if torch.cuda.is_available() else "cpu"
+    if args.mixed_precision == "fp16":
+        import torch
+
+        # The first stage would say so as well, but with the folder claimed for fp16.
+        if not torch.accelerator.is_available():
+            fail("--mixed-precision=fp16 needs a GPU: give bf16 or no")
     from histodistill.training.stages import is_complete
 
     try:

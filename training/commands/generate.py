@@ -30,7 +30,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--mixed-precision", choices=["no", "bf16", "fp16"], default="no", help="fp16 needs a GPU")
     add_launch_option(parser)
     args = parser.parse_args(argv)
-    for name in ("per_class", "num_inference_steps", "chunk_size"):
+    for name in ("per_class", "num_inference_steps", "chunk_size", "num_processes"):
         check_option(args, name, getattr(args, name) >= 1, "it must be at least 1")
     check_option(args, "guidance_scale", args.guidance_scale >= 0, "it must be at least 0")
     check_option(args, "seed", 0 <= args.seed < 2**62, "it must be at least 0 and below 2^62")

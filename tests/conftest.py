@@ -1,0 +1,111 @@
+"""One tiny run of `histodistill distill`, killed in the middle and finished by the same command. Tests only read it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from histodistill.training.phantom import phantom_source
+from histodistill.training.presets import Preset
+from histodistill.training.stages import read_record
+
+
+# Nothing here is trained enough to be good: only the way through counts.
+TINY_PRESET = Preset(
+    autoencoder={"channels": [8, 8], "latent_channels": 2, "max_train_steps": 300, "batch_size": 8,
+                 "validation_steps": 300, "checkpointing_steps": 5},
+    diffusion={"channels": [8], "layers_per_block": 1, "attention_levels": 1, "max_train_steps": 10, "batch_size": 8},
+    teacher={"architecture": "convnet", "width": 8, "max_train_steps": 10, "batch_size": 20},
+    generate={"per_class": 8, "num_inference_steps": 2, "guidance_scale": 1.5, "chunk_size": 20},
+    select={"n_per_class": 3, "n_neighbors": 3},
+    compare=("convnet:2:real_all,real_random,distilled_joint",),
+)  # fmt: skip
+
+# `histodistill` with one more preset.
+TINY_COMMAND = f"""
+from histodistill.training import cli, presets
+presets.PRESETS["tiny"] = presets.Preset(**{asdict(TINY_PRESET)!r})
+cli.main()
+"""
+
+
+@dataclass(frozen=True)
+class TinyRun:
+    """What a run left, and what was seen while it was made.
+
+    Attributes:
+        folder: Folder of the run.
+        data: The tiles: a `.npz` of 16-pixel phantom tiles, 12 / 4 / 4 per class.
+        argv: What `distill` was started with.
+        environment: Environment variables for a process that reads the run.
+        when_killed: The autoencoder's record after the first process was killed.
+        output, progress: Standard output and standard error of the second process.
+    """
+
+    folder: Path
+    data: Path
+    argv: list[str]
+    environment: dict[str, str]
+    when_killed: dict
+    output: str
+    progress: str
+
+
+@pytest.fixture(scope="session")
+def tiny_preset() -> Preset:
+    """The preset of `tiny_run`, there called "tiny"."""
+    return TINY_PRESET
+
+
+@pytest.fixture(scope="session")
+def tiny_tiles(tmp_path_factory) -> Path:
+    """16-pixel phantom tiles as a `.npz` file: 12 for training, 4 for validation and 4 for testing per class."""
+    source = phantom_source(image_size=16, sizes={"train": 12, "validation": 4, "test": 4})
+    arrays = {"class_names": np.array(source.class_names)}
+    for split, prefix in (("train", "train"), ("validation", "val"), ("test", "test")):
+        tiles = source.split(split)
+        arrays |= {f"{prefix}_images": tiles.images, f"{prefix}_labels": tiles.labels[:, None]}
+    path = tmp_path_factory.mktemp("tiny") / "tiles.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+@pytest.fixture(scope="session")
+def offline_environment(tmp_path_factory) -> dict[str, str]:
+    """For processes of their own: no network, and caches that go with the other temporary files."""
+    cache = str(tmp_path_factory.mktemp("huggingface"))
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": cache, "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory, tiny_tiles, offline_environment) -> TinyRun:
+    """A whole run, made by two processes: one that was killed while it trained, and the same command again."""
+    place = tmp_path_factory.mktemp("distill")
+    folder = place / "run"
+    argv = ["--data", str(tiny_tiles), "--output", str(folder), "--preset", "tiny"]
+    command = [sys.executable, "-c", TINY_COMMAND, "distill", *argv]
+
+    with open(place / "first.log", "w") as log:
+        first = subprocess.Popen(
+            command, env=offline_environment, cwd=place, stdout=log, stderr=log, start_new_session=True
+        )
+        deadline = time.monotonic() + 600
+        while not any((folder / "autoencoder" / "checkpoints").glob("checkpoint-*")):
+            assert first.poll() is None and time.monotonic() < deadline, (place / "first.log").read_text()
+            time.sleep(0.01)
+        # The command and the training that it started.
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+    when_killed = read_record(folder / "autoencoder")
+
+    second = subprocess.run(command, env=offline_environment, cwd=place, capture_output=True, text=True, check=False)
+    assert second.returncode == 0, second.stdout + second.stderr
+    return TinyRun(folder, tiny_tiles, argv, offline_environment, when_killed, second.stdout, second.stderr)

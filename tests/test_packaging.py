@@ -1,0 +1,211 @@
+"""What an installation holds: everything that the four folders hold, and nothing else."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from importlib import import_module, metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("pipelines", "training", "selection", "hub_cards")
+
+
+def setup_cfg() -> configparser.ConfigParser:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    return config
+
+
+def lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def source_files() -> set[str]:
+    """Paths of all files of the four folders, relative to the root."""
+    found = (path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file())
+    return {path.relative_to(ROOT).as_posix() for path in found if "__pycache__" not in path.parts}
+
+
+def test_every_package_is_listed():
+    folders = {Path(path).parent.as_posix() for path in source_files() if path.endswith("/__init__.py")}
+    names = {f"histodistill.{folder.replace('/', '.')}": folder for folder in folders}
+    options = setup_cfg()["options"]
+    assert sorted(lines(options["packages"])) == sorted(names)
+    mapping = dict(line.split(" = ") for line in lines(options["package_dir"]))
+    assert mapping == names
+
+
+def direct_dependencies() -> list[Requirement]:
+    config = setup_cfg()
+    groups = [config["options"]["install_requires"], *config["options.extras_require"].values()]
+    return [Requirement(line) for group in groups for line in lines(group)]
+
+
+def pins() -> dict[str, Version]:
+    requirements = [Requirement(line) for line in lines((ROOT / "constraints.txt").read_text()) if line[0] != "#"]
+    for requirement in requirements:
+        assert [specifier.operator for specifier in requirement.specifier] == ["=="], str(requirement)
+    return {
+        canonicalize_name(requirement.name): Version(next(iter(requirement.specifier)).version)
+        for requirement in requirements
+    }
+
+
+def test_every_direct_dependency_is_pinned():
+    pinned = pins()
+    missing = {r.name for r in direct_dependencies() if canonicalize_name(r.name) not in pinned}
+    assert not missing
+
+
+def test_pins_fit_the_bounds():
+    pinned = pins()
+    for requirement in direct_dependencies():
+        if version := pinned.get(canonicalize_name(requirement.name)):
+            assert requirement.specifier.contains(version), f"{requirement} is pinned at {version}"
+
+
+def test_every_dependency_has_a_lower_bound():
+    for requirement in direct_dependencies():
+        assert any(specifier.operator in (">=", "==", "~=") for specifier in requirement.specifier), str(requirement)
+
+
+def imported_parts(path: str) -> set[str]:
+    """Which of the four folders a file imports from."""
+    modules = set()
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            modules.add(node.module)
+            modules |= {f"{node.module}.{alias.name}" for alias in node.names}
+    assert not {module for module in modules if module.split(".")[0] in FOLDERS}, f"{path} lacks the histodistill."
+    return {module.split(".")[1] for module in modules if module.startswith("histodistill.")}
+
+
+def test_arrows_go_one_way():
+    """Training may use the other three, which use neither training nor each other."""
+    for path in source_files():
+        folder = path.split("/")[0]
+        if path.endswith(".py") and folder != "training":
+            assert imported_parts(path) <= {folder}, path
+
+
+def test_every_file_of_the_training_imports_by_full_name():
+    for path in source_files():
+        if path.endswith(".py") and path.startswith("training/"):
+            assert imported_parts(path) <= set(FOLDERS), path
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The folder of an unpacked wheel, built from a copy of the sources."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, source / name, ignore=ignore)
+    shutil.copytree(ROOT / "tests", source / "tests", ignore=ignore)
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    command = [sys.executable, "-m", "pip", "wheel", str(source), "--no-deps", "--wheel-dir", str(folder), "--quiet"]
+    try:
+        has_setuptools = Version(metadata.version("setuptools")) >= Version("77")
+    except metadata.PackageNotFoundError:
+        has_setuptools = False
+    if has_setuptools:
+        command.append("--no-build-isolation")  # needs no network
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr[-3000:]
+    (file,) = folder.glob("histodistill-*.whl")
+    with zipfile.ZipFile(file) as archive:
+        archive.extractall(folder / "unpacked")
+    return folder / "unpacked"
+
+
+def test_wheel_holds_every_file_and_no_tests(wheel):
+    found = {path.relative_to(wheel) for path in wheel.rglob("*") if path.is_file()}
+    (info,) = {path.parts[0] for path in found if path.parts[0] != "histodistill"}
+    assert info.endswith(".dist-info")
+    packaged = {path.relative_to("histodistill").as_posix() for path in found if path.parts[0] == "histodistill"}
+    assert packaged == source_files()
+
+
+def test_wheel_has_the_licence_and_the_command(wheel):
+    (info,) = wheel.glob("*.dist-info")
+    assert (info / "licenses" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+    assert "histodistill = histodistill.training.cli:main" in (info / "entry_points.txt").read_text()
+    text = (info / "METADATA").read_text()
+    assert "License-Expression: Apache-2.0" in text
+    assert (ROOT / "README.md").read_text().strip() in text
+
+
+USE_THE_WHEEL = """
+import contextlib, importlib, io, json, runpy, sys
+
+modules = sys.argv.pop().split(",")
+sys.argv[1:] = ["--help"]
+output = io.StringIO()
+with contextlib.suppress(SystemExit), contextlib.redirect_stdout(output):
+    runpy.run_module("histodistill.training.train_autoencoder", run_name="__main__", alter_sys=True)
+files = {name: importlib.import_module(name).__file__ for name in modules}
+print(json.dumps({"help": output.getvalue(), "files": files}))
+"""
+
+
+def test_wheel_works_by_itself(wheel, tmp_path):
+    modules = [
+        f"histodistill.{path.removesuffix('.py').removesuffix('/__init__').replace('/', '.')}"
+        for path in sorted(source_files())
+        # Metrics are loaded as files, each from its own folder.
+        if path.endswith(".py") and not path.startswith("training/metrics/")
+    ]
+    # The interpreter below the virtual environment finds the libraries, but not an editable install of histodistill:
+    # the .pth file that leads there counts in a site folder only.
+    environment = {**os.environ, "PYTHONPATH": f"{wheel}{os.pathsep}{sysconfig.get_path('purelib')}"}
+    command = [sys._base_executable, "-c", USE_THE_WHEEL, ",".join(modules)]
+    finished = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    result = json.loads(finished.stdout.splitlines()[-1])
+    assert "--latent-channels" in result["help"]
+    outside = {name: file for name, file in result["files"].items() if not file.startswith(str(wheel))}
+    assert not outside
+
+
+def test_metrics_are_beside_the_code():
+    from histodistill.training import metrics
+
+    folder = Path(metrics.__file__).parent
+    assert folder == ROOT / "training" / "metrics"  # an editable install points here
+    assert (folder / "accuracy" / "accuracy.py").is_file()
+
+
+def test_console_script():
+    (script,) = metadata.entry_points(group="console_scripts", name="histodistill")
+    assert script.load() is import_module("histodistill.training.cli").main
+    assert metadata.version("histodistill") == setup_cfg()["metadata"]["version"]
+
+
+@pytest.mark.launch
+def test_accelerate_launches_a_module():
+    accelerate = Path(sys.executable).with_name("accelerate")
+    command = [accelerate, "launch", "--num_processes", "1", "-m", "histodistill.training.train_autoencoder", "--help"]
+    finished = subprocess.run(
+        command, env={**os.environ, "ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert "--latent-channels" in finished.stdout

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib import import_module, metadata
+from pathlib import Path
+
+import pytest
+
+from histodistill.training import cli, commands
+
+
+HEAVY = ("torch", "diffusers", "transformers", "datasets", "accelerate", "sklearn", "faiss", "infomap")
+
+
+def run(*argv: str) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(list(argv))
+    return stopped.value.code
+
+
+def test_every_command_is_a_module_and_the_other_way_round():
+    files = {path.stem for path in Path(commands.__file__).parent.glob("*.py")} - {"__init__"}
+    assert files == set(cli.COMMANDS)
+
+
+def test_no_command_prints_help(capsys):
+    assert run() == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("usage: histodistill")
+    assert all(f"\n  {name} " in captured.err for name in cli.COMMANDS)
+
+
+def test_help_lists_the_commands(capsys):
+    assert run("--help") == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {name} " in text and about in text for name, about in cli.COMMANDS.items())
+
+
+def test_unknown_command_is_refused_in_one_sentence(capsys):
+    assert run("destill", "--data", "phantom") == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "error: 'destill' is no command: use one of distill, generate, select, compare, report\n"
+
+
+def test_version(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"histodistill {metadata.version('histodistill')}\n"
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_arguments_reach_the_command(name, monkeypatch):
+    seen = []
+    monkeypatch.setattr(import_module(f"histodistill.training.commands.{name}"), "main", seen.append)
+    cli.main([name, "--anything", "at all", "--help"])
+    assert seen == [["--anything", "at all", "--help"]]
+
+
+def test_help_is_quick(tmp_path):
+    # In a process of its own, since this one has imported everything by now.
+    code = f"""
+import contextlib, io, json, sys
+from histodistill.training.cli import COMMANDS, main
+found = {{}}
+def show(name, call):
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        try:
+            call()
+        except SystemExit as stop:
+            found[name] = [stop.code, text.getvalue(), [m for m in {HEAVY!r} if m in sys.modules]]
+show("", lambda: main(["--help"]))
+for name in COMMANDS:
+    show(name, lambda: main([name, "--help"]))
+print(json.dumps(found))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found) == {"", *cli.COMMANDS}
+    for name, (exit_code, text, imported) in found.items():
+        assert exit_code == 0, name
+        assert text.startswith(f"usage: histodistill {name}".rstrip() + " "), name
+        assert imported == [], f"{name or 'histodistill'} --help imports {imported}"
+
+
+def test_module_is_the_command(tmp_path):
+    command = [sys.executable, "-m", "histodistill.training.cli", "nothing"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: 'nothing' is no command") and done.stderr.count("\n") == 1

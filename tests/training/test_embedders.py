@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel, ViTConfig, ViTImageProcessor, ViTModel
+
+from histodistill.training.classifiers import Classifier
+from histodistill.training.embedders import embed_images, is_classifier
+from histodistill.training.errors import InputError
+from histodistill.training.scoring import embed
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, (5, 16, 16, 3), dtype=np.uint8)
+
+
+def save_vision_model(folder, model) -> ViTImageProcessor:
+    processor = ViTImageProcessor(size={"height": 16, "width": 16})
+    processor.save_pretrained(folder)
+    model.save_pretrained(folder)
+    return processor
+
+
+def tiny_vit(**options) -> ViTModel:
+    torch.manual_seed(0)
+    config = ViTConfig(
+        image_size=16, patch_size=8, hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    return ViTModel(config, **options).eval()
+
+
+def test_features_of_a_classifier(tiny_teacher, images):
+    embeddings = embed_images(tiny_teacher, images, batch_size=2)
+    expected = embed(Classifier.from_pretrained(tiny_teacher), images)
+    assert embeddings.dtype == np.float32
+    np.testing.assert_allclose(embeddings, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_pooled_output_of_a_transformer(tmp_path, images):
+    model = tiny_vit()
+    processor = save_vision_model(tmp_path, model)
+    embeddings = embed_images(str(tmp_path), images, batch_size=2)
+    inputs = processor([Image.fromarray(image) for image in images], return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**inputs).pooler_output.numpy()
+    assert (embeddings.dtype, embeddings.shape) == (np.float32, (5, 12))
+    np.testing.assert_allclose(embeddings, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_pooler_that_was_never_trained_is_not_used(tmp_path, images):
+    """Where the files hold no pooler, transformers makes a random one, another in each process."""
+    model = tiny_vit(add_pooling_layer=False)
+    processor = save_vision_model(tmp_path, model)
+    embeddings = embed_images(tmp_path, images)
+    inputs = processor([Image.fromarray(image) for image in images], return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**inputs).last_hidden_state.mean(1).numpy()
+    np.testing.assert_allclose(embeddings, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_convolutional_model(tmp_path, images):
+    torch.manual_seed(0)
+    model = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")).eval()
+    save_vision_model(tmp_path, model)
+    embeddings = embed_images(tmp_path, images)
+    assert (embeddings.dtype, embeddings.shape) == (np.float32, (5, 8))
+    assert len(np.unique(embeddings.round(4), axis=0)) == 5
+
+
+def test_what_cannot_be_loaded(tmp_path, images):
+    BertModel(
+        BertConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4, vocab_size=9)
+    ).save_pretrained(tmp_path / "text")
+    (tmp_path / "empty").mkdir()
+    for folder in ("text", "empty", "none"):
+        with pytest.raises(InputError, match="cannot be loaded: give a folder that train_classifier left") as error:
+            embed_images(tmp_path / folder, images)
+        assert "\n" not in str(error.value)
+
+
+def test_is_classifier(tmp_path, tiny_teacher):
+    assert is_classifier(tiny_teacher)
+    assert is_classifier(str(tiny_teacher))
+    assert not is_classifier(tmp_path)
+    assert not is_classifier(tmp_path / "none")
+    assert not is_classifier("user/model")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet18", "model_type": "timm_wrapper"}))
+    assert not is_classifier(tmp_path)

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Image, Value, load_dataset
+from diffusers import DiffusionPipeline
+
+from histodistill.training import generate as script
+from histodistill.training.data import load_tiles
+from histodistill.training.errors import InputError
+from histodistill.training.files import read_json
+from histodistill.training.generate import generate_images, plan_pool, read_chunk, write_chunk
+from histodistill.training.image_dataset import read_image_dataset
+from histodistill.training.options import run_script
+
+
+PARQUET = "data/train-00000-of-00001.parquet"
+
+
+class Killed(BaseException):
+    """Ends a run as a kill would: nothing in the scripts catches it."""
+
+
+@pytest.fixture
+def made(monkeypatch) -> list[np.ndarray]:
+    """The seeds of every chunk that is generated while the test runs; `made.limit` chunks, then the run is killed."""
+
+    class Made(list):
+        limit = None
+
+    made = Made()
+    generate = script.generate_images
+
+    def recorded(pipeline, labels, seeds, **options):
+        if len(made) == made.limit:
+            raise Killed
+        made.append(seeds.tolist())
+        return generate(pipeline, labels, seeds, **options)
+
+    monkeypatch.setattr(script, "generate_images", recorded)
+    return made
+
+
+def test_plan_pool():
+    labels, seeds = plan_pool(3, 4, seed=7)
+    assert (labels.dtype, seeds.dtype) == (np.int64, np.int64)
+    assert labels.tolist() == [0, 1, 2] * 4
+    assert len(set(seeds.tolist())) == 12
+    larger_labels, larger_seeds = plan_pool(3, 6, seed=7)
+    np.testing.assert_array_equal(larger_labels[:12], labels)
+    np.testing.assert_array_equal(larger_seeds[:12], seeds)
+    assert not set(plan_pool(3, 4, seed=1000)[1].tolist()) & set(seeds.tolist())
+    assert plan_pool(2, 3, seed=2**62 - 1)[1].min() > 0  # no overflow
+
+
+def test_pool_is_a_dataset(tiny_pool, tiny_npz):
+    names = load_tiles(tiny_npz).class_names
+    dataset = load_dataset(str(tiny_pool), split="train")
+    assert dict(dataset.features) == {"image": Image(), "label": ClassLabel(names=names), "seed": Value("int64")}
+    assert dataset["label"] == [0, 1, 2, 3, 4] * 6
+    assert len(set(dataset["seed"])) == 30
+    assert (dataset[0]["image"].mode, dataset[0]["image"].size) == ("RGB", (16, 16))
+    record = read_json(tiny_pool / "stage.json")
+    assert (record["complete"], record["num_images"], record["num_processes"]) == (True, 30, 1)
+    assert {path.name for path in tiny_pool.iterdir()} == {"data", "stage.json"}
+
+
+def test_an_image_is_made_again_from_its_seed(tiny_pool, tiny_pipeline):
+    images, columns, _ = read_image_dataset(tiny_pool)
+    pipeline = DiffusionPipeline.from_pretrained(tiny_pipeline, trust_remote_code=True)
+    for row in (3, 17):
+        alone = generate_images(
+            pipeline, columns["label"][[row]], columns["seed"][[row]], num_inference_steps=2, guidance_scale=1.5
+        )
+        assert (alone.dtype, alone.shape) == (np.uint8, (1, 16, 16, 3))
+        # Convolutions may round differently in another batch size.
+        assert np.abs(alone[0].astype(int) - images[row]).max() <= 1
+        other = generate_images(
+            pipeline, columns["label"][[row]], columns["seed"][[row]] + 1, num_inference_steps=2, guidance_scale=1.5
+        )
+        assert np.abs(other[0].astype(int) - images[row]).max() > 1
+
+
+def test_a_larger_pool_begins_with_the_smaller_one(tmp_path, tiny_pool, run_main, pool_argv):
+    run_main(script, *pool_argv, "--per-class", 8, "--output", tmp_path)
+    images, columns, _ = read_image_dataset(tmp_path)
+    smaller, smaller_columns, _ = read_image_dataset(tiny_pool)
+    np.testing.assert_array_equal(columns["seed"][:30], smaller_columns["seed"])
+    assert np.abs(images[:30].astype(int) - smaller).max() <= 1
+
+
+def test_killed_run_goes_on_with_the_missing_chunks(tmp_path, tiny_pool, run_main, pool_argv, made):
+    made.limit = 2
+    with pytest.raises(Killed):
+        run_main(script, *pool_argv, "--output", tmp_path)
+    assert not read_json(tmp_path / "stage.json")["complete"]
+    assert not (tmp_path / "data").exists()
+
+    made.limit = None
+    run_main(script, *pool_argv, "--output", tmp_path)
+    assert made == [list(range(start, min(start + 8, 30))) for start in (0, 8, 16, 24)]  # each chunk once
+    assert (tmp_path / PARQUET).read_bytes() == (tiny_pool / PARQUET).read_bytes()
+
+
+def test_finished_chunks_are_kept_and_damaged_ones_made_again(tmp_path, tiny_pool, run_main, pool_argv, made):
+    labels, seeds = plan_pool(5, 6, 0)
+    kept = np.full((8, 16, 16, 3), 77, np.uint8)
+    write_chunk(tmp_path / "chunks" / "chunk-000000.npz", kept, labels[:8], seeds[:8])
+    write_chunk(tmp_path / "chunks" / "chunk-000001.npz", kept, labels[8:16], seeds[8:16])
+    damaged = (tmp_path / "chunks" / "chunk-000001.npz").read_bytes()
+    (tmp_path / "chunks" / "chunk-000001.npz").write_bytes(damaged[: len(damaged) // 2])
+    write_chunk(tmp_path / "chunks" / "chunk-000002.npz", kept, labels[16:24], seeds[:8])  # of another pool
+    run_main(script, *pool_argv, "--output", tmp_path)
+
+    assert [seeds[0] for seeds in made] == [8, 16, 24]
+    images, columns, _ = read_image_dataset(tmp_path)
+    expected, _, _ = read_image_dataset(tiny_pool)
+    assert (images[:8] == 77).all()
+    np.testing.assert_array_equal(images[8:], expected[8:])
+    np.testing.assert_array_equal(columns["seed"], seeds)
+
+
+def test_read_chunk(tmp_path):
+    labels, seeds = plan_pool(2, 2, 0)
+    images = np.random.default_rng(0).integers(0, 255, (4, 4, 4, 3), dtype=np.uint8)
+    path = tmp_path / "deep" / "chunk.npz"
+    assert read_chunk(path, labels, seeds) is None
+    write_chunk(path, images, labels, seeds)
+    assert list(path.parent.iterdir()) == [path]
+    np.testing.assert_array_equal(read_chunk(path, labels, seeds), images)
+    assert read_chunk(path, labels, seeds + 1) is None
+    assert read_chunk(path, labels[::-1], seeds) is None
+
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:10], whole[:-30], whole[:100] + bytes([whole[100] ^ 1]) + whole[101:], b"no archive"):
+        path.write_bytes(damaged)
+        assert read_chunk(path, labels, seeds) is None
+    np.savez(path, labels=labels, seeds=seeds)
+    assert read_chunk(path, labels, seeds) is None
+    np.savez(path, images=np.array([object()]), labels=labels, seeds=seeds)
+    assert read_chunk(path, labels, seeds) is None  # pickled objects are not loaded
+
+
+def test_finished_pool_is_left_alone(tiny_pool, run_main, pool_argv, made, capsys):
+    before = {path: path.stat().st_mtime_ns for path in tiny_pool.rglob("*")}
+    run_main(script, *pool_argv, "--output", tiny_pool)
+    assert "already finished" in capsys.readouterr().out
+    assert made == []
+    assert {path: path.stat().st_mtime_ns for path in tiny_pool.rglob("*")} == before
+
+
+def test_other_settings_in_the_same_folder_are_refused(tiny_pool, run_main, pool_argv):
+    with pytest.raises(InputError, match=r"was made with other settings \(guidance_scale was 1.5 and is now 3.0\)"):
+        run_main(script, *pool_argv, "--output", tiny_pool, "--guidance-scale", 3)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--per-class", "0"], "--per-class=0 is out of range: it must be at least 1"),
+        (["--chunk-size", "0"], "--chunk-size=0 is out of range: it must be at least 1"),
+        (["--num-inference-steps", "0"], "--num-inference-steps=0 is out of range: it must be at least 1"),
+        (["--guidance-scale", "-1"], "--guidance-scale=-1.0 is out of range: it must be at least 0"),
+        (["--seed", "-1"], "--seed=-1 is out of range: it must be at least 0 and below 2^62"),
+        (["--pipeline", "/no/such"], "/no/such holds no finished pipeline: run train_diffusion on it first"),
+    ],
+)
+def test_bad_input_ends_with_one_sentence(tmp_path, pool_argv, argv, message, capsys, fresh_accelerate):
+    output = tmp_path / "output"
+    with pytest.raises(SystemExit) as error:
+        run_script(script.parse_args, script.main, [*pool_argv, "--output", str(output), *argv])
+    assert error.value.code == 2
+    captured = capsys.readouterr().err
+    assert captured.startswith(f"error: {message}")
+    assert captured.count("\n") == 1
+    assert not output.exists()
+
+
+def test_unfinished_pipeline_is_refused(tmp_path, tiny_pipeline, run_main, pool_argv):
+    shutil.copytree(tiny_pipeline, tmp_path / "pipeline")
+    record = read_json(tmp_path / "pipeline" / "stage.json")
+    (tmp_path / "pipeline" / "stage.json").write_text(json.dumps({**record, "complete": False}))
+    with pytest.raises(InputError, match="holds no finished pipeline"):
+        run_main(script, *pool_argv, "--pipeline", tmp_path / "pipeline", "--output", tmp_path / "pool")
+    assert not (tmp_path / "pool").exists()
+
+
+@pytest.mark.launch
+def test_two_processes_make_the_same_pool(tmp_path, tiny_pool, launch, pool_argv):
+    finished = launch(2, "histodistill.training.generate", *pool_argv, "--output", tmp_path)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert read_json(tmp_path / "stage.json")["num_processes"] == 2
+    images, columns, names = read_image_dataset(tmp_path)
+    expected, expected_columns, expected_names = read_image_dataset(tiny_pool)
+    assert names == expected_names
+    np.testing.assert_array_equal(columns["seed"], expected_columns["seed"])
+    np.testing.assert_array_equal(columns["label"], expected_columns["label"])
+    np.testing.assert_array_equal(images, expected)
+    assert (tmp_path / PARQUET).read_bytes() == (tiny_pool / PARQUET).read_bytes()

@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors.torch import load_file
+
+from histodistill.training import train_autoencoder as script
+from histodistill.training.data import load_tiles, to_model_input
+from histodistill.training.errors import InputError
+from histodistill.training.files import read_json
+from histodistill.training.options import run_script
+
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+class Killed(BaseException):
+    """Ends a run as a kill would: nothing in the scripts catches it."""
+
+
+def weights_of(folder) -> dict[str, torch.Tensor]:
+    return load_file(folder / WEIGHTS)
+
+
+def assert_same_weights(first, second) -> None:
+    first, second = weights_of(first), weights_of(second)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+def kill_at(monkeypatch, call: int) -> None:
+    """The `call`th batch from 1 is never made."""
+    calls = []
+    random_symmetry = script.random_symmetry
+
+    def counted(*args):
+        calls.append(1)
+        if len(calls) == call:
+            raise Killed
+        return random_symmetry(*args)
+
+    monkeypatch.setattr(script, "random_symmetry", counted)
+
+
+def test_folder_holds_an_autoencoder_and_its_record(tiny_autoencoder, tiny_npz):
+    autoencoder = AutoencoderKL.from_pretrained(tiny_autoencoder)
+    assert autoencoder.config.sample_size == 16
+    assert autoencoder.config.latent_channels == 2
+    record, history = read_json(tiny_autoencoder / "stage.json"), read_json(tiny_autoencoder / "history.json")
+    assert record["complete"]
+    assert record["num_processes"] == 1
+    assert record["settings"]["data"] == load_tiles(tiny_npz).fingerprint()
+    assert record["settings"]["channels"] == [12, 12]
+    assert record["validation_psnr"] == pytest.approx(history[-1]["validation_psnr"])
+    assert [entry["step"] for entry in history] == [10, 20, 30, 40, 50, 60]
+    assert {path.name for path in (tiny_autoencoder / "checkpoints").iterdir()} == {"checkpoint-50", "checkpoint-60"}
+    grids = sorted((tiny_autoencoder / "progress").iterdir())
+    assert [path.name for path in grids] == [f"step-{step:07d}.png" for step in (10, 20, 30, 40, 50, 60)]
+    with Image.open(grids[-1]) as grid:
+        assert grid.size == (16 * (32 + 2) - 2, 2 * (32 + 2) - 2)  # originals above reconstructions
+
+
+def test_nothing_is_pickled(tiny_autoencoder):
+    files = [path for path in tiny_autoencoder.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".safetensors", ".json", ".png"}
+
+
+def test_it_learns(tiny_autoencoder):
+    history = read_json(tiny_autoencoder / "history.json")
+    assert history[-1]["train_loss"] < 0.7 * history[0]["train_loss"]
+    assert history[-1]["validation_l1"] < 0.7 * history[0]["validation_l1"]
+    assert history[-1]["validation_psnr"] > history[0]["validation_psnr"] + 2
+
+
+def test_measured_scale_normalises_the_latents(tiny_autoencoder, tiny_npz):
+    autoencoder = AutoencoderKL.from_pretrained(tiny_autoencoder)
+    config, record = autoencoder.config, read_json(tiny_autoencoder / "stage.json")
+    assert (config.shift_factor, config.scaling_factor) == (record["shift_factor"], record["scaling_factor"])
+    images = to_model_input(load_tiles(tiny_npz).split("train").images)
+    with torch.no_grad():
+        latents = autoencoder.encode(images).latent_dist.sample(torch.Generator().manual_seed(1))
+    normalised = (latents - config.shift_factor) * config.scaling_factor
+    assert normalised.mean().item() == pytest.approx(0, abs=0.02)
+    assert normalised.std().item() == pytest.approx(1, abs=0.02)
+
+
+def test_resumed_run_equals_an_uninterrupted_one(tmp_path, run_main, autoencoder_argv, monkeypatch):
+    argv = [*autoencoder_argv, "--max-train-steps", 6, "--validation-steps", 2]
+    run_main(script, *argv, "--output", tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 6)
+        run_main(script, *argv, "--output", tmp_path / "killed", "--checkpointing-steps", 3)
+    assert not read_json(tmp_path / "killed" / "stage.json")["complete"]
+    assert not (tmp_path / "killed" / WEIGHTS).exists()
+
+    with monkeypatch.context() as patch:
+        kill_at(patch, 4)  # only steps 4 to 6 are left, so this is never reached
+        run_main(script, *argv, "--output", tmp_path / "killed", "--resume", "latest")
+    assert_same_weights(tmp_path / "whole", tmp_path / "killed")
+    whole, resumed = (read_json(tmp_path / name / "history.json") for name in ("whole", "killed"))
+    assert resumed == whole
+
+
+def test_resume_latest_without_a_checkpoint_begins(tmp_path, run_main, autoencoder_argv):
+    run_main(script, *autoencoder_argv, "--max-train-steps", 1, "--output", tmp_path, "--resume", "latest")
+    assert read_json(tmp_path / "stage.json")["complete"]
+
+
+def test_the_seed_decides(tmp_path, run_main, autoencoder_argv):
+    argv = [*autoencoder_argv, "--max-train-steps", 2]
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run_main(script, *argv, "--seed", seed, "--output", tmp_path / name)
+    assert_same_weights(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(AssertionError):
+        assert_same_weights(tmp_path / "a", tmp_path / "c")
+
+
+def test_accumulated_gradients_are_those_of_one_large_batch(tmp_path, run_main, autoencoder_argv, monkeypatch):
+    # Without noise and augmentation the two halves hold what the large batch holds.
+    forward = script.VariationalAutoencoder.forward
+    monkeypatch.setattr(script.VariationalAutoencoder, "forward", lambda self, x, noise: forward(self, x, 0 * noise))
+    monkeypatch.setattr(script, "random_symmetry", lambda images, _: images)
+    argv = [*autoencoder_argv, "--max-train-steps", 1, "--class-balance", 0, "--max-grad-norm", 1e9]
+    sizes = {"large": (8, 1), "halves": (4, 2), "half": (4, 1)}
+    moments = {}
+    for name, (batch_size, accumulation) in sizes.items():
+        options = ["--batch-size", batch_size, "--gradient-accumulation-steps", accumulation]
+        run_main(script, *argv, *options, "--output", tmp_path / name)
+        moments[name] = load_file(tmp_path / name / "checkpoints" / "checkpoint-1" / "optimizer.safetensors")
+
+    def flat(name):
+        # After one step the first moment is a tenth of the gradient.
+        return torch.cat([value.flatten() for key, value in sorted(moments[name].items()) if key.endswith(".exp_avg")])
+
+    scale = flat("large").abs().max()
+    assert (flat("halves") - flat("large")).abs().max() < 1e-4 * scale
+    assert (flat("half") - flat("large")).abs().max() > 1e-2 * scale
+
+
+@pytest.mark.parametrize("precision", ["bf16"])
+def test_mixed_precision_keeps_weights_in_single(tmp_path, run_main, autoencoder_argv, precision):
+    run_main(script, *autoencoder_argv, "--mixed-precision", precision, "--max-train-steps", 2, "--output", tmp_path)
+    for name, value in weights_of(tmp_path).items():
+        assert value.dtype == torch.float32, name
+        assert torch.isfinite(value).all(), name
+
+
+def test_finished_folder_is_left_alone(tiny_autoencoder, run_main, autoencoder_argv, capsys, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in tiny_autoencoder.rglob("*")}
+    monkeypatch.setattr(script, "build_autoencoder", None)
+    run_main(
+        script, *autoencoder_argv, "--output", tiny_autoencoder, "--max-train-steps", 60,
+        "--validation-steps", 10, "--learning-rate", 3e-3,
+    )  # fmt: skip
+    assert "already finished" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in tiny_autoencoder.rglob("*")} == before
+
+
+def test_other_settings_in_the_same_folder_are_refused(tiny_autoencoder, autoencoder_argv, capsys):
+    argv = [*autoencoder_argv, "--output", str(tiny_autoencoder), "--max-train-steps", "61"]
+    before = (tiny_autoencoder / "stage.json").read_bytes()
+    with pytest.raises(SystemExit) as error:
+        run_script(script.parse_args, script.main, argv)
+    assert error.value.code == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "was made with other settings" in message
+    assert (tiny_autoencoder / "stage.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--channels", "0"], "--channels=[0] is out of range: every width must be at least 1"),
+        (["--latent-channels", "0"], "--latent-channels=0 is out of range: it must be at least 1"),
+        (["--layers-per-block", "0"], "--layers-per-block=0 is out of range: it must be at least 1"),
+        (["--kl-weight", "-1"], "--kl-weight=-1.0 is out of range: it must be at least 0"),
+        (["--frequency-weight", "-1"], "--frequency-weight=-1.0 is out of range: it must be at least 0"),
+        (["--data", "/no/such/folder"], "/no/such/folder does not exist"),
+        (["--channels", *"888888"], "image size 16 is not divisible by 32: give --image-size 32, or fewer --channels"),
+        (["--mixed-precision", "fp16"], "--mixed-precision=fp16 needs a GPU"),
+        (["--resume", "/no/checkpoint"], "--resume /no/checkpoint is not a checkpoint"),
+    ],
+)
+def test_bad_input_ends_with_one_sentence(tmp_path, autoencoder_argv, argv, message, capsys, fresh_accelerate):
+    if "fp16" in argv and torch.cuda.is_available():
+        pytest.skip("fp16 is fine with a GPU")
+    output = tmp_path / "output"
+    with pytest.raises(SystemExit) as error:
+        run_script(script.parse_args, script.main, [*autoencoder_argv, "--output", str(output), *argv])
+    assert error.value.code == 2
+    captured = capsys.readouterr().err
+    assert captured.startswith(f"error: {message}")
+    assert captured.count("\n") == 1
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(("channels", "latent_size"), [([8], 16), ([8, 16], 8), ([4, 12, 8], 4)])
+def test_build_autoencoder(channels, latent_size):
+    autoencoder = script.build_autoencoder(16, channels, 3, 1)
+    images = torch.zeros(2, 3, 16, 16)
+    with torch.no_grad():
+        mode = autoencoder.encode(images).latent_dist.mode()
+        assert mode.shape == (2, 3, latent_size, latent_size)
+        assert autoencoder.decode(mode).sample.shape == images.shape
+
+
+def test_build_autoencoder_refuses_odd_sizes():
+    with pytest.raises(InputError, match="image size 30 is not divisible by 4: give --image-size 32"):
+        script.build_autoencoder(30, [8, 8, 8], 2, 1)
+
+
+def test_forward_draws_from_the_posterior():
+    torch.manual_seed(0)
+    autoencoder = script.build_autoencoder(16, [8, 8], 2, 1).eval()
+    model = script.VariationalAutoencoder(autoencoder)
+    images, noise = torch.rand(2, 3, 16, 16) * 2 - 1, torch.randn(2, 2, 8, 8)
+    with torch.no_grad():
+        posterior = autoencoder.encode(images).latent_dist
+        reconstruction, kl = model(images, noise)
+        expected = autoencoder.decode(posterior.mean + posterior.std * noise).sample
+        torch.testing.assert_close(reconstruction, expected)
+        torch.testing.assert_close(kl, posterior.kl().sum() / posterior.mean.numel())
+
+
+def test_reconstruction_loss():
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 8, 8) * 2 - 1
+    assert script.reconstruction_loss(images, images, 0.5) == 0
+    shifted = images + 0.25
+    assert script.reconstruction_loss(shifted, images, 0.0).item() == pytest.approx(0.25)
+    # A constant has one Fourier coefficient of 8 × 0.25 among the 8 × 5 that rfft2 keeps.
+    expected = 0.25 + 0.5 * 8 * 0.25 / 40
+    assert script.reconstruction_loss(shifted, images, 0.5).item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.launch
+def test_two_processes_train_the_same_autoencoder(tmp_path, launch, run_main, autoencoder_argv):
+    argv = [*autoencoder_argv, "--max-train-steps", 3]
+    module = "histodistill.training.train_autoencoder"
+    finished = launch(2, module, *argv, "--output", tmp_path / "two")
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert json.loads((tmp_path / "two" / "stage.json").read_text())["num_processes"] == 2
+    run_main(script, *argv, "--output", tmp_path / "one")
+    one, two = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], atol=1e-4, rtol=0, msg=name)
