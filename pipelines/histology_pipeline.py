@@ -182,7 +182,7 @@ class HistologyPipeline(DiffusionPipeline):
             raise ValueError(f"output_type={output_type!r} is unknown: it must be one of {OUTPUT_TYPES}")
         if isinstance(generator, list) and len(generator) != len(class_ids):
             raise ValueError(
-                f"generator has {len(generator)} entries for {len(class_ids)} images: give one per image, or a single one"
+                f"generator has {len(generator)} entries for {len(class_ids)} images: give one per image, or just one"
             )
 
     def _decode(self, latents, output_type):

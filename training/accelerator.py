@@ -7,7 +7,6 @@ from pathlib import Path
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import parse_flag_from_env
-from accelerate.utils import parse_flag_from_env
 
 from histodistill.training.errors import InputError
 

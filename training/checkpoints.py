@@ -49,7 +49,9 @@ def save_checkpoint(
             for key, value in values.items()
         }
         save_file(moments, folder / "optimizer.safetensors")
-        write_json(folder / "state.json", {"step": step, "scaler": scaler.state_dict() if scaler else None, **(state or {})})
+        write_json(
+            folder / "state.json", {"step": step, "scaler": scaler.state_dict() if scaler else None, **(state or {})}
+        )
     for old in list_checkpoints(root)[:-keep]:
         shutil.rmtree(old)
     return root / f"checkpoint-{step}"
@@ -95,7 +97,7 @@ def load_checkpoint(
         moments = load_file(folder / "optimizer.safetensors")
     except (OSError, RuntimeError, SafetensorError) as error:
         raise InputError(
-            f"checkpoint {folder} does not fit this model: train with the settings it was made with, or without --resume"
+            f"checkpoint {folder} does not fit this model: give the settings it was made with, or leave --resume out"
         ) from error
     per_parameter: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in moments.items():

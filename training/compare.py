@@ -56,8 +56,17 @@ def summarise(cells: list[dict[str, Any]], source: TileSource, n_per_class: int,
                 "std": float(np.std(known, ddof=1)) if len(known) > 1 else None,
                 "values": values,
             }
-        rows.append({"row": row, "title": ROWS[row], "architecture": architecture, "num_train": mine[0]["num_train"],
-                     "steps": mine[0]["config"]["max_train_steps"], "seeds": [c["seed"] for c in mine], **scores})  # fmt: skip
+        rows.append(
+            {
+                "row": row,
+                "title": ROWS[row],
+                "architecture": architecture,
+                "num_train": mine[0]["num_train"],
+                "steps": mine[0]["config"]["max_train_steps"],
+                "seeds": [c["seed"] for c in mine],
+                **scores,
+            }
+        )
     accuracy = {(r["architecture"], r["row"]): r["accuracy"]["mean"] for r in rows}
     recovery = {
         architecture: accuracy[architecture, RECOVERY_ROW] / accuracy[architecture, "real_all"]
@@ -92,9 +101,16 @@ def main(args: argparse.Namespace) -> None:
             f"give --image-size {images.shape[1]}"
         )
     n_per_class = int(np.bincount(columns["label"]).min())
-    settings = {"stage": "comparison", "data": source.fingerprint(), "pool": pool_record["fingerprint"],
-                "distilled": distilled_record["fingerprint"], "train": args.train, "seeds": args.seeds,
-                "batch_size": args.batch_size, "mixed_precision": args.mixed_precision}  # fmt: skip
+    settings = {
+        "stage": "comparison",
+        "data": source.fingerprint(),
+        "pool": pool_record["fingerprint"],
+        "distilled": distilled_record["fingerprint"],
+        "train": args.train,
+        "seeds": args.seeds,
+        "batch_size": args.batch_size,
+        "mixed_precision": args.mixed_precision,
+    }
     folder = args.run / "comparison"
     try:
         stage = Stage(folder, settings)
@@ -128,19 +144,35 @@ def main(args: argparse.Namespace) -> None:
                     continue
                 accelerator.print(f"{architecture} on {len(train)} tiles: {ROWS[row]}, seed {seed}")
                 config = ClassifierConfig(
-                    architecture=architecture, loss="joint" if row == "distilled_joint" else "ce", seed=seed,
-                    max_train_steps=steps, batch_size=args.batch_size, validation_steps=max(1, steps // 10),
-                )  # fmt: skip
+                    architecture=architecture,
+                    loss="joint" if row == "distilled_joint" else "ce",
+                    seed=seed,
+                    max_train_steps=steps,
+                    batch_size=args.batch_size,
+                    validation_steps=max(1, steps // 10),
+                )
                 trained = train_classifier(
-                    config, train, source.split("validation"), accelerator, class_names=source.class_names,
-                    checkpoint_dir=folder / "checkpoints" / path.stem, resume="latest",
-                )  # fmt: skip
+                    config,
+                    train,
+                    source.split("validation"),
+                    accelerator,
+                    class_names=source.class_names,
+                    checkpoint_dir=folder / "checkpoints" / path.stem,
+                    resume="latest",
+                )
                 test = source.split("test")
                 probabilities = predict_shared(trained.model, test.images, accelerator)
-                cell = {"architecture": architecture, "row": row, "seed": seed, "num_train": len(train),
-                        "test": score_probabilities(probabilities, test.labels), "validation": trained.validation,
-                        "best_step": trained.best_step, "config": asdict(config),
-                        "seconds": round(trained.seconds, 1)}  # fmt: skip
+                cell = {
+                    "architecture": architecture,
+                    "row": row,
+                    "seed": seed,
+                    "num_train": len(train),
+                    "test": score_probabilities(probabilities, test.labels),
+                    "validation": trained.validation,
+                    "best_step": trained.best_step,
+                    "config": asdict(config),
+                    "seconds": round(trained.seconds, 1),
+                }
                 cells.append(cell)
                 if accelerator.is_main_process:
                     write_json(path, cell)

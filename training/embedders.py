@@ -61,8 +61,10 @@ def _embed_with_transformers(name_or_path, images, batch_size, device) -> np.nda
         output = model(**processor(images=batch, return_tensors="pt").to(device))
         pooled = getattr(output, "pooler_output", None)
         if pooled is None:
-            pooled = output.last_hidden_state.flatten(2).mean(2) if output.last_hidden_state.ndim == 4 else (
-                output.last_hidden_state.mean(1)
-            )  # fmt: skip
+            pooled = (
+                output.last_hidden_state.flatten(2).mean(2)
+                if output.last_hidden_state.ndim == 4
+                else (output.last_hidden_state.mean(1))
+            )
         embeddings.append(pooled.flatten(1).float().cpu().numpy())
     return np.concatenate(embeddings)

@@ -22,7 +22,6 @@ from tqdm.auto import tqdm
 
 from histodistill.training.accelerator import make_accelerator
 from histodistill.training.commands.generate import parse_args
-from histodistill.training.errors import InputError
 from histodistill.training.image_dataset import write_image_dataset
 from histodistill.training.options import result_settings, run_script
 from histodistill.training.stages import Stage, require_complete
@@ -84,8 +83,13 @@ def main(args: argparse.Namespace) -> None:
     paths = [args.output / "chunks" / f"chunk-{number:06d}.npz" for number in range(len(chunks))]
     mine = range(accelerator.process_index, len(chunks), accelerator.num_processes)
     missing = [i for i in mine if read_chunk(paths[i], labels[chunks[i]], seeds[chunks[i]]) is None]
-    progress = tqdm(total=len(mine), initial=len(mine) - len(missing), desc="pool", unit=f"×{args.chunk_size} images",
-                    disable=not accelerator.is_local_main_process)  # fmt: skip
+    progress = tqdm(
+        total=len(mine),
+        initial=len(mine) - len(missing),
+        desc="pool",
+        unit=f"×{args.chunk_size} images",
+        disable=not accelerator.is_local_main_process,
+    )
     options = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
     saved = time.monotonic()
     for i in missing:

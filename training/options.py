@@ -16,9 +16,19 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 # These say where and how a script runs, not what comes out; all other options are recorded as settings of the result.
 _NOT_SETTINGS = {
-    "data", "eval_data", "output", "resume", "report_to", "checkpointing_steps", "autoencoder", "pipeline",
-    "pool", "teacher", "embedder", "num_processes",
-}  # fmt: skip
+    "data",
+    "eval_data",
+    "output",
+    "resume",
+    "report_to",
+    "checkpointing_steps",
+    "autoencoder",
+    "pipeline",
+    "pool",
+    "teacher",
+    "embedder",
+    "num_processes",
+}
 
 
 def add_training_options(
@@ -34,8 +44,12 @@ def add_training_options(
     data = parser.add_argument_group("data")
     data.add_argument("--data", required=True, help="phantom, a MedMNIST name, .npz file, folder or Hub dataset id")
     data.add_argument("--image-size", type=int, default=None, help="side in pixels; default: the size the tiles have")
-    data.add_argument("--class-balance", type=float, default=0.5,
-                      help="0 draws classes as often as they occur, 1 equally often, between: n^(1 - value)")  # fmt: skip
+    data.add_argument(
+        "--class-balance",
+        type=float,
+        default=0.5,
+        help="0 draws classes as often as they occur, 1 equally often, between: n^(1 - value)",
+    )
     data.add_argument("--output", type=Path, required=True, help="folder for the result")
     optim = parser.add_argument_group("optimisation")
     optim.add_argument("--max-train-steps", type=int, default=max_train_steps, help="optimizer steps")
@@ -57,8 +71,14 @@ def add_training_options(
 
 def check_training_options(args: argparse.Namespace) -> None:
     """Checks the ranges of the shared options; ends the program with code 2 and one sentence where one is wrong."""
-    at_least_one = ("max_train_steps", "batch_size", "gradient_accumulation_steps", "validation_steps",
-                    "validation_tiles", "checkpointing_steps")  # fmt: skip
+    at_least_one = (
+        "max_train_steps",
+        "batch_size",
+        "gradient_accumulation_steps",
+        "validation_steps",
+        "validation_tiles",
+        "checkpointing_steps",
+    )
     for name in at_least_one:
         check_option(args, name, getattr(args, name) >= 1, "it must be at least 1")
     for name in ("learning_rate", "max_grad_norm"):

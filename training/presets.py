@@ -36,36 +36,72 @@ class Preset:
 
 PRESETS = {
     "cpu-demo": Preset(
-        autoencoder={"channels": [16, 32], "latent_channels": 4, "max_train_steps": 500, "kl_weight": 1e-4,
-                     "batch_size": 32, "learning_rate": 2e-3},
-        diffusion={"channels": [32, 96], "max_train_steps": 1200, "batch_size": 32, "learning_rate": 1e-3,
-                   "ema_decay": 0.995, "validation_steps": 300},
+        autoencoder={
+            "channels": [16, 32],
+            "latent_channels": 4,
+            "max_train_steps": 500,
+            "kl_weight": 1e-4,
+            "batch_size": 32,
+            "learning_rate": 2e-3,
+        },
+        diffusion={
+            "channels": [32, 96],
+            "max_train_steps": 1200,
+            "batch_size": 32,
+            "learning_rate": 1e-3,
+            "ema_decay": 0.995,
+            "validation_steps": 300,
+        },
         teacher={"architecture": "convnet", "width": 64, "max_train_steps": 300},
         generate={"per_class": 200, "guidance_scale": 1.5, "num_inference_steps": 16},
         select={"n_per_class": 20, "n_neighbors": 10},
         compare=("convnet:300:real_all,real_random,distilled_ce,distilled_joint",),
     ),
     "cpu": Preset(
-        autoencoder={"channels": [32, 64], "latent_channels": 4, "max_train_steps": 2500, "kl_weight": 1e-4,
-                     "batch_size": 32, "learning_rate": 1e-3},
-        diffusion={"channels": [64, 128], "max_train_steps": 5000, "batch_size": 64, "learning_rate": 8e-4,
-                   "ema_decay": 0.998, "validation_steps": 500},
+        autoencoder={
+            "channels": [32, 64],
+            "latent_channels": 4,
+            "max_train_steps": 2500,
+            "kl_weight": 1e-4,
+            "batch_size": 32,
+            "learning_rate": 1e-3,
+        },
+        diffusion={
+            "channels": [64, 128],
+            "max_train_steps": 5000,
+            "batch_size": 64,
+            "learning_rate": 8e-4,
+            "ema_decay": 0.998,
+            "validation_steps": 500,
+        },
         teacher={"architecture": "convnet", "max_train_steps": 1000},
         generate={"per_class": 1000, "guidance_scale": 1.5, "num_inference_steps": 16},
         select={"n_per_class": 100},
         compare=("convnet:1000", "resnet18:400:real_all,real_random,distilled_joint"),
     ),
     "gpu": Preset(
-        autoencoder={"channels": [64, 128], "latent_channels": 4, "max_train_steps": 20_000, "kl_weight": 1e-4,
-                     "batch_size": 256, "learning_rate": 5e-4, "layers_per_block": 2},
-        diffusion={"channels": [128, 256], "max_train_steps": 60_000, "batch_size": 256, "learning_rate": 4e-4,
-                   "ema_decay": 0.9999},
+        autoencoder={
+            "channels": [64, 128],
+            "latent_channels": 4,
+            "max_train_steps": 20_000,
+            "kl_weight": 1e-4,
+            "batch_size": 256,
+            "learning_rate": 5e-4,
+            "layers_per_block": 2,
+        },
+        diffusion={
+            "channels": [128, 256],
+            "max_train_steps": 60_000,
+            "batch_size": 256,
+            "learning_rate": 4e-4,
+            "ema_decay": 0.9999,
+        },
         teacher={"architecture": "resnet18", "max_train_steps": 3000},
         generate={"per_class": 1000, "guidance_scale": 1.5, "num_inference_steps": 25, "mixed_precision": "bf16"},
         select={"n_per_class": 100},
         compare=("convnet:3000", "resnet18:3000"),
     ),
-}  # fmt: skip
+}
 
 
 def to_argv(options: dict[str, object]) -> list[str]:

@@ -138,10 +138,14 @@ def _score_tables(results: dict[str, Any]) -> list[dict[str, Any]]:
     for architecture in dict.fromkeys(row["architecture"] for row in results["rows"]):
         mine = [row for row in results["rows"] if row["architecture"] == architecture]
         rows = [
-            {"title": row["title"], "num_train": row["num_train"], "own": row["row"] == results["recovery_row"],
-             "scores": [_score(row[metric]) for metric in _METRICS]}
+            {
+                "title": row["title"],
+                "num_train": row["num_train"],
+                "own": row["row"] == results["recovery_row"],
+                "scores": [_score(row[metric]) for metric in _METRICS],
+            }
             for row in mine
-        ]  # fmt: skip
+        ]
         seeds = max(len(row["seeds"]) for row in mine)
         tables.append({"architecture": _architecture(architecture), "seeds": seeds, "rows": rows})
     return tables

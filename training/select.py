@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from pathlib import Path
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from histodistill.training.classifiers import Classifier
 from histodistill.training.commands.select import parse_args
 from histodistill.training.embedders import embed_images, is_classifier
 from histodistill.training.errors import InputError
-from histodistill.training.files import write_text
+from histodistill.training.files import read_json, write_text
 from histodistill.training.image_dataset import read_image_dataset, write_image_dataset
 from histodistill.training.options import result_settings, run_script
 from histodistill.training.scoring import predict_proba
@@ -36,8 +35,7 @@ def main(args: argparse.Namespace) -> None:
     teacher_record = require_complete(args.teacher, "classifier", "run train_classifier on the real tiles first")
     if not is_classifier(args.teacher):
         raise InputError(f"--teacher {args.teacher} is no classifier: give a folder that train_classifier left")
-    inputs = {"pool": pool_record["fingerprint"], "teacher": teacher_record["fingerprint"],
-              "embedder": args.embedder}  # fmt: skip
+    inputs = {"pool": pool_record["fingerprint"], "teacher": teacher_record["fingerprint"], "embedder": args.embedder}
     stage = Stage(args.output / "distilled", {"stage": "distilled", **inputs, **result_settings(args)})
     if stage.complete:
         print(f"select: {args.output / 'distilled'} is already finished")
@@ -82,6 +80,7 @@ def main(args: argparse.Namespace) -> None:
         selector=type(selector).__name__,
         selector_params=selector.get_params(),
         features=features,
+        source_name=read_json(args.teacher / "results.json")["data"]["train"],
     )
     write_text(args.output / "distilled" / "README.md", render_dataset_card(card))
     sizes = {}

@@ -51,15 +51,28 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="train_autoencoder", description=__doc__, allow_abbrev=False)
     add_training_options(parser, max_train_steps=2500, batch_size=32, learning_rate=1e-3, weight_decay=0.0)
     model = parser.add_argument_group("model")
-    model.add_argument("--channels", type=int, nargs="+", default=[32, 64],
-                       help="width of each resolution level; every level after the first halves the size")  # fmt: skip
+    model.add_argument(
+        "--channels",
+        type=int,
+        nargs="+",
+        default=[32, 64],
+        help="width of each resolution level; every level after the first halves the size",
+    )
     model.add_argument("--latent-channels", type=int, default=4, help="channels of a latent")
     model.add_argument("--layers-per-block", type=int, default=1, help="residual blocks per level")
     loss = parser.add_argument_group("loss")
-    loss.add_argument("--kl-weight", type=float, default=1e-4,
-                      help="weight of the mean KL divergence per latent value from N(0, 1), in nats")  # fmt: skip
-    loss.add_argument("--frequency-weight", type=float, default=0.1,
-                      help="weight of the L1 distance between Fourier transforms, which keeps fine texture")  # fmt: skip
+    loss.add_argument(
+        "--kl-weight",
+        type=float,
+        default=1e-4,
+        help="weight of the mean KL divergence per latent value from N(0, 1), in nats",
+    )
+    loss.add_argument(
+        "--frequency-weight",
+        type=float,
+        default=0.1,
+        help="weight of the L1 distance between Fourier transforms, which keeps fine texture",
+    )
     args = parser.parse_args(argv)
     check_training_options(args)
     check_option(args, "channels", min(args.channels) >= 1, "every width must be at least 1")
@@ -214,10 +227,17 @@ def main(args: argparse.Namespace) -> None:
     weights = class_weights(train.labels, args.class_balance)
     warmup_steps = math.ceil(args.warmup * args.max_train_steps)
     validation_images = to_model_input(validation.images[spread_indices(len(validation), args.validation_tiles)])
-    progress = tqdm(total=args.max_train_steps, initial=start, desc="autoencoder", unit="step",
-                    disable=not accelerator.is_local_main_process)  # fmt: skip
+    progress = tqdm(
+        total=args.max_train_steps,
+        initial=start,
+        desc="autoencoder",
+        unit="step",
+        disable=not accelerator.is_local_main_process,
+    )
     for step in range(start, args.max_train_steps):
-        set_learning_rate(optimizer, cosine_learning_rate(step, args.max_train_steps, warmup_steps, args.learning_rate))
+        set_learning_rate(
+            optimizer, cosine_learning_rate(step, args.max_train_steps, warmup_steps, args.learning_rate)
+        )
         # One optimizer step takes gradient_accumulation_steps batches of batch_size tiles over all processes.
         for micro_step in range(args.gradient_accumulation_steps):
             position = step * args.gradient_accumulation_steps + micro_step
@@ -254,9 +274,13 @@ def main(args: argparse.Namespace) -> None:
                 save_grid(pairs, args.output / "progress" / f"step-{done:07d}.png", columns=16)
         if (done % args.checkpointing_steps == 0 or done == args.max_train_steps) and accelerator.is_main_process:
             save_checkpoint(
-                args.output / "checkpoints", done, {"autoencoder": autoencoder}, optimizer, {"history": history},
+                args.output / "checkpoints",
+                done,
+                {"autoencoder": autoencoder},
+                optimizer,
+                {"history": history},
                 accelerator.scaler,
-            )  # fmt: skip
+            )
             stage.save_progress()
     progress.close()
 
@@ -271,7 +295,9 @@ def main(args: argparse.Namespace) -> None:
         write_json(args.output / "history.json", history)
         facts = {"shift_factor": shift, "scaling_factor": scale, "num_processes": accelerator.num_processes}
         stage.finish(**facts, **validate(autoencoder, validation_images, accelerator))
-        accelerator.print(f"autoencoder: validation PSNR {history[-1]['validation_psnr']:.2f} dB, saved to {args.output}")
+        accelerator.print(
+            f"autoencoder: validation PSNR {history[-1]['validation_psnr']:.2f} dB, saved to {args.output}"
+        )
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

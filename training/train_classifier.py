@@ -86,8 +86,11 @@ class ClassifierConfig:
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise InputError(f"loss={self.loss!r} is unknown: it must be one of {', '.join(LOSSES)}")
-        self._check(("max_train_steps", "batch_size", "gradient_accumulation_steps", "validation_steps",
-                     "validation_tiles"), lambda value: value >= 1, "it must be at least 1")  # fmt: skip
+        self._check(
+            ("max_train_steps", "batch_size", "gradient_accumulation_steps", "validation_steps", "validation_tiles"),
+            lambda value: value >= 1,
+            "it must be at least 1",
+        )
         self._check(("learning_rate", "max_grad_norm"), lambda value: value > 0, "it must be above 0")
         self._check(("weight_decay", "alpha", "max_shift", "seed"), lambda value: value >= 0, "it must be at least 0")
         self._check(("warmup", "class_balance"), lambda value: 0 <= value <= 1, "it must be 0 to 1")
@@ -141,26 +144,39 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         validation_tiles=defaults.validation_tiles,
     )
     tiles = parser.add_argument_group("tiles")
-    tiles.add_argument("--eval-data", default=None,
-                       help="source of the validation and test tiles; default: that of --data")  # fmt: skip
-    tiles.add_argument("--n-per-class", type=int, default=None,
-                       help="train on so many tiles per class, drawn at random; default: on all")  # fmt: skip
+    tiles.add_argument(
+        "--eval-data", default=None, help="source of the validation and test tiles; default: that of --data"
+    )
+    tiles.add_argument(
+        "--n-per-class",
+        type=int,
+        default=None,
+        help="train on so many tiles per class, drawn at random; default: on all",
+    )
     model = parser.add_argument_group("model")
     model.add_argument("--architecture", default=defaults.architecture, help="convnet, resnet18 or vit")
-    model.add_argument("--width", type=int, default=None,
-                       help="base width; default: 128 for convnet, 64 for resnet18, 192 for vit")  # fmt: skip
+    model.add_argument(
+        "--width", type=int, default=None, help="base width; default: 128 for convnet, 64 for resnet18, 192 for vit"
+    )
     loss = parser.add_argument_group("loss")
-    loss.add_argument("--loss", default=defaults.loss,
-                      help="ce: cross-entropy; joint: plus the boundary-guided contrastive term")  # fmt: skip
+    loss.add_argument(
+        "--loss", default=defaults.loss, help="ce: cross-entropy; joint: plus the boundary-guided contrastive term"
+    )
     loss.add_argument("--alpha", type=float, default=defaults.alpha, help="weight of the contrastive term")
-    loss.add_argument("--position", type=float, default=defaults.position,
-                      help="share of a class on or above its boundary")  # fmt: skip
-    loss.add_argument("--margin", type=float, default=defaults.margin,
-                      help="how far below the boundary the other classes are pushed")  # fmt: skip
+    loss.add_argument(
+        "--position", type=float, default=defaults.position, help="share of a class on or above its boundary"
+    )
+    loss.add_argument(
+        "--margin", type=float, default=defaults.margin, help="how far below the boundary the other classes are pushed"
+    )
     augmentation = parser.add_argument_group("augmentation, beside the eight symmetries of the square")
     augmentation.add_argument("--max-shift", type=int, default=defaults.max_shift, help="largest shift in pixels")
-    augmentation.add_argument("--stain-strength", type=float, default=defaults.stain_strength,
-                              help="relative change of the amounts of stain; 0 for none")  # fmt: skip
+    augmentation.add_argument(
+        "--stain-strength",
+        type=float,
+        default=defaults.stain_strength,
+        help="relative change of the amounts of stain; 0 for none",
+    )
     args = parser.parse_args(argv)
     check_training_options(args)
     return args

@@ -56,15 +56,28 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_training_options(parser, max_train_steps=5000, batch_size=64, learning_rate=8e-4, weight_decay=0.01)
     model = parser.add_argument_group("model")
     model.add_argument("--autoencoder", type=Path, required=True, help="folder that train_autoencoder left")
-    model.add_argument("--channels", type=int, nargs="+", default=[64, 128],
-                       help="width of each resolution level of the U-Net; each level after the first halves the size")  # fmt: skip
+    model.add_argument(
+        "--channels",
+        type=int,
+        nargs="+",
+        default=[64, 128],
+        help="width of each resolution level of the U-Net; each level after the first halves the size",
+    )
     model.add_argument("--layers-per-block", type=int, default=2, help="residual blocks per level")
-    model.add_argument("--attention-levels", type=int, default=0,
-                       help="how many of the lowest levels have attention; the middle always has it")  # fmt: skip
+    model.add_argument(
+        "--attention-levels",
+        type=int,
+        default=0,
+        help="how many of the lowest levels have attention; the middle always has it",
+    )
     model.add_argument("--dropout", type=float, default=0.0, help="dropout in the residual blocks")
     loss = parser.add_argument_group("loss and averaging")
-    loss.add_argument("--class-dropout", type=float, default=0.1,
-                      help="share of tiles shown with the null class, for classifier-free guidance")  # fmt: skip
+    loss.add_argument(
+        "--class-dropout",
+        type=float,
+        default=0.1,
+        help="share of tiles shown with the null class, for classifier-free guidance",
+    )
     loss.add_argument("--ema-decay", type=float, default=0.998, help="decay of the moving average of the weights")
     args = parser.parse_args(argv)
     check_training_options(args)
@@ -169,12 +182,16 @@ def main(args: argparse.Namespace) -> None:
     source = load_tiles(args.data, image_size=args.image_size)
     if source.image_size != autoencoder.config.sample_size:
         raise InputError(
-            f"the tiles are {source.image_size} px and the autoencoder was trained at {autoencoder.config.sample_size} "
+            f"the tiles are {source.image_size} px, but the autoencoder is for {autoencoder.config.sample_size} "
             f"px: give --image-size {autoencoder.config.sample_size}"
         )
     train, validation = source.split("train"), source.split("validation")
-    settings = {"stage": "diffusion", "data": source.fingerprint(),
-                "autoencoder": autoencoder_record["fingerprint"], **result_settings(args)}  # fmt: skip
+    settings = {
+        "stage": "diffusion",
+        "data": source.fingerprint(),
+        "autoencoder": autoencoder_record["fingerprint"],
+        **result_settings(args),
+    }
     stage = Stage(args.output, settings)
     accelerator = make_accelerator(
         args.mixed_precision,
@@ -190,9 +207,14 @@ def main(args: argparse.Namespace) -> None:
     latent_size = source.image_size // 2 ** (len(autoencoder.config.block_out_channels) - 1)
     latent_shape = (autoencoder.config.latent_channels, latent_size, latent_size)
     denoiser = build_denoiser(
-        latent_size, latent_shape[0], len(source.class_names), args.channels, args.layers_per_block,
-        args.attention_levels, args.dropout,
-    )  # fmt: skip
+        latent_size,
+        latent_shape[0],
+        len(source.class_names),
+        args.channels,
+        args.layers_per_block,
+        args.attention_levels,
+        args.dropout,
+    )
     null_class = denoiser.config.num_class_embeds - 1
     # Tensor cores prefer this layout; on a CPU it makes group norm four times as slow.
     layout = torch.channels_last if accelerator.device.type == "cuda" else torch.contiguous_format
@@ -247,10 +269,17 @@ def main(args: argparse.Namespace) -> None:
     weights = class_weights(train.labels, args.class_balance)
     warmup_steps = math.ceil(args.warmup * args.max_train_steps)
     validation = validation.subset(spread_indices(len(validation), args.validation_tiles))
-    progress = tqdm(total=args.max_train_steps, initial=start, desc="diffusion", unit="step",
-                    disable=not accelerator.is_local_main_process)  # fmt: skip
+    progress = tqdm(
+        total=args.max_train_steps,
+        initial=start,
+        desc="diffusion",
+        unit="step",
+        disable=not accelerator.is_local_main_process,
+    )
     for step in range(start, args.max_train_steps):
-        set_learning_rate(optimizer, cosine_learning_rate(step, args.max_train_steps, warmup_steps, args.learning_rate))
+        set_learning_rate(
+            optimizer, cosine_learning_rate(step, args.max_train_steps, warmup_steps, args.learning_rate)
+        )
         # One optimizer step takes gradient_accumulation_steps batches of batch_size tiles over all processes.
         for micro_step in range(args.gradient_accumulation_steps):
             position = step * args.gradient_accumulation_steps + micro_step
@@ -294,9 +323,13 @@ def main(args: argparse.Namespace) -> None:
         if (done % args.checkpointing_steps == 0 or last) and accelerator.is_main_process:
             ema.copy_to(average.parameters())
             save_checkpoint(
-                args.output / "checkpoints", done, {"unet": denoiser, "ema": average}, optimizer,
-                {"history": history, "ema_step": ema.optimization_step}, accelerator.scaler,
-            )  # fmt: skip
+                args.output / "checkpoints",
+                done,
+                {"unet": denoiser, "ema": average},
+                optimizer,
+                {"history": history, "ema_step": ema.optimization_step},
+                accelerator.scaler,
+            )
             stage.save_progress()
     progress.close()
 
@@ -309,9 +342,7 @@ def main(args: argparse.Namespace) -> None:
         pipeline.save_pretrained(args.output)
         write_json(args.output / "history.json", history)
         stage.finish(validation_loss=history[-1]["validation_loss"], num_processes=accelerator.num_processes)
-        accelerator.print(
-            f"diffusion: validation loss {history[-1]['validation_loss']:.4f}, saved to {args.output}"
-        )
+        accelerator.print(f"diffusion: validation loss {history[-1]['validation_loss']:.4f}, saved to {args.output}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

@@ -50,6 +50,7 @@ def test_a_script_that_splits_no_batches_has_no_such_limit(state):
     make_accelerator("no")
 
 
+@pytest.mark.filterwarnings("ignore:`log_with=all` was passed but no supported trackers")
 def test_tracker_must_be_installed(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "get_available_trackers", lambda: ["wandb"])
     with pytest.raises(InputError, match=r"^--report-to=tensorboard is not installed: install it with pip"):

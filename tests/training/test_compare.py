@@ -300,7 +300,9 @@ def test_stage_before_must_be_finished(missing, run, start, trainer):
 def test_other_classes_are_refused(run, start, trainer):
     shutil.rmtree(run / "distilled")
     write_set(run / "distilled", PER_CLASS, class_names=["a", "b", "c", "d", "e"])
-    with pytest.raises(InputError, match=r"has the classes a, b, c, d, e and --data adipose, .*: they must be the same"):
+    with pytest.raises(
+        InputError, match=r"has the classes a, b, c, d, e and --data adipose, .*: they must be the same"
+    ):
         start()
     assert not (run / "comparison").exists() and trainer.calls == []
 
@@ -308,7 +310,9 @@ def test_other_classes_are_refused(run, start, trainer):
 def test_another_size_is_refused(run, start, trainer, run_main, tiny_tiles):
     shutil.rmtree(run / "distilled")
     write_set(run / "distilled", PER_CLASS, size=24)
-    with pytest.raises(InputError, match=r"^the distilled images are 24 px and the tiles of --data 16 px: give --image-size 24$"):
+    with pytest.raises(
+        InputError, match=r"^the distilled images are 24 px and the tiles of --data 16 px: give --image-size 24$"
+    ):
         start()
     assert not (run / "comparison").exists() and trainer.calls == []
     start("--train", "convnet:7:real_all", "--image-size", 24)

@@ -76,7 +76,9 @@ def test_a_killed_module_is_named(monkeypatch, capsys):
 
 
 def test_module_runs_and_its_arguments_arrive(tmp_path, monkeypatch):
-    (tmp_path / "probe.py").write_text("import sys; open(sys.argv[1], 'w').write(sys.argv[2]); sys.exit(len(sys.argv))")
+    (tmp_path / "probe.py").write_text(
+        "import sys; open(sys.argv[1], 'w').write(sys.argv[2]); sys.exit(len(sys.argv))"
+    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(SystemExit) as stopped:
         run_module("probe", [str(tmp_path / "seen"), "two words"])

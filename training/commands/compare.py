@@ -39,8 +39,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--run", type=Path, required=True, help="folder with pool/ and distilled/")
     parser.add_argument("--data", required=True, help="the real tiles: any source that train_classifier takes")
     parser.add_argument("--image-size", type=int, default=None, help="side in pixels; default: the size tiles have")
-    parser.add_argument("--train", nargs="+", default=["convnet:1000"], metavar="ARCHITECTURE:STEPS[:ROW,ROW…]",
-                        help="what to train for how many steps on which rows; default: all rows")  # fmt: skip
+    parser.add_argument(
+        "--train",
+        nargs="+",
+        default=["convnet:1000"],
+        metavar="ARCHITECTURE:STEPS[:ROW,ROW…]",
+        help="what to train for how many steps on which rows; default: all rows",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one training each")
     parser.add_argument("--batch-size", type=int, default=128, help="tiles per batch")
     parser.add_argument("--mixed-precision", choices=["no", "bf16", "fp16"], default="bf16", help="fp16 needs a GPU")

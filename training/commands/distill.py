@@ -25,10 +25,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="histodistill distill", description=__doc__, allow_abbrev=False, formatter_class=HelpFormatter
     )
-    parser.add_argument("--data", required=True,
-                        help="phantom, a MedMNIST name, .npz file, image folder, datasets folder or Hub dataset id")  # fmt: skip
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="phantom, a MedMNIST name, .npz file, image folder, datasets folder or Hub dataset id",
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--preset", choices=list(PRESETS), default=None, help="default: gpu where there is one, or cpu")
+    parser.add_argument(
+        "--preset", choices=list(PRESETS), default=None, help="default: gpu where there is one, or cpu"
+    )
     parser.add_argument("--image-size", type=int, default=None, help="side in pixels; default: the size tiles have")
     parser.add_argument("--n-per-class", type=int, default=None, help="images to keep of each class; default: preset")
     parser.add_argument("--per-class", type=int, default=None, help="pool images of each class; default: preset")
@@ -94,8 +99,13 @@ def open_run(args: argparse.Namespace) -> dict:
     for split in ("validation", "test"):
         source.split(split)
     diffusion = dict(preset.diffusion, max_train_steps=preset.diffusion_steps(len(source.split("train"))))
-    settings = {**asdict(replace(preset, diffusion=diffusion)), "seed": args.seed, "image_size": source.image_size,
-                "mixed_precision": args.mixed_precision, "fingerprint": source.fingerprint()}  # fmt: skip
+    settings = {
+        **asdict(replace(preset, diffusion=diffusion)),
+        "seed": args.seed,
+        "image_size": source.image_size,
+        "mixed_precision": args.mixed_precision,
+        "fingerprint": source.fingerprint(),
+    }
     settings["compare"] = list(settings["compare"])
     run = {
         "data": source.name,
@@ -134,23 +144,85 @@ def stages(args: argparse.Namespace, run: dict) -> list[tuple[str, str, str, lis
     many = args.num_processes
     package = "histodistill.training"
     return [
-        ("autoencoder", "autoencoder", f"{package}.train_autoencoder",
-         [*data, "--output", f"{out}/autoencoder", *to_argv(settings["autoencoder"]), *common], many),
-        ("denoiser", "pipeline", f"{package}.train_diffusion",
-         [*data, "--autoencoder", f"{out}/autoencoder", "--output", f"{out}/pipeline",
-          *to_argv(settings["diffusion"]), *common], many),
-        ("teacher", "teacher", f"{package}.train_classifier",
-         [*data, "--output", f"{out}/teacher", *to_argv(settings["teacher"]), *common], many),
-        ("pool", "pool", f"{package}.generate",
-         ["--pipeline", f"{out}/pipeline", "--output", f"{out}/pool", "--seed", str(args.seed),
-          *to_argv(settings["generate"])], many),
-        ("selection", "distilled", f"{package}.select",
-         ["--pool", f"{out}/pool", "--teacher", f"{out}/teacher", "--output", str(out), "--seed", str(args.seed),
-          *to_argv(settings["select"])], 1),
-        ("comparison", "comparison", f"{package}.compare",
-         ["--run", str(out), *data, "--train", *settings["compare"], "--seeds", str(args.seed),
-          "--mixed-precision", args.mixed_precision], many),
-    ]  # fmt: skip
+        (
+            "autoencoder",
+            "autoencoder",
+            f"{package}.train_autoencoder",
+            [*data, "--output", f"{out}/autoencoder", *to_argv(settings["autoencoder"]), *common],
+            many,
+        ),
+        (
+            "denoiser",
+            "pipeline",
+            f"{package}.train_diffusion",
+            [
+                *data,
+                "--autoencoder",
+                f"{out}/autoencoder",
+                "--output",
+                f"{out}/pipeline",
+                *to_argv(settings["diffusion"]),
+                *common,
+            ],
+            many,
+        ),
+        (
+            "teacher",
+            "teacher",
+            f"{package}.train_classifier",
+            [*data, "--output", f"{out}/teacher", *to_argv(settings["teacher"]), *common],
+            many,
+        ),
+        (
+            "pool",
+            "pool",
+            f"{package}.generate",
+            [
+                "--pipeline",
+                f"{out}/pipeline",
+                "--output",
+                f"{out}/pool",
+                "--seed",
+                str(args.seed),
+                *to_argv(settings["generate"]),
+            ],
+            many,
+        ),
+        (
+            "selection",
+            "distilled",
+            f"{package}.select",
+            [
+                "--pool",
+                f"{out}/pool",
+                "--teacher",
+                f"{out}/teacher",
+                "--output",
+                str(out),
+                "--seed",
+                str(args.seed),
+                *to_argv(settings["select"]),
+            ],
+            1,
+        ),
+        (
+            "comparison",
+            "comparison",
+            f"{package}.compare",
+            [
+                "--run",
+                str(out),
+                *data,
+                "--train",
+                *settings["compare"],
+                "--seeds",
+                str(args.seed),
+                "--mixed-precision",
+                args.mixed_precision,
+            ],
+            many,
+        ),
+    ]
 
 
 def main(argv: list[str]) -> None:

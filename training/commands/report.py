@@ -1,6 +1,6 @@
 """Writes the report of a run, `RUN/report.html`, again.
 
-    histodistill report --run runs/phantom
+histodistill report --run runs/phantom
 """
 
 from __future__ import annotations

@@ -24,7 +24,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--pool", type=Path, required=True, help="folder that generate left")
     parser.add_argument("--teacher", type=Path, required=True, help="folder of a classifier trained on the real tiles")
-    parser.add_argument("--embedder", default=None, help="a transformers vision model; default: the teacher's features")
+    parser.add_argument(
+        "--embedder", default=None, help="a transformers vision model; default: the teacher's features"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder for selector/ and distilled/")
     parser.add_argument("--selector", choices=SELECTOR_NAMES, default="infomap", help="how to select")
     parser.add_argument("--n-per-class", type=int, default=100, help="images to keep of each class")
