@@ -27,7 +27,8 @@ def embed_images(name_or_path: str | Path, images: np.ndarray, batch_size: int =
 
     Args:
         name_or_path: A `Classifier` folder, whose penultimate features are taken; or the folder or Hub id of a
-            `transformers` vision model, whose pooled output is taken, or else the mean over its last hidden states.
+            `transformers` vision model, whose pooled output is taken where it was trained, or else the mean over its
+            last hidden states.
         images: uint8 N×H×W×3.
         batch_size: Images at a time.
 
@@ -49,17 +50,20 @@ def _embed_with_transformers(name_or_path, images, batch_size, device) -> np.nda
 
     try:
         processor = AutoImageProcessor.from_pretrained(name_or_path)
-        model = AutoModel.from_pretrained(name_or_path).eval().to(device)
+        model, info = AutoModel.from_pretrained(name_or_path, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise InputError(
             f"--embedder {name_or_path} cannot be loaded: give a folder that train_classifier left, or the folder or "
             "Hub id of a transformers vision model"
         ) from error
+    model = model.eval().to(device)
+    # A pooler that the files do not hold is made at random, another one each time: leave it out.
+    has_pooler = not any("pooler" in key for key in info["missing_keys"])
     embeddings = []
     for start in tqdm(range(0, len(images), batch_size), desc="embed", unit="batch"):
         batch = [Image.fromarray(image) for image in images[start : start + batch_size]]
         output = model(**processor(images=batch, return_tensors="pt").to(device))
-        pooled = getattr(output, "pooler_output", None)
+        pooled = getattr(output, "pooler_output", None) if has_pooler else None
         if pooled is None:
             pooled = (
                 output.last_hidden_state.flatten(2).mean(2)

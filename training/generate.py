@@ -46,7 +46,8 @@ def generate_images(pipeline: DiffusionPipeline, labels: np.ndarray, seeds: np.n
 def read_chunk(path: Path, labels: np.ndarray, seeds: np.ndarray) -> np.ndarray | None:
     """The images of a finished chunk, or None where it is missing, damaged or another one."""
     try:
-        with np.load(path, allow_pickle=False) as chunk:
+        # np.load leaves a file that it opened itself and finds damaged open.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as chunk:
             if np.array_equal(chunk["labels"], labels) and np.array_equal(chunk["seeds"], seeds):
                 return chunk["images"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pytest
 from datasets import ClassLabel, Image, List, Value, load_dataset
 
-from histodistill.selection import DistillSelector
+from histodistill.selection import DegenerateGraphWarning, DistillSelector
 from histodistill.training import select as script
 from histodistill.training.classifiers import Classifier
 from histodistill.training.data import load_tiles
@@ -61,7 +62,9 @@ def test_distilled_images_are_those_that_the_selector_chose(selected, tiny_pool,
     teacher = Classifier.from_pretrained(tiny_teacher)
     np.testing.assert_allclose(distilled["soft_label"], predict_proba(teacher, images), atol=1e-5)
     np.testing.assert_allclose(distilled["soft_label"].sum(axis=1), 1, atol=1e-5)
-    again = DistillSelector(n_per_class=2, n_neighbors=3).fit(embed(teacher, pool_images), pool["label"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateGraphWarning)
+        again = DistillSelector(n_per_class=2, n_neighbors=3).fit(embed(teacher, pool_images), pool["label"])
     np.testing.assert_array_equal(again.selected_indices_, chosen)
 
 
@@ -73,6 +76,7 @@ def test_record_and_card(selected, tiny_npz):
     for sizes in record["community_sizes"].values():
         assert sum(sizes) == 6
         assert sizes == sorted(sizes, reverse=True)
+    assert all(note.startswith("class ") for note in record["warnings"])
     card = (selected / "distilled" / "README.md").read_text()
     assert card.startswith("---\n")
     assert all(name in card for name in names)
@@ -107,7 +111,7 @@ def test_other_settings_in_the_same_folder_are_refused(selected, run_main, selec
         (["--n-per-class", "7"], "class 0 has 6 images but n_per_class=7: lower n_per_class or generate more"),
         (["--n-per-class", "0"], "n_per_class=0 is out of range"),
         (["--n-neighbors", "0"], "n_neighbors=0 is out of range"),
-        (["--markov-time", "0"], "markov_time=0.0 is out of range"),
+        (["--markov-time", "0"], "markov_time=0.0 is not valid: it must be a finite number above 0"),
         (["--pool", "/no/such"], "/no/such holds no finished pool: run histodistill generate first"),
         (["--teacher", "/no/such"], "/no/such holds no finished classifier: run train_classifier"),
         (["--embedder", "/no/such"], "--embedder /no/such cannot be loaded"),
@@ -128,7 +132,7 @@ def test_bad_input_ends_with_one_sentence(tmp_path, select_argv, argv, message, 
     ("options", "message"),
     [
         ({"class_names": ["a", "b"], "image_size": 16}, r"knows other classes than the pool \(a, b and not "),
-        ({"image_size": 8}, "the images are 16 by 16 px and the classifier takes 8 px"),
+        ({"image_size": 8}, "images are 16 by 16 px and the classifier takes 8 px"),
     ],
 )
 def test_teacher_of_other_tiles(tmp_path, tiny_npz, run_main, select_argv, options, message):
