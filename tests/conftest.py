@@ -1,4 +1,4 @@
-"""One tiny run of `histodistill distill`, killed in the middle and finished by the same command. Tests only read it."""
+"""One tiny run of `histodistill distill`, killed in the middle and finished by the same command, which tests read."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from histodistill.training.stages import read_record
 
 # Nothing here is trained enough to be good: only the way through counts.
 TINY_PRESET = Preset(
-    autoencoder={"channels": [8, 8], "latent_channels": 2, "max_train_steps": 300, "batch_size": 8,
-                 "validation_steps": 300, "checkpointing_steps": 5},
+    autoencoder={"channels": [8, 8], "latent_channels": 2, "max_train_steps": 150, "batch_size": 8,
+                 "validation_steps": 150, "checkpointing_steps": 5},
     diffusion={"channels": [8], "layers_per_block": 1, "attention_levels": 1, "max_train_steps": 10, "batch_size": 8},
     teacher={"architecture": "convnet", "width": 8, "max_train_steps": 10, "batch_size": 20},
     generate={"per_class": 8, "num_inference_steps": 2, "guidance_scale": 1.5, "chunk_size": 20},

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
-import warnings
 from importlib import import_module
 from pathlib import Path
 
 import datasets.config
 import pytest
 from accelerate.commands.launch import launch_command_parser
+from diffusers import DiffusionPipeline
+from diffusers.utils import dynamic_modules_utils
 
 from histodistill.training.cli import COMMANDS
 from histodistill.training.image_dataset import read_image_dataset
@@ -24,6 +25,16 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 PROSE = re.sub(r"^```.*?^```$", "", README, flags=re.DOTALL | re.MULTILINE)
 SNIPPETS = [text for language, text in BLOCKS if language == "python"]
 SCRIPTS = ("train_autoencoder", "train_diffusion", "train_classifier", "generate", "select", "compare")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def caches(tmp_path_factory):
+    """What datasets and diffusers cache goes with the other temporary files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
+        patch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        patch.syspath_prepend(dynamic_modules_utils.HF_MODULES_CACHE)
+        yield
 
 
 def shell_commands() -> list[list[str]]:
@@ -45,15 +56,13 @@ def test_blocks_are_of_known_languages():
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=snippet_name)
 def test_snippets_run(snippet, tiny_run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     if "demo-run" in snippet:
         # Its run has the classes of phantom, as the demo has.
         (tmp_path / "demo-run").symlink_to(tiny_run.folder)
     names: dict[str, object] = {}
     exec(compile(snippet, "README.md", "exec"), names)
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == len(re.findall(r"^print\(", snippet, re.MULTILINE))
+    assert len(printed) >= len(re.findall(r"^print\(", snippet, re.MULTILINE)) > 0
     if "images" in names:
         assert [image.size for image in names["images"]] == [(16, 16)] * 2
     if "embeddings" in names:
@@ -92,9 +101,9 @@ def test_commands_are_understood(words):
 
 
 def test_every_stage_by_hand_is_shown_in_the_order_of_the_table():
-    shown = [word.rpartition(".")[2] for words in shell_commands() for word in words if word.startswith("histodistill.")]
-    by_hand = [words[1] for words in shell_commands() if words[0] == "histodistill"]
-    assert {*shown, *by_hand} >= set(SCRIPTS)
+    commands = shell_commands()
+    launched = {word.rpartition(".")[2] for words in commands for word in words if word.startswith("histodistill.")}
+    assert launched | {words[1] for words in commands if words[0] == "histodistill"} >= set(SCRIPTS)
     assert re.findall(r"^\| `(\w+)` \|", PROSE, re.MULTILINE) == list(SCRIPTS)
 
 
@@ -107,11 +116,10 @@ def help_text(name: str, capsys) -> str:
 def test_options_in_the_text_exist(capsys):
     names = {word for code in re.findall(r"`([^`]+)`", PROSE) for word in re.findall(r"--[a-z][\w-]+", code)}
     assert {"--resume", "--data", "--num-processes", "--num_processes"} <= names
-    text = launch_command_parser().format_help()
+    known = set(launch_command_parser()._option_string_actions)
     for name in (*SCRIPTS[:3], *(f"commands.{name}" for name in COMMANDS)):
-        text += help_text(name, capsys)
-    known = set(re.findall(r"--[a-z][\w-]+", text))
-    assert names <= known
+        known |= set(re.findall(r"--[a-z][\w-]+", help_text(name, capsys)))
+    assert names - known == set()
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\((?!https?://)([^)#]+)", README))
@@ -133,12 +141,8 @@ def test_columns_of_the_distilled_set(tiny_run):
 
 
 def test_components_of_the_pipeline(tiny_run):
-    from diffusers import DiffusionPipeline
-
     sentence = re.search(r"The pipeline's components are diffusers' own \((.*?)\)", PROSE, re.DOTALL)[1]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pipe = DiffusionPipeline.from_pretrained(tiny_run.folder / "pipeline", trust_remote_code=True)
+    pipe = DiffusionPipeline.from_pretrained(tiny_run.folder / "pipeline", trust_remote_code=True)
     components = {type(component).__name__ for component in (pipe.vae, pipe.unet, pipe.scheduler)}
     assert set(re.findall(r"`(\w+)`", sentence)) == components
     assert (tiny_run.folder / "pipeline" / "pipeline.py").is_file()

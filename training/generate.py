@@ -72,7 +72,11 @@ def main(args: argparse.Namespace) -> None:
         accelerator.print(f"pool: {args.output} is already finished")
         return
     # The folder is this machine's own work: its pipeline.py is the file that ships with histodistill.
-    pipeline = DiffusionPipeline.from_pretrained(args.pipeline, trust_remote_code=True)
+    # Loading copies that file to a cache that all processes read, so they take turns.
+    for turn in range(accelerator.num_processes):
+        if turn == accelerator.process_index:
+            pipeline = DiffusionPipeline.from_pretrained(args.pipeline, trust_remote_code=True)
+        accelerator.wait_for_everyone()
     pipeline.to(accelerator.device)
     pipeline.set_progress_bar_config(disable=True)
     accelerator.wait_for_everyone()

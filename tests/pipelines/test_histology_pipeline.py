@@ -134,7 +134,7 @@ def test_wrong_class_labels(pipe, labels, message):
         ({"guidance_scale": -1.0}, "guidance_scale=-1.0 is out of range: it must be at least 0"),
         ({"guidance_scale": float("nan")}, "guidance_scale=nan is out of range"),
         ({"output_type": "jpg"}, "output_type='jpg' is unknown: it must be one of"),
-        ({"generator": seeds(1)}, "generator has 1 entries for 2 images: give one per image, or a single one"),
+        ({"generator": seeds(1)}, "generator has 1 entries for 2 images: give one per image, or just one"),
         ({"latents": torch.zeros(2, 2, 4, 4)}, r"latents of shape \(2, 2, 4, 4\) do not fit: the shape must be"),
     ],
 )

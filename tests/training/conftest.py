@@ -106,7 +106,7 @@ def tiny_autoencoder(tmp_path_factory, run_main, autoencoder_argv) -> Path:
     folder = tmp_path_factory.mktemp("run") / "autoencoder"
     run_main(
         train_autoencoder, *autoencoder_argv, "--output", folder, "--max-train-steps", 60,
-        "--validation-steps", 10, "--learning-rate", 3e-3, "--checkpointing-steps", 25,
+        "--validation-steps", 10, "--learning-rate", 3e-4, "--checkpointing-steps", 25,
     )  # fmt: skip
     return folder
 
@@ -152,11 +152,13 @@ def tiny_teacher(tmp_path_factory, tiny_npz) -> Path:
 
     from histodistill.training.classifiers import Classifier
     from histodistill.training.data import load_tiles
+    from histodistill.training.files import write_json
     from histodistill.training.stages import Stage
 
     folder = tmp_path_factory.mktemp("teacher")
     torch.manual_seed(0)
     names = load_tiles(tiny_npz).class_names
     Classifier("convnet", image_size=SIZE, class_names=names, width=8).save_pretrained(folder)
+    write_json(folder / "results.json", {"data": {"train": "tiny"}})
     Stage(folder, {"stage": "classifier"}).finish()
     return folder

@@ -112,7 +112,7 @@ def test_checkpoint_of_another_model_is_refused(tmp_path):
     net, optimizer = make()
     train(net, optimizer, range(1))
     folder = save_checkpoint(tmp_path, 1, {"net": net}, optimizer)
-    with pytest.raises(InputError, match="does not fit this model: train with the settings it was made with"):
+    with pytest.raises(InputError, match="does not fit this model: give the settings it was made with, or leave"):
         load_checkpoint(folder, {"net": Net(width=5)}, optimizer)
     with pytest.raises(InputError, match="does not fit this model"):
         load_checkpoint(folder, {"other": net}, optimizer)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from importlib import import_module, metadata
@@ -57,6 +58,54 @@ def test_arguments_reach_the_command(name, monkeypatch):
     monkeypatch.setattr(import_module(f"histodistill.training.commands.{name}"), "main", seen.append)
     cli.main([name, "--anything", "at all", "--help"])
     assert seen == [["--anything", "at all", "--help"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "argv", "num_processes"),
+    [
+        ("generate", ["--pipeline", "p", "--output", "o", "--num-processes", "2"], (2,)),
+        ("select", ["--pool", "p", "--teacher", "t", "--output", "o"], ()),
+        ("compare", ["--run", "r", "--data", "phantom"], (1,)),
+    ],
+)
+def test_commands_start_the_script_of_their_name(name, argv, num_processes, monkeypatch):
+    started = []
+    module = import_module(f"histodistill.training.commands.{name}")
+    monkeypatch.setattr(module, "run_module", lambda *call: started.append(call))
+    cli.main([name, *argv])
+    assert started == [(f"histodistill.training.{name}", argv, *num_processes)]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "rule"),
+    [
+        ("--per-class", "0", "it must be at least 1"),
+        ("--num-inference-steps", "0", "it must be at least 1"),
+        ("--chunk-size", "-2", "it must be at least 1"),
+        ("--num-processes", "0", "it must be at least 1"),
+        ("--guidance-scale", "-0.5", "it must be at least 0"),
+        ("--seed", "-1", "it must be at least 0 and below 2^62"),
+    ],
+)
+def test_bad_options_of_generate(option, value, rule, capsys):
+    assert run("generate", "--pipeline", "p", "--output", "o", option, value) == 2
+    assert capsys.readouterr().err == f"error: {option}={value} is out of range: {rule}\n"
+
+
+def test_report_of_a_run(tiny_run, tmp_path, capsys):
+    folder = shutil.copytree(tiny_run.folder, tmp_path / "run")
+    (folder / "report.html").unlink()
+    cli.main(["report", "--run", str(folder)])
+    assert capsys.readouterr().out == f"report: {folder / 'report.html'}\n"
+    assert (folder / "report.html").is_file()
+
+
+def test_report_of_nothing(tmp_path, capsys):
+    assert run("report", "--run", str(tmp_path / "run")) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_help_is_quick(tmp_path):

@@ -76,8 +76,8 @@ def files(folder: Path) -> dict[str, tuple[int, int]]:
 def test_killed_run_goes_on_where_it_was(tiny_run):
     assert tiny_run.when_killed["complete"] is False
     # A progress bar begins at the step of the checkpoint.
-    first = re.search(r"autoencoder:[^\r\n]*? (\d+)/300 ", tiny_run.progress)
-    assert 5 <= int(first[1]) < 300 and int(first[1]) % 5 == 0
+    first = re.search(r"autoencoder:[^\r\n]*? (\d+)/150 ", tiny_run.progress)
+    assert 5 <= int(first[1]) < 150 and int(first[1]) % 5 == 0
     assert read_record(tiny_run.folder / "autoencoder")["complete"]
 
 

@@ -13,7 +13,7 @@ from histodistill.training import select as script
 from histodistill.training.classifiers import Classifier
 from histodistill.training.data import load_tiles
 from histodistill.training.errors import InputError
-from histodistill.training.files import read_json
+from histodistill.training.files import read_json, write_json
 from histodistill.training.image_dataset import read_image_dataset
 from histodistill.training.options import run_script
 from histodistill.training.scoring import embed, predict_proba
@@ -80,6 +80,7 @@ def test_record_and_card(selected, tiny_npz):
     card = (selected / "distilled" / "README.md").read_text()
     assert card.startswith("---\n")
     assert all(name in card for name in names)
+    assert "tiny" in card  # the tiles that the teacher was trained on
     assert {path.name for path in selected.iterdir()} == {"distilled", "selector"}
 
 
@@ -138,6 +139,7 @@ def test_bad_input_ends_with_one_sentence(tmp_path, select_argv, argv, message, 
 def test_teacher_of_other_tiles(tmp_path, tiny_npz, run_main, select_argv, options, message):
     options = {"class_names": load_tiles(tiny_npz).class_names, "width": 8, **options}
     Classifier(**options).save_pretrained(tmp_path / "teacher")
+    write_json(tmp_path / "teacher" / "results.json", {"data": {"train": "other"}})
     Stage(tmp_path / "teacher", {}).finish()
     with pytest.raises(InputError, match=message):
         run_main(script, *select_argv, "--teacher", tmp_path / "teacher", "--output", tmp_path / "output")

@@ -155,7 +155,7 @@ def test_finished_folder_is_left_alone(tiny_autoencoder, run_main, autoencoder_a
     monkeypatch.setattr(script, "build_autoencoder", None)
     run_main(
         script, *autoencoder_argv, "--output", tiny_autoencoder, "--max-train-steps", 60,
-        "--validation-steps", 10, "--learning-rate", 3e-3,
+        "--validation-steps", 10, "--learning-rate", 3e-4,
     )  # fmt: skip
     assert "already finished" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in tiny_autoencoder.rglob("*")} == before
