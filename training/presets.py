@@ -68,7 +68,7 @@ PRESETS = {
         },
         diffusion={
             "channels": [64, 128],
-            "max_train_steps": 5000,
+            "max_train_steps": 4000,
             "batch_size": 64,
             "learning_rate": 8e-4,
             "ema_decay": 0.998,
