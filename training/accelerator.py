@@ -29,17 +29,17 @@ def make_accelerator(
         project_dir: Where trackers that write files put them.
 
     Raises:
-        InputError: For fp16 without a GPU, more processes than tiles in a batch, or a tracker that is not installed.
+        InputError: For fp16 without a GPU, a batch that cannot be shared evenly, or a tracker that is not installed.
     """
     # Accelerate reads this variable only when it makes an Accelerator: left to itself, a state made before that would
     # count one process where several run on a CPU.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     if mixed_precision == "fp16" and state.device.type == "cpu":
         raise InputError("--mixed-precision=fp16 needs a GPU: give bf16 or no")
-    if batch_size is not None and batch_size < state.num_processes:
+    if batch_size is not None and batch_size % state.num_processes:
         raise InputError(
-            f"--batch-size={batch_size} cannot be split over {state.num_processes} processes: "
-            "raise it, or use fewer processes"
+            f"--batch-size={batch_size} cannot be split evenly over {state.num_processes} processes: "
+            f"give a multiple of {state.num_processes}"
         )
     if report_to not in (None, "all") and report_to not in [str(t) for t in get_available_trackers()]:
         raise InputError(f"--report-to={report_to} is not installed: install it with pip, or leave the option out")

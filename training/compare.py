@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -151,13 +152,14 @@ def main(args: argparse.Namespace) -> None:
                     batch_size=args.batch_size,
                     validation_steps=max(1, steps // 10),
                 )
+                checkpoints = folder / "checkpoints" / path.stem
                 trained = train_classifier(
                     config,
                     train,
                     source.split("validation"),
                     accelerator,
                     class_names=source.class_names,
-                    checkpoint_dir=folder / "checkpoints" / path.stem,
+                    checkpoint_dir=checkpoints,
                     resume="latest",
                 )
                 test = source.split("test")
@@ -176,6 +178,7 @@ def main(args: argparse.Namespace) -> None:
                 cells.append(cell)
                 if accelerator.is_main_process:
                     write_json(path, cell)
+                    shutil.rmtree(checkpoints, ignore_errors=True)
                     stage.save_progress()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:

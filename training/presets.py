@@ -39,7 +39,7 @@ PRESETS = {
         autoencoder={
             "channels": [16, 32],
             "latent_channels": 4,
-            "max_train_steps": 500,
+            "max_train_steps": 400,
             "kl_weight": 1e-4,
             "batch_size": 32,
             "learning_rate": 2e-3,
@@ -55,7 +55,7 @@ PRESETS = {
         teacher={"architecture": "convnet", "width": 64, "max_train_steps": 300},
         generate={"per_class": 200, "guidance_scale": 1.5, "num_inference_steps": 16},
         select={"n_per_class": 20, "n_neighbors": 10},
-        compare=("convnet:300:real_all,real_random,distilled_ce,distilled_joint",),
+        compare=("convnet:250:real_all,real_random,distilled_ce,distilled_joint",),
     ),
     "cpu": Preset(
         autoencoder={

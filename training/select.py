@@ -37,7 +37,7 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(f"--teacher {args.teacher} is no classifier: give a folder that train_classifier left")
     inputs = {"pool": pool_record["fingerprint"], "teacher": teacher_record["fingerprint"], "embedder": args.embedder}
     stage = Stage(args.output / "distilled", {"stage": "distilled", **inputs, **result_settings(args)})
-    if stage.complete:
+    if stage.complete and (args.output / "selector" / "config.json").is_file():
         print(f"select: {args.output / 'distilled'} is already finished")
         return
     images, columns, class_names = read_image_dataset(args.pool)

@@ -39,11 +39,12 @@ def test_fp16_needs_a_gpu(state):
         make_accelerator("fp16")
 
 
-def test_every_process_needs_a_tile(state):
-    message = r"^--batch-size=3 cannot be split over 4 processes: raise it, or use fewer processes$"
+@pytest.mark.parametrize("batch_size", [3, 6])
+def test_every_process_gets_as_many_tiles(state, batch_size):
+    message = rf"^--batch-size={batch_size} cannot be split evenly over 4 processes: give a multiple of 4$"
     with pytest.raises(InputError, match=message):
-        make_accelerator("no", batch_size=3)
-    make_accelerator("no", batch_size=4)
+        make_accelerator("no", batch_size=batch_size)
+    make_accelerator("no", batch_size=8)
 
 
 def test_a_script_that_splits_no_batches_has_no_such_limit(state):

@@ -19,7 +19,7 @@ from histodistill.training.errors import InputError
 from histodistill.training.files import read_json, write_json
 from histodistill.training.image_dataset import read_image_dataset
 from histodistill.training.phantom import phantom_tiles
-from histodistill.training.presets import PRESETS
+from histodistill.training.presets import PRESETS, to_argv
 from histodistill.training.stages import is_complete, read_record
 
 
@@ -274,25 +274,24 @@ def test_how_it_runs_may_change(tiny_run, copy, started):
 # From the command line to the scripts.
 
 
-def plan(data: Path, output: Path, *argv: object) -> list[tuple]:
+def plan(data: Path, output: Path, *argv: object) -> list[distill.StageCall]:
     args = distill.parse_args(["--data", str(data), "--output", str(output), "--preset", "tiny", *map(str, argv)])
     return distill.stages(args, distill.open_run(args))
 
 
-def parsed(stage: tuple):
-    _, _, module, argv, _ = stage
-    return import_module(module).parse_args(argv)
+def parsed(stage: distill.StageCall):
+    return import_module(stage.module).parse_args(to_argv(stage.options))
 
 
 def test_options_reach_the_scripts(tiny_tiles, tmp_path):
     options = ["--per-class", 9, "--n-per-class", 4, "--seed", 3, "--mixed-precision", "no", "--num-processes", 2]
     out = tmp_path / "run"
     stages = plan(tiny_tiles, out, *options)
-    assert [stage[0] for stage in stages] == TITLES
-    assert [stage[1] for stage in stages] == FOLDERS
-    assert [stage[2] for stage in stages] == [f"histodistill.training.{script}" for script in SCRIPTS]
+    assert [stage.title for stage in stages] == TITLES
+    assert [stage.folder for stage in stages] == FOLDERS
+    assert [stage.module for stage in stages] == [f"histodistill.training.{script}" for script in SCRIPTS]
     # Selection has nothing to share.
-    assert [stage[4] for stage in stages] == [2, 2, 2, 2, 1, 2]
+    assert [stage.num_processes for stage in stages] == [2, 2, 2, 2, 1, 2]
     autoencoder, diffusion, teacher, generate, select, compare = map(parsed, stages)
     for args in (autoencoder, diffusion, teacher):
         assert (args.data, args.image_size, args.resume) == (str(tiny_tiles), 16, "latest")

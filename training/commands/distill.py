@@ -11,7 +11,7 @@ again. The output folder then holds
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from histodistill.training.errors import InputError
@@ -136,92 +136,49 @@ def open_run(args: argparse.Namespace) -> dict:
     return run
 
 
-def stages(args: argparse.Namespace, run: dict) -> list[tuple[str, str, str, list[str], int]]:
-    """Title, result folder, module, options and processes of every stage, in order."""
-    out, settings = args.output, run["settings"]
-    data = ["--data", args.data, "--image-size", str(run["image_size"])]
-    common = ["--seed", str(args.seed), "--mixed-precision", args.mixed_precision, "--resume", "latest"]
-    many = args.num_processes
+@dataclass(frozen=True)
+class StageCall:
+    """How `distill` runs one stage.
+
+    Attributes:
+        title: What the user is told.
+        folder: Folder in the run that holds the stage's record.
+        module: The script.
+        options: Its options.
+        num_processes: Processes that share its work.
+        also_leaves: What the stage leaves outside its folder.
+    """
+
+    title: str
+    folder: str
+    module: str
+    options: dict[str, object]
+    num_processes: int
+    also_leaves: tuple[str, ...] = ()
+
+
+def stages(args: argparse.Namespace, run: dict) -> list[StageCall]:
+    """Every stage, in order."""
+    out, settings, many = args.output, run["settings"], args.num_processes
     package = "histodistill.training"
+    data = {"data": args.data, "image_size": run["image_size"]}
+    seed, precision = {"seed": args.seed}, {"mixed_precision": args.mixed_precision}
+    training = {**seed, **precision, "resume": "latest"}
+    autoencoder = {**data, "output": out / "autoencoder", **settings["autoencoder"], **training}
+    diffusion = {
+        **data, "autoencoder": out / "autoencoder", "output": out / "pipeline", **settings["diffusion"], **training
+    }  # fmt: skip
+    teacher = {**data, "output": out / "teacher", **settings["teacher"], **training}
+    generate = {"pipeline": out / "pipeline", "output": out / "pool", **seed, **settings["generate"]}
+    select = {"pool": out / "pool", "teacher": out / "teacher", "output": out, **seed, **settings["select"]}
+    compare = {"run": out, **data, "train": settings["compare"], "seeds": [args.seed], **precision}
     return [
-        (
-            "autoencoder",
-            "autoencoder",
-            f"{package}.train_autoencoder",
-            [*data, "--output", f"{out}/autoencoder", *to_argv(settings["autoencoder"]), *common],
-            many,
-        ),
-        (
-            "denoiser",
-            "pipeline",
-            f"{package}.train_diffusion",
-            [
-                *data,
-                "--autoencoder",
-                f"{out}/autoencoder",
-                "--output",
-                f"{out}/pipeline",
-                *to_argv(settings["diffusion"]),
-                *common,
-            ],
-            many,
-        ),
-        (
-            "teacher",
-            "teacher",
-            f"{package}.train_classifier",
-            [*data, "--output", f"{out}/teacher", *to_argv(settings["teacher"]), *common],
-            many,
-        ),
-        (
-            "pool",
-            "pool",
-            f"{package}.generate",
-            [
-                "--pipeline",
-                f"{out}/pipeline",
-                "--output",
-                f"{out}/pool",
-                "--seed",
-                str(args.seed),
-                *to_argv(settings["generate"]),
-            ],
-            many,
-        ),
-        (
-            "selection",
-            "distilled",
-            f"{package}.select",
-            [
-                "--pool",
-                f"{out}/pool",
-                "--teacher",
-                f"{out}/teacher",
-                "--output",
-                str(out),
-                "--seed",
-                str(args.seed),
-                *to_argv(settings["select"]),
-            ],
-            1,
-        ),
-        (
-            "comparison",
-            "comparison",
-            f"{package}.compare",
-            [
-                "--run",
-                str(out),
-                *data,
-                "--train",
-                *settings["compare"],
-                "--seeds",
-                str(args.seed),
-                "--mixed-precision",
-                args.mixed_precision,
-            ],
-            many,
-        ),
+        StageCall("autoencoder", "autoencoder", f"{package}.train_autoencoder", autoencoder, many),
+        StageCall("denoiser", "pipeline", f"{package}.train_diffusion", diffusion, many),
+        StageCall("teacher", "teacher", f"{package}.train_classifier", teacher, many),
+        StageCall("pool", "pool", f"{package}.generate", generate, many),
+        StageCall("selection", "distilled", f"{package}.select", select, 1, ("selector/config.json",)),
+        StageCall("comparison", "comparison", f"{package}.compare", compare, many, ("results.json",)),
     ]
 
 
@@ -245,12 +202,13 @@ def main(argv: list[str]) -> None:
     except InputError as error:
         fail(str(error))
     plan = stages(args, run)
-    for number, (title, folder, module, options, num_processes) in enumerate(plan, start=1):
-        if is_complete(args.output / folder):
-            print(f"[{number}/{len(plan)}] {title}: finished before", flush=True)
+    for number, stage in enumerate(plan, start=1):
+        leaves = [args.output / name for name in stage.also_leaves]
+        if is_complete(args.output / stage.folder) and all(path.is_file() for path in leaves):
+            print(f"[{number}/{len(plan)}] {stage.title}: finished before", flush=True)
             continue
-        print(f"[{number}/{len(plan)}] {title}", flush=True)
-        run_module(module, options, num_processes)
+        print(f"[{number}/{len(plan)}] {stage.title}", flush=True)
+        run_module(stage.module, to_argv(stage.options), stage.num_processes)
 
     from histodistill.training.report import summary_lines, write_report
 
