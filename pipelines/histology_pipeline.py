@@ -121,7 +121,8 @@ class HistologyPipeline(DiffusionPipeline):
                 Classifier-free guidance weight w in v = v_null + w (v_class - v_null) (Ho & Salimans 2022,
                 arXiv:2207.12598). 1 switches guidance off and halves the cost.
             generator (`torch.Generator` or a `list` of them, *optional*):
-                With one generator per image, an image depends on its own generator alone, not on the batch around it.
+                With one generator per image, an image depends on its own generator alone, not on the batch around it
+                (but for the rounding of kernels that add up differently for another batch size).
             latents (`torch.Tensor`, *optional*): Initial noise N×C×h×w; drawn from `generator` when not given.
             output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
             return_dict (`bool`, *optional*, defaults to `True`): `False` returns the tuple `(images,)`.

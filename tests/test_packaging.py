@@ -36,9 +36,9 @@ def lines(text: str) -> list[str]:
 
 
 def source_files() -> set[str]:
-    """Paths of all files of the four folders, relative to the root."""
+    """Paths of all files of the four folders, relative to the root; `assets` holds the README's pictures only."""
     found = (path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file())
-    return {path.relative_to(ROOT).as_posix() for path in found if "__pycache__" not in path.parts}
+    return {path.relative_to(ROOT).as_posix() for path in found if not {"__pycache__", "assets"} & set(path.parts)}
 
 
 def test_every_package_is_listed():

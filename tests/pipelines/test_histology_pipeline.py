@@ -186,7 +186,10 @@ def test_image_depends_on_its_own_generator_alone(pipe):
     batch = generate(pipe, labels, *numbers)
     alone = np.concatenate([generate(pipe, [label], number) for label, number in zip(labels, numbers, strict=True)])
     np.testing.assert_allclose(alone, batch, atol=1e-5)
-    np.testing.assert_array_equal((alone * 255).round().astype(np.uint8), (batch * 255).round().astype(np.uint8))
+    # Kernels add up in another order for another batch size, so a value may fall on the other side of a half.
+    difference = np.abs((alone * 255).round() - (batch * 255).round())
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.001
     others = generate(pipe, [2, 1], 99, 11)
     np.testing.assert_allclose(others[1], batch[1], atol=1e-5)
 

@@ -108,7 +108,7 @@ def test_two_processes_on_a_cpu_know_of_each_other(tmp_path, monkeypatch):
     run_module("probe", [str(tmp_path)], 2)
     facts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert [fact[:3] for fact in facts] == [[0, 2, "cpu"], [1, 2, "cpu"]]
-    assert facts[0][3].startswith("--batch-size=1 cannot be split over 2 processes")
+    assert facts[0][3].startswith("--batch-size=1 cannot be split evenly over 2 processes")
 
 
 def test_option():
