@@ -77,7 +77,7 @@ PRESETS = {
         teacher={"architecture": "convnet", "max_train_steps": 1000},
         generate={"per_class": 1000, "guidance_scale": 1.5, "num_inference_steps": 16},
         select={"n_per_class": 100},
-        compare=("convnet:1000", "resnet18:400:real_all,real_random,distilled_joint"),
+        compare=("convnet:800", "resnet18:300:real_all,real_random,distilled_joint"),
     ),
     "gpu": Preset(
         autoencoder={
