@@ -26,7 +26,7 @@ class Preset:
     generate: dict[str, object] = field(default_factory=dict)
     select: dict[str, object] = field(default_factory=dict)
     compare: tuple[str, ...] = ()
-    max_epochs: int = 400
+    max_epochs: int = 200
 
     def diffusion_steps(self, num_train: int) -> int:
         """Optimizer steps of the denoiser for so many training tiles."""
