@@ -77,7 +77,10 @@ PRESETS = {
         teacher={"architecture": "convnet", "max_train_steps": 1000},
         generate={"per_class": 1000, "guidance_scale": 1.5, "num_inference_steps": 16},
         select={"n_per_class": 100},
-        compare=("convnet:800", "resnet18:300:real_all,real_random,distilled_joint"),
+        compare=(
+            "convnet:800:real_all,real_random,distilled_ce,distilled_joint",
+            "resnet18:300:real_all,distilled_joint,real_random",
+        ),
     ),
     "gpu": Preset(
         autoencoder={
