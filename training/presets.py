@@ -1,7 +1,8 @@
 """Presets of `histodistill distill`: the options of every stage for a given machine.
 
-`cpu-demo` is for trying the built-in phantom in minutes; `cpu` is for real 28-pixel tiles in about two hours on two
-cores; `gpu` is for one modern GPU. A preset is only a set of options: each stage can be run by hand with others.
+`cpu-demo` is for trying the built-in phantom in minutes; `cpu` is for real 28-pixel tiles, in one and a half to two
+hours on two cores; `gpu` is for one modern GPU. A preset is only a set of options: each stage can be run by hand with
+others.
 """
 
 from __future__ import annotations
