@@ -113,12 +113,8 @@ def main(args: argparse.Namespace) -> None:
         "mixed_precision": args.mixed_precision,
     }
     folder = args.run / "comparison"
-    try:
-        stage = Stage(folder, settings)
-    except InputError as error:
-        # There is no other output folder to give: a run has one comparison.
-        reason = str(error).rpartition(": ")[0]
-        raise InputError(f"{reason}: delete {folder} to compare anew") from error
+    # There is no other output folder to give: a run has one comparison.
+    stage = Stage(folder, settings, remedy=f"delete {folder} to compare anew")
     accelerator = make_accelerator(args.mixed_precision)
     accelerator.wait_for_everyone()
     if stage.complete and (args.run / "results.json").is_file():

@@ -59,12 +59,13 @@ class Stage:
     Args:
         folder: The stage's output folder.
         settings: Everything that decides the result: options and fingerprints of inputs. Plain JSON values.
+        remedy: What to do where the folder holds other settings; the end of that error's sentence.
 
     Raises:
         InputError: If the folder holds a stage made with other settings.
     """
 
-    def __init__(self, folder: str | Path, settings: dict[str, Any]):
+    def __init__(self, folder: str | Path, settings: dict[str, Any], remedy: str = "give another output folder"):
         self.folder, self.settings = Path(folder), _plain(settings)
         self._started = time.perf_counter()
         record = read_record(self.folder)
@@ -72,7 +73,7 @@ class Stage:
         if record:
             if record["settings"] != self.settings:
                 changed = _first_difference(record["settings"], self.settings)
-                raise InputError(f"{folder} was made with other settings ({changed}): give another output folder")
+                raise InputError(f"{folder} was made with other settings ({changed}): {remedy}")
             self.seconds_before = record["seconds"]
         self.complete = bool(record and record["complete"])
 
