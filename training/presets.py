@@ -55,7 +55,7 @@ PRESETS = {
             "validation_steps": 300,
         },
         teacher={"architecture": "convnet", "width": 64, "max_train_steps": 300},
-        generate={"per_class": 200, "guidance_scale": 1.5, "num_inference_steps": 16},
+        generate={"per_class": 200, "guidance_scale": 1.5, "num_inference_steps": 16, "mixed_precision": "bf16"},
         select={"n_per_class": 20, "n_neighbors": 10},
         compare=("convnet:250:real_all,real_random,distilled_ce,distilled_joint",),
     ),
@@ -77,7 +77,7 @@ PRESETS = {
             "validation_steps": 500,
         },
         teacher={"architecture": "convnet", "max_train_steps": 1000},
-        generate={"per_class": 1000, "guidance_scale": 1.5, "num_inference_steps": 16},
+        generate={"per_class": 1000, "guidance_scale": 1.5, "num_inference_steps": 16, "mixed_precision": "bf16"},
         select={"n_per_class": 100, "n_neighbors": 5, "markov_time": 0.3},
         compare=(
             "convnet:800:real_all,real_random,distilled_ce,distilled_joint",
