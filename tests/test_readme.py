@@ -25,6 +25,8 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 PROSE = re.sub(r"^```.*?^```$", "", README, flags=re.DOTALL | re.MULTILINE)
 SNIPPETS = [text for language, text in BLOCKS if language == "python"]
 SCRIPTS = ("train_autoencoder", "train_diffusion", "train_classifier", "generate", "select", "compare")
+# What distill does not run.
+ON_REQUEST = ("evaluate-pool",)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -89,7 +91,7 @@ def check_command(words: list[str]) -> None:
         assert words[2:] == ["-c", "constraints.txt", "."] and (ROOT / "constraints.txt").is_file()
     elif words[0] == "histodistill":
         assert words[1] in COMMANDS
-        import_module(f"histodistill.training.commands.{words[1]}").parse_args(words[2:])
+        import_module(f"histodistill.training.commands.{words[1].replace('-', '_')}").parse_args(words[2:])
     else:
         assert words[:2] == ["accelerate", "launch"], f"no test knows this command: {words}"
         check_launch(words)
@@ -103,8 +105,8 @@ def test_commands_are_understood(words):
 def test_every_stage_by_hand_is_shown_in_the_order_of_the_table():
     commands = shell_commands()
     launched = {word.rpartition(".")[2] for words in commands for word in words if word.startswith("histodistill.")}
-    assert launched | {words[1] for words in commands if words[0] == "histodistill"} >= set(SCRIPTS)
-    assert re.findall(r"^\| `(\w+)` \|", PROSE, re.MULTILINE) == list(SCRIPTS)
+    assert launched | {words[1] for words in commands if words[0] == "histodistill"} >= {*SCRIPTS, *ON_REQUEST}
+    assert re.findall(r"^\| `([\w-]+)` \|", PROSE, re.MULTILINE) == [*SCRIPTS, *ON_REQUEST]
 
 
 def help_text(name: str, capsys) -> str:
@@ -117,7 +119,7 @@ def test_options_in_the_text_exist(capsys):
     names = {word for code in re.findall(r"`([^`]+)`", PROSE) for word in re.findall(r"--[a-z][\w-]+", code)}
     assert {"--resume", "--data", "--num-processes", "--num_processes"} <= names
     known = set(launch_command_parser()._option_string_actions)
-    for name in (*SCRIPTS[:3], *(f"commands.{name}" for name in COMMANDS)):
+    for name in (*SCRIPTS[:3], *(f"commands.{name.replace('-', '_')}" for name in COMMANDS)):
         known |= set(re.findall(r"--[a-z][\w-]+", help_text(name, capsys)))
     assert names - known == set()
 

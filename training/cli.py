@@ -15,6 +15,7 @@ COMMANDS = {
     "generate": "the pool: many synthetic images of each class from a trained pipeline",
     "select": "the distilled set: the most informative images of the pool",
     "compare": "the scores: classifiers trained on distilled and on real tiles, on real test tiles",
+    "evaluate-pool": "the pool's quality: distances to real tiles, and what a classifier learns from it",
     "report": "the report of a run again, as an HTML page",
 }
 
@@ -22,7 +23,7 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> None:
     """Runs one subcommand; prints help and exits with 2 where none is named."""
     argv = sys.argv[1:] if argv is None else argv
-    listing = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+    listing = "\n".join(f"  {name:<14} {text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="histodistill",
         description="Distils private histopathology tiles into a small synthetic dataset that can be shared.",
@@ -38,7 +39,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv[:1])
     if args.command not in COMMANDS:
         parser.exit(2, f"error: {args.command!r} is no command: use one of {', '.join(COMMANDS)}\n")
-    import_module(f"histodistill.training.commands.{args.command}").main(argv[1:])
+    module = args.command.replace("-", "_")
+    import_module(f"histodistill.training.commands.{module}").main(argv[1:])
 
 
 if __name__ == "__main__":

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from histodistill.training.accelerator import make_accelerator
+from histodistill.training.cells import check_same_kind, read_cell, summarise_rows, train_cell
 from histodistill.training.commands.compare import RECOVERY_ROW, ROWS, parse_args
 from histodistill.training.data import load_tiles, sample_per_class
 from histodistill.training.errors import InputError
-from histodistill.training.files import read_json, write_json
+from histodistill.training.files import write_json
 from histodistill.training.image_dataset import read_image_dataset
 from histodistill.training.options import run_script
-from histodistill.training.scoring import score_probabilities
 from histodistill.training.stages import Stage, require_complete
 from histodistill.training.tiles import Tiles, TileSource
-from histodistill.training.train_classifier import ClassifierConfig, predict_shared, train_classifier
-
-
-METRICS = ("accuracy", "auc", "f1")
+from histodistill.training.train_classifier import ClassifierConfig
 
 
 def training_tiles(row: str, run: Path, source: TileSource, n_per_class: int, seed: int) -> Tiles:
@@ -44,30 +39,7 @@ def training_tiles(row: str, run: Path, source: TileSource, n_per_class: int, se
 
 def summarise(cells: list[dict[str, Any]], source: TileSource, n_per_class: int, notes: list[str]) -> dict[str, Any]:
     """Mean, standard deviation and single values of each row and architecture over seeds, and the recovery."""
-    rows = []
-    for architecture, row in dict.fromkeys((cell["architecture"], cell["row"]) for cell in cells):
-        mine = [cell for cell in cells if (cell["architecture"], cell["row"]) == (architecture, row)]
-        scores = {}
-        for metric in METRICS:
-            values = [cell["test"][metric] for cell in mine]
-            # AUC is undefined where the test split lacks a class.
-            known = values if None not in values else []
-            scores[metric] = {
-                "mean": float(np.mean(known)) if known else None,
-                "std": float(np.std(known, ddof=1)) if len(known) > 1 else None,
-                "values": values,
-            }
-        rows.append(
-            {
-                "row": row,
-                "title": ROWS[row],
-                "architecture": architecture,
-                "num_train": mine[0]["num_train"],
-                "steps": mine[0]["config"]["max_train_steps"],
-                "seeds": [c["seed"] for c in mine],
-                **scores,
-            }
-        )
+    rows = summarise_rows(cells, ROWS, "test")
     accuracy = {(r["architecture"], r["row"]): r["accuracy"]["mean"] for r in rows}
     recovery = {
         architecture: accuracy[architecture, RECOVERY_ROW] / accuracy[architecture, "real_all"]
@@ -91,16 +63,7 @@ def main(args: argparse.Namespace) -> None:
     pool_record = require_complete(args.run / "pool", "pool", "run histodistill generate first")
     source = load_tiles(args.data, image_size=args.image_size)
     images, columns, class_names = read_image_dataset(args.run / "distilled")
-    if class_names != source.class_names:
-        raise InputError(
-            f"{args.run / 'distilled'} has the classes {', '.join(class_names)} and --data "
-            f"{', '.join(source.class_names)}: they must be the same, in the same order"
-        )
-    if images.shape[1] != source.image_size:
-        raise InputError(
-            f"the distilled images are {images.shape[1]} px and the tiles of --data {source.image_size} px: "
-            f"give --image-size {images.shape[1]}"
-        )
+    check_same_kind(args.run / "distilled", images, class_names, source)
     n_per_class = int(np.bincount(columns["label"]).min())
     settings = {
         "stage": "comparison",
@@ -128,8 +91,8 @@ def main(args: argparse.Namespace) -> None:
         for row in rows:
             for seed in args.seeds:
                 path = folder / f"{architecture}-{row}-seed{seed}.json"
-                if path.is_file():
-                    cells.append(read_json(path))
+                if cell := read_cell(path):
+                    cells.append(cell)
                     continue
                 try:
                     train = training_tiles(row, args.run, source, n_per_class, seed)
@@ -148,33 +111,12 @@ def main(args: argparse.Namespace) -> None:
                     batch_size=args.batch_size,
                     validation_steps=max(1, steps // 10),
                 )
-                checkpoints = folder / "checkpoints" / path.stem
-                trained = train_classifier(
-                    config,
-                    train,
-                    source.split("validation"),
-                    accelerator,
-                    class_names=source.class_names,
-                    checkpoint_dir=checkpoints,
-                    resume="latest",
+                validation, test = source.split("validation"), source.split("test")
+                cell = train_cell(
+                    path, row, config, train, validation, ("test", test), accelerator, source.class_names
                 )
-                test = source.split("test")
-                probabilities = predict_shared(trained.model, test.images, accelerator)
-                cell = {
-                    "architecture": architecture,
-                    "row": row,
-                    "seed": seed,
-                    "num_train": len(train),
-                    "test": score_probabilities(probabilities, test.labels),
-                    "validation": trained.validation,
-                    "best_step": trained.best_step,
-                    "config": asdict(config),
-                    "seconds": round(trained.seconds, 1),
-                }
                 cells.append(cell)
                 if accelerator.is_main_process:
-                    write_json(path, cell)
-                    shutil.rmtree(checkpoints, ignore_errors=True)
                     stage.save_progress()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:

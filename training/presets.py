@@ -1,13 +1,14 @@
 """Presets of `histodistill distill`: the options of every stage for a given machine.
 
 `cpu-demo` is for trying the built-in phantom in minutes; `cpu` is for real 28-pixel tiles, in one and a half to two
-hours on two cores; `gpu` is for one modern GPU. A preset is only a set of options: each stage can be run by hand with
-others.
+hours on two cores; `gpu` is for one modern GPU. They are written for 28-pixel tiles, and `Preset.for_image_size` makes
+them fit larger ones. A preset is only a set of options: each stage can be run by hand with others.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,38 @@ class Preset:
         """Optimizer steps of the denoiser for so many training tiles."""
         batch_size = self.diffusion["batch_size"]
         return min(self.diffusion["max_train_steps"], max(1, self.max_epochs * num_train // batch_size))
+
+    def for_image_size(self, image_size: int) -> Preset:
+        """The same for tiles of another size in pixels: latents stay small, and so do batches in memory.
+
+        The autoencoder halves tiles of more than 32 pixels twice, and of more than 64 three times. Where the latents
+        have 16 pixels or more, the denoiser has one more level, with attention. Batches shrink as the area grows, down
+        to 16, beyond 32-pixel tiles and 16-pixel latents.
+        """
+        autoencoder, diffusion = dict(self.autoencoder), dict(self.diffusion)
+        channels = list(autoencoder["channels"])
+        while len(channels) < 2 + (image_size > 32) + (image_size > 64):
+            channels.append(min(2 * channels[-1], 4 * channels[0]))
+        autoencoder["channels"] = channels
+        autoencoder["batch_size"] = _smaller(autoencoder["batch_size"], image_size / 32)
+        latent_size = image_size / 2 ** (len(channels) - 1)
+        if latent_size >= 16:
+            diffusion["channels"] = [*diffusion["channels"], diffusion["channels"][-1]]
+            diffusion["attention_levels"] = 1
+        diffusion["batch_size"] = _smaller(diffusion["batch_size"], latent_size / 16)
+        return replace(self, autoencoder=autoencoder, diffusion=diffusion)
+
+    def halvings(self, image_size: int) -> int:
+        """How often the models for tiles of that size halve them: it must be divisible by 2 to that power."""
+        preset = self.for_image_size(image_size)
+        return len(preset.autoencoder["channels"]) + len(preset.diffusion["channels"]) - 2
+
+
+def _smaller(batch_size: int, scale: float) -> int:
+    """A batch of images `scale` times as wide: a power of two with as many pixels or fewer, but at least 16."""
+    if scale <= 1:
+        return batch_size
+    return max(min(16, batch_size), 2 ** int(math.log2(batch_size / scale**2)))
 
 
 PRESETS = {

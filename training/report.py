@@ -113,6 +113,7 @@ def _page(run: Path) -> dict[str, Any]:
         "tables": _score_tables(results) if results else [],
         "result_notes": results.get("notes", []) if results else [],
         "classes": _classes(images, columns["label"], class_names),
+        "quality": _pool_quality(_read_optional(run / "evaluation" / "metrics.json")),
         "communities": _communities(records["distilled"].get("community_sizes", {}), columns, class_names),
         "selection_notes": records["distilled"].get("warnings", []),
         "stages": [_stage(title, records[name]) for name, title in _STAGES.items()],
@@ -173,6 +174,29 @@ def _recovery(results: dict[str, Any]) -> list[dict[str, Any]]:
             sentence += f"; {random['num_train']:,} random real tiles reach {100 * share:.1f}%"
         items.append({"architecture": _architecture(name), "value": value, "sentence": f"{sentence}."})
     return items
+
+
+def _pool_quality(metrics: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What `histodistill evaluate-pool` measured, numbers already as text; None where it was not run."""
+    if not metrics:
+        return None
+    from histodistill.training.evaluation_figures import CANDIDATES, DISTANCES, format_distance
+
+    rows = [
+        {
+            "name": record["class"] or "All classes",
+            "num_images": record["num_images"],
+            "values": [[format_distance(name, record[c][name]) for c in CANDIDATES] for name in DISTANCES],
+        }
+        for record in metrics["distances"]
+    ]
+    scores = []
+    for row in metrics["rows"]:
+        share = metrics["accuracy_score"].get(row["architecture"], {}).get(row["row"])
+        sentence = f"{_architecture(row['architecture'])} trained on: {row['title'].lower()}, validation ACC "
+        sentence += _score(row["accuracy"])["mean"]
+        scores.append(f"{sentence} ({100 * share:.1f}% of all real tiles)" if share else sentence)
+    return {"titles": [title for title, _ in DISTANCES.values()], "rows": rows, "scores": scores}
 
 
 def _architecture(name: str) -> str:

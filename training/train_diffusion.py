@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -277,6 +278,7 @@ def main(args: argparse.Namespace) -> None:
         unit="step",
         disable=not accelerator.is_local_main_process,
     )
+    training_seconds, resumed = 0.0, time.perf_counter()
     for step in range(start, args.max_train_steps):
         set_learning_rate(
             optimizer, cosine_learning_rate(step, args.max_train_steps, warmup_steps, args.learning_rate)
@@ -314,13 +316,16 @@ def main(args: argparse.Namespace) -> None:
         last = done == args.max_train_steps
         if done % args.validation_steps == 0 or last:
             ema.copy_to(average.parameters())
-            record = {"step": done, "train_loss": loss.item(), "validation_loss": validate()}
+            train_loss = loss.item()  # waits for the device, so the clock is right
+            training_seconds += time.perf_counter() - resumed
+            record = {"step": done, "train_loss": train_loss, "validation_loss": validate()}
             history.append(record)
             progress.set_postfix(validation_loss=f"{record['validation_loss']:.4f}")
             if args.report_to:
                 accelerator.log(record, step=done)
             if accelerator.is_main_process:
                 sample_grid(args.output / "progress" / f"step-{done:07d}.png")
+            resumed = time.perf_counter()
         if (done % args.checkpointing_steps == 0 or last) and accelerator.is_main_process:
             ema.copy_to(average.parameters())
             save_checkpoint(
@@ -342,7 +347,13 @@ def main(args: argparse.Namespace) -> None:
         )
         pipeline.save_pretrained(args.output)
         write_json(args.output / "history.json", history)
-        stage.finish(validation_loss=history[-1]["validation_loss"], num_processes=accelerator.num_processes)
+        tiles_seen = (args.max_train_steps - start) * args.gradient_accumulation_steps * args.batch_size
+        stage.finish(
+            validation_loss=history[-1]["validation_loss"],
+            # Since the last resumption, where any step was left; without the time of validations.
+            images_per_second=round(tiles_seen / training_seconds, 1) if tiles_seen else None,
+            num_processes=accelerator.num_processes,
+        )
         accelerator.print(f"diffusion: validation loss {history[-1]['validation_loss']:.4f}, saved to {args.output}")
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -23,7 +23,7 @@ def run(*argv: str) -> int:
 
 def test_every_command_is_a_module_and_the_other_way_round():
     files = {path.stem for path in Path(commands.__file__).parent.glob("*.py")} - {"__init__"}
-    assert files == set(cli.COMMANDS)
+    assert files == {name.replace("-", "_") for name in cli.COMMANDS}
 
 
 def test_no_command_prints_help(capsys):
@@ -44,7 +44,9 @@ def test_unknown_command_is_refused_in_one_sentence(capsys):
     assert run("destill", "--data", "phantom") == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == "error: 'destill' is no command: use one of distill, generate, select, compare, report\n"
+    assert captured.err == (
+        "error: 'destill' is no command: use one of distill, generate, select, compare, evaluate-pool, report\n"
+    )
 
 
 def test_version(capsys):
@@ -55,7 +57,8 @@ def test_version(capsys):
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_arguments_reach_the_command(name, monkeypatch):
     seen = []
-    monkeypatch.setattr(import_module(f"histodistill.training.commands.{name}"), "main", seen.append)
+    module = import_module(f"histodistill.training.commands.{name.replace('-', '_')}")
+    monkeypatch.setattr(module, "main", seen.append)
     cli.main([name, "--anything", "at all", "--help"])
     assert seen == [["--anything", "at all", "--help"]]
 
@@ -66,14 +69,16 @@ def test_arguments_reach_the_command(name, monkeypatch):
         ("generate", ["--pipeline", "p", "--output", "o", "--num-processes", "2"], (2,)),
         ("select", ["--pool", "p", "--teacher", "t", "--output", "o"], ()),
         ("compare", ["--run", "r", "--data", "phantom"], (1,)),
+        ("evaluate-pool", ["r", "--data", "phantom"], (1,)),
     ],
 )
 def test_commands_start_the_script_of_their_name(name, argv, num_processes, monkeypatch):
     started = []
-    module = import_module(f"histodistill.training.commands.{name}")
+    stem = name.replace("-", "_")
+    module = import_module(f"histodistill.training.commands.{stem}")
     monkeypatch.setattr(module, "run_module", lambda *call: started.append(call))
     cli.main([name, *argv])
-    assert started == [(f"histodistill.training.{name}", argv, *num_processes)]
+    assert started == [(f"histodistill.training.{stem}", argv, *num_processes)]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from histodistill.training import compare
+from histodistill.training import cells, compare
 from histodistill.training.commands import compare as command
 from histodistill.training.commands.compare import RECOVERY_ROW, ROWS, parse_args
 from histodistill.training.data import load_tiles
@@ -155,8 +155,8 @@ def trainer(monkeypatch) -> Trainer:
         labels[::5] = (labels[::5] + 1) % 5
         return np.eye(5)[labels] * 0.8 + 0.04
 
-    monkeypatch.setattr(compare, "train_classifier", trainer)
-    monkeypatch.setattr(compare, "predict_shared", predict)
+    monkeypatch.setattr(cells, "train_classifier", trainer)
+    monkeypatch.setattr(cells, "predict_shared", predict)
     return trainer
 
 

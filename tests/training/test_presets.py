@@ -53,13 +53,18 @@ def test_stages_fit_each_other(name):
         distill.check_image_size(preset, image_size)
 
 
+@pytest.mark.parametrize("image_size", [28, 32, 64, 128, 224])
 @pytest.mark.parametrize("name", PRESETS)
-def test_models_can_be_built(name):
-    autoencoder, diffusion = parsed("autoencoder", PRESETS[name]), parsed("diffusion", PRESETS[name])
-    make_config(parsed("teacher", PRESETS[name]))
+def test_models_can_be_built_for_every_size(name, image_size):
+    preset = PRESETS[name].for_image_size(image_size)
+    autoencoder, diffusion = parsed("autoencoder", preset), parsed("diffusion", preset)
+    make_config(parsed("teacher", preset))
     with torch.device("meta"):
-        vae = build_autoencoder(28, autoencoder.channels, autoencoder.latent_channels, autoencoder.layers_per_block)
-        latent_size = 28 // 2 ** (len(autoencoder.channels) - 1)
+        vae = build_autoencoder(
+            image_size, autoencoder.channels, autoencoder.latent_channels, autoencoder.layers_per_block
+        )
+        latent_size = image_size // 2 ** (len(autoencoder.channels) - 1)
+        assert 14 <= latent_size <= 28
         denoiser = build_denoiser(
             latent_size, vae.config.latent_channels, 5, diffusion.channels, diffusion.layers_per_block,
             diffusion.attention_levels, diffusion.dropout,
@@ -67,7 +72,31 @@ def test_models_can_be_built(name):
         latents = torch.empty(2, vae.config.latent_channels, latent_size, latent_size)
         predicted = denoiser(latents, torch.tensor([0.5, 0.5]), class_labels=torch.tensor([0, 5])).sample
         assert predicted.shape == latents.shape
-        assert vae.decode(predicted).sample.shape == (2, 3, 28, 28)
+        assert vae.decode(predicted).sample.shape == (2, 3, image_size, image_size)
+
+
+def test_the_size_that_a_preset_is_written_for_changes_nothing():
+    # Batches and channels; attention is left to the script's default.
+    assert all(preset.for_image_size(28) == preset for preset in PRESETS.values())
+
+
+def test_larger_tiles_get_deeper_models_and_smaller_batches():
+    gpu = PRESETS["gpu"]
+    small, large = gpu.for_image_size(64), gpu.for_image_size(224)
+    assert (small.autoencoder["channels"], large.autoencoder["channels"]) == ([64, 128, 256], [64, 128, 256, 256])
+    # 256 tiles of 32 px have as many pixels as 64 of 64 px; 224 px would leave 5, but 16 are the least.
+    assert (small.autoencoder["batch_size"], large.autoencoder["batch_size"]) == (64, 16)
+    assert (small.diffusion["batch_size"], large.diffusion["batch_size"]) == (256, 64)
+    assert large.diffusion["attention_levels"] == 1
+    # What was written for one size is left as it was.
+    assert "attention_levels" not in gpu.diffusion and gpu.autoencoder["channels"] == [64, 128]
+    assert (gpu.halvings(28), gpu.halvings(64), gpu.halvings(224)) == (2, 4, 5)
+
+
+def test_batches_that_are_small_already_stay():
+    preset = Preset(autoencoder={"channels": [8, 8], "batch_size": 8}, diffusion={"channels": [8], "batch_size": 8})
+    large = preset.for_image_size(224)
+    assert (large.autoencoder["batch_size"], large.diffusion["batch_size"]) == (8, 8)
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ def test_folder_holds_a_pipeline_and_its_record(tiny_pipeline, tiny_npz, tiny_au
     assert record["settings"]["data"] == source.fingerprint()
     assert record["settings"]["autoencoder"] == read_json(tiny_autoencoder / "stage.json")["fingerprint"]
     assert record["validation_loss"] == history[-1]["validation_loss"]
+    assert record["images_per_second"] > 0
     assert [entry["step"] for entry in history] == [3, 6]
     with Image.open(tiny_pipeline / "progress" / "step-0000006.png") as grid:
         assert grid.size == (8 * (32 + 2) - 2, 5 * (32 + 2) - 2)  # a row for each class

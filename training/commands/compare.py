@@ -55,30 +55,32 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         check_option(args, name, getattr(args, name) >= 1, "it must be at least 1")
     check_option(args, "seeds", min(args.seeds) >= 0, "each must be at least 0")
     check_option(args, "seeds", len(set(args.seeds)) == len(args.seeds), "each may be named once")
-    args.plan = [_parse_plan(text) for text in args.train]
-    architectures = [architecture for architecture, _, _ in args.plan]
-    for architecture in architectures:
-        if architectures.count(architecture) > 1:
-            fail(f"--train names {architecture} twice: all rows of an architecture are trained for the same steps")
+    args.plan = parse_plan(args.train, list(ROWS))
     return args
 
 
-def _parse_plan(text: str) -> tuple[str, int, list[str]]:
+def parse_plan(texts: list[str], known_rows: list[str]) -> list[tuple[str, int, list[str]]]:
+    """Architecture, steps and rows of each `ARCHITECTURE:STEPS[:ROW,ROW…]`; ends with code 2 where one is wrong."""
     from histodistill.training.classifiers import ARCHITECTURES
 
-    architecture, _, rest = text.partition(":")
-    steps, _, rows = rest.partition(":")
-    names = rows.split(",") if rows else list(ROWS)
-    if architecture not in ARCHITECTURES:
-        fail(f"--train={text}: the architecture must be one of {', '.join(ARCHITECTURES)}")
-    if not steps.isdecimal() or int(steps) < 1:
-        fail(f"--train={text}: after the architecture comes the number of steps, at least 1, as in convnet:1000")
-    unknown = [name for name in names if name not in ROWS]
-    if unknown:
-        fail(f"--train={text}: {unknown[0]!r} is no row: use {', '.join(ROWS)}")
-    if len(set(names)) < len(names):
-        fail(f"--train={text} names a row twice: name each once")
-    return architecture, int(steps), names
+    plan = []
+    for text in texts:
+        architecture, _, rest = text.partition(":")
+        steps, _, rows = rest.partition(":")
+        names = rows.split(",") if rows else known_rows
+        if architecture not in ARCHITECTURES:
+            fail(f"--train={text}: the architecture must be one of {', '.join(ARCHITECTURES)}")
+        if not steps.isdecimal() or int(steps) < 1:
+            fail(f"--train={text}: after the architecture comes the number of steps, at least 1, as in convnet:1000")
+        unknown = [name for name in names if name not in known_rows]
+        if unknown:
+            fail(f"--train={text}: {unknown[0]!r} is no row: use {', '.join(known_rows)}")
+        if len(set(names)) < len(names):
+            fail(f"--train={text} names a row twice: name each once")
+        if architecture in (other for other, _, _ in plan):
+            fail(f"--train names {architecture} twice: all rows of an architecture are trained for the same steps")
+        plan.append((architecture, int(steps), names))
+    return plan
 
 
 def main(argv: list[str]) -> None:

@@ -73,12 +73,13 @@ def check_image_size(preset: Preset, image_size: int) -> None:
     Raises:
         InputError: If they cannot: better now than after the autoencoder is trained.
     """
-    halvings = len(preset.autoencoder["channels"]) + len(preset.diffusion["channels"]) - 2
-    factor = 2**halvings
-    if image_size % factor:
+    halvings = preset.halvings(image_size)
+    if image_size % 2**halvings:
+        sizes = (image_size + sign * distance for distance in range(1, image_size) for sign in (-1, 1))
+        nearest = next(size for size in sizes if size % 2 ** preset.halvings(size) == 0)
         raise InputError(
             f"tiles of {image_size} px do not suit this preset, whose models halve them {halvings} times: "
-            f"give --image-size {factor * max(1, round(image_size / factor))}"
+            f"give --image-size {nearest}"
         )
 
 
@@ -96,6 +97,7 @@ def open_run(args: argparse.Namespace) -> dict:
     preset = resolve_preset(args)
     source = load_tiles(args.data, image_size=args.image_size)
     check_image_size(preset, source.image_size)
+    preset = preset.for_image_size(source.image_size)
     for split in ("validation", "test"):
         source.split(split)
     diffusion = dict(preset.diffusion, max_train_steps=preset.diffusion_steps(len(source.split("train"))))
