@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from histodistill.training.loop import spread_indices
 from histodistill.training.tiles import Tiles
 
 
@@ -59,7 +60,8 @@ def draw_distances(records: list[dict[str, Any]]) -> bytes:
         panel.set_title(title, fontsize=10)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_yticks(rows, [record["class"] or "all classes" for record in records])
-    panels[0].invert_yaxis()
+    # Downwards, and with room for a class without bars.
+    panels[0].set_ylim(len(records) - 0.4, -0.6)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return _png(figure)
 
@@ -72,7 +74,7 @@ def draw_tiles(real: Tiles, generated: Tiles, class_names: list[str]) -> bytes:
         for below, (kind, tiles) in enumerate((("real", real), ("generated", generated))):
             members = np.flatnonzero(tiles.labels == label)
             # Spread over all, since tiles often lie in the order of their slides.
-            shown = members[np.arange(min(TILES_PER_CLASS, len(members))) * len(members) // TILES_PER_CLASS]
+            shown = members[spread_indices(len(members), TILES_PER_CLASS)]
             row = axes[2 * label + below]
             for axis in row:
                 axis.set_axis_off()

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.metrics import pairwise_distances
-from sklearn.neighbors import NearestNeighbors
+from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.utils import gen_batches
 
 from histodistill.training.errors import InputError
@@ -51,7 +50,7 @@ def frechet_distance(real: np.ndarray, generated: np.ndarray) -> float:
         real, generated: float N×D and M×D, N and M at least 2.
 
     Returns:
-        At least 0 but for rounding; 0 where mean and covariance agree.
+        At least 0; 0 where mean and covariance agree.
 
     Raises:
         InputError: For arrays of other shapes.
@@ -63,7 +62,8 @@ def frechet_distance(real: np.ndarray, generated: np.ndarray) -> float:
     # In float64, as the eigenvalues of large covariances need it.
     metric.update(torch.from_numpy(real).double(), real=True)
     metric.update(torch.from_numpy(generated).double(), real=False)
-    return float(metric.compute())
+    # Rounding can leave a little less than nothing.
+    return max(0.0, float(metric.compute()))
 
 
 def kernel_distance(
@@ -109,15 +109,21 @@ def neighbourhoods(real: np.ndarray, generated: np.ndarray, n_neighbors: int = 5
     if n_neighbors < 1:
         raise InputError(f"n_neighbors={n_neighbors} is out of range: it must be at least 1")
     real, generated = _checked(real, generated, at_least=n_neighbors + 1)
-    real_radii, generated_radii = _radii(real, n_neighbors), _radii(generated, n_neighbors)
+    # Near the origin squared distances lose the fewest digits to rounding; what is left of that must not decide
+    # whether a copy lies in a neighbourhood, so distances that differ by less count as equal.
+    centre = real.mean(axis=0, dtype=np.float64)
+    real, generated = real - centre, generated - centre
+    tolerance = 1e-10 * max(np.square(points).sum(axis=1).max() for points in (real, generated))
+    real_reach = _squared_radii(real, n_neighbors) - tolerance
+    generated_reach = _squared_radii(generated, n_neighbors) - tolerance
     num_real_around = np.zeros(len(generated), np.int64)
     covered, recalled = np.zeros(len(real), bool), np.zeros(len(real), bool)
     for rows in gen_batches(len(generated), max(1, _BLOCK // len(real))):
-        distances = pairwise_distances(generated[rows], real)
-        in_real = distances < real_radii
+        distances = euclidean_distances(generated[rows], real, squared=True)
+        in_real = distances < real_reach
         num_real_around[rows] = in_real.sum(axis=1)
         covered |= in_real.any(axis=0)
-        recalled |= (distances < generated_radii[rows, None]).any(axis=0)
+        recalled |= (distances < generated_reach[rows, None]).any(axis=0)
     return Neighbourhoods(
         precision=float((num_real_around > 0).mean()),
         recall=float(recalled.mean()),
@@ -126,9 +132,14 @@ def neighbourhoods(real: np.ndarray, generated: np.ndarray, n_neighbors: int = 5
     )
 
 
-def _radii(points: np.ndarray, n_neighbors: int) -> np.ndarray:
-    # Without an argument, kneighbors leaves the point itself out.
-    return NearestNeighbors(n_neighbors=n_neighbors, algorithm="brute").fit(points).kneighbors()[0][:, -1]
+def _squared_radii(points: np.ndarray, n_neighbors: int) -> np.ndarray:
+    radii = np.empty(len(points))
+    for rows in gen_batches(len(points), max(1, _BLOCK // len(points))):
+        distances = euclidean_distances(points[rows], points, squared=True)
+        # A point is no neighbour of its own.
+        distances[np.arange(len(distances)), np.arange(rows.start, rows.start + len(distances))] = np.inf
+        radii[rows] = np.partition(distances, n_neighbors - 1, axis=1)[:, n_neighbors - 1]
+    return radii
 
 
 def _as_they_are(embeddings: np.ndarray) -> torch.nn.Module:
@@ -138,7 +149,7 @@ def _as_they_are(embeddings: np.ndarray) -> torch.nn.Module:
 
 
 def _checked(real: np.ndarray, generated: np.ndarray, at_least: int) -> tuple[np.ndarray, np.ndarray]:
-    real, generated = np.asarray(real), np.asarray(generated)
+    real, generated = np.ascontiguousarray(real), np.ascontiguousarray(generated)
     if real.ndim != 2 or generated.ndim != 2 or real.shape[1] != generated.shape[1]:
         raise InputError(f"embeddings are {real.shape} and {generated.shape}: they must be N×D and M×D")
     for name, array in (("real", real), ("generated", generated)):
