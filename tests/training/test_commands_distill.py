@@ -376,7 +376,7 @@ def test_fp16_without_a_gpu(tiny_tiles, tmp_path, started, capsys, monkeypatch):
 
 @pytest.mark.parametrize(("image_size", "better"), [(27, 28), (30, 28)])
 def test_size_that_the_models_of_a_preset_cannot_halve(image_size, better, tiny_preset):
-    preset = replace(tiny_preset, diffusion={"channels": [8, 8]})
+    preset = replace(tiny_preset, diffusion={**tiny_preset.diffusion, "channels": [8, 8]})
     # 30 px can be halved once: the autoencoder would be trained before the denoiser failed.
     with pytest.raises(InputError, match=rf"halve them 2 times: give --image-size {better}$"):
         distill.check_image_size(preset, image_size)
