@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from dataclasses import asdict
 from typing import Any
 
@@ -161,7 +162,11 @@ def main(args: argparse.Namespace) -> None:
         stage.save_progress()
     accelerator.wait_for_everyone()
 
-    autoencoder = AutoencoderKL.from_pretrained(args.run / "pipeline" / "vae").eval()
+    @functools.cache
+    def reconstructed() -> Tiles:
+        autoencoder = AutoencoderKL.from_pretrained(args.run / "pipeline" / "vae").eval().to(accelerator.device)
+        return Tiles(reconstruct(autoencoder, train.images), train.labels)
+
     cells = []
     for architecture, steps, rows in args.plan:
         for row in rows:
@@ -172,8 +177,7 @@ def main(args: argparse.Namespace) -> None:
                     continue
                 tiles = pool if row == "pool_all" else train
                 if row == "reconstructed":
-                    autoencoder.to(accelerator.device)
-                    tiles = Tiles(reconstruct(autoencoder, train.images), train.labels)
+                    tiles = reconstructed()
                 accelerator.print(f"{architecture} on {len(tiles)} tiles: {ROWS[row]}, seed {seed}")
                 config = ClassifierConfig(
                     architecture=architecture, seed=seed, max_train_steps=steps, batch_size=args.batch_size

@@ -46,17 +46,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="ARCHITECTURE:STEPS[:ROW,ROW…]",
         help="what to train for how many steps on which rows; default: all rows",
     )
+    add_cell_options(parser)
+    args = parser.parse_args(argv)
+    check_cell_options(args, list(ROWS))
+    return args
+
+
+def add_cell_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options, beside `--train`, of a table whose cells are trainings."""
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one training each")
     parser.add_argument("--batch-size", type=int, default=128, help="tiles per batch")
     parser.add_argument("--mixed-precision", choices=["no", "bf16", "fp16"], default="bf16", help="fp16 needs a GPU")
     add_launch_option(parser)
-    args = parser.parse_args(argv)
+
+
+def check_cell_options(args: argparse.Namespace, known_rows: list[str]) -> None:
+    """Checks those options, and reads `--train` into `args.plan`; ends with code 2 where one is wrong."""
     for name in ("batch_size", "num_processes"):
         check_option(args, name, getattr(args, name) >= 1, "it must be at least 1")
     check_option(args, "seeds", min(args.seeds) >= 0, "each must be at least 0")
     check_option(args, "seeds", len(set(args.seeds)) == len(args.seeds), "each may be named once")
-    args.plan = parse_plan(args.train, list(ROWS))
-    return args
+    args.plan = parse_plan(args.train, known_rows)
 
 
 def parse_plan(texts: list[str], known_rows: list[str]) -> list[tuple[str, int, list[str]]]:

@@ -18,8 +18,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from histodistill.training.commands.compare import parse_plan
-from histodistill.training.launch import add_launch_option, run_module
+from histodistill.training.commands.compare import add_cell_options, check_cell_options
+from histodistill.training.launch import run_module
 from histodistill.training.options import HelpFormatter, check_option
 
 
@@ -55,18 +55,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="ARCHITECTURE:STEPS[:ROW,ROW…]",
         help="what to train for how many steps on which rows (default: all); nothing after it trains none",
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one training each")
-    parser.add_argument("--batch-size", type=int, default=128, help="tiles per batch")
-    parser.add_argument("--mixed-precision", choices=["no", "bf16", "fp16"], default="bf16", help="fp16 needs a GPU")
-    add_launch_option(parser)
+    add_cell_options(parser)
     args = parser.parse_args(argv)
-    for name in ("n_neighbors", "batch_size", "num_processes"):
-        check_option(args, name, getattr(args, name) >= 1, "it must be at least 1")
-    check_option(args, "seeds", min(args.seeds) >= 0, "each must be at least 0")
-    check_option(args, "seeds", len(set(args.seeds)) == len(args.seeds), "each may be named once")
+    check_option(args, "n_neighbors", args.n_neighbors >= 1, "it must be at least 1")
+    check_cell_options(args, list(ROWS))
     args.pool = args.pool or args.run / "pool"
     args.output = args.output or args.run / "evaluation"
-    args.plan = parse_plan(args.train, list(ROWS))
     return args
 
 
