@@ -69,7 +69,7 @@ class HistologyPipeline(DiffusionPipeline):
     @property
     def num_classes(self) -> int:
         """Number of real classes; the null class is not one of them."""
-        return self.unet.config.num_class_embeds - 1
+        return len(self.config.id2label)
 
     @property
     def null_class(self) -> int:
@@ -108,6 +108,7 @@ class HistologyPipeline(DiffusionPipeline):
         num_inference_steps: int = 20,
         guidance_scale: float = 1.5,
         generator: torch.Generator | list[torch.Generator] | None = None,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -154,17 +155,23 @@ class HistologyPipeline(DiffusionPipeline):
         latents = latents.to(device, dtype) * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
         self.scheduler.set_timesteps(num_inference_steps, device=device)
-        labels = class_ids
-        if use_guidance:
-            labels = torch.cat([class_ids, torch.full_like(class_ids, self.null_class)])
+        both_labels = torch.cat([class_ids, torch.full_like(class_ids, self.null_class)])
+        low, high = (share * self.scheduler.config.num_train_timesteps for share in guidance_interval)
         for t in self.progress_bar(self.scheduler.timesteps):
-            model_input = torch.cat([latents, latents]) if use_guidance else latents
+            guided = use_guidance and low <= t <= high
+            model_input = latents
             if hasattr(self.scheduler, "scale_model_input"):
                 model_input = self.scheduler.scale_model_input(model_input, t)
-            prediction = self.unet(model_input, t, class_labels=labels).sample
-            if use_guidance:
+            if guided and getattr(self, "guide", None) is not None:
+                conditional = self.unet(model_input, t, class_labels=class_ids).sample
+                worse = self.guide(model_input, t, class_labels=class_ids).sample
+                prediction = worse + guidance_scale * (conditional - worse)
+            elif guided:
+                prediction = self.unet(torch.cat([model_input, model_input]), t, class_labels=both_labels).sample
                 conditional, unconditional = prediction.chunk(2)
                 prediction = unconditional + guidance_scale * (conditional - unconditional)
+            else:
+                prediction = self.unet(model_input, t, class_labels=class_ids).sample
             # A step in half precision loses the small differences that late steps consist of.
             latents = self.scheduler.step(prediction.float(), t, latents.float()).prev_sample.to(dtype)
 

@@ -73,6 +73,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=0.1,
         help="weight of the L1 distance between Fourier transforms, which keeps fine texture",
     )
+    loss.add_argument("--perceptual-weight", type=float, default=0.0)
+    loss.add_argument("--teacher", default=None, help="classifier whose features the perceptual term compares")
+    loss.add_argument("--adversarial-weight", type=float, default=0.0)
     args = parser.parse_args(argv)
     check_training_options(args)
     check_option(args, "channels", min(args.channels) >= 1, "every width must be at least 1")
@@ -153,6 +156,30 @@ def reconstruction_loss(reconstruction, images, frequency_weight: float):
     return loss
 
 
+def perceptual_loss(layers, reconstruction, images):
+    """L1 distance of the normalised maps after each ReLU of a ConvNet."""
+    loss, a, b = 0.0, reconstruction, images
+    for layer in layers:
+        a, b = layer(a), layer(b)
+        if isinstance(layer, torch.nn.ReLU):
+            scale = b.float().square().mean(dim=1, keepdim=True).sqrt() + 1e-2
+            loss = loss + ((a.float() - b.float()) / scale).abs().mean()
+    return loss
+
+
+def build_discriminator():
+    """Patches of 14 px."""
+    def block(i, o, stride):
+        return torch.nn.Sequential(
+            torch.nn.Conv2d(i, o, 4 if stride == 2 else 3, stride, 1), torch.nn.GroupNorm(4, o), torch.nn.LeakyReLU(0.2)
+        )
+
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 32, 4, 2, 1), torch.nn.LeakyReLU(0.2), block(32, 64, 2), block(64, 64, 1),
+        torch.nn.Conv2d(64, 1, 3, padding=1),
+    )
+
+
 def measure_latent_scale(autoencoder, batches) -> tuple[float, float]:
     """Mean and 1 / standard deviation of all latent values over batches of images in [-1, 1].
 
@@ -224,6 +251,14 @@ def main(args: argparse.Namespace) -> None:
         state = load_checkpoint(checkpoint, {"autoencoder": autoencoder}, optimizer, accelerator.scaler)
         start, history = state["step"], state["history"]
 
+    layers = None
+    if args.perceptual_weight:
+        from histodistill.training.classifiers import Classifier
+
+        layers = Classifier.from_pretrained(args.teacher).eval().requires_grad_(False).backbone.layers
+    discriminator = build_discriminator()
+    critic = torch.optim.AdamW(discriminator.parameters(), 4e-4, betas=(0.5, 0.9), fused=True)
+    adversarial_start = args.max_train_steps * 2 // 5
     weights = class_weights(train.labels, args.class_balance)
     warmup_steps = math.ceil(args.warmup * args.max_train_steps)
     validation_images = to_model_input(validation.images[spread_indices(len(validation), args.validation_tiles)])
@@ -253,6 +288,20 @@ def main(args: argparse.Namespace) -> None:
                 with accelerator.autocast():
                     reconstruction, kl = model(images, noise)
                 loss = reconstruction_loss(reconstruction, images, args.frequency_weight) + args.kl_weight * kl
+                if layers is not None:
+                    with accelerator.autocast():
+                        loss = loss + args.perceptual_weight * perceptual_loss(layers, reconstruction, images)
+                if args.adversarial_weight and step >= adversarial_start:
+                    discriminator.requires_grad_(True)
+                    with accelerator.autocast():
+                        real, fake = discriminator(images), discriminator(reconstruction.detach())
+                    critic_loss = (1 - real.float()).relu().mean() + (1 + fake.float()).relu().mean()
+                    critic_loss.backward()
+                    critic.step()
+                    critic.zero_grad()
+                    discriminator.requires_grad_(False)
+                    with accelerator.autocast():
+                        loss = loss - args.adversarial_weight * discriminator(reconstruction).float().mean()
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
