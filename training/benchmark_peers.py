@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
-from diffusers import AutoencoderKL, DiTPipeline, UNet2DModel
+from diffusers import AutoencoderDC, DiTPipeline, UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.schedulers import SchedulerMixin
 from diffusers.training_utils import EMAModel
@@ -84,7 +84,7 @@ def _transform_image(image: PILImage.Image) -> torch.Tensor:
 
 def train_peer(
     denoiser: UNet2DModel,
-    autoencoder: AutoencoderKL,
+    autoencoder: AutoencoderDC,
     dataset: Dataset,
     *,
     batch_size: int,
@@ -121,7 +121,6 @@ def train_peer(
     average = EMAModel(denoiser.parameters(), decay=0.9999, use_ema_warmup=True, power=0.75)
     average.to(accelerator.device)
     null_class = denoiser.config.num_class_embeds - 1
-    latent_shape = (denoiser.config.in_channels, denoiser.config.sample_size, denoiser.config.sample_size)
 
     model.train()
     losses, counts = [], []
@@ -131,8 +130,7 @@ def train_peer(
         count, device = len(images), images.device
         with accelerator.accumulate(model):
             with torch.no_grad():
-                posterior_noise = torch.randn(count, *latent_shape, device=device)
-                latents = normalised_latents(autoencoder, images.to(half), posterior_noise)
+                latents = normalised_latents(autoencoder, images.to(half))
             noise = torch.randn_like(latents)
             noise_levels = torch.sigmoid(torch.randn(count, device=device))
             class_ids = torch.where(torch.rand(count, device=device) < class_dropout, null_class, labels)
@@ -199,41 +197,18 @@ class DiTDenoiser(torch.nn.Module):
         return self.unet(sample, timestep, class_labels=class_labels.clamp(max=null_class))
 
 
-class DiTDecoder(torch.nn.Module):
-    """An `AutoencoderKL` for `DiTPipeline`, which undoes the scaling of latents but not their shift."""
-
-    def __init__(self, vae: AutoencoderKL):
-        super().__init__()
-        self.vae = vae
-        self.config = vae.config
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.vae.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the weights."""
-        return self.vae.dtype
-
-    def decode(self, latents: torch.Tensor):
-        """The output of the autoencoder for latents that are scaled, but not yet shifted."""
-        return self.vae.decode(latents + (self.config.shift_factor or 0.0))
-
-
 def make_dit_pipeline(pipeline: HistologyPipeline, scheduler: SchedulerMixin) -> DiTPipeline:
     """A `DiTPipeline` that shares the weights of `pipeline`; it guides only where `guidance_scale` is above 1."""
     if not hasattr(scheduler, "scale_model_input"):
         # The flow-matching schedulers have no such method, which DiTPipeline always calls.
         scheduler.scale_model_input = lambda sample, timestep: sample
-    return DiTPipeline(DiTDenoiser(pipeline.unet), DiTDecoder(pipeline.vae), scheduler)
+    return DiTPipeline(DiTDenoiser(pipeline.unet), pipeline.vae, scheduler)
 
 
 def main(args: argparse.Namespace) -> None:
     """Trains a denoiser of the run's kind from new weights, and writes how fast it went."""
     record = require_complete(args.run / "pipeline", "pipeline", "run train_diffusion first")
-    autoencoder = AutoencoderKL.from_pretrained(args.run / "autoencoder")
+    autoencoder = AutoencoderDC.from_pretrained(args.run / "autoencoder")
     torch.manual_seed(0)
     random.seed(0)
     denoiser = UNet2DModel.from_config(UNet2DModel.load_config(args.run / "pipeline" / "unet"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,7 +26,8 @@ PEER_STEPS = 50
 N_NEIGHBORS = 5
 
 SAMPLING_NOTES = (
-    "All samplers share one set of weights, the starting noise of each image, its class, and the guidance scale.",
+    "All samplers share one set of weights, the starting noise of each image, its class, and the guidance scale; the "
+    "run's pipeline guides in the pool's guidance interval alone, DiTPipeline at every step.",
     "Each is warmed up by one untimed batch of two steps; repeats alternate between all samplers.",
     "The DiTPipelines run in float32 and the run's pipeline in the precision of its pool.",
     "Fréchet distance and coverage compare equally many images and validation tiles of each class in the teacher's "
@@ -43,13 +44,18 @@ class Sampler:
     pipeline: DiffusionPipeline
     num_inference_steps: int
     mixed_precision: str = "no"
+    options: dict[str, Any] = field(default_factory=dict)
 
 
-def make_samplers(pipeline: DiffusionPipeline, num_inference_steps: int, mixed_precision: str) -> list[Sampler]:
-    """Ours with the pool's and with other numbers of steps, and the peers, whose names begin with DiTPipeline."""
+def make_samplers(pipeline: DiffusionPipeline, pool: dict[str, Any]) -> list[Sampler]:
+    """Ours with the pool's and with other numbers of steps, and the peers, whose names begin with DiTPipeline.
+
+    `pool` holds the settings of the pool's record.
+    """
+    options = {"guidance_interval": tuple(pool["guidance_interval"])}
     ours = [
-        Sampler(f"histodistill, {steps} steps", pipeline, steps, mixed_precision)
-        for steps in sorted({*OUR_STEPS, num_inference_steps})
+        Sampler(f"histodistill, {steps} steps", pipeline, steps, pool["mixed_precision"], options)
+        for steps in sorted({*OUR_STEPS, pool["num_inference_steps"]})
     ]
     scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
     peers = {"Euler": FlowMatchEulerDiscreteScheduler(), "our scheduler": scheduler}
@@ -71,7 +77,9 @@ def sample(
     # `accelerator` is of the pool's precision: the others are in float32.
     precision = accelerator.autocast if sampler.mixed_precision != "no" else contextlib.nullcontext
     sampler.pipeline.set_progress_bar_config(disable=True)
-    options = {"num_inference_steps": sampler.num_inference_steps, "guidance_scale": guidance_scale}
+    options = {
+        "num_inference_steps": sampler.num_inference_steps, "guidance_scale": guidance_scale, **sampler.options
+    }  # fmt: skip
     chunks = [slice(i, i + chunk_size) for i in range(0, len(labels), chunk_size)]
     started = read_clock()
     with precision():
@@ -122,14 +130,14 @@ def measure_sampling(
     # The folder is this machine's own work, as in `generate`.
     pipeline = DiffusionPipeline.from_pretrained(run / "pipeline", trust_remote_code=True)
     pipeline.to(accelerator.device)
-    samplers = make_samplers(pipeline, pool["num_inference_steps"], pool["mixed_precision"])
+    samplers = make_samplers(pipeline, pool)
     num_classes, validation = len(source.class_names), source.split("validation")
     real = embed_images(run / "teacher", validation.images)
     options = (pool["guidance_scale"], pool["chunk_size"], accelerator)
     measured = {sampler.name: {"speed": [], "frechet_distance": [], "coverage": []} for sampler in samplers}
     labels, seeds = plan_pool(num_classes, per_class, seed=0)
     for sampler in samplers:
-        warmup = Sampler(sampler.name, sampler.pipeline, 2, sampler.mixed_precision)
+        warmup = replace(sampler, num_inference_steps=2)
         sample(warmup, labels[: pool["chunk_size"]], seeds[: pool["chunk_size"]], *options)
     for repeat in range(repeats):
         labels, seeds = plan_pool(num_classes, per_class, seed=repeat * num_classes * per_class)
@@ -148,6 +156,7 @@ def measure_sampling(
         "num_images": len(labels),
         "num_images_compared": len(rows),
         "guidance_scale": pool["guidance_scale"],
+        "guidance_interval": pool["guidance_interval"],
         "chunk_size": pool["chunk_size"],
         "n_neighbors": N_NEIGHBORS,
         "samplers": [

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderDC
 
 from histodistill.training.accelerator import make_accelerator
 from histodistill.training.cells import check_same_kind, read_cell, summarise_rows, train_cell
@@ -28,12 +28,12 @@ from histodistill.training.train_classifier import ClassifierConfig
 
 
 @torch.no_grad()
-def reconstruct(autoencoder: AutoencoderKL, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
-    """What is left of uint8 N×H×W×3 images after encoding (mean of the posterior) and decoding; uint8 N×H×W×3."""
+def reconstruct(autoencoder: AutoencoderDC, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
+    """What is left of uint8 N×H×W×3 images after encoding and decoding; uint8 N×H×W×3."""
     parts = []
     for start in range(0, len(images), batch_size):
         batch = to_model_input(images[start : start + batch_size]).to(autoencoder.device)
-        parts.append(to_uint8(autoencoder.decode(autoencoder.encode(batch).latent_dist.mean).sample.float().cpu()))
+        parts.append(to_uint8(autoencoder.decode(autoencoder.encode(batch).latent).sample.float().cpu()))
     return np.concatenate(parts)
 
 
@@ -164,7 +164,7 @@ def main(args: argparse.Namespace) -> None:
 
     @functools.cache
     def reconstructed() -> Tiles:
-        autoencoder = AutoencoderKL.from_pretrained(args.run / "pipeline" / "vae").eval().to(accelerator.device)
+        autoencoder = AutoencoderDC.from_pretrained(args.run / "pipeline" / "vae").eval().to(accelerator.device)
         return Tiles(reconstruct(autoencoder, train.images), train.labels)
 
     cells = []

@@ -15,7 +15,7 @@ top. With large tiles temporary tensors can be more than the saved activations: 
 frozen autoencoder, and validation, and the measurement of the latents' scale, take up to 256 tiles at once.
 
 Autocast does not apply to meta tensors, so its rules for a GPU are followed by hand. On a CPU it leaves group norms in
-16 bits, and training there saves less.
+16 bits, and the denoiser's training saves less there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderDC
 from torch.overrides import TorchFunctionMode
 
 from histodistill.training import train_autoencoder, train_diffusion
@@ -100,7 +100,9 @@ class GpuAutocast(TorchFunctionMode):
     """
 
     _LOW_PRECISION = (F.conv2d, F.linear, F.scaled_dot_product_attention)
-    _FLOAT32 = (F.group_norm, torch.exp)
+    # Of what autocast runs in float32, the models also call exp, pow and rsqrt, but with float32 already: diffusers'
+    # RMSNorm converts its input by itself, and what it returns is float32 again.
+    _FLOAT32 = (F.group_norm,)
 
     def __init__(self, dtype: torch.dtype | None):
         super().__init__()
@@ -188,8 +190,8 @@ def estimate_autoencoder(
     autocast = GpuAutocast(PRECISIONS[mixed_precision])
     with torch.device("meta"):
         autoencoder = _build_autoencoder(args, image_size)
-        latent_shape = _latent_shape(autoencoder)
-        model = train_autoencoder.VariationalAutoencoder(autoencoder)
+        latent_shape = _latent_shape(autoencoder, image_size)
+        model = train_autoencoder.VariationalAutoencoder(autoencoder, args.posterior_std)
         images = torch.empty(batch_size, 3, image_size, image_size)
         noise = torch.empty(batch_size, *latent_shape)
 
@@ -199,7 +201,7 @@ def estimate_autoencoder(
         # Outside of autocast, as in the training.
         return train_autoencoder.reconstruction_loss(reconstruction, images, args.frequency_weight) + kl
 
-    return _estimate("autoencoder", autoencoder, autoencoder, batch_size, step, autocast)
+    return _estimate("autoencoder", autoencoder, autoencoder, image_size, batch_size, step, autocast)
 
 
 def estimate_denoiser(
@@ -224,7 +226,7 @@ def estimate_denoiser(
     autocast = GpuAutocast(PRECISIONS[mixed_precision])
     with torch.device("meta"):
         autoencoder = _build_autoencoder(_script_args(train_autoencoder, preset.autoencoder), image_size)
-        latent_shape = _latent_shape(autoencoder)
+        latent_shape = _latent_shape(autoencoder, image_size)
         denoiser = train_diffusion.build_denoiser(
             latent_shape[1],
             latent_shape[0],
@@ -241,7 +243,7 @@ def estimate_denoiser(
         with autocast:
             return train_diffusion.flow_loss(denoiser, latents, class_ids, torch.empty_like(latents), noise_levels)
 
-    return _estimate("denoiser", denoiser, autoencoder, batch_size, step, autocast)
+    return _estimate("denoiser", denoiser, autoencoder, image_size, batch_size, step, autocast)
 
 
 def _script_args(script, options: dict[str, object], *required: str) -> argparse.Namespace:
@@ -249,20 +251,20 @@ def _script_args(script, options: dict[str, object], *required: str) -> argparse
     return script.parse_args(["--data", "unused", "--output", "unused", *required, *to_argv(options)])
 
 
-def _build_autoencoder(args: argparse.Namespace, image_size: int) -> AutoencoderKL:
+def _build_autoencoder(args: argparse.Namespace, image_size: int) -> AutoencoderDC:
     return train_autoencoder.build_autoencoder(image_size, args.channels, args.latent_channels, args.layers_per_block)
 
 
-def _latent_shape(autoencoder: AutoencoderKL) -> tuple[int, int, int]:
-    config = autoencoder.config
-    latent_size = config.sample_size // 2 ** (len(config.block_out_channels) - 1)
-    return config.latent_channels, latent_size, latent_size
+def _latent_shape(autoencoder: AutoencoderDC, image_size: int) -> tuple[int, int, int]:
+    latent_size = image_size // autoencoder.spatial_compression_ratio
+    return autoencoder.config.latent_channels, latent_size, latent_size
 
 
 def _estimate(
     name: str,
     model: torch.nn.Module,
-    autoencoder: AutoencoderKL,
+    autoencoder: AutoencoderDC,
+    image_size: int,
     batch_size: int,
     step: Callable[[], object],
     autocast: GpuAutocast,
@@ -273,8 +275,8 @@ def _estimate(
         weight_bytes += AVERAGED_COPIES * _num_bytes(model.parameters()) + _num_bytes(autoencoder.parameters())
     return MemoryEstimate(
         model=name,
-        image_size=autoencoder.config.sample_size,
-        latent_shape=_latent_shape(autoencoder),
+        image_size=image_size,
+        latent_shape=_latent_shape(autoencoder, image_size),
         batch_size=batch_size,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         weight_bytes=weight_bytes,

@@ -16,7 +16,8 @@ class Preset:
     """Options per stage, named as on the command line.
 
     Attributes:
-        autoencoder, diffusion, teacher, generate, select: Options of that stage.
+        autoencoder, diffusion, teacher, generate, select: Options of that stage. The first must have channels,
+            latent_channels and batch_size, the second channels, max_train_steps and batch_size.
             Selection goes by small communities (few neighbours, short Markov time), which spread the choice wider.
         compare: The values of `histodistill compare --train`.
         max_epochs: A denoiser that sees few tiles too often learns them by heart, so its steps are cut where they
@@ -39,14 +40,16 @@ class Preset:
     def for_image_size(self, image_size: int) -> Preset:
         """The same for tiles of another size in pixels: latents stay small, and so do batches in memory.
 
-        The autoencoder halves tiles of more than 32 pixels twice, and of more than 64 three times. Where the latents
-        have 16 pixels or more, the denoiser has one more level, with attention. Batches shrink as the area grows, down
-        to 16, beyond 32-pixel tiles and 16-pixel latents.
+        The autoencoder halves tiles of more than 32 pixels twice, and of more than 64 three times, and doubles the
+        channels of the latents with each further halving. Where the latents have 16 pixels or more, the denoiser has
+        one more level, with attention. Batches shrink as the area grows, down to 16, beyond 32-pixel tiles and
+        16-pixel latents.
         """
         autoencoder, diffusion = dict(self.autoencoder), dict(self.diffusion)
         channels = list(autoencoder["channels"])
         while len(channels) < 2 + (image_size > 32) + (image_size > 64):
             channels.append(min(2 * channels[-1], 4 * channels[0]))
+            autoencoder["latent_channels"] *= 2
         autoencoder["channels"] = channels
         autoencoder["batch_size"] = _smaller(autoencoder["batch_size"], image_size / 32)
         latent_size = image_size / 2 ** (len(channels) - 1)
@@ -73,9 +76,8 @@ PRESETS = {
     "cpu-demo": Preset(
         autoencoder={
             "channels": [16, 32],
-            "latent_channels": 4,
+            "latent_channels": 8,
             "max_train_steps": 400,
-            "kl_weight": 1e-4,
             "batch_size": 32,
             "learning_rate": 2e-3,
         },
@@ -95,11 +97,10 @@ PRESETS = {
     "cpu": Preset(
         autoencoder={
             "channels": [32, 64],
-            "latent_channels": 4,
-            "max_train_steps": 2500,
-            "kl_weight": 1e-4,
+            "latent_channels": 8,
+            "max_train_steps": 2000,
             "batch_size": 32,
-            "learning_rate": 1e-3,
+            "learning_rate": 2e-3,
         },
         diffusion={
             "channels": [64, 128],
@@ -120,12 +121,10 @@ PRESETS = {
     "gpu": Preset(
         autoencoder={
             "channels": [64, 128],
-            "latent_channels": 4,
-            "max_train_steps": 20_000,
-            "kl_weight": 1e-4,
+            "latent_channels": 8,
+            "max_train_steps": 10_000,
             "batch_size": 256,
-            "learning_rate": 5e-4,
-            "layers_per_block": 2,
+            "learning_rate": 2e-3,
         },
         diffusion={
             "channels": [128, 256],

@@ -1,20 +1,25 @@
-"""Trains the autoencoder of the latent diffusion model: diffusers' `AutoencoderKL` on real tiles.
+"""Trains the autoencoder of the latent diffusion model: diffusers' `AutoencoderDC` on real tiles.
 
     accelerate launch -m histodistill.training.train_autoencoder --data phantom --output runs/phantom/autoencoder
 
-The output folder loads with `AutoencoderKL.from_pretrained`. Its config carries the scale of the latents, measured on
-the training tiles: normalised latent = (latent - shift_factor) * scaling_factor has mean 0 and variance 1.
+The network is that of the Deep Compression Autoencoder (Chen et al. 2024, arXiv:2410.10733): it halves and doubles
+the size by moving pixels to channels and back, with shortcuts that lose nothing. It is trained as a variational
+autoencoder whose posterior has a fixed standard deviation (Ghosh et al. 2020, arXiv:1903.12436): its mean is the
+latent. The output folder loads with `AutoencoderDC.from_pretrained`. Its config carries the scale of the latents,
+measured on the training tiles: latent * scaling_factor has a mean square of 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
+from collections.abc import Iterable
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderDC
+from diffusers.models.autoencoders.autoencoder_dc import ResBlock
 from tqdm.auto import tqdm
 
 from histodistill.training.accelerator import make_accelerator
@@ -43,13 +48,10 @@ from histodistill.training.options import (
 from histodistill.training.stages import Stage
 
 
-INITIAL_LOG_VARIANCE = -6.0
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads and checks the command line; ends with code 2 and one sentence where it is wrong."""
     parser = argparse.ArgumentParser(prog="train_autoencoder", description=__doc__, allow_abbrev=False)
-    add_training_options(parser, max_train_steps=2500, batch_size=32, learning_rate=1e-3, weight_decay=0.0)
+    add_training_options(parser, max_train_steps=2000, batch_size=32, learning_rate=2e-3, weight_decay=0.0)
     model = parser.add_argument_group("model")
     model.add_argument(
         "--channels",
@@ -58,14 +60,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=[32, 64],
         help="width of each resolution level; every level after the first halves the size",
     )
-    model.add_argument("--latent-channels", type=int, default=4, help="channels of a latent")
-    model.add_argument("--layers-per-block", type=int, default=1, help="residual blocks per level")
+    model.add_argument("--latent-channels", type=int, default=8, help="channels of a latent")
+    model.add_argument(
+        "--layers-per-block",
+        type=int,
+        default=1,
+        help="residual blocks per level of the encoder; the decoder has twice as many",
+    )
     loss = parser.add_argument_group("loss")
     loss.add_argument(
         "--kl-weight",
         type=float,
-        default=1e-4,
+        default=2e-4,
         help="weight of the mean KL divergence per latent value from N(0, 1), in nats",
+    )
+    loss.add_argument(
+        "--posterior-std", type=float, default=0.05, help="noise on the latents, which the decoder learns to bear"
     )
     loss.add_argument(
         "--frequency-weight",
@@ -73,24 +83,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=0.1,
         help="weight of the L1 distance between Fourier transforms, which keeps fine texture",
     )
-    loss.add_argument("--perceptual-weight", type=float, default=0.0)
-    loss.add_argument("--teacher", default=None, help="classifier whose features the perceptual term compares")
-    loss.add_argument("--adversarial-weight", type=float, default=0.0)
     args = parser.parse_args(argv)
     check_training_options(args)
     check_option(args, "channels", min(args.channels) >= 1, "every width must be at least 1")
     for name in ("latent_channels", "layers_per_block"):
         check_option(args, name, getattr(args, name) >= 1, "it must be at least 1")
-    for name in ("kl_weight", "frequency_weight"):
+    for name in ("kl_weight", "posterior_std", "frequency_weight"):
         check_option(args, name, getattr(args, name) >= 0, "it must be at least 0")
     return args
 
 
 def build_autoencoder(image_size: int, channels: list[int], latent_channels: int, layers_per_block: int):
-    """A new `AutoencoderKL` that maps image_size to image_size / 2^(levels - 1).
+    """A new `AutoencoderDC` that maps image_size to image_size / 2^(levels - 1).
+
+    The decoder has twice the residual blocks of the encoder. All blocks begin as the identity.
 
     Raises:
-        InputError: If image_size cannot be halved that often.
+        InputError: If image_size cannot be halved that often, or the shortcuts cannot share out the channels.
     """
     factor = 2 ** (len(channels) - 1)
     if image_size % factor:
@@ -98,45 +107,56 @@ def build_autoencoder(image_size: int, channels: list[int], latent_channels: int
             f"image size {image_size} is not divisible by {factor}: "
             f"give --image-size {max(factor, round(image_size / factor) * factor)}, or fewer --channels"
         )
-    autoencoder = AutoencoderKL(
-        block_out_channels=channels,
-        down_block_types=("DownEncoderBlock2D",) * len(channels),
-        up_block_types=("UpDecoderBlock2D",) * len(channels),
-        layers_per_block=layers_per_block,
+    for width, next_width in itertools.pairwise(channels):
+        if 4 * width % next_width or next_width % 4:
+            suitable = 4 * width if width % 2 else 2 * width
+            raise InputError(
+                f"--channels {' '.join(map(str, channels))} cannot be joined by shortcuts: every width after the "
+                f"first must be divisible by 4 and divide 4 times the width before it; give {suitable} after {width}"
+            )
+    levels = len(channels)
+    has_shortcut = channels[-1] % latent_channels == 0
+    autoencoder = AutoencoderDC(
         latent_channels=latent_channels,
-        norm_num_groups=math.gcd(8, *channels),
-        sample_size=image_size,
-        # Attention over so few pixels costs more than it gives.
-        mid_block_add_attention=False,
+        encoder_block_out_channels=channels,
+        decoder_block_out_channels=channels,
+        encoder_layers_per_block=[layers_per_block] * levels,
+        decoder_layers_per_block=[2 * layers_per_block] * levels,
+        # These are of the attention blocks, which there are none of.
+        encoder_qkv_multiscales=[[]] * levels,
+        decoder_qkv_multiscales=[[]] * levels,
+        encoder_out_shortcut=has_shortcut,
+        decoder_in_shortcut=has_shortcut,
     )
-    # The second half of these outputs is the posterior's log variance. Left near 0 it would drown the latents in noise
-    # of standard deviation 1, and thousands of steps would go into learning to turn that down.
-    with torch.no_grad():
-        autoencoder.quant_conv.bias[latent_channels:] = INITIAL_LOG_VARIANCE
+    for module in autoencoder.modules():
+        if isinstance(module, ResBlock):
+            torch.nn.init.zeros_(module.norm.weight)
     return autoencoder
 
 
 class VariationalAutoencoder(torch.nn.Module):
     """Encoder, posterior sample and decoder as one forward pass, which is what DistributedDataParallel wraps.
 
-    `AutoencoderKL.forward` would draw its noise itself and hide the posterior that the KL term needs.
+    Args:
+        autoencoder: Its latents are the means of the posterior.
+        posterior_std: Standard deviation of the posterior.
     """
 
-    def __init__(self, autoencoder: AutoencoderKL):
+    def __init__(self, autoencoder: AutoencoderDC, posterior_std: float):
         super().__init__()
         self.autoencoder = autoencoder
+        self.posterior_std = posterior_std
 
     def forward(self, images: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Reconstructs images N×3×H×W in [-1, 1] from latents drawn with standard normal `noise` N×C×h×w.
 
         Returns:
-            Reconstruction N×3×H×W, and the mean KL divergence per latent value from N(0, 1), in nats.
+            Reconstruction N×3×H×W, and what varies of the mean KL divergence per latent value from N(0, 1), in nats:
+            half the mean square of the latents. The rest depends on the fixed standard deviation alone.
         """
-        posterior = self.autoencoder.encode(images).latent_dist
-        mean, variance, log_variance = posterior.mean.float(), posterior.var.float(), posterior.logvar.float()
-        kl = 0.5 * (mean.square() + variance - 1 - log_variance).mean()
-        latents = mean + variance.sqrt() * noise
-        return self.autoencoder.decode(latents.to(images.dtype)).sample, kl
+        mean = self.autoencoder.encode(images).latent.float()
+        latents = mean + self.posterior_std * noise
+        return self.autoencoder.decode(latents.to(images.dtype)).sample, 0.5 * mean.square().mean()
 
 
 def reconstruction_loss(reconstruction, images, frequency_weight: float):
@@ -156,55 +176,25 @@ def reconstruction_loss(reconstruction, images, frequency_weight: float):
     return loss
 
 
-def perceptual_loss(layers, reconstruction, images):
-    """L1 distance of the normalised maps after each ReLU of a ConvNet."""
-    loss, a, b = 0.0, reconstruction, images
-    for layer in layers:
-        a, b = layer(a), layer(b)
-        if isinstance(layer, torch.nn.ReLU):
-            scale = b.float().square().mean(dim=1, keepdim=True).sqrt() + 1e-2
-            loss = loss + ((a.float() - b.float()) / scale).abs().mean()
-    return loss
-
-
-def build_discriminator():
-    """Patches of 14 px."""
-    def block(i, o, stride):
-        return torch.nn.Sequential(
-            torch.nn.Conv2d(i, o, 4 if stride == 2 else 3, stride, 1), torch.nn.GroupNorm(4, o), torch.nn.LeakyReLU(0.2)
-        )
-
-    return torch.nn.Sequential(
-        torch.nn.Conv2d(3, 32, 4, 2, 1), torch.nn.LeakyReLU(0.2), block(32, 64, 2), block(64, 64, 1),
-        torch.nn.Conv2d(64, 1, 3, padding=1),
-    )
-
-
-def measure_latent_scale(autoencoder, batches) -> tuple[float, float]:
-    """Mean and 1 / standard deviation of all latent values over batches of images in [-1, 1].
-
-    Latents are drawn from the posterior, as they are when the denoiser is trained.
-    """
-    count, total, squares = 0, 0.0, 0.0
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for images in batches:
-            posterior = autoencoder.encode(images).latent_dist
-            noise = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
-            latents = (posterior.mean + posterior.std * noise).double()
-            count += latents.numel()
-            total += latents.sum().item()
-            squares += latents.square().sum().item()
-    mean = total / count
-    return mean, 1 / math.sqrt(max(squares / count - mean**2, 1e-12))
+@torch.no_grad()
+def measure_latent_scale(autoencoder: AutoencoderDC, batches: Iterable[torch.Tensor]) -> float:
+    """1 / root mean square of all latent values over batches of images N×3×H×W in [-1, 1]."""
+    count, squares = 0, 0.0
+    for images in batches:
+        latents = autoencoder.encode(images).latent.double()
+        count += latents.numel()
+        squares += latents.square().sum().item()
+    return 1 / math.sqrt(max(squares / count, 1e-12))
 
 
 @torch.no_grad()
-def validate(autoencoder: AutoencoderKL, images: torch.Tensor, accelerator: Accelerator) -> dict[str, float]:
-    """PSNR in dB and L1 distance of reconstructions from the posterior mean; images N×3×H×W in [-1, 1]."""
+def validate(
+    autoencoder: AutoencoderDC, images: torch.Tensor, batch_size: int, accelerator: Accelerator
+) -> dict[str, float]:
+    """PSNR in dB and L1 distance of reconstructions, without noise; images N×3×H×W in [-1, 1]."""
     autoencoder.eval()
     squared, absolute = 0.0, 0.0
-    for batch in images.split(256):
+    for batch in images.split(batch_size):
         batch = batch.to(accelerator.device)
         with accelerator.autocast():
             difference = autoencoder(batch).sample.float().clamp(-1, 1) - batch
@@ -245,20 +235,12 @@ def main(args: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(
         autoencoder.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True
     )
-    model, optimizer = accelerator.prepare(VariationalAutoencoder(autoencoder), optimizer)
+    model, optimizer = accelerator.prepare(VariationalAutoencoder(autoencoder, args.posterior_std), optimizer)
     start, history = 0, []
     if checkpoint:
         state = load_checkpoint(checkpoint, {"autoencoder": autoencoder}, optimizer, accelerator.scaler)
         start, history = state["step"], state["history"]
 
-    layers = None
-    if args.perceptual_weight:
-        from histodistill.training.classifiers import Classifier
-
-        layers = Classifier.from_pretrained(args.teacher).eval().requires_grad_(False).backbone.layers
-    discriminator = build_discriminator()
-    critic = torch.optim.AdamW(discriminator.parameters(), 4e-4, betas=(0.5, 0.9), fused=True)
-    adversarial_start = args.max_train_steps * 2 // 5
     weights = class_weights(train.labels, args.class_balance)
     warmup_steps = math.ceil(args.warmup * args.max_train_steps)
     validation_images = to_model_input(validation.images[spread_indices(len(validation), args.validation_tiles)])
@@ -288,20 +270,6 @@ def main(args: argparse.Namespace) -> None:
                 with accelerator.autocast():
                     reconstruction, kl = model(images, noise)
                 loss = reconstruction_loss(reconstruction, images, args.frequency_weight) + args.kl_weight * kl
-                if layers is not None:
-                    with accelerator.autocast():
-                        loss = loss + args.perceptual_weight * perceptual_loss(layers, reconstruction, images)
-                if args.adversarial_weight and step >= adversarial_start:
-                    discriminator.requires_grad_(True)
-                    with accelerator.autocast():
-                        real, fake = discriminator(images), discriminator(reconstruction.detach())
-                    critic_loss = (1 - real.float()).relu().mean() + (1 + fake.float()).relu().mean()
-                    critic_loss.backward()
-                    critic.step()
-                    critic.zero_grad()
-                    discriminator.requires_grad_(False)
-                    with accelerator.autocast():
-                        loss = loss - args.adversarial_weight * discriminator(reconstruction).float().mean()
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
@@ -311,7 +279,11 @@ def main(args: argparse.Namespace) -> None:
 
         done = step + 1
         if done % args.validation_steps == 0 or done == args.max_train_steps:
-            record = {"step": done, "train_loss": loss.item(), **validate(autoencoder, validation_images, accelerator)}
+            record = {
+                "step": done,
+                "train_loss": loss.item(),
+                **validate(autoencoder, validation_images, args.batch_size, accelerator),
+            }
             history.append(record)
             progress.set_postfix(psnr=f"{record['validation_psnr']:.2f}")
             if args.report_to:
@@ -336,14 +308,21 @@ def main(args: argparse.Namespace) -> None:
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         autoencoder.eval()
-        measured = np.array_split(spread_indices(len(train), 10_000), math.ceil(min(len(train), 10_000) / 256))
-        batches = (to_model_input(train.images[i]).to(accelerator.device) for i in measured)
-        shift, scale = measure_latent_scale(autoencoder, batches)
-        autoencoder.register_to_config(shift_factor=shift, scaling_factor=scale)
+        measured = spread_indices(len(train), 10_000)
+        batches = (
+            to_model_input(train.images[measured[i : i + args.batch_size]]).to(accelerator.device)
+            for i in range(0, len(measured), args.batch_size)
+        )
+        scale = measure_latent_scale(autoencoder, batches)
+        autoencoder.register_to_config(scaling_factor=scale)
         autoencoder.save_pretrained(args.output)
         write_json(args.output / "history.json", history)
-        facts = {"shift_factor": shift, "scaling_factor": scale, "num_processes": accelerator.num_processes}
-        stage.finish(**facts, **validate(autoencoder, validation_images, accelerator))
+        facts = {
+            "image_size": source.image_size,
+            "scaling_factor": scale,
+            "num_processes": accelerator.num_processes,
+        }
+        stage.finish(**facts, **validate(autoencoder, validation_images, args.batch_size, accelerator))
         accelerator.print(
             f"autoencoder: validation PSNR {history[-1]['validation_psnr']:.2f} dB, saved to {args.output}"
         )

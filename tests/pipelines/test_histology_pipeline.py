@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, DPMSolverMultistepScheduler, UNet2DModel
+from diffusers import AutoencoderDC, AutoencoderKL, DiffusionPipeline, DPMSolverMultistepScheduler, UNet2DModel
 
 from histodistill.pipelines import HistologyPipeline, HistologyPipelineOutput, histology_pipeline
 
@@ -25,7 +25,7 @@ STEPS = 3
 GOLDEN = [0.8632, 0.6617, 0.5920, 0.6086, 0.6404, 0.5879, 0.6405, 0.6220, 0.6077]
 
 
-def dummy_components() -> dict:
+def dummy_components(vae_class: type = AutoencoderKL) -> dict:
     """A pipeline with one level in the U-Net and two in the autoencoder: 16×16 tiles, 2×8×8 latents, 3 classes."""
     torch.manual_seed(0)
     unet = UNet2DModel(
@@ -40,26 +40,46 @@ def dummy_components() -> dict:
         norm_num_groups=8,
         num_class_embeds=4,
     )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        layers_per_block=1,
-        latent_channels=2,
-        norm_num_groups=8,
-        sample_size=SIZE,
-        scaling_factor=0.5,
-        shift_factor=0.25,
-    )
+    if vae_class is AutoencoderKL:
+        vae = AutoencoderKL(
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            layers_per_block=1,
+            latent_channels=2,
+            norm_num_groups=8,
+            sample_size=SIZE,
+            scaling_factor=0.5,
+            shift_factor=0.25,
+        )
+    else:
+        vae = AutoencoderDC(
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            encoder_layers_per_block=(1, 1),
+            decoder_layers_per_block=(1, 1),
+            encoder_qkv_multiscales=((), ()),
+            decoder_qkv_multiscales=((), ()),
+            latent_channels=2,
+            scaling_factor=0.5,
+        )
     scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
     return {"vae": vae.eval(), "unet": unet.eval(), "scheduler": scheduler, "id2label": dict(enumerate(NAMES))}
 
 
-@pytest.fixture
-def pipe() -> HistologyPipeline:
-    pipeline = HistologyPipeline(**dummy_components())
+def make_pipe(vae_class: type = AutoencoderKL) -> HistologyPipeline:
+    pipeline = HistologyPipeline(**dummy_components(vae_class))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+@pytest.fixture
+def pipe() -> HistologyPipeline:
+    return make_pipe()
+
+
+# For what depends on the autoencoder.
+every_vae = pytest.mark.parametrize("vae_class", [AutoencoderKL, AutoencoderDC])
 
 
 def seeds(*numbers: int) -> list[torch.Generator]:
@@ -133,6 +153,14 @@ def test_wrong_class_labels(pipe, labels, message):
         ({"num_inference_steps": 2.5}, "num_inference_steps=2.5 is out of range: it must be at least 1"),
         ({"guidance_scale": -1.0}, "guidance_scale=-1.0 is out of range: it must be at least 0"),
         ({"guidance_scale": float("nan")}, "guidance_scale=nan is out of range"),
+        *(
+            (
+                {"guidance_interval": interval},
+                re.escape(f"guidance_interval={interval} is out of range: it must be two numbers with ")
+                + "0 <= low <= high <= 1$",
+            )
+            for interval in [(-0.1, 1.0), (0.0, 1.5), (0.8, 0.2), (float("nan"), 1.0), (0.5,)]
+        ),
         ({"output_type": "jpg"}, "output_type='jpg' is unknown: it must be one of"),
         ({"generator": seeds(1)}, "generator has 1 entries for 2 images: give one per image, or just one"),
         ({"latents": torch.zeros(2, 2, 4, 4)}, r"latents of shape \(2, 2, 4, 4\) do not fit: the shape must be"),
@@ -162,11 +190,13 @@ def test_output_types(pipe):
     np.testing.assert_array_equal(np.stack(pil), (array * 255).round().astype(np.uint8))
 
 
-def test_latents_are_normalised(pipe):
+@every_vae
+def test_latents_are_normalised(vae_class):
     """What "latent" returns becomes the image by undoing (latent - shift) * scale and decoding."""
+    pipe, shift = make_pipe(vae_class), 0.25 if vae_class is AutoencoderKL else 0.0
     latents = generate(pipe, [1], 7, output_type="latent")
     with torch.no_grad():
-        decoded = pipe.vae.decode(latents / 0.5 + 0.25).sample
+        decoded = pipe.vae.decode(latents / 0.5 + shift).sample
     expected = (decoded / 2 + 0.5).clamp(0, 1)
     torch.testing.assert_close(generate(pipe, [1], 7, output_type="pt"), expected)
 
@@ -243,6 +273,47 @@ def test_guidance_of_zero_ignores_the_class(pipe):
     )
 
 
+def test_whole_guidance_interval_is_the_default(pipe):
+    default = generate(pipe, [0, 2], 0, 1, guidance_scale=3.0)
+    np.testing.assert_array_equal(
+        generate(pipe, [0, 2], 0, 1, guidance_scale=3.0, guidance_interval=(0.0, 1.0)), default
+    )
+
+
+def test_nothing_is_guided_in_an_empty_interval(pipe):
+    conditional = generate(pipe, [0, 2], 0, 1, guidance_scale=1.0)
+    for interval in [(0.0, 0.0), (0.5, 0.5)]:  # no step is at these levels
+        calls = Calls(pipe)
+        images = generate(pipe, [0, 2], 0, 1, guidance_scale=3.0, guidance_interval=interval)
+        np.testing.assert_array_equal(images, conditional)
+        assert calls.labels == [[0, 2]] * STEPS
+
+
+@pytest.mark.parametrize(
+    ("interval", "guided"),
+    [
+        ((0.0, 0.5), [False, False, True]),  # noise comes first
+        ((0.5, 1.0), [True, True, False]),
+        ((0.5, 0.8), [False, True, False]),
+        ((0.666, 0.999), [True, True, False]),  # the ends belong to it
+    ],
+)
+def test_only_noise_levels_in_the_interval_are_guided(pipe, interval, guided):
+    calls = Calls(pipe)
+    images = generate(pipe, [0, 2], 0, 1, guidance_scale=3.0, guidance_interval=interval)
+    assert pipe.scheduler.timesteps.tolist() == [999, 666, 332]
+    assert calls.labels == [[0, 2, 3, 3] if step else [0, 2] for step in guided]
+    for guidance_scale in (1.0, 3.0):
+        other = generate(pipe, [0, 2], 0, 1, guidance_scale=guidance_scale)
+        assert not np.allclose(images, other, atol=1e-4)
+
+
+def test_interval_does_not_guide_where_guidance_is_off(pipe):
+    calls = Calls(pipe)
+    generate(pipe, [0, 2], 0, 1, guidance_scale=1.0, guidance_interval=(0.5, 0.8))
+    assert calls.labels == [[0, 2]] * STEPS
+
+
 def test_documented_defaults_are_the_defaults():
     documented = re.findall(r"(\w+) \([^)]*\*optional\*, defaults to `([^`]+)`\)", HistologyPipeline.__call__.__doc__)
     defaults = {
@@ -288,9 +359,10 @@ import numpy as np, torch
 from diffusers import DiffusionPipeline
 
 assert importlib.util.find_spec("histodistill") is None
-folder, output = sys.argv[1:]
+folder, output, vae_class = sys.argv[1:]
 pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
 assert type(pipe).__name__ == "HistologyPipeline"
+assert type(pipe.vae).__name__ == vae_class
 generators = [torch.Generator().manual_seed(i) for i in (1, 2)]
 images = pipe(["mucus", 0], num_inference_steps=3, generator=generators, output_type="np").images
 pipe.save_pretrained(folder + "-again")
@@ -298,7 +370,9 @@ np.savez(output, images=images, names=np.array(pipe.class_names))
 """
 
 
-def test_loads_where_histodistill_is_not_installed(pipe, tmp_path, monkeypatch):
+@every_vae
+def test_loads_where_histodistill_is_not_installed(vae_class, tmp_path):
+    pipe = make_pipe(vae_class)
     pipe.save_pretrained(tmp_path / "saved")
     # The interpreter below the virtual environment, with the libraries' folder on its path, does not see histodistill:
     # only a site folder's own .pth files, which are not read here, lead to an editable install.
@@ -308,12 +382,8 @@ def test_loads_where_histodistill_is_not_installed(pipe, tmp_path, monkeypatch):
         "HF_HOME": str(tmp_path / "cache"),
         "HF_HUB_OFFLINE": "1",
     }
-    subprocess.run(
-        [sys._base_executable, "-c", FRESH_PROCESS, str(tmp_path / "saved"), str(tmp_path / "images.npz")],
-        env=environment,
-        cwd=tmp_path,
-        check=True,
-    )
+    argv = [str(tmp_path / "saved"), str(tmp_path / "images.npz"), vae_class.__name__]
+    subprocess.run([sys._base_executable, "-c", FRESH_PROCESS, *argv], env=environment, cwd=tmp_path, check=True)
     with np.load(tmp_path / "images.npz") as fresh:
         assert fresh["names"].tolist() == NAMES
         np.testing.assert_array_equal(fresh["images"], generate(pipe, ["mucus", 0], 1, 2))
@@ -331,9 +401,10 @@ def test_loading_asks_for_trust(pipe, tmp_path):
         DiffusionPipeline.from_pretrained(tmp_path)
 
 
-def test_half_precision_stays_in_range(pipe):
-    images = generate(pipe.to(torch.bfloat16), [0, 1], 0, 1)
+@every_vae
+def test_half_precision_stays_in_range(vae_class):
+    images = generate(make_pipe(vae_class).to(torch.bfloat16), [0, 1], 0, 1)
     assert np.isfinite(images).all()
     assert images.dtype == np.float32
-    reference = generate(HistologyPipeline(**dummy_components()), [0, 1], 0, 1)
+    reference = generate(make_pipe(vae_class), [0, 1], 0, 1)
     np.testing.assert_allclose(images, reference, atol=0.1)

@@ -18,9 +18,9 @@ from histodistill.training.phantom import phantom_source
 
 
 SIZE = 16
-# Widths that make groups of several channels for the group norms: with one channel in a group, the biases before it
-# have no effect, and AdamW moves them by rounding errors.
 AUTOENCODER_OPTIONS = ["--channels", "12", "12", "--latent-channels", "2", "--mixed-precision", "no"]
+# A width that makes groups of several channels for the group norms: with one channel in a group, the biases before it
+# have no effect, and AdamW moves them by rounding errors.
 DIFFUSION_OPTIONS = [
     "--channels", "12", "--layers-per-block", "1", "--attention-levels", "1", "--mixed-precision", "no",
 ]  # fmt: skip

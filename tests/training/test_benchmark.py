@@ -10,7 +10,7 @@ from statistics import median
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, DiTPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderDC, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
 from histodistill.pipelines import HistologyPipeline
 from histodistill.training import benchmark as script
@@ -26,6 +26,7 @@ from histodistill.training.image_dataset import read_image_dataset
 from histodistill.training.options import run_script
 from histodistill.training.phantom import phantom_source
 from histodistill.training.tiles import Tiles
+from histodistill.training.train_autoencoder import build_autoencoder
 
 
 NUM_CLASSES = 3
@@ -34,14 +35,11 @@ PEER_NAMES = ["DiTPipeline, Euler, 50 steps", "DiTPipeline, our scheduler, 50 st
 
 
 @pytest.fixture
-def autoencoder() -> AutoencoderKL:
-    """For 16-pixel tiles; its latents have a shift and a scale that cannot be overlooked."""
+def autoencoder() -> AutoencoderDC:
+    """For 16-pixel tiles; its latents have a scale that cannot be overlooked."""
     torch.manual_seed(0)
-    autoencoder = AutoencoderKL(
-        block_out_channels=[8, 8], layers_per_block=1, latent_channels=2, norm_num_groups=4, sample_size=16,
-        down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
-    )  # fmt: skip
-    autoencoder.register_to_config(shift_factor=1.5, scaling_factor=0.25)
+    autoencoder = build_autoencoder(16, [8, 8], latent_channels=2, layers_per_block=1)
+    autoencoder.register_to_config(scaling_factor=0.25)
     return autoencoder.eval()
 
 
@@ -67,7 +65,7 @@ def tiles() -> Tiles:
 def test_dit_pipeline_makes_the_images_of_our_pipeline(autoencoder, denoiser, scheduler, guidance_scale):
     ours = HistologyPipeline(autoencoder, denoiser, scheduler())
     theirs = peers.make_dit_pipeline(ours, scheduler())
-    unshifted = DiTPipeline(theirs.transformer, autoencoder, theirs.scheduler)
+    assert theirs.vae is autoencoder
 
     def images(pipeline, guidance_scale=guidance_scale):
         pipeline.set_progress_bar_config(disable=True)
@@ -77,9 +75,10 @@ def test_dit_pipeline_makes_the_images_of_our_pipeline(autoencoder, denoiser, sc
 
     expected = images(ours)
     np.testing.assert_allclose(images(theirs), expected, atol=1e-5)
-    # The shift and the guidance do matter for these models, and the images are not all black or white.
-    assert np.abs(images(unshifted) - expected).max() > 0.01
+    # The scale and the guidance do matter for these models, and the images are not all black or white.
     assert np.abs(images(ours, 1.7) - expected).max() > 1e-3
+    autoencoder.register_to_config(scaling_factor=1.0)
+    assert np.abs(images(theirs) - expected).max() > 0.01
     assert 0.1 < expected.mean() < 0.9
 
 
@@ -158,8 +157,7 @@ def test_peer_learns_the_velocity_between_normalised_latents_and_noise(autoencod
     with torch.no_grad():
         for parameter in denoiser.conv_out.parameters():
             parameter.zero_()
-        posterior = autoencoder.encode(to_model_input(tiles.images)).latent_dist
-        expected = 1 + 16 * ((posterior.mean - 1.5).square() + posterior.var).mean().item()
+        expected = 1 + 16 * autoencoder.encode(to_model_input(tiles.images)).latent.square().mean().item()
     torch.manual_seed(0)
     dataset = peers.make_dataset(tiles, ["a", "b", "c"])
     # The learning rate of the first step is 0.

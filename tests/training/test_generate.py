@@ -157,6 +157,23 @@ def test_other_settings_in_the_same_folder_are_refused(tiny_pool, run_main, pool
         run_main(script, *pool_argv, "--output", tiny_pool, "--guidance-scale", 3)
 
 
+def test_pool_is_guided_in_the_interval_alone(tmp_path, run_main, pool_argv):
+    pools = {}
+    for name, options in (
+        ("conditional", ["--guidance-scale", 1]),
+        ("nowhere", ["--guidance-scale", 4, "--guidance-interval", 0, 0]),
+        ("half", ["--guidance-scale", 4, "--guidance-interval", 0, 0.7]),
+        ("everywhere", ["--guidance-scale", 4]),
+    ):
+        run_main(script, *pool_argv, "--per-class", 2, *options, "--output", tmp_path / name)
+        pools[name], _, _ = read_image_dataset(tmp_path / name)
+        assert read_json(tmp_path / name / "stage.json")["complete"]
+    np.testing.assert_array_equal(pools["nowhere"], pools["conditional"])
+    assert (pools["half"] != pools["conditional"]).any()
+    assert (pools["half"] != pools["everywhere"]).any()
+    assert read_json(tmp_path / "half" / "stage.json")["settings"]["guidance_interval"] == [0.0, 0.7]
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -164,6 +181,14 @@ def test_other_settings_in_the_same_folder_are_refused(tiny_pool, run_main, pool
         (["--chunk-size", "0"], "--chunk-size=0 is out of range: it must be at least 1"),
         (["--num-inference-steps", "0"], "--num-inference-steps=0 is out of range: it must be at least 1"),
         (["--guidance-scale", "-1"], "--guidance-scale=-1.0 is out of range: it must be at least 0"),
+        (
+            ["--guidance-interval", "0.8", "0.2"],
+            "--guidance-interval=[0.8, 0.2] is out of range: it must be LOW HIGH with 0 <= LOW <= HIGH <= 1",
+        ),
+        (
+            ["--guidance-interval", "0", "1.5"],
+            "--guidance-interval=[0.0, 1.5] is out of range: it must be LOW HIGH with 0 <= LOW <= HIGH <= 1",
+        ),
         (["--seed", "-1"], "--seed=-1 is out of range: it must be at least 0 and below 2^62"),
         (["--pipeline", "/no/such"], "/no/such holds no finished pipeline: run train_diffusion on it first"),
     ],

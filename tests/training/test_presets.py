@@ -84,17 +84,23 @@ def test_larger_tiles_get_deeper_models_and_smaller_batches():
     gpu = PRESETS["gpu"]
     small, large = gpu.for_image_size(64), gpu.for_image_size(224)
     assert (small.autoencoder["channels"], large.autoencoder["channels"]) == ([64, 128, 256], [64, 128, 256, 256])
+    # Each further halving takes three quarters of a latent's pixels, and doubles its channels.
+    assert (small.autoencoder["latent_channels"], large.autoencoder["latent_channels"]) == (16, 32)
     # 256 tiles of 32 px have as many pixels as 64 of 64 px; 224 px would leave 5, but 16 are the least.
     assert (small.autoencoder["batch_size"], large.autoencoder["batch_size"]) == (64, 16)
     assert (small.diffusion["batch_size"], large.diffusion["batch_size"]) == (256, 64)
     assert large.diffusion["attention_levels"] == 1
     # What was written for one size is left as it was.
-    assert "attention_levels" not in gpu.diffusion and gpu.autoencoder["channels"] == [64, 128]
+    assert "attention_levels" not in gpu.diffusion
+    assert (gpu.autoencoder["channels"], gpu.autoencoder["latent_channels"]) == ([64, 128], 8)
     assert (gpu.halvings(28), gpu.halvings(64), gpu.halvings(224)) == (2, 4, 5)
 
 
 def test_batches_that_are_small_already_stay():
-    preset = Preset(autoencoder={"channels": [8, 8], "batch_size": 8}, diffusion={"channels": [8], "batch_size": 8})
+    preset = Preset(
+        autoencoder={"channels": [8, 8], "latent_channels": 2, "batch_size": 8},
+        diffusion={"channels": [8], "batch_size": 8},
+    )
     large = preset.for_image_size(224)
     assert (large.autoencoder["batch_size"], large.diffusion["batch_size"]) == (8, 8)
 

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderDC
+from diffusers.models.autoencoders.autoencoder_dc import ResBlock
 from PIL import Image
 from safetensors.torch import load_file
+from torch.distributions import Normal, kl_divergence
 
 from histodistill.training import train_autoencoder as script
 from histodistill.training.data import load_tiles, to_model_input
@@ -48,12 +51,12 @@ def kill_at(monkeypatch, call: int) -> None:
 
 
 def test_folder_holds_an_autoencoder_and_its_record(tiny_autoencoder, tiny_npz):
-    autoencoder = AutoencoderKL.from_pretrained(tiny_autoencoder)
-    assert autoencoder.config.sample_size == 16
+    autoencoder = AutoencoderDC.from_pretrained(tiny_autoencoder)
     assert autoencoder.config.latent_channels == 2
+    assert autoencoder.spatial_compression_ratio == 2
     record, history = read_json(tiny_autoencoder / "stage.json"), read_json(tiny_autoencoder / "history.json")
     assert record["complete"]
-    assert record["num_processes"] == 1
+    assert (record["image_size"], record["num_processes"]) == (16, 1)
     assert record["settings"]["data"] == load_tiles(tiny_npz).fingerprint()
     assert record["settings"]["channels"] == [12, 12]
     assert record["validation_psnr"] == pytest.approx(history[-1]["validation_psnr"])
@@ -78,15 +81,27 @@ def test_it_learns(tiny_autoencoder):
 
 
 def test_measured_scale_normalises_the_latents(tiny_autoencoder, tiny_npz):
-    autoencoder = AutoencoderKL.from_pretrained(tiny_autoencoder)
+    autoencoder = AutoencoderDC.from_pretrained(tiny_autoencoder)
     config, record = autoencoder.config, read_json(tiny_autoencoder / "stage.json")
-    assert (config.shift_factor, config.scaling_factor) == (record["shift_factor"], record["scaling_factor"])
+    assert config.scaling_factor == record["scaling_factor"]
     images = to_model_input(load_tiles(tiny_npz).split("train").images)
     with torch.no_grad():
-        latents = autoencoder.encode(images).latent_dist.sample(torch.Generator().manual_seed(1))
-    normalised = (latents - config.shift_factor) * config.scaling_factor
-    assert normalised.mean().item() == pytest.approx(0, abs=0.02)
-    assert normalised.std().item() == pytest.approx(1, abs=0.02)
+        normalised = autoencoder.encode(images).latent * config.scaling_factor
+    assert normalised.square().mean().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_scale_is_that_of_all_latents_together():
+    # Of other sizes and with a mean, which must not be taken off.
+    generator = torch.Generator().manual_seed(0)
+    batches = [5 + torch.randn(count, 2, 4, 4, generator=generator) for count in (3, 1, 6)]
+
+    class Identity:
+        def encode(self, images):
+            return type("Output", (), {"latent": images})
+
+    scale = script.measure_latent_scale(Identity(), iter(batches))
+    assert (scale * torch.cat(batches)).square().mean().item() == pytest.approx(1, rel=1e-5)
+    assert 0 < script.measure_latent_scale(Identity(), [torch.zeros(1, 2, 4, 4)]) < float("inf")
 
 
 def test_resumed_run_equals_an_uninterrupted_one(tmp_path, run_main, autoencoder_argv, monkeypatch):
@@ -180,9 +195,15 @@ def test_other_settings_in_the_same_folder_are_refused(tiny_autoencoder, autoenc
         (["--latent-channels", "0"], "--latent-channels=0 is out of range: it must be at least 1"),
         (["--layers-per-block", "0"], "--layers-per-block=0 is out of range: it must be at least 1"),
         (["--kl-weight", "-1"], "--kl-weight=-1.0 is out of range: it must be at least 0"),
+        (["--posterior-std", "-1"], "--posterior-std=-1.0 is out of range: it must be at least 0"),
         (["--frequency-weight", "-1"], "--frequency-weight=-1.0 is out of range: it must be at least 0"),
         (["--data", "/no/such/folder"], "/no/such/folder does not exist"),
         (["--channels", *"888888"], "image size 16 is not divisible by 32: give --image-size 32, or fewer --channels"),
+        (
+            ["--channels", "8", "10"],
+            "--channels 8 10 cannot be joined by shortcuts: every width after the first must be divisible by 4 and "
+            "divide 4 times the width before it; give 16 after 8\n",
+        ),
         (["--mixed-precision", "fp16"], "--mixed-precision=fp16 needs a GPU"),
         (["--resume", "/no/checkpoint"], "--resume /no/checkpoint is not a checkpoint"),
     ],
@@ -200,14 +221,46 @@ def test_bad_input_ends_with_one_sentence(tmp_path, autoencoder_argv, argv, mess
     assert not output.exists()
 
 
-@pytest.mark.parametrize(("channels", "latent_size"), [([8], 16), ([8, 16], 8), ([4, 12, 8], 4)])
-def test_build_autoencoder(channels, latent_size):
-    autoencoder = script.build_autoencoder(16, channels, 3, 1)
+@pytest.mark.parametrize("latent_channels", [2, 3, 16])
+@pytest.mark.parametrize(("channels", "latent_size"), [([8], 16), ([8, 16], 8), ([4, 16, 8], 4), ([3, 12], 8)])
+def test_build_autoencoder(channels, latent_size, latent_channels):
+    autoencoder = script.build_autoencoder(16, channels, latent_channels, 1)
     images = torch.zeros(2, 3, 16, 16)
     with torch.no_grad():
-        mode = autoencoder.encode(images).latent_dist.mode()
-        assert mode.shape == (2, 3, latent_size, latent_size)
-        assert autoencoder.decode(mode).sample.shape == images.shape
+        latents = autoencoder.encode(images).latent
+        assert latents.shape == (2, latent_channels, latent_size, latent_size)
+        assert autoencoder.decode(latents).sample.shape == images.shape
+    # The shortcuts past the latents take means over as many channels each, so there are none where that does not go.
+    has_shortcut = channels[-1] % latent_channels == 0
+    assert autoencoder.encoder.out_shortcut == autoencoder.decoder.in_shortcut == has_shortcut
+
+
+@pytest.mark.parametrize("layers_per_block", [1, 2])
+def test_residual_blocks_begin_as_the_identity(layers_per_block):
+    torch.manual_seed(0)
+    autoencoder = script.build_autoencoder(16, [8, 16], 2, layers_per_block)
+    blocks = {}
+    for name in ("encoder", "decoder"):
+        blocks[name] = [module for module in getattr(autoencoder, name).modules() if isinstance(module, ResBlock)]
+        for block in blocks[name]:
+            features = torch.randn(2, block.conv1.in_channels, 4, 4)
+            assert torch.equal(block(features), features)
+    assert (len(blocks["encoder"]), len(blocks["decoder"])) == (2 * layers_per_block, 4 * layers_per_block)
+    # They can learn: where a norm's weight is 0, its gradient is not.
+    autoencoder(torch.rand(2, 3, 16, 16)).sample.square().mean().backward()
+    assert all(block.norm.weight.grad.abs().max() > 0 for block in blocks["encoder"] + blocks["decoder"])
+
+
+@pytest.mark.parametrize("channels", [[8, 10], [8, 24], [8, 64], [8, 8, 12], [6, 2], [5, 10]])
+def test_widths_that_shortcuts_cannot_join(channels):
+    with pytest.raises(InputError) as error:
+        script.build_autoencoder(16, channels, 2, 1)
+    message = str(error.value)
+    assert message.startswith(f"--channels {' '.join(map(str, channels))} cannot be joined by shortcuts: every width ")
+    # What it says to give can be built.
+    next_width, width = map(int, re.fullmatch(r".*; give (\d+) after (\d+)", message).groups())
+    assert width == channels[-2]
+    script.build_autoencoder(16, [*channels[:-1], next_width], 2, 1)
 
 
 def test_build_autoencoder_refuses_odd_sizes():
@@ -218,14 +271,21 @@ def test_build_autoencoder_refuses_odd_sizes():
 def test_forward_draws_from_the_posterior():
     torch.manual_seed(0)
     autoencoder = script.build_autoencoder(16, [8, 8], 2, 1).eval()
-    model = script.VariationalAutoencoder(autoencoder)
     images, noise = torch.rand(2, 3, 16, 16) * 2 - 1, torch.randn(2, 2, 8, 8)
+    prior = Normal(0.0, 1.0)
     with torch.no_grad():
-        posterior = autoencoder.encode(images).latent_dist
-        reconstruction, kl = model(images, noise)
-        expected = autoencoder.decode(posterior.mean + posterior.std * noise).sample
-        torch.testing.assert_close(reconstruction, expected)
-        torch.testing.assert_close(kl, posterior.kl().sum() / posterior.mean.numel())
+        mean = autoencoder.encode(images).latent
+        reconstruction, kl = script.VariationalAutoencoder(autoencoder, 0.3)(images, noise)
+        torch.testing.assert_close(reconstruction, autoencoder.decode(mean + 0.3 * noise).sample)
+        # Less what would be left if the posterior were N(0, 0.3²).
+        expected = kl_divergence(Normal(mean, 0.3), prior).mean() - kl_divergence(Normal(0.0, 0.3), prior)
+        torch.testing.assert_close(kl, expected)
+        assert kl > 0
+
+        without, same_kl = script.VariationalAutoencoder(autoencoder, 0.0)(images, noise)
+        torch.testing.assert_close(without, autoencoder(images).sample)
+        torch.testing.assert_close(same_kl, kl)
+        assert (reconstruction - without).abs().max() > 0.01
 
 
 def test_reconstruction_loss():
