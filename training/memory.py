@@ -12,7 +12,7 @@ of a training step is followed through. What the table adds up, in MiB, is
 
 It is an estimate: workspaces of kernels, fragments of the caching allocator and the peak of temporary tensors come on
 top. With large tiles temporary tensors can be more than the saved activations: the denoiser's tiles are encoded by the
-frozen autoencoder, and validation, and the measurement of the latents' scale, take up to 256 tiles at once.
+frozen autoencoder.
 
 Autocast does not apply to meta tensors, so its rules for a GPU are followed by hand. On a CPU it leaves group norms in
 16 bits, and the denoiser's training saves less there.
@@ -43,8 +43,7 @@ TRAINED_COPIES, AVERAGED_COPIES = 4, 2
 
 NOTE = (
     "This is an estimate: workspaces of kernels, fragments of the caching allocator and the peak of temporary tensors "
-    "come on top. With large tiles, encoding the denoiser's batch and validation, up to 256 tiles at once, can need "
-    "more than the saved activations."
+    "come on top. With large tiles, encoding the denoiser's batch can need more than the saved activations."
 )
 
 

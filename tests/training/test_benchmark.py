@@ -17,7 +17,7 @@ from histodistill.training import benchmark as script
 from histodistill.training import benchmark_peers as peers
 from histodistill.training import train_diffusion
 from histodistill.training.accelerator import make_accelerator
-from histodistill.training.benchmark_sampling import Sampler, check_sampling, sample
+from histodistill.training.benchmark_sampling import Sampler, check_sampling, make_samplers, sample
 from histodistill.training.data import to_model_input
 from histodistill.training.errors import InputError
 from histodistill.training.files import read_json, write_json
@@ -95,6 +95,18 @@ def test_our_sampler_makes_the_images_of_the_pool_again(tiny_run, fresh_accelera
     assert (made.dtype, made.shape) == (np.uint8, (10, 16, 16, 3))
     assert np.abs(made.astype(int) - images[:10]).max() <= 1
     assert speed > 0
+
+
+def test_only_our_samplers_have_the_guidance_interval_of_the_pool(autoencoder, denoiser):
+    pipeline = HistologyPipeline(autoencoder, denoiser, train_diffusion.make_scheduler())
+    pool = {"num_inference_steps": 10, "mixed_precision": "bf16", "guidance_interval": [0.2, 0.7]}
+    samplers = make_samplers(pipeline, pool)
+    ours = [sampler for sampler in samplers if sampler.pipeline is pipeline]
+    assert [sampler.num_inference_steps for sampler in ours] == [8, 10, 12, 16, 25]
+    assert {tuple(sampler.options.items()) for sampler in ours} == {(("guidance_interval", (0.2, 0.7)),)}
+    peers_samplers = [sampler for sampler in samplers if sampler.pipeline is not pipeline]
+    assert [sampler.options for sampler in peers_samplers] == [{}, {}]
+    assert {sampler.mixed_precision for sampler in peers_samplers} == {"no"}
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderDC
+from diffusers.models.attention_processor import Attention
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -206,6 +208,53 @@ def test_build_denoiser(channels, attention_levels, kinds):
     latents = torch.zeros(2, 3, 8, 8)
     with torch.no_grad():
         assert denoiser(latents, 10, class_labels=torch.tensor([0, 4])).sample.shape == latents.shape
+
+
+def test_class_scales_the_maps_and_does_not_only_shift_them():
+    denoiser = script.build_denoiser(8, 2, 3, [12], layers_per_block=1, attention_levels=0)
+    block = denoiser.down_blocks[0].resnets[0]
+    assert block.time_emb_proj.out_features == 2 * 12
+
+
+def test_plain_attention_is_the_fused_one(tmp_path):
+    torch.manual_seed(0)
+    denoiser = script.build_denoiser(8, 2, 3, [12, 24], layers_per_block=1, attention_levels=1)
+    inputs = torch.randn(3, 2, 8, 8), torch.tensor([1.0, 500.0, 900.0]), torch.tensor([0, 1, 3])
+    results = []
+    for change in (lambda model: None, script.use_plain_attention):
+        change(denoiser)
+        denoiser.zero_grad()
+        output = denoiser(inputs[0], inputs[1], class_labels=inputs[2]).sample
+        output.square().sum().backward()
+        attention = next(module for module in denoiser.modules() if isinstance(module, Attention))
+        results.append((type(attention.processor).__name__, output.detach(), attention.to_q.weight.grad.clone()))
+    (fused, output, gradient), (plain, plain_output, plain_gradient) = results
+    assert (fused, plain) == ("AttnProcessor2_0", "AttnProcessor")
+    torch.testing.assert_close(plain_output, output)
+    torch.testing.assert_close(plain_gradient, gradient, atol=1e-5, rtol=1e-4)
+    assert gradient.abs().max() > 1e-3
+    # What is saved does not know of it.
+    denoiser.save_pretrained(tmp_path)
+    loaded = type(denoiser).from_pretrained(tmp_path)
+    loaded_attention = next(module for module in loaded.modules() if isinstance(module, Attention))
+    assert type(loaded_attention.processor).__name__ == "AttnProcessor2_0"
+
+
+def test_autoencoder_of_an_earlier_version_is_refused(tmp_path, tiny_autoencoder, diffusion_argv, capsys):
+    folder = tmp_path / "autoencoder"
+    shutil.copytree(tiny_autoencoder, folder)
+    record = read_json(folder / "stage.json")
+    del record["image_size"]
+    (folder / "stage.json").write_text(json.dumps(record))
+    with pytest.raises(SystemExit) as ended:
+        run_script(
+            script.parse_args, script.main,
+            [*diffusion_argv, "--autoencoder", str(folder), "--output", str(tmp_path / "o"), "--max-train-steps", "1"],
+        )  # fmt: skip
+    assert ended.value.code == 2
+    sentence = "holds an autoencoder of an earlier version: train one anew, in another folder"
+    assert capsys.readouterr().err == f"error: {folder} {sentence}\n"
+    assert not (tmp_path / "o").exists()
 
 
 def test_scheduler_follows_the_flow_back_to_the_data():
