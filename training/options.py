@@ -28,6 +28,8 @@ _NOT_SETTINGS = {
     "teacher",
     "embedder",
     "num_processes",
+    "guide",
+    "raw_weights",
 }
 
 
