@@ -66,16 +66,7 @@ def write_chunk(path: Path, images: np.ndarray, labels: np.ndarray, seeds: np.nd
 def main(args: argparse.Namespace) -> None:
     """Generates the chunks that are missing, and joins all into one dataset."""
     record = require_complete(args.pipeline, "pipeline", "run train_diffusion on it first")
-    stage = Stage(
-        args.output,
-        {
-            "stage": "pool",
-            "pipeline": record["fingerprint"],
-            **result_settings(args),
-            "guide": str(args.guide),
-            "raw_weights": str(args.raw_weights),
-        },
-    )
+    stage = Stage(args.output, {"stage": "pool", "pipeline": record["fingerprint"], **result_settings(args)})
     accelerator = make_accelerator(args.mixed_precision)
     if stage.complete:
         accelerator.print(f"pool: {args.output} is already finished")
@@ -86,21 +77,6 @@ def main(args: argparse.Namespace) -> None:
         if turn == accelerator.process_index:
             pipeline = DiffusionPipeline.from_pretrained(args.pipeline, trust_remote_code=True)
         accelerator.wait_for_everyone()
-    if args.guide:
-        pipeline.guide = DiffusionPipeline.from_pretrained(args.guide, trust_remote_code=True).unet
-    if args.raw_weights:
-        from safetensors.torch import load_file
-
-        pipeline.unet.load_state_dict(load_file(args.raw_weights))
-    if args.sampler == "dpm" and args.flow_shift != 1.0:
-        pipeline.scheduler = type(pipeline.scheduler).from_config(
-            pipeline.scheduler.config, flow_shift=args.flow_shift
-        )
-    if args.sampler != "dpm":
-        from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
-
-        scheduler = {"euler": FlowMatchEulerDiscreteScheduler, "heun": FlowMatchHeunDiscreteScheduler}[args.sampler]
-        pipeline.scheduler = scheduler(shift=args.flow_shift)
     pipeline.to(accelerator.device)
     pipeline.set_progress_bar_config(disable=True)
     accelerator.wait_for_everyone()
@@ -119,8 +95,11 @@ def main(args: argparse.Namespace) -> None:
         unit=f"×{args.chunk_size} images",
         disable=not accelerator.is_local_main_process,
     )
-    options = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
-    options["guidance_interval"] = tuple(args.guidance_interval)
+    options = {
+        "num_inference_steps": args.num_inference_steps,
+        "guidance_scale": args.guidance_scale,
+        "guidance_interval": tuple(args.guidance_interval),
+    }
     saved = time.monotonic()
     for i in missing:
         with accelerator.autocast():

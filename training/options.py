@@ -28,8 +28,6 @@ _NOT_SETTINGS = {
     "teacher",
     "embedder",
     "num_processes",
-    "guide",
-    "raw_weights",
 }
 
 

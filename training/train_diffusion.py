@@ -15,7 +15,6 @@ import math
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, UNet2DModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
@@ -24,7 +23,7 @@ from tqdm.auto import tqdm
 
 from histodistill.pipelines import HistologyPipeline
 from histodistill.training.accelerator import make_accelerator
-from histodistill.training.augment import augment, random_symmetry
+from histodistill.training.augment import random_symmetry
 from histodistill.training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from histodistill.training.data import load_tiles, to_model_input
 from histodistill.training.errors import InputError
@@ -73,18 +72,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="how many of the lowest levels have attention; the middle always has it",
     )
     model.add_argument("--dropout", type=float, default=0.0, help="dropout in the residual blocks")
-    model.add_argument("--architecture", choices=["unet", "dit", "uvit"], default="unet")
-    model.add_argument("--depth", type=int, default=8, help="blocks of a transformer; its width is --channels")
-    model.add_argument("--patch-size", type=int, default=2)
-    model.add_argument("--time-scale-shift", choices=["default", "scale_shift"], default="default")
     loss = parser.add_argument_group("loss and averaging")
-    loss.add_argument(
-        "--prediction-type", choices=["flow_prediction", "v_prediction", "epsilon"], default="flow_prediction"
-    )
-    loss.add_argument("--noise-levels", choices=["logit-normal", "uniform"], default="logit-normal")
-    loss.add_argument("--noise-level-mean", type=float, default=0.0)
-    loss.add_argument("--symmetries", type=int, choices=[0, 1], default=1)
-    loss.add_argument("--stain-strength", type=float, default=0.0)
     loss.add_argument(
         "--class-dropout",
         type=float,
@@ -110,7 +98,6 @@ def build_denoiser(
     layers_per_block: int = 2,
     attention_levels: int = 2,
     dropout: float = 0.0,
-    time_scale_shift: str = "default",
 ) -> UNet2DModel:
     """A new `UNet2DModel` for `num_classes` classes and, as its last class embedding, the null class.
 
@@ -136,25 +123,24 @@ def build_denoiser(
         attention_head_dim=math.gcd(32, *channels),
         norm_num_groups=groups,
         dropout=dropout,
-        resnet_time_scale_shift=time_scale_shift,
+        # Time and class scale the maps, too, instead of only shifting them (Dhariwal & Nichol 2021, section 3).
+        resnet_time_scale_shift="scale_shift",
         num_class_embeds=num_classes + 1,
     )
 
 
 def use_plain_attention(model: torch.nn.Module) -> None:
-    """Attention as two matrix products and a softmax: on a CPU, and for the few pixels of a low level, several times
-    as fast as the fused kernel with its backward pass. It changes nothing that is saved."""
+    """Makes attention two matrix products and a softmax, which changes nothing that is saved.
+
+    On a CPU, and for the few pixels of a low level, the fused kernel and its backward pass take several times as long.
+    """
     for module in model.modules():
         if isinstance(module, Attention):
             module.set_processor(AttnProcessor())
 
 
-def make_scheduler(prediction_type: str = "flow_prediction") -> DPMSolverMultistepScheduler:
+def make_scheduler() -> DPMSolverMultistepScheduler:
     """The sampler that fits the training: second-order DPM-Solver++ on the flow's noise levels."""
-    if prediction_type != "flow_prediction":
-        return DPMSolverMultistepScheduler(
-            num_train_timesteps=NUM_TRAIN_TIMESTEPS, prediction_type=prediction_type, beta_schedule="squaredcos_cap_v2"
-        )
     return DPMSolverMultistepScheduler(
         num_train_timesteps=NUM_TRAIN_TIMESTEPS, prediction_type="flow_prediction", use_flow_sigmas=True
     )
@@ -171,7 +157,6 @@ def flow_loss(
     class_ids: torch.Tensor,
     noise: torch.Tensor,
     noise_levels: torch.Tensor,
-    prediction_type: str = "flow_prediction",
 ) -> torch.Tensor:
     """Mean squared error of the predicted velocity.
 
@@ -184,13 +169,6 @@ def flow_loss(
     Returns:
         Scalar tensor.
     """
-    if prediction_type != "flow_prediction":
-        kept = make_scheduler(prediction_type).alphas_cumprod.to(latents.device)
-        steps = (noise_levels * NUM_TRAIN_TIMESTEPS).long()
-        alpha, sigma = (x.sqrt().view(-1, 1, 1, 1) for x in (kept[steps], 1 - kept[steps]))
-        prediction = denoiser(alpha * latents + sigma * noise, steps, class_labels=class_ids).sample
-        target = noise if prediction_type == "epsilon" else alpha * noise - sigma * latents
-        return torch.nn.functional.mse_loss(prediction.float(), target)
     levels = noise_levels.view(-1, 1, 1, 1)
     noisy = (1 - levels) * latents + levels * noise
     prediction = denoiser(noisy, noise_levels * NUM_TRAIN_TIMESTEPS, class_labels=class_ids).sample
@@ -198,21 +176,12 @@ def flow_loss(
 
 
 def draw_step(
-    generator: torch.Generator,
-    class_ids: torch.Tensor,
-    latent_shape: tuple[int, ...],
-    null_class: int,
-    dropout: float,
-    levels: str = "logit-normal",
-    mean: float = 0.0,
+    generator: torch.Generator, class_ids: torch.Tensor, latent_shape: tuple[int, ...], null_class: int, dropout: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Random numbers of one batch of N: noise N×C×h×w, noise levels N, and class ids N with some dropped."""
     count = len(class_ids)
     noise = torch.randn(count, *latent_shape, generator=generator)
-    if levels == "uniform":
-        noise_levels = torch.rand(count, generator=generator)
-    else:
-        noise_levels = torch.sigmoid(mean + torch.randn(count, generator=generator))
+    noise_levels = torch.sigmoid(torch.randn(count, generator=generator))
     dropped = torch.rand(count, generator=generator) < dropout
     return noise, noise_levels, torch.where(dropped, null_class, class_ids)
 
@@ -220,6 +189,10 @@ def draw_step(
 def main(args: argparse.Namespace) -> None:
     """Trains, validates the averaged weights, draws sample grids, and saves the pipeline."""
     autoencoder_record = require_complete(args.autoencoder, "autoencoder", "run train_autoencoder on it first")
+    if "image_size" not in autoencoder_record:
+        raise InputError(
+            f"{args.autoencoder} holds an autoencoder of an earlier version: train one anew, in another folder"
+        )
     autoencoder = AutoencoderDC.from_pretrained(args.autoencoder).eval().requires_grad_(False)
     source = load_tiles(args.data, image_size=args.image_size)
     image_size = autoencoder_record["image_size"]
@@ -249,38 +222,22 @@ def main(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     latent_size = source.image_size // autoencoder.spatial_compression_ratio
     latent_shape = (autoencoder.config.latent_channels, latent_size, latent_size)
-    num_classes = len(source.class_names)
-    if args.architecture == "unet":
-        denoiser = build_denoiser(
-            latent_size,
-            latent_shape[0],
-            num_classes * (2 if args.stain_strength else 1),
-            args.channels,
-            args.layers_per_block,
-            args.attention_levels,
-            args.dropout,
-            args.time_scale_shift,
-        )
-    else:
-        from histodistill.training.transformer_denoiser import TransformerDenoiser
-
-        denoiser = TransformerDenoiser(
-            latent_size,
-            latent_shape[0],
-            num_classes + 1,
-            args.channels[0],
-            args.depth,
-            args.patch_size,
-            args.architecture == "uvit",
-        )
-    is_vp = args.prediction_type != "flow_prediction"
+    denoiser = build_denoiser(
+        latent_size,
+        latent_shape[0],
+        len(source.class_names),
+        args.channels,
+        args.layers_per_block,
+        args.attention_levels,
+        args.dropout,
+    )
     null_class = denoiser.config.num_class_embeds - 1
     if accelerator.device.type == "cpu":
         use_plain_attention(denoiser)
     # Tensor cores prefer this layout; on a CPU it makes group norm four times as slow.
     layout = torch.channels_last if accelerator.device.type == "cuda" else torch.contiguous_format
     denoiser = denoiser.to(memory_format=layout)
-    average = type(denoiser).from_config(denoiser.config).to(accelerator.device, memory_format=layout)
+    average = UNet2DModel.from_config(denoiser.config).to(accelerator.device, memory_format=layout)
     average.load_state_dict(denoiser.state_dict())
     average.eval()
     ema = EMAModel(denoiser.parameters(), decay=args.ema_decay, use_ema_warmup=True, power=0.75)
@@ -307,29 +264,20 @@ def main(args: argparse.Namespace) -> None:
     def validate() -> float:
         """Flow loss of the averaged weights on validation tiles, with the same noise every time."""
         losses = []
-        for number, indices in enumerate(np.array_split(np.arange(len(validation)), math.ceil(len(validation) / 256))):
+        for number, first in enumerate(range(0, len(validation), args.batch_size)):
+            indices = slice(first, first + args.batch_size)
             class_ids = torch.from_numpy(validation.labels[indices])
-            drawn = draw_step(
-                step_generator(0, number, 1),
-                class_ids,
-                latent_shape,
-                null_class,
-                0.0,
-                "uniform" if is_vp else "logit-normal",
-            )
+            drawn = draw_step(step_generator(0, number, 1), class_ids, latent_shape, null_class, 0.0)
             noise, levels, class_ids = (x.to(accelerator.device) for x in drawn)
             images = to_model_input(validation.images[indices]).to(accelerator.device)
             with torch.no_grad(), accelerator.autocast():
                 latents = normalised_latents(autoencoder, images)
-                losses.append(
-                    flow_loss(average, latents, class_ids, noise, levels, args.prediction_type).item() * len(indices)
-                )
+                losses.append(flow_loss(average, latents, class_ids, noise, levels).item() * len(images))
         return sum(losses) / len(validation)
 
     def sample_grid(path: Path) -> None:
         """Eight tiles of each class, one class per row, from the averaged weights and always the same noise."""
-        names = dict(enumerate(source.class_names))
-        pipeline = HistologyPipeline(autoencoder, average, make_scheduler(args.prediction_type), names)
+        pipeline = HistologyPipeline(autoencoder, average, make_scheduler())
         pipeline.set_progress_bar_config(disable=True)
         rows = [label for label in range(len(source.class_names)) for _ in range(8)]
         generators = [torch.Generator().manual_seed(i) for i in range(len(rows))]
@@ -357,24 +305,9 @@ def main(args: argparse.Namespace) -> None:
             position = step * args.gradient_accumulation_steps + micro_step
             indices = batch_indices(len(train), args.batch_size, position, args.seed, weights)
             generator = step_generator(args.seed, position)
-            images = to_model_input(train.images[indices])
-            if args.symmetries:
-                images = random_symmetry(images, generator)
+            images = random_symmetry(to_model_input(train.images[indices]), generator)
             class_ids = torch.from_numpy(train.labels[indices])
-            if args.stain_strength:
-                half = slice(0, len(images) // 2)
-                options = {"symmetries": False, "max_shift": 0, "stain_strength": args.stain_strength}
-                images[half] = augment(images[half], generator, **options)
-                class_ids[half] += num_classes
-            drawn = draw_step(
-                generator,
-                class_ids,
-                latent_shape,
-                null_class,
-                args.class_dropout,
-                "uniform" if is_vp else args.noise_levels,
-                args.noise_level_mean,
-            )
+            drawn = draw_step(generator, class_ids, latent_shape, null_class, args.class_dropout)
             images, noise, noise_levels, class_ids = (
                 process_slice(batch, accelerator.process_index, accelerator.num_processes).to(accelerator.device)
                 for batch in (images, *drawn)
@@ -387,7 +320,7 @@ def main(args: argparse.Namespace) -> None:
                     with torch.no_grad():
                         latents = normalised_latents(autoencoder, images)
                     latents = latents.contiguous(memory_format=layout)
-                    loss = flow_loss(model, latents, class_ids, noise, noise_levels, args.prediction_type)
+                    loss = flow_loss(model, latents, class_ids, noise, noise_levels)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
@@ -427,10 +360,7 @@ def main(args: argparse.Namespace) -> None:
     if accelerator.is_main_process:
         id2label = {str(i): name for i, name in enumerate(source.class_names)}
         pipeline = HistologyPipeline(
-            autoencoder.cpu(),
-            average.cpu().to(memory_format=torch.contiguous_format),
-            make_scheduler(args.prediction_type),
-            id2label,
+            autoencoder.cpu(), average.cpu().to(memory_format=torch.contiguous_format), make_scheduler(), id2label
         )
         pipeline.save_pretrained(args.output)
         write_json(args.output / "history.json", history)

@@ -25,11 +25,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--per-class", type=int, default=1000, help="images of each class")
     parser.add_argument("--num-inference-steps", type=int, default=20, help="denoising steps")
     parser.add_argument("--guidance-scale", type=float, default=1.5, help="classifier-free guidance; 1 is none")
-    parser.add_argument("--guidance-interval", type=float, nargs=2, default=[0.0, 1.0], help="noise levels guided")
-    parser.add_argument("--guide", type=Path, default=None, help="weaker pipeline for autoguidance")
-    parser.add_argument("--sampler", default="dpm", help="dpm, euler or heun")
-    parser.add_argument("--flow-shift", type=float, default=1.0)
-    parser.add_argument("--raw-weights", type=Path, default=None, help="safetensors to put in the denoiser")
+    parser.add_argument(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        default=[0.0, 1.0],
+        metavar=("LOW", "HIGH"),
+        help="noise levels, 0 to 1, at which guidance is applied",
+    )
     parser.add_argument("--chunk-size", type=int, default=100, help="images that are generated together")
     parser.add_argument("--seed", type=int, default=0, help="the pool's seed; image i has seed + i, modulo 2^63")
     parser.add_argument("--mixed-precision", choices=["no", "bf16", "fp16"], default="no", help="fp16 needs a GPU")
@@ -38,6 +41,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("per_class", "num_inference_steps", "chunk_size", "num_processes"):
         check_option(args, name, getattr(args, name) >= 1, "it must be at least 1")
     check_option(args, "guidance_scale", args.guidance_scale >= 0, "it must be at least 0")
+    low, high = args.guidance_interval
+    check_option(args, "guidance_interval", 0 <= low <= high <= 1, "it must be LOW HIGH with 0 <= LOW <= HIGH <= 1")
     check_option(args, "seed", 0 <= args.seed < 2**62, "it must be at least 0 and below 2^62")
     return args
 
