@@ -11,28 +11,35 @@ from typing import Any
 
 
 #: The name of every selector, cheap to read (for instance for the choices of a command line option).
-SELECTOR_NAMES = ("infomap", "random", "kmeans", "herding", "k_center")
+SELECTOR_NAMES = ("infomap", "random", "kmeans", "herding", "k_center", "facility_location")
 
 _HOME_OF_NAME = {
     "BaseSelector": "base",
     "ClassSelection": "base",
+    "FacilityLocationSelector": "baselines",
     "HerdingSelector": "baselines",
     "KCenterSelector": "baselines",
     "KMeansSelector": "baselines",
+    "OBJECTIVES": "baselines",
     "RandomSelector": "baselines",
     "Communities": "communities",
     "DegenerateGraphWarning": "communities",
     "find_communities": "communities",
     "DistillSelector": "distill_selector",
     "WEIGHTINGS": "graph",
+    "at_least": "filters",
     "knn_graph": "graph",
+    "nearest_among": "graph",
     "nearest_neighbors": "graph",
+    "recognised": "filters",
+    "typical": "filters",
     "QUOTA_RULES": "quotas",
     "community_quotas": "quotas",
     "SELECTORS": "registry",
 }
 
 __all__ = [
+    "OBJECTIVES",
     "QUOTA_RULES",
     "SELECTORS",
     "SELECTOR_NAMES",
@@ -42,14 +49,19 @@ __all__ = [
     "Communities",
     "DegenerateGraphWarning",
     "DistillSelector",
+    "FacilityLocationSelector",
     "HerdingSelector",
     "KCenterSelector",
     "KMeansSelector",
     "RandomSelector",
+    "at_least",
     "community_quotas",
     "find_communities",
     "knn_graph",
+    "nearest_among",
     "nearest_neighbors",
+    "recognised",
+    "typical",
 ]
 
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 from sklearn.base import BaseEstimator
 
-from histodistill.selection.checks import check_embeddings, check_integer, check_labels
+from histodistill.selection.checks import check_candidates, check_embeddings, check_integer, check_labels
 from histodistill.selection.communities import LARGEST_RANDOM_STATE
 from histodistill.selection.storage import PretrainedMixin
 
@@ -20,7 +20,8 @@ class ClassSelection:
 
     Attributes:
         ranked: int64, `n_per_class` different indices in 0 … n − 1, best first.
-        per_image: name → array of length n; `fit` gathers them into the attribute `name_` over all images.
+        per_image: name → array of length n; `fit` gathers them into the attribute `name_` over all images, those
+            that are no candidates having −1 (whole numbers) or 0 (others).
         per_class: name → number; `fit` gathers them into the attribute `name_`, one entry per class in order.
     """
 
@@ -38,7 +39,8 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
     - no image is chosen twice, and each only for its own class;
     - the same input and `random_state` give the same choice, in any process and with any number of threads;
     - classes are independent: adding or removing another class changes nothing;
-    - images that rank equal are taken by lower index.
+    - images that rank equal are taken by lower index;
+    - images that are no candidates are not looked at at all: the choice is as if they were not there.
 
     Parameters:
         n_per_class: images to choose of each class, at least 1.
@@ -50,50 +52,76 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
         classes_: int64, the labels that occur, ascending.
         n_features_in_: D, the width of the embeddings.
 
-    A subclass implements `_select_class`, and `_check_params` if it has parameters of its own.
+    A subclass implements `_select_class`, `_check_params` if it has parameters of its own, and `uses_real_tiles` if it
+    looks at real tiles.
     """
 
     def __init__(self, n_per_class: int = 100, random_state: int = 0):
         self.n_per_class = n_per_class
         self.random_state = random_state
 
-    def fit(self, embeddings: Any, labels: Any) -> Self:
+    @property
+    def uses_real_tiles(self) -> bool:
+        """Whether `fit` needs the embeddings of real tiles, as the parameters now stand."""
+        return False
+
+    def fit(
+        self,
+        embeddings: Any,
+        labels: Any,
+        *,
+        candidates: Any = None,
+        real_embeddings: Any = None,
+        real_labels: Any = None,
+    ) -> Self:
         """Chooses the images.
 
         Args:
             embeddings: N×D real numbers, finite; used as float32.
             labels: N whole numbers ≥ 0, the class of each image.
+            candidates: N truth values, False for images that must not be chosen; all may be by default. See
+                `histodistill.selection.filters`.
+            real_embeddings: M×D, real tiles embedded by the same model. Needed where `uses_real_tiles`, and not
+                looked at otherwise. Real tiles are never chosen: they only say where images are wanted.
+            real_labels: M whole numbers, their classes.
 
         Returns:
             self.
 
         Raises:
-            ValueError: for a parameter out of range, embeddings or labels of the wrong shape, type or range, or a
-                class with fewer than `n_per_class` images. The fitted attributes are then as before.
+            ValueError: for a parameter out of range, an array of the wrong shape, type or range, a class with fewer
+                than `n_per_class` candidates, or missing real tiles. The fitted attributes are then as before.
         """
         self._check_params()
         embeddings = check_embeddings(embeddings)
         labels = check_labels(labels, len(embeddings))
+        candidates = check_candidates(candidates, len(embeddings))
         classes, counts = np.unique(labels, return_counts=True)
         for label, count in zip(classes, counts, strict=True):
-            if count < self.n_per_class:
+            left = int(candidates[labels == label].sum())
+            if left < self.n_per_class:
+                left_of = f"{count} images" if left == count else f"{left} candidates among its {count} images"
                 raise ValueError(
-                    f"class {label} has {count} images but n_per_class={self.n_per_class}: lower n_per_class or "
+                    f"class {label} has {left_of} but n_per_class={self.n_per_class}: lower n_per_class or "
                     "generate more"
                 )
+        real = dict.fromkeys(classes.tolist())
+        if self.uses_real_tiles:
+            real = self._real_tiles_by_class(real_embeddings, real_labels, classes, embeddings.shape[1])
 
         selected = []
         per_image: dict[str, np.ndarray] = {}
         per_class: dict[str, list[float | int]] = {}
         for label in classes:
-            rows = np.flatnonzero(labels == label)
+            rows = np.flatnonzero((labels == label) & candidates)
             # Seeded by the label itself, so that the other classes do not matter.
             rng = np.random.default_rng([int(self.random_state), int(label)])
-            chosen = self._select_class(embeddings[rows], rng, name=f"class {label}")
+            chosen = self._select_class(embeddings[rows], rng, name=f"class {label}", real=real[label])
             selected.append(rows[chosen.ranked])
             for name, values in chosen.per_image.items():
                 if name not in per_image:
-                    per_image[name] = np.zeros(len(labels), dtype=values.dtype)
+                    missing = -1 if values.dtype.kind in "iu" else 0
+                    per_image[name] = np.full(len(labels), missing, dtype=values.dtype)
                 per_image[name][rows] = values
             for name, value in chosen.per_class.items():
                 per_class.setdefault(name, []).append(value)
@@ -107,17 +135,38 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
             setattr(self, f"{name}_", np.array(values))
         return self
 
+    def _real_tiles_by_class(
+        self, real_embeddings: Any, real_labels: Any, classes: np.ndarray, width: int
+    ) -> dict[int, np.ndarray]:
+        if real_embeddings is None or real_labels is None:
+            raise ValueError(
+                f"this {type(self).__name__} goes by real tiles: give fit their real_embeddings and real_labels"
+            )
+        embeddings = check_embeddings(real_embeddings, name="real_embeddings")
+        labels = check_labels(real_labels, len(embeddings), name="real_labels")
+        if embeddings.shape[1] != width:
+            raise ValueError(
+                f"real_embeddings has {embeddings.shape[1]} columns and embeddings {width}: embed both with one model"
+            )
+        missing = np.setdiff1d(classes, labels)
+        if len(missing):
+            raise ValueError(f"class {missing[0]} has no real tile: give real tiles of every class of the pool")
+        return {int(label): embeddings[labels == label] for label in classes}
+
     def _check_params(self) -> None:
         """Raises ValueError for a parameter that is out of range."""
         check_integer("n_per_class", self.n_per_class, 1)
         check_integer("random_state", self.random_state, 0, LARGEST_RANDOM_STATE)
 
     @abstractmethod
-    def _select_class(self, embeddings: np.ndarray, rng: np.random.Generator, name: str) -> ClassSelection:
-        """Chooses among the images of one class.
+    def _select_class(
+        self, embeddings: np.ndarray, rng: np.random.Generator, name: str, real: np.ndarray | None
+    ) -> ClassSelection:
+        """Chooses among the candidates of one class.
 
         Args:
             embeddings: n×D float32, finite, n ≥ `n_per_class`, in the order of the input.
             rng: the only source of chance.
             name: what a message calls the class, such as `"class 3"`.
+            real: m×D float32, m ≥ 1, the real tiles of the class; None unless `uses_real_tiles`.
         """

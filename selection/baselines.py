@@ -7,7 +7,15 @@ import warnings
 import numpy as np
 
 from histodistill.selection.base import BaseSelector, ClassSelection
+from histodistill.selection.checks import check_choice
 from histodistill.selection.distances import squared_distances_to
+
+
+#: What a `FacilityLocationSelector` can cover.
+OBJECTIVES = ("pool", "real")
+
+# The distances that a facility location holds at once: 4 GiB of float32.
+_LARGEST_DISTANCE_MATRIX = 2**30
 
 
 class RandomSelector(BaseSelector):
@@ -16,7 +24,9 @@ class RandomSelector(BaseSelector):
     Parameters and attributes are those of `BaseSelector`; the rank order is random too.
     """
 
-    def _select_class(self, embeddings: np.ndarray, rng: np.random.Generator, name: str) -> ClassSelection:
+    def _select_class(
+        self, embeddings: np.ndarray, rng: np.random.Generator, name: str, real: np.ndarray | None
+    ) -> ClassSelection:
         return ClassSelection(ranked=rng.permutation(len(embeddings))[: self.n_per_class])
 
 
@@ -30,7 +40,9 @@ class KMeansSelector(BaseSelector):
     Parameters and attributes are those of `BaseSelector`.
     """
 
-    def _select_class(self, embeddings: np.ndarray, rng: np.random.Generator, name: str) -> ClassSelection:
+    def _select_class(
+        self, embeddings: np.ndarray, rng: np.random.Generator, name: str, real: np.ndarray | None
+    ) -> ClassSelection:
         from sklearn.cluster import KMeans
         from sklearn.exceptions import ConvergenceWarning
         from threadpoolctl import threadpool_limits
@@ -60,7 +72,9 @@ class HerdingSelector(BaseSelector):
     Parameters and attributes are those of `BaseSelector`; `random_state` has no effect, the method uses no chance.
     """
 
-    def _select_class(self, embeddings: np.ndarray, rng: np.random.Generator, name: str) -> ClassSelection:
+    def _select_class(
+        self, embeddings: np.ndarray, rng: np.random.Generator, name: str, real: np.ndarray | None
+    ) -> ClassSelection:
         mean = embeddings.mean(axis=0, dtype=np.float64)
         chosen_sum = np.zeros_like(mean)
         free = np.ones(len(embeddings), dtype=bool)
@@ -85,7 +99,9 @@ class KCenterSelector(BaseSelector):
     Parameters and attributes are those of `BaseSelector`; `random_state` has no effect, the method uses no chance.
     """
 
-    def _select_class(self, embeddings: np.ndarray, rng: np.random.Generator, name: str) -> ClassSelection:
+    def _select_class(
+        self, embeddings: np.ndarray, rng: np.random.Generator, name: str, real: np.ndarray | None
+    ) -> ClassSelection:
         latest = int(np.argmin(squared_distances_to(embeddings, embeddings.mean(axis=0, dtype=np.float64))))
         ranked = [latest]
         to_chosen = np.full(len(embeddings), np.inf)
@@ -95,3 +111,59 @@ class KCenterSelector(BaseSelector):
             latest = int(np.argmax(to_chosen))
             ranked.append(latest)
         return ClassSelection(ranked=np.array(ranked))
+
+
+class FacilityLocationSelector(BaseSelector):
+    """Chooses greedily so that what is to be covered is, on average, near to a chosen image.
+
+    The sum over all points of the distance to the nearest chosen image is made small (k-medoids, or facility location
+    with the similarity "largest distance minus distance"); the greedy choice has at least 1 − 1/e of the best possible
+    gain (Nemhauser, Wolsey and Fisher, 1978). The rank order is that of choosing. Time and memory grow with the number
+    of images times the number of points.
+
+    Parameters:
+        n_per_class: images to choose of each class, at least 1.
+        objective: the points to cover: the images of the `"pool"`, or the `"real"` tiles of the class.
+        random_state: has no effect, the method uses no chance.
+
+    Attributes are those of `BaseSelector`, and
+
+        mean_distance_: float64 per class, from a point to its nearest chosen image.
+    """
+
+    def __init__(self, n_per_class: int = 100, objective: str = "pool", random_state: int = 0):
+        super().__init__(n_per_class=n_per_class, random_state=random_state)
+        self.objective = objective
+
+    @property
+    def uses_real_tiles(self) -> bool:
+        """Whether `fit` needs real tiles: with the objective `"real"`."""
+        return self.objective == "real"
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        check_choice("objective", self.objective, OBJECTIVES)
+
+    def _select_class(
+        self, embeddings: np.ndarray, rng: np.random.Generator, name: str, real: np.ndarray | None
+    ) -> ClassSelection:
+        points = embeddings if real is None else real
+        if len(embeddings) * len(points) > _LARGEST_DISTANCE_MATRIX:
+            raise ValueError(
+                f"{name} has {len(embeddings)} images and {len(points)} points to cover, too many for facility "
+                f"location, which holds at most {_LARGEST_DISTANCE_MATRIX} distances: choose another selector"
+            )
+        # Row i: from image i to every point. float64 sums of float32 values: what is equal stays equal.
+        distances = np.stack([np.sqrt(squared_distances_to(points, image)) for image in embeddings], dtype=np.float32)
+        to_chosen = distances.max(axis=0)
+        free = np.ones(len(embeddings), dtype=bool)
+        ranked = []
+        for _ in range(self.n_per_class):
+            gains = np.array([np.maximum(to_chosen - row, 0).sum(dtype=np.float64) for row in distances])
+            best = int(np.argmax(np.where(free, gains, -1.0)))
+            free[best] = False
+            ranked.append(best)
+            np.minimum(to_chosen, distances[best], out=to_chosen)
+        return ClassSelection(
+            ranked=np.array(ranked), per_class={"mean_distance": float(to_chosen.mean(dtype=np.float64))}
+        )

@@ -10,40 +10,53 @@ from typing import Any
 import numpy as np
 
 
-def check_embeddings(embeddings: Any) -> np.ndarray:
-    """`embeddings` as a C-contiguous N×D float32 array, or ValueError."""
+def check_embeddings(embeddings: Any, name: str = "embeddings") -> np.ndarray:
+    """`embeddings` as a C-contiguous N×D float32 array, or ValueError that calls them `name`."""
     try:
         array = np.asarray(embeddings)
     except ValueError as error:  # rows of different lengths
-        raise ValueError("embeddings has rows of different lengths: it must be one (N, D) array") from error
+        raise ValueError(f"{name} has rows of different lengths: it must be one (N, D) array") from error
     if array.ndim != 2 or 0 in array.shape:
-        raise ValueError(f"embeddings has shape {array.shape}: it must be (N, D) with at least one row and one column")
+        raise ValueError(f"{name} has shape {array.shape}: it must be (N, D) with at least one row and one column")
     if array.dtype.kind not in "fiu":
-        raise ValueError(f"embeddings has dtype {array.dtype}: it must hold real numbers, such as float32")
+        raise ValueError(f"{name} has dtype {array.dtype}: it must hold real numbers, such as float32")
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(array, dtype=np.float32)
     finite = np.isfinite(array).all(axis=1)
     if not finite.all():
         raise ValueError(
-            f"embeddings has {int((~finite).sum())} rows with NaN, infinite or too large values, the first at index "
+            f"{name} has {int((~finite).sum())} rows with NaN, infinite or too large values, the first at index "
             f"{int(np.argmin(finite))}: remove these images or embed them again"
         )
     return array
 
 
-def check_labels(labels: Any, n_images: int) -> np.ndarray:
-    """`labels` as an int64 array of length `n_images` with values ≥ 0, or ValueError."""
+def check_labels(labels: Any, n_images: int, name: str = "labels") -> np.ndarray:
+    """`labels` as an int64 array of length `n_images` with values ≥ 0, or ValueError that calls them `name`."""
     array = np.asarray(labels)
     if array.ndim != 1 or len(array) != n_images:
         raise ValueError(
-            f"labels has shape {array.shape}: it must be one-dimensional with one label for each of the "
+            f"{name} has shape {array.shape}: it must be one-dimensional with one label for each of the "
             f"{n_images} embeddings"
         )
     if array.dtype.kind not in "iu":
-        raise ValueError(f"labels has dtype {array.dtype}: it must hold whole numbers, such as int64")
+        raise ValueError(f"{name} has dtype {array.dtype}: it must hold whole numbers, such as int64")
     array = array.astype(np.int64)
     if array.min() < 0:
-        raise ValueError(f"labels has the value {int(array.min())}: labels must be at least 0")
+        raise ValueError(f"{name} has the value {int(array.min())}: labels must be at least 0")
+    return array
+
+
+def check_candidates(candidates: Any, n_images: int) -> np.ndarray:
+    """`candidates` as a bool array of length `n_images`, all True for None, or ValueError."""
+    if candidates is None:
+        return np.ones(n_images, dtype=bool)
+    array = np.asarray(candidates)
+    if array.shape != (n_images,) or array.dtype != bool:
+        raise ValueError(
+            f"candidates has shape {array.shape} and dtype {array.dtype}: it must hold one bool for each of the "
+            f"{n_images} embeddings"
+        )
     return array
 
 
@@ -71,3 +84,11 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}={value!r} is not known: choose one of {', '.join(choices)}")
     return value
+
+
+def check_share(name: str, value: Any) -> float:
+    """`value` as a float from 0 to 1, or ValueError naming the option."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_))
+    if not is_number or not 0 <= value <= 1:
+        raise ValueError(f"{name}={value!r} is out of range: it must be 0 to 1")
+    return float(value)

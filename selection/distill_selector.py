@@ -9,7 +9,7 @@ import numpy as np
 from histodistill.selection.base import BaseSelector, ClassSelection
 from histodistill.selection.checks import check_choice, check_integer, check_positive
 from histodistill.selection.communities import find_communities
-from histodistill.selection.graph import WEIGHTINGS, knn_graph
+from histodistill.selection.graph import WEIGHTINGS, knn_graph, nearest_among
 from histodistill.selection.quotas import QUOTA_RULES, community_quotas
 
 
@@ -31,15 +31,17 @@ class DistillSelector(BaseSelector):
         weighting: `"local_gaussian"`, `"inverse_distance"` or `"cosine"`, see `knn_graph`.
         markov_time: above 0; larger gives fewer, larger communities.
         num_trials: Infomap's independent searches, at least 1.
-        quota: `"proportional"` to the size of a community, `"uniform"`, or by its square root `"sqrt"`.
+        quota: `"proportional"` to the size of a community, `"uniform"`, by its square root `"sqrt"`, or `"real"`:
+            proportional to the number of real tiles in its region, each real tile counting for the community of the
+            image nearest to it.
         random_state: whole number from 0 to 2³¹ − 1.
 
     Attributes:
         selected_indices_: int64, `n_per_class` × number of classes; grouped by class in ascending order, within a
             class in rank order.
-        module_labels_: N int64, the community of every image, chosen or not. Communities are numbered through all
-            classes: those of the first class are 0 … num_communities_[0] − 1 by descending flow, those of the next
-            class follow, and so on. So a community belongs to one class.
+        module_labels_: N int64, the community of every candidate, chosen or not; −1 for the others. Communities are
+            numbered through all classes: those of the first class are 0 … num_communities_[0] − 1 by descending flow,
+            those of the next class follow, and so on. So a community belongs to one class.
         modular_centrality_: N float64 ≥ 0, see `Communities`; comparable within a class.
         flow_: N float64 ≥ 0, sums to 1 in each class whose graph has links.
         codelength_: float64 per class, bits per step of the partition.
@@ -77,11 +79,17 @@ class DistillSelector(BaseSelector):
         self.num_trials = num_trials
         self.quota = quota
 
-    def fit(self, embeddings: Any, labels: Any) -> Self:
+    @property
+    def uses_real_tiles(self) -> bool:
+        """Whether `fit` needs real tiles: with the quota `"real"`."""
+        return self.quota == "real"
+
+    def fit(self, embeddings: Any, labels: Any, **options: Any) -> Self:
         """Chooses the images; see `BaseSelector.fit` for the arguments and errors."""
-        super().fit(embeddings, labels)
+        super().fit(embeddings, labels, **options)
         first_community = np.cumsum(self.num_communities_) - self.num_communities_
-        self.module_labels_ += first_community[np.searchsorted(self.classes_, np.asarray(labels))]
+        found = self.module_labels_ >= 0
+        self.module_labels_[found] += first_community[np.searchsorted(self.classes_, np.asarray(labels)[found])]
         return self
 
     def _check_params(self) -> None:
@@ -92,7 +100,9 @@ class DistillSelector(BaseSelector):
         check_integer("num_trials", self.num_trials, 1)
         check_choice("quota", self.quota, QUOTA_RULES)
 
-    def _select_class(self, embeddings: np.ndarray, rng: np.random.Generator, name: str) -> ClassSelection:
+    def _select_class(
+        self, embeddings: np.ndarray, rng: np.random.Generator, name: str, real: np.ndarray | None
+    ) -> ClassSelection:
         found = find_communities(
             knn_graph(embeddings, self.n_neighbors, self.weighting),
             markov_time=self.markov_time,
@@ -101,7 +111,11 @@ class DistillSelector(BaseSelector):
             name=name,
         )
         sizes = np.bincount(found.module_labels, minlength=found.num_modules)
-        quotas = community_quotas(sizes, self.n_per_class, self.quota)
+        real_counts = None
+        if self.uses_real_tiles:
+            nearest = nearest_among(embeddings, real, 1)[0][:, 0]
+            real_counts = np.bincount(found.module_labels[nearest], minlength=found.num_modules)
+        quotas = community_quotas(sizes, self.n_per_class, self.quota, real_counts)
         return ClassSelection(
             ranked=_round_robin(found.module_labels, found.modular_centrality, quotas),
             per_image={

@@ -100,6 +100,38 @@ def nearest_neighbors(embeddings: Any, n_neighbors: int) -> tuple[np.ndarray, np
     return neighbors, np.sqrt(squared)
 
 
+def nearest_among(points: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` points nearest to each query, nearest first, equally near ones by index.
+
+    faiss proposes a few more than `k` in float32; their distances are then computed again in float64, so that the
+    number of threads plays no part. (Unlike `nearest_neighbors`, it does not search again where more points than
+    those few are equally near to the last bit of float32.)
+
+    Args:
+        points: N×D float32.
+        queries: M×D float32.
+        k: at least 1; N if there are fewer points.
+
+    Returns:
+        Indices, M×min(k, N) int64, and Euclidean distances, the same shape, float64.
+    """
+    import faiss
+
+    k = min(k, len(points))
+    # float32 loses least near the origin, and a power of two keeps squares in its range without rounding.
+    centered, moved = (x - np.median(points, axis=0).astype(np.float64) for x in (points, queries))
+    scale = 2.0 ** -float(np.frexp(max(np.abs(centered).max(), np.abs(moved).max()))[1])
+    centered, moved = ((x * scale).astype(np.float32) for x in (centered, moved))
+    _, proposed = faiss.knn(moved, centered, min(k + _EXTRA_CANDIDATES, len(points)))
+    both = np.concatenate([points, queries])
+    exact = squared_distances_between(both, len(points) + np.arange(len(queries)), proposed.astype(np.int64))
+    order = np.lexsort((proposed, exact), axis=1)[:, :k]
+    return (
+        np.take_along_axis(proposed, order, axis=1).astype(np.int64),
+        np.sqrt(np.take_along_axis(exact, order, axis=1)),
+    )
+
+
 def _groups_of_duplicates(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Index of the first member of each group of identical rows, ascending, and the group of each row."""
     as_bytes = embeddings.view(np.dtype((np.void, embeddings.shape[1] * embeddings.itemsize))).ravel()

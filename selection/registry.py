@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from histodistill.selection.base import BaseSelector
-from histodistill.selection.baselines import HerdingSelector, KCenterSelector, KMeansSelector, RandomSelector
+from histodistill.selection.baselines import (
+    FacilityLocationSelector,
+    HerdingSelector,
+    KCenterSelector,
+    KMeansSelector,
+    RandomSelector,
+)
 from histodistill.selection.distill_selector import DistillSelector
 
 
@@ -14,4 +20,5 @@ SELECTORS: dict[str, type[BaseSelector]] = {
     "kmeans": KMeansSelector,
     "herding": HerdingSelector,
     "k_center": KCenterSelector,
+    "facility_location": FacilityLocationSelector,
 }
