@@ -27,6 +27,7 @@ _NOT_SETTINGS = {
     "pool",
     "teacher",
     "embedder",
+    "jobs",
     "num_processes",
 }
 
@@ -112,9 +113,11 @@ def run_script(
     argv: list[str] | None = None,
 ) -> None:
     """Runs a script: bad input ends it with one sentence and exit code 2, not with a traceback."""
+    from histodistill.training.allocator import keep_freed_memory
     from histodistill.training.errors import InputError
 
     args = parse_args(argv)
+    keep_freed_memory()
     try:
         main(args)
     except InputError as error:
