@@ -23,6 +23,25 @@ REPORT = "report.html"
 IMAGES_PER_CLASS = 24
 # Larger images are shown smaller, so that the page stays a few megabytes.
 _LARGEST_SIDE = 96
+# What a selection may leave in `selector/`: the file, what it shows, and how to read it.
+_PICTURES = (
+    (
+        "community_map.png",
+        "Maps of the pool",
+        "One panel is one class, one dot one of its generated images. Images that the embedding finds alike lie close "
+        "together (t-SNE). Dots of one colour that a thin line joins are one community; colours repeat, so the same "
+        "colour elsewhere is another one. Large dots with a dark ring are the chosen images: they should lie in all "
+        "parts of the cloud. Light grey dots, if any, were dropped before the selection. Only closeness means "
+        "something, not the directions and not the width of a gap.",
+    ),
+    (
+        "community_tiles.png",
+        "Images of the largest communities",
+        "One row is one community, its number of images on the left. First come its most central images, those most "
+        "typical of it, and after the gap its least central ones; a small community shows each image once. Chosen "
+        "images have a green frame. A row should look alike, and the rows of a class unlike each other.",
+    ),
+)
 # Communities shown one by one; more would be too thin to see.
 _COMMUNITIES = 30
 
@@ -50,7 +69,7 @@ def write_report(run: str | Path) -> Path:
 
     The page needs nothing else: its images are in it (only synthetic ones), it has no script and loads nothing. Of the
     run's files only `distilled/` must be there; where another is missing (`run.json`, `results.json`, the `stage.json`
-    of a stage), the section says so.
+    of a stage), the section says so. The pictures of the communities in `selector/` are shown where they are there.
 
     Args:
         run: folder of a run.
@@ -115,6 +134,8 @@ def _page(run: Path) -> dict[str, Any]:
         "classes": _classes(images, columns["label"], class_names),
         "quality": _pool_quality(_read_optional(run / "evaluation" / "metrics.json")),
         "communities": _communities(records["distilled"].get("community_sizes", {}), columns, class_names),
+        "dropped": [(name, n) for name, n in records["distilled"].get("dropped", {}).items() if n],
+        "pictures": _pictures(run / "selector"),
         "selection_notes": records["distilled"].get("warnings", []),
         "stages": [_stage(title, records[name]) for name, title in _STAGES.items()],
         "total": _duration(sum(record.get("seconds", 0) for record in records.values())),
@@ -240,6 +261,15 @@ def _communities(
             }
         )
     return items
+
+
+def _pictures(folder: Path) -> list[dict[str, str]]:
+    found = []
+    for file, title, caption in _PICTURES:
+        if (folder / file).is_file():
+            png = base64.b64encode((folder / file).read_bytes()).decode()
+            found.append({"title": title, "caption": caption, "png": png})
+    return found
 
 
 def _stage(title: str, record: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from histodistill.training.errors import InputError
-from histodistill.training.files import write_json
+from histodistill.training.files import read_json, write_json
 from histodistill.training.image_dataset import write_image_dataset
 from histodistill.training.report import IMAGES_PER_CLASS, summary_lines, write_report
 
@@ -173,6 +173,35 @@ def test_communities_times_and_settings_are_there(run):
     assert "autoencoder.learning_rate 0.00123" in text
     assert "batch_size 1234" in text
     assert "torch 2.13.0" in text
+
+
+def test_pictures_of_the_communities_are_shown_where_they_are(run):
+    captions = {"community_map.png": "One panel is one class", "community_tiles.png": "One row is one community"}
+    before = write_report(run).read_text()
+    assert not any(caption in before for caption in captions.values())
+    (run / "selector").mkdir()
+    for count, (file, caption) in enumerate(captions.items(), start=1):
+        data = f"picture {file}".encode()
+        (run / "selector" / file).write_bytes(data)
+        html = write_report(run).read_text()
+        page = Page(html)
+        assert caption in page.text
+        pictures = [attributes for tag, attributes in page.tags if attributes.get("class") == "picture"]
+        assert len(pictures) == count
+        assert base64.b64decode(pictures[-1]["src"].removeprefix("data:image/png;base64,")) == data
+        assert pictures[-1]["alt"]
+    assert ".picture { display: block; max-width: 100%;" in html
+
+
+def test_dropped_images_are_counted(run):
+    sentence = "Dropped before the selection"
+    record = read_json(run / "distilled" / "stage.json")
+    for dropped in ({}, dict.fromkeys(NAMES, 0)):
+        write_json(run / "distilled" / "stage.json", {**record, "dropped": dropped})
+        assert sentence not in write_report(run).read_text()
+    write_json(run / "distilled" / "stage.json", {**record, "dropped": {NAMES[0]: 1200, "none": 0, NAMES[1]: 7}})
+    text = " ".join(Page(write_report(run).read_text()).text.split())
+    assert f"{sentence}, as not recognised or outlying: 1,200 of {NAMES[0]}, 7 of {NAMES[1]}." in text
 
 
 def test_names_are_escaped(run):
