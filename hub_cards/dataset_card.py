@@ -45,6 +45,8 @@ class DistilledDatasetCardData:
         attribution: whom to credit for the real tiles.
         results: scores of classifiers on real test tiles, one mapping for each training set and architecture:
             `title`, `architecture`, `num_train`, and `accuracy`, `auc`, `f1`, each `{"mean": .., "std": ..}`.
+        filters: what an image of the pool had to pass before the selector saw it, name → value.
+        generation: options of the pipeline that, with its seed, make an image again, name → value.
 
     Raises:
         ValueError: for numbers below 1, and for features that do not fit the class names.
@@ -61,6 +63,8 @@ class DistilledDatasetCardData:
     license: str | None = None
     attribution: str | None = None
     results: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    filters: Mapping[str, Any] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("n_per_class", "image_size", "pool_size"):

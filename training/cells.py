@@ -46,9 +46,10 @@ def train_cell(
     config: ClassifierConfig,
     train: Tiles,
     choose_on: Tiles | None,
-    score_on: tuple[str, Tiles],
+    score_on: dict[str, Tiles],
     accelerator: Accelerator,
     class_names: list[str],
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Trains and scores one classifier, and writes the cell; a training that was killed is resumed.
 
@@ -58,9 +59,10 @@ def train_cell(
         config: How to train.
         train: The tiles to train on.
         choose_on: The tiles on which the best step is chosen; None takes the last.
-        score_on: Name of a split and its tiles, which are scored once.
+        score_on: Tiles that are scored, once, by the name of their split.
         accelerator: Shared by all processes.
         class_names: Names of the labels.
+        progress: Whether to show a progress bar.
 
     Returns:
         The cell, the same on every process: row, num_train, scores by name of the split, how it was trained.
@@ -74,15 +76,19 @@ def train_cell(
         class_names=class_names,
         checkpoint_dir=checkpoints,
         resume="latest",
+        progress=progress,
     )
-    split, tiles = score_on
+    scores = {
+        split: score_probabilities(predict_shared(trained.model, tiles.images, accelerator), tiles.labels)
+        for split, tiles in score_on.items()
+    }
     cell = {
         "architecture": config.architecture,
         "row": row,
         "seed": config.seed,
         "num_train": len(train),
         "validation": trained.validation,
-        split: score_probabilities(predict_shared(trained.model, tiles.images, accelerator), tiles.labels),
+        **scores,
         "best_step": trained.best_step,
         "config": asdict(config),
         "seconds": round(trained.seconds, 1),

@@ -16,6 +16,7 @@ COMMANDS = {
     "select": "the distilled set: the most informative images of the pool",
     "compare": "the scores: classifiers trained on distilled and on real tiles, on real test tiles",
     "evaluate-pool": "the pool's quality: distances to real tiles, and what a classifier learns from it",
+    "benchmark": "the results table: every selector and real tiles, several classifiers, sizes and seeds",
     "report": "the report of a run again, as an HTML page",
 }
 

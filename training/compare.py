@@ -113,7 +113,7 @@ def main(args: argparse.Namespace) -> None:
                 )
                 validation, test = source.split("validation"), source.split("test")
                 cell = train_cell(
-                    path, row, config, train, validation, ("test", test), accelerator, source.class_names
+                    path, row, config, train, validation, {"test": test}, accelerator, source.class_names
                 )
                 cells.append(cell)
                 if accelerator.is_main_process:

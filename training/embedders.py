@@ -1,4 +1,4 @@
-"""Embeddings of images: from a classifier of this project, or from any `transformers` vision model."""
+"""Embeddings of images: from a classifier or an autoencoder of this project, or any `transformers` vision model."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderDC
 from PIL import Image
 from tqdm.auto import tqdm
 
 from histodistill.training.classifiers import Classifier
+from histodistill.training.data import to_model_input
 from histodistill.training.errors import InputError
 from histodistill.training.scoring import embed
 
@@ -22,13 +24,19 @@ def is_classifier(name_or_path: str | Path) -> bool:
     return config.is_file() and {"architecture", "class_names"} <= json.loads(config.read_text()).keys()
 
 
+def is_autoencoder(name_or_path: str | Path) -> bool:
+    """Whether a folder holds an autoencoder as `train_autoencoder` leaves it, or a pipeline in its `vae`."""
+    config = Path(name_or_path) / "config.json"
+    return config.is_file() and json.loads(config.read_text()).get("_class_name") == "AutoencoderDC"
+
+
 def embed_images(name_or_path: str | Path, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
     """Embeds images.
 
     Args:
         name_or_path: A `Classifier` folder, whose penultimate features are taken; or the folder or Hub id of a
             `transformers` vision model, whose pooled output is taken where it was trained, or else the mean over its
-            last hidden states.
+            last hidden states; or the folder of an `AutoencoderDC`, whose latents are taken as they are.
         images: uint8 N×H×W×3.
         batch_size: Images at a time.
 
@@ -41,7 +49,24 @@ def embed_images(name_or_path: str | Path, images: np.ndarray, batch_size: int =
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if is_classifier(name_or_path):
         return embed(Classifier.from_pretrained(name_or_path), images, batch_size, device)
+    if is_autoencoder(name_or_path):
+        return _encode(name_or_path, images, batch_size, device)
     return _embed_with_transformers(name_or_path, images, batch_size, device)
+
+
+@torch.no_grad()
+def _encode(folder, images, batch_size, device) -> np.ndarray:
+    autoencoder = AutoencoderDC.from_pretrained(folder).eval().to(device)
+    if images.shape[1] % autoencoder.spatial_compression_ratio:
+        raise InputError(
+            f"--embedder {folder} halves tiles to a {autoencoder.spatial_compression_ratio}th, and {images.shape[1]} "
+            "px cannot be: give the autoencoder of these tiles"
+        )
+    latents = [
+        autoencoder.encode(to_model_input(images[start : start + batch_size]).to(device)).latent.flatten(1)
+        for start in range(0, len(images), batch_size)
+    ]
+    return torch.cat(latents).float().cpu().numpy()
 
 
 @torch.no_grad()

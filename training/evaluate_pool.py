@@ -183,7 +183,7 @@ def main(args: argparse.Namespace) -> None:
                     architecture=architecture, seed=seed, max_train_steps=steps, batch_size=args.batch_size
                 )
                 # No step is chosen on the validation tiles: they are what is scored.
-                score_on = ("validation", validation)
+                score_on = {"validation": validation}
                 cells.append(train_cell(path, row, config, tiles, None, score_on, accelerator, class_names))
                 if accelerator.is_main_process:
                     stage.save_progress()

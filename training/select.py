@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import warnings
 
 import numpy as np
 
 from histodistill.hub_cards import DistilledDatasetCardData, render_dataset_card
-from histodistill.selection import SELECTORS, DegenerateGraphWarning
 from histodistill.training.classifiers import Classifier
-from histodistill.training.commands.select import parse_args
+from histodistill.training.commands.select import needs_real_tiles, parse_args
+from histodistill.training.community_figures import community_map, community_tiles
+from histodistill.training.data import load_tiles
 from histodistill.training.embedders import embed_images, is_classifier
 from histodistill.training.errors import InputError
 from histodistill.training.files import read_json, write_text
 from histodistill.training.image_dataset import read_image_dataset, write_image_dataset
 from histodistill.training.options import result_settings, run_script
 from histodistill.training.scoring import predict_proba
+from histodistill.training.selecting import SelectionInputs, fit_selector
 from histodistill.training.stages import Stage, require_complete
 
 
-def make_selector(args: argparse.Namespace):
-    """The selector that the options describe, not yet fitted."""
-    options = {"n_per_class": args.n_per_class, "random_state": args.seed}
-    if args.selector == "infomap":
-        names = ("n_neighbors", "weighting", "markov_time", "num_trials", "quota")
-        options |= {name: getattr(args, name) for name in names}
-    return SELECTORS[args.selector](**options)
+# Of the pool's settings, those that decide what a seed becomes.
+PIPELINE_OPTIONS = ("num_inference_steps", "guidance_scale", "guidance_interval", "mixed_precision")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -35,42 +31,56 @@ def main(args: argparse.Namespace) -> None:
     teacher_record = require_complete(args.teacher, "classifier", "run train_classifier on the real tiles first")
     if not is_classifier(args.teacher):
         raise InputError(f"--teacher {args.teacher} is no classifier: give a folder that train_classifier left")
+    images, columns, class_names = read_image_dataset(args.pool)
+    labels = columns["label"]
     inputs = {"pool": pool_record["fingerprint"], "teacher": teacher_record["fingerprint"], "embedder": args.embedder}
+    real = None
+    if needs_real_tiles(args):
+        source = load_tiles(args.data, image_size=images.shape[1])
+        if source.class_names != class_names:
+            raise InputError(
+                f"--data {args.data} has other classes than the pool ({_short(source.class_names)} and not "
+                f"{_short(class_names)}): give the tiles that the pipeline was trained on"
+            )
+        inputs["data"], real = source.fingerprint(), source.split("train")
     stage = Stage(args.output / "distilled", {"stage": "distilled", **inputs, **result_settings(args)})
     if stage.complete and (args.output / "selector" / "config.json").is_file():
         print(f"select: {args.output / 'distilled'} is already finished")
         return
-    images, columns, class_names = read_image_dataset(args.pool)
-    labels = columns["label"]
     teacher = Classifier.from_pretrained(args.teacher)
     if teacher.class_names != class_names:
         raise InputError(
             f"--teacher {args.teacher} knows other classes than the pool ({_short(teacher.class_names)} and not "
             f"{_short(class_names)}): give a classifier trained on the tiles that the pipeline was trained on"
         )
-    selector = make_selector(args)
-    embeddings = embed_images(args.embedder or args.teacher, images)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", DegenerateGraphWarning)
-        try:
-            selector.fit(embeddings, labels)
-        except ValueError as error:
-            raise InputError(str(error)) from error
-    notes = [str(w.message) for w in caught if issubclass(w.category, DegenerateGraphWarning)]
-    for note in notes:
+    embedder = args.embedder or args.teacher
+    known = SelectionInputs(
+        embeddings=embed_images(embedder, images),
+        labels=labels,
+        probabilities=predict_proba(teacher, images).astype(np.float32),
+        real_embeddings=embed_images(embedder, real.images) if real else None,
+        real_labels=real.labels if real else None,
+    )
+    selection = fit_selector(args, known, class_names)
+    for note in selection.notes:
         print(f"warning: {note}")
+    selector = selection.selector
     chosen = selector.selected_indices_
-    unknown = np.zeros(len(labels))
+    # Only Infomap finds communities; every other selector leaves one, with no centrality.
+    communities = getattr(selector, "module_labels_", selection.candidates.astype(np.int64) - 1)
+    centrality = getattr(selector, "modular_centrality_", np.zeros(len(labels)))
     distilled = {
         "label": labels[chosen],
-        "soft_label": predict_proba(teacher, images[chosen]).astype(np.float32),
+        "soft_label": known.probabilities[chosen],
         "seed": columns["seed"][chosen],
-        # Only Infomap finds communities; every other selector leaves one, with no centrality.
-        "community": getattr(selector, "module_labels_", unknown.astype(np.int64))[chosen],
-        "modular_centrality": getattr(selector, "modular_centrality_", unknown)[chosen],
+        "community": communities[chosen],
+        "modular_centrality": centrality[chosen],
     }
     stage.begin()
-    selector.save_pretrained(args.output / "selector")
+    folder = args.output / "selector"
+    selector.save_pretrained(folder)
+    community_map(known.embeddings, labels, communities, chosen, class_names, folder / "community_map.png")
+    community_tiles(images, labels, communities, centrality, chosen, class_names, folder / "community_tiles.png")
     features = write_image_dataset(args.output / "distilled" / "data", images[chosen], distilled, class_names)
     card = DistilledDatasetCardData(
         class_names=class_names,
@@ -79,17 +89,30 @@ def main(args: argparse.Namespace) -> None:
         pool_size=len(images),
         selector=type(selector).__name__,
         selector_params=selector.get_params(),
+        filters={name: getattr(args, name) for name in ("min_probability", "typical_share") if getattr(args, name)},
+        generation={name: pool_record["settings"][name] for name in PIPELINE_OPTIONS},
         features=features,
         source_name=read_json(args.teacher / "results.json")["data"]["train"],
     )
     write_text(args.output / "distilled" / "README.md", render_dataset_card(card))
-    sizes = {}
-    if hasattr(selector, "module_labels_"):
-        for label, name in enumerate(class_names):
-            counts = np.unique(selector.module_labels_[labels == label], return_counts=True)[1]
-            sizes[name] = sorted(counts.tolist(), reverse=True)
-    stage.finish(num_images=len(chosen), community_sizes=sizes, warnings=notes)
+    stage.finish(
+        num_images=len(chosen),
+        community_sizes=community_sizes(selector, labels, class_names),
+        dropped={name: int((~selection.candidates[labels == label]).sum()) for label, name in enumerate(class_names)},
+        warnings=selection.notes,
+    )
     print(f"select: {len(chosen)} of {len(images)} images saved to {args.output / 'distilled'}")
+
+
+def community_sizes(selector, labels: np.ndarray, class_names: list[str]) -> dict[str, list[int]]:
+    """Sizes of the communities of each class, largest first; empty for a selector that finds none."""
+    if not hasattr(selector, "module_labels_"):
+        return {}
+    sizes = {}
+    for label, name in enumerate(class_names):
+        mine = selector.module_labels_[labels == label]
+        sizes[name] = sorted(np.unique(mine[mine >= 0], return_counts=True)[1].tolist(), reverse=True)
+    return sizes
 
 
 def _short(class_names: list[str]) -> str:

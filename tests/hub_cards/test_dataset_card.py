@@ -160,3 +160,18 @@ def test_imports_no_other_package_of_ours():
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert found
     assert all(name.startswith("histodistill.hub_cards") for name in found)
+
+
+def test_filters_and_options_of_the_pipeline_are_told_where_there_are_some():
+    bare = render_dataset_card(make_card())
+    assert "filter before the selection" not in bare
+    assert "option of the pipeline" not in bare
+    full = render_dataset_card(
+        make_card(
+            filters={"min_probability": 0.5}, generation={"guidance_scale": 1.5, "guidance_interval": [0.3, 0.9]}
+        )
+    )
+    assert re.search(
+        r"^\| filter before the selection \| value \|\n\|---\|---\|\n\| min.?_probability \| 0\.5 \|$", full, re.M
+    )
+    assert re.search(r"^\| guidance.?_interval \| .*0\.3, 0\.9.* \|$", full, re.M)

@@ -172,7 +172,9 @@ def stages(args: argparse.Namespace, run: dict) -> list[StageCall]:
     }  # fmt: skip
     teacher = {**data, "output": out / "teacher", **settings["teacher"], **training}
     generate = {"pipeline": out / "pipeline", "output": out / "pool", **seed, **settings["generate"]}
-    select = {"pool": out / "pool", "teacher": out / "teacher", "output": out, **seed, **settings["select"]}
+    select = {
+        "pool": out / "pool", "teacher": out / "teacher", "data": args.data, "output": out, **seed, **settings["select"]
+    }  # fmt: skip
     compare = {"run": out, **data, "train": settings["compare"], "seeds": [args.seed], **precision}
     return [
         StageCall("autoencoder", "autoencoder", f"{package}.train_autoencoder", autoencoder, many),

@@ -2,9 +2,11 @@
 
     histodistill select --pool runs/phantom/pool --teacher runs/phantom/teacher --output runs/phantom
 
-Leaves `selector/` (a `DistillSelector`) and `distilled/` (a dataset that `load_dataset` opens) in the output folder.
-The teacher is a classifier trained on the real tiles: its probabilities become the column soft_label, and its
-penultimate features are the embeddings, unless `--embedder` names another model.
+Leaves `selector/` (a `DistillSelector`, and pictures of its communities) and `distilled/` (a dataset that
+`load_dataset` opens) in the output folder. The teacher is a classifier trained on the real tiles: its probabilities
+become the column soft_label, and its penultimate features are the embeddings, unless `--embedder` names another model.
+Real tiles (`--data`) are needed only by the options that go by them; they say where images are wanted, and none of
+them is written anywhere.
 """
 
 from __future__ import annotations
@@ -12,32 +14,79 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from histodistill.selection import QUOTA_RULES, SELECTOR_NAMES, WEIGHTINGS
+from histodistill.selection import OBJECTIVES, QUOTA_RULES, SELECTOR_NAMES, WEIGHTINGS
 from histodistill.training.launch import run_module
-from histodistill.training.options import HelpFormatter
+from histodistill.training.options import HelpFormatter, check_option, fail
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line; the selector checks the values."""
-    parser = argparse.ArgumentParser(
-        prog="histodistill select", description=__doc__, allow_abbrev=False, formatter_class=HelpFormatter
-    )
-    parser.add_argument("--pool", type=Path, required=True, help="folder that generate left")
-    parser.add_argument("--teacher", type=Path, required=True, help="folder of a classifier trained on the real tiles")
-    parser.add_argument(
-        "--embedder", default=None, help="a transformers vision model; default: the teacher's features"
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder for selector/ and distilled/")
+def add_selector_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say how to choose. The selector checks the values of its own."""
     parser.add_argument("--selector", choices=SELECTOR_NAMES, default="infomap", help="how to select")
-    parser.add_argument("--n-per-class", type=int, default=100, help="images to keep of each class")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the selector")
+    filters = parser.add_argument_group("what may be selected at all")
+    filters.add_argument(
+        "--min-probability",
+        type=float,
+        default=0.0,
+        help="drop images that the teacher takes for their own class with less; 0 drops none",
+    )
+    filters.add_argument(
+        "--typical-share",
+        type=float,
+        default=None,
+        help="drop images that lie farther from the real tiles of their class than this share of these do from each "
+        "other; needs --data; default: drop none",
+    )
     infomap = parser.add_argument_group("infomap")
     infomap.add_argument("--n-neighbors", type=int, default=15, help="neighbours of each image in the graph")
     infomap.add_argument("--weighting", choices=WEIGHTINGS, default="local_gaussian", help="weights of the links")
     infomap.add_argument("--markov-time", type=float, default=1.0, help="larger finds fewer, larger communities")
     infomap.add_argument("--num-trials", type=int, default=5, help="searches, of which the best counts")
-    infomap.add_argument("--quota", choices=QUOTA_RULES, default="proportional", help="images per community")
-    return parser.parse_args(argv)
+    infomap.add_argument(
+        "--quota", choices=QUOTA_RULES, default="proportional", help="images per community; real needs --data"
+    )
+    location = parser.add_argument_group("facility_location")
+    location.add_argument(
+        "--objective", choices=OBJECTIVES, default="pool", help="what chosen images are to cover; real needs --data"
+    )
+
+
+def check_selector_options(args: argparse.Namespace) -> None:
+    """Checks the options that no selector checks; ends with code 2 and one sentence where one is wrong."""
+    check_option(args, "min_probability", 0 <= args.min_probability <= 1, "it must be 0 to 1")
+    share = args.typical_share
+    check_option(args, "typical_share", share is None or 0 <= share <= 1, "it must be 0 to 1")
+
+
+def needs_real_tiles(args: argparse.Namespace) -> bool:
+    """Whether the options go by real tiles."""
+    by_quota = args.selector == "infomap" and args.quota == "real"
+    by_objective = args.selector == "facility_location" and args.objective == "real"
+    return by_quota or by_objective or args.typical_share is not None
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads and checks the command line; ends with code 2 and one sentence where it is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="histodistill select", description=__doc__, allow_abbrev=False, formatter_class=HelpFormatter
+    )
+    parser.add_argument("--pool", type=Path, required=True, help="folder that generate left")
+    parser.add_argument("--teacher", type=Path, required=True, help="folder of a classifier trained on the real tiles")
+    parser.add_argument("--data", default=None, help="the real tiles, for the options that go by them")
+    parser.add_argument(
+        "--embedder",
+        default=None,
+        help="a transformers vision model, or a folder of an autoencoder for its latents; default: the teacher's "
+        "features",
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder for selector/ and distilled/")
+    parser.add_argument("--n-per-class", type=int, default=100, help="images to keep of each class")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the selector")
+    add_selector_options(parser)
+    args = parser.parse_args(argv)
+    check_selector_options(args)
+    if needs_real_tiles(args) and args.data is None:
+        fail("--data is missing: --quota real, --objective real and --typical-share go by the real tiles, name them")
+    return args
 
 
 def main(argv: list[str]) -> None:

@@ -1,0 +1,96 @@
+"""Fits a selector to a pool, as the options of `histodistill select` say."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+
+from histodistill.selection import SELECTORS, BaseSelector, DegenerateGraphWarning, at_least, recognised, typical
+from histodistill.training.errors import InputError
+
+
+@dataclass(frozen=True)
+class SelectionInputs:
+    """What a selection goes by.
+
+    Attributes:
+        embeddings: float32 N×D, of the pool.
+        labels: int64 N.
+        probabilities: float32 N×C, what the teacher says of the pool.
+        real_embeddings: float32 M×D of the real training tiles, or None where no option goes by them.
+        real_labels: int64 M, or None.
+    """
+
+    embeddings: np.ndarray
+    labels: np.ndarray
+    probabilities: np.ndarray
+    real_embeddings: np.ndarray | None = None
+    real_labels: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What came out.
+
+    Attributes:
+        selector: Fitted.
+        candidates: bool N, False for images that a filter dropped.
+        notes: Sentences that a user should read.
+    """
+
+    selector: BaseSelector
+    candidates: np.ndarray
+    notes: list[str]
+
+
+def make_selector(args: argparse.Namespace) -> BaseSelector:
+    """The selector that the options describe, not yet fitted."""
+    options = {"n_per_class": args.n_per_class, "random_state": args.seed}
+    if args.selector == "infomap":
+        names = ("n_neighbors", "weighting", "markov_time", "num_trials", "quota")
+        options |= {name: getattr(args, name) for name in names}
+    elif args.selector == "facility_location":
+        options["objective"] = args.objective
+    return SELECTORS[args.selector](**options)
+
+
+def fit_selector(args: argparse.Namespace, inputs: SelectionInputs, class_names: list[str]) -> Selection:
+    """Filters the pool and fits the selector to what is left.
+
+    Where a filter leaves fewer images of a class than are to be chosen, those that the teacher recognises best are
+    taken back, and a note says so.
+
+    Raises:
+        InputError: For options or a pool that the selector refuses.
+    """
+    selector = make_selector(args)
+    try:
+        passes = recognised(inputs.probabilities, inputs.labels, args.min_probability)
+        if args.typical_share is not None:
+            passes &= typical(
+                inputs.embeddings, inputs.labels, inputs.real_embeddings, inputs.real_labels, args.typical_share
+            )
+        own = inputs.probabilities[np.arange(len(inputs.labels)), inputs.labels]
+        candidates = at_least(passes, own, inputs.labels, args.n_per_class)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", DegenerateGraphWarning)
+            selector.fit(
+                inputs.embeddings,
+                inputs.labels,
+                candidates=candidates,
+                real_embeddings=inputs.real_embeddings,
+                real_labels=inputs.real_labels,
+            )
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    notes = [str(w.message) for w in caught if issubclass(w.category, DegenerateGraphWarning)]
+    for label in np.unique(inputs.labels[candidates & ~passes]):
+        left = int(passes[inputs.labels == label].sum())
+        notes.append(
+            f"class {label} ({class_names[label]}): only {left} images pass the filter, so those that the teacher "
+            f"recognises best fill the {args.n_per_class} places: lower the filter or generate more"
+        )
+    return Selection(selector, candidates, notes)
