@@ -153,17 +153,19 @@ class FacilityLocationSelector(BaseSelector):
                 f"{name} has {len(embeddings)} images and {len(points)} points to cover, too many for facility "
                 f"location, which holds at most {_LARGEST_DISTANCE_MATRIX} distances: choose another selector"
             )
-        # Row i: from image i to every point. float64 sums of float32 values: what is equal stays equal.
-        distances = np.stack([np.sqrt(squared_distances_to(points, image)) for image in embeddings], dtype=np.float32)
-        to_chosen = distances.max(axis=0)
+        # Row i: from image i to every point. A power of two changes no digit, and keeps all within float32.
+        scale = np.float32(2.0 ** (2 - np.frexp(max(np.abs(embeddings).max(), np.abs(points).max()))[1].astype(float)))
+        distances = np.empty((len(embeddings), len(points)), dtype=np.float32)
+        for row, image in zip(distances, embeddings, strict=True):
+            row[:] = np.sqrt(squared_distances_to(points, image)) * scale
+        # In float64, or gains that are equal would be rounded apart.
+        to_chosen = distances.max(axis=0).astype(np.float64)
         free = np.ones(len(embeddings), dtype=bool)
         ranked = []
         for _ in range(self.n_per_class):
-            gains = np.array([np.maximum(to_chosen - row, 0).sum(dtype=np.float64) for row in distances])
+            gains = np.array([np.maximum(to_chosen - row, 0).sum() for row in distances])
             best = int(np.argmax(np.where(free, gains, -1.0)))
             free[best] = False
             ranked.append(best)
             np.minimum(to_chosen, distances[best], out=to_chosen)
-        return ClassSelection(
-            ranked=np.array(ranked), per_class={"mean_distance": float(to_chosen.mean(dtype=np.float64))}
-        )
+        return ClassSelection(ranked=np.array(ranked), per_class={"mean_distance": float(to_chosen.mean() / scale)})

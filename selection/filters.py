@@ -25,10 +25,9 @@ def recognised(probabilities: Any, labels: Any, min_probability: float = 0.5) ->
         N bool.
 
     Raises:
-        ValueError: for arrays that do not fit, or a probability outside [0, 1].
+        ValueError: for arrays that do not fit, or a `min_probability` outside [0, 1].
     """
-    check_share("min_probability", min_probability)
-    return own_probability(probabilities, labels) >= min_probability
+    return own_probability(probabilities, labels) >= np.float32(check_share("min_probability", min_probability))
 
 
 def own_probability(probabilities: Any, labels: Any) -> np.ndarray:
@@ -107,7 +106,7 @@ def at_least(candidates: np.ndarray, scores: np.ndarray, labels: np.ndarray, n_p
     Returns:
         N bool, with `n_per_class` candidates or more in each class that has so many images, and all of any other.
     """
-    filled = candidates.copy()
+    filled, scores = candidates.copy(), np.asarray(scores, dtype=np.float64)
     for label in np.unique(labels):
         others = np.flatnonzero((labels == label) & ~candidates)
         missing = max(0, n_per_class - int(candidates[labels == label].sum()))

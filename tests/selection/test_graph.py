@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from histodistill.selection import WEIGHTINGS, knn_graph, nearest_neighbors
+from histodistill.selection import WEIGHTINGS, knn_graph, nearest_among, nearest_neighbors
 
 
 def brute_force(embeddings, k):
@@ -160,3 +160,90 @@ def test_one_image_has_no_links():
 def test_bad_input_is_refused_in_one_sentence(embeddings, options, message):
     with pytest.raises(ValueError, match=message):
         knn_graph(embeddings, **options)
+
+
+def nearest_by_definition(points, queries, k):
+    """Points by (distance, index), query by query."""
+    indices, distances = [], []
+    for query in queries.astype(np.float64):
+        squared = np.square(points.astype(np.float64) - query).sum(axis=1)
+        nearest = sorted(range(len(points)), key=lambda point, squared=squared: (squared[point], point))[:k]
+        indices.append(nearest)
+        distances.append(np.sqrt(squared[nearest]))
+    return np.array(indices), np.array(distances)
+
+
+def queries_for(points):
+    """As many as faiss searches one by one, or fifty, in no order: some of the points and others between them."""
+    rng = np.random.default_rng(3)
+    some, others = points[rng.integers(0, len(points), size=(2, 50))]
+    between = (some.astype(np.float64) + others) / 2
+    return rng.permutation(np.concatenate([some[:25], between[25:].astype(np.float32)]))
+
+
+def points_among():
+    rng = np.random.default_rng(0)
+    with_few_copies = np.repeat(clouds()["gaussian"][:20], 6, axis=0)  # fewer than faiss proposes more than asked for
+    small_grid = np.stack(np.meshgrid(*[np.arange(6.0)] * 2), axis=-1).reshape(-1, 2)
+    names = ("gaussian", "far from the origin", "huge", "tiny", "one dimension", "two images")
+    return {name: clouds()[name] for name in names} | {
+        "duplicates": rng.permutation(with_few_copies),
+        "grid with ties": rng.permutation(small_grid).astype(np.float32),
+        "one point": np.array([[3.0, 4.0]], dtype=np.float32),
+        "many": rng.normal(size=(3000, 24)).astype(np.float32),
+    }
+
+
+@pytest.mark.parametrize("name", points_among())
+@pytest.mark.parametrize("k", [1, 7, 200])
+@pytest.mark.parametrize("n_queries", [1, 50])
+def test_nearest_among_equals_the_definition(name, k, n_queries):
+    points = points_among()[name]
+    queries = queries_for(points)[:n_queries]
+    indices, distances = nearest_among(points, queries, k)
+    assert indices.dtype == np.int64 and distances.dtype == np.float64
+    assert indices.shape == distances.shape == (n_queries, min(k, len(points)))
+    expected_indices, expected_distances = nearest_by_definition(points, queries, k)
+    np.testing.assert_array_equal(indices, expected_indices)
+    np.testing.assert_allclose(distances, expected_distances, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["many copies of one", "all the same", "grid full of ties", "negative zero"])
+@pytest.mark.parametrize("k", [1, 7, 200])
+def test_nearest_among_gives_the_right_distances_however_many_are_equally_near(name, k):
+    points = clouds()[name]
+    queries = queries_for(points)
+    indices, distances = nearest_among(points, queries, k)
+    # To float32: many copies crowd out a point that is nearer by less than that.
+    np.testing.assert_allclose(distances, nearest_by_definition(points, queries, k)[1], rtol=1e-6)
+    assert all(len(set(row)) == len(row) for row in indices.tolist())
+    found = np.linalg.norm(points[indices].astype(np.float64) - queries[:, None], axis=2)
+    np.testing.assert_allclose(distances, found, rtol=1e-12)
+
+
+def test_an_outlier_does_not_change_what_is_nearest_to_other_queries():
+    points = clouds()["gaussian"]
+    queries = queries_for(points)
+    expected = nearest_by_definition(points, queries, 4)[0]
+    far = np.full((1, 8), 1e9, dtype=np.float32)
+    np.testing.assert_array_equal(nearest_among(points, np.concatenate([queries, far]), 4)[0][:-1], expected)
+    np.testing.assert_array_equal(nearest_among(np.concatenate([points, far]), queries, 4)[0], expected)
+
+
+def test_nearest_among_does_not_depend_on_threads_or_on_the_other_queries():
+    rng = np.random.default_rng(1)
+    points, queries = (rng.normal(size=(n, 64)).astype(np.float32) for n in (700, 300))
+    threads = faiss.omp_get_max_threads()
+    try:
+        found = []
+        for count in (1, 2):
+            faiss.omp_set_num_threads(count)
+            found.append(nearest_among(points, queries, 5))
+    finally:
+        faiss.omp_set_num_threads(threads)
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, two)
+    for row in (0, 123, 299):
+        alone = nearest_among(points, queries[row : row + 1], 5)
+        np.testing.assert_array_equal(alone[0][0], found[0][0][row])
+        np.testing.assert_array_equal(alone[1][0], found[0][1][row])
