@@ -1,7 +1,8 @@
 """What chooses: embeddings → kNN graph → Infomap communities → exactly `n_per_class` images per class.
 
-Everything here takes and returns arrays and plain dataclasses; nothing loads data or prints. The names below are
-imported on first use, so that importing this package is quick and needs neither faiss nor infomap.
+Everything here takes and returns arrays and plain dataclasses; nothing loads data or prints, but for `benchmark`, a
+program of its own. The names below are imported on first use, so that importing this package is quick and needs
+neither faiss nor infomap.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any
 
 #: The name of every selector, cheap to read (for instance for the choices of a command line option).
 SELECTOR_NAMES = ("infomap", "random", "kmeans", "herding", "k_center", "facility_location")
+#: What a `FacilityLocationSelector` can cover.
+OBJECTIVES = ("pool", "real")
 
 _HOME_OF_NAME = {
     "BaseSelector": "base",
@@ -20,7 +23,6 @@ _HOME_OF_NAME = {
     "HerdingSelector": "baselines",
     "KCenterSelector": "baselines",
     "KMeansSelector": "baselines",
-    "OBJECTIVES": "baselines",
     "RandomSelector": "baselines",
     "Communities": "communities",
     "DegenerateGraphWarning": "communities",

@@ -52,7 +52,7 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
         classes_: int64, the labels that occur, ascending.
         n_features_in_: D, the width of the embeddings.
 
-    A subclass implements `_select_class`, `_check_params` if it has parameters of its own, and `uses_real_tiles` if it
+    A subclass implements `_select_class`, `check_params` if it has parameters of its own, and `uses_real_tiles` if it
     looks at real tiles.
     """
 
@@ -92,7 +92,7 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
             ValueError: for a parameter out of range, an array of the wrong shape, type or range, a class with fewer
                 than `n_per_class` candidates, or missing real tiles. The fitted attributes are then as before.
         """
-        self._check_params()
+        self.check_params()
         embeddings = check_embeddings(embeddings)
         labels = check_labels(labels, len(embeddings))
         candidates = check_candidates(candidates, len(embeddings))
@@ -153,7 +153,7 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
             raise ValueError(f"class {missing[0]} has no real tile: give real tiles of every class of the pool")
         return {int(label): embeddings[labels == label] for label in classes}
 
-    def _check_params(self) -> None:
+    def check_params(self) -> None:
         """Raises ValueError for a parameter that is out of range."""
         check_integer("n_per_class", self.n_per_class, 1)
         check_integer("random_state", self.random_state, 0, LARGEST_RANDOM_STATE)

@@ -6,13 +6,11 @@ import warnings
 
 import numpy as np
 
+from histodistill.selection import OBJECTIVES
 from histodistill.selection.base import BaseSelector, ClassSelection
 from histodistill.selection.checks import check_choice
 from histodistill.selection.distances import squared_distances_to
 
-
-#: What a `FacilityLocationSelector` can cover.
-OBJECTIVES = ("pool", "real")
 
 # The distances that a facility location holds at once: 4 GiB of float32.
 _LARGEST_DISTANCE_MATRIX = 2**30
@@ -140,8 +138,8 @@ class FacilityLocationSelector(BaseSelector):
         """Whether `fit` needs real tiles: with the objective `"real"`."""
         return self.objective == "real"
 
-    def _check_params(self) -> None:
-        super()._check_params()
+    def check_params(self) -> None:
+        super().check_params()
         check_choice("objective", self.objective, OBJECTIVES)
 
     def _select_class(

@@ -92,8 +92,8 @@ class DistillSelector(BaseSelector):
         self.module_labels_[found] += first_community[np.searchsorted(self.classes_, np.asarray(labels)[found])]
         return self
 
-    def _check_params(self) -> None:
-        super()._check_params()
+    def check_params(self) -> None:
+        super().check_params()
         check_integer("n_neighbors", self.n_neighbors, 1)
         check_choice("weighting", self.weighting, WEIGHTINGS)
         check_positive("markov_time", self.markov_time)

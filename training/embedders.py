@@ -59,8 +59,8 @@ def _encode(folder, images, batch_size, device) -> np.ndarray:
     autoencoder = AutoencoderDC.from_pretrained(folder).eval().to(device)
     if images.shape[1] % autoencoder.spatial_compression_ratio:
         raise InputError(
-            f"--embedder {folder} halves tiles to a {autoencoder.spatial_compression_ratio}th, and {images.shape[1]} "
-            "px cannot be: give the autoencoder of these tiles"
+            f"--embedder {folder} takes tiles whose side is a multiple of {autoencoder.spatial_compression_ratio} px, "
+            f"and these have {images.shape[1]} px: give the autoencoder of these tiles"
         )
     latents = [
         autoencoder.encode(to_model_input(images[start : start + batch_size]).to(device)).latent.flatten(1)
@@ -78,8 +78,8 @@ def _embed_with_transformers(name_or_path, images, batch_size, device) -> np.nda
         model, info = AutoModel.from_pretrained(name_or_path, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"--embedder {name_or_path} cannot be loaded: give a folder that train_classifier left, or the folder or "
-            "Hub id of a transformers vision model"
+            f"--embedder {name_or_path} cannot be loaded: give a folder that train_classifier or train_autoencoder "
+            "left, or the folder or Hub id of a transformers vision model"
         ) from error
     model = model.eval().to(device)
     # A pooler that the files do not hold is made at random, another one each time: leave it out.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from histodistill.training.files import write_json, write_text
 from histodistill.training.image_dataset import read_image_dataset
 from histodistill.training.options import run_script
 from histodistill.training.scoring import predict_proba
-from histodistill.training.selecting import SelectionInputs, fit_selector
+from histodistill.training.selecting import SelectionInputs, fit_selector, make_selector
 from histodistill.training.stages import Stage, require_complete
 from histodistill.training.tiles import Tiles, TileSource
 from histodistill.training.train_classifier import ClassifierConfig
@@ -118,6 +120,8 @@ def _start_worker(args: argparse.Namespace, threads: int) -> None:
     global _worker
     torch.set_num_threads(threads)
     keep_freed_memory()
+    # A benchmark that is killed must not leave its processes behind.
+    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
     _worker = Worker(args)
 
 
@@ -140,6 +144,7 @@ def write_inputs(args: argparse.Namespace, pool: Tiles, source: TileSource) -> N
     }
     if with_real:
         arrays["real_embeddings"] = embed_images(embedder, source.split("train").images)
+    args.output.mkdir(parents=True, exist_ok=True)
     temporary = args.output / ".inputs.tmp.npz"
     np.savez(temporary, **arrays)
     os.replace(temporary, file)
@@ -211,7 +216,7 @@ def paired_margin(scores: np.ndarray, baseline: np.ndarray) -> dict[str, float |
     """
     difference = scores - baseline
     margin = {"mean": float(difference.mean()), "low": None, "high": None, "p_value": None}
-    if len(difference) > 1 and difference.std() > 0:
+    if np.ptp(difference) > 1e-9:  # beyond rounding
         test = stats.ttest_rel(scores, baseline)
         interval = test.confidence_interval(0.95)
         margin |= {"low": float(interval.low), "high": float(interval.high), "p_value": float(test.pvalue)}
@@ -273,8 +278,12 @@ def main(args: argparse.Namespace) -> None:
         "mixed_precision": args.mixed_precision,
     }
     stage = Stage(args.output, settings, remedy="give another --output, or delete it")
-    stage.begin()
+    make_accelerator(args.mixed_precision)  # refuses what this machine cannot do
+    for options in args.specs.values():
+        if options is not None:
+            make_selector(argparse.Namespace(**vars(options), n_per_class=min(args.sizes), seed=0))
     write_inputs(args, Tiles(images, columns["label"]), source)
+    stage.begin()
 
     cells = plan_cells(args)
     missing = [cell for cell in cells if not cell.path(args.output).is_file()]
@@ -288,12 +297,21 @@ def main(args: argparse.Namespace) -> None:
             jobs, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(args, threads)
         ) as workers:
             futures = [workers.submit(_run_cell, cell) for cell in missing]
-            for future in tqdm(as_completed(futures), total=len(futures), desc="benchmark", unit="training"):
-                note = future.result()
-                if note and note not in notes:
-                    notes.append(note)
-                    tqdm.write(note)
-                stage.save_progress()
+            try:
+                for future in tqdm(as_completed(futures), total=len(futures), desc="benchmark", unit="training"):
+                    note = future.result()
+                    if note and note not in notes:
+                        notes.append(note)
+                        tqdm.write(note)
+                    stage.save_progress()
+            except BrokenProcessPool as error:
+                raise InputError(
+                    f"a process of --jobs={args.jobs} was killed, perhaps for want of memory: run the same command "
+                    "again to go on, with fewer --jobs"
+                ) from error
+            except BaseException:
+                workers.shutdown(cancel_futures=True)
+                raise
     done = [(cell, scores) for cell in cells if (scores := read_cell(cell.path(args.output)))]
     rows = summarise(done)
     results = {"data": source.name, "class_names": class_names, "rows": rows, "notes": notes}

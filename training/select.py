@@ -17,7 +17,7 @@ from histodistill.training.files import read_json, write_text
 from histodistill.training.image_dataset import read_image_dataset, write_image_dataset
 from histodistill.training.options import result_settings, run_script
 from histodistill.training.scoring import predict_proba
-from histodistill.training.selecting import SelectionInputs, fit_selector
+from histodistill.training.selecting import SelectionInputs, fit_selector, make_selector
 from histodistill.training.stages import Stage, require_complete
 
 
@@ -47,6 +47,7 @@ def main(args: argparse.Namespace) -> None:
     if stage.complete and (args.output / "selector" / "config.json").is_file():
         print(f"select: {args.output / 'distilled'} is already finished")
         return
+    make_selector(args)  # refuses what is out of range before the embedding, which takes a while
     teacher = Classifier.from_pretrained(args.teacher)
     if teacher.class_names != class_names:
         raise InputError(

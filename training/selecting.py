@@ -47,14 +47,23 @@ class Selection:
 
 
 def make_selector(args: argparse.Namespace) -> BaseSelector:
-    """The selector that the options describe, not yet fitted."""
+    """The selector that the options describe, not yet fitted.
+
+    Raises:
+        InputError: For a parameter out of range.
+    """
     options = {"n_per_class": args.n_per_class, "random_state": args.seed}
     if args.selector == "infomap":
         names = ("n_neighbors", "weighting", "markov_time", "num_trials", "quota")
         options |= {name: getattr(args, name) for name in names}
     elif args.selector == "facility_location":
         options["objective"] = args.objective
-    return SELECTORS[args.selector](**options)
+    selector = SELECTORS[args.selector](**options)
+    try:
+        selector.check_params()
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return selector
 
 
 def fit_selector(args: argparse.Namespace, inputs: SelectionInputs, class_names: list[str]) -> Selection:
@@ -86,11 +95,16 @@ def fit_selector(args: argparse.Namespace, inputs: SelectionInputs, class_names:
             )
     except ValueError as error:
         raise InputError(str(error)) from error
-    notes = [str(w.message) for w in caught if issubclass(w.category, DegenerateGraphWarning)]
+    notes = []
+    for caught_warning in caught:
+        if issubclass(caught_warning.category, DegenerateGraphWarning):
+            notes.append(str(caught_warning.message))
+        else:
+            warnings.warn(caught_warning.message, caught_warning.category, stacklevel=2)
     for label in np.unique(inputs.labels[candidates & ~passes]):
-        left = int(passes[inputs.labels == label].sum())
+        mine = passes[inputs.labels == label]
         notes.append(
-            f"class {label} ({class_names[label]}): only {left} images pass the filter, so those that the teacher "
-            f"recognises best fill the {args.n_per_class} places: lower the filter or generate more"
+            f"class {label} ({class_names[label]}): {mine.sum()} of {len(mine)} images pass the filter, so those that "
+            f"the teacher recognises best fill the {args.n_per_class} places: lower the filter or generate more"
         )
     return Selection(selector, candidates, notes)

@@ -61,12 +61,12 @@ def accelerator(fresh_accelerate):
 
 @pytest.fixture
 def train(source, accelerator, tmp_path):
-    """`train(config, choose_on, score_on)` gives the cell, whose file is cells/one.json."""
+    """`train(config, choose_on, score_on, …)` gives the cell, whose file is cells/one.json."""
 
-    def train(config: ClassifierConfig, choose_on: Tiles | None, score_on: tuple[str, Tiles]) -> dict:
+    def train(config: ClassifierConfig, choose_on: Tiles | None, score_on: dict[str, Tiles], **options) -> dict:
         return train_cell(
             tmp_path / "cells" / "one.json", "a row", config, source.split("train"), choose_on, score_on, accelerator,
-            source.class_names,
+            source.class_names, **options,
         )  # fmt: skip
 
     return train
@@ -79,7 +79,7 @@ def without_seconds(cell: dict) -> dict:
 
 def test_a_cell_is_written_with_all_that_is_known_of_it(source, accelerator, train, tmp_path):
     validation, test = source.split("validation"), source.split("test")
-    cell = train(CONFIG, validation, ("test", test))
+    cell = train(CONFIG, validation, {"test": test})
     alone = train_classifier(
         CONFIG, source.split("train"), validation, accelerator, class_names=source.class_names, progress=False
     )
@@ -100,7 +100,7 @@ def test_a_cell_is_written_with_all_that_is_known_of_it(source, accelerator, tra
 
 def test_validation_tiles_may_be_what_is_scored(source, accelerator, train):
     validation = source.split("validation")
-    cell = train(CONFIG, None, ("validation", validation))
+    cell = train(CONFIG, None, {"validation": validation})
     last = train_classifier(
         CONFIG, source.split("train"), None, accelerator, class_names=source.class_names, progress=False
     )
@@ -108,6 +108,26 @@ def test_validation_tiles_may_be_what_is_scored(source, accelerator, train):
     assert cell["validation"] == score(last.model, validation)
     assert cell["best_step"] == CONFIG.max_train_steps
     assert "test" not in cell
+
+
+def test_several_splits_are_scored_by_the_same_weights(source, accelerator, train, tmp_path):
+    splits = {name: source.split(name) for name in ("test", "validation", "train")}
+    cell = train(CONFIG, None, splits)
+    last = train_classifier(
+        CONFIG, source.split("train"), None, accelerator, class_names=source.class_names, progress=False
+    )
+    scores = {name: score(last.model, tiles) for name, tiles in splits.items()}
+    assert {name: cell[name] for name in splits} == scores
+    assert [np.sum(scores[name]["confusion"]) for name in splits] == [10, 15, 30]
+    assert read_cell(tmp_path / "cells" / "one.json") == cell
+
+
+def test_the_bar_can_be_left_out(source, train, tmp_path, capsys):
+    score_on = {"test": source.split("test")}
+    train(CONFIG, None, score_on)
+    assert "6/6" in capsys.readouterr().err
+    train(CONFIG, None, score_on, progress=False)
+    assert capsys.readouterr().err == ""
 
 
 def leave_checkpoints(folder: Path, config: ClassifierConfig, source: TileSource, accelerator) -> None:
@@ -119,7 +139,7 @@ def leave_checkpoints(folder: Path, config: ClassifierConfig, source: TileSource
 
 
 def test_a_killed_training_goes_on_and_its_checkpoints_go(source, accelerator, train, tmp_path):
-    score_on = ("validation", source.split("validation"))
+    score_on = {"validation": source.split("validation")}
     whole = train(CONFIG, None, score_on)
     # The checkpoint of a killed training, and those of another cell that is not finished.
     leave_checkpoints(tmp_path / "cells" / "checkpoints" / "one", CONFIG, source, accelerator)
@@ -134,14 +154,14 @@ def test_checkpoints_of_other_settings_are_refused(source, accelerator, train, t
     other = ClassifierConfig(**{**vars(CONFIG), "seed": 1})
     leave_checkpoints(tmp_path / "cells" / "checkpoints" / "one", other, source, accelerator)
     with pytest.raises(InputError, match=r"checkpoint-4 is of a run with other settings"):
-        train(CONFIG, None, ("validation", source.split("validation")))
+        train(CONFIG, None, {"validation": source.split("validation")})
     assert read_cell(tmp_path / "cells" / "one.json") is None
 
 
 def test_undefined_auc_is_written_as_null(source, train, tmp_path):
     validation = source.split("validation")
     lacking = validation.subset(np.flatnonzero(validation.labels > 0))
-    assert train(CONFIG, None, ("validation", lacking))["validation"]["auc"] is None
+    assert train(CONFIG, None, {"validation": lacking})["validation"]["auc"] is None
     written = json.loads((tmp_path / "cells" / "one.json").read_text(), parse_constant=pytest.fail)
     assert written["validation"]["auc"] is None
     assert 0 <= written["validation"]["accuracy"] <= 1

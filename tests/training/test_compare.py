@@ -138,7 +138,7 @@ class Trainer:
     calls: list
     limit: int = 1000
 
-    def __call__(self, config, train, validation, accelerator, *, class_names, checkpoint_dir, resume):
+    def __call__(self, config, train, validation, accelerator, *, class_names, checkpoint_dir, resume, progress):
         if len(self.calls) == self.limit:
             raise KeyboardInterrupt
         self.calls.append((config, train, validation, class_names, checkpoint_dir, resume))

@@ -5,13 +5,16 @@ import json
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderDC
 from PIL import Image
 from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel, ViTConfig, ViTImageProcessor, ViTModel
 
 from histodistill.training.classifiers import Classifier
-from histodistill.training.embedders import embed_images, is_classifier
+from histodistill.training.data import to_model_input
+from histodistill.training.embedders import embed_images, is_autoencoder, is_classifier
 from histodistill.training.errors import InputError
 from histodistill.training.scoring import embed
+from histodistill.training.train_autoencoder import build_autoencoder
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +75,38 @@ def test_convolutional_model(tmp_path, images):
     assert len(np.unique(embeddings.round(4), axis=0)) == 5
 
 
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory):
+    """The folder of an autoencoder that quarters tiles of 16 pixels to latents of 3×4×4."""
+    folder = tmp_path_factory.mktemp("autoencoder")
+    torch.manual_seed(0)
+    build_autoencoder(16, [12, 12, 12], latent_channels=3, layers_per_block=1).save_pretrained(folder)
+    return folder
+
+
+def test_latents_of_an_autoencoder(autoencoder, images):
+    embeddings = embed_images(str(autoencoder), images, batch_size=2)
+    with torch.no_grad():
+        latents = AutoencoderDC.from_pretrained(autoencoder).eval().encode(to_model_input(images)).latent
+    assert latents.shape == (5, 3, 4, 4)
+    assert (embeddings.dtype, embeddings.shape) == (np.float32, (5, 48))
+    np.testing.assert_allclose(embeddings, latents.numpy().reshape(5, 48), rtol=1e-4, atol=1e-5)
+    assert len(np.unique(embeddings.round(4), axis=0)) == 5
+
+
+def test_tiles_that_an_autoencoder_cannot_take(autoencoder):
+    with pytest.raises(InputError, match="a multiple of 4 px, and these have 18 px: give the autoencoder") as error:
+        embed_images(autoencoder, np.zeros((2, 18, 18, 3), np.uint8))
+    assert str(autoencoder) in str(error.value) and "\n" not in str(error.value)
+
+
 def test_what_cannot_be_loaded(tmp_path, images):
     BertModel(
         BertConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4, vocab_size=9)
     ).save_pretrained(tmp_path / "text")
     (tmp_path / "empty").mkdir()
     for folder in ("text", "empty", "none"):
-        with pytest.raises(InputError, match="cannot be loaded: give a folder that train_classifier left") as error:
+        with pytest.raises(InputError, match="cannot be loaded: give a folder that train_classifier or") as error:
             embed_images(tmp_path / folder, images)
         assert "\n" not in str(error.value)
 
@@ -91,3 +119,13 @@ def test_is_classifier(tmp_path, tiny_teacher):
     assert not is_classifier("user/model")
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet18", "model_type": "timm_wrapper"}))
     assert not is_classifier(tmp_path)
+
+
+def test_is_autoencoder(tmp_path, autoencoder, tiny_teacher):
+    assert is_autoencoder(autoencoder)
+    assert is_autoencoder(str(autoencoder))
+    assert not is_classifier(autoencoder)
+    for other in (tiny_teacher, tmp_path, tmp_path / "none", "user/model"):
+        assert not is_autoencoder(other)
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL"}))
+    assert not is_autoencoder(tmp_path)

@@ -490,7 +490,8 @@ def test_a_killed_evaluation_goes_on_and_each_row_has_its_tiles(start, run, eval
             raise KeyboardInterrupt
         trained[row] = train
         assert choose_on is None
-        assert score_on[0] == "validation" and np.array_equal(score_on[1].images, source.split("validation").images)
+        assert list(score_on) == ["validation"]
+        assert np.array_equal(score_on["validation"].images, source.split("validation").images)
         return train_cell(path, row, config, train, choose_on, score_on, *others)
 
     monkeypatch.setattr(script, "train_cell", watched)

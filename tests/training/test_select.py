@@ -7,11 +7,21 @@ import warnings
 import numpy as np
 import pytest
 from datasets import ClassLabel, Image, List, Value, load_dataset
+from PIL import Image as PILImage
 
-from histodistill.selection import DegenerateGraphWarning, DistillSelector
+from histodistill.selection import (
+    DegenerateGraphWarning,
+    DistillSelector,
+    FacilityLocationSelector,
+    KCenterSelector,
+    at_least,
+    typical,
+)
 from histodistill.training import select as script
 from histodistill.training.classifiers import Classifier
+from histodistill.training.commands import select as command
 from histodistill.training.data import load_tiles
+from histodistill.training.embedders import embed_images
 from histodistill.training.errors import InputError
 from histodistill.training.files import read_json, write_json
 from histodistill.training.image_dataset import read_image_dataset
@@ -81,7 +91,19 @@ def test_record_and_card(selected, tiny_npz):
     assert card.startswith("---\n")
     assert all(name in card for name in names)
     assert "tiny" in card  # the tiles that the teacher was trained on
+    assert record["dropped"] == dict.fromkeys(names, 0)
     assert {path.name for path in selected.iterdir()} == {"distilled", "selector"}
+
+
+def test_figures_of_the_communities(selected, tmp_path, run_main, select_argv):
+    run_main(script, *select_argv, "--selector", "herding", "--output", tmp_path)
+    for folder in (selected / "selector", tmp_path / "selector"):
+        for name in ("community_map.png", "community_tiles.png"):
+            with PILImage.open(folder / name) as figure:
+                assert figure.format == "PNG" and min(figure.size) > 100
+    # They show the communities, and those of a baseline are others.
+    for name in ("community_map.png", "community_tiles.png"):
+        assert (selected / "selector" / name).read_bytes() != (tmp_path / "selector" / name).read_bytes()
 
 
 def test_baselines_have_no_communities(tmp_path, run_main, select_argv):
@@ -116,6 +138,11 @@ def test_other_settings_in_the_same_folder_are_refused(selected, run_main, selec
         (["--pool", "/no/such"], "/no/such holds no finished pool: run histodistill generate first"),
         (["--teacher", "/no/such"], "/no/such holds no finished classifier: run train_classifier"),
         (["--embedder", "/no/such"], "--embedder /no/such cannot be loaded"),
+        (["--min-probability", "-0.1"], "--min-probability=-0.1 is out of range: it must be 0 to 1"),
+        (["--min-probability", "1.1"], "--min-probability=1.1 is out of range: it must be 0 to 1"),
+        (["--typical-share", "-1"], "--typical-share=-1.0 is out of range: it must be 0 to 1"),
+        (["--typical-share", "nan"], "--typical-share=nan is out of range: it must be 0 to 1"),
+        (["--quota", "real", "--data", "/no/such"], "/no/such does not exist: a source is "),
     ],
 )
 def test_bad_input_ends_with_one_sentence(tmp_path, select_argv, argv, message, capsys):
@@ -161,15 +188,188 @@ def test_unfinished_pool_is_refused(tmp_path, tiny_pool, run_main, select_argv):
     assert not (tmp_path / "output").exists()
 
 
-def test_make_selector_takes_the_options(select_argv):
-    argv = [*select_argv, "--output", "out", "--seed", "5", "--markov-time", "2", "--num-trials", "3"]
-    argv += ["--quota", "uniform", "--weighting", "cosine"]
-    assert script.make_selector(script.parse_args(argv)).get_params() == {
-        "n_per_class": 2,
-        "n_neighbors": 3,
-        "weighting": "cosine",
-        "markov_time": 2.0,
-        "num_trials": 3,
-        "quota": "uniform",
-        "random_state": 5,
+# Filters, and options that go by real tiles.
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny_teacher) -> Classifier:
+    return Classifier.from_pretrained(tiny_teacher)
+
+
+def embedded(teacher, tiny_pool, tiny_npz) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Embeddings and labels of the pool and of the real training tiles."""
+    images, columns, _ = read_image_dataset(tiny_pool)
+    real = load_tiles(tiny_npz).split("train")
+    return embed(teacher, images), columns["label"], embed(teacher, real.images), real.labels
+
+
+@pytest.fixture(scope="module")
+def by_real_quota(tmp_path_factory, run_main, select_argv, tiny_npz):
+    folder = tmp_path_factory.mktemp("quota")
+    run_main(script, *select_argv, "--quota", "real", "--data", tiny_npz, "--output", folder)
+    return folder
+
+
+def test_quota_by_real_tiles(by_real_quota, teacher, tiny_pool, tiny_npz):
+    embeddings, labels, real_embeddings, real_labels = embedded(teacher, tiny_pool, tiny_npz)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateGraphWarning)
+        expected = DistillSelector(n_per_class=2, n_neighbors=3, quota="real").fit(
+            embeddings, labels, real_embeddings=real_embeddings, real_labels=real_labels
+        )
+    selector = DistillSelector.from_pretrained(by_real_quota / "selector")
+    assert selector.get_params() == expected.get_params()
+    np.testing.assert_array_equal(selector.selected_indices_, expected.selected_indices_)
+    _, distilled, _ = read_image_dataset(by_real_quota / "distilled")
+    assert np.bincount(distilled["label"]).tolist() == [2] * 5
+    record = read_json(by_real_quota / "distilled" / "stage.json")
+    assert set(record["dropped"].values()) == {0}
+
+
+def test_covering_real_tiles(tmp_path, run_main, select_argv, teacher, tiny_pool, tiny_npz):
+    argv = [*select_argv, "--selector", "facility_location", "--objective", "real", "--data", tiny_npz]
+    run_main(script, *argv, "--output", tmp_path)
+    embeddings, labels, real_embeddings, real_labels = embedded(teacher, tiny_pool, tiny_npz)
+    expected = FacilityLocationSelector(n_per_class=2, objective="real").fit(
+        embeddings, labels, real_embeddings=real_embeddings, real_labels=real_labels
+    )
+    selector = FacilityLocationSelector.from_pretrained(tmp_path / "selector")
+    np.testing.assert_array_equal(selector.selected_indices_, expected.selected_indices_)
+    # Which no other tiles give.
+    np.testing.assert_allclose(selector.mean_distance_, expected.mean_distance_, rtol=1e-4)
+    _, distilled, _ = read_image_dataset(tmp_path / "distilled")
+    assert np.bincount(distilled["label"]).tolist() == [2] * 5
+    assert not distilled["community"].any()
+
+
+def test_real_tiles_are_known_by_their_content(by_real_quota, tmp_path, run_main, select_argv, tiny_npz, capsys):
+    argv = [*select_argv, "--quota", "real", "--output", by_real_quota]
+    record = read_json(by_real_quota / "distilled" / "stage.json")
+    assert record["settings"]["data"] == load_tiles(tiny_npz).fingerprint()
+    with np.load(tiny_npz) as arrays:
+        arrays = dict(arrays)
+    np.savez(tmp_path / "same.npz", **arrays)
+    run_main(script, *argv, "--data", tmp_path / "same.npz")
+    assert "already finished" in capsys.readouterr().out
+    arrays["train_images"] = arrays["train_images"].copy()
+    arrays["train_images"][0, 0, 0, 0] ^= 1
+    np.savez(tmp_path / "other.npz", **arrays)
+    with pytest.raises(InputError, match=r"was made with other settings \(data was "):
+        run_main(script, *argv, "--data", tmp_path / "other.npz")
+    assert read_json(by_real_quota / "distilled" / "stage.json") == record
+
+
+def test_real_tiles_of_other_classes(tmp_path, run_main, select_argv, tiny_npz):
+    with np.load(tiny_npz) as arrays:
+        np.savez(tmp_path / "other.npz", **{**arrays, "class_names": np.array(["a", "b", "c", "d", "e"])})
+    argv = [*select_argv, "--quota", "real", "--data", tmp_path / "other.npz", "--output", tmp_path / "output"]
+    message = r"other\.npz has other classes than the pool \(a, b, c, d, … and not adipose, .*: give the tiles that "
+    with pytest.raises(InputError, match=message):
+        run_main(script, *argv)
+    assert not (tmp_path / "output").exists()
+
+
+def test_real_tiles_that_no_option_goes_by_are_not_read(selected, run_main, select_argv, capsys):
+    run_main(script, *select_argv, "--data", "/no/such", "--output", selected)
+    assert "already finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--quota", "real"],
+        ["--selector", "facility_location", "--objective", "real"],
+        ["--selector", "random", "--typical-share", "0.9"],
+    ],
+)
+def test_missing_real_tiles_are_refused_before_anything_is_loaded(tmp_path, argv, monkeypatch, capsys):
+    monkeypatch.setattr(command, "run_module", lambda *call: pytest.fail("the script was started"))
+    folders = ["--pool", "/no/such", "--teacher", "/no/such", "--output", str(tmp_path / "output")]
+    with pytest.raises(SystemExit) as error:
+        command.main([*folders, *argv])
+    assert error.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == (
+        "error: --data is missing: --quota real, --objective real and --typical-share go by the real tiles, "
+        "name them\n"
+    )
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "needs"),
+    [
+        ([], False),
+        (["--min-probability", "0.5"], False),
+        (["--quota", "real"], True),
+        (["--quota", "real", "--selector", "random"], False),
+        (["--objective", "real"], False),
+        (["--objective", "real", "--selector", "facility_location"], True),
+        (["--typical-share", "0", "--selector", "kmeans"], True),
+    ],
+)
+def test_which_options_go_by_real_tiles(select_argv, argv, needs):
+    args = command.parse_args([*select_argv, "--data", "phantom", "--output", "out", *argv])
+    assert command.needs_real_tiles(args) is needs
+
+
+def test_only_images_that_the_teacher_recognises(tmp_path, run_main, select_argv, teacher, tiny_pool, capsys):
+    images, pool, names = read_image_dataset(tiny_pool)
+    labels = pool["label"]
+    own = predict_proba(teacher, images)[np.arange(30), labels]
+    # In some classes two or more images pass, in others fewer, so that both places have to be filled.
+    second = np.sort([np.sort(own[labels == label])[-2] for label in range(5)])
+    threshold = float((second[2] + second[3]) / 2)
+    passes = own >= threshold
+    lacking = [label for label in range(5) if passes[labels == label].sum() < 2]
+    assert len(lacking) == 3
+
+    run_main(script, *select_argv, "--min-probability", threshold, "--output", tmp_path)
+    selector = DistillSelector.from_pretrained(tmp_path / "selector")
+    candidates = at_least(passes, own, labels, 2)
+    np.testing.assert_array_equal(selector.module_labels_ >= 0, candidates)
+    assert candidates[selector.selected_indices_].all()
+    _, distilled, _ = read_image_dataset(tmp_path / "distilled")
+    assert np.bincount(distilled["label"]).tolist() == [2] * 5
+    assert (distilled["community"] >= 0).all()
+
+    record = read_json(tmp_path / "distilled" / "stage.json")
+    assert record["dropped"] == {name: int((~candidates[labels == label]).sum()) for label, name in enumerate(names)}
+    assert record["settings"]["min_probability"] == threshold
+    notes = [note for note in record["warnings"] if "pass the filter" in note]
+    assert [note.partition(" (")[0] for note in notes] == [f"class {label}" for label in lacking]
+    printed = capsys.readouterr().out
+    assert all(f"warning: {note}\n" in printed for note in record["warnings"])
+
+
+def test_only_images_that_are_typical(tmp_path, run_main, select_argv, teacher, tiny_pool, tiny_npz):
+    embeddings, labels, real_embeddings, real_labels = embedded(teacher, tiny_pool, tiny_npz)
+    filtered = {
+        share: typical(embeddings, labels, real_embeddings, real_labels, share) for share in (0.1, 0.3, 0.5, 0.7, 0.9)
     }
+    share, passes = next((share, passes) for share, passes in filtered.items() if 0 < passes.sum() < 30)
+    images, _, names = read_image_dataset(tiny_pool)
+    own = predict_proba(teacher, images)[np.arange(30), labels]
+    candidates = at_least(passes, own, labels, 2)
+
+    argv = [*select_argv, "--selector", "random", "--typical-share", share, "--data", tiny_npz]
+    run_main(script, *argv, "--output", tmp_path)
+    record = read_json(tmp_path / "distilled" / "stage.json")
+    dropped = {name: int((~candidates[labels == label]).sum()) for label, name in enumerate(names)}
+    assert record["dropped"] == dropped and sum(dropped.values()) > 0
+    assert record["community_sizes"] == {}
+    _, distilled, _ = read_image_dataset(tmp_path / "distilled")
+    assert np.bincount(distilled["label"]).tolist() == [2] * 5
+    # A dropped image has the community -1, and none was chosen.
+    assert not distilled["community"].any()
+
+
+def test_latents_of_an_autoencoder_may_be_the_embeddings(tmp_path, run_main, select_argv, tiny_autoencoder, tiny_pool):
+    argv = [*select_argv, "--selector", "k_center", "--embedder", tiny_autoencoder, "--output", tmp_path]
+    run_main(script, *argv)
+    images, pool, _ = read_image_dataset(tiny_pool)
+    expected = KCenterSelector(n_per_class=2).fit(embed_images(tiny_autoencoder, images), pool["label"])
+    selector = KCenterSelector.from_pretrained(tmp_path / "selector")
+    np.testing.assert_array_equal(selector.selected_indices_, expected.selected_indices_)
+    assert selector.n_features_in_ == 2 * 8 * 8

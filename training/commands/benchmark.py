@@ -12,6 +12,7 @@ Leaves `RUN/benchmark/` with benchmark.json and benchmark.md, whose margins over
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -73,6 +74,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     check_option(args, "jobs", args.jobs >= 1, "it must be at least 1")
     check_option(args, "sizes", min(args.sizes) >= 1, "each must be at least 1")
     check_option(args, "sizes", len(set(args.sizes)) == len(args.sizes), "each may be named once")
+    for text in args.train:
+        if text.count(":") > 1:
+            fail(f"--train={text}: write ARCHITECTURE:STEPS, as in convnet:300; --rows says what to train on")
     args.num_processes = 1
     check_cell_options(args, [])
     args.specs = {row: parse_row(row) for row in args.rows}
@@ -90,7 +94,7 @@ def parse_row(row: str) -> argparse.Namespace | None:
     argv = ["--selector", selector]
     for item in rest.split(",") if rest else []:
         name, equals, value = item.partition("=")
-        if not equals:
+        if not equals or name == "selector":
             fail(f"--rows {row}: {item!r} is not OPTION=VALUE: write a row as in infomap:quota=sqrt,n_neighbors=10")
         argv += [f"--{name.replace('_', '-')}", value]
     parser = _RowParser(prog=f"--rows {row}", add_help=False, allow_abbrev=False)
@@ -106,8 +110,9 @@ class _RowParser(argparse.ArgumentParser):
 
 
 def file_name(row: str) -> str:
-    """A row's name as part of a file's name."""
-    return re.sub(r"[^\w.]+", "-", row)
+    """A row's name as part of a file's name; rows that differ have names that differ."""
+    plain = re.sub(r"[^\w.]+", "-", row)
+    return plain if plain == row else f"{plain}-{hashlib.sha256(row.encode()).hexdigest()[:8]}"
 
 
 def main(argv: list[str]) -> None:

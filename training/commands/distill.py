@@ -172,9 +172,8 @@ def stages(args: argparse.Namespace, run: dict) -> list[StageCall]:
     }  # fmt: skip
     teacher = {**data, "output": out / "teacher", **settings["teacher"], **training}
     generate = {"pipeline": out / "pipeline", "output": out / "pool", **seed, **settings["generate"]}
-    select = {
-        "pool": out / "pool", "teacher": out / "teacher", "data": args.data, "output": out, **seed, **settings["select"]
-    }  # fmt: skip
+    made = {"pool": out / "pool", "teacher": out / "teacher", "data": args.data, "output": out}
+    select = {**made, **seed, **settings["select"]}
     compare = {"run": out, **data, "train": settings["compare"], "seeds": [args.seed], **precision}
     return [
         StageCall("autoencoder", "autoencoder", f"{package}.train_autoencoder", autoencoder, many),
