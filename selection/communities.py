@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 from scipy.sparse import csr_matrix, issparse
@@ -68,6 +70,7 @@ def find_communities(
 
     Raises:
         ValueError: for a graph that is not sparse, square, finite and ≥ 0, or an argument out of range.
+        ImportError: if infomap was imported before faiss, see `_import_infomap`.
 
     Warns:
         DegenerateGraphWarning: when `Communities.degenerate` is not None.
@@ -107,8 +110,7 @@ def _check_graph(graph: csr_matrix) -> csr_matrix:
 
 
 def _run_infomap(graph: csr_matrix, markov_time: float, num_trials: int, random_state: int) -> Communities:
-    from infomap import Network
-
+    Network = _import_infomap().Network
     n_nodes = graph.shape[0]
     links = graph.tocoo()
     network = Network()
@@ -142,6 +144,22 @@ def _run_infomap(graph: csr_matrix, markov_time: float, num_trials: int, random_
         num_modules=len(order),
         degenerate=_degeneracy(labels),
     )
+
+
+def _import_infomap() -> ModuleType:
+    """Imports infomap after faiss, and refuses to go on where it was done the other way round.
+
+    Both are made with SWIG and share one table of types. Where faiss comes second, iterating over a result of infomap
+    ends in faiss's code and kills the process (faiss-cpu 1.15 with infomap 2.16).
+    """
+    if "infomap" not in sys.modules:
+        import faiss  # noqa: F401
+    import infomap
+
+    order = list(sys.modules)
+    if "faiss" in order and order.index("infomap") < order.index("faiss"):
+        raise ImportError("infomap was imported before faiss, and would crash now: import faiss first, then infomap")
+    return infomap
 
 
 def _degeneracy(labels: np.ndarray) -> str | None:

@@ -152,8 +152,11 @@ def test_a_failure_does_not_stop_the_others(measured):
         ("knn", 1, TOO_MANY, "failed"),
         ("dense", 1, 60, "ok"),
         ("dense", 1, 10**8, "skipped"),
+        ("dense, by link", 1, 60, "ok"),
+        ("dense, by link", 1, 10**8, "skipped"),
         ("knn", 3, 60, "ok"),
         ("dense", 3, 60, "ok"),
+        ("dense, by link", 3, 60, "ok"),
     ]
     assert "Unable to allocate" in rows[2]["reason"]
     assert rows[4]["reason"].startswith("needs about 447,034,838.8 GiB, available are ")
@@ -181,10 +184,12 @@ def test_rows_are_compared(measured):
     assert {key for key, row in rows.items() if "growth_per_doubling" in row} == {("knn", 1, 120)}
     growth = total["knn", 1, 120] / total["knn", 1, 60]
     assert rows["knn", 1, 120]["growth_per_doubling"] == pytest.approx(growth)
-    assert {key for key, row in rows.items() if "speedup" in row} == {("knn", 1, 60), ("knn", 3, 60)}
-    for classes in (1, 3):
-        speedup = total["dense", classes, 60] / total["knn", classes, 60]
-        assert rows["knn", classes, 60]["speedup"] == pytest.approx(speedup)
+    dense = [(method, classes, 60) for method in ("dense", "dense, by link") for classes in (1, 3)]
+    assert {key for key, row in rows.items() if "times_knn" in row} == set(dense)
+    for method, classes, size in dense:
+        times = total[method, classes, size] / total["knn", classes, size]
+        assert rows[method, classes, size]["times_knn"] == pytest.approx(times)
+        assert rows[method, classes, size]["num_links"] == rows["dense", classes, size]["num_links"]
 
 
 def test_the_table_has_a_line_for_each_row(measured):
@@ -201,7 +206,7 @@ def test_the_table_has_a_line_for_each_row(measured):
         else:
             assert line.endswith(f"–  {row['status']}: {row['reason']}")
     assert saved == f"benchmark: saved to {file}"
-    assert "7/7" in progress
+    assert "10/10" in progress
 
 
 def test_no_dense_sizes_leave_the_dense_graph_out(monkeypatch, capsys):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -167,3 +169,36 @@ def test_one_node_is_no_reason_to_warn():
 def test_bad_input_is_refused_in_one_sentence(graph, options, message):
     with pytest.raises(ValueError, match=message):
         find_communities(graph, **options)
+
+
+FIT = """
+import numpy as np
+from histodistill.selection import DistillSelector
+points = np.random.default_rng(0).normal(size=(300, 8)) + 9 * np.repeat(np.eye(3, 8), 100, axis=0)
+print(DistillSelector(n_per_class=3, n_neighbors=6).fit(points, np.zeros(300, int)).selected_indices_.tolist())
+"""
+
+
+def fit_after(imports: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-W", "ignore", "-c", imports + FIT], capture_output=True, text=True)
+
+
+def test_infomap_and_faiss_in_one_process():
+    alone, after_faiss = fit_after(""), fit_after("import faiss, infomap\n")
+    assert alone.returncode == after_faiss.returncode == 0
+    assert alone.stdout == after_faiss.stdout != ""
+    # The other way round, the libraries would kill the process.
+    wrong = fit_after("import infomap\n")
+    assert wrong.returncode == 1
+    assert wrong.stderr.splitlines()[-1] == (
+        "ImportError: infomap was imported before faiss, and would crash now: import faiss first, then infomap"
+    )
+
+
+def test_infomap_without_faiss():
+    code = (
+        "import infomap, sys; from scipy.sparse import eye; from histodistill.selection import find_communities;"
+        "found = find_communities(eye(4, k=1) + eye(4, k=-1)); print(found.num_modules, 'faiss' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[1] == "False"

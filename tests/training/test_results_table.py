@@ -287,7 +287,7 @@ def benchmark(folder, start) -> Path:
 @pytest.fixture(scope="module")
 def grown(benchmark, start) -> tuple[Path, dict, dict, dict]:
     """The same with one cell lost and one more seed: the folder, its cells and times before, and those after."""
-    lost = cell_files(benchmark)["convnet-infomap-n_neighbors-3-quota-real-2-seed0"]
+    lost = cell_files(benchmark)[f"convnet-{file_name(ROWS[-1])}-2-seed0"]
     cells = {name: without_seconds(path) for name, path in cell_files(benchmark).items()}
     before = times(benchmark)
     lost.unlink()
