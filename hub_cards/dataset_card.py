@@ -23,9 +23,6 @@ _COLUMNS = {
     "all classes",
     "modular_centrality": "modular centrality of the image in that graph, comparable within a class",
 }
-# Other selectors find no communities, and leave these columns at zero.
-_COMMUNITY_SELECTOR = "DistillSelector"
-_COMMUNITY_COLUMNS = ("community", "modular_centrality")
 
 
 @dataclass(kw_only=True)
@@ -40,6 +37,7 @@ class DistilledDatasetCardData:
         selector: class name of the selector.
         selector_params: its parameters.
         features: of the dataset; with the columns `image` and `label`.
+        embedder: what embedded the images for it.
         source_name: name of the real tiles' source; `phantom` is called drawings, not histology.
         license: licence identifier of the Hub, such as `cc-by-4.0`.
         attribution: whom to credit for the real tiles.
@@ -59,6 +57,7 @@ class DistilledDatasetCardData:
     selector: str
     selector_params: Mapping[str, Any]
     features: Features
+    embedder: str | None = None
     source_name: str | None = None
     license: str | None = None
     attribution: str | None = None
@@ -115,8 +114,6 @@ class DistilledDatasetCardData:
         rows = []
         for name, feature in self.features.items():
             meaning = _COLUMNS.get(name, "").format(size=self.image_size)
-            if name in _COMMUNITY_COLUMNS and self.selector != _COMMUNITY_SELECTOR:
-                meaning = f"always 0: {self.selector} finds no communities"
             rows.append({"name": name, "type": _type_name(feature), "meaning": meaning})
         return rows
 

@@ -13,8 +13,12 @@ from typing import Any
 
 #: The name of every selector, cheap to read (for instance for the choices of a command line option).
 SELECTOR_NAMES = ("infomap", "random", "kmeans", "herding", "k_center", "facility_location")
-#: What a `FacilityLocationSelector` can cover.
+#: What a `HerdingSelector` can match distributions by.
+KERNELS = ("linear", "gaussian")
+#: What a `FacilityLocationSelector` can cover, and a `HerdingSelector` match.
 OBJECTIVES = ("pool", "real")
+#: Which images of a community a `DistillSelector` can choose.
+RANKINGS = ("modular_centrality", "random")
 
 _HOME_OF_NAME = {
     "BaseSelector": "base",
@@ -41,8 +45,10 @@ _HOME_OF_NAME = {
 }
 
 __all__ = [
+    "KERNELS",
     "OBJECTIVES",
     "QUOTA_RULES",
+    "RANKINGS",
     "SELECTORS",
     "SELECTOR_NAMES",
     "WEIGHTINGS",

@@ -6,14 +6,22 @@ import warnings
 
 import numpy as np
 
-from histodistill.selection import OBJECTIVES
+from histodistill.selection import KERNELS, OBJECTIVES
 from histodistill.selection.base import BaseSelector, ClassSelection
 from histodistill.selection.checks import check_choice
 from histodistill.selection.distances import squared_distances_to
 
 
-# The distances that a facility location holds at once: 4 GiB of float32.
-_LARGEST_DISTANCE_MATRIX = 2**30
+# The distances that a selector may hold at once: 4 GiB of float64.
+_LARGEST_DISTANCE_MATRIX = 2**29
+
+
+def _check_distances_fit(images: np.ndarray, points: np.ndarray, name: str, method: str) -> None:
+    if len(images) * len(points) > _LARGEST_DISTANCE_MATRIX:
+        raise ValueError(
+            f"{name} has {len(images)} images and {len(points)} points to compare with, too many for {method}, which "
+            f"holds at most {_LARGEST_DISTANCE_MATRIX} distances: choose another selector"
+        )
 
 
 class RandomSelector(BaseSelector):
@@ -62,18 +70,47 @@ class KMeansSelector(BaseSelector):
 
 
 class HerdingSelector(BaseSelector):
-    """Chooses greedily so that the mean of the chosen embeddings stays nearest to the mean of the class.
+    """Chooses greedily so that the chosen images are distributed as the target is.
 
-    Herding (Welling, ICML 2009) in the form of iCaRL (Rebuffi et al., CVPR 2017, alg. 4). The rank order is that of
+    Herding (Welling, ICML 2009). With the kernel `"linear"`, the mean of the chosen embeddings is kept nearest to the
+    mean of the target, in the form of iCaRL (Rebuffi et al., CVPR 2017, alg. 4). With `"gaussian"`, kernel herding
+    (Chen, Welling and Smola, UAI 2010): in place of the mean alone, the whole distribution is matched, as seen by
+    k(x, y) = exp(−‖x − y‖² / m), with m the median of ‖x − y‖² between images and target. The rank order is that of
     choosing.
 
-    Parameters and attributes are those of `BaseSelector`; `random_state` has no effect, the method uses no chance.
+    Parameters:
+        n_per_class: images to choose of each class, at least 1.
+        kernel: `"linear"` or `"gaussian"`, whose time and memory grow with the number of images squared.
+        objective: the target: the images of the `"pool"`, or the `"real"` tiles of the class.
+        random_state: has no effect, the method uses no chance.
+
+    Attributes are those of `BaseSelector`.
     """
+
+    def __init__(self, n_per_class: int = 100, kernel: str = "linear", objective: str = "pool", random_state: int = 0):
+        super().__init__(n_per_class=n_per_class, random_state=random_state)
+        self.kernel = kernel
+        self.objective = objective
+
+    @property
+    def uses_real_tiles(self) -> bool:
+        """Whether `fit` needs real tiles: with the objective `"real"`."""
+        return self.objective == "real"
+
+    def check_params(self) -> None:
+        """Raises ValueError for a parameter that is out of range."""
+        super().check_params()
+        check_choice("kernel", self.kernel, KERNELS)
+        check_choice("objective", self.objective, OBJECTIVES)
 
     def _select_class(
         self, embeddings: np.ndarray, rng: np.random.Generator, name: str, real: np.ndarray | None
     ) -> ClassSelection:
-        mean = embeddings.mean(axis=0, dtype=np.float64)
+        target = embeddings if real is None else real
+        if self.kernel == "gaussian":
+            _check_distances_fit(embeddings, target, name, "herding with a gaussian kernel")
+            return ClassSelection(ranked=self._kernel_herding(embeddings, target))
+        mean = target.mean(axis=0, dtype=np.float64)
         chosen_sum = np.zeros_like(mean)
         free = np.ones(len(embeddings), dtype=bool)
         ranked = []
@@ -85,6 +122,22 @@ class HerdingSelector(BaseSelector):
             chosen_sum += embeddings[nearest]
             ranked.append(nearest)
         return ClassSelection(ranked=np.array(ranked))
+
+    def _kernel_herding(self, embeddings: np.ndarray, target: np.ndarray) -> np.ndarray:
+        to_target = np.empty((len(embeddings), len(target)))
+        for row, image in zip(to_target, embeddings, strict=True):
+            row[:] = squared_distances_to(target, image)
+        median = np.median(to_target) or 1.0
+        attraction = np.exp(-to_target / median).mean(axis=1)
+        repulsion = np.zeros(len(embeddings))
+        free = np.ones(len(embeddings), dtype=bool)
+        ranked = []
+        for count in range(1, self.n_per_class + 1):
+            best = int(np.argmax(np.where(free, attraction - repulsion / count, -np.inf)))
+            free[best] = False
+            repulsion += np.exp(-squared_distances_to(embeddings, embeddings[best]) / median)
+            ranked.append(best)
+        return np.array(ranked)
 
 
 class KCenterSelector(BaseSelector):
@@ -146,11 +199,7 @@ class FacilityLocationSelector(BaseSelector):
         self, embeddings: np.ndarray, rng: np.random.Generator, name: str, real: np.ndarray | None
     ) -> ClassSelection:
         points = embeddings if real is None else real
-        if len(embeddings) * len(points) > _LARGEST_DISTANCE_MATRIX:
-            raise ValueError(
-                f"{name} has {len(embeddings)} images and {len(points)} points to cover, too many for facility "
-                f"location, which holds at most {_LARGEST_DISTANCE_MATRIX} distances: choose another selector"
-            )
+        _check_distances_fit(embeddings, points, name, "facility location")
         # Row i: from image i to every point. A power of two changes no digit, and keeps all within float32.
         scale = np.float32(2.0 ** (2 - np.frexp(max(np.abs(embeddings).max(), np.abs(points).max()))[1].astype(float)))
         distances = np.empty((len(embeddings), len(points)), dtype=np.float32)

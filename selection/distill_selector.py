@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from histodistill.selection import RANKINGS
 from histodistill.selection.base import BaseSelector, ClassSelection
 from histodistill.selection.checks import check_choice, check_integer, check_positive
 from histodistill.selection.communities import find_communities
@@ -34,6 +35,8 @@ class DistillSelector(BaseSelector):
         quota: `"proportional"` to the size of a community, `"uniform"`, by its square root `"sqrt"`, or `"real"`:
             proportional to the number of real tiles in its region, each real tile counting for the community of the
             image nearest to it.
+        ranking: which images of a community are chosen: those of highest `"modular_centrality"`, as in the paper, or
+            `"random"` ones, so that the communities are strata of a random choice.
         random_state: whole number from 0 to 2³¹ − 1.
 
     Attributes:
@@ -70,6 +73,7 @@ class DistillSelector(BaseSelector):
         markov_time: float = 1.0,
         num_trials: int = 5,
         quota: str = "proportional",
+        ranking: str = "modular_centrality",
         random_state: int = 0,
     ):
         super().__init__(n_per_class=n_per_class, random_state=random_state)
@@ -78,6 +82,7 @@ class DistillSelector(BaseSelector):
         self.markov_time = markov_time
         self.num_trials = num_trials
         self.quota = quota
+        self.ranking = ranking
 
     @property
     def uses_real_tiles(self) -> bool:
@@ -99,6 +104,7 @@ class DistillSelector(BaseSelector):
         check_positive("markov_time", self.markov_time)
         check_integer("num_trials", self.num_trials, 1)
         check_choice("quota", self.quota, QUOTA_RULES)
+        check_choice("ranking", self.ranking, RANKINGS)
 
     def _select_class(
         self, embeddings: np.ndarray, rng: np.random.Generator, name: str, real: np.ndarray | None
@@ -116,8 +122,9 @@ class DistillSelector(BaseSelector):
             nearest = nearest_among(embeddings, real, 1)[0][:, 0]
             real_counts = np.bincount(found.module_labels[nearest], minlength=found.num_modules)
         quotas = community_quotas(sizes, self.n_per_class, self.quota, real_counts)
+        score = rng.random(len(embeddings)) if self.ranking == "random" else found.modular_centrality
         return ClassSelection(
-            ranked=_round_robin(found.module_labels, found.modular_centrality, quotas),
+            ranked=_round_robin(found.module_labels, score, quotas),
             per_image={
                 "module_labels": found.module_labels,
                 "modular_centrality": found.modular_centrality,
@@ -127,9 +134,9 @@ class DistillSelector(BaseSelector):
         )
 
 
-def _round_robin(module_labels: np.ndarray, centrality: np.ndarray, quotas: np.ndarray) -> np.ndarray:
-    """The first `quotas[m]` nodes of each community by centrality, ordered by place in it, then by its label."""
-    by_community = np.lexsort((np.arange(len(module_labels)), -centrality, module_labels))
+def _round_robin(module_labels: np.ndarray, score: np.ndarray, quotas: np.ndarray) -> np.ndarray:
+    """The first `quotas[m]` nodes of each community by score, ordered by place in it, then by its label."""
+    by_community = np.lexsort((np.arange(len(module_labels)), -score, module_labels))
     sizes = np.bincount(module_labels, minlength=len(quotas))
     starts = np.cumsum(sizes) - sizes
     label = module_labels[by_community]

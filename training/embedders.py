@@ -17,6 +17,10 @@ from histodistill.training.errors import InputError
 from histodistill.training.scoring import embed
 
 
+#: The name of the embedder that needs no training and no files.
+UNTRAINED = "untrained"
+
+
 def is_classifier(name_or_path: str | Path) -> bool:
     """Whether a folder holds a `Classifier` of this project."""
     config = Path(name_or_path) / "config.json"
@@ -36,7 +40,9 @@ def embed_images(name_or_path: str | Path, images: np.ndarray, batch_size: int =
     Args:
         name_or_path: A `Classifier` folder, whose penultimate features are taken; or the folder or Hub id of a
             `transformers` vision model, whose pooled output is taken where it was trained, or else the mean over its
-            last hidden states; or the folder of an `AutoencoderDC`, whose latents are taken as they are.
+            last hidden states; or the folder of an `AutoencoderDC`, whose latents are taken as they are; or
+            `UNTRAINED`, the features of a ConvNet with random weights, always the same ones: colours and textures,
+            and nothing that was learned from private tiles (compare Zhao & Bilen, WACV 2023).
         images: uint8 N×H×W×3.
         batch_size: Images at a time.
 
@@ -47,6 +53,11 @@ def embed_images(name_or_path: str | Path, images: np.ndarray, batch_size: int =
         InputError: If there is no such model.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if name_or_path == UNTRAINED:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = Classifier("convnet", class_names=["0", "1"], image_size=images.shape[1])
+        return embed(model.eval(), images, batch_size, device)
     if is_classifier(name_or_path):
         return embed(Classifier.from_pretrained(name_or_path), images, batch_size, device)
     if is_autoencoder(name_or_path):

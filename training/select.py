@@ -67,9 +67,8 @@ def main(args: argparse.Namespace) -> None:
         print(f"warning: {note}")
     selector = selection.selector
     chosen = selector.selected_indices_
-    # Only Infomap finds communities; every other selector leaves one, with no centrality.
-    communities = getattr(selector, "module_labels_", selection.candidates.astype(np.int64) - 1)
-    centrality = getattr(selector, "modular_centrality_", np.zeros(len(labels)))
+    communities = selection.communities.module_labels_
+    centrality = selection.communities.modular_centrality_
     distilled = {
         "label": labels[chosen],
         "soft_label": known.probabilities[chosen],
@@ -90,6 +89,7 @@ def main(args: argparse.Namespace) -> None:
         pool_size=len(images),
         selector=type(selector).__name__,
         selector_params=selector.get_params(),
+        embedder=args.embedder or "features of a classifier trained on the same tiles",
         filters={name: getattr(args, name) for name in ("min_probability", "typical_share") if getattr(args, name)},
         generation={name: pool_record["settings"][name] for name in PIPELINE_OPTIONS},
         features=features,
@@ -98,20 +98,18 @@ def main(args: argparse.Namespace) -> None:
     write_text(args.output / "distilled" / "README.md", render_dataset_card(card))
     stage.finish(
         num_images=len(chosen),
-        community_sizes=community_sizes(selector, labels, class_names),
+        community_sizes=community_sizes(communities, labels, class_names),
         dropped={name: int((~selection.candidates[labels == label]).sum()) for label, name in enumerate(class_names)},
         warnings=selection.notes,
     )
     print(f"select: {len(chosen)} of {len(images)} images saved to {args.output / 'distilled'}")
 
 
-def community_sizes(selector, labels: np.ndarray, class_names: list[str]) -> dict[str, list[int]]:
-    """Sizes of the communities of each class, largest first; empty for a selector that finds none."""
-    if not hasattr(selector, "module_labels_"):
-        return {}
+def community_sizes(communities: np.ndarray, labels: np.ndarray, class_names: list[str]) -> dict[str, list[int]]:
+    """Sizes of the communities of each class, largest first; -1 is none."""
     sizes = {}
     for label, name in enumerate(class_names):
-        mine = selector.module_labels_[labels == label]
+        mine = communities[labels == label]
         sizes[name] = sorted(np.unique(mine[mine >= 0], return_counts=True)[1].tolist(), reverse=True)
     return sizes
 

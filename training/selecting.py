@@ -8,8 +8,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from histodistill.selection import SELECTORS, BaseSelector, DegenerateGraphWarning, at_least, recognised, typical
+from histodistill.selection import (
+    SELECTORS,
+    BaseSelector,
+    DegenerateGraphWarning,
+    DistillSelector,
+    at_least,
+    recognised,
+    typical,
+)
 from histodistill.training.errors import InputError
+
+
+# What decides the communities.
+GRAPH_OPTIONS = ("n_neighbors", "weighting", "markov_time", "num_trials")
 
 
 @dataclass(frozen=True)
@@ -37,11 +49,14 @@ class Selection:
 
     Attributes:
         selector: Fitted.
+        communities: The selector itself where it finds communities, and otherwise a `DistillSelector` fitted to the
+            same candidates: communities describe a pool, whatever chooses from it.
         candidates: bool N, False for images that a filter dropped.
         notes: Sentences that a user should read.
     """
 
     selector: BaseSelector
+    communities: DistillSelector
     candidates: np.ndarray
     notes: list[str]
 
@@ -54,10 +69,11 @@ def make_selector(args: argparse.Namespace) -> BaseSelector:
     """
     options = {"n_per_class": args.n_per_class, "random_state": args.seed}
     if args.selector == "infomap":
-        names = ("n_neighbors", "weighting", "markov_time", "num_trials", "quota")
-        options |= {name: getattr(args, name) for name in names}
+        options |= {name: getattr(args, name) for name in (*GRAPH_OPTIONS, "quota", "ranking")}
     elif args.selector == "facility_location":
         options["objective"] = args.objective
+    elif args.selector == "herding":
+        options |= {"objective": args.objective, "kernel": args.kernel}
     selector = SELECTORS[args.selector](**options)
     try:
         selector.check_params()
@@ -93,6 +109,11 @@ def fit_selector(args: argparse.Namespace, inputs: SelectionInputs, class_names:
                 real_embeddings=inputs.real_embeddings,
                 real_labels=inputs.real_labels,
             )
+            communities = selector
+            if not isinstance(selector, DistillSelector):
+                graph = {name: getattr(args, name) for name in GRAPH_OPTIONS}
+                communities = DistillSelector(n_per_class=1, random_state=args.seed, **graph)
+                communities.fit(inputs.embeddings, inputs.labels, candidates=candidates)
     except ValueError as error:
         raise InputError(str(error)) from error
     notes = []
@@ -107,4 +128,4 @@ def fit_selector(args: argparse.Namespace, inputs: SelectionInputs, class_names:
             f"class {label} ({class_names[label]}): {mine.sum()} of {len(mine)} images pass the filter, so those that "
             f"the teacher recognises best fill the {args.n_per_class} places: lower the filter or generate more"
         )
-    return Selection(selector, candidates, notes)
+    return Selection(selector, communities, candidates, notes)
