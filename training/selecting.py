@@ -109,10 +109,12 @@ def fit_selector(args: argparse.Namespace, inputs: SelectionInputs, class_names:
                 real_embeddings=inputs.real_embeddings,
                 real_labels=inputs.real_labels,
             )
-            communities = selector
-            if not isinstance(selector, DistillSelector):
-                graph = {name: getattr(args, name) for name in GRAPH_OPTIONS}
-                communities = DistillSelector(n_per_class=1, random_state=args.seed, **graph)
+        communities = selector
+        if not isinstance(selector, DistillSelector):
+            graph = {name: getattr(args, name) for name in GRAPH_OPTIONS}
+            communities = DistillSelector(n_per_class=1, random_state=args.seed, **graph)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DegenerateGraphWarning)  # nothing is chosen by these
                 communities.fit(inputs.embeddings, inputs.labels, candidates=candidates)
     except ValueError as error:
         raise InputError(str(error)) from error

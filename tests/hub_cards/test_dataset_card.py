@@ -111,9 +111,10 @@ def test_names_cannot_make_markup():
     assert escape_markdown("_a_ b_c") == "&#95;a&#95; b_c"
 
 
-def test_other_selectors_have_no_communities():
-    assert "always 0: KMeansSelector finds no communities" in render_dataset_card(make_card(selector="KMeansSelector"))
-    assert "always 0" not in render_dataset_card(make_card())
+def test_the_embedder_is_told_where_it_is_known():
+    assert "of the pool was embedded, and the selector" in render_dataset_card(make_card())
+    text = render_dataset_card(make_card(embedder="user/a_model"))
+    assert "of the pool was embedded (user/a&#95;model), and the selector" in text or "(user/a_model), and" in text
 
 
 def test_phantom_is_not_called_histology():

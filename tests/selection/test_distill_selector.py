@@ -86,6 +86,19 @@ def test_the_most_central_of_each_community_are_chosen_most_central_first(quota)
         np.testing.assert_array_equal(chosen, ranked[: len(chosen)])
 
 
+def test_random_images_of_the_communities_are_a_stratified_choice():
+    by_centrality, _, blob = fit_blobs()
+    chosen = []
+    for seed in (0, 1):
+        selector, _, _ = fit_blobs(ranking="random", random_state=seed)
+        np.testing.assert_array_equal(selector.module_labels_, by_centrality.module_labels_)
+        assert np.bincount(blob[selector.selected_indices_]).tolist() == [8, 6, 4, 2, 5, 5, 5, 5]
+        again, _, _ = fit_blobs(ranking="random", random_state=seed)
+        np.testing.assert_array_equal(again.selected_indices_, selector.selected_indices_)
+        chosen.append(set(selector.selected_indices_.tolist()))
+    assert chosen[0] != chosen[1] and set(by_centrality.selected_indices_.tolist()) not in chosen
+
+
 def test_parameters_reach_graph_and_infomap():
     embeddings, labels, _ = two_classes_of_blobs()
     params = {"n_neighbors": 4, "weighting": "cosine", "markov_time": 0.8, "num_trials": 2, "random_state": 5}

@@ -136,7 +136,9 @@ def test_too_many_distances_are_refused_in_one_sentence(monkeypatch):
     images = np.random.default_rng(0).normal(size=(11, 2))
     selector = FacilityLocationSelector(n_per_class=2).fit(*one_class(images[:10]))  # just small enough
     before = selector.selected_indices_
-    message = "class 0 has 11 images and 11 points to cover, too many for facility location, .* at most 100 distances"
+    message = (
+        "class 0 has 11 images and 11 points to compare with, too many for facility location, .* at most 100 distances"
+    )
     with pytest.raises(ValueError, match=message) as caught:
         selector.fit(*one_class(images))
     assert "\n" not in str(caught.value)
@@ -146,7 +148,7 @@ def test_too_many_distances_are_refused_in_one_sentence(monkeypatch):
     assert selector.selected_indices_.min() > 0
 
     selector.set_params(objective="real")
-    with pytest.raises(ValueError, match="class 0 has 10 images and 11 points to cover"):
+    with pytest.raises(ValueError, match="class 0 has 10 images and 11 points to compare with"):
         selector.fit(*one_class(images[:10]), real_embeddings=images, real_labels=[0] * 11)
     selector.fit(*one_class(images), real_embeddings=images[:9], real_labels=[0] * 9)
 

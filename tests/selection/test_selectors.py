@@ -21,6 +21,8 @@ from histodistill.selection import SELECTOR_NAMES, SELECTORS, BaseSelector, Dege
 
 # Every selector as it stands, and those of its kinds that go by real tiles.
 VARIANTS = {name: (name, {}) for name in SELECTOR_NAMES} | {
+    "infomap, random images": ("infomap", {"ranking": "random"}),
+    "kernel herding": ("herding", {"kernel": "gaussian"}),
     "infomap by real tiles": ("infomap", {"quota": "real"}),
     "facility_location of real tiles": ("facility_location", {"objective": "real"}),
 }
@@ -144,7 +146,7 @@ def test_classes_are_independent(name):
     np.testing.assert_array_equal(rows[alone.selected_indices_], together.selected_indices_[10:20])
 
 
-@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "random"])
+@pytest.mark.parametrize("name", [name for name in VARIANTS if "random" not in name])
 def test_of_equal_images_the_first_is_taken(name):
     embeddings, _ = pool(per_class=60, n_classes=1)
     twice = np.concatenate([embeddings, embeddings])
@@ -412,6 +414,7 @@ def test_bad_input_is_refused_in_one_sentence(name, embeddings, labels, params, 
         ({"markov_time": -1.0}, "markov_time=-1.0 is not valid"),
         ({"num_trials": True}, "num_trials=True is not valid"),
         ({"quota": None}, "quota=None is not known"),
+        ({"ranking": "flow"}, "ranking='flow' is not known: choose one of modular_centrality, random"),
     ],
 )
 def test_options_of_the_distill_selector_are_checked(params, message):

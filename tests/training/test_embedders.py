@@ -129,3 +129,15 @@ def test_is_autoencoder(tmp_path, autoencoder, tiny_teacher):
         assert not is_autoencoder(other)
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL"}))
     assert not is_autoencoder(tmp_path)
+
+
+def test_features_of_an_untrained_network_are_always_the_same(images):
+    torch.manual_seed(5)
+    expected_draw = torch.rand(1)
+    torch.manual_seed(5)
+    embeddings = embed_images("untrained", images)
+    assert torch.rand(1) == expected_draw  # the global generator is as it was
+    torch.manual_seed(6)
+    np.testing.assert_array_equal(embed_images("untrained", images), embeddings)
+    assert embeddings.dtype == np.float32 and embeddings.shape[0] == len(images)
+    assert len(np.unique(embeddings.round(4), axis=0)) == len(images)

@@ -14,6 +14,7 @@ from histodistill.selection import (
     DistillSelector,
     FacilityLocationSelector,
     KCenterSelector,
+    RandomSelector,
     at_least,
     typical,
 )
@@ -101,17 +102,22 @@ def test_figures_of_the_communities(selected, tmp_path, run_main, select_argv):
         for name in ("community_map.png", "community_tiles.png"):
             with PILImage.open(folder / name) as figure:
                 assert figure.format == "PNG" and min(figure.size) > 100
-    # They show the communities, and those of a baseline are others.
+    # They mark the images that were chosen, and herding chooses others.
     for name in ("community_map.png", "community_tiles.png"):
         assert (selected / "selector" / name).read_bytes() != (tmp_path / "selector" / name).read_bytes()
 
 
-def test_baselines_have_no_communities(tmp_path, run_main, select_argv):
+def test_communities_are_those_of_the_pool_whatever_chooses(selected, tmp_path, run_main, select_argv, tiny_pool):
     run_main(script, *select_argv, "--selector", "random", "--output", tmp_path)
     _, distilled, _ = read_image_dataset(tmp_path / "distilled")
     assert np.bincount(distilled["label"]).tolist() == [2] * 5
-    assert not distilled["community"].any()
-    assert not distilled["modular_centrality"].any()
+    chosen = RandomSelector.from_pretrained(tmp_path / "selector").selected_indices_
+    np.testing.assert_array_equal(distilled["seed"], read_image_dataset(tiny_pool)[1]["seed"][chosen])
+    infomap = DistillSelector.from_pretrained(selected / "selector")
+    np.testing.assert_array_equal(distilled["community"], infomap.module_labels_[chosen])
+    np.testing.assert_array_equal(distilled["modular_centrality"], infomap.modular_centrality_[chosen])
+    sizes = [read_json(folder / "distilled" / "stage.json")["community_sizes"] for folder in (tmp_path, selected)]
+    assert sizes[0] == sizes[1]
 
 
 def test_finished_selection_is_left_alone(selected, run_main, select_argv, capsys):
@@ -239,7 +245,6 @@ def test_covering_real_tiles(tmp_path, run_main, select_argv, teacher, tiny_pool
     np.testing.assert_allclose(selector.mean_distance_, expected.mean_distance_, rtol=1e-4)
     _, distilled, _ = read_image_dataset(tmp_path / "distilled")
     assert np.bincount(distilled["label"]).tolist() == [2] * 5
-    assert not distilled["community"].any()
 
 
 def test_real_tiles_are_known_by_their_content(by_real_quota, tmp_path, run_main, select_argv, tiny_npz, capsys):
@@ -358,11 +363,11 @@ def test_only_images_that_are_typical(tmp_path, run_main, select_argv, teacher, 
     record = read_json(tmp_path / "distilled" / "stage.json")
     dropped = {name: int((~candidates[labels == label]).sum()) for label, name in enumerate(names)}
     assert record["dropped"] == dropped and sum(dropped.values()) > 0
-    assert record["community_sizes"] == {}
+    # A dropped image is in no community, and none was chosen.
+    assert sum(map(sum, record["community_sizes"].values())) == candidates.sum()
     _, distilled, _ = read_image_dataset(tmp_path / "distilled")
     assert np.bincount(distilled["label"]).tolist() == [2] * 5
-    # A dropped image has the community -1, and none was chosen.
-    assert not distilled["community"].any()
+    assert (distilled["community"] >= 0).all()
 
 
 def test_latents_of_an_autoencoder_may_be_the_embeddings(tmp_path, run_main, select_argv, tiny_autoencoder, tiny_pool):
