@@ -12,10 +12,8 @@ from typing import Any
 
 
 #: The name of every selector, cheap to read (for instance for the choices of a command line option).
-SELECTOR_NAMES = ("infomap", "random", "kmeans", "herding", "k_center", "facility_location")
-#: What a `HerdingSelector` can match distributions by.
-KERNELS = ("linear", "gaussian")
-#: What a `FacilityLocationSelector` can cover, and a `HerdingSelector` match.
+SELECTOR_NAMES = ("infomap", "random", "kmeans", "herding", "kernel_herding", "k_center", "facility_location")
+#: What a `FacilityLocationSelector` can cover.
 OBJECTIVES = ("pool", "real")
 #: Which images of a community a `DistillSelector` can choose.
 RANKINGS = ("modular_centrality", "random")
@@ -27,6 +25,7 @@ _HOME_OF_NAME = {
     "HerdingSelector": "baselines",
     "KCenterSelector": "baselines",
     "KMeansSelector": "baselines",
+    "KernelHerdingSelector": "baselines",
     "RandomSelector": "baselines",
     "Communities": "communities",
     "DegenerateGraphWarning": "communities",
@@ -45,7 +44,6 @@ _HOME_OF_NAME = {
 }
 
 __all__ = [
-    "KERNELS",
     "OBJECTIVES",
     "QUOTA_RULES",
     "RANKINGS",
@@ -61,6 +59,7 @@ __all__ = [
     "HerdingSelector",
     "KCenterSelector",
     "KMeansSelector",
+    "KernelHerdingSelector",
     "RandomSelector",
     "at_least",
     "community_quotas",

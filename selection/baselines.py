@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 
-from histodistill.selection import KERNELS, OBJECTIVES
+from histodistill.selection import OBJECTIVES
 from histodistill.selection.base import BaseSelector, ClassSelection
 from histodistill.selection.checks import check_choice
 from histodistill.selection.distances import squared_distances_to
@@ -70,47 +70,18 @@ class KMeansSelector(BaseSelector):
 
 
 class HerdingSelector(BaseSelector):
-    """Chooses greedily so that the chosen images are distributed as the target is.
+    """Chooses greedily so that the mean of the chosen embeddings stays nearest to the mean of the class.
 
-    Herding (Welling, ICML 2009). With the kernel `"linear"`, the mean of the chosen embeddings is kept nearest to the
-    mean of the target, in the form of iCaRL (Rebuffi et al., CVPR 2017, alg. 4). With `"gaussian"`, kernel herding
-    (Chen, Welling and Smola, UAI 2010): in place of the mean alone, the whole distribution is matched, as seen by
-    k(x, y) = exp(−‖x − y‖² / m), with m the median of ‖x − y‖² between images and target. The rank order is that of
+    Herding (Welling, ICML 2009) in the form of iCaRL (Rebuffi et al., CVPR 2017, alg. 4). The rank order is that of
     choosing.
 
-    Parameters:
-        n_per_class: images to choose of each class, at least 1.
-        kernel: `"linear"` or `"gaussian"`, whose time and memory grow with the number of images squared.
-        objective: the target: the images of the `"pool"`, or the `"real"` tiles of the class.
-        random_state: has no effect, the method uses no chance.
-
-    Attributes are those of `BaseSelector`.
+    Parameters and attributes are those of `BaseSelector`; `random_state` has no effect, the method uses no chance.
     """
-
-    def __init__(self, n_per_class: int = 100, kernel: str = "linear", objective: str = "pool", random_state: int = 0):
-        super().__init__(n_per_class=n_per_class, random_state=random_state)
-        self.kernel = kernel
-        self.objective = objective
-
-    @property
-    def uses_real_tiles(self) -> bool:
-        """Whether `fit` needs real tiles: with the objective `"real"`."""
-        return self.objective == "real"
-
-    def check_params(self) -> None:
-        """Raises ValueError for a parameter that is out of range."""
-        super().check_params()
-        check_choice("kernel", self.kernel, KERNELS)
-        check_choice("objective", self.objective, OBJECTIVES)
 
     def _select_class(
         self, embeddings: np.ndarray, rng: np.random.Generator, name: str, real: np.ndarray | None
     ) -> ClassSelection:
-        target = embeddings if real is None else real
-        if self.kernel == "gaussian":
-            _check_distances_fit(embeddings, target, name, "herding with a gaussian kernel")
-            return ClassSelection(ranked=self._kernel_herding(embeddings, target))
-        mean = target.mean(axis=0, dtype=np.float64)
+        mean = embeddings.mean(axis=0, dtype=np.float64)
         chosen_sum = np.zeros_like(mean)
         free = np.ones(len(embeddings), dtype=bool)
         ranked = []
@@ -123,21 +94,38 @@ class HerdingSelector(BaseSelector):
             ranked.append(nearest)
         return ClassSelection(ranked=np.array(ranked))
 
-    def _kernel_herding(self, embeddings: np.ndarray, target: np.ndarray) -> np.ndarray:
-        to_target = np.empty((len(embeddings), len(target)))
-        for row, image in zip(to_target, embeddings, strict=True):
-            row[:] = squared_distances_to(target, image)
-        median = np.median(to_target) or 1.0
-        attraction = np.exp(-to_target / median).mean(axis=1)
+
+class KernelHerdingSelector(BaseSelector):
+    """Chooses greedily so that the chosen images are distributed as all images of the class are.
+
+    Kernel herding (Chen, Welling and Smola, UAI 2010): each image in turn is the one that makes the maximum mean
+    discrepancy between the chosen images and all of them smallest, under k(x, y) = exp(−‖x − y‖² / m), with m the
+    median of ‖x − y‖² over all pairs. Dense regions give many images and thin ones few, and no two near each other
+    before all else is served. The rank order is that of choosing, so the first images of a class are by themselves a
+    good choice of fewer. Time and memory grow with the number of images squared.
+
+    Parameters and attributes are those of `BaseSelector`; `random_state` has no effect, the method uses no chance.
+    """
+
+    def _select_class(
+        self, embeddings: np.ndarray, rng: np.random.Generator, name: str, real: np.ndarray | None
+    ) -> ClassSelection:
+        _check_distances_fit(embeddings, embeddings, name, "kernel herding")
+        kernel = np.empty((len(embeddings), len(embeddings)))
+        for row, image in zip(kernel, embeddings, strict=True):
+            row[:] = squared_distances_to(embeddings, image)
+        kernel /= -(np.median(kernel) or 1.0)
+        np.exp(kernel, out=kernel)
+        attraction = kernel.mean(axis=1)
         repulsion = np.zeros(len(embeddings))
         free = np.ones(len(embeddings), dtype=bool)
         ranked = []
         for count in range(1, self.n_per_class + 1):
             best = int(np.argmax(np.where(free, attraction - repulsion / count, -np.inf)))
             free[best] = False
-            repulsion += np.exp(-squared_distances_to(embeddings, embeddings[best]) / median)
+            repulsion += kernel[best]
             ranked.append(best)
-        return np.array(ranked)
+        return ClassSelection(ranked=np.array(ranked))
 
 
 class KCenterSelector(BaseSelector):

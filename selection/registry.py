@@ -7,6 +7,7 @@ from histodistill.selection.baselines import (
     FacilityLocationSelector,
     HerdingSelector,
     KCenterSelector,
+    KernelHerdingSelector,
     KMeansSelector,
     RandomSelector,
 )
@@ -19,6 +20,7 @@ SELECTORS: dict[str, type[BaseSelector]] = {
     "random": RandomSelector,
     "kmeans": KMeansSelector,
     "herding": HerdingSelector,
+    "kernel_herding": KernelHerdingSelector,
     "k_center": KCenterSelector,
     "facility_location": FacilityLocationSelector,
 }

@@ -72,8 +72,6 @@ def make_selector(args: argparse.Namespace) -> BaseSelector:
         options |= {name: getattr(args, name) for name in (*GRAPH_OPTIONS, "quota", "ranking")}
     elif args.selector == "facility_location":
         options["objective"] = args.objective
-    elif args.selector == "herding":
-        options |= {"objective": args.objective, "kernel": args.kernel}
     selector = SELECTORS[args.selector](**options)
     try:
         selector.check_params()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from histodistill.selection import HerdingSelector, RandomSelector, baselines
+from histodistill.selection import HerdingSelector, KernelHerdingSelector, RandomSelector, baselines
 
 
 def squared_distances(one, other):
@@ -39,7 +39,7 @@ def cloud(seed, n=40, width=3):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_kernel_herding_by_its_definition(seed):
     images = cloud(seed)
-    selector = HerdingSelector(n_per_class=12, kernel="gaussian").fit(images, np.zeros(40, int))
+    selector = KernelHerdingSelector(n_per_class=12).fit(images, np.zeros(40, int))
     assert selector.selected_indices_.tolist() == kernel_herding_by_definition(images, 12)
 
 
@@ -47,8 +47,8 @@ def test_linear_herding_keeps_the_mean_and_kernel_herding_the_distribution():
     images, labels = cloud(3, n=300), np.zeros(300, int)
     scale = np.median(squared_distances(images, images))
     chosen = {
-        kernel: HerdingSelector(n_per_class=15, kernel=kernel).fit(images, labels).selected_indices_
-        for kernel in ("linear", "gaussian")
+        "linear": HerdingSelector(n_per_class=15).fit(images, labels).selected_indices_,
+        "gaussian": KernelHerdingSelector(n_per_class=15).fit(images, labels).selected_indices_,
     }
     at_random = [RandomSelector(15, seed).fit(images, labels).selected_indices_ for seed in range(20)]
     off_mean = {name: np.linalg.norm(images[rows].mean(0) - images.mean(0)) for name, rows in chosen.items()}
@@ -59,20 +59,14 @@ def test_linear_herding_keeps_the_mean_and_kernel_herding_the_distribution():
 
 
 def test_a_kernel_on_one_spot_goes_by_index():
-    selector = HerdingSelector(n_per_class=3, kernel="gaussian").fit(np.ones((6, 2)), np.zeros(6, int))
+    selector = KernelHerdingSelector(n_per_class=3).fit(np.ones((6, 2)), np.zeros(6, int))
     assert selector.selected_indices_.tolist() == [0, 1, 2]
 
 
 def test_what_does_not_fit_is_refused(monkeypatch):
     monkeypatch.setattr(baselines, "_LARGEST_DISTANCE_MATRIX", 100)
     images, labels = cloud(0, n=11), np.zeros(11, int)
-    message = "class 0 has 11 images and 11 points to compare with, too many for herding with a gaussian kernel"
+    message = "class 0 has 11 images and 11 points to compare with, too many for kernel herding"
     with pytest.raises(ValueError, match=message):
-        HerdingSelector(n_per_class=2, kernel="gaussian").fit(images, labels)
+        KernelHerdingSelector(n_per_class=2).fit(images, labels)
     assert len(HerdingSelector(n_per_class=2).fit(images, labels).selected_indices_) == 2
-
-
-@pytest.mark.parametrize("kernel", ["cubic", None])
-def test_an_unknown_kernel_is_refused(kernel):
-    with pytest.raises(ValueError, match=f"kernel={kernel!r} is not known: choose one of linear, gaussian"):
-        HerdingSelector(n_per_class=1, kernel=kernel).fit(cloud(0), np.zeros(40, int))

@@ -58,8 +58,6 @@ def test_the_selector_takes_the_options():
     selector = make_selector(options("--selector", "facility_location", "--objective", "real", "--seed", 1))
     assert type(selector) is FacilityLocationSelector
     assert selector.get_params() == {"n_per_class": 2, "objective": "real", "random_state": 1}
-    selector = make_selector(options("--selector", "herding", "--kernel", "gaussian"))
-    assert selector.get_params() == {"n_per_class": 2, "kernel": "gaussian", "objective": "pool", "random_state": 0}
     assert make_selector(options("--ranking", "random")).ranking == "random"
     # Options of other selectors are no matter.
     selector = make_selector(options("--selector", "random", "--quota", "real", "--seed", 7))

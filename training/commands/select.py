@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from histodistill.selection import KERNELS, OBJECTIVES, QUOTA_RULES, RANKINGS, SELECTOR_NAMES, WEIGHTINGS
+from histodistill.selection import OBJECTIVES, QUOTA_RULES, RANKINGS, SELECTOR_NAMES, WEIGHTINGS
 from histodistill.training.launch import run_module
 from histodistill.training.options import HelpFormatter, check_option, fail
 
@@ -47,11 +47,8 @@ def add_selector_options(parser: argparse.ArgumentParser) -> None:
     infomap.add_argument(
         "--ranking", choices=RANKINGS, default="modular_centrality", help="which images of a community"
     )
-    parser.add_argument_group("facility_location and herding").add_argument(
-        "--objective", choices=OBJECTIVES, default="pool", help="what to cover, or to match; real needs --data"
-    )
-    parser.add_argument_group("herding").add_argument(
-        "--kernel", choices=KERNELS, default="linear", help="linear matches the mean, gaussian the distribution"
+    parser.add_argument_group("facility_location").add_argument(
+        "--objective", choices=OBJECTIVES, default="pool", help="what to cover; real needs --data"
     )
 
 
@@ -65,7 +62,7 @@ def check_selector_options(args: argparse.Namespace) -> None:
 def needs_real_tiles(args: argparse.Namespace) -> bool:
     """Whether the options go by real tiles."""
     by_quota = args.selector == "infomap" and args.quota == "real"
-    by_objective = args.selector in ("facility_location", "herding") and args.objective == "real"
+    by_objective = args.selector == "facility_location" and args.objective == "real"
     return by_quota or by_objective or args.typical_share is not None
 
 
