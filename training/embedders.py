@@ -17,8 +17,8 @@ from histodistill.training.errors import InputError
 from histodistill.training.scoring import embed
 
 
-#: The name of the embedder that needs no training and no files.
-UNTRAINED = "untrained"
+#: Names of embedders: the run's own teacher, and the one that needs no training and no files.
+TEACHER, UNTRAINED = "teacher", "untrained"
 
 
 def is_classifier(name_or_path: str | Path) -> bool:
@@ -32,6 +32,11 @@ def is_autoencoder(name_or_path: str | Path) -> bool:
     """Whether a folder holds an autoencoder as `train_autoencoder` leaves it, or a pipeline in its `vae`."""
     config = Path(name_or_path) / "config.json"
     return config.is_file() and json.loads(config.read_text()).get("_class_name") == "AutoencoderDC"
+
+
+def resolve_embedder(name: str, teacher: Path) -> str | Path:
+    """What `embed_images` takes for the value of an option `--embedder`."""
+    return teacher if name == TEACHER else name
 
 
 def embed_images(name_or_path: str | Path, images: np.ndarray, batch_size: int = 256) -> np.ndarray:

@@ -18,7 +18,6 @@ class Preset:
     Attributes:
         autoencoder, diffusion, teacher, generate, select: Options of that stage. The first must have channels,
             latent_channels and batch_size, the second channels, max_train_steps and batch_size.
-            Selection goes by small communities (few neighbours, short Markov time), which spread the choice wider.
         compare: The values of `histodistill compare --train`.
         max_epochs: A denoiser that sees few tiles too often learns them by heart, so its steps are cut where they
             would show each training tile more often than this.
@@ -115,7 +114,7 @@ PRESETS = {
         },
         teacher={"architecture": "convnet", "max_train_steps": 1000},
         generate={"per_class": 1000, "num_inference_steps": 16, "mixed_precision": "bf16", **_GUIDANCE},
-        select={"n_per_class": 100, "n_neighbors": 5, "markov_time": 0.3},
+        select={"n_per_class": 100},
         compare=(
             "convnet:800:real_all,real_random,distilled_ce,distilled_joint",
             "resnet18:300:real_all,distilled_joint,real_random",
@@ -138,7 +137,7 @@ PRESETS = {
         },
         teacher={"architecture": "resnet18", "max_train_steps": 3000},
         generate={"per_class": 1000, "num_inference_steps": 25, "mixed_precision": "bf16", **_GUIDANCE},
-        select={"n_per_class": 100, "n_neighbors": 5, "markov_time": 0.3},
+        select={"n_per_class": 100},
         compare=("convnet:3000", "resnet18:3000"),
     ),
 }

@@ -24,7 +24,7 @@ from histodistill.training.classifiers import Classifier
 from histodistill.training.commands.benchmark import FIXED_ROWS, WHOLE_ROWS, file_name, parse_args
 from histodistill.training.commands.select import needs_real_tiles
 from histodistill.training.data import load_tiles, sample_per_class
-from histodistill.training.embedders import embed_images
+from histodistill.training.embedders import embed_images, resolve_embedder
 from histodistill.training.errors import InputError
 from histodistill.training.files import write_json, write_text
 from histodistill.training.image_dataset import read_image_dataset
@@ -132,7 +132,7 @@ def _run_cell(cell: Cell) -> str | None:
 def write_inputs(args: argparse.Namespace, pool: Tiles, source: TileSource) -> None:
     """Embeds the pool, and the real training tiles where a row goes by them; kept in `inputs.npz`."""
     file = args.output / "inputs.npz"
-    embedder = args.embedder or args.run / "teacher"
+    embedder = resolve_embedder(args.embedder, args.run / "teacher")
     with_real = any(options is not None and needs_real_tiles(options) for options in args.specs.values())
     if file.is_file():
         with np.load(file) as kept:

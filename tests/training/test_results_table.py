@@ -37,8 +37,8 @@ def test_defaults():
     assert (args.run, args.output) == (Path("runs/one"), Path("runs/one/benchmark"))
     assert args.rows[:4] == ["real_all", "pool_all", "real_random", "random"] and "infomap" in args.rows
     assert list(args.specs) == args.rows
-    assert args.plan == [("convnet", 300, [])]
-    assert (args.sizes, args.seeds, args.embedder) == ([10, 50, 100], [0, 1, 2, 3, 4], None)
+    assert args.plan == [("convnet", 600, [])]
+    assert (args.sizes, args.seeds, args.embedder) == ([10, 50, 100], [0, 1, 2, 3, 4], "untrained")
     assert args.jobs >= 1
 
 
@@ -67,7 +67,7 @@ def test_rows_have_options_of_select():
         (["--seeds", "1", "1"], "--seeds=[1, 1] is out of range: each may be named once"),
         (["--batch-size", "0"], "--batch-size=0 is out of range: it must be at least 1"),
         (["--train", "convnet:0"], "--train=convnet:0: after the architecture comes the number of steps"),
-        (["--train", "convnet:5:random"], "--train=convnet:5:random: write ARCHITECTURE:STEPS, as in convnet:300"),
+        (["--train", "convnet:5:random"], "--train=convnet:5:random: write ARCHITECTURE:STEPS, as in convnet:600"),
         (
             ["--rows", "infomap:selector=random"],
             "--rows infomap:selector=random: 'selector=random' is not OPTION=VALUE",
@@ -299,7 +299,7 @@ def test_what_is_missing_is_trained_and_nothing_else(grown):
     folder, cells, before, after = grown
     assert len(before) == 2 + 4 * 2 and len(after) == 2 * len(before)
     written = {name for name in after if after[name] != before.get(name)}
-    lost = "convnet-infomap-n_neighbors-3-quota-real-2-seed0"
+    lost = f"convnet-{file_name(ROWS[-1])}-2-seed0"
     assert written == {lost} | {name for name in after if name.endswith("-seed1")}
     # The lost cell comes out as it was.
     assert {name: without_seconds(path) for name, path in cell_files(folder).items() if name in before} == cells
@@ -383,7 +383,7 @@ def test_other_settings_are_refused(grown, folder, tiny_npz, capsys):
     for changed, message in (
         (["--train", "convnet:3"], 'steps was {"convnet": 2} and is now {"convnet": 3}'),
         (["--batch-size", "11"], "batch_size was 10 and is now 11"),
-        (["--embedder", "other"], 'embedder was null and is now "other"'),
+        (["--embedder", "other"], 'embedder was "untrained" and is now "other"'),
         (["--mixed-precision", "bf16"], 'mixed_precision was "no" and is now "bf16"'),
     ):
         with pytest.raises(SystemExit) as error:
@@ -408,7 +408,7 @@ def test_two_jobs_give_the_same_scores_and_what_is_too_large_is_left_out(
     cells, alone = cell_files(output), cell_files(benchmark)
     both = {name for name in cells if name in alone}
     assert both == {
-        "convnet-random-2-seed0", "convnet-infomap-n_neighbors-3-quota-real-2-seed0", "convnet-real_random-2-seed0",
+        "convnet-random-2-seed0", f"convnet-{file_name(ROWS[-1])}-2-seed0", "convnet-real_random-2-seed0",
     }  # fmt: skip
     for name in both:
         one, other = read_json(cells[name]), read_json(alone[name])

@@ -10,10 +10,12 @@ from datasets import ClassLabel, Image, List, Value, load_dataset
 from PIL import Image as PILImage
 
 from histodistill.selection import (
+    BaseSelector,
     DegenerateGraphWarning,
     DistillSelector,
     FacilityLocationSelector,
     KCenterSelector,
+    KernelHerdingSelector,
     RandomSelector,
     at_least,
     typical,
@@ -33,7 +35,9 @@ from histodistill.training.stages import Stage
 
 @pytest.fixture(scope="module")
 def select_argv(tiny_pool, tiny_teacher) -> list[str]:
-    return ["--pool", str(tiny_pool), "--teacher", str(tiny_teacher), "--n-per-class", "2", "--n-neighbors", "3"]
+    """Options of a selection by Infomap among the teacher's features."""
+    argv = ["--pool", str(tiny_pool), "--teacher", str(tiny_teacher), "--n-per-class", "2", "--n-neighbors", "3"]
+    return [*argv, "--selector", "infomap", "--embedder", "teacher"]
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +122,19 @@ def test_communities_are_those_of_the_pool_whatever_chooses(selected, tmp_path, 
     np.testing.assert_array_equal(distilled["modular_centrality"], infomap.modular_centrality_[chosen])
     sizes = [read_json(folder / "distilled" / "stage.json")["community_sizes"] for folder in (tmp_path, selected)]
     assert sizes[0] == sizes[1]
+
+
+def test_defaults_are_kernel_herding_on_untrained_features(tmp_path, run_main, tiny_pool, tiny_teacher):
+    argv = ["--pool", tiny_pool, "--teacher", tiny_teacher, "--n-per-class", 2, "--output", tmp_path]
+    run_main(script, *argv)
+    images, pool, _ = read_image_dataset(tiny_pool)
+    expected = KernelHerdingSelector(n_per_class=2).fit(embed_images("untrained", images), pool["label"])
+    selector = BaseSelector.from_pretrained(tmp_path / "selector")
+    assert type(selector) is KernelHerdingSelector
+    np.testing.assert_array_equal(selector.selected_indices_, expected.selected_indices_)
+    np.testing.assert_array_equal(read_image_dataset(tmp_path / "distilled")[0], images[expected.selected_indices_])
+    card = (tmp_path / "distilled" / "README.md").read_text()
+    assert "KernelHerdingSelector" in card and "convolutional network with random weights" in card
 
 
 def test_finished_selection_is_left_alone(selected, run_main, select_argv, capsys):
@@ -282,7 +299,7 @@ def test_real_tiles_that_no_option_goes_by_are_not_read(selected, run_main, sele
 @pytest.mark.parametrize(
     "argv",
     [
-        ["--quota", "real"],
+        ["--selector", "infomap", "--quota", "real"],
         ["--selector", "facility_location", "--objective", "real"],
         ["--selector", "random", "--typical-share", "0.9"],
     ],

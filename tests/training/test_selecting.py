@@ -17,7 +17,8 @@ NAMES = ["fat", "gland"]
 
 def options(*argv: object) -> argparse.Namespace:
     folders = ["--pool", "p", "--teacher", "t", "--output", "o", "--data", "phantom"]
-    return parse_args([*folders, "--n-per-class", "2", "--n-neighbors", "3", *map(str, argv)])
+    own = ["--selector", "infomap", "--n-per-class", "2", "--n-neighbors", "3"]
+    return parse_args([*folders, *own, *map(str, argv)])
 
 
 @pytest.fixture(scope="module")

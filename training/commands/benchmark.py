@@ -1,7 +1,7 @@
 """Makes the results table: classifiers trained on real tiles and on what each selector chooses, scored on real tiles.
 
     histodistill benchmark runs/phantom --data phantom --rows real_random random infomap infomap:quota=real \\
-        --sizes 10 50 --train convnet:300 --seeds 0 1 2 3 4
+        --sizes 10 50 --train convnet:600 --seeds 0 1 2 3 4
 
 Every row has the same recipe and number of optimizer steps; the last step counts, so validation tiles play no part in
 training and are scored beside the test tiles. A seed is that of the selection and of the training. Cells are trained
@@ -17,6 +17,7 @@ import os
 import re
 from pathlib import Path
 
+from histodistill.selection import SELECTOR_NAMES
 from histodistill.training.commands.compare import check_cell_options
 from histodistill.training.commands.select import add_selector_options, check_selector_options
 from histodistill.training.launch import run_module
@@ -51,7 +52,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--rows",
         nargs="+",
-        default=[*FIXED_ROWS, "random", "kmeans", "herding", "k_center", "facility_location", "infomap"],
+        default=[*FIXED_ROWS, *SELECTOR_NAMES],
         metavar="ROW",
         help="what classifiers are trained on",
     )
@@ -59,13 +60,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--train",
         nargs="+",
-        default=["convnet:300"],
+        default=["convnet:600"],
         metavar="ARCHITECTURE:STEPS",
         help="what to train for how many steps",
     )
-    parser.add_argument("--embedder", default=None, help="as for histodistill select")
+    parser.add_argument("--embedder", default="untrained", help="as for histodistill select")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="one training each")
-    parser.add_argument("--batch-size", type=int, default=64, help="tiles per batch")
+    parser.add_argument("--batch-size", type=int, default=32, help="tiles per batch")
     parser.add_argument("--mixed-precision", choices=["no", "bf16", "fp16"], default="bf16", help="fp16 needs a GPU")
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count(), help="trainings at a time, each in one process of so many threads"
@@ -76,7 +77,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     check_option(args, "sizes", len(set(args.sizes)) == len(args.sizes), "each may be named once")
     for text in args.train:
         if text.count(":") > 1:
-            fail(f"--train={text}: write ARCHITECTURE:STEPS, as in convnet:300; --rows says what to train on")
+            fail(f"--train={text}: write ARCHITECTURE:STEPS, as in convnet:600; --rows says what to train on")
     args.num_processes = 1
     check_cell_options(args, [])
     args.specs = {row: parse_row(row) for row in args.rows}

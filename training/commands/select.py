@@ -1,12 +1,12 @@
-"""Selects the distilled set from the pool: embeddings, neighbour graph, Infomap communities, exactly N per class.
+"""Selects the distilled set from the pool: embeddings, communities, and exactly N images of each class.
 
     histodistill select --pool runs/phantom/pool --teacher runs/phantom/teacher --output runs/phantom
 
-Leaves `selector/` (a `DistillSelector`, and pictures of its communities) and `distilled/` (a dataset that
-`load_dataset` opens) in the output folder. The teacher is a classifier trained on the real tiles: its probabilities
-become the column soft_label, and its penultimate features are the embeddings, unless `--embedder` names another model.
-Real tiles (`--data`) are needed only by the options that go by them; they say where images are wanted, and none of
-them is written anywhere.
+Leaves `selector/` (the fitted selector, and pictures of the pool's communities) and `distilled/` (a dataset that
+`load_dataset` opens) in the output folder. `selection/README.md` tells what the defaults were chosen from. Whatever
+chooses, Infomap finds the communities of the pool; `--selector infomap` also chooses by them, as the paper does.
+The teacher is a classifier trained on the real tiles: its probabilities become the column soft_label. Real tiles
+(`--data`) are needed only by the options that go by them, and none of them is written anywhere.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from histodistill.training.options import HelpFormatter, check_option, fail
 
 def add_selector_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say how to choose. The selector checks the values of its own."""
-    parser.add_argument("--selector", choices=SELECTOR_NAMES, default="infomap", help="how to select")
+    parser.add_argument("--selector", choices=SELECTOR_NAMES, default="kernel_herding", help="how to select")
     filters = parser.add_argument_group("what may be selected at all")
     filters.add_argument(
         "--min-probability",
@@ -36,7 +36,7 @@ def add_selector_options(parser: argparse.ArgumentParser) -> None:
         help="drop images that lie farther from the real tiles of their class than this share of these do from each "
         "other; needs --data; default: drop none",
     )
-    infomap = parser.add_argument_group("infomap")
+    infomap = parser.add_argument_group("communities, and the selector infomap")
     infomap.add_argument("--n-neighbors", type=int, default=15, help="neighbours of each image in the graph")
     infomap.add_argument("--weighting", choices=WEIGHTINGS, default="local_gaussian", help="weights of the links")
     infomap.add_argument("--markov-time", type=float, default=1.0, help="larger finds fewer, larger communities")
@@ -76,9 +76,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", default=None, help="the real tiles, for the options that go by them")
     parser.add_argument(
         "--embedder",
-        default=None,
-        help="a transformers vision model, or a folder of an autoencoder for its latents; default: the teacher's "
-        "features",
+        default="untrained",
+        help="untrained: a ConvNet with random weights; teacher: the teacher's features; a transformers vision model; "
+        "or the folder of an autoencoder for its latents",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for selector/ and distilled/")
     parser.add_argument("--n-per-class", type=int, default=100, help="images to keep of each class")
