@@ -162,9 +162,9 @@ def summarise(cells: list[tuple[Cell, dict[str, Any]]]) -> list[dict[str, Any]]:
     """One dict for each architecture, row and size, in order of appearance.
 
     Returns:
-        Dicts of architecture, row, size, num_train, steps, seeds, for each split and metric the mean, the standard
-        deviation (None for one seed) and the values, and for each split `margin`: see `paired_margin`, over the row
-        `BASELINE` of the same architecture and size on the seeds that both have, or None.
+        Dicts of architecture, row, size, num_train, steps, seeds, and for each split and metric the mean, the standard
+        deviation (None for one seed), the values, and the `margin`: see `paired_margin`, over the row `BASELINE` of
+        the same architecture and size on the seeds that both have, or None.
     """
     groups: dict[tuple, dict[int, dict]] = {}
     for cell, scores in cells:
@@ -185,12 +185,11 @@ def summarise(cells: list[tuple[Cell, dict[str, Any]]]) -> list[dict[str, Any]]:
         both = [seed for seed in seeds if seed in baseline]
         for split in SPLITS:
             record[split] = {metric: _spread([by_seed[seed][split][metric] for seed in seeds]) for metric in METRICS}
-            record[split]["margin"] = None
-            if row != BASELINE and both:
-                record[split]["margin"] = paired_margin(
-                    np.array([by_seed[seed][split]["accuracy"] for seed in both]),
-                    np.array([baseline[seed][split]["accuracy"] for seed in both]),
-                )
+            for metric in METRICS:
+                mine, theirs = ([scores[seed][split][metric] for seed in both] for scores in (by_seed, baseline))
+                comparable = row != BASELINE and both and None not in mine + theirs
+                margin = paired_margin(np.array(mine), np.array(theirs)) if comparable else None
+                record[split][metric]["margin"] = margin
         rows.append(record)
     return rows
 
@@ -238,7 +237,9 @@ def markdown_table(rows: list[dict[str, Any]], split: str) -> str:
                 name = FIXED_ROWS.get(row["row"], f"`{row['row']}`")
                 scores = " | ".join(_score(row[split][metric]) for metric in METRICS)
                 images = "all" if size is None else size
-                lines.append(f"| {architecture} | {images} | {name} | {scores} | {_margin(row[split]['margin'])} |")
+                lines.append(
+                    f"| {architecture} | {images} | {name} | {scores} | {_margin(row[split]['accuracy']['margin'])} |"
+                )
     return "\n".join(lines) + "\n"
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from histodistill.selection import SELECTOR_NAMES
 from histodistill.training import results_table as script
 from histodistill.training.commands import benchmark as command
 from histodistill.training.commands.benchmark import FIXED_ROWS, file_name, parse_args, parse_row
@@ -35,7 +36,7 @@ from histodistill.training.tiles import Tiles
 def test_defaults():
     args = parse_args(["runs/one", "--data", "phantom"])
     assert (args.run, args.output) == (Path("runs/one"), Path("runs/one/benchmark"))
-    assert args.rows[:4] == ["real_all", "pool_all", "real_random", "random"] and "infomap" in args.rows
+    assert args.rows == ["real_all", "pool_all", "real_random", *SELECTOR_NAMES]
     assert list(args.specs) == args.rows
     assert args.plan == [("convnet", 600, [])]
     assert (args.sizes, args.seeds, args.embedder) == ([10, 50, 100], [0, 1, 2, 3, 4], "untrained")
@@ -185,22 +186,23 @@ def test_margins_are_paired_by_seed():
         "mean": pytest.approx(1.9 / 3),
         "std": pytest.approx(np.std([0.9, 0.7, 0.3], ddof=1)),
         "values": [0.9, 0.7, 0.3],
+        "margin": paired_margin(np.array([0.7, 0.3]), np.array([0.5, 0.2])),
     }
-    assert first["test"]["margin"] == paired_margin(np.array([0.7, 0.3]), np.array([0.5, 0.2]))
-    assert first["test"]["margin"]["mean"] == pytest.approx(0.15)
-    assert first["validation"]["margin"]["mean"] == pytest.approx(-0.15)
-    assert [row["test"]["margin"] for row in rows[1:]] == [None] * 4
+    assert first["test"]["auc"]["margin"] == {"mean": 0.0, "low": None, "high": None, "p_value": None}
+    assert first["test"]["accuracy"]["margin"]["mean"] == pytest.approx(0.15)
+    assert first["validation"]["accuracy"]["margin"]["mean"] == pytest.approx(-0.15)
+    assert [row["test"]["accuracy"]["margin"] for row in rows[1:]] == [None] * 4
 
 
 def test_one_seed_has_neither_spread_nor_interval():
     [row, _] = summarise([scored("convnet", "infomap", 2, 3, 0.75), scored("convnet", "random", 2, 3, 0.5)])
-    assert row["test"]["accuracy"] == {"mean": 0.75, "std": None, "values": [0.75]}
-    assert row["test"]["margin"] == {"mean": 0.25, "low": None, "high": None, "p_value": None}
+    margin = {"mean": 0.25, "low": None, "high": None, "p_value": None}
+    assert row["test"]["accuracy"] == {"mean": 0.75, "std": None, "values": [0.75], "margin": margin}
 
 
 def test_an_auc_that_is_undefined_once_has_no_mean():
     [row] = summarise([scored("convnet", "random", 2, 0, 0.5, auc=None), scored("convnet", "random", 2, 1, 0.5)])
-    assert row["test"]["auc"] == {"mean": None, "std": None, "values": [None, 0.5]}
+    assert row["test"]["auc"] == {"mean": None, "std": None, "values": [None, 0.5], "margin": None}
     assert "| 0.500 ± 0.000 | – |" in markdown_table([row], "test")
 
 
@@ -339,7 +341,7 @@ def test_rows_are_means_over_the_cells(grown):
                 assert row[split][metric]["values"] == values
                 assert row[split][metric]["mean"] == pytest.approx(np.mean(values))
                 assert row[split][metric]["std"] == pytest.approx(np.std(values, ddof=1))
-            assert (row[split]["margin"] is None) == (row["row"] in ("random", "real_all", "pool_all"))
+            assert (row[split]["accuracy"]["margin"] is None) == (row["row"] in ("random", "real_all", "pool_all"))
 
 
 def test_table_has_a_line_for_each_row_and_size(grown):
@@ -475,14 +477,14 @@ def test_each_row_has_its_tiles(worker, folder, tiny_npz):
 
 def test_inputs_are_made_again_only_where_real_tiles_are_new(worker, tmp_path, monkeypatch):
     first = worker("random").inputs
-    assert first.real_embeddings is None and first.embeddings.shape == (30, 32)
+    assert first.real_embeddings is None and first.embeddings.shape == (30, 512)
     second = worker("random", "infomap:quota=real").inputs
-    assert second.real_embeddings.shape == (120, 32)
+    assert second.real_embeddings.shape == (120, 512)
     np.testing.assert_allclose(second.embeddings, first.embeddings, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(second.probabilities.sum(axis=1), 1, atol=1e-5)
     monkeypatch.setattr(script, "embed_images", None)
     for rows in (["random"], ["facility_location:objective=real"]):
-        assert worker(*rows).inputs.real_embeddings.shape == (120, 32)
+        assert worker(*rows).inputs.real_embeddings.shape == (120, 512)
     assert [path.name for path in tmp_path.iterdir()] == ["inputs.npz"]
 
 
