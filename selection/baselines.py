@@ -96,34 +96,53 @@ class HerdingSelector(BaseSelector):
 
 
 class KernelHerdingSelector(BaseSelector):
-    """Chooses greedily so that the chosen images are distributed as all images of the class are.
+    """Chooses greedily so that the chosen images are distributed as the target is.
 
     Kernel herding (Chen, Welling and Smola, UAI 2010): each image in turn is the one that makes the maximum mean
-    discrepancy between the chosen images and all of them smallest, under k(x, y) = exp(−‖x − y‖² / m), with m the
-    median of ‖x − y‖² over all pairs. Dense regions give many images and thin ones few, and no two near each other
-    before all else is served. The rank order is that of choosing, so the first images of a class are by themselves a
-    good choice of fewer. Time and memory grow with the number of images squared.
+    discrepancy between the chosen images and the target smallest, under k(x, y) = exp(−‖x − y‖² / m), with m the
+    median of ‖x − y‖² between images and target. Dense regions get many images and thin ones few, and no two near each
+    other before all else is served. The rank order is that of choosing, so the first images of a class are by
+    themselves a good choice of fewer. Time and memory grow with the number of images times that of the target.
 
-    Parameters and attributes are those of `BaseSelector`; `random_state` has no effect, the method uses no chance.
+    Parameters:
+        n_per_class: images to choose of each class, at least 1.
+        objective: the target: the images of the `"pool"`, or the `"real"` tiles of the class.
+        random_state: has no effect, the method uses no chance.
+
+    Attributes are those of `BaseSelector`.
     """
+
+    def __init__(self, n_per_class: int = 100, objective: str = "pool", random_state: int = 0):
+        super().__init__(n_per_class=n_per_class, random_state=random_state)
+        self.objective = objective
+
+    @property
+    def uses_real_tiles(self) -> bool:
+        """Whether `fit` needs real tiles: with the objective `"real"`."""
+        return self.objective == "real"
+
+    def check_params(self) -> None:
+        """Raises ValueError for a parameter that is out of range."""
+        super().check_params()
+        check_choice("objective", self.objective, OBJECTIVES)
 
     def _select_class(
         self, embeddings: np.ndarray, rng: np.random.Generator, name: str, real: np.ndarray | None
     ) -> ClassSelection:
-        _check_distances_fit(embeddings, embeddings, name, "kernel herding")
-        kernel = np.empty((len(embeddings), len(embeddings)))
-        for row, image in zip(kernel, embeddings, strict=True):
-            row[:] = squared_distances_to(embeddings, image)
-        kernel /= -(np.median(kernel) or 1.0)
-        np.exp(kernel, out=kernel)
-        attraction = kernel.mean(axis=1)
+        target = embeddings if real is None else real
+        _check_distances_fit(embeddings, target, name, "kernel herding")
+        to_target = np.empty((len(embeddings), len(target)))
+        for row, image in zip(to_target, embeddings, strict=True):
+            row[:] = squared_distances_to(target, image)
+        median = np.median(to_target) or 1.0
+        attraction = np.exp(np.divide(to_target, -median, out=to_target), out=to_target).mean(axis=1)
         repulsion = np.zeros(len(embeddings))
         free = np.ones(len(embeddings), dtype=bool)
         ranked = []
         for count in range(1, self.n_per_class + 1):
             best = int(np.argmax(np.where(free, attraction - repulsion / count, -np.inf)))
             free[best] = False
-            repulsion += kernel[best]
+            repulsion += np.exp(-squared_distances_to(embeddings, embeddings[best]) / median)
             ranked.append(best)
         return ClassSelection(ranked=np.array(ranked))
 

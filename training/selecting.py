@@ -70,7 +70,7 @@ def make_selector(args: argparse.Namespace) -> BaseSelector:
     options = {"n_per_class": args.n_per_class, "random_state": args.seed}
     if args.selector == "infomap":
         options |= {name: getattr(args, name) for name in (*GRAPH_OPTIONS, "quota", "ranking")}
-    elif args.selector == "facility_location":
+    elif args.selector in ("kernel_herding", "facility_location"):
         options["objective"] = args.objective
     selector = SELECTORS[args.selector](**options)
     try:

@@ -23,6 +23,7 @@ from histodistill.selection import SELECTOR_NAMES, SELECTORS, BaseSelector, Dege
 VARIANTS = {name: (name, {}) for name in SELECTOR_NAMES} | {
     "infomap, random images": ("infomap", {"ranking": "random"}),
     "infomap by real tiles": ("infomap", {"quota": "real"}),
+    "kernel_herding of real tiles": ("kernel_herding", {"objective": "real"}),
     "facility_location of real tiles": ("facility_location", {"objective": "real"}),
 }
 BY_REAL_TILES = [name for name in VARIANTS if "real tiles" in name]

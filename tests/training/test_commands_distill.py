@@ -149,8 +149,8 @@ difference = np.abs(np.asarray(again).astype(int) - np.asarray(row["image"]).ast
 assert difference <= 1, f"{name} made again from its seed differs by {difference}"
 assert len(row["soft_label"]) == 5 and abs(sum(row["soft_label"]) - 1) < 1e-4
 
-from histodistill.selection import DistillSelector
-selector = DistillSelector.from_pretrained(f"{run}/selector")
+from histodistill.selection import BaseSelector
+selector = BaseSelector.from_pretrained(f"{run}/selector")
 pool = load_dataset(f"{run}/pool", split="train")
 assert [pool[int(i)]["seed"] for i in selector.selected_indices_] == distilled["seed"][:]
 print("all of it")

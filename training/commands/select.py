@@ -47,8 +47,8 @@ def add_selector_options(parser: argparse.ArgumentParser) -> None:
     infomap.add_argument(
         "--ranking", choices=RANKINGS, default="modular_centrality", help="which images of a community"
     )
-    parser.add_argument_group("facility_location").add_argument(
-        "--objective", choices=OBJECTIVES, default="pool", help="what to cover; real needs --data"
+    parser.add_argument_group("kernel_herding and facility_location").add_argument(
+        "--objective", choices=OBJECTIVES, default="pool", help="what to be like, or to cover; real needs --data"
     )
 
 
@@ -62,7 +62,7 @@ def check_selector_options(args: argparse.Namespace) -> None:
 def needs_real_tiles(args: argparse.Namespace) -> bool:
     """Whether the options go by real tiles."""
     by_quota = args.selector == "infomap" and args.quota == "real"
-    by_objective = args.selector == "facility_location" and args.objective == "real"
+    by_objective = args.selector in ("kernel_herding", "facility_location") and args.objective == "real"
     return by_quota or by_objective or args.typical_share is not None
 
 
