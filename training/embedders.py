@@ -39,6 +39,19 @@ def resolve_embedder(name: str, teacher: Path) -> str | Path:
     return teacher if name == TEACHER else name
 
 
+def describe_embedder(name: str) -> str:
+    """The value of an option `--embedder` in words, without a path of this machine."""
+    if name == TEACHER:
+        return "features of a classifier trained on the same tiles"
+    if name == UNTRAINED:
+        return "features of a convolutional network with random weights"
+    if is_autoencoder(name):
+        return "latents of an autoencoder"
+    if is_classifier(name):
+        return "features of a classifier"
+    return Path(name).name if Path(name).exists() else name
+
+
 def embed_images(name_or_path: str | Path, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
     """Embeds images.
 

@@ -11,7 +11,7 @@ from histodistill.training.classifiers import Classifier
 from histodistill.training.commands.select import needs_real_tiles, parse_args
 from histodistill.training.community_figures import community_map, community_tiles
 from histodistill.training.data import load_tiles
-from histodistill.training.embedders import TEACHER, UNTRAINED, embed_images, is_classifier, resolve_embedder
+from histodistill.training.embedders import describe_embedder, embed_images, is_classifier, resolve_embedder
 from histodistill.training.errors import InputError
 from histodistill.training.files import read_json, write_text
 from histodistill.training.image_dataset import read_image_dataset, write_image_dataset
@@ -23,12 +23,6 @@ from histodistill.training.stages import Stage, require_complete
 
 # Of the pool's settings, those that decide what a seed becomes.
 PIPELINE_OPTIONS = ("num_inference_steps", "guidance_scale", "guidance_interval", "mixed_precision")
-
-# What the card says of an embedder that has no name of its own.
-EMBEDDERS = {
-    TEACHER: "features of a classifier trained on the same tiles",
-    UNTRAINED: "features of a convolutional network with random weights",
-}
 
 
 def main(args: argparse.Namespace) -> None:
@@ -95,7 +89,7 @@ def main(args: argparse.Namespace) -> None:
         pool_size=len(images),
         selector=type(selector).__name__,
         selector_params=selector.get_params(),
-        embedder=EMBEDDERS.get(args.embedder, args.embedder),
+        embedder=describe_embedder(args.embedder),
         filters={name: getattr(args, name) for name in ("min_probability", "typical_share") if getattr(args, name)},
         generation={name: pool_record["settings"][name] for name in PIPELINE_OPTIONS},
         features=features,

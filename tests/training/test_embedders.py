@@ -11,7 +11,7 @@ from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel, ViTCo
 
 from histodistill.training.classifiers import Classifier
 from histodistill.training.data import to_model_input
-from histodistill.training.embedders import embed_images, is_autoencoder, is_classifier
+from histodistill.training.embedders import describe_embedder, embed_images, is_autoencoder, is_classifier
 from histodistill.training.errors import InputError
 from histodistill.training.scoring import embed
 from histodistill.training.train_autoencoder import build_autoencoder
@@ -141,3 +141,13 @@ def test_features_of_an_untrained_network_are_always_the_same(images):
     np.testing.assert_array_equal(embed_images("untrained", images), embeddings)
     assert embeddings.dtype == np.float32 and embeddings.shape[0] == len(images)
     assert len(np.unique(embeddings.round(4), axis=0)) == len(images)
+
+
+def test_an_embedder_in_words_has_no_path(tiny_autoencoder, tiny_teacher, tmp_path):
+    (tmp_path / "dinov2-small").mkdir()
+    assert describe_embedder(str(tiny_autoencoder)) == "latents of an autoencoder"
+    assert describe_embedder(str(tiny_teacher)) == "features of a classifier"
+    assert describe_embedder(str(tmp_path / "dinov2-small")) == "dinov2-small"
+    assert describe_embedder("facebook/dinov2-small") == "facebook/dinov2-small"
+    assert describe_embedder("untrained") == "features of a convolutional network with random weights"
+    assert describe_embedder("teacher") == "features of a classifier trained on the same tiles"
