@@ -14,6 +14,11 @@ from histodistill.hub_cards.rendering import render_card, size_category
 if TYPE_CHECKING:
     from datasets import Features
 
+# By these `histodistill merge` finds in a card what the set was distilled from, and whether that is drawings.
+TITLE = "Distilled "
+NO_SOURCE = "image dataset"
+NOT_TISSUE = "They are not tissue"
+
 _COLUMNS = {
     "image": "the synthetic image, {size}×{size} pixels, RGB, PNG",
     "label": "its class",
@@ -23,6 +28,15 @@ _COLUMNS = {
     "all classes",
     "modular_centrality": "modular centrality of the image in that graph, comparable within a class",
 }
+# What these columns are in a merged set.
+_MERGED_COLUMNS = {
+    "soft_label": "probability of each class according to a classifier trained on the real tiles of the site",
+    "seed": "seed from which the site's own pipeline made the image",
+    "community": "community of the image in the nearest-neighbour graph of the site's pool of its class; numbered "
+    "through all classes and sites",
+    "modular_centrality": "modular centrality of the image in that graph, comparable within a class of one site",
+    "site": "the site that the image comes from",
+}
 
 
 @dataclass(kw_only=True)
@@ -31,10 +45,10 @@ class DistilledDatasetCardData:
 
     Attributes:
         class_names: names of the labels; the index is the label.
-        n_per_class: images of each class.
+        n_per_class: images of each class; a number for each class where these differ.
         image_size: side of the images in pixels.
-        pool_size: generated images, of all classes together, that the selector chose from.
-        selector: class name of the selector.
+        pool_size: generated images, of all classes together, that the selector chose from; none in a merged set.
+        selector: class name of the selector; none in a merged set.
         selector_params: its parameters.
         features: of the dataset; with the columns `image` and `label`.
         embedder: what embedded the images for it.
@@ -45,17 +59,20 @@ class DistilledDatasetCardData:
             `title`, `architecture`, `num_train`, and `accuracy`, `auc`, `f1`, each `{"mean": .., "std": ..}`.
         filters: what an image of the pool had to pass before the selector saw it, name → value.
         generation: options of the pipeline that, with its seed, make an image again, name → value.
+        sites: what a merged set was joined from, one mapping for each: `name`, `num_images`, `n_per_class` (a number
+            for each class), `is_phantom`, and, each None where it is not known, `source_name`, `license`, `selector`,
+            `pool_size` and the `fingerprint` of the site's record.
 
     Raises:
-        ValueError: for numbers below 1, and for features that do not fit the class names.
+        ValueError: for numbers below 1, and for a selector, numbers and features that are missing or do not fit.
     """
 
     class_names: list[str]
-    n_per_class: int
+    n_per_class: int | Sequence[int]
     image_size: int
-    pool_size: int
-    selector: str
-    selector_params: Mapping[str, Any]
+    pool_size: int | None = None
+    selector: str | None = None
+    selector_params: Mapping[str, Any] = field(default_factory=dict)
     features: Features
     embedder: str | None = None
     source_name: str | None = None
@@ -64,11 +81,19 @@ class DistilledDatasetCardData:
     results: Sequence[Mapping[str, Any]] = field(default_factory=list)
     filters: Mapping[str, Any] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
+    sites: Sequence[Mapping[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for name in ("n_per_class", "image_size", "pool_size"):
-            if getattr(self, name) < 1:
+        numbers = {"n_per_class": min(self.class_counts, default=0), "image_size": self.image_size}
+        if not self.sites:
+            numbers["pool_size"] = self.pool_size or 0
+        for name, number in numbers.items():
+            if number < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is out of range: it must be at least 1")
+        if len(self.class_counts) != len(self.class_names):
+            raise ValueError(f"n_per_class={self.n_per_class} does not fit: give one number, or one for each class")
+        if not self.sites and not self.selector:
+            raise ValueError("selector is missing: name it, or give the sites of a merged set")
         missing = [name for name in ("image", "label") if name not in self.features]
         if missing:
             raise ValueError(f"features have no {missing[0]!r} column: give those of a distilled dataset")
@@ -77,14 +102,25 @@ class DistilledDatasetCardData:
             raise ValueError(f"the label of features has the names {names}: they must be class_names")
 
     @property
+    def class_counts(self) -> list[int]:
+        """Images of each class."""
+        alike = isinstance(self.n_per_class, int)
+        return [self.n_per_class] * len(self.class_names) if alike else list(self.n_per_class)
+
+    @property
     def num_images(self) -> int:
         """Images of all classes together."""
-        return self.n_per_class * len(self.class_names)
+        return sum(self.class_counts)
+
+    @property
+    def phantom_sites(self) -> list[str]:
+        """Names of the sites whose "real" tiles were the built-in drawings."""
+        return [site["name"] for site in self.sites if site["is_phantom"]]
 
     @property
     def is_phantom(self) -> bool:
-        """Whether the "real" tiles were the built-in drawings."""
-        return self.source_name == "phantom"
+        """Whether the "real" tiles, or those of any site, were the built-in drawings."""
+        return self.source_name == "phantom" or bool(self.phantom_sites)
 
     def metadata(self) -> DatasetCardData:
         """The YAML header; with it `load_dataset` opens the folder with the right features."""
@@ -107,20 +143,29 @@ class DistilledDatasetCardData:
 
     def title(self) -> str:
         """The heading."""
-        return f"Distilled {self.source_name}" if self.source_name else "Distilled image dataset"
+        if self.sites:
+            return f"Merged from {len(self.sites)} sites: distilled image dataset"
+        return TITLE + (self.source_name or NO_SOURCE)
 
     def columns(self) -> list[dict[str, str]]:
         """Name, type and meaning of each column, in order."""
+        meanings = _COLUMNS | _MERGED_COLUMNS if self.sites else _COLUMNS
         rows = []
         for name, feature in self.features.items():
-            meaning = _COLUMNS.get(name, "").format(size=self.image_size)
+            meaning = meanings.get(name, "").format(size=self.image_size)
             rows.append({"name": name, "type": _type_name(feature), "meaning": meaning})
         return rows
 
 
 def render_dataset_card(card: DistilledDatasetCardData) -> str:
     """The README.md of a distilled dataset's folder: YAML header and Markdown."""
-    return render_card(card.metadata(), "dataset_card.md", {"card": card})
+    return render_card(card.metadata(), "dataset_card.md", {"card": card, "not_tissue": NOT_TISSUE, "span": _span})
+
+
+def _span(counts: Sequence[int]) -> str:
+    """Numbers that may be alike: `3`, or `2 to 4`."""
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _type_name(feature: Any) -> str:

@@ -13,8 +13,6 @@ from typing import Any
 
 #: The name of every selector, cheap to read (for instance for the choices of a command line option).
 SELECTOR_NAMES = ("infomap", "random", "kmeans", "herding", "kernel_herding", "k_center", "facility_location")
-#: What a `FacilityLocationSelector` can cover, and a `KernelHerdingSelector` be distributed like.
-OBJECTIVES = ("pool", "real")
 #: Which images of a community a `DistillSelector` can choose.
 RANKINGS = ("modular_centrality", "random")
 
@@ -44,7 +42,6 @@ _HOME_OF_NAME = {
 }
 
 __all__ = [
-    "OBJECTIVES",
     "QUOTA_RULES",
     "RANKINGS",
     "SELECTORS",

@@ -52,18 +52,12 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
         classes_: int64, the labels that occur, ascending.
         n_features_in_: D, the width of the embeddings.
 
-    A subclass implements `_select_class`, `check_params` if it has parameters of its own, and `uses_real_tiles` if it
-    looks at real tiles.
+    A subclass implements `_select_class`, and `check_params` if it has parameters of its own.
     """
 
     def __init__(self, n_per_class: int = 100, random_state: int = 0):
         self.n_per_class = n_per_class
         self.random_state = random_state
-
-    @property
-    def uses_real_tiles(self) -> bool:
-        """Whether `fit` needs the embeddings of real tiles, as the parameters now stand."""
-        return False
 
     def fit(
         self,
@@ -71,8 +65,6 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
         labels: Any,
         *,
         candidates: Any = None,
-        real_embeddings: Any = None,
-        real_labels: Any = None,
     ) -> Self:
         """Chooses the images.
 
@@ -81,16 +73,13 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
             labels: N whole numbers ≥ 0, the class of each image.
             candidates: N truth values, False for images that must not be chosen; all may be by default. See
                 `histodistill.selection.filters`.
-            real_embeddings: M×D, real tiles embedded by the same model. Needed where `uses_real_tiles`, and not
-                looked at otherwise. Real tiles are never chosen: they only say where images are wanted.
-            real_labels: M whole numbers, their classes.
 
         Returns:
             self.
 
         Raises:
-            ValueError: for a parameter out of range, an array of the wrong shape, type or range, a class with fewer
-                than `n_per_class` candidates, or missing real tiles. The fitted attributes are then as before.
+            ValueError: for a parameter out of range, an array of the wrong shape, type or range, or a class with
+                fewer than `n_per_class` candidates. The fitted attributes are then as before.
         """
         self.check_params()
         embeddings = check_embeddings(embeddings)
@@ -105,9 +94,6 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
                     f"class {label} has {left_of} but n_per_class={self.n_per_class}: lower n_per_class or "
                     "generate more"
                 )
-        real = dict.fromkeys(classes.tolist())
-        if self.uses_real_tiles:
-            real = self._real_tiles_by_class(real_embeddings, real_labels, classes, embeddings.shape[1])
 
         selected = []
         per_image: dict[str, np.ndarray] = {}
@@ -116,7 +102,7 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
             rows = np.flatnonzero((labels == label) & candidates)
             # Seeded by the label itself, so that the other classes do not matter.
             rng = np.random.default_rng([int(self.random_state), int(label)])
-            chosen = self._select_class(embeddings[rows], rng, name=f"class {label}", real=real[label])
+            chosen = self._select_class(embeddings[rows], rng, name=f"class {label}")
             selected.append(rows[chosen.ranked])
             for name, values in chosen.per_image.items():
                 if name not in per_image:
@@ -135,38 +121,17 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
             setattr(self, f"{name}_", np.array(values))
         return self
 
-    def _real_tiles_by_class(
-        self, real_embeddings: Any, real_labels: Any, classes: np.ndarray, width: int
-    ) -> dict[int, np.ndarray]:
-        if real_embeddings is None or real_labels is None:
-            raise ValueError(
-                f"this {type(self).__name__} goes by real tiles: give fit their real_embeddings and real_labels"
-            )
-        embeddings = check_embeddings(real_embeddings, name="real_embeddings")
-        labels = check_labels(real_labels, len(embeddings), name="real_labels")
-        if embeddings.shape[1] != width:
-            raise ValueError(
-                f"real_embeddings has {embeddings.shape[1]} columns and embeddings {width}: embed both with one model"
-            )
-        missing = np.setdiff1d(classes, labels)
-        if len(missing):
-            raise ValueError(f"class {missing[0]} has no real tile: give real tiles of every class of the pool")
-        return {int(label): embeddings[labels == label] for label in classes}
-
     def check_params(self) -> None:
         """Raises ValueError for a parameter that is out of range."""
         check_integer("n_per_class", self.n_per_class, 1)
         check_integer("random_state", self.random_state, 0, LARGEST_RANDOM_STATE)
 
     @abstractmethod
-    def _select_class(
-        self, embeddings: np.ndarray, rng: np.random.Generator, name: str, real: np.ndarray | None
-    ) -> ClassSelection:
+    def _select_class(self, embeddings: np.ndarray, rng: np.random.Generator, name: str) -> ClassSelection:
         """Chooses among the candidates of one class.
 
         Args:
             embeddings: n×D float32, finite, n ≥ `n_per_class`, in the order of the input.
             rng: the only source of chance.
             name: what a message calls the class, such as `"class 3"`.
-            real: m×D float32, m ≥ 1, the real tiles of the class; None unless `uses_real_tiles`.
         """

@@ -6,9 +6,7 @@ import warnings
 
 import numpy as np
 
-from histodistill.selection import OBJECTIVES
 from histodistill.selection.base import BaseSelector, ClassSelection
-from histodistill.selection.checks import check_choice
 from histodistill.selection.distances import squared_distances_to
 
 
@@ -16,11 +14,11 @@ from histodistill.selection.distances import squared_distances_to
 _LARGEST_DISTANCE_MATRIX = 2**29
 
 
-def _check_distances_fit(images: np.ndarray, points: np.ndarray, name: str, method: str) -> None:
-    if len(images) * len(points) > _LARGEST_DISTANCE_MATRIX:
+def _check_distances_fit(images: np.ndarray, name: str, method: str) -> None:
+    if len(images) ** 2 > _LARGEST_DISTANCE_MATRIX:
         raise ValueError(
-            f"{name} has {len(images)} images and {len(points)} points to compare with, too many for {method}, which "
-            f"holds at most {_LARGEST_DISTANCE_MATRIX} distances: choose another selector"
+            f"{name} has {len(images)} images, too many for {method}, which holds all their distances, at most "
+            f"{_LARGEST_DISTANCE_MATRIX}: choose another selector"
         )
 
 
@@ -30,9 +28,7 @@ class RandomSelector(BaseSelector):
     Parameters and attributes are those of `BaseSelector`; the rank order is random too.
     """
 
-    def _select_class(
-        self, embeddings: np.ndarray, rng: np.random.Generator, name: str, real: np.ndarray | None
-    ) -> ClassSelection:
+    def _select_class(self, embeddings: np.ndarray, rng: np.random.Generator, name: str) -> ClassSelection:
         return ClassSelection(ranked=rng.permutation(len(embeddings))[: self.n_per_class])
 
 
@@ -46,9 +42,7 @@ class KMeansSelector(BaseSelector):
     Parameters and attributes are those of `BaseSelector`.
     """
 
-    def _select_class(
-        self, embeddings: np.ndarray, rng: np.random.Generator, name: str, real: np.ndarray | None
-    ) -> ClassSelection:
+    def _select_class(self, embeddings: np.ndarray, rng: np.random.Generator, name: str) -> ClassSelection:
         from sklearn.cluster import KMeans
         from sklearn.exceptions import ConvergenceWarning
         from threadpoolctl import threadpool_limits
@@ -78,9 +72,7 @@ class HerdingSelector(BaseSelector):
     Parameters and attributes are those of `BaseSelector`; `random_state` has no effect, the method uses no chance.
     """
 
-    def _select_class(
-        self, embeddings: np.ndarray, rng: np.random.Generator, name: str, real: np.ndarray | None
-    ) -> ClassSelection:
+    def _select_class(self, embeddings: np.ndarray, rng: np.random.Generator, name: str) -> ClassSelection:
         mean = embeddings.mean(axis=0, dtype=np.float64)
         chosen_sum = np.zeros_like(mean)
         free = np.ones(len(embeddings), dtype=bool)
@@ -96,53 +88,32 @@ class HerdingSelector(BaseSelector):
 
 
 class KernelHerdingSelector(BaseSelector):
-    """Chooses greedily so that the chosen images are distributed as the target is.
+    """Chooses greedily so that the chosen images are distributed as all images of the class are.
 
     Kernel herding (Chen, Welling and Smola, UAI 2010): each image in turn is the one that makes the maximum mean
-    discrepancy between the chosen images and the target smallest, under k(x, y) = exp(−‖x − y‖² / m), with m the
-    median of ‖x − y‖² between images and target. Dense regions get many images and thin ones few, and no two near each
-    other before all else is served. The rank order is that of choosing, so the first images of a class are by
-    themselves a good choice of fewer. Time and memory grow with the number of images times that of the target.
+    discrepancy between the chosen images and all of them smallest, under k(x, y) = exp(−‖x − y‖² / m), with m the
+    median of ‖x − y‖² over all pairs. Dense regions get many images and thin ones few, and no two near each other
+    before all else is served. The rank order is that of choosing, so the first images of a class are by themselves a
+    good choice of fewer. Time and memory grow with the number of images squared.
 
-    Parameters:
-        n_per_class: images to choose of each class, at least 1.
-        objective: the target: the images of the `"pool"`, or the `"real"` tiles of the class.
-        random_state: has no effect, the method uses no chance.
-
-    Attributes are those of `BaseSelector`.
+    Parameters and attributes are those of `BaseSelector`; `random_state` has no effect, the method uses no chance.
     """
 
-    def __init__(self, n_per_class: int = 100, objective: str = "pool", random_state: int = 0):
-        super().__init__(n_per_class=n_per_class, random_state=random_state)
-        self.objective = objective
-
-    @property
-    def uses_real_tiles(self) -> bool:
-        """Whether `fit` needs real tiles: with the objective `"real"`."""
-        return self.objective == "real"
-
-    def check_params(self) -> None:
-        """Raises ValueError for a parameter that is out of range."""
-        super().check_params()
-        check_choice("objective", self.objective, OBJECTIVES)
-
-    def _select_class(
-        self, embeddings: np.ndarray, rng: np.random.Generator, name: str, real: np.ndarray | None
-    ) -> ClassSelection:
-        target = embeddings if real is None else real
-        _check_distances_fit(embeddings, target, name, "kernel herding")
-        to_target = np.empty((len(embeddings), len(target)))
-        for row, image in zip(to_target, embeddings, strict=True):
-            row[:] = squared_distances_to(target, image)
-        median = np.median(to_target) or 1.0
-        attraction = np.exp(np.divide(to_target, -median, out=to_target), out=to_target).mean(axis=1)
+    def _select_class(self, embeddings: np.ndarray, rng: np.random.Generator, name: str) -> ClassSelection:
+        _check_distances_fit(embeddings, name, "kernel herding")
+        kernel = np.empty((len(embeddings), len(embeddings)))
+        for row, image in zip(kernel, embeddings, strict=True):
+            row[:] = squared_distances_to(embeddings, image)
+        np.divide(kernel, -(np.median(kernel) or 1.0), out=kernel)
+        np.exp(kernel, out=kernel)
+        attraction = kernel.mean(axis=1)
         repulsion = np.zeros(len(embeddings))
         free = np.ones(len(embeddings), dtype=bool)
         ranked = []
         for count in range(1, self.n_per_class + 1):
             best = int(np.argmax(np.where(free, attraction - repulsion / count, -np.inf)))
             free[best] = False
-            repulsion += np.exp(-squared_distances_to(embeddings, embeddings[best]) / median)
+            repulsion += kernel[best]
             ranked.append(best)
         return ClassSelection(ranked=np.array(ranked))
 
@@ -157,9 +128,7 @@ class KCenterSelector(BaseSelector):
     Parameters and attributes are those of `BaseSelector`; `random_state` has no effect, the method uses no chance.
     """
 
-    def _select_class(
-        self, embeddings: np.ndarray, rng: np.random.Generator, name: str, real: np.ndarray | None
-    ) -> ClassSelection:
+    def _select_class(self, embeddings: np.ndarray, rng: np.random.Generator, name: str) -> ClassSelection:
         latest = int(np.argmin(squared_distances_to(embeddings, embeddings.mean(axis=0, dtype=np.float64))))
         ranked = [latest]
         to_chosen = np.full(len(embeddings), np.inf)
@@ -172,46 +141,25 @@ class KCenterSelector(BaseSelector):
 
 
 class FacilityLocationSelector(BaseSelector):
-    """Chooses greedily so that what is to be covered is, on average, near to a chosen image.
+    """Chooses greedily so that every image is, on average, near to a chosen one.
 
-    The sum over all points of the distance to the nearest chosen image is made small (k-medoids, or facility location
+    The sum over all images of the distance to the nearest chosen one is made small (k-medoids, or facility location
     with the similarity "largest distance minus distance"); the greedy choice has at least 1 − 1/e of the best possible
     gain (Nemhauser, Wolsey and Fisher, 1978). The rank order is that of choosing. Time and memory grow with the number
-    of images times the number of points.
+    of images squared.
 
-    Parameters:
-        n_per_class: images to choose of each class, at least 1.
-        objective: the points to cover: the images of the `"pool"`, or the `"real"` tiles of the class.
-        random_state: has no effect, the method uses no chance.
+    Parameters and attributes are those of `BaseSelector`, `random_state` having no effect, and
 
-    Attributes are those of `BaseSelector`, and
-
-        mean_distance_: float64 per class, from a point to its nearest chosen image.
+        mean_distance_: float64 per class, from an image to its nearest chosen one.
     """
 
-    def __init__(self, n_per_class: int = 100, objective: str = "pool", random_state: int = 0):
-        super().__init__(n_per_class=n_per_class, random_state=random_state)
-        self.objective = objective
-
-    @property
-    def uses_real_tiles(self) -> bool:
-        """Whether `fit` needs real tiles: with the objective `"real"`."""
-        return self.objective == "real"
-
-    def check_params(self) -> None:
-        super().check_params()
-        check_choice("objective", self.objective, OBJECTIVES)
-
-    def _select_class(
-        self, embeddings: np.ndarray, rng: np.random.Generator, name: str, real: np.ndarray | None
-    ) -> ClassSelection:
-        points = embeddings if real is None else real
-        _check_distances_fit(embeddings, points, name, "facility location")
-        # Row i: from image i to every point. A power of two changes no digit, and keeps all within float32.
-        scale = np.float32(2.0 ** (2 - np.frexp(max(np.abs(embeddings).max(), np.abs(points).max()))[1].astype(float)))
-        distances = np.empty((len(embeddings), len(points)), dtype=np.float32)
+    def _select_class(self, embeddings: np.ndarray, rng: np.random.Generator, name: str) -> ClassSelection:
+        _check_distances_fit(embeddings, name, "facility location")
+        # A power of two changes no digit, and keeps all within float32.
+        scale = np.float32(2.0 ** (2 - np.frexp(np.abs(embeddings).max())[1].astype(float)))
+        distances = np.empty((len(embeddings), len(embeddings)), dtype=np.float32)
         for row, image in zip(distances, embeddings, strict=True):
-            row[:] = np.sqrt(squared_distances_to(points, image)) * scale
+            row[:] = np.sqrt(squared_distances_to(embeddings, image)) * scale
         # In float64, or gains that are equal would be rounded apart.
         to_chosen = distances.max(axis=0).astype(np.float64)
         free = np.ones(len(embeddings), dtype=bool)

@@ -10,7 +10,7 @@ from histodistill.selection import RANKINGS
 from histodistill.selection.base import BaseSelector, ClassSelection
 from histodistill.selection.checks import check_choice, check_integer, check_positive
 from histodistill.selection.communities import find_communities
-from histodistill.selection.graph import WEIGHTINGS, knn_graph, nearest_among
+from histodistill.selection.graph import WEIGHTINGS, knn_graph
 from histodistill.selection.quotas import QUOTA_RULES, community_quotas
 
 
@@ -32,9 +32,7 @@ class DistillSelector(BaseSelector):
         weighting: `"local_gaussian"`, `"inverse_distance"` or `"cosine"`, see `knn_graph`.
         markov_time: above 0; larger gives fewer, larger communities.
         num_trials: Infomap's independent searches, at least 1.
-        quota: `"proportional"` to the size of a community, `"uniform"`, by its square root `"sqrt"`, or `"real"`:
-            proportional to the number of real tiles in its region, each real tile counting for the community of the
-            image nearest to it.
+        quota: `"proportional"` to the size of a community, `"uniform"`, or by its square root `"sqrt"`.
         ranking: which images of a community are chosen: those of highest `"modular_centrality"`, as in the paper, or
             `"random"` ones, so that the communities are strata of a random choice.
         random_state: whole number from 0 to 2³¹ − 1.
@@ -84,11 +82,6 @@ class DistillSelector(BaseSelector):
         self.quota = quota
         self.ranking = ranking
 
-    @property
-    def uses_real_tiles(self) -> bool:
-        """Whether `fit` needs real tiles: with the quota `"real"`."""
-        return self.quota == "real"
-
     def fit(self, embeddings: Any, labels: Any, **options: Any) -> Self:
         """Chooses the images; see `BaseSelector.fit` for the arguments and errors."""
         super().fit(embeddings, labels, **options)
@@ -106,9 +99,7 @@ class DistillSelector(BaseSelector):
         check_choice("quota", self.quota, QUOTA_RULES)
         check_choice("ranking", self.ranking, RANKINGS)
 
-    def _select_class(
-        self, embeddings: np.ndarray, rng: np.random.Generator, name: str, real: np.ndarray | None
-    ) -> ClassSelection:
+    def _select_class(self, embeddings: np.ndarray, rng: np.random.Generator, name: str) -> ClassSelection:
         found = find_communities(
             knn_graph(embeddings, self.n_neighbors, self.weighting),
             markov_time=self.markov_time,
@@ -117,11 +108,7 @@ class DistillSelector(BaseSelector):
             name=name,
         )
         sizes = np.bincount(found.module_labels, minlength=found.num_modules)
-        real_counts = None
-        if self.uses_real_tiles:
-            nearest = nearest_among(embeddings, real, 1)[0][:, 0]
-            real_counts = np.bincount(found.module_labels[nearest], minlength=found.num_modules)
-        quotas = community_quotas(sizes, self.n_per_class, self.quota, real_counts)
+        quotas = community_quotas(sizes, self.n_per_class, self.quota)
         score = rng.random(len(embeddings)) if self.ranking == "random" else found.modular_centrality
         return ClassSelection(
             ranked=_round_robin(found.module_labels, score, quotas),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -50,6 +51,17 @@ def describe_embedder(name: str) -> str:
     if is_classifier(name):
         return "features of a classifier"
     return Path(name).name if Path(name).exists() else name
+
+
+def embedder_fingerprint(name: str) -> str:
+    """What stands for the value of an option `--embedder` in a record: for a folder, not its path but its content."""
+    if not Path(name).is_dir():
+        return name
+    digest = hashlib.sha256()
+    for file in sorted(Path(name).rglob("*")):
+        if file.suffix in (".json", ".safetensors") and file.name != "stage.json":
+            digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    return f"{describe_embedder(name)}, sha256 {digest.hexdigest()}"
 
 
 def embed_images(name_or_path: str | Path, images: np.ndarray, batch_size: int = 256) -> np.ndarray:

@@ -24,7 +24,7 @@ from histodistill.training.classifiers import Classifier
 from histodistill.training.commands.benchmark import FIXED_ROWS, WHOLE_ROWS, file_name, parse_args
 from histodistill.training.commands.select import needs_real_tiles
 from histodistill.training.data import load_tiles, sample_per_class
-from histodistill.training.embedders import embed_images, resolve_embedder
+from histodistill.training.embedders import embed_images, embedder_fingerprint, resolve_embedder
 from histodistill.training.errors import InputError
 from histodistill.training.files import write_json, write_text
 from histodistill.training.image_dataset import read_image_dataset
@@ -273,7 +273,7 @@ def main(args: argparse.Namespace) -> None:
         "data": source.fingerprint(),
         "pool": pool_record["fingerprint"],
         "teacher": teacher_record["fingerprint"],
-        "embedder": args.embedder,
+        "embedder": embedder_fingerprint(args.embedder),
         "steps": {architecture: steps for architecture, steps, _ in args.plan},
         "batch_size": args.batch_size,
         "mixed_precision": args.mixed_precision,

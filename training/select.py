@@ -11,7 +11,13 @@ from histodistill.training.classifiers import Classifier
 from histodistill.training.commands.select import needs_real_tiles, parse_args
 from histodistill.training.community_figures import community_map, community_tiles
 from histodistill.training.data import load_tiles
-from histodistill.training.embedders import describe_embedder, embed_images, is_classifier, resolve_embedder
+from histodistill.training.embedders import (
+    describe_embedder,
+    embed_images,
+    embedder_fingerprint,
+    is_classifier,
+    resolve_embedder,
+)
 from histodistill.training.errors import InputError
 from histodistill.training.files import read_json, write_text
 from histodistill.training.image_dataset import read_image_dataset, write_image_dataset
@@ -33,7 +39,11 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(f"--teacher {args.teacher} is no classifier: give a folder that train_classifier left")
     images, columns, class_names = read_image_dataset(args.pool)
     labels = columns["label"]
-    inputs = {"pool": pool_record["fingerprint"], "teacher": teacher_record["fingerprint"], "embedder": args.embedder}
+    inputs = {
+        "pool": pool_record["fingerprint"],
+        "teacher": teacher_record["fingerprint"],
+        "embedder": embedder_fingerprint(args.embedder),
+    }
     real = None
     if needs_real_tiles(args):
         source = load_tiles(args.data, image_size=images.shape[1])

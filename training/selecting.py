@@ -70,8 +70,6 @@ def make_selector(args: argparse.Namespace) -> BaseSelector:
     options = {"n_per_class": args.n_per_class, "random_state": args.seed}
     if args.selector == "infomap":
         options |= {name: getattr(args, name) for name in (*GRAPH_OPTIONS, "quota", "ranking")}
-    elif args.selector in ("kernel_herding", "facility_location"):
-        options["objective"] = args.objective
     selector = SELECTORS[args.selector](**options)
     try:
         selector.check_params()
@@ -100,13 +98,7 @@ def fit_selector(args: argparse.Namespace, inputs: SelectionInputs, class_names:
         candidates = at_least(passes, own, inputs.labels, args.n_per_class)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", DegenerateGraphWarning)
-            selector.fit(
-                inputs.embeddings,
-                inputs.labels,
-                candidates=candidates,
-                real_embeddings=inputs.real_embeddings,
-                real_labels=inputs.real_labels,
-            )
+            selector.fit(inputs.embeddings, inputs.labels, candidates=candidates)
         communities = selector
         if not isinstance(selector, DistillSelector):
             graph = {name: getattr(args, name) for name in GRAPH_OPTIONS}

@@ -176,3 +176,62 @@ def test_filters_and_options_of_the_pipeline_are_told_where_there_are_some():
         r"^\| filter before the selection \| value \|\n\|---\|---\|\n\| min.?_probability \| 0\.5 \|$", full, re.M
     )
     assert re.search(r"^\| guidance.?_interval \| .*0\.3, 0\.9.* \|$", full, re.M)
+
+
+def make_merged_card(**changes) -> DistilledDatasetCardData:
+    site = {
+        "name": "a | <b>",
+        "num_images": 3,
+        "n_per_class": [1, 2],
+        "is_phantom": False,
+        "source_name": None,
+        "license": None,
+        "selector": None,
+        "pool_size": None,
+        "fingerprint": None,
+    }
+    other = site | {
+        "name": "c",
+        "num_images": 4,
+        "n_per_class": [2, 2],
+        "source_name": "*crc*",
+        "selector": "infomap",
+        "pool_size": 2000,
+        "fingerprint": "0123456789abcdef",
+    }
+    features = Features({**FEATURES, "site": ClassLabel(names=["a | <b>", "c"])})
+    values = {"n_per_class": [3, 4], "pool_size": None, "selector": None, "features": features, "sites": [site, other]}
+    return make_card(**(values | changes))
+
+
+def test_sites_of_a_merged_set():
+    text = render_dataset_card(make_merged_card())
+    assert "7 synthetic 8×8 images, 3 to 4 of each of 2 classes, joined from 2 sites, meant" in text
+    assert "| 0 | adipose | 3 |\n| 1 | no: 'yes' &#124; &#60;b&#62; | 4 |\n" in text
+    assert "## Sites\n" in text
+    assert "| a &#124; &#60;b&#62; | 3 | 1 to 2 | – | – | – | – | – |\n" in text
+    assert "| c | 4 | 2 | &#42;crc&#42; | infomap | 2,000 | – | 0123456789ab |\n" in text
+    assert "| site | ClassLabel | the site that the image comes from |" in text
+    assert "within a class by site" in text and "No licence has been stated" in text
+    assert "None" not in text and "parameter of" not in text
+    assert header(text)["size_categories"] == ["n<1K"]
+
+
+def test_a_set_that_is_not_merged_has_no_sites():
+    text = render_dataset_card(make_card())
+    assert "site" not in text.lower()
+    assert "| label | class |\n|---:|---|\n| 0 | adipose |\n" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_per_class": [3]}, r"n_per_class=\[3\] does not fit: give one number, or one for each class"),
+        ({"n_per_class": [3, 0]}, r"n_per_class=\[3, 0\] is out of range"),
+        ({"sites": []}, "pool_size=None is out of range"),
+        ({"sites": [], "pool_size": 9}, "selector is missing: name it, or give the sites of a merged set"),
+    ],
+)
+def test_a_merged_card_that_does_not_fit_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_merged_card(**changes)

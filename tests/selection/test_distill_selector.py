@@ -130,66 +130,6 @@ def test_images_all_alone_are_told_and_still_give_exactly_n():
     assert selector.module_labels_[selector.selected_indices_].tolist() == list(range(10))
 
 
-def real_tiles_in(blobs_of_class_0, seed=1):
-    """So many real tiles in each blob of class 0, and 10 in each of class 1, as keyword arguments of `fit`."""
-    rng = np.random.default_rng(seed)
-    blob = np.repeat(np.arange(8), [*blobs_of_class_0, 10, 10, 10, 10])
-    embeddings = 30 * np.eye(8)[blob] + rng.normal(size=(len(blob), 8))
-    return {"real_embeddings": embeddings, "real_labels": (blob >= 4).astype(np.int64)}
-
-
-@pytest.mark.parametrize(
-    ("n_per_class", "real_counts", "expected"),
-    [
-        (20, [0, 12, 0, 0], [0, 20, 0, 0]),  # all places where all real tiles are
-        # The blob is full; the other 20 by size: 8.9, 6.7 and 4.4, and the largest remainders round up.
-        (30, [0, 0, 0, 5], [9, 7, 4, 10]),
-        (20, [30, 0, 10, 0], [15, 0, 5, 0]),  # 3 : 1
-        (20, [1, 1, 1, 1], [5, 5, 5, 5]),
-        (20, [1, 0, 0, 60], [10, 0, 0, 10]),  # no more than a blob has
-        (100, [0, 1, 0, 0], [40, 30, 20, 10]),
-    ],
-)
-def test_under_the_quota_by_real_tiles_places_are_shared_as_the_tiles_are(n_per_class, real_counts, expected):
-    embeddings, labels, blob = two_classes_of_blobs()
-    selector = DistillSelector(n_per_class=n_per_class, n_neighbors=8, markov_time=2.0, quota="real")
-    selector.fit(embeddings, labels, **real_tiles_in(real_counts))
-    assert selector.num_communities_.tolist() == [4, 4]
-    chosen = np.bincount(blob[selector.selected_indices_], minlength=8)
-    assert chosen[:4].tolist() == expected
-    assert chosen[4:].sum() == n_per_class and np.ptp(chosen[4:]) <= 1
-
-
-def test_real_tiles_count_for_the_nearest_candidate_and_only_for_their_own_class():
-    embeddings, labels, blob = two_classes_of_blobs()
-    # Between the blobs 1 and 3, nearer to 1; and the tiles of class 1 lie in blob 0, far from all images of class 1.
-    of_class_0 = np.tile(30 * (0.6 * np.eye(8)[1] + 0.4 * np.eye(8)[3]), (5, 1))
-    of_class_1 = 30 * np.eye(8)[[0] * 7] + 3 * np.eye(8)[6]
-    real = {"real_embeddings": np.concatenate([of_class_0, of_class_1]), "real_labels": [0] * 5 + [1] * 7}
-    selector = DistillSelector(n_per_class=10, n_neighbors=8, markov_time=2.0, quota="real")
-    selector.fit(embeddings, labels, **real)
-    assert np.bincount(blob[selector.selected_indices_], minlength=8).tolist() == [0, 10, 0, 0, 0, 0, 10, 0]
-    selector.fit(embeddings, labels, candidates=blob != 1, **real)
-    assert np.bincount(blob[selector.selected_indices_], minlength=8).tolist() == [0, 0, 0, 10, 0, 0, 10, 0]
-    assert (selector.module_labels_[blob == 1] == -1).all()
-
-
-def test_the_quota_by_real_tiles_changes_the_shares_but_not_the_communities_nor_the_order_in_them():
-    embeddings, labels, _ = two_classes_of_blobs()
-    options = {"n_per_class": 20, "n_neighbors": 8, "markov_time": 2.0}
-    plain = DistillSelector(**options).fit(embeddings, labels)
-    by_real = DistillSelector(**options, quota="real").fit(embeddings, labels, **real_tiles_in([10, 10, 0, 10]))
-    np.testing.assert_array_equal(by_real.module_labels_, plain.module_labels_)
-    np.testing.assert_array_equal(by_real.modular_centrality_, plain.modular_centrality_)
-    for community in np.unique(plain.module_labels_):
-        one, two = (
-            selector.selected_indices_[selector.module_labels_[selector.selected_indices_] == community]
-            for selector in (plain, by_real)
-        )
-        shorter = min(len(one), len(two))
-        np.testing.assert_array_equal(one[:shorter], two[:shorter])
-
-
 def test_communities_are_numbered_through_all_classes_among_the_candidates_only():
     embeddings, labels, blob = two_classes_of_blobs()
     candidates = ~np.isin(blob, [0, 5])

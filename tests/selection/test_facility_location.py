@@ -46,22 +46,9 @@ def test_the_pool_is_covered_as_by_the_definition(seed):
     assert selector.mean_distance_ == pytest.approx(naive_mean_distance(images, images, expected), rel=1e-6)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_real_tiles_are_covered_as_by_the_definition(seed):
-    rng = np.random.default_rng(seed)
-    images, real = rng.normal(size=(30, 3)), rng.normal(size=(20, 3)) + 1
-    selector = FacilityLocationSelector(n_per_class=12, objective="real")
-    selector.fit(*one_class(images), real_embeddings=real, real_labels=np.zeros(20, dtype=int))
-    # The definition with the tiles in another order too: sums must not hang on it.
-    assert selector.selected_indices_.tolist() == greedy_by_definition(images, real[::-1], 12)
-    expected = naive_mean_distance(images, real, selector.selected_indices_)
-    assert selector.mean_distance_ == pytest.approx(expected, rel=1e-6)
-
-
 def test_images_that_add_nothing_are_taken_by_index():
-    images = np.array([[9.0], [5.0], [8.0], [5.0], [0.0]])
-    selector = FacilityLocationSelector(n_per_class=5, objective="real")
-    selector.fit(*one_class(images), real_embeddings=[[5.0], [5.0], [0.0]], real_labels=[0, 0, 0])
+    images = np.array([[9.0], [5.0], [5.0], [5.0], [0.0]])
+    selector = FacilityLocationSelector(n_per_class=5).fit(*one_class(images))
     assert selector.selected_indices_.tolist() == [1, 4, 0, 2, 3]
     assert selector.mean_distance_.tolist() == [0.0]
 
@@ -100,29 +87,13 @@ def test_each_blob_of_the_pool_gets_an_image():
     assert sorted(blob[selector.selected_indices_]) == [0, 1, 2, 3]
 
 
-def test_images_are_wanted_only_where_the_real_tiles_are():
-    rng = np.random.default_rng(0)
-    images = rng.uniform(-10, 10, size=(400, 2))
-    real = np.concatenate([rng.normal([-6, 0], 0.1, size=(30, 2)), rng.normal([6, 3], 0.1, size=(10, 2))])
-    real_tiles = {"real_embeddings": real, "real_labels": np.zeros(40, dtype=int)}
-    selector = FacilityLocationSelector(n_per_class=2, objective="real").fit(*one_class(images), **real_tiles)
-    assert selector.selected_indices_.tolist() == greedy_by_definition(images, real, 2)
-    by_place = images[selector.selected_indices_]
-    assert np.linalg.norm(by_place - [[-6, 0], [6, 3]], axis=1).max() < 1.5  # more tiles first
-    of_pool = FacilityLocationSelector(n_per_class=2).fit(*one_class(images)).selected_indices_
-    assert selector.mean_distance_ < naive_mean_distance(images, real, of_pool) / 2
-
-
-@pytest.mark.parametrize("objective", ["pool", "real"])
-def test_mean_distance_is_told_for_each_class_and_is_less_than_of_any_random_choice(objective):
+def test_mean_distance_is_told_for_each_class_and_is_less_than_of_any_random_choice():
     rng = np.random.default_rng(0)
     images, labels = rng.normal(size=(120, 4)), rng.permutation(np.repeat([1, 3], 60))
-    real, real_labels = rng.normal(size=(50, 4)), np.repeat([3, 1], 25)
-    selector = FacilityLocationSelector(n_per_class=8, objective=objective)
-    selector.fit(images, labels, real_embeddings=real, real_labels=real_labels)
+    selector = FacilityLocationSelector(n_per_class=8).fit(images, labels)
     assert selector.mean_distance_.shape == (2,) and selector.mean_distance_.dtype == np.float64
     for place, label in enumerate((1, 3)):
-        points = images[labels == label] if objective == "pool" else real[real_labels == label]
+        points = images[labels == label]
         chosen = selector.selected_indices_[8 * place : 8 * place + 8]
         found = selector.mean_distance_[place]
         assert found == pytest.approx(naive_mean_distance(images, points, chosen), rel=1e-6)
@@ -136,9 +107,7 @@ def test_too_many_distances_are_refused_in_one_sentence(monkeypatch):
     images = np.random.default_rng(0).normal(size=(11, 2))
     selector = FacilityLocationSelector(n_per_class=2).fit(*one_class(images[:10]))  # just small enough
     before = selector.selected_indices_
-    message = (
-        "class 0 has 11 images and 11 points to compare with, too many for facility location, .* at most 100 distances"
-    )
+    message = "class 0 has 11 images, too many for facility location, which holds all their distances, at most 100"
     with pytest.raises(ValueError, match=message) as caught:
         selector.fit(*one_class(images))
     assert "\n" not in str(caught.value)
@@ -146,11 +115,6 @@ def test_too_many_distances_are_refused_in_one_sentence(monkeypatch):
 
     selector.fit(*one_class(images), candidates=np.arange(11) > 0)  # only candidates count
     assert selector.selected_indices_.min() > 0
-
-    selector.set_params(objective="real")
-    with pytest.raises(ValueError, match="class 0 has 10 images and 11 points to compare with"):
-        selector.fit(*one_class(images[:10]), real_embeddings=images, real_labels=[0] * 11)
-    selector.fit(*one_class(images), real_embeddings=images[:9], real_labels=[0] * 9)
 
 
 def test_the_largest_embeddings_that_are_accepted_change_nothing():

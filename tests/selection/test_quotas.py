@@ -31,7 +31,7 @@ def test_known_quotas(sizes, n, rule, expected):
 
 
 @settings(max_examples=60, deadline=None)
-@given(data=st.data(), rule=st.sampled_from([rule for rule in QUOTA_RULES if rule != "real"]))
+@given(data=st.data(), rule=st.sampled_from(QUOTA_RULES))
 def test_quotas_sum_exactly_and_keep_to_the_sizes(data, rule):
     sizes = data.draw(st.lists(st.integers(0, 60), min_size=1, max_size=30))
     n = data.draw(st.integers(0, sum(sizes)))
@@ -44,34 +44,6 @@ def test_quotas_sum_exactly_and_keep_to_the_sizes(data, rule):
     for of_equal_size in by_size.values():
         assert max(of_equal_size) - min(of_equal_size) <= 1
         assert of_equal_size == sorted(of_equal_size, reverse=True)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "n", "real_counts", "expected"),
-    [
-        ([50, 30, 20], 10, [1, 3, 6], [1, 3, 6]),
-        ([50, 30, 20], 10, [0, 0, 7], [0, 0, 10]),
-        ([50, 30, 4], 10, [0, 0, 7], [4, 2, 4]),  # what the third cannot give is shared by size: 3.75 and 2.25
-        ([5, 5, 0], 4, [3, 1, 9], [3, 1, 0]),  # an empty community gives nothing, whatever is real there
-        ([8, 2], 5, [0, 0], [4, 1]),
-    ],
-)
-def test_quotas_by_real_tiles(sizes, n, real_counts, expected):
-    assert community_quotas(sizes, n, "real", real_counts).tolist() == expected
-
-
-@settings(max_examples=60, deadline=None)
-@given(data=st.data())
-def test_quotas_by_real_tiles_sum_exactly_and_follow_the_counts(data):
-    sizes = data.draw(st.lists(st.integers(0, 60), min_size=1, max_size=30))
-    counts = data.draw(st.lists(st.integers(0, 60), min_size=len(sizes), max_size=len(sizes)))
-    n = data.draw(st.integers(0, sum(sizes)))
-    quotas = community_quotas(sizes, n, "real", counts)
-    assert quotas.sum() == n
-    assert (quotas >= 0).all() and (quotas <= sizes).all()
-    for quota, size, count in zip(quotas, sizes, counts, strict=True):
-        if quota < size:  # not all given: no other community with more real tiles gives less, unless it is empty
-            assert all(q >= quota - 1 or q == s for q, s, c in zip(quotas, sizes, counts, strict=True) if c > count)
 
 
 @settings(max_examples=30, deadline=None)
@@ -91,18 +63,9 @@ def test_proportional_quotas_stay_within_one_of_the_ideal(data):
         ([1, 2], -1, "proportional", "n=-1 is out of range"),
         ([1, -2], 1, "proportional", "sizes is not valid"),
         ([1.5, 2], 1, "proportional", "sizes is not valid"),
-        ([1, 2], 1, "fair", "quota='fair' is not known: choose one of proportional, uniform, sqrt, real"),
+        ([1, 2], 1, "fair", "quota='fair' is not known: choose one of proportional, uniform, sqrt"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(sizes, n, rule, message):
     with pytest.raises(ValueError, match=message):
         community_quotas(sizes, n, rule)
-
-
-@pytest.mark.parametrize(
-    ("real_counts", "message"),
-    [(None, "real_counts is not valid"), ([1, -1], "real_counts is not valid"), ([1], "real_counts has 1 entries")],
-)
-def test_bad_counts_of_real_tiles_are_refused(real_counts, message):
-    with pytest.raises(ValueError, match=message):
-        community_quotas([3, 4], 2, "real", real_counts)

@@ -19,18 +19,13 @@ import histodistill.selection
 from histodistill.selection import SELECTOR_NAMES, SELECTORS, BaseSelector, DegenerateGraphWarning, DistillSelector
 
 
-# Every selector as it stands, and those of its kinds that go by real tiles.
+# Every selector as it stands, and a kind of one.
 VARIANTS = {name: (name, {}) for name in SELECTOR_NAMES} | {
     "infomap, random images": ("infomap", {"ranking": "random"}),
-    "infomap by real tiles": ("infomap", {"quota": "real"}),
-    "kernel_herding of real tiles": ("kernel_herding", {"objective": "real"}),
-    "facility_location of real tiles": ("facility_location", {"objective": "real"}),
 }
-BY_REAL_TILES = [name for name in VARIANTS if "real tiles" in name]
 
 every_selector = pytest.mark.parametrize("name", SELECTOR_NAMES)
 every_variant = pytest.mark.parametrize("name", VARIANTS)
-every_variant_by_real_tiles = pytest.mark.parametrize("name", BY_REAL_TILES)
 
 
 def pool(seed=0, per_class=90, n_classes=3, width=12):
@@ -39,18 +34,6 @@ def pool(seed=0, per_class=90, n_classes=3, width=12):
     embeddings += 4 * rng.normal(size=(6, width))[rng.integers(0, 6, size=len(embeddings))].astype(np.float32)
     labels = rng.permutation(np.repeat(np.arange(n_classes) * 2, per_class))
     return embeddings, labels
-
-
-def tiles(seed=100, per_class=40, classes=(0, 2, 4), width=12):
-    """Real tiles for `pool`, as keyword arguments of `fit`."""
-    rng = np.random.default_rng(seed)
-    labels = rng.permutation(np.repeat(classes, per_class))
-    return {"real_embeddings": 3 * rng.normal(size=(len(labels), width)), "real_labels": labels}
-
-
-def needed(name, real):
-    """`real` for a variant that goes by real tiles, nothing for another."""
-    return real if name in BY_REAL_TILES else {}
 
 
 def make(name, **params):
@@ -94,7 +77,7 @@ def test_importing_the_package_loads_no_heavy_library():
 def test_exactly_n_per_class_without_repeats_grouped_by_class(name, n_per_class):
     embeddings, labels = pool()
     selector = make(name, n_per_class=n_per_class)
-    assert selector.fit(embeddings, labels, **needed(name, tiles())) is selector
+    assert selector.fit(embeddings, labels) is selector
     selected = selector.selected_indices_
     assert selected.dtype == np.int64
     assert len(np.unique(selected)) == len(selected)
@@ -106,11 +89,10 @@ def test_exactly_n_per_class_without_repeats_grouped_by_class(name, n_per_class)
 @every_variant
 def test_same_seed_same_choice(name):
     embeddings, labels = pool()
-    real = needed(name, tiles())
-    first = make(name, n_per_class=10, random_state=3).fit(embeddings, labels, **real)
-    again = make(name, n_per_class=10, random_state=3).fit(embeddings.astype(np.float64), labels.tolist(), **real)
+    first = make(name, n_per_class=10, random_state=3).fit(embeddings, labels)
+    again = make(name, n_per_class=10, random_state=3).fit(embeddings.astype(np.float64), labels.tolist())
     np.testing.assert_array_equal(first.selected_indices_, again.selected_indices_)
-    np.testing.assert_array_equal(first.fit(embeddings, labels, **real).selected_indices_, again.selected_indices_)
+    np.testing.assert_array_equal(first.fit(embeddings, labels).selected_indices_, again.selected_indices_)
 
 
 @pytest.mark.parametrize("name", ["random", "kmeans"])
@@ -123,14 +105,13 @@ def test_another_seed_another_choice(name):
 @every_variant
 def test_the_choice_does_not_depend_on_threads(name):
     embeddings, labels = pool(per_class=400, n_classes=2, width=32)
-    real = needed(name, tiles(per_class=200, classes=(0, 2), width=32))
     threads = faiss.omp_get_max_threads()
     chosen = []
     try:
         for count in (1, 2):
             with threadpool_limits(limits=count):
                 faiss.omp_set_num_threads(count)
-                chosen.append(make(name, n_per_class=20).fit(embeddings, labels, **real).selected_indices_)
+                chosen.append(make(name, n_per_class=20).fit(embeddings, labels).selected_indices_)
     finally:
         faiss.omp_set_num_threads(threads)
     np.testing.assert_array_equal(*chosen)
@@ -139,10 +120,9 @@ def test_the_choice_does_not_depend_on_threads(name):
 @every_variant
 def test_classes_are_independent(name):
     embeddings, labels = pool()
-    real = needed(name, tiles())
-    together = make(name, n_per_class=10).fit(embeddings, labels, **real)
+    together = make(name, n_per_class=10).fit(embeddings, labels)
     rows = np.flatnonzero(labels == 2)
-    alone = make(name, n_per_class=10).fit(embeddings[rows], labels[rows], **real)
+    alone = make(name, n_per_class=10).fit(embeddings[rows], labels[rows])
     np.testing.assert_array_equal(rows[alone.selected_indices_], together.selected_indices_[10:20])
 
 
@@ -150,7 +130,7 @@ def test_classes_are_independent(name):
 def test_of_equal_images_the_first_is_taken(name):
     embeddings, _ = pool(per_class=60, n_classes=1)
     twice = np.concatenate([embeddings, embeddings])
-    selector = make(name, n_per_class=12).fit(twice, np.zeros(120, dtype=int), **needed(name, tiles(classes=[0])))
+    selector = make(name, n_per_class=12).fit(twice, np.zeros(120, dtype=int))
     selected = selector.selected_indices_
     copies = selected[selected >= 60]
     assert np.isin(copies - 60, selected).all()
@@ -160,8 +140,7 @@ def test_of_equal_images_the_first_is_taken(name):
 @every_variant
 @pytest.mark.filterwarnings("ignore::histodistill.selection.DegenerateGraphWarning")
 def test_identical_images(name):
-    real = needed(name, tiles(classes=[0], width=3))
-    selector = make(name, n_per_class=5).fit(np.ones((20, 3)), np.zeros(20, dtype=int), **real)
+    selector = make(name, n_per_class=5).fit(np.ones((20, 3)), np.zeros(20, dtype=int))
     selected = selector.selected_indices_
     assert len(np.unique(selected)) == 5
     if VARIANTS[name][0] in (
@@ -183,26 +162,20 @@ ANY_NUMBER = st.floats(-(2.0**99), 2.0**99, width=32) | st.integers(-2, 2).map(f
 def test_any_input_is_chosen_from_exactly_or_refused_in_one_sentence(name, data):
     shape = st.tuples(st.integers(1, 24), st.integers(1, 3))
     embeddings = data.draw(hnp.arrays(np.float32, shape, elements=ANY_NUMBER))
-    n_images, width = embeddings.shape
+    n_images = len(embeddings)
     labels = data.draw(hnp.arrays(np.int64, n_images, elements=st.integers(0, 2)))
     candidates = data.draw(st.none() | hnp.arrays(bool, n_images, fill=st.just(True)))
     classes = np.unique(labels)
     left = [int(((labels == label) & (True if candidates is None else candidates)).sum()) for label in classes]
     n_per_class = data.draw(st.integers(1, max(1, min(left)) + data.draw(st.sampled_from([0, 0, 1, 20]))))
-    real_labels = np.array(data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=8)))
-    if data.draw(st.booleans()):
-        real_labels = np.concatenate([classes, real_labels])
-    real = data.draw(hnp.arrays(np.float32, (len(real_labels), width), elements=ANY_NUMBER))
 
     expected_error = None
     if min(left) < n_per_class:
         first = int(np.argmax(np.array(left) < n_per_class))
         expected_error = f"class {classes[first]} has {left[first]} .*but n_per_class={n_per_class}: lower"
-    elif name in BY_REAL_TILES and not np.isin(classes, real_labels).all():
-        expected_error = f"class {np.setdiff1d(classes, real_labels)[0]} has no real tile"
 
     selector = make(name, n_per_class=n_per_class)
-    options = {"candidates": candidates, "real_embeddings": real, "real_labels": real_labels}
+    options = {"candidates": candidates}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateGraphWarning)
         if expected_error is not None:
@@ -220,16 +193,15 @@ def test_any_input_is_chosen_from_exactly_or_refused_in_one_sentence(name, data)
 @pytest.mark.parametrize("as_list", [False, True])
 def test_the_choice_is_as_if_images_that_are_no_candidates_were_not_there(name, as_list):
     embeddings, labels = pool()
-    real = needed(name, tiles())
-    everything = make(name, n_per_class=10).fit(embeddings, labels, **real)
+    everything = make(name, n_per_class=10).fit(embeddings, labels)
     candidates = np.random.default_rng(5).random(len(labels)) < 0.5
     candidates[everything.selected_indices_[::2]] = False
     assert min(np.bincount(labels[candidates])[::2]) >= 10
 
     rows = np.flatnonzero(candidates)
-    alone = make(name, n_per_class=10).fit(embeddings[rows], labels[rows], **real)
+    alone = make(name, n_per_class=10).fit(embeddings[rows], labels[rows])
     selector = make(name, n_per_class=10)
-    selector.fit(embeddings, labels, candidates=candidates.tolist() if as_list else candidates, **real)
+    selector.fit(embeddings, labels, candidates=candidates.tolist() if as_list else candidates)
     assert candidates[selector.selected_indices_].all()
     np.testing.assert_array_equal(selector.selected_indices_, rows[alone.selected_indices_])
 
@@ -247,9 +219,8 @@ def test_the_choice_is_as_if_images_that_are_no_candidates_were_not_there(name, 
 @every_variant
 def test_all_candidates_are_the_same_as_none_given(name):
     embeddings, labels = pool()
-    real = needed(name, tiles())
-    without = make(name, n_per_class=10).fit(embeddings, labels, **real)
-    given_all = make(name, n_per_class=10).fit(embeddings, labels, candidates=np.ones(len(labels), bool), **real)
+    without = make(name, n_per_class=10).fit(embeddings, labels)
+    given_all = make(name, n_per_class=10).fit(embeddings, labels, candidates=np.ones(len(labels), bool))
     same_attributes(vars(without), vars(given_all))
 
 
@@ -261,7 +232,7 @@ def test_exactly_as_many_candidates_as_places_are_all_chosen(name):
         candidates[np.flatnonzero(labels == label)[10:18]] = True
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateGraphWarning)
-        selector = make(name, n_per_class=8).fit(embeddings, labels, candidates=candidates, **needed(name, tiles()))
+        selector = make(name, n_per_class=8).fit(embeddings, labels, candidates=candidates)
     np.testing.assert_array_equal(np.sort(selector.selected_indices_), np.flatnonzero(candidates))
 
 
@@ -285,88 +256,10 @@ def test_bad_candidates_are_refused_in_one_sentence(name, candidates, message):
     labels = np.full(270, 2)
     labels[[8, 30, 60]] = 0
     labels[[100, 179, 190]] = 4
-    real = needed(name, tiles())
-    selector = make(name, n_per_class=3).fit(embeddings, labels, **real)
+    selector = make(name, n_per_class=3).fit(embeddings, labels)
     before = dict(vars(selector))
     with pytest.raises(ValueError, match=message) as caught:
-        selector.fit(embeddings[::-1], labels, candidates=candidates, **real)
-    assert "\n" not in str(caught.value)
-    same_attributes(vars(selector), before)
-
-
-def test_which_selectors_use_real_tiles():
-    assert [name for name in VARIANTS if make(name).uses_real_tiles] == BY_REAL_TILES
-    # It follows the parameters as they now stand.
-    assert DistillSelector().set_params(quota="real").uses_real_tiles
-    assert not make("facility_location of real tiles").set_params(objective="pool").uses_real_tiles
-
-
-@every_selector
-@pytest.mark.parametrize(
-    "real",
-    [
-        tiles(),
-        tiles(classes=[7], width=3),
-        {"real_embeddings": "nothing at all"},
-        {"real_labels": [[-1]], "real_embeddings": [[np.nan]]},
-    ],
-)
-def test_real_tiles_that_are_not_needed_change_nothing(name, real):
-    embeddings, labels = pool()
-    without = make(name, n_per_class=10).fit(embeddings, labels)
-    given_real = make(name, n_per_class=10).fit(embeddings, labels, **real)
-    same_attributes(vars(without), vars(given_real))
-
-
-@every_variant_by_real_tiles
-def test_real_tiles_that_are_needed_change_the_choice_but_are_never_chosen(name):
-    embeddings, labels = pool()
-    tight = tiles()
-    tight["real_embeddings"] = tight["real_embeddings"] * 0.01 + embeddings[0]
-    one = make(name, n_per_class=10).fit(embeddings, labels, **tiles()).selected_indices_
-    two = make(name, n_per_class=10).fit(embeddings, labels, **tight).selected_indices_
-    plain = make(VARIANTS[name][0], n_per_class=10).fit(embeddings, labels).selected_indices_
-    assert not np.array_equal(one, two)
-    assert not np.array_equal(two, plain)
-
-
-@every_variant_by_real_tiles
-def test_neither_the_order_of_real_tiles_nor_those_of_other_classes_matter(name):
-    embeddings, labels = pool()
-    real, other = tiles(), tiles(seed=7, classes=[1, 5])
-    expected = make(name, n_per_class=10).fit(embeddings, labels, **real)
-    for seed in range(3):
-        mixed = {key: np.concatenate([real[key], other[key]]) for key in real}
-        order = np.random.default_rng(seed).permutation(len(mixed["real_labels"]))
-        selector = make(name, n_per_class=10)
-        selector.fit(embeddings, labels, **{key: value[order] for key, value in mixed.items()})
-        np.testing.assert_array_equal(selector.selected_indices_, expected.selected_indices_)
-
-
-@every_variant_by_real_tiles
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"real_embeddings": None}, "goes by real tiles: give fit their real_embeddings and real_labels"),
-        ({"real_labels": None}, "goes by real tiles: give fit their real_embeddings and real_labels"),
-        ({"real_embeddings": None, "real_labels": None}, "Selector goes by real tiles: give fit their real_emb"),
-        (tiles(width=11), "real_embeddings has 11 columns and embeddings 12: embed both with one model"),
-        (tiles(classes=(0, 4)), "class 2 has no real tile: give real tiles of every class of the pool"),
-        (tiles(classes=(1, 3)), "class 0 has no real tile"),
-        ({"real_labels": np.zeros(119, int)}, r"real_labels has shape \(119,\): .* of the 120 embeddings"),
-        ({"real_labels": np.zeros(120)}, "real_labels has dtype float64"),
-        ({"real_labels": np.full(120, -3)}, "real_labels has the value -3"),
-        ({"real_embeddings": np.full((120, 12), np.nan)}, "real_embeddings has 120 rows with NaN"),
-        ({"real_embeddings": np.zeros(120)}, r"real_embeddings has shape \(120,\)"),
-        ({"real_embeddings": np.zeros((0, 12)), "real_labels": []}, r"real_embeddings has shape \(0, 12\)"),
-    ],
-)
-def test_bad_real_tiles_are_refused_in_one_sentence(name, change, message):
-    embeddings, labels = pool()
-    selector = make(name, n_per_class=5).fit(embeddings, labels, **tiles())
-    before = dict(vars(selector))
-    with pytest.raises(ValueError, match=message) as caught:
-        selector.fit(embeddings[::-1], labels[::-1], **{**tiles(), **change})
+        selector.fit(embeddings[::-1], labels, candidates=candidates)
     assert "\n" not in str(caught.value)
     same_attributes(vars(selector), before)
 
@@ -421,9 +314,3 @@ def test_bad_input_is_refused_in_one_sentence(name, embeddings, labels, params, 
 def test_options_of_the_distill_selector_are_checked(params, message):
     with pytest.raises(ValueError, match=message):
         DistillSelector(n_per_class=1, **params).fit(*pool())
-
-
-@pytest.mark.parametrize("objective", ["reals", None])
-def test_options_of_the_facility_location_selector_are_checked(objective):
-    with pytest.raises(ValueError, match=f"objective={objective!r} is not known: choose one of pool, real"):
-        SELECTORS["facility_location"](n_per_class=1, objective=objective).fit(*pool(), **tiles())

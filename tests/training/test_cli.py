@@ -45,8 +45,8 @@ def test_unknown_command_is_refused_in_one_sentence(capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == (
-        "error: 'destill' is no command: use one of distill, generate, select, compare, evaluate-pool, benchmark, "
-        "report\n"
+        "error: 'destill' is no command: use one of distill, generate, select, merge, compare, evaluate-pool, "
+        "benchmark, report\n"
     )
 
 
@@ -85,7 +85,7 @@ def test_commands_start_the_script_of_their_name(name, argv, num_processes, monk
 def test_benchmark_starts_the_script_of_the_table(monkeypatch):
     # The module called benchmark measures how fast training is.
     started = []
-    argv = ["r", "--data", "phantom", "--rows", "random", "infomap:quota=real", "--jobs", "2"]
+    argv = ["r", "--data", "phantom", "--rows", "random", "infomap:quota=sqrt", "--jobs", "2"]
     monkeypatch.setattr("histodistill.training.commands.benchmark.run_module", lambda *call: started.append(call))
     cli.main(["benchmark", *argv])
     assert started == [("histodistill.training.results_table", argv)]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,13 @@ from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel, ViTCo
 
 from histodistill.training.classifiers import Classifier
 from histodistill.training.data import to_model_input
-from histodistill.training.embedders import describe_embedder, embed_images, is_autoencoder, is_classifier
+from histodistill.training.embedders import (
+    describe_embedder,
+    embed_images,
+    embedder_fingerprint,
+    is_autoencoder,
+    is_classifier,
+)
 from histodistill.training.errors import InputError
 from histodistill.training.scoring import embed
 from histodistill.training.train_autoencoder import build_autoencoder
@@ -151,3 +158,15 @@ def test_an_embedder_in_words_has_no_path(tiny_autoencoder, tiny_teacher, tmp_pa
     assert describe_embedder("facebook/dinov2-small") == "facebook/dinov2-small"
     assert describe_embedder("untrained") == "features of a convolutional network with random weights"
     assert describe_embedder("teacher") == "features of a classifier trained on the same tiles"
+
+
+def test_an_embedder_is_recorded_by_its_content(tiny_autoencoder, tiny_teacher, tmp_path):
+    assert embedder_fingerprint("untrained") == "untrained"
+    assert embedder_fingerprint("facebook/dinov2-small") == "facebook/dinov2-small"
+    shutil.copytree(tiny_teacher, tmp_path / "copy")
+    found = embedder_fingerprint(str(tiny_teacher))
+    assert embedder_fingerprint(str(tmp_path / "copy")) == found
+    assert str(tiny_teacher) not in found and found != embedder_fingerprint(str(tiny_autoencoder))
+    weights = tmp_path / "copy" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    assert embedder_fingerprint(str(tmp_path / "copy")) != found

@@ -44,10 +44,10 @@ def test_defaults():
 
 
 def test_rows_have_options_of_select():
-    row = parse_row("infomap:quota=real,n_neighbors=10,min-probability=0.5")
-    assert (row.selector, row.quota, row.n_neighbors, row.min_probability) == ("infomap", "real", 10, 0.5)
+    row = parse_row("infomap:quota=sqrt,n_neighbors=10,min-probability=0.5")
+    assert (row.selector, row.quota, row.n_neighbors, row.min_probability) == ("infomap", "sqrt", 10, 0.5)
     assert (row.markov_time, row.typical_share) == (1.0, None)
-    assert parse_row("facility_location:objective=real").objective == "real"
+    assert parse_row("random:typical_share=0.9").typical_share == 0.9
     assert [parse_row(row) for row in FIXED_ROWS] == [None] * 3
 
 
@@ -88,7 +88,13 @@ def test_bad_options_end_with_one_sentence(argv, message, monkeypatch, capsys):
 def test_cells_have_files_of_their_own():
     folder = Path("benchmark")
     assert Cell("convnet", 5, "real_all", None, 3).path(folder) == folder / "cells" / "convnet-real_all-all-seed3.json"
-    rows = ["infomap", "infomap:quota=real", "infomap:quota=sqrt", "infomap:n_neighbors=3,quota=real", "random"]
+    rows = [
+        "infomap",
+        "infomap:quota=sqrt",
+        "infomap:quota=uniform",
+        "kmeans:typical_share=0.9",
+        "random",
+    ]
     cells = [
         Cell(architecture, 5, row, size, seed)
         for architecture in ("convnet", "vit") for row in rows for size in (None, 1, 11) for seed in (1, 11)
@@ -208,9 +214,9 @@ def test_an_auc_that_is_undefined_once_has_no_mean():
 
 def test_table_of_one_split():
     rows = summarise([
-        scored("convnet", "infomap:quota=real", 10, 0, 0.75), scored("convnet", "infomap:quota=real", 10, 1, 0.5),
+        scored("convnet", "infomap:quota=sqrt", 10, 0, 0.75), scored("convnet", "infomap:quota=sqrt", 10, 1, 0.5),
         scored("convnet", "random", 10, 0, 0.5), scored("convnet", "random", 10, 1, 0.375),
-        scored("convnet", "infomap:quota=real", 2, 0, 0.5), scored("convnet", "random", 2, 0, 0.5),
+        scored("convnet", "infomap:quota=sqrt", 2, 0, 0.5), scored("convnet", "random", 2, 0, 0.5),
         scored("convnet", "real_all", None, 0, 1.0), scored("vit", "real_random", 2, 0, 0.25),
     ])  # fmt: skip
     table = markdown_table(rows, "test")
@@ -219,9 +225,9 @@ def test_table_of_one_split():
     assert {len(line) for line in lines} == {8}
     assert [line[:3] for line in lines[2:]] == [
         ["convnet", "all", "all real training tiles"],
-        ["convnet", "2", "`infomap:quota=real`"],
+        ["convnet", "2", "`infomap:quota=sqrt`"],
         ["convnet", "2", "`random`"],
-        ["convnet", "10", "`infomap:quota=real`"],
+        ["convnet", "10", "`infomap:quota=sqrt`"],
         ["convnet", "10", "`random`"],
         ["vit", "2", "random real training tiles"],
     ]
@@ -240,7 +246,7 @@ def test_table_of_one_split():
 
 
 ROWS = [
-    "real_all", "pool_all", "real_random", "random", "infomap:n_neighbors=3", "infomap:n_neighbors=3,quota=real",
+    "real_all", "pool_all", "real_random", "random", "infomap:n_neighbors=3", "kmeans:typical_share=0.9",
 ]  # fmt: skip
 OPTIONS = ["--train", "convnet:2", "--batch-size", "10", "--mixed-precision", "no"]
 
@@ -403,7 +409,17 @@ def test_two_jobs_give_the_same_scores_and_what_is_too_large_is_left_out(
     # As a user does it: the command starts a process, and this one its workers.
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     output = tmp_path / "output"
-    argv = ["--rows", "random", "infomap:n_neighbors=3,quota=real", "real_random", "--sizes", "2", "7", "--seeds", "0"]
+    argv = [
+        "--rows",
+        "random",
+        "kmeans:typical_share=0.9",
+        "real_random",
+        "--sizes",
+        "2",
+        "7",
+        "--seeds",
+        "0",
+    ]
     command.main([str(folder), "--data", str(tiny_npz), *OPTIONS, *argv, "--jobs", "2", "--output", str(output)])
     captured = capfd.readouterr()
     assert "Traceback" not in captured.err
@@ -424,10 +440,10 @@ def test_two_jobs_give_the_same_scores_and_what_is_too_large_is_left_out(
     results = read_json(output / "benchmark.json")
     assert sorted(results["notes"]) == [
         f"{row}, 7 per class: left out, since class 0 has 6 images but n_per_class=7: lower n_per_class or generate "
-        "more" for row in ("infomap:n_neighbors=3,quota=real", "random")
+        "more" for row in ("kmeans:typical_share=0.9", "random")
     ]  # fmt: skip
     assert [(row["row"], row["size"]) for row in results["rows"]] == [
-        ("random", 2), ("infomap:n_neighbors=3,quota=real", 2), ("real_random", 2), ("real_random", 7),
+        ("random", 2), ("kmeans:typical_share=0.9", 2), ("real_random", 2), ("real_random", 7),
     ]  # fmt: skip
     assert all(note in captured.out + captured.err for note in results["notes"])
     assert f"benchmark: saved to {output}" in captured.out
@@ -478,12 +494,12 @@ def test_each_row_has_its_tiles(worker, folder, tiny_npz):
 def test_inputs_are_made_again_only_where_real_tiles_are_new(worker, tmp_path, monkeypatch):
     first = worker("random").inputs
     assert first.real_embeddings is None and first.embeddings.shape == (30, 512)
-    second = worker("random", "infomap:quota=real").inputs
+    second = worker("random", "infomap:typical_share=0.9").inputs
     assert second.real_embeddings.shape == (120, 512)
     np.testing.assert_allclose(second.embeddings, first.embeddings, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(second.probabilities.sum(axis=1), 1, atol=1e-5)
     monkeypatch.setattr(script, "embed_images", None)
-    for rows in (["random"], ["facility_location:objective=real"]):
+    for rows in (["random"], ["kmeans:typical_share=0.5"]):
         assert worker(*rows).inputs.real_embeddings.shape == (120, 512)
     assert [path.name for path in tmp_path.iterdir()] == ["inputs.npz"]
 

@@ -13,7 +13,6 @@ from histodistill.selection import (
     BaseSelector,
     DegenerateGraphWarning,
     DistillSelector,
-    FacilityLocationSelector,
     KCenterSelector,
     KernelHerdingSelector,
     RandomSelector,
@@ -165,7 +164,7 @@ def test_other_settings_in_the_same_folder_are_refused(selected, run_main, selec
         (["--min-probability", "1.1"], "--min-probability=1.1 is out of range: it must be 0 to 1"),
         (["--typical-share", "-1"], "--typical-share=-1.0 is out of range: it must be 0 to 1"),
         (["--typical-share", "nan"], "--typical-share=nan is out of range: it must be 0 to 1"),
-        (["--quota", "real", "--data", "/no/such"], "/no/such does not exist: a source is "),
+        (["--typical-share", "0.9", "--data", "/no/such"], "/no/such does not exist: a source is "),
     ],
 )
 def test_bad_input_ends_with_one_sentence(tmp_path, select_argv, argv, message, capsys):
@@ -226,47 +225,11 @@ def embedded(teacher, tiny_pool, tiny_npz) -> tuple[np.ndarray, np.ndarray, np.n
     return embed(teacher, images), columns["label"], embed(teacher, real.images), real.labels
 
 
-@pytest.fixture(scope="module")
-def by_real_quota(tmp_path_factory, run_main, select_argv, tiny_npz):
-    folder = tmp_path_factory.mktemp("quota")
-    run_main(script, *select_argv, "--quota", "real", "--data", tiny_npz, "--output", folder)
-    return folder
-
-
-def test_quota_by_real_tiles(by_real_quota, teacher, tiny_pool, tiny_npz):
-    embeddings, labels, real_embeddings, real_labels = embedded(teacher, tiny_pool, tiny_npz)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DegenerateGraphWarning)
-        expected = DistillSelector(n_per_class=2, n_neighbors=3, quota="real").fit(
-            embeddings, labels, real_embeddings=real_embeddings, real_labels=real_labels
-        )
-    selector = DistillSelector.from_pretrained(by_real_quota / "selector")
-    assert selector.get_params() == expected.get_params()
-    np.testing.assert_array_equal(selector.selected_indices_, expected.selected_indices_)
-    _, distilled, _ = read_image_dataset(by_real_quota / "distilled")
-    assert np.bincount(distilled["label"]).tolist() == [2] * 5
-    record = read_json(by_real_quota / "distilled" / "stage.json")
-    assert set(record["dropped"].values()) == {0}
-
-
-def test_covering_real_tiles(tmp_path, run_main, select_argv, teacher, tiny_pool, tiny_npz):
-    argv = [*select_argv, "--selector", "facility_location", "--objective", "real", "--data", tiny_npz]
-    run_main(script, *argv, "--output", tmp_path)
-    embeddings, labels, real_embeddings, real_labels = embedded(teacher, tiny_pool, tiny_npz)
-    expected = FacilityLocationSelector(n_per_class=2, objective="real").fit(
-        embeddings, labels, real_embeddings=real_embeddings, real_labels=real_labels
-    )
-    selector = FacilityLocationSelector.from_pretrained(tmp_path / "selector")
-    np.testing.assert_array_equal(selector.selected_indices_, expected.selected_indices_)
-    # Which no other tiles give.
-    np.testing.assert_allclose(selector.mean_distance_, expected.mean_distance_, rtol=1e-4)
-    _, distilled, _ = read_image_dataset(tmp_path / "distilled")
-    assert np.bincount(distilled["label"]).tolist() == [2] * 5
-
-
-def test_real_tiles_are_known_by_their_content(by_real_quota, tmp_path, run_main, select_argv, tiny_npz, capsys):
-    argv = [*select_argv, "--quota", "real", "--output", by_real_quota]
-    record = read_json(by_real_quota / "distilled" / "stage.json")
+def test_real_tiles_are_known_by_their_content(tmp_path, run_main, select_argv, tiny_npz, capsys):
+    output = tmp_path / "output"
+    argv = [*select_argv, "--typical-share", 0.9, "--output", output]
+    run_main(script, *argv, "--data", tiny_npz)
+    record = read_json(output / "distilled" / "stage.json")
     assert record["settings"]["data"] == load_tiles(tiny_npz).fingerprint()
     with np.load(tiny_npz) as arrays:
         arrays = dict(arrays)
@@ -278,13 +241,13 @@ def test_real_tiles_are_known_by_their_content(by_real_quota, tmp_path, run_main
     np.savez(tmp_path / "other.npz", **arrays)
     with pytest.raises(InputError, match=r"was made with other settings \(data was "):
         run_main(script, *argv, "--data", tmp_path / "other.npz")
-    assert read_json(by_real_quota / "distilled" / "stage.json") == record
+    assert read_json(output / "distilled" / "stage.json") == record
 
 
 def test_real_tiles_of_other_classes(tmp_path, run_main, select_argv, tiny_npz):
     with np.load(tiny_npz) as arrays:
         np.savez(tmp_path / "other.npz", **{**arrays, "class_names": np.array(["a", "b", "c", "d", "e"])})
-    argv = [*select_argv, "--quota", "real", "--data", tmp_path / "other.npz", "--output", tmp_path / "output"]
+    argv = [*select_argv, "--typical-share", "0.9", "--data", tmp_path / "other.npz", "--output", tmp_path / "output"]
     message = r"other\.npz has other classes than the pool \(a, b, c, d, … and not adipose, .*: give the tiles that "
     with pytest.raises(InputError, match=message):
         run_main(script, *argv)
@@ -296,26 +259,15 @@ def test_real_tiles_that_no_option_goes_by_are_not_read(selected, run_main, sele
     assert "already finished" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["--selector", "infomap", "--quota", "real"],
-        ["--selector", "facility_location", "--objective", "real"],
-        ["--selector", "random", "--typical-share", "0.9"],
-    ],
-)
-def test_missing_real_tiles_are_refused_before_anything_is_loaded(tmp_path, argv, monkeypatch, capsys):
+def test_missing_real_tiles_are_refused_before_anything_is_loaded(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "run_module", lambda *call: pytest.fail("the script was started"))
     folders = ["--pool", "/no/such", "--teacher", "/no/such", "--output", str(tmp_path / "output")]
     with pytest.raises(SystemExit) as error:
-        command.main([*folders, *argv])
+        command.main([*folders, "--typical-share", "0.9"])
     assert error.value.code == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == (
-        "error: --data is missing: --quota real, --objective real and --typical-share go by the real tiles, "
-        "name them\n"
-    )
+    assert captured.err == "error: --data is missing: --typical-share goes by the real tiles, so name them\n"
     assert not (tmp_path / "output").exists()
 
 
@@ -324,10 +276,6 @@ def test_missing_real_tiles_are_refused_before_anything_is_loaded(tmp_path, argv
     [
         ([], False),
         (["--min-probability", "0.5"], False),
-        (["--quota", "real"], True),
-        (["--quota", "real", "--selector", "random"], False),
-        (["--objective", "real"], False),
-        (["--objective", "real", "--selector", "facility_location"], True),
         (["--typical-share", "0", "--selector", "kmeans"], True),
     ],
 )

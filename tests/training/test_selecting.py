@@ -56,12 +56,12 @@ def test_the_selector_takes_the_options():
         "ranking": "modular_centrality",
         "random_state": 5,
     }
-    selector = make_selector(options("--selector", "facility_location", "--objective", "real", "--seed", 1))
+    selector = make_selector(options("--selector", "facility_location", "--seed", 1))
     assert type(selector) is FacilityLocationSelector
-    assert selector.get_params() == {"n_per_class": 2, "objective": "real", "random_state": 1}
+    assert selector.get_params() == {"n_per_class": 2, "random_state": 1}
     assert make_selector(options("--ranking", "random")).ranking == "random"
     # Options of other selectors are no matter.
-    selector = make_selector(options("--selector", "random", "--quota", "real", "--seed", 7))
+    selector = make_selector(options("--selector", "random", "--quota", "sqrt", "--seed", 7))
     assert type(selector) is RandomSelector
     assert selector.get_params() == {"n_per_class": 2, "random_state": 7}
 
@@ -144,14 +144,6 @@ def test_a_filter_that_drops_everything_still_gives_exact_numbers(inputs):
 # Real tiles.
 
 
-def test_real_tiles_reach_the_selector(inputs):
-    args = options("--selector", "facility_location", "--objective", "real")
-    # The real tiles lie on images 1 and 4, and 10 and 13, which therefore cover them best.
-    rows = np.array([1, 1, 1, 4, 4, 4, 10, 10, 10, 13, 13, 13])
-    selection = fit_selector(args, replace(inputs, real_embeddings=inputs.embeddings[rows]), NAMES)
-    assert sorted(selection.selector.selected_indices_) == [1, 4, 10, 13]
-
-
 # Notes and errors.
 
 
@@ -180,6 +172,5 @@ def test_what_the_selector_refuses(inputs, argv, message):
 
 def test_a_class_without_real_tiles(inputs):
     lacking = replace(inputs, real_labels=np.zeros(12, int))
-    for argv in (["--quota", "real"], ["--typical-share", 0.9]):
-        with pytest.raises(InputError, match="class 1 has no real tile"):
-            fit_selector(options(*argv), lacking, NAMES)
+    with pytest.raises(InputError, match="class 1 has no real tile"):
+        fit_selector(options("--typical-share", 0.9), lacking, NAMES)

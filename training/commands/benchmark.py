@@ -1,6 +1,6 @@
 """Makes the results table: classifiers trained on real tiles and on what each selector chooses, scored on real tiles.
 
-    histodistill benchmark runs/phantom --data phantom --rows real_random random infomap infomap:quota=real \\
+    histodistill benchmark runs/phantom --data phantom --rows real_random random infomap infomap:quota=sqrt \\
         --sizes 10 50 --train convnet:600 --seeds 0 1 2 3 4
 
 Every row has the same recipe and number of optimizer steps; the last step counts, so validation tiles play no part in

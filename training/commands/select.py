@@ -6,7 +6,7 @@ Leaves `selector/` (the fitted selector, and pictures of the pool's communities)
 `load_dataset` opens) in the output folder. `selection/README.md` tells what the defaults were chosen from. Whatever
 chooses, Infomap finds the communities of the pool; `--selector infomap` also chooses by them, as the paper does.
 The teacher is a classifier trained on the real tiles: its probabilities become the column soft_label. Real tiles
-(`--data`) are needed only by the options that go by them, and none of them is written anywhere.
+(`--data`) are needed only by `--typical-share`, and none of them is written anywhere.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from histodistill.selection import OBJECTIVES, QUOTA_RULES, RANKINGS, SELECTOR_NAMES, WEIGHTINGS
+from histodistill.selection import QUOTA_RULES, RANKINGS, SELECTOR_NAMES, WEIGHTINGS
 from histodistill.training.launch import run_module
 from histodistill.training.options import HelpFormatter, check_option, fail
 
@@ -41,14 +41,9 @@ def add_selector_options(parser: argparse.ArgumentParser) -> None:
     infomap.add_argument("--weighting", choices=WEIGHTINGS, default="local_gaussian", help="weights of the links")
     infomap.add_argument("--markov-time", type=float, default=1.0, help="larger finds fewer, larger communities")
     infomap.add_argument("--num-trials", type=int, default=5, help="searches, of which the best counts")
-    infomap.add_argument(
-        "--quota", choices=QUOTA_RULES, default="proportional", help="images per community; real needs --data"
-    )
+    infomap.add_argument("--quota", choices=QUOTA_RULES, default="proportional", help="images per community")
     infomap.add_argument(
         "--ranking", choices=RANKINGS, default="modular_centrality", help="which images of a community"
-    )
-    parser.add_argument_group("kernel_herding and facility_location").add_argument(
-        "--objective", choices=OBJECTIVES, default="pool", help="what to be like, or to cover; real needs --data"
     )
 
 
@@ -61,9 +56,7 @@ def check_selector_options(args: argparse.Namespace) -> None:
 
 def needs_real_tiles(args: argparse.Namespace) -> bool:
     """Whether the options go by real tiles."""
-    by_quota = args.selector == "infomap" and args.quota == "real"
-    by_objective = args.selector in ("kernel_herding", "facility_location") and args.objective == "real"
-    return by_quota or by_objective or args.typical_share is not None
+    return args.typical_share is not None
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -73,7 +66,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--pool", type=Path, required=True, help="folder that generate left")
     parser.add_argument("--teacher", type=Path, required=True, help="folder of a classifier trained on the real tiles")
-    parser.add_argument("--data", default=None, help="the real tiles, for the options that go by them")
+    parser.add_argument("--data", default=None, help="the real tiles, which --typical-share goes by")
     parser.add_argument(
         "--embedder",
         default="untrained",
@@ -87,7 +80,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     check_selector_options(args)
     if needs_real_tiles(args) and args.data is None:
-        fail("--data is missing: --quota real, --objective real and --typical-share go by the real tiles, name them")
+        fail("--data is missing: --typical-share goes by the real tiles, so name them")
     return args
 
 
