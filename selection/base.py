@@ -59,13 +59,7 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
         self.n_per_class = n_per_class
         self.random_state = random_state
 
-    def fit(
-        self,
-        embeddings: Any,
-        labels: Any,
-        *,
-        candidates: Any = None,
-    ) -> Self:
+    def fit(self, embeddings: Any, labels: Any, *, candidates: Any = None) -> Self:
         """Chooses the images.
 
         Args:

@@ -104,6 +104,16 @@ def read_cell(path: Path) -> dict[str, Any] | None:
     return read_json(path) if path.is_file() else None
 
 
+def spread(values: list[float | None]) -> dict[str, Any]:
+    """Mean, standard deviation (of a sample; None for one value) and values; no mean where a value is undefined."""
+    known = values if None not in values else []
+    return {
+        "mean": float(np.mean(known)) if known else None,
+        "std": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+        "values": values,
+    }
+
+
 def summarise_rows(cells: list[dict[str, Any]], titles: dict[str, str], split: str) -> list[dict[str, Any]]:
     """One row per architecture and row name, in order of appearance, with its scores over seeds.
 
@@ -122,13 +132,7 @@ def summarise_rows(cells: list[dict[str, Any]], titles: dict[str, str], split: s
         mine = [cell for cell in cells if (cell["architecture"], cell["row"]) == (architecture, row)]
         scores = {}
         for metric in METRICS:
-            values = [cell[split][metric] for cell in mine]
-            known = values if None not in values else []
-            scores[metric] = {
-                "mean": float(np.mean(known)) if known else None,
-                "std": float(np.std(known, ddof=1)) if len(known) > 1 else None,
-                "values": values,
-            }
+            scores[metric] = spread([cell[split][metric] for cell in mine])
         rows.append(
             {
                 "row": row,

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from histodistill.training.accelerator import make_accelerator
 from histodistill.training.allocator import keep_freed_memory
-from histodistill.training.cells import METRICS, check_same_kind, read_cell, train_cell
+from histodistill.training.cells import METRICS, check_same_kind, read_cell, spread, train_cell
 from histodistill.training.classifiers import Classifier
 from histodistill.training.commands.benchmark import FIXED_ROWS, WHOLE_ROWS, file_name, parse_args
 from histodistill.training.commands.select import needs_real_tiles
@@ -184,7 +184,7 @@ def summarise(cells: list[tuple[Cell, dict[str, Any]]]) -> list[dict[str, Any]]:
         baseline = groups.get((architecture, BASELINE, size), {})
         both = [seed for seed in seeds if seed in baseline]
         for split in SPLITS:
-            record[split] = {metric: _spread([by_seed[seed][split][metric] for seed in seeds]) for metric in METRICS}
+            record[split] = {metric: spread([by_seed[seed][split][metric] for seed in seeds]) for metric in METRICS}
             for metric in METRICS:
                 mine, theirs = ([scores[seed][split][metric] for seed in both] for scores in (by_seed, baseline))
                 comparable = row != BASELINE and both and None not in mine + theirs
@@ -192,15 +192,6 @@ def summarise(cells: list[tuple[Cell, dict[str, Any]]]) -> list[dict[str, Any]]:
                 record[split][metric]["margin"] = margin
         rows.append(record)
     return rows
-
-
-def _spread(values: list[float | None]) -> dict[str, Any]:
-    known = values if None not in values else []
-    return {
-        "mean": float(np.mean(known)) if known else None,
-        "std": float(np.std(known, ddof=1)) if len(known) > 1 else None,
-        "values": values,
-    }
 
 
 def paired_margin(scores: np.ndarray, baseline: np.ndarray) -> dict[str, float | None]:

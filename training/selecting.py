@@ -17,6 +17,7 @@ from histodistill.selection import (
     recognised,
     typical,
 )
+from histodistill.selection.filters import own_probability
 from histodistill.training.errors import InputError
 
 
@@ -94,7 +95,7 @@ def fit_selector(args: argparse.Namespace, inputs: SelectionInputs, class_names:
             passes &= typical(
                 inputs.embeddings, inputs.labels, inputs.real_embeddings, inputs.real_labels, args.typical_share
             )
-        own = inputs.probabilities[np.arange(len(inputs.labels)), inputs.labels]
+        own = own_probability(inputs.probabilities, inputs.labels)
         candidates = at_least(passes, own, inputs.labels, args.n_per_class)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", DegenerateGraphWarning)
