@@ -26,7 +26,7 @@ TINY_PRESET = Preset(
     teacher={"architecture": "convnet", "width": 8, "max_train_steps": 10, "batch_size": 20},
     generate={"per_class": 8, "num_inference_steps": 2, "guidance_scale": 1.5, "chunk_size": 20},
     select={"n_per_class": 3, "n_neighbors": 3},
-    compare=("convnet:2:real_all,real_random,distilled_joint",),
+    compare=("convnet:2:real_all,real_random,distilled_ce",),
 )  # fmt: skip
 
 # `histodistill` with one more preset.

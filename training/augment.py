@@ -1,4 +1,4 @@
-"""Augmentation of a batch of tiles at once: symmetries of the square, small shifts, light changes of stain.
+"""Augmentation of a batch of tiles at once: symmetries of the square, small shifts, changes of stain, light blur.
 
 What is random is drawn first, as a plan for the whole batch, and then applied. A process that holds a part of the
 batch applies its part of the plan, so the images are the same however the batch is split.
@@ -6,19 +6,14 @@ batch applies its part of the plan, so the images are the same however the batch
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 
 from histodistill.training.errors import InputError
-
-
-# Optical densities (red, green, blue) of haematoxylin, eosin and DAB: Ruifrok & Johnston, Analytical and
-# Quantitative Cytology and Histology 23, 2001. Rows are scaled to length one.
-_STAINS = torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
-RGB_FROM_HED = _STAINS / _STAINS.norm(dim=1, keepdim=True)
-HED_FROM_RGB = torch.linalg.inv(RGB_FROM_HED)
-_DARKEST = 1 / 255
+from histodistill.training.stain import change_stains
 
 
 @dataclass(frozen=True)
@@ -26,23 +21,22 @@ class AugmentationPlan:
     """The random choices for a batch of N images; slicing it gives the plan of that part of the batch.
 
     `symmetries` int64 N in [0, 8); `shifts` int64 N×2 (down, right) in px; `stain_scales` and `stain_offsets`
-    float32 N×3 (H, E, DAB), or None for no change of stain.
+    float32 N×3 (H, E, DAB), or None for no change of stain; `blurs` float32 N, standard deviations in px, or None.
     """
 
     symmetries: torch.Tensor
     shifts: torch.Tensor
     stain_scales: torch.Tensor | None
     stain_offsets: torch.Tensor | None
+    blurs: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.symmetries)
 
-    def __getitem__(self, part: slice) -> AugmentationPlan:
+    def __getitem__(self, part: slice | torch.Tensor) -> AugmentationPlan:
+        optional = (self.stain_scales, self.stain_offsets, self.blurs)
         return AugmentationPlan(
-            self.symmetries[part],
-            self.shifts[part],
-            None if self.stain_scales is None else self.stain_scales[part],
-            None if self.stain_offsets is None else self.stain_offsets[part],
+            self.symmetries[part], self.shifts[part], *(None if value is None else value[part] for value in optional)
         )
 
 
@@ -53,27 +47,33 @@ def draw_plan(
     symmetries: bool = True,
     max_shift: int = 2,
     stain_strength: float = 0.0,
+    max_blur: float = 0.0,
 ) -> AugmentationPlan:
     """Draws the random choices for `num_images` images from `generator` (a CPU generator).
 
     `max_shift` is the largest shift in px along each axis. With `stain_strength` s, every stain's density is
-    multiplied by a number in [1 − s, 1 + s] and raised by one in [−s, s]; 0 leaves the colours alone.
+    multiplied by a number in [1 − s, 1 + s] and raised by one in [−s, s]; 0 leaves the colours alone. Each image is
+    blurred by a Gaussian of a standard deviation in [0, `max_blur`] px.
 
     Raises
     ------
-    InputError : for a negative shift, or a strength outside [0, 1).
+    InputError : for a negative shift or blur, or a strength outside [0, 1).
     """
     if max_shift < 0:
         raise InputError(f"max_shift={max_shift} is out of range: it must be at least 0")
     if not 0 <= stain_strength < 1:
         raise InputError(f"stain_strength={stain_strength} is out of range: it must be at least 0 and below 1")
-    scales = offsets = None
+    if max_blur < 0:
+        raise InputError(f"max_blur={max_blur} is out of range: it must be at least 0")
+    scales = offsets = blurs = None
     chosen = torch.randint(0, 8 if symmetries else 1, (num_images,), generator=generator)
     shifts = torch.randint(-max_shift, max_shift + 1, (num_images, 2), generator=generator)
     if stain_strength > 0:
         scales = 1 + stain_strength * (2 * torch.rand(num_images, 3, generator=generator) - 1)
         offsets = stain_strength * (2 * torch.rand(num_images, 3, generator=generator) - 1)
-    return AugmentationPlan(chosen, shifts, scales, offsets)
+    if max_blur > 0:
+        blurs = max_blur * torch.rand(num_images, generator=generator)
+    return AugmentationPlan(chosen, shifts, scales, offsets, blurs)
 
 
 def apply_plan(images: torch.Tensor, plan: AugmentationPlan) -> torch.Tensor:
@@ -90,6 +90,8 @@ def apply_plan(images: torch.Tensor, plan: AugmentationPlan) -> torch.Tensor:
     images = shift_reflected(apply_symmetries(images, plan.symmetries), plan.shifts)
     if plan.stain_scales is not None and plan.stain_offsets is not None:
         images = change_stains(images, plan.stain_scales, plan.stain_offsets)
+    if plan.blurs is not None:
+        images = blur(images, plan.blurs)
     return images
 
 
@@ -141,15 +143,22 @@ def _reflect(positions: torch.Tensor, size: int) -> torch.Tensor:
     return torch.where(positions >= size, 2 * (size - 1) - positions, positions)
 
 
-def change_stains(images: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    """Changes the amounts of stain in image i: densities × scales[i] + offsets[i] (N×3: H, E, DAB).
+def blur(images: torch.Tensor, deviations: torch.Tensor) -> torch.Tensor:
+    """Blurs image i (of N×C×H×W) by a Gaussian of standard deviation deviations[i] px; edges are reflected.
 
-    `images` is float N×3×H×W in [-1, 1]. The colours are taken apart by Beer–Lambert with the stain vectors of
-    Ruifrok & Johnston (2001); the change is that of Tellez et al. (IEEE TMI 2018).
+    An image's kernel reaches three times its deviation, rounded up, and at most the edge of the image.
     """
-    to_hed, to_rgb = HED_FROM_RGB.to(images), RGB_FROM_HED.to(images)
-    density = -((images + 1) / 2).clamp(min=_DARKEST).log()
-    stains = torch.einsum("nchw,cs->nshw", density, to_hed)
-    stains = stains * scales.to(images)[:, :, None, None] + offsets.to(images)[:, :, None, None]
-    colours = torch.einsum("nshw,sc->nchw", stains, to_rgb).neg().exp()
-    return colours.clamp(max=1) * 2 - 1
+    count, channels, height, width = images.shape
+    reach = min(math.ceil(3 * float(deviations.max())), height - 1, width - 1)
+    place = torch.arange(-reach, reach + 1, dtype=torch.float32)
+    # A deviation of 0 leaves the middle of the kernel alone: the image as it is.
+    deviations = deviations.cpu()[:, None]
+    kernels = torch.exp(-(place**2) / (2 * deviations**2).clamp(min=1e-12))
+    # Cut off by its own deviation, so that an image is the same whatever else is in the batch.
+    kernels = kernels * (place.abs() <= (3 * deviations).ceil())
+    kernels = (kernels / kernels.sum(dim=1, keepdim=True)).to(images).repeat_interleave(channels, dim=0)
+    padded = F.pad(images, (reach,) * 4, mode="reflect")
+    result = padded.reshape(1, count * channels, *padded.shape[2:])
+    result = F.conv2d(result, kernels[:, None, :, None], groups=count * channels)
+    result = F.conv2d(result, kernels[:, None, None, :], groups=count * channels)
+    return result.reshape(images.shape)

@@ -50,6 +50,7 @@ def train_cell(
     accelerator: Accelerator,
     class_names: list[str],
     progress: bool = True,
+    size: int | None = None,
 ) -> dict[str, Any]:
     """Trains and scores one classifier, and writes the cell; a training that was killed is resumed.
 
@@ -63,6 +64,7 @@ def train_cell(
         accelerator: Shared by all processes.
         class_names: Names of the labels.
         progress: Whether to show a progress bar.
+        size: Images per class, where a table has the row in several sizes.
 
     Returns:
         The cell, the same on every process: row, num_train, scores by name of the split, how it was trained.
@@ -85,6 +87,7 @@ def train_cell(
     cell = {
         "architecture": config.architecture,
         "row": row,
+        "size": size,
         "seed": config.seed,
         "num_train": len(train),
         "validation": trained.validation,

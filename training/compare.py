@@ -25,7 +25,7 @@ def training_tiles(row: str, run: Path, source: TileSource, n_per_class: int, se
     """The tiles that a row trains on.
 
     Raises:
-        InputError: If a class has fewer tiles than the row needs.
+        InputError: If a class has fewer tiles than the row needs, or the distilled set lacks the soft labels.
     """
     if row == "real_all":
         return source.split("train")
@@ -33,7 +33,9 @@ def training_tiles(row: str, run: Path, source: TileSource, n_per_class: int, se
         train = source.split("train")
         return train.subset(sample_per_class(train.labels, n_per_class, seed))
     images, columns, _ = read_image_dataset(run / ("pool" if row == "pool_random" else "distilled"))
-    tiles = Tiles(images, columns["label"])
+    if row == "distilled_soft" and "soft_label" not in columns:
+        raise InputError("the distilled set has no soft labels: run histodistill select anew")
+    tiles = Tiles(images, columns["label"], columns["soft_label"] if row == "distilled_soft" else None)
     return tiles.subset(sample_per_class(tiles.labels, n_per_class, seed)) if row == "pool_random" else tiles
 
 
@@ -106,6 +108,7 @@ def main(args: argparse.Namespace) -> None:
                 config = ClassifierConfig(
                     architecture=architecture,
                     loss="joint" if row == "distilled_joint" else "ce",
+                    soft_label_weight=1.0 if row == "distilled_soft" else 0.0,
                     seed=seed,
                     max_train_steps=steps,
                     batch_size=args.batch_size,

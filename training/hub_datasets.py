@@ -30,7 +30,7 @@ def load_datasets_folder(path: Path, *, image_size: int | None = None, hold_out_
     """Load a folder that `datasets` can open: `save_to_disk`'s layout, or Parquet files.
 
     Columns are found by their type: one of type Image (else the one called `image`) and one of type ClassLabel (else
-    `label`). A dataset without splits counts as train.
+    `label`). A column `soft_label` with one number per class is taken along. A dataset without splits counts as train.
 
     Raises:
         InputError: a folder that cannot be opened, or columns, labels or images that cannot be used.
@@ -135,7 +135,18 @@ def _tiles(rows: Dataset, image_column: str, label_column: str, where: str, imag
         cells = encoded[start:stop][image_column]
         return [_entry(f"{where}, row {i}", cell or {}) for i, cell in enumerate(cells, start)]
 
-    return Tiles(decode_tiles(len(rows), entries, image_size), np.array(labels, dtype=np.int64))
+    images = decode_tiles(len(rows), entries, image_size)
+    return Tiles(images, np.array(labels, dtype=np.int64), _soft_labels(rows, rows.features[label_column].num_classes))
+
+
+def _soft_labels(rows: Dataset, num_classes: int) -> np.ndarray | None:
+    if "soft_label" not in rows.column_names:
+        return None
+    try:
+        soft_labels = np.array(rows.with_format("arrow")[:]["soft_label"].to_pylist(), dtype=np.float32)
+    except (TypeError, ValueError):  # rows of different lengths, or of something else than numbers
+        return None
+    return soft_labels if soft_labels.shape == (len(rows), num_classes) and np.isfinite(soft_labels).all() else None
 
 
 def _entry(name: str, cell: dict) -> tuple[str, Path | bytes]:

@@ -45,7 +45,8 @@ def class_weights(labels: np.ndarray, power: float) -> np.ndarray | None:
     """
     if power == 0:
         return None
-    return (np.bincount(labels).astype(np.float64) ** -power)[labels]
+    # A class without tiles has a weight that nobody asks for.
+    return (np.bincount(labels).clip(min=1).astype(np.float64) ** -power)[labels]
 
 
 def spread_indices(num_items: int, at_most: int) -> np.ndarray:

@@ -1,11 +1,10 @@
-"""Losses for classifiers: the boundary-guided contrastive term, and its sum with cross-entropy."""
+"""Losses for classifiers: cross-entropy on hard and soft labels, the boundary-guided contrastive term, and sums."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from histodistill.training.errors import InputError
@@ -83,22 +82,32 @@ def _mean_of_positive(excess: torch.Tensor) -> torch.Tensor:
     return (excess * violators).sum() / violators.sum().clamp(min=1)
 
 
-class JointLoss(nn.Module):
-    """Cross-entropy plus `alpha` times `boundary_contrastive_loss`.
+def soft_cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, soft_labels: torch.Tensor, weight: float, temperature: float
+) -> torch.Tensor:
+    """Cross-entropy on hard and on a teacher's soft labels: (1 − w)·CE(labels) + w·T²·CE(soft labels at T).
 
-    Called with logits N×C and labels N (int64); returns a float32 scalar. The logits go as they are to the
-    cross-entropy, which takes their log-softmax, and as they are to the contrastive term, which takes their softmax.
+    Knowledge distillation of Hinton, Vinyals & Dean (2015, arXiv:1503.02531, section 2): logits are divided by the
+    temperature T, and T² keeps the size of the gradient.
+
+    Parameters
+    ----------
+    logits : float N×C.
+    labels : int64 N, or float N×C that sum to one where tiles were mixed.
+    soft_labels : float N×C that sum to one, already at temperature T: see `at_temperature`.
+    weight : w in [0, 1].
+    temperature : T, above 0.
+
+    Returns
+    -------
+    A float32 scalar, at least 0.
     """
+    logits = logits.float()
+    loss = weight * temperature**2 * F.cross_entropy(logits / temperature, soft_labels)
+    return loss + (1 - weight) * F.cross_entropy(logits, labels) if weight < 1 else loss
 
-    def __init__(self, alpha: float = 1.0, position: float = 0.9, margin: float = 0.3) -> None:
-        super().__init__()
-        _check(position, margin)
-        if not alpha >= 0:
-            raise InputError(f"alpha={alpha} is out of range: it must be at least 0")
-        self.alpha = alpha
-        self.position = position
-        self.margin = margin
 
-    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        cross_entropy = F.cross_entropy(logits.float(), labels)
-        return cross_entropy + self.alpha * boundary_contrastive_loss(logits, labels, self.position, self.margin)
+def at_temperature(probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
+    """What `probabilities` (float N×C) would be, had their logits been divided by `temperature` before the softmax."""
+    powers = probabilities ** (1 / temperature)
+    return powers / powers.sum(dim=1, keepdim=True)

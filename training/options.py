@@ -37,7 +37,7 @@ def add_training_options(
     *,
     max_train_steps: int,
     batch_size: int,
-    learning_rate: float,
+    learning_rate: float | None,
     weight_decay: float,
 ) -> None:
     """Adds the options that every training script has; the keywords are this script's defaults."""
@@ -56,7 +56,12 @@ def add_training_options(
     optim.add_argument("--max-train-steps", type=int, default=max_train_steps, help="optimizer steps")
     optim.add_argument("--batch-size", type=int, default=batch_size, help="tiles per batch over all processes")
     optim.add_argument("--gradient-accumulation-steps", type=int, default=1, help="batches per optimizer step")
-    optim.add_argument("--learning-rate", type=float, default=learning_rate, help="peak learning rate of AdamW")
+    optim.add_argument(
+        "--learning-rate",
+        type=float,
+        default=learning_rate,
+        help="peak learning rate of AdamW" + ("" if learning_rate else "; default: by architecture"),
+    )
     optim.add_argument("--weight-decay", type=float, default=weight_decay, help="weight decay of AdamW")
     optim.add_argument("--warmup", type=float, default=0.05, help="share of the steps with rising learning rate")
     optim.add_argument("--max-grad-norm", type=float, default=1.0, help="gradients are clipped to this norm")
@@ -83,7 +88,7 @@ def check_training_options(args: argparse.Namespace) -> None:
     for name in at_least_one:
         check_option(args, name, getattr(args, name) >= 1, "it must be at least 1")
     for name in ("learning_rate", "max_grad_norm"):
-        check_option(args, name, getattr(args, name) > 0, "it must be above 0")
+        check_option(args, name, getattr(args, name) is None or getattr(args, name) > 0, "it must be above 0")
     check_option(args, "weight_decay", args.weight_decay >= 0, "it must be at least 0")
     check_option(args, "seed", args.seed >= 0, "it must be at least 0")
     for name in ("warmup", "class_balance"):

@@ -94,7 +94,7 @@ PRESETS = {
         teacher={"architecture": "convnet", "width": 64, "max_train_steps": 300},
         generate={"per_class": 200, "num_inference_steps": 16, "mixed_precision": "bf16", **_GUIDANCE},
         select={"n_per_class": 20, "n_neighbors": 10},
-        compare=("convnet:250:real_all,real_random,distilled_ce,distilled_joint",),
+        compare=("convnet:250:real_all,real_random,distilled_ce,distilled_joint,distilled_soft",),
     ),
     "cpu": Preset(
         autoencoder={
@@ -116,8 +116,8 @@ PRESETS = {
         generate={"per_class": 1000, "num_inference_steps": 16, "mixed_precision": "bf16", **_GUIDANCE},
         select={"n_per_class": 100},
         compare=(
-            "convnet:800:real_all,real_random,distilled_ce,distilled_joint",
-            "resnet18:300:real_all,distilled_joint,real_random",
+            "convnet:800:real_all,real_random,distilled_ce,distilled_joint,distilled_soft",
+            "resnet18:300:real_all,real_random,distilled_ce,distilled_soft",
         ),
     ),
     "gpu": Preset(

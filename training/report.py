@@ -24,7 +24,7 @@ IMAGES_PER_CLASS = 24
 # Larger images are shown smaller, so that the page stays a few megabytes.
 _LARGEST_SIDE = 96
 # What a selection may leave in `selector/`: the file, what it shows, and how to read it.
-_PICTURES = (
+_SELECTION_PICTURES = (
     (
         "community_map.png",
         "Maps of the pool",
@@ -40,6 +40,26 @@ _PICTURES = (
         "One row is one community, its number of images on the left. First come its most central images, those most "
         "typical of it, and after the gap its least central ones; a small community shows each image once. Chosen "
         "images have a green frame. A row should look alike, and the rows of a class unlike each other.",
+    ),
+)
+# The same for `histodistill benchmark` and `benchmark/`.
+_BENCHMARK_PICTURES = (
+    (
+        "accuracy_by_size.png",
+        "Accuracy against images per class",
+        "Test tiles, mean and standard deviation over seeds. Dashed lines are sets of a fixed size.",
+    ),
+    (
+        "confusion.png",
+        "Which class is taken for which",
+        "A row is a true class, a column a predicted one; the numbers are per cent of the row's test tiles.",
+    ),
+    ("per_class_f1.png", "F1 of each class", "Test tiles, mean and standard deviation over seeds."),
+    (
+        "reliability.png",
+        "How far confidence can be relied on",
+        "Test tiles of all seeds, in ten ranges of confidence. On the grey line a classifier is right as often as it "
+        "says; below it, less often. ECE is the mean distance from it.",
     ),
 )
 # Communities shown one by one; more would be too thin to see.
@@ -135,7 +155,8 @@ def _page(run: Path) -> dict[str, Any]:
         "quality": _pool_quality(_read_optional(run / "evaluation" / "metrics.json")),
         "communities": _communities(records["distilled"].get("community_sizes", {}), columns, class_names),
         "dropped": [(name, n) for name, n in records["distilled"].get("dropped", {}).items() if n],
-        "pictures": _pictures(run / "selector"),
+        "pictures": _pictures(run / "selector", _SELECTION_PICTURES),
+        "benchmark_pictures": _pictures(run / "benchmark", _BENCHMARK_PICTURES),
         "selection_notes": records["distilled"].get("warnings", []),
         "stages": [_stage(title, records[name]) for name, title in _STAGES.items()],
         "total": _duration(sum(record.get("seconds", 0) for record in records.values())),
@@ -263,9 +284,9 @@ def _communities(
     return items
 
 
-def _pictures(folder: Path) -> list[dict[str, str]]:
+def _pictures(folder: Path, pictures: tuple[tuple[str, str, str], ...]) -> list[dict[str, str]]:
     found = []
-    for file, title, caption in _PICTURES:
+    for file, title, caption in pictures:
         if (folder / file).is_file():
             png = base64.b64encode((folder / file).read_bytes()).decode()
             found.append({"title": title, "caption": caption, "png": png})

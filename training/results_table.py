@@ -7,65 +7,89 @@ import os
 import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 from tqdm.auto import tqdm
 
 from histodistill.training.accelerator import make_accelerator
 from histodistill.training.allocator import keep_freed_memory
-from histodistill.training.cells import METRICS, check_same_kind, read_cell, spread, train_cell
+from histodistill.training.cells import check_same_kind, read_cell, train_cell
 from histodistill.training.classifiers import Classifier
-from histodistill.training.commands.benchmark import FIXED_ROWS, WHOLE_ROWS, file_name, parse_args
+from histodistill.training.commands.benchmark import file_name, parse_args
 from histodistill.training.commands.select import needs_real_tiles
 from histodistill.training.data import load_tiles, sample_per_class
 from histodistill.training.embedders import embed_images, embedder_fingerprint, resolve_embedder
 from histodistill.training.errors import InputError
-from histodistill.training.files import write_json, write_text
+from histodistill.training.files import write_bytes, write_json, write_text
 from histodistill.training.image_dataset import read_image_dataset
 from histodistill.training.options import run_script
+from histodistill.training.results_figures import draw_results
+from histodistill.training.results_summary import SPLITS, markdown_table, summarise
 from histodistill.training.scoring import predict_proba
 from histodistill.training.selecting import SelectionInputs, fit_selector, make_selector
-from histodistill.training.stages import Stage, require_complete
+from histodistill.training.stages import Stage, first_difference, require_complete
 from histodistill.training.tiles import Tiles, TileSource
 from histodistill.training.train_classifier import ClassifierConfig
 
 
-SPLITS = ("validation", "test")
-# The row that margins are over.
-BASELINE = "random"
-
-
 @dataclass(frozen=True)
 class Cell:
-    """One training: a classifier, a row, the images per class (None for a row of fixed size) and the seed."""
+    """One training: how, on which row, and with how many images per class (None for a row of fixed size)."""
 
-    architecture: str
-    steps: int
+    config: ClassifierConfig
     row: str
     size: int | None
-    seed: int
 
     def path(self, folder: Path) -> Path:
         """The file that holds its scores."""
         size = "all" if self.size is None else self.size
-        return folder / "cells" / f"{self.architecture}-{file_name(self.row)}-{size}-seed{self.seed}.json"
+        name = f"{self.config.architecture}-{file_name(self.row)}-{size}-seed{self.config.seed}.json"
+        return folder / "cells" / name
 
 
 def plan_cells(args: argparse.Namespace) -> list[Cell]:
     """All cells that the options name: seed by seed, so that a table is whole after the first."""
-    return [
-        Cell(architecture, steps, row, size, seed)
-        for seed in args.seeds
-        for architecture, steps, _ in args.plan
-        for row in args.rows
-        for size in ([None] if row in WHOLE_ROWS else args.sizes)
-    ]
+    return [Cell(replace(config, seed=seed), row, size) for seed in args.seeds for config, row, size in args.plan]
+
+
+def missing_cells(cells: list[Cell], folder: Path) -> list[Cell]:
+    """Those that are not in the folder.
+
+    Raises:
+        InputError: For one that is there but was trained in another way.
+    """
+    missing = []
+    for cell in cells:
+        kept, config = read_cell(cell.path(folder)), asdict(cell.config)
+        if kept is None:
+            missing.append(cell)
+        elif kept["config"] != config:
+            raise InputError(
+                f"{cell.path(folder)} was trained with another recipe ({first_difference(kept['config'], config)}): "
+                "give another --output, or delete it"
+            )
+    return missing
+
+
+def kept_cells(folder: Path, order: list[str]) -> list[dict[str, Any]]:
+    """All cells in the folder, in the order of these rows and then by name, each row's by size and seed."""
+    cells = [read_cell(path) for path in sorted((folder / "cells").glob("*.json"))]
+    places = {row: place for place, row in enumerate(order)}
+    return sorted(
+        cells,
+        key=lambda cell: (
+            cell["architecture"],
+            places.get(cell["row"], len(order)),
+            cell["row"],
+            cell["size"] or 0,
+            cell["seed"],
+        ),
+    )
 
 
 class Worker:
@@ -75,20 +99,22 @@ class Worker:
         self.args = args
         self.source = load_tiles(args.data, image_size=args.image_size)
         images, columns, self.class_names = read_image_dataset(args.run / "pool")
-        self.pool = Tiles(images, columns["label"])
-        self.inputs = read_inputs(args.output, self.pool.labels, self.source.split("train").labels)
+        self.inputs, real_probabilities = read_inputs(args.output, columns["label"], self.source.split("train").labels)
+        self.pool = Tiles(images, columns["label"], self.inputs.probabilities)
+        train = self.source.split("train")
+        self.real = Tiles(train.images, train.labels, real_probabilities)
         self.accelerator = make_accelerator(args.mixed_precision)
 
     def training_tiles(self, cell: Cell) -> Tiles:
         """The tiles that a cell trains on. Raises InputError where there are too few, or for a selector's refusal."""
-        train = self.source.split("train")
-        if cell.row == "real_all":
-            return train
-        if cell.row == "pool_all":
+        spec, seed = self.args.specs[cell.row], cell.config.seed
+        if spec.tiles == "real_all":
+            return self.real
+        if spec.tiles == "pool_all":
             return self.pool
-        if cell.row == "real_random":
-            return train.subset(sample_per_class(train.labels, cell.size, cell.seed))
-        options = argparse.Namespace(**vars(self.args.specs[cell.row]), n_per_class=cell.size, seed=cell.seed)
+        if spec.tiles == "real_random":
+            return self.real.subset(sample_per_class(self.real.labels, cell.size, seed))
+        options = argparse.Namespace(**vars(spec.options), n_per_class=cell.size, seed=seed)
         selection = fit_selector(options, self.inputs, self.class_names)
         return self.pool.subset(selection.selector.selected_indices_)
 
@@ -98,17 +124,10 @@ class Worker:
             tiles = self.training_tiles(cell)
         except InputError as error:
             return f"{cell.row}, {cell.size} per class: left out, since {error}"
-        config = ClassifierConfig(
-            architecture=cell.architecture,
-            seed=cell.seed,
-            max_train_steps=cell.steps,
-            batch_size=self.args.batch_size,
-            validation_steps=cell.steps,
-        )
         score_on = {split: self.source.split(split) for split in SPLITS}
         train_cell(
-            cell.path(self.args.output), cell.row, config, tiles, None, score_on, self.accelerator, self.class_names,
-            progress=False,
+            cell.path(self.args.output), cell.row, cell.config, tiles, None, score_on, self.accelerator,
+            self.class_names, progress=False, size=cell.size,
         )  # fmt: skip
         return None
 
@@ -130,127 +149,53 @@ def _run_cell(cell: Cell) -> str | None:
 
 
 def write_inputs(args: argparse.Namespace, pool: Tiles, source: TileSource) -> None:
-    """Embeds the pool, and the real training tiles where a row goes by them; kept in `inputs.npz`."""
+    """Embeds the pool, and the real training tiles where a row goes by them; kept in `inputs.npz`.
+
+    Beside the embeddings there is what the teacher says of the pool, and of the real training tiles where a row has
+    their soft labels.
+    """
     file = args.output / "inputs.npz"
-    embedder = resolve_embedder(args.embedder, args.run / "teacher")
-    with_real = any(options is not None and needs_real_tiles(options) for options in args.specs.values())
+    needed = {"embeddings", "probabilities"}
+    if any(spec.options is not None and needs_real_tiles(spec.options) for spec in args.specs.values()):
+        needed.add("real_embeddings")
+    for config, row, _ in args.plan:
+        if config.soft_label_weight > 0 and args.specs[row].options is None:
+            needed.add("real_probabilities")
+    arrays = {}
     if file.is_file():
         with np.load(file) as kept:
-            if "real_embeddings" in kept or not with_real:
-                return
-    arrays = {
-        "embeddings": embed_images(embedder, pool.images),
-        "probabilities": predict_proba(Classifier.from_pretrained(args.run / "teacher"), pool.images),
+            arrays = dict(kept)
+    if needed <= set(arrays):
+        return
+    embedder = resolve_embedder(args.embedder, args.run / "teacher")
+    teacher = Classifier.from_pretrained(args.run / "teacher")
+    real = source.split("train").images
+    make = {
+        "embeddings": lambda: embed_images(embedder, pool.images),
+        "probabilities": lambda: predict_proba(teacher, pool.images),
+        "real_embeddings": lambda: embed_images(embedder, real),
+        "real_probabilities": lambda: predict_proba(teacher, real),
     }
-    if with_real:
-        arrays["real_embeddings"] = embed_images(embedder, source.split("train").images)
+    arrays |= {name: make[name]() for name in sorted(needed - set(arrays))}
     args.output.mkdir(parents=True, exist_ok=True)
     temporary = args.output / ".inputs.tmp.npz"
     np.savez(temporary, **arrays)
     os.replace(temporary, file)
 
 
-def read_inputs(folder: Path, labels: np.ndarray, real_labels: np.ndarray) -> SelectionInputs:
-    """What `write_inputs` kept, with the labels of the pool and of the real training tiles."""
+def read_inputs(
+    folder: Path, labels: np.ndarray, real_labels: np.ndarray
+) -> tuple[SelectionInputs, np.ndarray | None]:
+    """What `write_inputs` kept, with the labels of the pool and of the real tiles; and these tiles' soft labels."""
     with np.load(folder / "inputs.npz") as kept:
-        return SelectionInputs(
+        inputs = SelectionInputs(
             kept["embeddings"], labels, kept["probabilities"], kept.get("real_embeddings"), real_labels
         )
-
-
-def summarise(cells: list[tuple[Cell, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """One dict for each architecture, row and size, in order of appearance.
-
-    Returns:
-        Dicts of architecture, row, size, num_train, steps, seeds, and for each split and metric the mean, the standard
-        deviation (None for one seed), the values, and the `margin`: see `paired_margin`, over the row `BASELINE` of
-        the same architecture and size on the seeds that both have, or None.
-    """
-    groups: dict[tuple, dict[int, dict]] = {}
-    for cell, scores in cells:
-        groups.setdefault((cell.architecture, cell.row, cell.size), {})[cell.seed] = scores
-    rows = []
-    for (architecture, row, size), by_seed in groups.items():
-        seeds = sorted(by_seed)
-        first = by_seed[seeds[0]]
-        record = {
-            "architecture": architecture,
-            "row": row,
-            "size": size,
-            "num_train": first["num_train"],
-            "steps": first["config"]["max_train_steps"],
-            "seeds": seeds,
-        }
-        baseline = groups.get((architecture, BASELINE, size), {})
-        both = [seed for seed in seeds if seed in baseline]
-        for split in SPLITS:
-            record[split] = {metric: spread([by_seed[seed][split][metric] for seed in seeds]) for metric in METRICS}
-            for metric in METRICS:
-                mine, theirs = ([scores[seed][split][metric] for seed in both] for scores in (by_seed, baseline))
-                comparable = row != BASELINE and both and None not in mine + theirs
-                margin = paired_margin(np.array(mine), np.array(theirs)) if comparable else None
-                record[split][metric]["margin"] = margin
-        rows.append(record)
-    return rows
-
-
-def paired_margin(scores: np.ndarray, baseline: np.ndarray) -> dict[str, float | None]:
-    """How much higher scores are than a baseline's of the same seeds.
-
-    Args:
-        scores, baseline: float S, pairs.
-
-    Returns:
-        The mean difference, its 95 % confidence interval (low, high) and the p-value of the two-sided paired t-test
-        that it is 0; None where one pair or equal differences leave these open.
-    """
-    difference = scores - baseline
-    margin = {"mean": float(difference.mean()), "low": None, "high": None, "p_value": None}
-    if np.ptp(difference) > 1e-9:  # beyond rounding
-        test = stats.ttest_rel(scores, baseline)
-        interval = test.confidence_interval(0.95)
-        margin |= {"low": float(interval.low), "high": float(interval.high), "p_value": float(test.pvalue)}
-    return margin
-
-
-def markdown_table(rows: list[dict[str, Any]], split: str) -> str:
-    """The table of one split: a block for each architecture and size, rows in their order."""
-    lines = [
-        "| classifier | images per class | trained on | ACC | AUC | macro F1 | ACC over random, 95 % interval | p |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for architecture in dict.fromkeys(row["architecture"] for row in rows):
-        sizes = dict.fromkeys(row["size"] for row in rows)
-        for size in sorted(sizes, key=lambda size: (size is not None, size or 0)):
-            for row in rows:
-                if (row["architecture"], row["size"]) != (architecture, size):
-                    continue
-                name = FIXED_ROWS.get(row["row"], f"`{row['row']}`")
-                scores = " | ".join(_score(row[split][metric]) for metric in METRICS)
-                images = "all" if size is None else size
-                lines.append(
-                    f"| {architecture} | {images} | {name} | {scores} | {_margin(row[split]['accuracy']['margin'])} |"
-                )
-    return "\n".join(lines) + "\n"
-
-
-def _score(score: dict[str, Any]) -> str:
-    if score["mean"] is None:
-        return "–"
-    spread = "" if score["std"] is None else f" ± {score['std']:.3f}"
-    return f"{score['mean']:.3f}{spread}"
-
-
-def _margin(margin: dict[str, Any] | None) -> str:
-    if margin is None:
-        return " | "
-    if margin["low"] is None:
-        return f"{margin['mean']:+.3f} | "
-    return f"{margin['mean']:+.3f} ({margin['low']:+.3f} to {margin['high']:+.3f}) | {margin['p_value']:.3f}"
+        return inputs, kept.get("real_probabilities")
 
 
 def main(args: argparse.Namespace) -> None:
-    """Trains the cells that are missing, several at a time, and writes the table of all that the options name."""
+    """Trains the cells that are missing, several at a time, and writes the table of all that are there."""
     pool_record = require_complete(args.run / "pool", "pool", "run histodistill generate first")
     teacher_record = require_complete(args.run / "teacher", "classifier", "run train_classifier first")
     source = load_tiles(args.data, image_size=args.image_size)
@@ -258,61 +203,72 @@ def main(args: argparse.Namespace) -> None:
         source.split(split)
     images, columns, class_names = read_image_dataset(args.run / "pool")
     check_same_kind(args.run / "pool", images, class_names, source)
-    # Rows, sizes and seeds may be added; what would change a cell may not.
+    # Rows, sizes, seeds and classifiers may be added; what would change a cell may not.
     settings = {
         "stage": "benchmark",
         "data": source.fingerprint(),
         "pool": pool_record["fingerprint"],
         "teacher": teacher_record["fingerprint"],
         "embedder": embedder_fingerprint(args.embedder),
-        "steps": {architecture: steps for architecture, steps, _ in args.plan},
-        "batch_size": args.batch_size,
         "mixed_precision": args.mixed_precision,
     }
     stage = Stage(args.output, settings, remedy="give another --output, or delete it")
     make_accelerator(args.mixed_precision)  # refuses what this machine cannot do
-    for options in args.specs.values():
+    for _, row, size in args.plan:
+        options = args.specs[row].options
         if options is not None:
-            make_selector(argparse.Namespace(**vars(options), n_per_class=min(args.sizes), seed=0))
+            make_selector(argparse.Namespace(**vars(options), n_per_class=size, seed=0))
+    cells = plan_cells(args)
+    missing = missing_cells(cells, args.output)
     write_inputs(args, Tiles(images, columns["label"]), source)
     stage.begin()
 
-    cells = plan_cells(args)
-    missing = [cell for cell in cells if not cell.path(args.output).is_file()]
-    notes = []
-    if missing:
-        jobs = min(args.jobs, len(missing))
-        threads = max(1, (os.cpu_count() or 1) // jobs)
-        # Read by the numerical libraries when a process of the pool imports them.
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-        with ProcessPoolExecutor(
-            jobs, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(args, threads)
-        ) as workers:
-            futures = [workers.submit(_run_cell, cell) for cell in missing]
-            try:
-                for future in tqdm(as_completed(futures), total=len(futures), desc="benchmark", unit="training"):
-                    note = future.result()
-                    if note and note not in notes:
-                        notes.append(note)
-                        tqdm.write(note)
-                    stage.save_progress()
-            except BrokenProcessPool as error:
-                raise InputError(
-                    f"a process of --jobs={args.jobs} was killed, perhaps for want of memory: run the same command "
-                    "again to go on, with fewer --jobs"
-                ) from error
-            except BaseException:
-                workers.shutdown(cancel_futures=True)
-                raise
-    done = [(cell, scores) for cell in cells if (scores := read_cell(cell.path(args.output)))]
-    rows = summarise(done)
-    results = {"data": source.name, "class_names": class_names, "rows": rows, "notes": notes}
+    notes = train_cells(args, missing, stage) if missing else []
+    rows = list(dict.fromkeys(cell.row for cell in cells))
+    kept = kept_cells(args.output, rows)
+    table = summarise(kept)
+    results = {"data": source.name, "class_names": class_names, "rows": table, "notes": notes}
     write_json(args.output / "benchmark.json", results)
-    tables = [f"## {split.capitalize()} tiles\n\n{markdown_table(rows, split)}" for split in SPLITS]
+    tables = [f"## {split.capitalize()} tiles\n\n{markdown_table(table, split)}" for split in SPLITS]
     write_text(args.output / "benchmark.md", "\n".join(tables))
-    stage.finish(num_cells=len(done))
+    for name, png in draw_results(table, kept, class_names).items():
+        write_bytes(args.output / name, png)
+    stage.finish(num_cells=len(kept))
     print(tables[0])
     print(f"benchmark: saved to {args.output}")
+
+
+def train_cells(args: argparse.Namespace, cells: list[Cell], stage: Stage) -> list[str]:
+    """Trains cells in several processes and writes their files; returns why some were left out.
+
+    Raises:
+        InputError: Where a process was killed.
+    """
+    notes: list[str] = []
+    jobs = min(args.jobs, len(cells))
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    # Read by the numerical libraries when a process of the pool imports them.
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    with ProcessPoolExecutor(
+        jobs, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(args, threads)
+    ) as workers:
+        futures = [workers.submit(_run_cell, cell) for cell in cells]
+        try:
+            for future in tqdm(as_completed(futures), total=len(futures), desc="benchmark", unit="training"):
+                note = future.result()
+                if note and note not in notes:
+                    notes.append(note)
+                    tqdm.write(note)
+                stage.save_progress()
+        except BrokenProcessPool as error:
+            raise InputError(
+                f"a process of --jobs={args.jobs} was killed, perhaps for want of memory: run the same command "
+                "again to go on, with fewer --jobs"
+            ) from error
+        except BaseException:
+            workers.shutdown(cancel_futures=True)
+            raise
+    return notes
 
 
 if __name__ == "__main__":

@@ -54,7 +54,11 @@ def score_probabilities(probabilities: np.ndarray, labels: np.ndarray) -> dict[s
     - `accuracy`, `auc` (macro one-vs-rest) and `f1` (macro), in [0, 1], higher is better, from the modules in
       `histodistill.training.metrics`. `auc` is None where a class has no sample, since it's undefined then;
     - `per_class_f1`: C floats, 0 for a class that occurs neither among the labels nor the predictions;
-    - `confusion`: C×C counts, row the true class, column the predicted one.
+    - `confusion`: C×C counts, row the true class, column the predicted one;
+    - `reliability`: for each of ten equal ranges of confidence (the highest probability) the number of samples, their
+      mean confidence and their accuracy; 0, 0, 0 for a range without samples;
+    - `ece`: expected calibration error of these ranges, the mean distance of confidence and accuracy over samples
+      (Guo et al., ICML 2017).
 
     Raises
     ------
@@ -74,6 +78,7 @@ def score_probabilities(probabilities: np.ndarray, labels: np.ndarray) -> dict[s
     np.add.at(confusion, (labels, predictions), 1)
     occurrences = confusion.sum(axis=0) + confusion.sum(axis=1)
     per_class_f1 = 2 * confusion.diagonal() / np.maximum(occurrences, 1)
+    reliability = reliability_bins(probabilities.max(axis=1), predictions == labels)
     auc = None
     if len(np.unique(labels)) == num_classes:
         result = load_metric("auroc_macro_ovr").compute(
@@ -86,7 +91,21 @@ def score_probabilities(probabilities: np.ndarray, labels: np.ndarray) -> dict[s
         "f1": load_metric("f1_macro").compute(predictions=predictions, references=labels)["f1_macro"],
         "per_class_f1": per_class_f1.tolist(),
         "confusion": confusion.tolist(),
+        "reliability": reliability,
+        "ece": sum(count * abs(confidence - accuracy) for count, confidence, accuracy in reliability) / len(labels),
     }
+
+
+def reliability_bins(confidences: np.ndarray, is_right: np.ndarray, num_bins: int = 10) -> list[list[float]]:
+    """Count, mean confidence and accuracy of the predictions in each of `num_bins` equal ranges of confidence.
+
+    `confidences` is float N in [0, 1], `is_right` bool N; a range holds its upper end.
+    """
+    place = np.clip(np.ceil(confidences * num_bins).astype(int) - 1, 0, num_bins - 1)
+    counts = np.bincount(place, minlength=num_bins)
+    sums = (np.bincount(place, weights=weights, minlength=num_bins) for weights in (confidences, is_right))
+    means = [(total / np.maximum(counts, 1)).tolist() for total in sums]
+    return [[int(count), *mean] for count, *mean in zip(counts, *means, strict=True)]
 
 
 @torch.no_grad()

@@ -72,7 +72,7 @@ class Stage:
         self.seconds_before = 0.0
         if record:
             if record["settings"] != self.settings:
-                changed = _first_difference(record["settings"], self.settings)
+                changed = first_difference(record["settings"], self.settings)
                 raise InputError(f"{folder} was made with other settings ({changed}): {remedy}")
             self.seconds_before = record["seconds"]
         self.complete = bool(record and record["complete"])
@@ -116,7 +116,8 @@ def _plain(settings: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(settings))
 
 
-def _first_difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+def first_difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """The first setting that differs, for an error message."""
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             return f"{key} was {_short(old.get(key))} and is now {_short(new.get(key))}"

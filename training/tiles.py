@@ -19,7 +19,7 @@ MIN_IMAGE_SIZE = 8
 
 @dataclass(frozen=True, eq=False)
 class Tiles:
-    """Images uint8 N×H×W×3 (RGB) and their labels int64 N.
+    """Images uint8 N×H×W×3 (RGB), their labels int64 N, and a teacher's probabilities float32 N×C or None.
 
     Raises:
         InputError: another dtype or shape, or not as many labels as images.
@@ -27,6 +27,7 @@ class Tiles:
 
     images: np.ndarray
     labels: np.ndarray
+    soft_labels: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[-1] != 3:
@@ -34,6 +35,11 @@ class Tiles:
         if self.labels.ndim != 1 or len(self.labels) != len(self.images):
             raise InputError(f"labels are {_describe(self.labels)}: there must be one for each of {len(self)} images")
         object.__setattr__(self, "labels", self.labels.astype(np.int64))
+        if self.soft_labels is not None:
+            if self.soft_labels.ndim != 2 or len(self.soft_labels) != len(self.images):
+                found = _describe(self.soft_labels)
+                raise InputError(f"soft labels are {found}: there must be one row for each of {len(self)} images")
+            object.__setattr__(self, "soft_labels", self.soft_labels.astype(np.float32))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -41,7 +47,8 @@ class Tiles:
     def subset(self, indices: np.ndarray | Sequence[int]) -> Tiles:
         """The tiles at `indices`, in that order."""
         indices = np.asarray(indices, dtype=np.int64)
-        return Tiles(self.images[indices], self.labels[indices])
+        soft_labels = None if self.soft_labels is None else self.soft_labels[indices]
+        return Tiles(self.images[indices], self.labels[indices], soft_labels)
 
 
 @dataclass(frozen=True, eq=False)

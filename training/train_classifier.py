@@ -29,12 +29,15 @@ from histodistill.training.options import add_training_options, check_training_o
 
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
 
     from histodistill.training.classifiers import Classifier
     from histodistill.training.tiles import Tiles
 
-LOSSES = ("ce", "joint")
+LOSSES = ("ce", "joint", "contrastive")
+# Found on validation tiles: see README.md beside this file.
+LEARNING_RATES = {"convnet": 3e-3, "resnet18": 1e-3, "vit": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -44,16 +47,24 @@ class ClassifierConfig:
     Attributes
     ----------
     architecture, width : see `histodistill.training.classifiers.Classifier`.
-    loss : "ce" for cross-entropy alone, "joint" for `JointLoss(alpha, position, margin)`.
+    loss : "ce" for cross-entropy, "contrastive" for the boundary-guided term, "joint" for the former plus alpha times
+        the latter; position and margin are the term's, see `losses.boundary_contrastive_loss`.
+    soft_label_weight, temperature : weight in the cross-entropy of the teacher's probabilities that come with the
+        tiles, and the temperature at which they are compared, see `losses.soft_cross_entropy`.
     max_train_steps : optimizer steps.
     batch_size : tiles per batch over all processes; fewer when there aren't as many training tiles.
     gradient_accumulation_steps : batches per optimizer step.
-    learning_rate : peak, after a linear warm-up over the share `warmup` of the steps; then half a cosine to zero.
+    learning_rate : peak, after a linear warm-up over the share `warmup` of the steps; then half a cosine to zero. None
+        takes that of `LEARNING_RATES` for the architecture.
     weight_decay : AdamW's; biases and norms are left out.
     max_grad_norm : gradients are clipped to this norm.
     class_balance : 0 draws tiles as they are, every one once per epoch; 1 draws all classes equally often; between,
         a class of n tiles is drawn as often as n^(1 - class_balance).
-    max_shift, stain_strength : augmentation beside the eight symmetries, see `histodistill.training.augment`.
+    max_shift, stain_strength, max_blur : augmentation beside the eight symmetries, see
+        `histodistill.training.augment`.
+    mixup, cutmix : parameter of the Beta distribution of `histodistill.training.mixing`; 0 for none.
+    ema_decay : of the moving average of the weights, which is what is kept; 0 keeps the weights themselves.
+    normalize_stain : whether the classifier evens out the stain of each tile first, see `stain.standardize_stain`.
     validation_steps : steps between validations; the last step is always validated.
     validation_tiles : at most so many validation tiles are used, drawn at random once.
     seed : of weights, order and augmentation.
@@ -69,21 +80,30 @@ class ClassifierConfig:
     alpha: float = 1.0
     position: float = 0.9
     margin: float = 0.3
+    soft_label_weight: float = 0.0
+    temperature: float = 4.0
     max_train_steps: int = 1000
     batch_size: int = 128
     gradient_accumulation_steps: int = 1
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     weight_decay: float = 5e-4
     warmup: float = 0.05
     max_grad_norm: float = 1.0
     class_balance: float = 0.0
     max_shift: int = 2
-    stain_strength: float = 0.05
+    stain_strength: float = 0.1
+    max_blur: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    ema_decay: float = 0.0
+    normalize_stain: bool = False
     validation_steps: int = 100
     validation_tiles: int = 10_000
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", LEARNING_RATES.get(self.architecture, 1e-3))
         if self.loss not in LOSSES:
             raise InputError(f"loss={self.loss!r} is unknown: it must be one of {', '.join(LOSSES)}")
         self._check(
@@ -91,13 +111,25 @@ class ClassifierConfig:
             lambda value: value >= 1,
             "it must be at least 1",
         )
-        self._check(("learning_rate", "max_grad_norm"), lambda value: value > 0, "it must be above 0")
-        self._check(("weight_decay", "alpha", "max_shift", "seed"), lambda value: value >= 0, "it must be at least 0")
-        self._check(("warmup", "class_balance"), lambda value: 0 <= value <= 1, "it must be 0 to 1")
+        self._check(("learning_rate", "max_grad_norm", "temperature"), lambda value: value > 0, "it must be above 0")
+        at_least_zero = ("weight_decay", "alpha", "max_shift", "max_blur", "mixup", "cutmix", "seed")
+        self._check(at_least_zero, lambda value: value >= 0, "it must be at least 0")
+        self._check(
+            ("warmup", "class_balance", "soft_label_weight"), lambda value: 0 <= value <= 1, "it must be 0 to 1"
+        )
         self._check(("position",), lambda value: 0 < value <= 1, "it must be above 0 and at most 1")
-        self._check(("margin", "stain_strength"), lambda value: 0 <= value < 1, "it must be at least 0 and below 1")
+        self._check(
+            ("margin", "stain_strength", "ema_decay"),
+            lambda value: 0 <= value < 1,
+            "it must be at least 0 and below 1",
+        )
         if self.width is not None:
             self._check(("width",), lambda value: value >= 1, "it must be at least 1")
+        if self.loss != "ce" and (self.mixup or self.cutmix):
+            raise InputError(
+                f"loss={self.loss!r} does not go with mixed tiles, which are of no one class: use loss='ce', or "
+                "mixup=0 and cutmix=0"
+            )
 
     def _check(self, names: Sequence[str], is_right: Callable[[Any], bool], rule: str) -> None:
         for name in names:
@@ -135,7 +167,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser,
         max_train_steps=defaults.max_train_steps,
         batch_size=defaults.batch_size,
-        learning_rate=defaults.learning_rate,
+        learning_rate=None,
         weight_decay=defaults.weight_decay,
     )
     parser.set_defaults(
@@ -160,7 +192,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     loss = parser.add_argument_group("loss")
     loss.add_argument(
-        "--loss", default=defaults.loss, help="ce: cross-entropy; joint: plus the boundary-guided contrastive term"
+        "--loss",
+        default=defaults.loss,
+        help="ce: cross-entropy; contrastive: the boundary-guided contrastive term; joint: their sum",
     )
     loss.add_argument("--alpha", type=float, default=defaults.alpha, help="weight of the contrastive term")
     loss.add_argument(
@@ -168,6 +202,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     loss.add_argument(
         "--margin", type=float, default=defaults.margin, help="how far below the boundary the other classes are pushed"
+    )
+    loss.add_argument(
+        "--soft-label-weight",
+        type=float,
+        default=defaults.soft_label_weight,
+        help="weight of the soft labels that come with the tiles, 0 to 1; the rest is that of the labels",
+    )
+    loss.add_argument(
+        "--temperature", type=float, default=defaults.temperature, help="at which soft labels and logits are compared"
+    )
+    model.add_argument(
+        "--normalize-stain", action="store_true", help="even out the stain of each tile before the classifier sees it"
+    )
+    model.add_argument(
+        "--ema-decay",
+        type=float,
+        default=defaults.ema_decay,
+        help="decay of the moving average of the weights, which is what is kept; 0 for none",
     )
     augmentation = parser.add_argument_group("augmentation, beside the eight symmetries of the square")
     augmentation.add_argument("--max-shift", type=int, default=defaults.max_shift, help="largest shift in pixels")
@@ -177,6 +229,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=defaults.stain_strength,
         help="relative change of the amounts of stain; 0 for none",
     )
+    augmentation.add_argument(
+        "--max-blur", type=float, default=defaults.max_blur, help="largest standard deviation of a blur in pixels"
+    )
+    for name, title in (("mixup", "blends tiles in pairs"), ("cutmix", "pastes a box of another tile")):
+        augmentation.add_argument(
+            f"--{name}", type=float, default=getattr(defaults, name), help=f"{title}: Beta(value, value); 0 for none"
+        )
     args = parser.parse_args(argv)
     check_training_options(args)
     return args
@@ -189,6 +248,7 @@ def train_classifier(
     accelerator: Accelerator,
     *,
     class_names: Sequence[str],
+    initial: Classifier | None = None,
     checkpoint_dir: str | Path | None = None,
     checkpointing_steps: int = 250,
     resume: str | None = None,
@@ -207,6 +267,7 @@ def train_classifier(
     accelerator : decides device, processes and precision. It must have nothing else prepared, and is emptied at the
         end; its own gradient_accumulation_steps stays 1, the config's counts.
     class_names : one per class; the index is the label.
+    initial : a classifier of the same kind whose weights are started from; None draws new ones from the seed.
     checkpoint_dir : where checkpoints go every `checkpointing_steps` steps; None writes none.
     resume : "latest" (of checkpoint_dir; none there starts anew), a checkpoint folder, or None to start anew.
     log : called with each record of the history and its step, on the main process alone.
@@ -214,7 +275,8 @@ def train_classifier(
 
     Raises
     ------
-    InputError : for options or tiles that don't fit, a checkpoint of another run, or a loss that isn't finite.
+    InputError : for options or tiles that don't fit, soft labels that are missing, a checkpoint of another run, or a
+        loss that isn't finite.
     """
     import numpy as np
     import torch
@@ -222,7 +284,7 @@ def train_classifier(
     from torch.nn import functional as F
     from tqdm.auto import tqdm
 
-    from histodistill.training.augment import apply_plan, draw_plan
+    from histodistill.training.augment import AugmentationPlan, apply_plan, draw_plan
     from histodistill.training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
     from histodistill.training.data import to_model_input
     from histodistill.training.loop import (
@@ -233,20 +295,32 @@ def train_classifier(
         set_learning_rate,
         step_generator,
     )
-    from histodistill.training.losses import JointLoss
+    from histodistill.training.losses import at_temperature
+    from histodistill.training.mixing import draw_mixing, mix, mix_images
     from histodistill.training.scoring import score_probabilities
 
     started = time.perf_counter()
     rank, num_processes = accelerator.process_index, accelerator.num_processes
     batch_size = fit_batch_size(config, len(train), num_processes)
+    num_classes = len(class_names)
     if validation is not None and len(validation) > config.validation_tiles:
         chosen = np.random.default_rng(config.seed).permutation(len(validation))[: config.validation_tiles]
         validation = validation.subset(np.sort(chosen))
 
-    # Model, optimizer and loss. `best` holds the weights to keep; `candidate` is what gets validated. Both are plain
-    # float32 models, so that the scores are those that the saved model gives, whatever the training's precision.
+    if config.soft_label_weight > 0 and train.soft_labels is None:
+        raise InputError(
+            f"soft_label_weight={config.soft_label_weight} needs soft labels, and the training tiles have none: train "
+            "on a dataset with a column soft_label, or give 0"
+        )
+
+    # Model and optimizer. `best` holds the weights to keep; `candidate` is what gets validated. Both are plain float32
+    # models, so that the scores are those that the saved model gives, whatever the training's precision. `average` is
+    # the moving average of the weights.
     model = build_classifier(config, train.images.shape[1], class_names).to(accelerator.device)
+    if initial is not None:
+        model.load_state_dict(initial.state_dict())
     best, candidate = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
+    average = copy.deepcopy(model) if config.ema_decay > 0 else None
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -254,11 +328,13 @@ def train_classifier(
         lr=config.learning_rate,
         fused=accelerator.device.type in ("cpu", "cuda"),
     )
-    loss_function: Callable = F.cross_entropy
-    if config.loss == "joint":
-        loss_function = JointLoss(config.alpha, config.position, config.margin)
     model, optimizer = accelerator.prepare(model, optimizer)
     unwrapped = accelerator.unwrap_model(model)
+
+    def modules() -> dict[str, torch.nn.Module]:
+        # `best` and `candidate` change places, so these are looked up when they are needed.
+        always = {"classifier": unwrapped, "best": best}
+        return always if average is None else {**always, "average": average}
 
     # Resume.
     settings = {**dataclasses.asdict(config), "class_names": list(class_names), "num_train": len(train)}
@@ -269,12 +345,16 @@ def train_classifier(
     if resume != "latest" or checkpoint_dir is not None:
         checkpoint = find_checkpoint(checkpoint_dir or ".", resume)
     if checkpoint is not None:
-        state = load_checkpoint(checkpoint, {"classifier": unwrapped, "best": best}, optimizer, accelerator.scaler)
+        state = load_checkpoint(checkpoint, modules(), optimizer, accelerator.scaler)
         if state["settings"] != settings:
             raise InputError(f"{checkpoint} is of a run with other settings: resume with those, or start anew")
         first_step, best_step, best_scores = state["step"], state["best_step"], state["validation"]
         history = state["history"]
         running_loss += state["running_loss"]
+
+    def augmented(indices: np.ndarray, plan: AugmentationPlan) -> torch.Tensor:
+        images = to_model_input(train.images[indices]).to(accelerator.device, non_blocking=True)
+        return apply_plan(images, plan)
 
     def evaluate(model: Classifier) -> dict[str, Any] | None:
         if validation is None:
@@ -285,7 +365,9 @@ def train_classifier(
     weights = class_weights(train.labels, config.class_balance)
     warmup_steps = math.ceil(config.warmup * config.max_train_steps)
     accumulation = config.gradient_accumulation_steps
-    labels = torch.from_numpy(train.labels)
+    labels, soft_labels = torch.from_numpy(train.labels), None
+    if config.soft_label_weight > 0:
+        soft_labels = at_temperature(torch.from_numpy(train.soft_labels), config.temperature)
     bar = tqdm(
         total=config.max_train_steps,
         initial=first_step,
@@ -306,15 +388,32 @@ def train_classifier(
                 step_generator(config.seed, position),
                 max_shift=config.max_shift,
                 stain_strength=config.stain_strength,
+                max_blur=config.max_blur,
+            )
+            mixing = draw_mixing(
+                batch_size,
+                train.images.shape[1],
+                step_generator(config.seed, position, stream=1),
+                mixup=config.mixup,
+                cutmix=config.cutmix,
             )
             share = process_slice(indices, rank, num_processes)
-            images = to_model_input(train.images[share]).to(accelerator.device, non_blocking=True)
-            images = apply_plan(images, process_slice(plan, rank, num_processes))
-            targets = labels[share].to(accelerator.device, non_blocking=True)
+            images = augmented(share, process_slice(plan, rank, num_processes))
+            targets, soft_targets = labels[share], None if soft_labels is None else soft_labels[share]
+            if mixing is not None:
+                mixing = process_slice(mixing, rank, num_processes)
+                partners = indices[mixing.partners.numpy()]
+                images = mix_images(images, augmented(partners, plan[mixing.partners]), mixing)
+                targets = mix(F.one_hot(targets, num_classes), F.one_hot(labels[partners], num_classes), mixing)
+                if soft_labels is not None:
+                    soft_targets = mix(soft_targets, soft_labels[partners], mixing)
+            targets = targets.to(accelerator.device, non_blocking=True)
+            if soft_targets is not None:
+                soft_targets = soft_targets.to(accelerator.device, non_blocking=True)
             # Gradients need to travel between processes only once per step.
             is_last = micro_step == accumulation - 1
             with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
-                loss = loss_function(model(images).logits.float(), targets) / accumulation
+                loss = batch_loss(config, model(images).logits, targets, soft_targets) / accumulation
                 # Shares can differ by one tile; processes are averaged with equal weight.
                 loss = loss * (len(share) * num_processes / batch_size)
                 accelerator.backward(loss)
@@ -322,6 +421,8 @@ def train_classifier(
         accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
+        if average is not None:
+            update_average(average, unwrapped, config.ema_decay, step)
         bar.update()
 
         done = step + 1
@@ -331,7 +432,7 @@ def train_classifier(
             if not math.isfinite(mean_loss):
                 raise InputError(f"the loss is {mean_loss} at step {done}: lower --learning-rate")
             running_loss = torch.zeros_like(running_loss)
-            candidate.load_state_dict(unwrapped.state_dict())
+            candidate.load_state_dict((unwrapped if average is None else average).state_dict())
             if num_processes > 1:
                 # Each process has its own running statistics (batch norm); the saved ones are the main process's.
                 for buffer in candidate.buffers():
@@ -356,8 +457,7 @@ def train_classifier(
                 "running_loss": accelerator.reduce(running_loss.clone(), reduction="mean").item(),
             }
             if accelerator.is_main_process:
-                modules = {"classifier": unwrapped, "best": best}
-                save_checkpoint(checkpoint_dir, done, modules, optimizer, state, accelerator.scaler)
+                save_checkpoint(checkpoint_dir, done, modules(), optimizer, state, accelerator.scaler)
     bar.close()
     accelerator.free_memory()
     return TrainedClassifier(best, history, best_step, best_scores, time.perf_counter() - started)
@@ -380,7 +480,49 @@ def build_classifier(config: ClassifierConfig, image_size: int, class_names: Seq
             image_size=image_size,
             class_names=class_names,
             width=config.width,
+            normalize_stain=config.normalize_stain,
         )
+
+
+def batch_loss(
+    config: ClassifierConfig, logits: torch.Tensor, labels: torch.Tensor, soft_labels: torch.Tensor | None
+) -> torch.Tensor:
+    """The loss of a batch, a float32 scalar.
+
+    `logits` is N×C; `labels` is int64 N, or float N×C where tiles were mixed; `soft_labels` is float N×C at the
+    config's temperature, or None where the config gives them no weight.
+    """
+    from torch.nn import functional as F
+
+    from histodistill.training.losses import boundary_contrastive_loss, soft_cross_entropy
+
+    if config.loss != "ce":
+        contrastive = boundary_contrastive_loss(logits, labels, config.position, config.margin)
+        if config.loss == "contrastive":
+            return contrastive
+    if soft_labels is None:
+        cross_entropy = F.cross_entropy(logits.float(), labels)
+    else:
+        weight = config.soft_label_weight
+        cross_entropy = soft_cross_entropy(logits, labels, soft_labels, weight, config.temperature)
+    return cross_entropy + config.alpha * contrastive if config.loss == "joint" else cross_entropy
+
+
+def update_average(average: Classifier, model: Classifier, decay: float, step: int) -> None:
+    """Moves `average` towards `model` after step `step` (from 0), buffers included.
+
+    The decay rises from 0.1 to `decay` as (1 + step) / (10 + step), so that the first weights are soon forgotten.
+    """
+    import torch
+
+    share = 1 - min(decay, (1 + step) / (10 + step))
+    with torch.no_grad():
+        pairs = zip(average.state_dict().values(), model.state_dict().values(), strict=True)
+        for mine, theirs in pairs:
+            if mine.is_floating_point():
+                mine.lerp_(theirs.to(mine.dtype), share)
+            else:
+                mine.copy_(theirs)
 
 
 def fit_batch_size(config: ClassifierConfig, num_tiles: int, num_processes: int) -> int:

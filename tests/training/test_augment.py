@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch.nn import functional as F
 
 from histodistill.training.augment import (
-    HED_FROM_RGB,
+    AugmentationPlan,
     apply_plan,
     apply_symmetries,
     augment,
-    change_stains,
+    blur,
     draw_plan,
     random_symmetry,
     shift_reflected,
@@ -62,24 +66,6 @@ def test_positive_shift_is_down_and_right():
     assert shift_reflected(image, torch.tensor([[2, 1]]))[0, 0, 3, 3] == 1
 
 
-def test_stain_change_of_nothing_is_the_identity(images):
-    inside = images.clamp(min=-0.98)  # pixels of value 0 can't be told from 1/255: density has no end there
-    unchanged = change_stains(inside, torch.ones(24, 3), torch.zeros(24, 3))
-    torch.testing.assert_close(unchanged, inside, atol=1e-4, rtol=0)
-
-
-def test_more_haematoxylin_raises_its_density_alone():
-    image = torch.full((1, 3, 2, 2), 0.4)
-    offsets = torch.tensor([[0.2, 0.0, 0.0]])
-    changed = change_stains(image, torch.ones(1, 3), offsets)
-
-    def stains(picture):
-        return -((picture[0, :, 0, 0] + 1) / 2).log() @ HED_FROM_RGB
-
-    torch.testing.assert_close(stains(changed) - stains(image), offsets[0], atol=1e-5, rtol=0)
-    assert (changed < image).all()
-
-
 def test_stain_change_is_light_and_stays_in_range(images):
     changed = augment(images, generator(), symmetries=False, max_shift=0, stain_strength=0.05)
     assert changed.min() >= -1 and changed.max() <= 1
@@ -101,8 +87,16 @@ def test_same_generator_same_images(images):
 def test_a_part_of_a_batch_gets_its_part_of_the_plan(images, stain_strength):
     plan = draw_plan(len(images), generator(), stain_strength=stain_strength)
     whole = apply_plan(images, plan)
-    for part in (slice(0, 7), slice(1, None, 2)):
+    for part in (slice(0, 7), slice(1, None, 2), torch.tensor([5, 0, 5])):
         assert torch.equal(apply_plan(images[part], plan[part]), whole[part])
+
+
+def test_a_part_of_a_batch_is_blurred_as_in_the_whole(images):
+    # The rest of the batch holds the largest deviation, which decides how far the kernels of all could reach.
+    plan = draw_plan(len(images), generator(), max_blur=2.0)
+    part = plan.blurs.argsort()[:8]
+    assert plan.blurs[part].max() < 0.7 * plan.blurs.max()
+    torch.testing.assert_close(apply_plan(images[part], plan[part]), apply_plan(images, plan)[part], atol=1e-6, rtol=0)
 
 
 def test_input_is_not_changed(images):
@@ -111,7 +105,45 @@ def test_input_is_not_changed(images):
     assert torch.equal(images, before)
 
 
+@pytest.mark.parametrize("size", [(24, 24), (9, 17)])
+def test_blur_is_scipys(size):
+    images = torch.rand(4, 3, *size, generator=generator()) * 2 - 1
+    deviations = [0.3, 1.0, 1.7, 2.5]
+    found = blur(images, torch.tensor(deviations))
+    for image, blurred, deviation in zip(images.numpy(), found.numpy(), deviations, strict=True):
+        radius = min(math.ceil(3 * deviation), min(size) - 1)
+        oracle = ndimage.gaussian_filter(image, deviation, mode="mirror", radius=radius, axes=(1, 2))
+        np.testing.assert_allclose(blurred, oracle, atol=1e-5)
+
+
+def test_a_deviation_of_zero_leaves_an_image_untouched(images):
+    assert torch.equal(blur(images, torch.zeros(24)), images)
+    deviations = torch.linspace(0, 1.5, 24)
+    blurred = blur(images, deviations)
+    assert torch.equal(blurred[0], images[0])
+    # The more blur, the less is left of noise.
+    assert blurred[23].std() < blurred[8].std() < images[8].std()
+
+
+def test_images_are_blurred_at_most_as_far_as_asked_for(images):
+    plan = draw_plan(500, generator(), max_blur=0.8)
+    assert 0 <= plan.blurs.min() < 0.05 and 0.75 < plan.blurs.max() <= 0.8
+    assert draw_plan(5, generator()).blurs is None
+    plain = AugmentationPlan(torch.zeros(24, dtype=torch.int64), torch.zeros(24, 2, dtype=torch.int64), None, None)
+    plan = dataclasses.replace(plain, blurs=torch.full((24,), 0.8))
+    assert torch.equal(apply_plan(images, plain), images)
+    assert torch.equal(apply_plan(images, plan), blur(images, plan.blurs))
+
+
+def test_blur_leaves_the_other_choices_as_they_were():
+    plain, blurred = (draw_plan(9, generator(), stain_strength=0.1, max_blur=most) for most in (0.0, 1.0))
+    for name in ("symmetries", "shifts", "stain_scales", "stain_offsets"):
+        assert torch.equal(getattr(plain, name), getattr(blurred, name))
+
+
 def test_bad_options(images):
+    with pytest.raises(InputError, match=r"max_blur=-0.5 is out of range: it must be at least 0"):
+        draw_plan(4, generator(), max_blur=-0.5)
     with pytest.raises(InputError, match="max_shift=-1 is out of range"):
         draw_plan(4, generator(), max_shift=-1)
     with pytest.raises(InputError, match=r"stain_strength=1.0 is out of range"):

@@ -86,6 +86,7 @@ def test_a_cell_is_written_with_all_that_is_known_of_it(source, accelerator, tra
     assert without_seconds(cell) == {
         "architecture": "convnet",
         "row": "a row",
+        "size": None,
         "seed": 0,
         "num_train": 30,
         "validation": alone.validation,

@@ -6,8 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from histodistill.training.classifiers import ARCHITECTURES, DEFAULT_WIDTHS, Classifier, ConvNetBackbone
+from histodistill.training.classifiers import (
+    ARCHITECTURES,
+    DEFAULT_WIDTHS,
+    Classifier,
+    ConvNetBackbone,
+    _HalvePool,
+)
 from histodistill.training.errors import InputError
+from histodistill.training.stain import standardize_stain
 
 
 NAMES = ["adipose", "stroma", "mucus"]
@@ -42,6 +49,42 @@ def test_saved_and_loaded_it_is_the_same(architecture, tmp_path):
     pixels = torch.rand(3, 3, 16, 16) * 2 - 1
     with torch.no_grad():
         assert torch.equal(again.eval()(pixels).logits, model(pixels).logits)
+
+
+@pytest.mark.parametrize("architecture", ["convnet", "resnet18"])
+def test_evened_out_stain_is_a_part_of_the_model(architecture, tmp_path):
+    model, plain = tiny(architecture, normalize_stain=True).eval(), tiny(architecture).eval()
+    assert not plain.normalize_stain
+    model.save_pretrained(tmp_path)
+    again = Classifier.from_pretrained(tmp_path).eval()
+    assert again.normalize_stain
+    density = 0.1 + torch.rand(3, 3, 16, 16)
+    pixels, stronger = ((-amount * density).exp() * 2 - 1 for amount in (1, 1.5))
+    with torch.no_grad():
+        # The weights are the plain model's; tiles go through the function first.
+        expected = plain(standardize_stain(pixels)).logits
+        for classifier in (model, again):
+            assert torch.equal(classifier(pixels).logits, expected)
+            torch.testing.assert_close(classifier(stronger).logits, expected, atol=1e-4, rtol=0)
+        assert not torch.allclose(plain(stronger).logits, plain(pixels).logits, atol=1e-3)
+
+
+def test_a_classifier_saved_before_there_was_the_option_loads(tmp_path):
+    tiny("convnet").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["normalize_stain"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert not Classifier.from_pretrained(tmp_path).normalize_stain
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (7, 7), (2, 2), (3, 2), (5, 8)])
+def test_pooling_is_that_of_torch(shape):
+    maps = torch.randn(3, 4, *shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    found, expected = _HalvePool()(maps), nn.AvgPool2d(2)(maps)
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn_like(expected)
+    gradients = [torch.autograd.grad((pooled * weights).sum(), maps)[0] for pooled in (found, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize(

@@ -95,9 +95,9 @@ def test_results(tiny_run):
     assert {name: row["num_train"] for name, row in rows.items()} == {
         "real_all": 60,
         "real_random": 15,
-        "distilled_joint": 15,
+        "distilled_ce": 15,
     }
-    recovery = rows["distilled_joint"]["accuracy"]["mean"] / rows["real_all"]["accuracy"]["mean"]
+    recovery = rows["distilled_ce"]["accuracy"]["mean"] / rows["real_all"]["accuracy"]["mean"]
     assert results["recovery"] == {"convnet": pytest.approx(recovery)}
     assert results["notes"] == []
 
@@ -311,7 +311,7 @@ def test_options_reach_the_scripts(tiny_tiles, tmp_path):
         out,
     )
     assert (compare.run, compare.data, compare.image_size) == (out, str(tiny_tiles), 16)
-    assert compare.plan == [("convnet", 2, ["real_all", "real_random", "distilled_joint"])]
+    assert compare.plan == [("convnet", 2, ["real_all", "real_random", "distilled_ce"])]
     assert teacher.n_per_class is None
 
 

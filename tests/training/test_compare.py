@@ -119,7 +119,7 @@ def test_recovery_is_the_ratio_of_mean_accuracies():
     )  # fmt: skip
     # The last was not trained on all real tiles, so nothing is known of its recovery.
     assert results["recovery"] == {"convnet": pytest.approx(0.75), "resnet18": pytest.approx(0.8)}
-    assert results["recovery_row"] == "distilled_joint"
+    assert results["recovery_row"] == "distilled_ce"
     assert (results["n_per_class"], results["notes"], results["data"]) == (PER_CLASS, ["a note"], "phantom")
     assert len(results["class_names"]) == 5
 
@@ -163,7 +163,8 @@ def trainer(monkeypatch) -> Trainer:
 def write_set(folder: Path, per_class: int, size: int = SIZE, class_names: list[str] | None = None) -> None:
     tiles = phantom_tiles("validation", per_class, image_size=size)
     names = class_names or phantom_source(sizes={"train": 1}).class_names
-    write_image_dataset(folder / "data", tiles.images, {"label": tiles.labels}, names)
+    soft_labels = np.full((len(tiles), len(names)), 1 / len(names), dtype=np.float32)
+    write_image_dataset(folder / "data", tiles.images, {"label": tiles.labels, "soft_label": soft_labels}, names)
     Stage(folder, {"per_class": per_class, "size": size}).finish()
 
 
@@ -198,6 +199,8 @@ def test_rows_differ_in_tiles_and_loss_alone(run, start, trainer):
         row = next(name for name in ROWS if checkpoint_dir.name == f"convnet-{name}-seed{config.seed}")
         assert resume == "latest"
         assert config.loss == ("joint" if row == "distilled_joint" else "ce")
+        assert config.soft_label_weight == (row == "distilled_soft")
+        assert (train.soft_labels is not None) == (row == "distilled_soft")
         seen[row, config.seed] = train
     counts = {row: np.bincount(train.labels).tolist() for (row, _), train in seen.items()}
     assert counts == {
@@ -206,6 +209,7 @@ def test_rows_differ_in_tiles_and_loss_alone(run, start, trainer):
         "pool_random": [PER_CLASS] * 5,
         "distilled_ce": [PER_CLASS] * 5,
         "distilled_joint": [PER_CLASS] * 5,
+        "distilled_soft": [PER_CLASS] * 5,
     }
     # Random draws depend on the seed, and nothing else does.
     for row in ROWS:
@@ -215,9 +219,9 @@ def test_rows_differ_in_tiles_and_loss_alone(run, start, trainer):
 
 
 def test_results(run, start, trainer, tiny_tiles):
-    start("--train", "convnet:7:real_all,distilled_joint")
+    start("--train", "convnet:7:real_all,distilled_ce")
     results = read_json(run / "results.json")
-    assert [(row["row"], row["num_train"]) for row in results["rows"]] == [("real_all", 60), ("distilled_joint", 15)]
+    assert [(row["row"], row["num_train"]) for row in results["rows"]] == [("real_all", 60), ("distilled_ce", 15)]
     for row in results["rows"]:
         assert row["accuracy"]["mean"] == pytest.approx(0.8)
         assert 0 < row["auc"]["mean"] < 1 and 0 < row["f1"]["mean"] < 1
@@ -278,7 +282,7 @@ def test_row_that_needs_more_tiles_than_there_are_is_left_out(run, start, traine
     write_set(run / "distilled", 13)  # 12 real ones of each class, 6 in the pool
     start("--train", "convnet:7", "--seeds", 0, 1)
     results = read_json(run / "results.json")
-    assert [row["row"] for row in results["rows"]] == ["real_all", "distilled_ce", "distilled_joint"]
+    assert [row["row"] for row in results["rows"]] == ["real_all", "distilled_ce", "distilled_joint", "distilled_soft"]
     # One note per row, not per seed.
     assert results["notes"] == [
         f"{ROWS['real_random']}: left out, since n_per_class=13 is too many: class 0 has only 12 tiles; ask for fewer",

@@ -240,6 +240,48 @@ def test_saved_dataset_dict(tmp_path, dataset):
     np.testing.assert_array_equal(source.split("validation").labels, labels[6:9])
 
 
+def with_soft_labels(dataset, rows: list) -> object:
+    return dataset[0].add_column("soft_label", rows)
+
+
+def test_soft_labels_of_a_dataset_are_taken_along(tmp_path, dataset):
+    from datasets import DatasetDict
+
+    soft_labels = np.random.default_rng(0).dirichlet(np.ones(3), size=12)
+    data = with_soft_labels(dataset, soft_labels.tolist())
+    DatasetDict({"train": data, "test": data.remove_columns("soft_label")}).save_to_disk(tmp_path / "saved")
+    (tmp_path / "set").mkdir()
+    data.to_parquet(tmp_path / "set" / "train.parquet")
+    for folder in ("saved", "set"):
+        source = load_tiles(tmp_path / folder, hold_out_validation=False)
+        found = source.split("train").soft_labels
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, soft_labels, atol=1e-6)
+    assert load_tiles(tmp_path / "saved").split("test").soft_labels is None
+    # Tiles that are held out take theirs with them.
+    held = load_tiles(tmp_path / "set").split("validation")
+    places = [np.flatnonzero((dataset[1] == image).all(axis=(1, 2, 3)))[0] for image in held.images]
+    np.testing.assert_allclose(held.soft_labels, soft_labels[places], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [[0.5, 0.5]] * 12,
+        [0.5] * 12,
+        ["fat"] * 12,
+        [[0.2, 0.3, 0.5]] * 11 + [[0.5, 0.5]],
+        [[0.2, 0.3, 0.5]] * 11 + [None],
+        [[0.2, 0.3, 0.5]] * 11 + [[0.5, None, 0.5]],
+    ],
+)
+def test_soft_labels_of_another_kind_are_passed_over(tmp_path, dataset, rows):
+    with_soft_labels(dataset, rows).save_to_disk(tmp_path / "saved")
+    train = load_tiles(tmp_path / "saved", hold_out_validation=False).split("train")
+    assert train.soft_labels is None
+    np.testing.assert_array_equal(train.images, dataset[1])
+
+
 def test_saved_single_dataset_counts_as_train(tmp_path, dataset):
     data, images, _ = dataset
     data.save_to_disk(tmp_path / "saved")
@@ -365,13 +407,19 @@ def test_tiles_are_checked():
         Tiles(images[..., 0], labels)
     with pytest.raises(InputError, match="one for each of 4 images"):
         Tiles(images, labels[:3])
+    for soft_labels, found in ((np.ones((3, 2)), "float64 of shape 3x2"), (np.ones(4), "float64 of shape 4")):
+        with pytest.raises(InputError, match=f"soft labels are {found}: there must be one row for each of 4 images"):
+            Tiles(images, labels, soft_labels)
 
 
 def test_subset_keeps_the_order_asked_for():
     images, labels = tiles(6, classes=3)
     part = Tiles(images, labels).subset([4, 0])
     np.testing.assert_array_equal(part.images, images[[4, 0]])
-    assert part.labels.tolist() == [1, 0] and len(part) == 2
+    assert part.labels.tolist() == [1, 0] and len(part) == 2 and part.soft_labels is None
+    soft_labels = np.arange(12.0).reshape(6, 2)
+    part = Tiles(images, labels, soft_labels).subset([4, 0])
+    assert part.soft_labels.dtype == np.float32 and part.soft_labels.tolist() == [[8, 9], [0, 1]]
 
 
 def test_sample_per_class():

@@ -193,6 +193,15 @@ def test_pictures_of_the_communities_are_shown_where_they_are(run):
     assert ".picture { display: block; max-width: 100%;" in html
 
 
+def test_figures_of_the_benchmark_are_shown_where_they_are(run):
+    assert "Results table" not in write_report(run).read_text()
+    (run / "benchmark").mkdir()
+    (run / "benchmark" / "confusion.png").write_bytes(b"picture")
+    html = write_report(run).read_text()
+    assert "<h2>Results table</h2>" in html
+    assert f'src="data:image/png;base64,{base64.b64encode(b"picture").decode()}"' in html
+
+
 def test_dropped_images_are_counted(run):
     sentence = "Dropped before the selection"
     record = read_json(run / "distilled" / "stage.json")

@@ -1,33 +1,38 @@
 from __future__ import annotations
 
+import json
 import re
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from histodistill.selection import SELECTOR_NAMES
 from histodistill.training import results_table as script
+from histodistill.training.classifiers import Classifier
 from histodistill.training.commands import benchmark as command
-from histodistill.training.commands.benchmark import FIXED_ROWS, file_name, parse_args, parse_row
+from histodistill.training.commands.benchmark import (
+    FIXED_ROWS,
+    MAIN_ROWS,
+    RECIPE_OPTIONS,
+    Row,
+    file_name,
+    parse_args,
+    parse_row,
+)
 from histodistill.training.data import load_tiles, sample_per_class
 from histodistill.training.errors import InputError
-from histodistill.training.files import read_json
+from histodistill.training.files import read_json, write_json
 from histodistill.training.image_dataset import read_image_dataset
 from histodistill.training.options import run_script
-from histodistill.training.results_table import (
-    Cell,
-    Worker,
-    markdown_table,
-    paired_margin,
-    plan_cells,
-    summarise,
-    write_inputs,
-)
+from histodistill.training.results_summary import markdown_table
+from histodistill.training.results_table import Cell, Worker, kept_cells, missing_cells, plan_cells, write_inputs
+from histodistill.training.scoring import predict_proba
 from histodistill.training.stages import read_record
 from histodistill.training.tiles import Tiles
+from histodistill.training.train_classifier import ClassifierConfig
 
 
 # The command line.
@@ -36,19 +41,74 @@ from histodistill.training.tiles import Tiles
 def test_defaults():
     args = parse_args(["runs/one", "--data", "phantom"])
     assert (args.run, args.output) == (Path("runs/one"), Path("runs/one/benchmark"))
-    assert args.rows == ["real_all", "pool_all", "real_random", *SELECTOR_NAMES]
-    assert list(args.specs) == args.rows
-    assert args.plan == [("convnet", 600, [])]
-    assert (args.sizes, args.seeds, args.embedder) == ([10, 50, 100], [0, 1, 2, 3, 4], "untrained")
+    assert (args.seeds, args.embedder, args.recipe) == ([0, 1, 2, 3, 4], "untrained", {})
     assert args.jobs >= 1
+    # The whole table: the ConvNet has every selector, the others the rows that matter most.
+    rows = {name: {} for name in ("convnet", "resnet18", "vit")}
+    for config, row, size in args.plan:
+        rows[config.architecture].setdefault(row, []).append(size)
+    assert list(rows["convnet"])[: 3 + len(SELECTOR_NAMES)] == ["real_all", "pool_all", "real_random", *SELECTOR_NAMES]
+    assert tuple(rows["vit"]) == tuple(rows["resnet18"]) == MAIN_ROWS and set(MAIN_ROWS) < set(rows["convnet"])
+    for name, sizes in (("convnet", [10, 50, 100]), ("resnet18", [10, 100]), ("vit", [100])):
+        for row, found in rows[name].items():
+            assert found == ([None] if row.split("@")[0] in ("real_all", "pool_all") else sizes), (name, row)
+    assert set(args.specs) == set(rows["convnet"])
+    # The margins' baselines and the ceiling of recovery are there for every classifier.
+    assert all({"real_all", "random", "real_random"} <= set(found) for found in rows.values())
+    for config, row, _ in args.plan:
+        steps = {"convnet": 600, "resnet18": 300, "vit": 600}[config.architecture]
+        plain = ClassifierConfig(config.architecture, max_train_steps=steps, validation_steps=steps, batch_size=32)
+        assert config == replace(plain, **args.specs[row].recipe), row
+
+
+def test_rows_sizes_and_classifiers_may_be_chosen():
+    argv = ["r", "--data", "d", "--rows", "random", "real_all", "--sizes", "7", "3", "--train", "vit:9"]
+    plan = parse_args(argv).plan
+    assert [(config.architecture, row, size) for config, row, size in plan] == [
+        ("vit", "random", 7), ("vit", "random", 3), ("vit", "real_all", None),
+    ]  # fmt: skip
 
 
 def test_rows_have_options_of_select():
-    row = parse_row("infomap:quota=sqrt,n_neighbors=10,min-probability=0.5")
+    row = parse_row("infomap:quota=sqrt,n_neighbors=10,min-probability=0.5").options
     assert (row.selector, row.quota, row.n_neighbors, row.min_probability) == ("infomap", "sqrt", 10, 0.5)
     assert (row.markov_time, row.typical_share) == (1.0, None)
-    assert parse_row("random:typical_share=0.9").typical_share == 0.9
-    assert [parse_row(row) for row in FIXED_ROWS] == [None] * 3
+    assert parse_row("random:typical_share=0.9").options.typical_share == 0.9
+    assert [parse_row(row) for row in FIXED_ROWS] == [Row(name, None) for name in FIXED_ROWS]
+
+
+def test_rows_may_change_the_recipe():
+    row = parse_row("infomap:quota=sqrt@loss=joint,stain-strength=0.1,max_shift=3,normalize_stain=1")
+    assert (row.tiles, row.options.quota) == ("infomap:quota=sqrt", "sqrt")
+    assert row.recipe == {"loss": "joint", "stain_strength": 0.1, "max_shift": 3, "normalize_stain": True}
+    assert [type(value) for value in row.recipe.values()] == [str, float, int, bool]
+    assert parse_row("real_all@soft_label_weight=1,normalize_stain=0").recipe == {
+        "soft_label_weight": 1.0, "normalize_stain": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECIPE_OPTIONS)
+def test_every_option_of_the_recipe_can_be_given(name):
+    value = getattr(ClassifierConfig(), name)
+    text = str(int(value)) if isinstance(value, bool) else str(value)
+    found = parse_row(f"random@{name}={text}").recipe
+    assert found == {name: value} and type(found[name]) is type(value)
+    assert name not in ("architecture", "max_train_steps", "batch_size", "seed")
+
+
+def test_a_rows_recipe_goes_before_the_classifiers_and_that_before_the_common_one():
+    argv = [
+        "r", "--data", "d", "--sizes", "5", "--rows", "random", "random@margin=0.3,alpha=3", "--batch-size", "8",
+        "--recipe", "margin=0.1", "alpha=1", "position=0.7", "--train", "convnet:7@margin=0.2,loss=joint", "vit:9",
+    ]  # fmt: skip
+    found = [config for config, _, _ in parse_args(argv).plan]
+    steps = {"max_train_steps": 7, "validation_steps": 7, "batch_size": 8, "position": 0.7}
+    convnet = ClassifierConfig("convnet", loss="joint", margin=0.2, alpha=1.0, **steps)
+    steps |= {"max_train_steps": 9, "validation_steps": 9}
+    vit = ClassifierConfig("vit", margin=0.1, alpha=1.0, **steps)
+    assert found == [
+        convnet, replace(convnet, margin=0.3, alpha=3.0), vit, replace(vit, margin=0.3, alpha=3.0),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -69,6 +129,27 @@ def test_rows_have_options_of_select():
         (["--batch-size", "0"], "--batch-size=0 is out of range: it must be at least 1"),
         (["--train", "convnet:0"], "--train=convnet:0: after the architecture comes the number of steps"),
         (["--train", "convnet:5:random"], "--train=convnet:5:random: write ARCHITECTURE:STEPS, as in convnet:600"),
+        (["--train", "vgg:5@margin=0.1"], "--train=vgg:5: the architecture must be one of convnet, resnet18, vit"),
+        (["--train", "convnet:5@loss=ce", "convnet:5"], "--train names convnet twice"),
+        (
+            ["--train", "convnet:5@width=8"],
+            "--train convnet:5@width=8: 'width=8' is not OPTION=VALUE with one of loss",
+        ),
+        (["--train", "convnet:5@"], "--train convnet:5@: '' is not OPTION=VALUE with one of loss"),
+        (["--recipe", "seed=1"], "--recipe: 'seed=1' is not OPTION=VALUE with one of loss"),
+        (["--recipe", "margin"], "--recipe: 'margin' is not OPTION=VALUE with one of loss"),
+        (["--recipe", "margin=x"], "--recipe: 'margin=x' must be a number"),
+        (["--recipe", "max_shift=1.5"], "--recipe: 'max_shift=1.5' must be a number"),
+        (["--recipe", "margin=0.1", "margin=0.2"], "--recipe names margin twice: name it once"),
+        (["--rows", "random@batch_size=3"], "--rows random@batch_size=3: 'batch_size=3' is not OPTION=VALUE"),
+        (["--rows", "random@loss=mse"], "--rows random@loss=mse: loss='mse' is unknown: it must be one of ce"),
+        (["--rows", "random@margin=2"], "--rows random@margin=2: margin=2.0 is out of range"),
+        (
+            ["--rows", "real_all@normalize_stain=yes"],
+            "--rows real_all@normalize_stain=yes: 'normalize_stain=yes' must",
+        ),
+        (["--rows", "random@loss=joint,mixup=0.2"], "--rows random@loss=joint,mixup=0.2: loss='joint' does not go"),
+        (["--rows", "nonsense@loss=joint"], "--rows nonsense@loss=joint: argument --selector: invalid choice"),
         (
             ["--rows", "infomap:selector=random"],
             "--rows infomap:selector=random: 'selector=random' is not OPTION=VALUE",
@@ -85,18 +166,25 @@ def test_bad_options_end_with_one_sentence(argv, message, monkeypatch, capsys):
     assert captured.err.startswith(f"error: {message}") and captured.err.count("\n") == 1
 
 
+def cell(architecture: str, row: str, size: int | None, seed: int, **options: object) -> Cell:
+    """One of 5 steps."""
+    return Cell(ClassifierConfig(architecture, seed=seed, max_train_steps=5, **options), row, size)
+
+
 def test_cells_have_files_of_their_own():
     folder = Path("benchmark")
-    assert Cell("convnet", 5, "real_all", None, 3).path(folder) == folder / "cells" / "convnet-real_all-all-seed3.json"
+    assert cell("convnet", "real_all", None, 3).path(folder) == folder / "cells" / "convnet-real_all-all-seed3.json"
     rows = [
         "infomap",
         "infomap:quota=sqrt",
         "infomap:quota=uniform",
         "kmeans:typical_share=0.9",
         "random",
+        "random@loss=joint",
+        "random@loss=joint,margin=0.2",
     ]
     cells = [
-        Cell(architecture, 5, row, size, seed)
+        cell(architecture, row, size, seed)
         for architecture in ("convnet", "vit") for row in rows for size in (None, 1, 11) for seed in (1, 11)
     ]  # fmt: skip
     paths = {cell.path(folder) for cell in cells}
@@ -120,133 +208,62 @@ def test_the_plan_goes_seed_by_seed():
         for architecture, steps in (("convnet", 7), ("vit", 9))
         for row, size in (("real_all", None), ("random", 5), ("random", 2))
     ]
-    cells = plan_cells(args)
-    assert cells == [Cell(*rest, seed=seed) for seed in (4, 3) for rest in one_seed]
+    cells = [(c.config.seed, c.config.architecture, c.config.max_train_steps, c.row, c.size) for c in plan_cells(args)]
+    assert cells == [(seed, *rest) for seed in (4, 3) for rest in one_seed]
 
 
-# Margins.
+# Cells that are kept.
 
 
-def test_margin_against_numbers_from_a_book():
-    # Student's own data (1908): the additional sleep of ten patients with two drugs; t = 4.062, p = 0.00283.
-    first = np.array([0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0])
-    second = np.array([1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4])
-    margin = paired_margin(second, first)
-    assert margin["mean"] == pytest.approx(1.58)
-    assert (margin["low"], margin["high"]) == pytest.approx((0.7001142, 2.4598858), abs=1e-6)
-    assert margin["p_value"] == pytest.approx(0.002833, abs=1e-6)
-    other_way = paired_margin(first, second)
-    assert (other_way["mean"], other_way["low"]) == pytest.approx((-margin["mean"], -margin["high"]))
+def keep(folder: Path, cell: Cell) -> None:
+    about = {"architecture": cell.config.architecture, "row": cell.row, "size": cell.size, "seed": cell.config.seed}
+    write_json(cell.path(folder), {**about, "config": asdict(cell.config)})
 
 
-def test_margin_of_two_seeds_by_hand():
-    # Differences 0.1 and 0.2: standard error 0.05, and 12.706 of them to each side with one degree of freedom.
-    margin = paired_margin(np.array([0.6, 0.9]), np.array([0.5, 0.7]))
-    reach = 0.05 * stats.t.ppf(0.975, 1)
-    assert (margin["mean"], margin["low"], margin["high"]) == pytest.approx((0.15, 0.15 - reach, 0.15 + reach))
-    assert margin["p_value"] == pytest.approx(2 * stats.t.sf(3, 1))
+def test_cells_that_are_kept_are_not_missing(tmp_path):
+    cells = [cell("convnet", row, 5, seed) for row in ("random", "random@loss=joint") for seed in (0, 1)]
+    assert missing_cells(cells, tmp_path) == cells
+    keep(tmp_path, cells[2])
+    assert missing_cells(cells, tmp_path) == [cells[0], cells[1], cells[3]]
+    assert missing_cells([cells[2]], tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    ("scores", "baseline", "mean"),
-    [([0.75], [0.5], 0.25), ([0.5, 0.75], [0.5, 0.75], 0.0), ([0.5, 0.75, 1], [0.25, 0.5, 0.75], 0.25)],
-)
-def test_one_seed_and_equal_differences_leave_the_interval_open(scores, baseline, mean):
-    margin = paired_margin(np.array(scores), np.array(baseline))
-    assert margin == {"mean": mean, "low": None, "high": None, "p_value": None}
+def test_a_cell_of_another_recipe_is_refused(tmp_path):
+    kept = cell("convnet", "random", 5, 0, margin=0.3)
+    keep(tmp_path, kept)
+    changed = Cell(replace(kept.config, margin=0.2), "random", 5)
+    with pytest.raises(InputError) as error:
+        missing_cells([cell("convnet", "random", 5, 7), changed], tmp_path)
+    assert str(error.value) == (
+        f"{kept.path(tmp_path)} was trained with another recipe (margin was 0.3 and is now 0.2): "
+        "give another --output, or delete it"
+    )
 
 
-def test_differences_equal_but_for_rounding_leave_the_interval_open():
-    margin = paired_margin(np.array([0.8, 0.9]), np.array([0.7, 0.8]))
-    assert margin == {"mean": pytest.approx(0.1), "low": None, "high": None, "p_value": None}
-
-
-# Rows.
-
-
-def scored(architecture: str, row: str, size: int | None, seed: int, accuracy: float, auc: float | None = 0.5):
-    scores = {"accuracy": accuracy, "auc": auc, "f1": accuracy / 2}
-    file = {
-        "num_train": 5 * (size or 9), "config": {"max_train_steps": 7},
-        "validation": {**scores, "accuracy": 1 - accuracy}, "test": scores,
-    }  # fmt: skip
-    return Cell(architecture, 7, row, size, seed), file
-
-
-def test_margins_are_paired_by_seed():
-    rows = summarise([
-        scored("convnet", "infomap", 2, 1, 0.7), scored("convnet", "infomap", 2, 0, 0.9),
-        scored("convnet", "infomap", 2, 2, 0.3),
-        # Seed 0 is not there yet, and neither another size nor another classifier is a baseline.
-        scored("convnet", "random", 2, 2, 0.2), scored("convnet", "random", 2, 1, 0.5),
-        scored("convnet", "random", 1, 0, 0.1), scored("vit", "infomap", 2, 0, 0.4),
-        scored("convnet", "real_all", None, 0, 0.95),
-    ])  # fmt: skip
-    assert [(row["architecture"], row["row"], row["size"]) for row in rows] == [
-        ("convnet", "infomap", 2), ("convnet", "random", 2), ("convnet", "random", 1), ("vit", "infomap", 2),
-        ("convnet", "real_all", None),
+def test_order_of_the_cells_that_are_kept(tmp_path):
+    assert kept_cells(tmp_path, []) == []
+    cells = [
+        cell("convnet", "real_all", None, 0), cell("convnet", "random", 5, 0), cell("convnet", "random", 5, 11),
+        cell("convnet", "random", 40, 2), cell("convnet", "a", 5, 0), cell("convnet", "b", 5, 0),
+        cell("vit", "random", 5, 0),
     ]  # fmt: skip
-    first = rows[0]
-    assert (first["num_train"], first["steps"], first["seeds"]) == (10, 7, [0, 1, 2])
-    assert first["test"]["accuracy"] == {
-        "mean": pytest.approx(1.9 / 3),
-        "std": pytest.approx(np.std([0.9, 0.7, 0.3], ddof=1)),
-        "values": [0.9, 0.7, 0.3],
-        "margin": paired_margin(np.array([0.7, 0.3]), np.array([0.5, 0.2])),
-    }
-    assert first["test"]["auc"]["margin"] == {"mean": 0.0, "low": None, "high": None, "p_value": None}
-    assert first["test"]["accuracy"]["margin"]["mean"] == pytest.approx(0.15)
-    assert first["validation"]["accuracy"]["margin"]["mean"] == pytest.approx(-0.15)
-    assert [row["test"]["accuracy"]["margin"] for row in rows[1:]] == [None] * 4
-
-
-def test_one_seed_has_neither_spread_nor_interval():
-    [row, _] = summarise([scored("convnet", "infomap", 2, 3, 0.75), scored("convnet", "random", 2, 3, 0.5)])
-    margin = {"mean": 0.25, "low": None, "high": None, "p_value": None}
-    assert row["test"]["accuracy"] == {"mean": 0.75, "std": None, "values": [0.75], "margin": margin}
-
-
-def test_an_auc_that_is_undefined_once_has_no_mean():
-    [row] = summarise([scored("convnet", "random", 2, 0, 0.5, auc=None), scored("convnet", "random", 2, 1, 0.5)])
-    assert row["test"]["auc"] == {"mean": None, "std": None, "values": [None, 0.5], "margin": None}
-    assert "| 0.500 ± 0.000 | – |" in markdown_table([row], "test")
-
-
-def test_table_of_one_split():
-    rows = summarise([
-        scored("convnet", "infomap:quota=sqrt", 10, 0, 0.75), scored("convnet", "infomap:quota=sqrt", 10, 1, 0.5),
-        scored("convnet", "random", 10, 0, 0.5), scored("convnet", "random", 10, 1, 0.375),
-        scored("convnet", "infomap:quota=sqrt", 2, 0, 0.5), scored("convnet", "random", 2, 0, 0.5),
-        scored("convnet", "real_all", None, 0, 1.0), scored("vit", "real_random", 2, 0, 0.25),
-    ])  # fmt: skip
-    table = markdown_table(rows, "test")
-    assert table.endswith("|\n")
-    lines = [[text.strip() for text in line.split("|")[1:-1]] for line in table.splitlines()]
-    assert {len(line) for line in lines} == {8}
-    assert [line[:3] for line in lines[2:]] == [
-        ["convnet", "all", "all real training tiles"],
-        ["convnet", "2", "`infomap:quota=sqrt`"],
-        ["convnet", "2", "`random`"],
-        ["convnet", "10", "`infomap:quota=sqrt`"],
-        ["convnet", "10", "`random`"],
-        ["vit", "2", "random real training tiles"],
+    for one in reversed(cells):
+        keep(tmp_path, one)
+    found = kept_cells(tmp_path, ["real_all", "random"])
+    assert [(c["architecture"], c["row"], c["size"], c["seed"]) for c in found] == [
+        (c.config.architecture, c.row, c.size, c.config.seed) for c in cells
     ]
-    margin = paired_margin(np.array([0.75, 0.5]), np.array([0.5, 0.375]))
-    assert lines[5][3:] == [
-        "0.625 ± 0.177", "0.500 ± 0.000", "0.312 ± 0.088",
-        f"+0.188 ({margin['low']:+.3f} to {margin['high']:+.3f})", f"{margin['p_value']:.3f}",
-    ]  # fmt: skip
-    assert lines[3][3:] == ["0.500", "0.500", "0.250", "+0.000", ""]
-    assert lines[2][3:] == ["1.000", "0.500", "0.500", "", ""]
-    # The other split has its own numbers.
-    assert "| 0.000 |" in markdown_table(rows, "validation").splitlines()[2]
 
 
 # Whole benchmarks. Each start of workers takes seconds, so there are few.
 
 
+SOFT = "random@soft_label_weight=0.5,temperature=2"
+SOFT_REAL = "real_random@soft_label_weight=1"
+# In the order of the table, and the one that is lost is the last.
 ROWS = [
-    "real_all", "pool_all", "real_random", "random", "infomap:n_neighbors=3", "kmeans:typical_share=0.9",
+    "real_all", "pool_all", "real_random", "random", "infomap:n_neighbors=3", SOFT, SOFT_REAL,
+    "kmeans:typical_share=0.9",
 ]  # fmt: skip
 OPTIONS = ["--train", "convnet:2", "--batch-size", "10", "--mixed-precision", "no"]
 
@@ -305,7 +322,7 @@ def grown(benchmark, start) -> tuple[Path, dict, dict, dict]:
 
 def test_what_is_missing_is_trained_and_nothing_else(grown):
     folder, cells, before, after = grown
-    assert len(before) == 2 + 4 * 2 and len(after) == 2 * len(before)
+    assert len(before) == 2 + 6 * 2 and len(after) == 2 * len(before)
     written = {name for name in after if after[name] != before.get(name)}
     lost = f"convnet-{file_name(ROWS[-1])}-2-seed0"
     assert written == {lost} | {name for name in after if name.endswith("-seed1")}
@@ -319,10 +336,14 @@ def test_cells_say_how_they_were_trained(grown, tiny_npz):
     for name, path in cell_files(grown[0]).items():
         cell = read_json(path)
         row, size = cell["row"], name.split("-")[-2]
+        assert cell["size"] == (None if size == "all" else int(size))
         assert cell["num_train"] == {"real_all": 120, "pool_all": 30}.get(row) or 5 * int(size), name
         assert name == f"convnet-{file_name(row)}-{size}-seed{cell['seed']}"
         assert (cell["config"]["seed"], cell["config"]["max_train_steps"], cell["best_step"]) == (cell["seed"], 2, 2)
         assert cell["config"]["batch_size"] == 10
+        recipe = [cell["config"][option] for option in ("soft_label_weight", "temperature")]
+        usual = ClassifierConfig().temperature
+        assert recipe == {SOFT: [0.5, 2.0], SOFT_REAL: [1.0, usual]}.get(row, [0.0, usual])
         for split in ("validation", "test"):
             assert np.sum(cell[split]["confusion"]) == len(source.split(split))
 
@@ -347,7 +368,12 @@ def test_rows_are_means_over_the_cells(grown):
                 assert row[split][metric]["values"] == values
                 assert row[split][metric]["mean"] == pytest.approx(np.mean(values))
                 assert row[split][metric]["std"] == pytest.approx(np.std(values, ddof=1))
-            assert (row[split]["accuracy"]["margin"] is None) == (row["row"] in ("random", "real_all", "pool_all"))
+            for baseline, margin in row[split]["accuracy"]["margins"].items():
+                assert baseline != row["row"]
+                assert (margin is None) == (row["row"] in ("real_all", "pool_all"))
+            ceiling = results["rows"][0][split]["accuracy"]["mean"]
+            assert row[split]["recovery"] == pytest.approx(row[split]["accuracy"]["mean"] / ceiling)
+    assert results["rows"][0]["row"] == "real_all"
 
 
 def test_table_has_a_line_for_each_row_and_size(grown):
@@ -358,9 +384,16 @@ def test_table_has_a_line_for_each_row_and_size(grown):
     assert validation.startswith("Validation tiles\n\n| classifier |") and test.startswith("Test tiles\n\n|")
     assert validation.endswith(markdown_table(results["rows"], "validation") + "\n")
     assert test.endswith(markdown_table(results["rows"], "test"))
-    assert [len(part.splitlines()) for part in (validation, test)] == [2 + 2 + 10 + 1, 2 + 2 + 10]
+    assert [len(part.splitlines()) for part in (validation, test)] == [2 + 2 + 14 + 1, 2 + 2 + 14]
     record = read_record(folder)
-    assert (record["complete"], record["num_cells"]) == (True, 20)
+    assert (record["complete"], record["num_cells"]) == (True, 28)
+    for name in ("accuracy_by_size", "confusion", "per_class_f1", "reliability"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    # The teacher says other things of other tiles, so the soft labels make a difference.
+    cells = {name: read_json(path) for name, path in cell_files(folder).items()}
+    for row, plain in ((SOFT, "random"), (SOFT_REAL, "real_random")):
+        one, other = (cells[f"convnet-{file_name(name)}-2-seed0"]["test"] for name in (row, plain))
+        assert one["ece"] != other["ece"], row
 
 
 def test_nothing_is_trained_again(grown, start, monkeypatch, capsys):
@@ -374,23 +407,42 @@ def test_nothing_is_trained_again(grown, start, monkeypatch, capsys):
     assert (folder / "benchmark.json").read_bytes() == results and (folder / "benchmark.md").read_bytes() == table
     assert capsys.readouterr().out.endswith(f"benchmark: saved to {folder}\n")
 
-    # A table of fewer rows and seeds leaves the other cells where they are.
+    # A call for fewer rows and seeds makes the same table, with its own rows first, and leaves all cells.
     start("--rows", "infomap:n_neighbors=3", "real_all", "--sizes", 2, "--seeds", 1)
-    fewer = read_json(folder / "benchmark.json")["rows"]
-    assert [(row["row"], row["size"], row["seeds"]) for row in fewer] == [
-        ("infomap:n_neighbors=3", 2, [1]), ("real_all", None, [1]),
-    ]  # fmt: skip
+    again = read_json(folder / "benchmark.json")["rows"]
+    assert [row["row"] for row in again][:3] == ["infomap:n_neighbors=3"] * 2 + ["real_all"]
+
+    def by_name(rows):
+        return {(row["row"], row["size"]): row for row in rows}
+
+    assert by_name(again) == by_name(json.loads(results)["rows"]) and len(again) == 2 + 6 * 2
     assert times(folder) == after
     start("--rows", *ROWS, "--sizes", 1, 2, "--seeds", 0, 1)
     assert (folder / "benchmark.json").read_bytes() == results
+
+
+def test_a_kept_cell_of_another_recipe_is_refused_by_the_script(grown, folder, tiny_npz, capsys):
+    before = {path: path.stat().st_mtime_ns for path in grown[0].rglob("*")}
+    argv = [str(folder), "--data", str(tiny_npz), *OPTIONS, "--rows", "random", "--sizes", "1", "--seeds", "0"]
+    kept = cell_files(grown[0])["convnet-random-1-seed0"]
+    for changed, message in (
+        (["--train", "convnet:3"], "max_train_steps was 2 and is now 3"),
+        (["--batch-size", "11"], "batch_size was 10 and is now 11"),
+        (["--recipe", "loss=joint"], 'loss was "ce" and is now "joint"'),
+    ):
+        with pytest.raises(SystemExit) as error:
+            run_script(parse_args, script.main, [*argv, *changed])
+        assert error.value.code == 2
+        assert capsys.readouterr().err == (
+            f"error: {kept} was trained with another recipe ({message}): give another --output, or delete it\n"
+        )
+    assert {path: path.stat().st_mtime_ns for path in grown[0].rglob("*")} == before
 
 
 def test_other_settings_are_refused(grown, folder, tiny_npz, capsys):
     before = {path: path.stat().st_mtime_ns for path in grown[0].rglob("*")}
     argv = [str(folder), "--data", str(tiny_npz), *OPTIONS, "--rows", "random", "--sizes", "1", "--seeds", "0"]
     for changed, message in (
-        (["--train", "convnet:3"], 'steps was {"convnet": 2} and is now {"convnet": 3}'),
-        (["--batch-size", "11"], "batch_size was 10 and is now 11"),
         (["--embedder", "other"], 'embedder was "untrained" and is now "other"'),
         (["--mixed-precision", "bf16"], 'mixed_precision was "no" and is now "bf16"'),
     ):
@@ -442,6 +494,8 @@ def test_two_jobs_give_the_same_scores_and_what_is_too_large_is_left_out(
         f"{row}, 7 per class: left out, since class 0 has 6 images but n_per_class=7: lower n_per_class or generate "
         "more" for row in ("kmeans:typical_share=0.9", "random")
     ]  # fmt: skip
+    # Without `real_all` there is nothing to recover.
+    assert {row["test"]["recovery"] for row in results["rows"]} == {None}
     assert [(row["row"], row["size"]) for row in results["rows"]] == [
         ("random", 2), ("kmeans:typical_share=0.9", 2), ("real_random", 2), ("real_random", 7),
     ]  # fmt: skip
@@ -474,7 +528,7 @@ def test_each_row_has_its_tiles(worker, folder, tiny_npz):
     images, columns, _ = read_image_dataset(folder / "pool")
 
     def tiles(row: str, size: int | None, seed: int = 0) -> Tiles:
-        return worker.training_tiles(Cell("convnet", 2, row, size, seed))
+        return worker.training_tiles(cell("convnet", row, size, seed))
 
     assert np.array_equal(tiles("real_all", None).images, real.images)
     assert np.array_equal(tiles("pool_all", None).images, images)
@@ -483,22 +537,38 @@ def test_each_row_has_its_tiles(worker, folder, tiny_npz):
         drawn = tiles("real_random", 3, seed)
         assert np.array_equal(drawn.images, real.images[sample_per_class(real.labels, 3, seed)])
     pool = {image.tobytes(): label for image, label in zip(images, columns["label"], strict=True)}
-    for row in ROWS[3:]:
+    for row in set(ROWS[3:]) - {SOFT_REAL}:
         chosen = tiles(row, 2)
         assert np.bincount(chosen.labels).tolist() == [2] * 5
         assert [pool[image.tobytes()] for image in chosen.images] == chosen.labels.tolist()
+    # What a row changes of the recipe changes none of its tiles.
+    assert np.array_equal(tiles(SOFT, 2).images, tiles("random", 2).images)
+    assert np.array_equal(tiles(SOFT_REAL, 2).images, tiles("real_random", 2).images)
     # The seed is that of the selection too.
     assert not np.array_equal(tiles("random", 2, 0).images, tiles("random", 2, 1).images)
+
+
+def test_soft_labels_are_what_the_teacher_says(worker, folder):
+    worker = worker("pool_all", SOFT, "infomap:n_neighbors=3", SOFT_REAL, "real_all")
+    teacher = Classifier.from_pretrained(folder / "teacher")
+    for row, size in (("pool_all", None), (SOFT, 2), ("infomap:n_neighbors=3", 2), (SOFT_REAL, 2), ("real_all", None)):
+        chosen = worker.training_tiles(cell("convnet", row, size, 1))
+        assert chosen.soft_labels.shape == (len(chosen), 5), row
+        np.testing.assert_allclose(chosen.soft_labels, predict_proba(teacher, chosen.images), atol=1e-5)
 
 
 def test_inputs_are_made_again_only_where_real_tiles_are_new(worker, tmp_path, monkeypatch):
     first = worker("random").inputs
     assert first.real_embeddings is None and first.embeddings.shape == (30, 512)
+    assert worker("random").real.soft_labels is None
     second = worker("random", "infomap:typical_share=0.9").inputs
     assert second.real_embeddings.shape == (120, 512)
     np.testing.assert_allclose(second.embeddings, first.embeddings, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(second.probabilities.sum(axis=1), 1, atol=1e-5)
+    # Soft labels of real tiles are one more thing that comes when a row asks for it.
     monkeypatch.setattr(script, "embed_images", None)
+    assert worker("real_all@soft_label_weight=0.5").real.soft_labels.shape == (120, 5)
+    assert worker(SOFT).real.soft_labels is not None
     for rows in (["random"], ["kmeans:typical_share=0.5"]):
         assert worker(*rows).inputs.real_embeddings.shape == (120, 512)
     assert [path.name for path in tmp_path.iterdir()] == ["inputs.npz"]

@@ -10,7 +10,7 @@ from sklearn.metrics import confusion_matrix, f1_score
 from histodistill.training.classifiers import ARCHITECTURES, Classifier
 from histodistill.training.data import Tiles, to_model_input
 from histodistill.training.errors import InputError
-from histodistill.training.scoring import embed, predict_proba, score, score_probabilities
+from histodistill.training.scoring import embed, predict_proba, reliability_bins, score, score_probabilities
 
 
 @pytest.fixture
@@ -62,6 +62,42 @@ def test_auc_is_none_where_a_class_has_no_sample():
     assert found["accuracy"] == 2 / 3
     assert found["per_class_f1"] == pytest.approx([2 / 3, 2 / 3, 0])
     assert found["f1"] == pytest.approx(2 / 3)
+
+
+def test_reliability_worked_out_by_hand():
+    # A range holds its upper end: 0.5 is of the fifth, 0.501 of the sixth, and 0 and 1 of the outer ones.
+    confidences = np.array([0.0, 0.5, 0.42, 0.501, 0.95, 1.0, 0.91])
+    is_right = np.array([False, True, False, True, True, True, False])
+    expected = [[0, 0.0, 0.0] for _ in range(10)]
+    expected[0], expected[4], expected[5] = [1, 0.0, 0.0], [2, 0.46, 0.5], [1, 0.501, 1.0]
+    expected[9] = [3, 2.86 / 3, 2 / 3]
+    found = reliability_bins(confidences, is_right)
+    assert [row[0] for row in found] == [row[0] for row in expected]
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    # In two ranges.
+    np.testing.assert_allclose(
+        reliability_bins(confidences, is_right, 2), [[3, 0.92 / 3, 1 / 3], [4, 3.361 / 4, 0.75]], atol=1e-12
+    )
+
+
+def test_calibration_error_worked_out_by_hand():
+    # Two of confidence 0.9, one of them right, and two of 0.6, both right: (2·|0.9 - 0.5| + 2·|0.6 - 1|) / 4.
+    probabilities = np.array([[0.9, 0.1], [0.1, 0.9], [0.6, 0.4], [0.4, 0.6]])
+    found = score_probabilities(probabilities, np.array([0, 0, 0, 1]))
+    assert found["ece"] == pytest.approx(0.4)
+    assert found["reliability"][8] == pytest.approx([2, 0.9, 0.5])
+    assert found["reliability"][5] == pytest.approx([2, 0.6, 1.0])
+    assert sum(row[0] for row in found["reliability"]) == 4
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_calibration_error_of_chances_that_are_true_is_small():
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.ones(3), size=2000)
+    labels = (probabilities.cumsum(axis=1) < rng.random((2000, 1))).sum(axis=1)
+    assert score_probabilities(probabilities, labels)["ece"] < 0.04
+    sharper = probabilities**4 / (probabilities**4).sum(axis=1, keepdims=True)
+    assert score_probabilities(sharper, labels)["ece"] > 0.1
 
 
 def test_bad_input(images):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -20,7 +21,9 @@ from histodistill.training.train_classifier import ClassifierConfig, TrainedClas
 
 
 NAMES = ["smooth", "striped", "spotted"]
-TINY = ClassifierConfig(width=8, batch_size=24, max_train_steps=8, validation_steps=4, learning_rate=5e-3)
+TINY = ClassifierConfig(
+    width=8, batch_size=24, max_train_steps=8, validation_steps=4, learning_rate=5e-3, stain_strength=0.05
+)
 
 
 def toy_tiles(per_class: int, seed: int, size: int = 16) -> Tiles:
@@ -66,13 +69,149 @@ def same_weights(first: Classifier, second: Classifier) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize("loss", ["ce", "joint"])
+@pytest.mark.parametrize("loss", ["ce", "joint", "contrastive"])
 def test_learns(accelerator, train, validation, loss):
     config = dataclasses.replace(TINY, loss=loss, max_train_steps=60, validation_steps=20)
     trained = fit(accelerator, train, validation, config)
     assert scoring.score(trained.model, toy_tiles(30, seed=2))["accuracy"] > 0.9
     assert trained.history[-1]["loss"] < 0.5 * trained.history[0]["loss"]
     assert [record["step"] for record in trained.history] == [20, 40, 60]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"mixup": 0.2, "ema_decay": 0.9}, {"cutmix": 1.0, "max_blur": 0.3}],
+    ids=lambda options: "-".join(options),
+)
+def test_learns_with_each_addition(accelerator, train, validation, options):
+    config = dataclasses.replace(TINY, max_train_steps=60, validation_steps=60, **options)
+    trained = fit(accelerator, train, validation, config)
+    assert scoring.score(trained.model, toy_tiles(30, seed=2))["accuracy"] > 0.8
+
+
+def test_evened_out_stain_is_in_the_training_and_in_what_is_kept(accelerator, train):
+    def at_strength(strength: float) -> Tiles:
+        density = -np.log(train.images.clip(1) / 255)
+        return dataclasses.replace(train, images=np.round(255 * np.exp(-strength * density)).astype(np.uint8))
+
+    # Tiles of a stronger stain are the same tiles: the training and its result go the same way.
+    config = dataclasses.replace(TINY, normalize_stain=True, stain_strength=0.0, max_train_steps=4)
+    first, second = (fit(accelerator, at_strength(strength), config=config) for strength in (1.0, 1.4))
+    assert second.history[-1]["loss"] == pytest.approx(first.history[-1]["loss"], rel=0.02)
+    for strength in (1.0, 1.4):
+        found = scoring.predict_proba(second.model, at_strength(strength).images)
+        np.testing.assert_allclose(found, scoring.predict_proba(first.model, train.images), atol=0.02)
+
+
+def with_soft_labels(tiles: Tiles, labels: np.ndarray, certainty: float) -> Tiles:
+    """The tiles with a teacher that is so sure of `labels`; the rest is spread over the classes."""
+    return dataclasses.replace(tiles, soft_labels=certainty * np.eye(3)[labels] + (1 - certainty) / 3)
+
+
+def test_soft_labels_alone_teach_what_the_teacher_says(accelerator, train):
+    # A teacher for whom smooth is striped, striped spotted, and spotted smooth.
+    taught = with_soft_labels(train, (train.labels + 1) % 3, certainty=0.9)
+    config = dataclasses.replace(TINY, max_train_steps=60, validation_steps=60, soft_label_weight=1.0, temperature=2.0)
+    model, test = fit(accelerator, taught, config=config).model, toy_tiles(30, seed=2)
+    said = scoring.predict_proba(model, test.images).argmax(axis=1)
+    assert ((test.labels + 1) % 3 == said).mean() > 0.9
+    # With no weight, they play no part.
+    plain, ignoring = (fit(accelerator, tiles).model for tiles in (train, taught))
+    assert same_weights(plain, ignoring)
+
+
+def test_soft_labels_that_are_the_labels_change_nothing(accelerator, train):
+    # One-hot soft labels at temperature 1 give the loss of the labels, mixed tiles or not.
+    taught = with_soft_labels(train, train.labels, certainty=1.0)
+    for options in ({}, {"mixup": 0.5}, {"cutmix": 1.0}):
+        config = dataclasses.replace(TINY, max_train_steps=3, **options)
+        plain = fit(accelerator, taught, config=config).history
+        config = dataclasses.replace(config, soft_label_weight=0.7, temperature=1.0)
+        soft = fit(accelerator, taught, config=config).history
+        assert [r["loss"] for r in soft] == pytest.approx([r["loss"] for r in plain], rel=1e-4)
+
+
+def test_missing_soft_labels_are_refused(accelerator, train):
+    with pytest.raises(InputError) as error:
+        fit(accelerator, train, config=dataclasses.replace(TINY, soft_label_weight=0.5))
+    assert str(error.value) == (
+        "soft_label_weight=0.5 needs soft labels, and the training tiles have none: train on a dataset with a column "
+        "soft_label, or give 0"
+    )
+
+
+def test_training_starts_from_given_weights(accelerator, train):
+    still = dataclasses.replace(TINY, learning_rate=1e-12, weight_decay=0.0, max_train_steps=2)
+    given = fit(accelerator, train, config=dataclasses.replace(TINY, max_train_steps=2)).model
+    for config in (still, dataclasses.replace(still, ema_decay=0.9)):
+        found = fit(accelerator, train, config=config, initial=given).model
+        for value, expected in zip(found.state_dict().values(), given.state_dict().values(), strict=True):
+            torch.testing.assert_close(value, expected, atol=1e-6, rtol=1e-5)
+    assert not same_weights(fit(accelerator, train, config=still).model, given)
+
+
+def test_average_of_weights_worked_out_by_hand():
+    model = Classifier("resnet18", class_names=NAMES, image_size=16, width=2)
+    average = copy.deepcopy(model)
+    expected = [value.clone().double() for value in average.state_dict().values()]
+    generator = torch.Generator().manual_seed(0)
+    for step in range(30):
+        with torch.no_grad():
+            for value in model.state_dict().values():
+                if value.is_floating_point():
+                    value.copy_(torch.randn(value.shape, generator=generator))
+                else:
+                    value += 1
+        script.update_average(average, model, 0.7, step)
+        decay = min(0.7, (1 + step) / (10 + step))
+        expected = [
+            decay * old + (1 - decay) * new if new.is_floating_point() else new
+            for old, new in zip(expected, model.state_dict().values(), strict=True)
+        ]
+    for found, value in zip(average.state_dict().values(), expected, strict=True):
+        torch.testing.assert_close(found, value.to(found.dtype), atol=1e-5, rtol=1e-5)
+    assert decay == 0.7  # reached after the slower start
+
+
+def test_what_is_kept_is_the_average_of_the_weights_of_all_steps(accelerator, train):
+    config = dataclasses.replace(TINY, max_train_steps=4, ema_decay=0.5)
+    weights, original = [], script.update_average
+
+    def watch(average, model, decay, step):
+        weights.append(copy.deepcopy(model))
+        original(average, model, decay, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "update_average", watch)
+        averaged = fit(accelerator, train, config=config).model
+    # The average is not what is trained: the weights themselves go the way they go without it.
+    assert same_weights(weights[-1], fit(accelerator, train, config=dataclasses.replace(config, ema_decay=0.0)).model)
+    expected = script.build_classifier(config, 16, NAMES)
+    for step, model in enumerate(weights):
+        decay = min(0.5, (1 + step) / (10 + step))
+        for mine, theirs in zip(expected.state_dict().values(), model.state_dict().values(), strict=True):
+            mine.copy_(decay * mine + (1 - decay) * theirs)
+    for found, value in zip(averaged.state_dict().values(), expected.state_dict().values(), strict=True):
+        torch.testing.assert_close(found, value, atol=1e-6, rtol=1e-5)
+
+
+def test_resumed_run_equals_an_uninterrupted_one_with_all_that_is_new(accelerator, train, tmp_path):
+    taught = with_soft_labels(train, train.labels, certainty=0.8)
+    config = dataclasses.replace(
+        TINY, ema_decay=0.9, mixup=0.5, cutmix=1.0, max_blur=0.5, soft_label_weight=0.5, temperature=2.0,
+        normalize_stain=True, max_train_steps=5, validation_steps=2,
+    )  # fmt: skip
+    whole = fit(accelerator, taught, config=config, checkpoint_dir=tmp_path, checkpointing_steps=3)
+    resumed = fit(accelerator, taught, config=config, checkpoint_dir=tmp_path, resume="latest")
+    assert same_weights(resumed.model, whole.model) and resumed.history == whole.history
+    assert not same_weights(whole.model, fit(accelerator, taught, config=dataclasses.replace(config, mixup=0)).model)
+    # Neither a checkpoint with an average nor one without is one of the other kind.
+    plain = dataclasses.replace(config, ema_decay=0.0)
+    with pytest.raises(InputError, match="other settings"):
+        fit(accelerator, taught, config=plain, resume=str(tmp_path / "checkpoint-3"))
+    fit(accelerator, taught, config=plain, checkpoint_dir=tmp_path / "plain", checkpointing_steps=3)
+    with pytest.raises(InputError, match="does not fit this model"):
+        fit(accelerator, taught, config=config, resume=str(tmp_path / "plain" / "checkpoint-3"))
 
 
 def test_keeps_the_step_that_does_best_on_validation(accelerator, train, validation):
@@ -174,7 +313,7 @@ def test_diverging_run_is_stopped(accelerator, train):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss": "mse"}, "loss='mse' is unknown: it must be one of ce, joint"),
+        ({"loss": "mse"}, "loss='mse' is unknown: it must be one of ce, joint, contrastive"),
         ({"max_train_steps": 0}, "max_train_steps=0 is out of range: it must be at least 1"),
         ({"learning_rate": 0.0}, "learning_rate=0.0 is out of range: it must be above 0"),
         ({"weight_decay": -1.0}, "weight_decay=-1.0 is out of range"),
@@ -182,6 +321,14 @@ def test_diverging_run_is_stopped(accelerator, train):
         ({"position": 0.0}, "position=0.0 is out of range"),
         ({"margin": 1.0}, "margin=1.0 is out of range"),
         ({"width": 0}, "width=0 is out of range"),
+        ({"soft_label_weight": 1.5}, "soft_label_weight=1.5 is out of range: it must be 0 to 1"),
+        ({"temperature": 0.0}, "temperature=0.0 is out of range: it must be above 0"),
+        ({"max_blur": -1.0}, "max_blur=-1.0 is out of range: it must be at least 0"),
+        ({"mixup": -1.0}, "mixup=-1.0 is out of range: it must be at least 0"),
+        ({"cutmix": -1.0}, "cutmix=-1.0 is out of range: it must be at least 0"),
+        ({"ema_decay": 1.0}, "ema_decay=1.0 is out of range: it must be at least 0 and below 1"),
+        ({"loss": "joint", "mixup": 0.2}, "loss='joint' does not go with mixed tiles, which are of no one class"),
+        ({"loss": "contrastive", "cutmix": 1}, "loss='contrastive' does not go with mixed tiles"),
     ],
 )
 def test_bad_config(options, message):
@@ -191,6 +338,19 @@ def test_bad_config(options, message):
 
 def test_command_line_defaults_are_the_configs():
     assert script.make_config(parse_args(["--data", "phantom", "--output", "out"])) == ClassifierConfig()
+
+
+def test_command_line_reaches_the_config():
+    argv = [
+        "--loss", "contrastive", "--soft-label-weight", "0.5", "--temperature", "4", "--max-blur", "0.7",
+        "--ema-decay", "0.9", "--normalize-stain",
+    ]  # fmt: skip
+    found = script.make_config(parse_args(["--data", "phantom", "--output", "out", *argv]))
+    assert found == ClassifierConfig(
+        loss="contrastive", soft_label_weight=0.5, temperature=4, max_blur=0.7, ema_decay=0.9, normalize_stain=True
+    )
+    mixed = script.make_config(parse_args(["--data", "phantom", "--output", "out", "--mixup", "0.2", "--cutmix", "1"]))
+    assert mixed == ClassifierConfig(mixup=0.2, cutmix=1.0)
 
 
 # The script, as a user has it.
@@ -219,7 +379,7 @@ def run_in_process(*argv: object) -> None:
 
 def check_output(output: Path, num_processes: int) -> dict:
     results = json.loads((output / "results.json").read_text())
-    assert set(results["test"]) == {"accuracy", "auc", "f1", "per_class_f1", "confusion"}
+    assert set(results["test"]) == {"accuracy", "auc", "f1", "per_class_f1", "confusion", "reliability", "ece"}
     assert np.sum(results["test"]["confusion"]) == 15
     assert np.sum(results["validation"]["confusion"]) == 12
     assert results["num_processes"] == num_processes
@@ -255,8 +415,9 @@ def test_script(tmp_path, capsys):
     [
         (["--max-train-steps", "0"], "max-train-steps=0 is out of range"),
         (["--architecture", "vgg"], "--architecture=vgg is unknown: it must be one of convnet, resnet18, vit"),
-        (["--loss", "mse"], "loss='mse' is unknown: it must be one of ce, joint"),
+        (["--loss", "mse"], "loss='mse' is unknown: it must be one of ce, joint, contrastive"),
         (["--margin", "2"], "margin=2.0 is out of range"),
+        (["--loss", "joint", "--mixup", "0.2"], "loss='joint' does not go with mixed tiles"),
         (["--n-per-class", "0"], "n-per-class=0 is out of range"),
         (["--n-per-class", "13"], "n_per_class=13 is too many"),
         (["--architecture", "vit", "--width", "129"], "width=129 doesn't suit a vit"),

@@ -1,12 +1,16 @@
 """Makes the results table: classifiers trained on real tiles and on what each selector chooses, scored on real tiles.
 
-    histodistill benchmark runs/phantom --data phantom --rows real_random random infomap infomap:quota=sqrt \\
-        --sizes 10 50 --train convnet:600 --seeds 0 1 2 3 4
+    histodistill benchmark runs/mine --data my_tiles.npz
 
-Every row has the same recipe and number of optimizer steps; the last step counts, so validation tiles play no part in
-training and are scored beside the test tiles. A seed is that of the selection and of the training. Cells are trained
-in several processes and kept, so a killed benchmark goes on where it was, and rows, sizes and seeds can be added.
-Leaves `RUN/benchmark/` with benchmark.json and benchmark.md, whose margins over `random` are paired by seed.
+    histodistill benchmark runs/mine --data my_tiles.npz --train convnet:600 --sizes 10 50 \\
+        --rows real_random random infomap:quota=sqrt kernel_herding@loss=joint,stain_strength=0.1
+
+Without --rows, --sizes and --train it makes the whole table. Every row has the same recipe and number of optimizer
+steps, but for what a row changes after its @. The last step counts, so validation tiles play no part in a training and
+are scored beside the test tiles. A seed is that of the selection and of the training. Trainings run in several
+processes and are kept, so a killed benchmark goes on where it was, and rows, sizes, seeds and classifiers can be added
+by further calls. Leaves `RUN/benchmark/` with benchmark.json, benchmark.md and figures, of all that was ever trained
+there; margins over random choice are paired by seed.
 """
 
 from __future__ import annotations
@@ -15,13 +19,16 @@ import argparse
 import hashlib
 import os
 import re
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from histodistill.selection import SELECTOR_NAMES
 from histodistill.training.commands.compare import check_cell_options
 from histodistill.training.commands.select import add_selector_options, check_selector_options
+from histodistill.training.errors import InputError
 from histodistill.training.launch import run_module
 from histodistill.training.options import HelpFormatter, check_option, fail
+from histodistill.training.train_classifier import ClassifierConfig
 
 
 # Rows whose tiles are not selected, and what they are.
@@ -32,16 +39,76 @@ FIXED_ROWS = {
 }
 # Those that do not depend on the number of images per class.
 WHOLE_ROWS = ("real_all", "pool_all")
+# The rows of the whole table: for the ConvNet all, for the classifiers that take longer those that matter most.
+MAIN_ROWS = (
+    "real_all",
+    "real_random",
+    "random",
+    "kernel_herding",
+    "kernel_herding@loss=joint",
+    "kernel_herding@soft_label_weight=1",
+)
+DEFAULT_ROWS = {
+    "convnet": (
+        "real_all",
+        "pool_all",
+        "real_random",
+        *SELECTOR_NAMES,
+        *MAIN_ROWS[4:],
+        *(f"{row}@stain_strength=0" for row in ("real_all", "real_random", "kernel_herding")),
+        *(f"{row}@normalize_stain=1" for row in ("real_all", "real_random", "kernel_herding")),
+    ),
+    "resnet18": MAIN_ROWS,
+    "vit": MAIN_ROWS,
+}
+DEFAULT_SIZES = {"convnet": (10, 50, 100), "resnet18": (10, 100), "vit": (100,)}
+DEFAULT_TRAIN = ("convnet:600", "resnet18:300", "vit:600")
+# What a row may change of the recipe. The rest is the same for all: network, budget, and what is measured.
+FIXED_OPTIONS = (
+    "architecture",
+    "width",
+    "max_train_steps",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "validation_steps",
+    "validation_tiles",
+    "seed",
+)
+RECIPE_OPTIONS = {
+    option.name: option.type.removesuffix(" | None")
+    for option in fields(ClassifierConfig)
+    if option.name not in FIXED_OPTIONS
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What classifiers are trained on, and how.
+
+    Attributes:
+        tiles: One of `FIXED_ROWS`, or the row's selector with its options, as the user wrote them.
+        options: The options of `histodistill select` that `tiles` stands for; None for a row that is not selected.
+        recipe: What the row changes of the recipe.
+    """
+
+    tiles: str
+    options: argparse.Namespace | None
+    recipe: dict[str, object] = field(default_factory=dict)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Reads and checks the command line; ends with code 2 and one sentence where it is wrong."""
+    """Reads and checks the command line; ends with code 2 and one sentence where it is wrong.
+
+    `plan` holds a configuration (of seed 0), the name of a row and the images per class (None for a row of fixed size)
+    for each line of the table; `specs` a `Row` by its name.
+    """
     parser = argparse.ArgumentParser(
         prog="histodistill benchmark",
         description=__doc__,
         epilog="rows: "
         + "; ".join(f"{name}: {title}" for name, title in FIXED_ROWS.items())
-        + "; SELECTOR[:OPTION=VALUE,…] with a selector and options of histodistill select, such as infomap:quota=sqrt",
+        + "; SELECTOR[:OPTION=VALUE,…] with a selector and options of histodistill select, as in infomap:quota=sqrt. "
+        "Each may end in @OPTION=VALUE,… with options of the recipe: " + ", ".join(RECIPE_OPTIONS),
         allow_abbrev=False,
         formatter_class=HelpFormatter,
     )
@@ -49,20 +116,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="the real tiles: the source that the run was made from")
     parser.add_argument("--image-size", type=int, default=None, help="side in pixels; default: the size tiles have")
     parser.add_argument("--output", type=Path, default=None, help="folder for the result; default: RUN/benchmark")
-    parser.add_argument(
-        "--rows",
-        nargs="+",
-        default=[*FIXED_ROWS, *SELECTOR_NAMES],
-        metavar="ROW",
-        help="what classifiers are trained on",
-    )
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10, 50, 100], help="images per class")
+    parser.add_argument("--rows", nargs="+", default=None, metavar="ROW", help="what classifiers are trained on")
+    parser.add_argument("--sizes", type=int, nargs="+", default=None, help="images per class")
     parser.add_argument(
         "--train",
         nargs="+",
-        default=["convnet:600"],
-        metavar="ARCHITECTURE:STEPS",
-        help="what to train for how many steps",
+        default=list(DEFAULT_TRAIN),
+        metavar="ARCHITECTURE:STEPS[@OPTION=VALUE,…]",
+        help="what to train for how many steps, with what in place of the recipe's options",
+    )
+    parser.add_argument(
+        "--recipe", nargs="+", default=[], metavar="OPTION=VALUE", help="options of the recipe, for all rows"
     )
     parser.add_argument("--embedder", default="untrained", help="as for histodistill select")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="one training each")
@@ -73,25 +137,51 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     args = parser.parse_args(argv)
     check_option(args, "jobs", args.jobs >= 1, "it must be at least 1")
-    check_option(args, "sizes", min(args.sizes) >= 1, "each must be at least 1")
-    check_option(args, "sizes", len(set(args.sizes)) == len(args.sizes), "each may be named once")
-    for text in args.train:
-        if text.count(":") > 1:
+    if args.sizes is not None:
+        check_option(args, "sizes", min(args.sizes) >= 1, "each must be at least 1")
+        check_option(args, "sizes", len(set(args.sizes)) == len(args.sizes), "each may be named once")
+    args.recipe = parse_recipe(args.recipe, "--recipe")
+    classifier_recipes = {}
+    for place, text in enumerate(args.train):
+        classifier, at, recipe = text.partition("@")
+        if classifier.count(":") > 1:
             fail(f"--train={text}: write ARCHITECTURE:STEPS, as in convnet:600; --rows says what to train on")
+        changes = parse_recipe(recipe.split(",") if at else [], f"--train {text}")
+        classifier_recipes[classifier.partition(":")[0]] = {**args.recipe, **changes}
+        args.train[place] = classifier
     args.num_processes = 1
     check_cell_options(args, [])
-    args.specs = {row: parse_row(row) for row in args.rows}
-    if len(args.specs) < len(args.rows):
+    if args.rows is not None and len(set(args.rows)) < len(args.rows):
         fail("--rows names a row twice: name each once")
+    args.specs, plan = {}, []
+    for architecture, steps, _ in args.plan:
+        for row in args.rows or DEFAULT_ROWS[architecture]:
+            spec = args.specs.setdefault(row, parse_row(row))
+            recipe = {**classifier_recipes[architecture], **spec.recipe}
+            try:
+                config = ClassifierConfig(
+                    **recipe,
+                    architecture=architecture,
+                    max_train_steps=steps,
+                    batch_size=args.batch_size,
+                    validation_steps=steps,
+                )
+            except InputError as error:
+                fail(f"--rows {row}: {error}")
+            sizes = [None] if spec.tiles in WHOLE_ROWS else args.sizes or DEFAULT_SIZES[architecture]
+            plan += [(config, row, size) for size in sizes]
+    args.plan = plan
     args.output = args.output or args.run / "benchmark"
     return args
 
 
-def parse_row(row: str) -> argparse.Namespace | None:
-    """The options of `histodistill select` that a row stands for; None for a row that is not selected."""
-    if row in FIXED_ROWS:
-        return None
-    selector, _, rest = row.partition(":")
+def parse_row(row: str) -> Row:
+    """Reads a row; ends with code 2 and one sentence where it is wrong."""
+    tiles, at, recipe = row.partition("@")
+    changes = parse_recipe(recipe.split(",") if at else [], f"--rows {row}")
+    if tiles in FIXED_ROWS:
+        return Row(tiles, None, changes)
+    selector, _, rest = tiles.partition(":")
     argv = ["--selector", selector]
     for item in rest.split(",") if rest else []:
         name, equals, value = item.partition("=")
@@ -102,7 +192,25 @@ def parse_row(row: str) -> argparse.Namespace | None:
     add_selector_options(parser)
     options = parser.parse_args(argv)
     check_selector_options(options)
-    return options
+    return Row(tiles, options, changes)
+
+
+def parse_recipe(items: list[str], where: str) -> dict[str, object]:
+    """Reads `OPTION=VALUE` items of the recipe; ends with code 2 and one sentence where one is wrong."""
+    recipe = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        name = name.replace("-", "_")
+        if not equals or name not in RECIPE_OPTIONS:
+            fail(f"{where}: {item!r} is not OPTION=VALUE with one of {', '.join(RECIPE_OPTIONS)}")
+        if name in recipe:
+            fail(f"{where} names {name} twice: name it once")
+        kind = RECIPE_OPTIONS[name]
+        try:
+            recipe[name] = {"int": int, "float": float, "str": str, "bool": lambda text: bool(int(text))}[kind](value)
+        except ValueError:
+            fail(f"{where}: {item!r} must be a number" + (", 0 or 1" if kind == "bool" else ""))
+    return recipe
 
 
 class _RowParser(argparse.ArgumentParser):

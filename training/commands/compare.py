@@ -22,9 +22,10 @@ ROWS = {
     "pool_random": "Random synthetic tiles, as many as distilled",
     "distilled_ce": "Distilled, cross-entropy",
     "distilled_joint": "Distilled, joint loss",
+    "distilled_soft": "Distilled, soft labels of the teacher",
 }
 # The row whose accuracy is divided by that of real_all.
-RECOVERY_ROW = "distilled_joint"
+RECOVERY_ROW = "distilled_ce"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

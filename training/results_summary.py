@@ -1,0 +1,131 @@
+"""Sums up the cells of a results table: means over seeds, recovery, margins, and the table as text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from histodistill.training.cells import METRICS, spread
+from histodistill.training.commands.benchmark import FIXED_ROWS
+
+
+SPLITS = ("validation", "test")
+# The rows that margins are over, and what they are called in the table.
+BASELINES = {"random": "random pool images", "real_random": "random real tiles"}
+# The row whose accuracy is 100 % of recovery.
+CEILING = "real_all"
+
+
+def summarise(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One dict for each architecture, row and size, in order of appearance.
+
+    Args:
+        cells: As `train_cell` returns them.
+
+    Returns:
+        Dicts of architecture, row, size, num_train, steps, seeds, and for each split and metric the mean, the standard
+        deviation (None for one seed), the values, and `margins` over the rows of `BASELINES` of the same architecture
+        and size on the seeds that both have: see `paired_margin`, None where there is nothing to compare. Each split
+        also has `recovery`: the mean accuracy over that of the row `CEILING` of the same architecture, or None.
+    """
+    groups: dict[tuple, dict[int, dict]] = {}
+    for cell in cells:
+        groups.setdefault((cell["architecture"], cell["row"], cell["size"]), {})[cell["seed"]] = cell
+    rows = []
+    for (architecture, row, size), by_seed in groups.items():
+        seeds = sorted(by_seed)
+        first = by_seed[seeds[0]]
+        record = {
+            "architecture": architecture,
+            "row": row,
+            "size": size,
+            "num_train": first["num_train"],
+            "steps": first["config"]["max_train_steps"],
+            "seeds": seeds,
+        }
+        ceiling = groups.get((architecture, CEILING, None), {}).values()
+        for split in SPLITS:
+            record[split] = {metric: spread([by_seed[seed][split][metric] for seed in seeds]) for metric in METRICS}
+            for metric in METRICS:
+                record[split][metric]["margins"] = {
+                    name: _margin(by_seed, groups.get((architecture, name, size), {}), split, metric)
+                    for name in BASELINES
+                    if name != row
+                }
+            whole = spread([cell[split]["accuracy"] for cell in ceiling])["mean"]
+            record[split]["recovery"] = record[split]["accuracy"]["mean"] / whole if whole else None
+        rows.append(record)
+    return rows
+
+
+def _margin(mine: dict[int, dict], baseline: dict[int, dict], split: str, metric: str) -> dict[str, Any] | None:
+    both = sorted(mine.keys() & baseline.keys())
+    scores, theirs = ([cells[seed][split][metric] for seed in both] for cells in (mine, baseline))
+    if not both or None in scores + theirs:
+        return None
+    return paired_margin(np.array(scores), np.array(theirs))
+
+
+def paired_margin(scores: np.ndarray, baseline: np.ndarray) -> dict[str, float | None]:
+    """How much higher scores are than a baseline's of the same seeds.
+
+    Args:
+        scores, baseline: float S, pairs.
+
+    Returns:
+        The mean difference, its 95 % confidence interval (low, high) and the p-value of the two-sided paired t-test
+        that it is 0; None where one pair or equal differences leave these open.
+    """
+    difference = scores - baseline
+    margin = {"mean": float(difference.mean()), "low": None, "high": None, "p_value": None}
+    if np.ptp(difference) > 1e-9:  # beyond rounding
+        test = stats.ttest_rel(scores, baseline)
+        interval = test.confidence_interval(0.95)
+        margin |= {"low": float(interval.low), "high": float(interval.high), "p_value": float(test.pvalue)}
+    return margin
+
+
+def markdown_table(rows: list[dict[str, Any]], split: str) -> str:
+    """The table of one split: a block for each architecture and size, rows in their order."""
+    over = [f"ACC over {title}, 95 % interval | p" for title in BASELINES.values()]
+    header = ["classifier", "images per class", "trained on", "ACC", "AUC", "macro F1", "recovery", *over]
+    lines = [f"| {' | '.join(header)} |", "|" + "---|" * (7 + 2 * len(BASELINES))]
+    for architecture in dict.fromkeys(row["architecture"] for row in rows):
+        sizes = dict.fromkeys(row["size"] for row in rows)
+        for size in sorted(sizes, key=lambda size: (size is not None, size or 0)):
+            for row in rows:
+                if (row["architecture"], row["size"]) != (architecture, size):
+                    continue
+                scores = " | ".join(_score(row[split][metric]) for metric in METRICS)
+                recovery = row[split]["recovery"]
+                share = "–" if recovery is None else f"{100 * recovery:.1f} %"
+                margins = " | ".join(_text(row[split]["accuracy"]["margins"].get(name)) for name in BASELINES)
+                images = "all" if size is None else size
+                lines.append(
+                    f"| {architecture} | {images} | {row_title(row['row'])} | {scores} | {share} | {margins} |"
+                )
+    return "\n".join(lines) + "\n"
+
+
+def row_title(row: str) -> str:
+    """A row as it is called in tables: fixed ones by what they are, others by their name."""
+    tiles, at, recipe = row.partition("@")
+    title = FIXED_ROWS.get(tiles, f"`{tiles}`")
+    return f"{title}, `{recipe}`" if at else title
+
+
+def _score(score: dict[str, Any]) -> str:
+    if score["mean"] is None:
+        return "–"
+    deviation = "" if score["std"] is None else f" ± {score['std']:.3f}"
+    return f"{score['mean']:.3f}{deviation}"
+
+
+def _text(margin: dict[str, Any] | None) -> str:
+    if margin is None:
+        return " | "
+    if margin["low"] is None:
+        return f"{margin['mean']:+.3f} | "
+    return f"{margin['mean']:+.3f} ({margin['low']:+.3f} to {margin['high']:+.3f}) | {margin['p_value']:.3f}"

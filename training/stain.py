@@ -1,0 +1,45 @@
+"""Stains of H&E tiles: taking colours apart by Beer–Lambert, changing the amounts of stain, and evening them out."""
+
+from __future__ import annotations
+
+import torch
+
+
+# Optical densities (red, green, blue) of haematoxylin, eosin and DAB: Ruifrok & Johnston, Analytical and
+# Quantitative Cytology and Histology 23, 2001. Rows are scaled to length one.
+_STAINS = torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+RGB_FROM_HED = _STAINS / _STAINS.norm(dim=1, keepdim=True)
+HED_FROM_RGB = torch.linalg.inv(RGB_FROM_HED)
+_DARKEST = 1 / 255
+# Tiles of bare glass have no contrast to be brought to one; this keeps their noise from being blown up.
+_LEAST_DEVIATION = 0.02
+
+
+def optical_density(images: torch.Tensor) -> torch.Tensor:
+    """Absorbance −ln(I/I₀) of `images`, float N×3×H×W in [-1, 1]: 0 for white, 5.5 for black."""
+    return -((images + 1) / 2).clamp(min=_DARKEST).log()
+
+
+def change_stains(images: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """Changes the amounts of stain in image i: densities × scales[i] + offsets[i] (N×3: H, E, DAB).
+
+    `images` is float N×3×H×W in [-1, 1]. The colours are taken apart by Beer–Lambert with the stain vectors of
+    Ruifrok & Johnston (2001); the change is that of Tellez et al. (IEEE TMI 2018).
+    """
+    to_hed, to_rgb = HED_FROM_RGB.to(images), RGB_FROM_HED.to(images)
+    stains = torch.einsum("nchw,cs->nshw", optical_density(images), to_hed)
+    stains = stains * scales.to(images)[:, :, None, None] + offsets.to(images)[:, :, None, None]
+    colours = torch.einsum("nshw,sc->nchw", stains, to_rgb).neg().exp()
+    return colours.clamp(max=1) * 2 - 1
+
+
+def standardize_stain(images: torch.Tensor) -> torch.Tensor:
+    """Optical densities of each image (float N×3×H×W in [-1, 1]), brought to mean 0 and deviation 1 in each channel.
+
+    The colour transfer of Reinhard et al. (IEEE CG&A 2001) with fixed statistics as its target, on densities. It
+    needs no reference image and no other tile, so a tile comes out the same whatever set it is in; how dark and how
+    strongly stained a tile is as a whole is lost with it.
+    """
+    density = optical_density(images)
+    deviation, mean = torch.std_mean(density, dim=(2, 3), keepdim=True, correction=0)
+    return (density - mean) / deviation.clamp(min=_LEAST_DEVIATION)
