@@ -13,6 +13,8 @@ from histodistill.training.results_summary import row_title
 
 COLOURS = ("#8e3b73", "#1f77b4", "#2a9d5c", "#d1761a", "#5b5ea6", "#b33c3c", "#2b8c9e", "#7a6a1e", "#555555")
 MARKERS = "osD^vPX*<"
+# Ranges of confidence with fewer tiles would show chance.
+FEWEST_TILES = 20
 
 
 def draw_results(rows: list[dict[str, Any]], cells: list[dict[str, Any]], class_names: list[str]) -> dict[str, bytes]:
@@ -85,6 +87,7 @@ def draw_accuracy(rows: list[dict[str, Any]]) -> bytes:
                 )
         if sizes:
             panel.set_xscale("log")
+            panel.set_xlim(sizes[0] / 1.4, sizes[-1] * 1.4)
             panel.set_xticks(sizes, [str(size) for size in sizes])
             panel.minorticks_off()
         panel.set_title(architecture, fontsize=10)
@@ -144,14 +147,17 @@ def draw_per_class_f1(shown: list[tuple[str, list[dict]]], class_names: list[str
 
 
 def draw_reliability(shown: list[tuple[str, list[dict]]], architecture: str) -> bytes:
-    """Accuracy against confidence over all seeds, with the expected calibration error (mean over seeds)."""
+    """Accuracy against confidence over all seeds, with the expected calibration error (mean over seeds).
+
+    Ranges of confidence with fewer than `FEWEST_TILES` tiles have no point.
+    """
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     panel = figure.subplots()
     panel.plot([0, 1], [0, 1], color="#b9bfc7", linewidth=1)
     for place, (title, cells) in enumerate(shown):
         bins = np.array([cell["test"]["reliability"] for cell in cells])
         counts = bins[:, :, 0].sum(axis=0)
-        seen = counts > 0
+        seen = counts >= FEWEST_TILES
         confidence, accuracy = ((bins[:, :, i] * bins[:, :, 0]).sum(axis=0)[seen] / counts[seen] for i in (1, 2))
         error = np.mean([cell["test"]["ece"] for cell in cells])
         panel.plot(
