@@ -1,0 +1,307 @@
+"""Publishes a run on the Hub: what `histodistill publish` runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, Image, load_dataset
+from huggingface_hub import constants
+
+from histodistill.hub_cards import (
+    DistilledDatasetCardData,
+    GateError,
+    PipelineCardData,
+    PublishError,
+    RunFacts,
+    SelectorCardData,
+    Upload,
+    check_audit,
+    publish,
+    render_dataset_card,
+    render_pipeline_card,
+    render_selector_card,
+)
+from histodistill.hub_cards.uploading import is_allowed
+from histodistill.training.commands.publish import SUFFIXES, parse_args
+from histodistill.training.errors import InputError
+from histodistill.training.files import read_json
+from histodistill.training.images import make_grid, png_bytes
+from histodistill.training.options import run_script
+from histodistill.training.run_facts import public_name, read_run_facts, source_name
+from histodistill.training.stages import read_record, require_complete
+
+
+GRID_COLUMNS = 10
+_GRID_SIDE = 64  # small images are enlarged to about this
+GENERATION = ("num_inference_steps", "guidance_scale", "guidance_interval", "mixed_precision")
+_FILTERS = ("min_probability", "typical_share")
+# What a selector may say in public: choices and communities, nothing of N×D numbers.
+SELECTOR_ARRAYS = {
+    "classes_", "selected_indices_", "module_labels_", "modular_centrality_", "flow_", "codelength_",
+    "num_communities_", "mean_distance_",
+}  # fmt: skip
+# The parts of a PNG file that hold pixels and their size; all others could hold words or dates.
+_PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"pHYs", b"IDAT", b"IEND"}
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def main(args: argparse.Namespace) -> None:
+    """Puts the repositories together, past the gate, and shows or uploads them."""
+    uploads = collect_uploads(args)
+    show_or_push(args, uploads)
+
+
+def show_or_push(args: argparse.Namespace, uploads: list[Upload]) -> None:
+    """Lists what would go up, and with `--push` uploads it.
+
+    Raises:
+        InputError: If something stands in the way of uploading.
+    """
+    seen_by = "everybody" if args.public else "those with rights in the namespace"
+    print(f"{'To' if args.push else 'Would go to'} {constants.ENDPOINT}, to be seen by {seen_by}:")
+    for upload in uploads:
+        sizes = upload.sizes()
+        files = f"{len(sizes)} file" + ("" if len(sizes) == 1 else "s")
+        print(f"\n{upload.repo_type} {upload.repo_id}: {files}, {format_size(sum(sizes.values()))}")
+        for name, size in sizes.items():
+            print(f"  {format_size(size):>9}  {name}")
+    print(flush=True)
+    if not args.push:
+        print("Nothing was uploaded: add --push to do it.")
+        return
+    try:
+        for done in publish(uploads, public=args.public, tag=args.revision_tag):
+            print(f"{done.status}: {done.url} at {done.commit[:10]}", flush=True)
+    except PublishError as error:
+        raise InputError(str(error)) from error
+
+
+def format_size(size: int) -> str:
+    """Bytes as text, such as 1.2 MB."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} B"
+
+
+def collect_uploads(args: argparse.Namespace) -> list[Upload]:
+    """The repositories of a run as they are to be, in the order in which they refer to each other.
+
+    Raises:
+        InputError: If a stage is missing, the gate refuses, or a file holds what may not leave.
+    """
+    run = args.run
+    record = require_complete(run / "distilled", "distilled set", "run histodistill select first")
+    rows = _read_rows(run / "distilled")
+    class_names = rows.features["label"].names
+    name = args.name or public_name(source_name(run), class_names)
+    if name is None:
+        raise InputError(
+            f"the tiles of {run} come from a source whose name is not published: give --name, what to call them"
+        )
+    risk = None
+    try:
+        check_audit(run / "distilled", args.audit)
+    except GateError as error:
+        if not args.i_accept_the_risk:
+            raise InputError(str(error)) from error
+        risk = _without_paths(str(error), run, args.audit)
+    images, labels = _decode(rows), np.asarray(rows["label"])
+    repos = {kind: f"{args.namespace}/{name}-{SUFFIXES[kind]}" for kind in args.only}
+    facts = read_run_facts(
+        run, repos, name, class_names, images.shape[1], len(rows), args.audit, args.license, args.attribution, risk
+    )
+    grid = png_bytes(distilled_grid(images, labels))
+    makers = {
+        "pipeline": lambda: pipeline_upload(run, facts, grid),
+        "selector": lambda: selector_upload(run, facts, record),
+        "dataset": lambda: dataset_upload(run, facts, record, rows, grid),
+    }
+    uploads = [make() for kind, make in makers.items() if kind in repos]
+    for upload in uploads:
+        check_no_paths(upload, (run, Path.home()))
+    return uploads
+
+
+def pipeline_upload(run: Path, facts: RunFacts, grid: bytes) -> Upload:
+    """The repository of the pipeline."""
+    folder = run / "pipeline"
+    require_complete(folder, "pipeline", "run train_diffusion first")
+    files = allowed_files("pipeline", folder)
+    index = read_json(folder / "model_index.json")
+    components = {name: kind[1] for name, kind in index.items() if name[0] != "_" and isinstance(kind, list)}
+    pool = read_record(run / "pool") or {}
+    card = PipelineCardData(
+        facts=facts,
+        components=components,
+        parameters={
+            name: _count_parameters(folder / name) for name in components if any(folder.glob(f"{name}/*.sa*"))
+        },
+        generation={name: pool["settings"][name] for name in GENERATION} if pool else {},
+        pool_size=pool.get("num_images"),
+    )
+    files |= {"assets/distilled.png": grid, "README.md": render_pipeline_card(card).encode()}
+    return Upload("pipeline", facts.repos["pipeline"], files)
+
+
+def selector_upload(run: Path, facts: RunFacts, record: dict) -> Upload:
+    """The repository of the selector. Pictures of pool images stay here: no audit has looked at those."""
+    folder = run / "selector"
+    files = allowed_files("selector", folder)
+    missing = {"config.json", "selector.safetensors"} - set(files)
+    if missing:
+        raise InputError(f"{folder} has no {min(missing)}: run histodistill select again")
+    arrays = {name: (dtype, shape) for name, dtype, shape in _tensors(folder / "selector.safetensors")}
+    for name, (_, shape) in arrays.items():
+        if name not in SELECTOR_ARRAYS or len(shape) != 1:
+            raise InputError(f"{folder} holds the array {name}, which may not be published: select again")
+    config = read_json(folder / "config.json")
+    map_file = folder / "community_map.png"
+    card = SelectorCardData(
+        facts=facts,
+        selector=config["class_name"],
+        params=config["params"],
+        arrays={name: f"{dtype}, {shape[0]:,}" for name, (dtype, shape) in arrays.items()},
+        n_per_class=record["settings"]["n_per_class"],
+        pool_size=(read_record(run / "pool") or {}).get("num_images"),
+        embedder=_embedder(record),
+        community_sizes=record.get("community_sizes", {}),
+        dropped=record.get("dropped", {}),
+        has_map=map_file.is_file(),
+    )
+    if map_file.is_file():
+        files["assets/community_map.png"] = plain_png(map_file)
+    files["README.md"] = render_selector_card(card).encode()
+    return Upload("selector", facts.repos["selector"], files)
+
+
+def dataset_upload(run: Path, facts: RunFacts, record: dict, rows: Dataset, grid: bytes) -> Upload:
+    """The repository of the distilled set."""
+    files = allowed_files("dataset", run / "distilled")
+    settings, config = record["settings"], read_json(run / "selector" / "config.json")
+    pool = require_complete(run / "pool", "pool", "run histodistill generate first")
+    map_file = run / "selector" / "community_map.png"
+    card = DistilledDatasetCardData(
+        class_names=facts.class_names,
+        n_per_class=np.bincount(rows["label"]).tolist(),
+        image_size=facts.image_size,
+        pool_size=pool["num_images"],
+        selector=config["class_name"],
+        selector_params=config["params"],
+        features=rows.features,
+        embedder=_embedder(record),
+        source_name=facts.name,
+        license=facts.license,
+        attribution=facts.attribution,
+        results=facts.results,
+        filters={name: settings[name] for name in _FILTERS if settings.get(name)},
+        generation={name: pool["settings"][name] for name in GENERATION},
+        facts=facts,
+        has_grid=True,
+        has_map=map_file.is_file(),
+    )
+    if map_file.is_file():
+        files["assets/community_map.png"] = plain_png(map_file)
+    files |= {"assets/distilled.png": grid, "README.md": render_dataset_card(card).encode()}
+    return Upload("dataset", facts.repos["dataset"], files)
+
+
+def allowed_files(kind: str, folder: Path) -> dict[str, Path | bytes]:
+    """The files of a folder that a repository of this kind may hold, but for the card, which is made anew."""
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: path for name, path in paths.items() if name != "README.md" and is_allowed(kind, name)}
+
+
+def distilled_grid(images: np.ndarray, labels: np.ndarray) -> Image.Image:
+    """The first images of each class, uint8 N×H×W×3 with labels int N, one row for each class."""
+    classes = np.unique(labels)
+    columns = min(GRID_COLUMNS, *(int((labels == label).sum()) for label in classes))
+    shown = np.concatenate([np.flatnonzero(labels == label)[:columns] for label in classes])
+    return make_grid(images[shown], columns, scale=max(1, _GRID_SIDE // images.shape[1]))
+
+
+def check_no_paths(upload: Upload, folders: Iterable[Path]) -> None:
+    """Checks that no text of an upload names a folder of this machine.
+
+    Raises:
+        InputError: If one does.
+    """
+    words = {str(path.resolve()).encode() for path in folders} - {b"/"}
+    for name in upload.files:
+        if name.endswith((".json", ".md", ".py")) and any(word in upload.read(name) for word in words):
+            raise InputError(f"{name} of {upload.repo_id} names a folder of this machine: make the stage again")
+
+
+def plain_png(path: Path) -> bytes:
+    """A PNG file. Raises InputError if it holds more than pixels."""
+    data = path.read_bytes()
+    if not holds_pixels_only(data):
+        raise InputError(f"{path} holds more than pixels: run histodistill select again")
+    return data
+
+
+def holds_pixels_only(data: bytes) -> bool:
+    """Whether a file is a PNG without text, dates, EXIF or anything else but pixels."""
+    if not data.startswith(_PNG):
+        return False
+    place, kinds = len(_PNG), []
+    while place < len(data):
+        kinds.append(data[place + 4 : place + 8])
+        place += 12 + int.from_bytes(data[place : place + 4], "big")
+    return kinds[-1] == b"IEND" and place == len(data) and set(kinds) <= _PIXEL_CHUNKS
+
+
+def _read_rows(folder: Path) -> Dataset:
+    """The distilled set with its image files as they are. Raises InputError if they hold more than pixels."""
+    files = [str(file) for file in sorted((folder / "data").glob("train-*.parquet"))]
+    if not files:
+        raise InputError(f"{folder} holds no image dataset: give a folder with data/train-*.parquet in it")
+    rows = load_dataset("parquet", data_files=files, split="train")
+    for number, cell in enumerate(rows.cast_column("image", Image(decode=False))["image"]):
+        if cell["path"] or not holds_pixels_only(cell["bytes"]):
+            raise InputError(f"image {number} of {folder} has a file name or more than pixels: select again")
+    return rows
+
+
+def _decode(rows: Dataset) -> np.ndarray:
+    return np.stack([np.asarray(image) for image in rows["image"]])
+
+
+def _embedder(record: dict) -> str | None:
+    """What embedded the pool, without the fingerprint of its weights."""
+    embedder = record["settings"].get("embedder")
+    return embedder and embedder.split(", sha256 ")[0]
+
+
+def _without_paths(sentence: str, run: Path, audit: Path) -> str:
+    """The gate's sentence for a card: files by their names alone."""
+    for path in sorted(
+        {audit, run / "distilled", run, *(run / "distilled" / "data").glob("*")}, key=lambda p: -len(str(p))
+    ):
+        sentence = sentence.replace(str(path), path.name)
+    return sentence
+
+
+def _tensors(path: Path) -> list[tuple[str, str, list[int]]]:
+    """Name, type and shape of each array of a safetensors file."""
+    with open(path, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    names = {"I64": "int64", "I32": "int32", "F32": "float32", "F64": "float64"}
+    return [
+        (name, names.get(about["dtype"], about["dtype"]), about["shape"])
+        for name, about in header.items()
+        if name != "__metadata__"
+    ]
+
+
+def _count_parameters(folder: Path) -> int:
+    files = folder.glob("*.safetensors")
+    return sum(int(np.prod(shape)) for file in files for _, _, shape in _tensors(file))
+
+
+if __name__ == "__main__":
+    run_script(parse_args, main)
