@@ -13,6 +13,10 @@ from histodistill.hub_cards.run_facts import RunFacts
 from histodistill.hub_cards.uploading import MARK
 
 
+# Of the pool's options, those that a pipeline is called with.
+CALL_OPTIONS = ("num_inference_steps", "guidance_scale", "guidance_interval")
+
+
 @dataclass(kw_only=True)
 class PipelineCardData:
     """What the card of a pipeline says.
@@ -51,13 +55,8 @@ class PipelineCardData:
             **({"model_name": self.facts.repos["pipeline"], "eval_results": results} if results else {}),
         )
 
-    def call_options(self) -> str:
-        """The options of the pool as Python arguments."""
-        names = ("num_inference_steps", "guidance_scale", "guidance_interval")
-        return "".join(f"{name}={self.generation[name]!r}, " for name in names if name in self.generation)
-
 
 def render_pipeline_card(card: PipelineCardData) -> str:
     """The README.md of a pipeline's repository: YAML header and Markdown."""
-    values = {"card": card, "facts": card.facts, "results": card.facts.results}
+    values = {"card": card, "facts": card.facts, "results": card.facts.results, "call_options": CALL_OPTIONS}
     return render_card(card.metadata(), "pipeline_card.md", values)

@@ -25,6 +25,7 @@ class SelectorCardData:
         n_per_class: images that it chose of each class.
         pool_size: images that it chose from, where known.
         embedder: what embedded them, where known.
+        filters: what an image had to pass before the selector saw it, name → value.
         community_sizes: sizes of the communities of each class, largest first.
         dropped: images of each class that filters dropped before.
         has_map: whether `assets/community_map.png` is there.
@@ -40,6 +41,7 @@ class SelectorCardData:
     n_per_class: int
     pool_size: int | None = None
     embedder: str | None = None
+    filters: Mapping[str, Any] = field(default_factory=dict)
     community_sizes: Mapping[str, list[int]] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
     has_map: bool = True

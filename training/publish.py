@@ -27,6 +27,7 @@ from histodistill.hub_cards import (
 )
 from histodistill.hub_cards.uploading import is_allowed
 from histodistill.training.commands.publish import SUFFIXES, parse_args
+from histodistill.training.embedders import describe_embedder
 from histodistill.training.errors import InputError
 from histodistill.training.files import read_json
 from histodistill.training.images import make_grid, png_bytes
@@ -109,7 +110,7 @@ def collect_uploads(args: argparse.Namespace) -> list[Upload]:
     except GateError as error:
         if not args.i_accept_the_risk:
             raise InputError(str(error)) from error
-        risk = _without_paths(str(error), run, args.audit)
+        risk = _reason(error, run, args.audit)
     images, labels = _decode(rows), np.asarray(rows["label"])
     repos = {kind: f"{args.namespace}/{name}-{SUFFIXES[kind]}" for kind in args.only}
     facts = read_run_facts(
@@ -169,6 +170,7 @@ def selector_upload(run: Path, facts: RunFacts, record: dict) -> Upload:
         n_per_class=record["settings"]["n_per_class"],
         pool_size=(read_record(run / "pool") or {}).get("num_images"),
         embedder=_embedder(record),
+        filters={name: record["settings"][name] for name in _FILTERS if record["settings"].get(name)},
         community_sizes=record.get("community_sizes", {}),
         dropped=record.get("dropped", {}),
         has_map=map_file.is_file(),
@@ -272,16 +274,18 @@ def _decode(rows: Dataset) -> np.ndarray:
 
 
 def _embedder(record: dict) -> str | None:
-    """What embedded the pool, without the fingerprint of its weights."""
-    embedder = record["settings"].get("embedder")
-    return embedder and embedder.split(", sha256 ")[0]
+    """What embedded the pool in words, without the name of a folder."""
+    name, _, digest = (record["settings"].get("embedder") or "").partition(", sha256 ")
+    if not digest:
+        return describe_embedder(name) if name else None
+    return name if name.startswith(("features of", "latents of")) else "a model that is not published"
 
 
-def _without_paths(sentence: str, run: Path, audit: Path) -> str:
-    """The gate's sentence for a card: files by their names alone."""
-    for path in sorted(
-        {audit, run / "distilled", run, *(run / "distilled" / "data").glob("*")}, key=lambda p: -len(str(p))
-    ):
+def _reason(error: GateError, run: Path, audit: Path) -> str:
+    """Why the gate refused, for a card: without the remedy, and files by their names alone."""
+    sentence = str(error).rpartition(": ")[0] or str(error)
+    paths = [audit, *(run / "distilled" / "data").glob("*"), run / "distilled", run]
+    for path in sorted(paths, key=lambda path: -len(str(path))):
         sentence = sentence.replace(str(path), path.name)
     return sentence
 

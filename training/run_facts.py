@@ -111,7 +111,7 @@ def read_run_facts(
         },
         settings={_STAGES[stage]: _settings(record) for stage, record in records.items() if record},
         versions=_versions(records),
-        audit=_audit(audit_file),
+        audit=_audit(audit_file, refused=risk is not None),
         accepts_risk=risk is not None,
         risk=risk,
     )
@@ -145,11 +145,14 @@ def _benchmark_rows(run: Path, n_per_class: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _audit(path: Path) -> AuditFacts | None:
+def _audit(path: Path, refused: bool) -> AuditFacts | None:
+    """What the audit found; None where there is none, and where one that passed is of other files than these."""
     audit = read_optional(path)
     if audit is None:
         return None
     try:
+        if refused and audit["passed"] is True:
+            return None
         findings = [str(sentence) for sentence in audit.get("findings", [])]
         return AuditFacts(passed=audit["passed"] is True, reasons=list(audit["reasons"]), findings=findings)
     except (LookupError, TypeError, AttributeError) as error:

@@ -103,6 +103,8 @@ class LoopbackHub:
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+            # No certificates are needed here, and reading all of them takes longer than a request.
+            "SSL_CERT_DIR": str(home),
             "NO_PROXY": "127.0.0.1,localhost",
             "no_proxy": "127.0.0.1,localhost",
         }
@@ -129,6 +131,9 @@ def _route(method: str, pattern: str) -> Callable:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # One packet for each answer; several would wait for each other.
+    wbufsize = 1 << 16
+    disable_nagle_algorithm = True
     hub: LoopbackHub
 
     def log_message(self, *_: object) -> None:
