@@ -85,7 +85,12 @@ class Upload:
     def sizes(self) -> dict[str, int]:
         """Bytes of each file, the card first."""
         names = sorted(self.files, key=lambda name: (name != "README.md", name))
-        return {name: len(self.read(name)) for name in names}
+        return {name: self.size(name) for name in names}
+
+    def size(self, path: str) -> int:
+        """Bytes of a file."""
+        content = self.files[path]
+        return len(content) if isinstance(content, bytes) else content.stat().st_size
 
     def read(self, path: str) -> bytes:
         """The content of a file."""
@@ -208,7 +213,7 @@ def _operations(upload: Upload, state: _State) -> list[CommitOperationAdd | Comm
     """What a commit has to do; nothing where the repository is as it should be."""
     operations: list[CommitOperationAdd | CommitOperationDelete] = []
     for path, content in upload.files.items():
-        if path not in state.files or not _is_same(state.files[path], upload.read(path)):
+        if path not in state.files or not _is_same(state.files[path], upload, path):
             operations.append(CommitOperationAdd(path, content if isinstance(content, bytes) else str(content)))
     for path in state.files:
         if path not in upload.files and is_allowed(upload.kind, path):
@@ -216,10 +221,13 @@ def _operations(upload: Upload, state: _State) -> list[CommitOperationAdd | Comm
     return operations
 
 
-def _is_same(entry: RepoFile, data: bytes) -> bool:
+def _is_same(entry: RepoFile, upload: Upload, path: str) -> bool:
+    if entry.size != upload.size(path):
+        return False
+    data = upload.read(path)
     if entry.lfs is not None:
         return entry.lfs.sha256 == hashlib.sha256(data).hexdigest()
-    return entry.blob_id == hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    return entry.blob_id == hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()  # git's own
 
 
 def _push(api: HfApi, upload: Upload, state: _State, public: bool, tag: str | None) -> Published:

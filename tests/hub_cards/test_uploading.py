@@ -79,7 +79,8 @@ class Publisher:
             [sys.executable, "-c", DRIVER], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         self.answers: queue.Queue[dict] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         for line in self.process.stdout:
@@ -104,6 +105,8 @@ class Publisher:
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait()
+        self._reader.join()
+        self.process.stdout.close()
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +133,7 @@ def copy_repo(hub: LoopbackHub, kind: str, old: str, new: str) -> None:
 @pytest.fixture(scope="module")
 def old_versions(publisher):
     """Repositories that hold an old version, to be copied."""
-    outcome = publisher.publish(("dataset", "me/old", OLD), ("selector", "me/old", {**MODEL, "README.md": card("0")}))
+    outcome = publisher.publish(("dataset", "me/old", OLD), ("selector", "me/old", MODEL))
     assert outcome == {"done": [["me/old", "created"]] * 2, "error": None}
 
 
@@ -190,25 +193,20 @@ def test_a_tag_is_never_moved(publisher):
     assert (repo.files("v1"), repo.files("v2")) == (OLD, NEW)
 
 
-def is_old_or_new(hub: LoopbackHub, kind: str, repo_id: str, versions: list[dict], tag: str | None) -> None:
-    repo = hub.repo(kind, repo_id)
-    if not repo.exists:
-        assert {} in versions
-        return
-    assert repo.files() in versions
-    assert repo.state["private"]
-    if tag in repo.state["tags"]:
-        assert repo.files(tag) == repo.files() == versions[-1]
-
-
-def check_interrupted(publisher, number: int, how: str, updating: bool) -> bool:
+def check_interrupted(publisher, number: int, how: str, kinds: tuple[str, ...], updating: bool) -> bool:
     """Publishes, interrupts at a request, and publishes again; returns whether there was such a request."""
     hub, name = publisher.hub, f"me/{how.replace(' ', '-')}-{'update' if updating else 'create'}-{number}"
+    own = name.encode()  # contents that the Hub has not seen, or they would not be uploaded
+    new = {
+        "selector": {**MODEL, "selector.safetensors": own},
+        "dataset": {**NEW, "data/train-0.parquet": own + b" rows"},
+    }
+    old = {"selector": MODEL, "dataset": OLD}
+    repos = {kind: hub.repo({"selector": "model", "dataset": "dataset"}[kind], name) for kind in kinds}
     if updating:
-        copy_repo(hub, "dataset", "me/old", name)
-        copy_repo(hub, "model", "me/old", name)
-    uploads = [("selector", name, MODEL), ("dataset", name, NEW)]
-    old = {"model": {**MODEL, "README.md": card("0")}, "dataset": OLD} if updating else {"model": {}, "dataset": {}}
+        for repo in repos.values():
+            copy_repo(hub, repo.kind, "me/old", name)
+    uploads = [(kind, name, new[kind]) for kind in kinds]
     fault = Fault(how, number=number)
     hub.reset(fault)
     pid = publisher.start(*uploads, tag="v1")
@@ -224,14 +222,17 @@ def check_interrupted(publisher, number: int, how: str, updating: bool) -> bool:
     elif outcome["error"]:
         assert "\n" not in outcome["error"] and "run the same command again" in outcome["error"]
     hub.reset()
-    for kind, files in (("model", MODEL), ("dataset", NEW)):
-        is_old_or_new(hub, kind, name, [old[kind], files], "v1")
+    for kind, repo in repos.items():
+        if not updating and not repo.exists:
+            continue
+        assert repo.files() in ([old[kind], new[kind]] if updating else [{}, new[kind]])
+        assert repo.state["private"]
+        assert "v1" not in repo.state["tags"] or repo.files("v1") == new[kind]
     if fault.reached.is_set():
         again = publisher.publish(*uploads, tag="v1")
-        assert again["error"] is None and [repo_id for repo_id, _ in again["done"]] == [name, name]
-        for kind, files in (("model", MODEL), ("dataset", NEW)):
-            repo = hub.repo(kind, name)
-            assert repo.files() == files == repo.files("v1")
+        assert again["error"] is None and [repo_id for repo_id, _ in again["done"]] == [name] * len(kinds)
+        for kind, repo in repos.items():
+            assert repo.files() == new[kind] == repo.files("v1")
             # Not one commit more than without the interruption.
             assert len(repo.history()) == 2 + updating
     return fault.reached.is_set()
@@ -240,19 +241,19 @@ def check_interrupted(publisher, number: int, how: str, updating: bool) -> bool:
 @pytest.mark.parametrize("updating", [False, True], ids=["create", "update"])
 def test_killed_at_every_request(publisher, old_versions, updating):
     # Killed before request n + 1 is as killed after request n, for the Hub.
-    number = 1
-    while check_interrupted(publisher, number, "hold", updating):
+    kinds, number = ("selector", "dataset"), 1
+    while check_interrupted(publisher, number, "hold", kinds, updating):
         number += 1
-    assert number > 15
-    assert check_interrupted(publisher, number - 1, "hold after", updating)
+    assert number > 20
+    assert check_interrupted(publisher, number - 1, "hold after", kinds, updating)
 
 
 @pytest.mark.parametrize("how", ["cut", "cut after"])
 def test_cut_off_at_every_request(publisher, old_versions, how):
     number = 1
-    while check_interrupted(publisher, number, how, updating=True):
+    while check_interrupted(publisher, number, how, ("dataset",), updating=True):
         number += 1
-    assert number > 15
+    assert number > 10
 
 
 def test_somebody_else_was_faster(publisher, old_versions):
@@ -327,10 +328,22 @@ ERRORS = {
 def test_one_sentence(publisher, name):
     options, faults, sentence = ERRORS[name]
     publisher.hub.reset(*faults)
-    outcome = publisher.publish(("dataset", "me/error", NEW), **options)
+    files = {**NEW, "data/train-0.parquet": name.encode()}
+    outcome = publisher.publish(("dataset", "me/error", files), **options)
     assert outcome == {"done": [], "error": sentence}
     repo = publisher.hub.repo("dataset", "me/error")
     assert not repo.exists or repo.files() == {}
+
+
+def test_offline_mode(publisher, tmp_path):
+    code = (
+        "from histodistill.hub_cards import PublishError, Upload, publish\n"
+        "try:\n    list(publish([Upload('dataset', 'me/x', {'README.md': b''})]))\n"
+        "except PublishError as error:\n    print(error)\n"
+    )
+    environment = {**os.environ, **publisher.hub.environment(tmp_path, "secret-token"), "HF_HUB_OFFLINE": "1"}
+    finished = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert finished.stdout == "the Hub cannot be reached, for HF_HUB_OFFLINE is set: unset it\n"
 
 
 def test_a_name_that_another_type_has(publisher):

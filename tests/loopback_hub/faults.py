@@ -13,7 +13,7 @@ class Fault:
     Attributes:
         how: "cut" closes the connection before anything is done, "cut after" when all is done but nothing answered,
             "status" answers with `status`, "slow" waits `seconds` before all is done, and "hold" waits before and
-            "hold after" after all is done until `release` is set, then cuts.
+            "hold after" after all is done until `release` is set, then cuts. `reached` is set when it waits.
         number: the request that meets it, counted from 1; None for every one.
         path: part of the path that a request must have to count.
         method: method that a request must have to count; None for any.
@@ -42,5 +42,6 @@ class Fault:
         self.seen += 1
         if self.number is not None and not self.number <= self.seen < self.number + self.times:
             return False
-        self.reached.set()
+        if self.how != "hold after":
+            self.reached.set()
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -174,6 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
             answer = ({"error": error.message, **error.details}, error.status, headers)
         if fault and fault.how in ("cut after", "hold after"):
             if fault.how == "hold after":
+                fault.reached.set()
                 fault.release.wait(60)
             return self._cut()
         if isinstance(answer, dict | list):
@@ -187,7 +189,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _cut(self) -> None:
         self.close_connection = True
-        self.connection.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # the client may be gone
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def _read_body(self) -> bytes:
         if "chunked" in self.headers.get("Transfer-Encoding", ""):
