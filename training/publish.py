@@ -9,18 +9,16 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, Image, load_dataset
-from huggingface_hub import constants
+from PIL import Image as PILImage
 
 from histodistill.hub_cards import (
     DistilledDatasetCardData,
     GateError,
     PipelineCardData,
-    PublishError,
     RunFacts,
     SelectorCardData,
     Upload,
     check_audit,
-    publish,
     render_dataset_card,
     render_pipeline_card,
     render_selector_card,
@@ -32,6 +30,7 @@ from histodistill.training.errors import InputError
 from histodistill.training.files import read_json
 from histodistill.training.images import make_grid, png_bytes
 from histodistill.training.options import run_script
+from histodistill.training.pushing import show_or_push
 from histodistill.training.run_facts import public_name, read_run_facts, source_name
 from histodistill.training.stages import read_record, require_complete
 
@@ -52,41 +51,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 def main(args: argparse.Namespace) -> None:
     """Puts the repositories together, past the gate, and shows or uploads them."""
-    uploads = collect_uploads(args)
-    show_or_push(args, uploads)
-
-
-def show_or_push(args: argparse.Namespace, uploads: list[Upload]) -> None:
-    """Lists what would go up, and with `--push` uploads it.
-
-    Raises:
-        InputError: If something stands in the way of uploading.
-    """
-    seen_by = "everybody" if args.public else "those with rights in the namespace"
-    print(f"{'To' if args.push else 'Would go to'} {constants.ENDPOINT}, to be seen by {seen_by}:")
-    for upload in uploads:
-        sizes = upload.sizes()
-        files = f"{len(sizes)} file" + ("" if len(sizes) == 1 else "s")
-        print(f"\n{upload.repo_type} {upload.repo_id}: {files}, {format_size(sum(sizes.values()))}")
-        for name, size in sizes.items():
-            print(f"  {format_size(size):>9}  {name}")
-    print(flush=True)
-    if not args.push:
-        print("Nothing was uploaded: add --push to do it.")
-        return
-    try:
-        for done in publish(uploads, public=args.public, tag=args.revision_tag):
-            print(f"{done.status}: {done.url} at {done.commit[:10]}", flush=True)
-    except PublishError as error:
-        raise InputError(str(error)) from error
-
-
-def format_size(size: int) -> str:
-    """Bytes as text, such as 1.2 MB."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size} B"
+    show_or_push(args, collect_uploads(args))
 
 
 def collect_uploads(args: argparse.Namespace) -> list[Upload]:
@@ -218,7 +183,7 @@ def allowed_files(kind: str, folder: Path) -> dict[str, Path | bytes]:
     return {name: path for name, path in paths.items() if name != "README.md" and is_allowed(kind, name)}
 
 
-def distilled_grid(images: np.ndarray, labels: np.ndarray) -> Image.Image:
+def distilled_grid(images: np.ndarray, labels: np.ndarray) -> PILImage.Image:
     """The first images of each class, uint8 N×H×W×3 with labels int N, one row for each class."""
     classes = np.unique(labels)
     columns = min(GRID_COLUMNS, *(int((labels == label).sum()) for label in classes))

@@ -15,7 +15,7 @@ from histodistill.hub_cards import MetricCardData, Upload, render_metric_card, r
 from histodistill.training.commands.publish_metrics import parse_args
 from histodistill.training.metrics import METRICS, load_metric, metric_folder
 from histodistill.training.options import run_script
-from histodistill.training.publish import show_or_push
+from histodistill.training.pushing import show_or_push
 
 
 # What a script imports; a Space lists it.

@@ -13,13 +13,14 @@ from datasets import Dataset
 from loopback_hub.card_rules import card_errors, read_header
 from PIL import Image, PngImagePlugin
 
-from histodistill.training import publish, publish_metrics
+from histodistill.training import publish, publish_metrics, pushing
 from histodistill.training.commands.publish import parse_args
 from histodistill.training.commands.publish_metrics import parse_args as parse_metrics_args
 from histodistill.training.errors import InputError
 from histodistill.training.files import read_json, write_json
 from histodistill.training.metrics import METRICS, metric_folder
-from histodistill.training.publish import collect_uploads, distilled_grid, format_size, holds_pixels_only
+from histodistill.training.publish import collect_uploads, distilled_grid, holds_pixels_only
+from histodistill.training.pushing import format_size
 from histodistill.training.run_facts import public_name, source_name
 
 
@@ -222,7 +223,7 @@ def test_an_unfinished_run(run, missing, message):
 
 
 def test_dry_run_lists_and_uploads_nothing(run, monkeypatch, capsys):
-    monkeypatch.setattr(publish, "publish", None)  # to call it would fail
+    monkeypatch.setattr(pushing, "publish", None)  # to call it would fail
     publish.main(parse_args(["--run", str(run), "--namespace", "me", "--name", "toy"]))
     shown = capsys.readouterr().out
     assert "dataset me/toy-distilled: 4 files" in shown and "data/train-00000-of-00001.parquet" in shown
