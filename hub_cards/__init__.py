@@ -6,7 +6,7 @@ Finished folders go to the Hub, past the gate of the privacy audit. Nothing is c
 from __future__ import annotations
 
 from histodistill.hub_cards.dataset_card import DistilledDatasetCardData, render_dataset_card
-from histodistill.hub_cards.gate import GateError, check_audit
+from histodistill.hub_cards.gate import AuditError, audit_sentences, check_audit, check_metadata
 from histodistill.hub_cards.metric_card import MetricCardData, render_metric_card, render_metric_page
 from histodistill.hub_cards.pipeline_card import PipelineCardData, render_pipeline_card
 from histodistill.hub_cards.run_facts import AuditFacts, RunFacts
@@ -15,9 +15,9 @@ from histodistill.hub_cards.uploading import Published, PublishError, Upload, pu
 
 
 __all__ = [
+    "AuditError",
     "AuditFacts",
     "DistilledDatasetCardData",
-    "GateError",
     "MetricCardData",
     "PipelineCardData",
     "PublishError",
@@ -25,7 +25,9 @@ __all__ = [
     "RunFacts",
     "SelectorCardData",
     "Upload",
+    "audit_sentences",
     "check_audit",
+    "check_metadata",
     "publish",
     "render_dataset_card",
     "render_metric_card",

@@ -10,6 +10,8 @@ from typing import Any
 from huggingface_hub import CardData
 from jinja2 import BaseLoader, Environment, FunctionLoader, StrictUndefined
 
+from histodistill.hub_cards.gate import risk_statement
+
 
 PAPER = (
     "Li, Z. and Kainz, B. (2024). Image Distillation for Safe Data Sharing in Histopathology. "
@@ -44,8 +46,8 @@ def render_card(metadata: CardData, template: str, values: Mapping[str, Any]) ->
 
     Args:
         metadata: the header.
-        template: file name in `hub_cards/templates`. It has the filters `md`, for any text that is not ours, and
-            `score`, for a mean with its standard deviation.
+        template: file name in `hub_cards/templates`. It has the filters `md`, for any text that is not ours, `score`,
+            for a mean with its standard deviation, and `risk`, for what the gate said when it was overridden.
         values: what the template uses, beside `paper` and `paper_bibtex`.
 
     Returns:
@@ -62,7 +64,7 @@ def render_card(metadata: CardData, template: str, values: Mapping[str, Any]) ->
         lstrip_blocks=True,
         keep_trailing_newline=True,  # of a template that another includes
     )
-    environment.filters |= {"md": escape_markdown, "score": format_score}
+    environment.filters |= {"md": escape_markdown, "score": format_score, "risk": risk_statement}
     body = environment.get_template(template).render(paper=PAPER, paper_bibtex=PAPER_BIBTEX, **values)
     body = _BLANK_LINES.sub("\n\n", body).strip()
     return f"---\n{metadata.to_yaml()}\n---\n\n{body}\n"

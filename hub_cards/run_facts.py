@@ -16,16 +16,14 @@ _METRIC_TYPES = {"accuracy": "accuracy", "auc": "roc_auc", "f1": "f1"}
 
 @dataclass(kw_only=True)
 class AuditFacts:
-    """What the privacy audit of a distilled set found.
+    """What the privacy audit of a repository found.
 
     Attributes:
         passed: whether it passed.
-        reasons: why it did not, one sentence each.
         findings: what it measured, in plain words, one sentence each.
     """
 
     passed: bool
-    reasons: Sequence[str] = ()
     findings: Sequence[str] = ()
 
 
@@ -50,9 +48,8 @@ class RunFacts:
         validation: what the training of the models ended with, name → text.
         settings: options of each stage, stage → name → value.
         versions: versions of the packages, name → text.
-        audit: what the privacy audit found.
-        accepts_risk: whether it was published in spite of a missing or failed audit.
-        risk: why the gate would have refused, one sentence; with `accepts_risk`.
+        audit: what the privacy audit of the repository found.
+        risk: what the gate said, where it refused and was overridden.
     """
 
     repos: Mapping[str, str]
@@ -70,7 +67,6 @@ class RunFacts:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     audit: AuditFacts | None = None
-    accepts_risk: bool = False
     risk: str | None = None
 
     @property

@@ -15,6 +15,7 @@ import sys
 import pytest
 from loopback_hub import Fault, LoopbackHub, User
 
+from histodistill.hub_cards.gate import AUDIT_FORMAT, files_to_audit, hash_files
 from histodistill.training.files import write_json
 from histodistill.training.metrics import METRICS
 
@@ -113,11 +114,13 @@ def machine(hub, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def audit(tiny_run, tmp_path_factory):
-    """An audit of the run's distilled set that passed."""
-    folder = tiny_run.folder / "distilled"
-    files = {f"data/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("data/*")}
+    """An audit of the run that passed."""
+    parts = {}
+    for part in ("pipeline", "selector", "distilled"):
+        folder = tiny_run.folder / part
+        parts[part] = {"passed": True, "findings": [], "files": hash_files(folder, files_to_audit(folder))}
     path = tmp_path_factory.mktemp("audit") / "audit.json"
-    write_json(path, {"passed": True, "reasons": [], "files": files})
+    write_json(path, {"format": AUDIT_FORMAT, "parts": parts})
     return path
 
 

@@ -5,20 +5,26 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from datasets import Dataset, Image, load_dataset
-from PIL import Image as PILImage
+import pyarrow.parquet
+from datasets import Features
+from PIL import Image
 
 from histodistill.hub_cards import (
+    AuditError,
+    AuditFacts,
     DistilledDatasetCardData,
-    GateError,
     PipelineCardData,
     RunFacts,
     SelectorCardData,
     Upload,
+    audit_sentences,
     check_audit,
+    check_metadata,
     render_dataset_card,
     render_pipeline_card,
     render_selector_card,
@@ -28,10 +34,11 @@ from histodistill.training.commands.publish import SUFFIXES, parse_args
 from histodistill.training.embedders import describe_embedder
 from histodistill.training.errors import InputError
 from histodistill.training.files import read_json
+from histodistill.training.image_dataset import read_image_dataset
 from histodistill.training.images import make_grid, png_bytes
 from histodistill.training.options import run_script
 from histodistill.training.pushing import show_or_push
-from histodistill.training.run_facts import public_name, read_run_facts, source_name
+from histodistill.training.run_facts import public_name, read_optional, read_run_facts, source_name
 from histodistill.training.stages import read_record, require_complete
 
 
@@ -44,9 +51,9 @@ SELECTOR_ARRAYS = {
     "classes_", "selected_indices_", "module_labels_", "modular_centrality_", "flow_", "codelength_",
     "num_communities_", "mean_distance_",
 }  # fmt: skip
-# The parts of a PNG file that hold pixels and their size; all others could hold words or dates.
-_PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"pHYs", b"IDAT", b"IEND"}
-_PNG = b"\x89PNG\r\n\x1a\n"
+# What a repository is made of, and what its dataset and its selector also show.
+PARTS = {"pipeline": "pipeline", "selector": "selector", "dataset": "distilled"}
+MAP = "community_map.png"
 
 
 def main(args: argparse.Namespace) -> None:
@@ -62,35 +69,81 @@ def collect_uploads(args: argparse.Namespace) -> list[Upload]:
     """
     run = args.run
     record = require_complete(run / "distilled", "distilled set", "run histodistill select first")
-    rows = _read_rows(run / "distilled")
-    class_names = rows.features["label"].names
+    for kind in args.only:
+        _check_metadata(run, kind)
+    images, columns, class_names = read_image_dataset(run / "distilled")
     name = args.name or public_name(source_name(run), class_names)
     if name is None:
         raise InputError(
             f"the tiles of {run} come from a source whose name is not published: give --name, what to call them"
         )
-    risk = None
-    try:
-        check_audit(run / "distilled", args.audit)
-    except GateError as error:
-        if not args.i_accept_the_risk:
-            raise InputError(str(error)) from error
-        risk = _reason(error, run, args.audit)
-    images, labels = _decode(rows), np.asarray(rows["label"])
     repos = {kind: f"{args.namespace}/{name}-{SUFFIXES[kind]}" for kind in args.only}
-    facts = read_run_facts(
-        run, repos, name, class_names, images.shape[1], len(rows), args.audit, args.license, args.attribution, risk
+    common = read_run_facts(
+        run, repos, name, class_names, images.shape[1], len(images), args.license, args.attribution
     )
-    grid = png_bytes(distilled_grid(images, labels))
+    audit = read_optional(args.audit)
+    if not isinstance(audit, dict | None):
+        raise InputError(f"{args.audit} is no audit: run histodistill audit again")
+    facts = {kind: pass_gate(run, kind, audit, common, args.i_accept_the_risk) for kind in args.only}
+    grid = png_bytes(distilled_grid(images, columns["label"]))
     makers = {
-        "pipeline": lambda: pipeline_upload(run, facts, grid),
-        "selector": lambda: selector_upload(run, facts, record),
-        "dataset": lambda: dataset_upload(run, facts, record, rows, grid),
+        "pipeline": lambda: pipeline_upload(run, facts["pipeline"], grid),
+        "selector": lambda: selector_upload(run, facts["selector"], record),
+        "dataset": lambda: dataset_upload(run, facts["dataset"], record, columns["label"], grid),
     }
     uploads = [make() for kind, make in makers.items() if kind in repos]
     for upload in uploads:
         check_no_paths(upload, (run, Path.home()))
     return uploads
+
+
+def pass_gate(run: Path, kind: str, audit: Any, facts: RunFacts, accept_risk: bool) -> RunFacts:
+    """The facts with what the audit says of one repository.
+
+    Args:
+        run: Folder of the run.
+        kind: Of the repository.
+        audit: What audit.json holds, None where there is none.
+        facts: What the cards have in common.
+        accept_risk: Whether the gate's refusal is only noted.
+
+    Raises:
+        InputError: If the gate refuses.
+    """
+    part = PARTS[kind]
+    try:
+        for folder, files in _sources(run, kind).items():
+            check_audit(folder, audit, part=folder.name, files=files)
+        refusal = None
+    except AuditError as error:
+        if not accept_risk:
+            raise InputError(str(error)) from error
+        refusal = str(error).replace(f"{run}/", "").replace(str(run), run.name)
+    try:
+        passed, findings = audit["parts"][part]["passed"], audit_sentences(audit, part)
+    except (LookupError, TypeError):
+        return replace(facts, risk=refusal)
+    if refusal and passed:
+        # The audit that passed is of other files than these.
+        return replace(facts, risk=refusal)
+    return replace(facts, risk=refusal, audit=AuditFacts(passed=passed, findings=findings))
+
+
+def _sources(run: Path, kind: str) -> dict[Path, list[str]]:
+    """The files of a run that go into a repository as they are, but for names: folder → paths relative to it."""
+    folder = run / PARTS[kind]
+    sources = {folder: list(allowed_files(kind, folder))}
+    if kind != "pipeline" and (run / "selector" / MAP).is_file():
+        sources.setdefault(run / "selector", []).append(MAP)
+    return sources
+
+
+def _check_metadata(run: Path, kind: str) -> None:
+    try:
+        for folder, files in _sources(run, kind).items():
+            check_metadata(folder, files)
+    except AuditError as error:
+        raise InputError(str(error)) from error
 
 
 def pipeline_upload(run: Path, facts: RunFacts, grid: bytes) -> Upload:
@@ -126,7 +179,7 @@ def selector_upload(run: Path, facts: RunFacts, record: dict) -> Upload:
         if name not in SELECTOR_ARRAYS or len(shape) != 1:
             raise InputError(f"{folder} holds the array {name}, which may not be published: select again")
     config = read_json(folder / "config.json")
-    map_file = folder / "community_map.png"
+    map_file = folder / MAP
     card = SelectorCardData(
         facts=facts,
         selector=config["class_name"],
@@ -141,25 +194,25 @@ def selector_upload(run: Path, facts: RunFacts, record: dict) -> Upload:
         has_map=map_file.is_file(),
     )
     if map_file.is_file():
-        files["assets/community_map.png"] = plain_png(map_file)
+        files[f"assets/{MAP}"] = map_file
     files["README.md"] = render_selector_card(card).encode()
     return Upload("selector", facts.repos["selector"], files)
 
 
-def dataset_upload(run: Path, facts: RunFacts, record: dict, rows: Dataset, grid: bytes) -> Upload:
+def dataset_upload(run: Path, facts: RunFacts, record: dict, labels: np.ndarray, grid: bytes) -> Upload:
     """The repository of the distilled set."""
     files = allowed_files("dataset", run / "distilled")
     settings, config = record["settings"], read_json(run / "selector" / "config.json")
     pool = require_complete(run / "pool", "pool", "run histodistill generate first")
-    map_file = run / "selector" / "community_map.png"
+    map_file = run / "selector" / MAP
     card = DistilledDatasetCardData(
         class_names=facts.class_names,
-        n_per_class=np.bincount(rows["label"]).tolist(),
+        n_per_class=np.bincount(labels).tolist(),
         image_size=facts.image_size,
         pool_size=pool["num_images"],
         selector=config["class_name"],
         selector_params=config["params"],
-        features=rows.features,
+        features=_features(run / "distilled"),
         embedder=_embedder(record),
         source_name=facts.name,
         license=facts.license,
@@ -172,7 +225,7 @@ def dataset_upload(run: Path, facts: RunFacts, record: dict, rows: Dataset, grid
         has_map=map_file.is_file(),
     )
     if map_file.is_file():
-        files["assets/community_map.png"] = plain_png(map_file)
+        files[f"assets/{MAP}"] = map_file
     files |= {"assets/distilled.png": grid, "README.md": render_dataset_card(card).encode()}
     return Upload("dataset", facts.repos["dataset"], files)
 
@@ -183,7 +236,7 @@ def allowed_files(kind: str, folder: Path) -> dict[str, Path | bytes]:
     return {name: path for name, path in paths.items() if name != "README.md" and is_allowed(kind, name)}
 
 
-def distilled_grid(images: np.ndarray, labels: np.ndarray) -> PILImage.Image:
+def distilled_grid(images: np.ndarray, labels: np.ndarray) -> Image.Image:
     """The first images of each class, uint8 N×H×W×3 with labels int N, one row for each class."""
     classes = np.unique(labels)
     columns = min(GRID_COLUMNS, *(int((labels == label).sum()) for label in classes))
@@ -203,39 +256,10 @@ def check_no_paths(upload: Upload, folders: Iterable[Path]) -> None:
             raise InputError(f"{name} of {upload.repo_id} names a folder of this machine: make the stage again")
 
 
-def plain_png(path: Path) -> bytes:
-    """A PNG file. Raises InputError if it holds more than pixels."""
-    data = path.read_bytes()
-    if not holds_pixels_only(data):
-        raise InputError(f"{path} holds more than pixels: run histodistill select again")
-    return data
-
-
-def holds_pixels_only(data: bytes) -> bool:
-    """Whether a file is a PNG without text, dates, EXIF or anything else but pixels."""
-    if not data.startswith(_PNG):
-        return False
-    place, kinds = len(_PNG), []
-    while place < len(data):
-        kinds.append(data[place + 4 : place + 8])
-        place += 12 + int.from_bytes(data[place : place + 4], "big")
-    return kinds[-1] == b"IEND" and place == len(data) and set(kinds) <= _PIXEL_CHUNKS
-
-
-def _read_rows(folder: Path) -> Dataset:
-    """The distilled set with its image files as they are. Raises InputError if they hold more than pixels."""
-    files = [str(file) for file in sorted((folder / "data").glob("train-*.parquet"))]
-    if not files:
-        raise InputError(f"{folder} holds no image dataset: give a folder with data/train-*.parquet in it")
-    rows = load_dataset("parquet", data_files=files, split="train")
-    for number, cell in enumerate(rows.cast_column("image", Image(decode=False))["image"]):
-        if cell["path"] or not holds_pixels_only(cell["bytes"]):
-            raise InputError(f"image {number} of {folder} has a file name or more than pixels: select again")
-    return rows
-
-
-def _decode(rows: Dataset) -> np.ndarray:
-    return np.stack([np.asarray(image) for image in rows["image"]])
+def _features(folder: Path) -> Features:
+    """The columns of a dataset."""
+    (file, *_) = sorted(folder.glob("data/train-*.parquet"))
+    return Features.from_arrow_schema(pyarrow.parquet.read_schema(file))
 
 
 def _embedder(record: dict) -> str | None:
@@ -244,15 +268,6 @@ def _embedder(record: dict) -> str | None:
     if not digest:
         return describe_embedder(name) if name else None
     return name if name.startswith(("features of", "latents of")) else "a model that is not published"
-
-
-def _reason(error: GateError, run: Path, audit: Path) -> str:
-    """Why the gate refused, for a card: without the remedy, and files by their names alone."""
-    sentence = str(error).rpartition(": ")[0] or str(error)
-    paths = [audit, *(run / "distilled" / "data").glob("*"), run / "distilled", run]
-    for path in sorted(paths, key=lambda path: -len(str(path))):
-        sentence = sentence.replace(str(path), path.name)
-    return sentence
 
 
 def _tensors(path: Path) -> list[tuple[str, str, list[int]]]:

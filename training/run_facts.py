@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from histodistill.hub_cards import AuditFacts, RunFacts
+from histodistill.hub_cards import RunFacts
 from histodistill.training.commands.benchmark import FIXED_ROWS
 from histodistill.training.errors import InputError
 from histodistill.training.files import read_json
@@ -65,12 +65,10 @@ def read_run_facts(
     class_names: list[str],
     image_size: int,
     num_distilled: int,
-    audit_file: Path,
     license: str | None = None,
     attribution: str | None = None,
-    risk: str | None = None,
 ) -> RunFacts:
-    """All that the cards of a run have in common.
+    """All that the cards of a run have in common; what the audit says of each repository is not in it.
 
     Args:
         run: Folder of the run.
@@ -79,9 +77,7 @@ def read_run_facts(
         class_names: Names of the labels.
         image_size: Side of the images in pixels.
         num_distilled: Distilled images of all classes together.
-        audit_file: The audit; may be missing.
         license, attribution: Of the real tiles; by default those of MedMNIST where they are its tiles.
-        risk: Why the gate refused, where it was overridden.
 
     Raises:
         InputError: If a file of the run cannot be read.
@@ -111,9 +107,6 @@ def read_run_facts(
         },
         settings={_STAGES[stage]: _settings(record) for stage, record in records.items() if record},
         versions=_versions(records),
-        audit=_audit(audit_file, refused=risk is not None),
-        accepts_risk=risk is not None,
-        risk=risk,
     )
 
 
@@ -143,17 +136,3 @@ def _benchmark_rows(run: Path, n_per_class: int) -> list[dict[str, Any]]:
             scores = {metric: row["test"][metric] for metric in ("accuracy", "auc", "f1")}
             rows.append({"title": title, **common, **scores, "margin": scores["accuracy"]["margin"]})
     return rows
-
-
-def _audit(path: Path, refused: bool) -> AuditFacts | None:
-    """What the audit found; None where there is none, and where one that passed is of other files than these."""
-    audit = read_optional(path)
-    if audit is None:
-        return None
-    try:
-        if refused and audit["passed"] is True:
-            return None
-        findings = [str(sentence) for sentence in audit.get("findings", [])]
-        return AuditFacts(passed=audit["passed"] is True, reasons=list(audit["reasons"]), findings=findings)
-    except (LookupError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is no audit or is damaged: run histodistill audit again") from error

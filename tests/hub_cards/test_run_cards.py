@@ -184,14 +184,18 @@ def test_what_was_not_measured_is_not_made_up(kind):
 
 @pytest.mark.parametrize("kind", CARDS)
 def test_audit_in_words(kind):
-    passed = CARDS[kind][0](audit=AuditFacts(passed=True, findings=["0 of 6 images are copies."]))
-    assert "the privacy audit passed" in passed and "- 0 of 6 images are copies.\n" in passed
+    passed = CARDS[kind][0](audit=AuditFacts(passed=True, findings=["✓ 0 of 6 images are copies."]))
+    assert "**The privacy audit passed**" in passed and "- ✓ 0 of 6 images are copies.\n" in passed
     assert "no privacy audit has been made" not in passed and "accepted the risk" not in passed
-    failed = CARDS[kind][0](audit=AuditFacts(passed=False, reasons=["2 copies"]), accepts_risk=True, risk="2 copies")
-    assert "**The privacy audit did not pass: 2 copies.**" in failed
+    failed = CARDS[kind][0](
+        audit=AuditFacts(passed=False, findings=["✗ 2 of 6 images are copies."]),
+        risk="distilled did not pass the privacy audit (2 of *6* images): mend it",
+    )
+    assert "**The privacy audit did not pass.**" in failed and "- ✗ 2 of 6 images are copies.\n" in failed
     # The first line after the header.
     first = failed.split("\n---\n", 1)[1].lstrip().splitlines()[0]
-    assert first.startswith("> **Published without a passing privacy audit") and first.endswith("2 copies.")
+    assert first.startswith("> **This was published although it did not pass a privacy audit.**")
+    assert "accepted the risk" in first and first.endswith("(2 of &#42;6&#42; images).")
 
 
 def test_benchmark_rows():

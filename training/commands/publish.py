@@ -5,7 +5,7 @@
 
 Repositories are private unless --public is given. Only files of a fixed list go up; the rest of a run stays here.
 Each repository changes by one commit, and one that is as it should be by none, so the same command can be run again at
-any time. Nothing goes up without a passing privacy audit of exactly the images to be published (RUN/audit.json). The
+any time. Nothing goes up without a passing privacy audit of exactly the files to be published (RUN/audit.json). The
 token is taken from HF_TOKEN or from `hf auth login`.
 """
 
