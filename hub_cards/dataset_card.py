@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import DatasetCardData
 
 from histodistill.hub_cards.rendering import render_card, size_category
+from histodistill.hub_cards.run_facts import RunFacts
+from histodistill.hub_cards.uploading import MARK
 
 
 if TYPE_CHECKING:
@@ -62,6 +64,9 @@ class DistilledDatasetCardData:
         sites: what a merged set was joined from, one mapping for each: `name`, `num_images`, `n_per_class` (a number
             for each class), `is_phantom`, and, each None where it is not known, `source_name`, `license`, `selector`,
             `pool_size` and the `fingerprint` of the site's record.
+        facts: of the run, for a published set; with the id of its repository.
+        has_grid: whether `assets/distilled.png` is there.
+        has_map: whether `assets/community_map.png` is there.
 
     Raises:
         ValueError: for numbers below 1, and for a selector, numbers and features that are missing or do not fit.
@@ -82,6 +87,9 @@ class DistilledDatasetCardData:
     filters: Mapping[str, Any] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
     sites: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    facts: RunFacts | None = None
+    has_grid: bool = False
+    has_map: bool = False
 
     def __post_init__(self) -> None:
         numbers = {"n_per_class": min(self.class_counts, default=0), "image_size": self.image_size}
@@ -133,7 +141,7 @@ class DistilledDatasetCardData:
             license=self.license,
             task_categories=["image-classification"],
             size_categories=[size_category(self.num_images)],
-            tags=[*subject, "synthetic", "dataset-distillation", "histodistill"],
+            tags=[*subject, "synthetic", "dataset-distillation", MARK],
             configs=[
                 {"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]},
             ],
@@ -159,7 +167,8 @@ class DistilledDatasetCardData:
 
 def render_dataset_card(card: DistilledDatasetCardData) -> str:
     """The README.md of a distilled dataset's folder: YAML header and Markdown."""
-    return render_card(card.metadata(), "dataset_card.md", {"card": card, "not_tissue": NOT_TISSUE, "span": _span})
+    values = {"card": card, "facts": card.facts, "results": card.results, "not_tissue": NOT_TISSUE, "span": _span}
+    return render_card(card.metadata(), "dataset_card.md", values)
 
 
 def _span(counts: Sequence[int]) -> str:

@@ -8,7 +8,9 @@ from importlib import resources
 from typing import Any
 
 from huggingface_hub import CardData
-from jinja2 import Environment, StrictUndefined
+from jinja2 import BaseLoader, Environment, FunctionLoader, StrictUndefined
+
+from histodistill.hub_cards.gate import risk_statement
 
 
 PAPER = (
@@ -27,6 +29,8 @@ PAPER_BIBTEX = """\
 
 # An underscore between letters or digits is no markup.
 _MARKUP = re.compile(r"[\\`*{}\[\]<>|#~&$]|(?<![^\W_])_|_(?![^\W_])")
+# Blocks of a template that are left out leave more than one.
+_BLANK_LINES = re.compile(r"\n{3,}")
 # Upper bounds and names of the Hub's `size_categories`.
 _SIZES = (
     (10**3, "n<1K"),
@@ -42,8 +46,8 @@ def render_card(metadata: CardData, template: str, values: Mapping[str, Any]) ->
 
     Args:
         metadata: the header.
-        template: file name in `hub_cards/templates`. It has the filters `md`, for any text that is not ours, and
-            `score`, for a mean with its standard deviation.
+        template: file name in `hub_cards/templates`. It has the filters `md`, for any text that is not ours, `score`,
+            for a mean with its standard deviation, and `risk`, for what the gate said when it was overridden.
         values: what the template uses, beside `paper` and `paper_bibtex`.
 
     Returns:
@@ -53,11 +57,34 @@ def render_card(metadata: CardData, template: str, values: Mapping[str, Any]) ->
         jinja2.UndefinedError: the template uses a value that is not there.
     """
     # Not autoescaped, for it is no HTML: text that is not ours goes through `md`.
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"md": escape_markdown, "score": format_score}
-    source = resources.files("histodistill.hub_cards").joinpath("templates", template).read_text(encoding="utf-8")
-    body = environment.from_string(source).render(paper=PAPER, paper_bibtex=PAPER_BIBTEX, **values)
-    return f"---\n{metadata.to_yaml()}\n---\n\n{body.strip()}\n"
+    environment = Environment(
+        loader=_templates(),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,  # of a template that another includes
+    )
+    environment.filters |= {"md": escape_markdown, "score": format_score, "risk": risk_statement}
+    body = environment.get_template(template).render(paper=PAPER, paper_bibtex=PAPER_BIBTEX, **values)
+    body = _BLANK_LINES.sub("\n\n", body).strip()
+    return f"---\n{metadata.to_yaml()}\n---\n\n{body}\n"
+
+
+def render_page(template: str, values: Mapping[str, Any]) -> str:
+    """Fills an HTML template of this package; values are escaped.
+
+    Raises:
+        jinja2.UndefinedError: the template uses a value that is not there.
+    """
+    environment = Environment(
+        loader=_templates(), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(template).render(**values).strip() + "\n"
+
+
+def _templates() -> BaseLoader:
+    folder = resources.files("histodistill.hub_cards").joinpath("templates")
+    return FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8"))
 
 
 def escape_markdown(value: Any) -> str:

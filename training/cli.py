@@ -18,6 +18,8 @@ COMMANDS = {
     "compare": "the scores: classifiers trained on distilled and on real tiles, on real test tiles",
     "evaluate-pool": "the pool's quality: distances to real tiles, and what a classifier learns from it",
     "benchmark": "the results table: every selector and real tiles, several classifiers, sizes and seeds",
+    "publish": "pipeline, selector and distilled set to the Hugging Face Hub, with their cards",
+    "publish-metrics": "the metrics to the Hugging Face Hub, for evaluate.load",
     "report": "the report of a run again, as an HTML page",
 }
 
@@ -25,7 +27,7 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> None:
     """Runs one subcommand; prints help and exits with 2 where none is named."""
     argv = sys.argv[1:] if argv is None else argv
-    listing = "\n".join(f"  {name:<14} {text}" for name, text in COMMANDS.items())
+    listing = "\n".join(f"  {name:<16} {text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="histodistill",
         description="Distils private histopathology tiles into a small synthetic dataset that can be shared.",

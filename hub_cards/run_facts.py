@@ -1,0 +1,107 @@
+"""What the cards of all repositories of one run say alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+
+ARCHITECTURES = {"convnet": "ConvNet", "resnet18": "ResNet-18", "vit": "ViT"}
+_METRICS = {"accuracy": "Accuracy", "auc": "Macro one-vs-rest AUC", "f1": "Macro F1"}
+_METRIC_TYPES = {"accuracy": "accuracy", "auc": "roc_auc", "f1": "f1"}
+
+
+@dataclass(kw_only=True)
+class AuditFacts:
+    """What the privacy audit of a repository found.
+
+    Attributes:
+        passed: whether it passed.
+        findings: what it measured, in plain words, one sentence each.
+    """
+
+    passed: bool
+    findings: Sequence[str] = ()
+
+
+@dataclass(kw_only=True)
+class RunFacts:
+    """A run as its cards tell of it. What is None or empty was not measured, and the cards say so.
+
+    Attributes:
+        repos: id on the Hub of the "pipeline", "selector" and "dataset" repository; those that are published.
+        name: what the real tiles are called.
+        class_names: names of the labels; the index is the label.
+        image_size: side of the images in pixels.
+        num_distilled: distilled images of all classes together.
+        num_tiles: real tiles of each split.
+        license: licence identifier of the Hub.
+        attribution: whom to credit for the real tiles.
+        results: rows of `results.json`: `row`, `title`, `architecture`, `num_train`, `seeds`, and `accuracy`, `auc`
+            and `f1`, each `{"mean": .., "std": ..}`.
+        own_row: the `row` that stands for the distilled set.
+        benchmark: rows of the results table: `title`, `architecture`, `size` (None for all), `seeds`, the same
+            scores, and `margin`, the mean, low and high of the accuracy over random choice, or None.
+        validation: what the training of the models ended with, name → text.
+        settings: options of each stage, stage → name → value.
+        versions: versions of the packages, name → text.
+        audit: what the privacy audit of the repository found.
+        risk: what the gate said, where it refused and was overridden.
+    """
+
+    repos: Mapping[str, str]
+    name: str
+    class_names: Sequence[str]
+    image_size: int
+    num_distilled: int
+    num_tiles: Mapping[str, int] | None = None
+    license: str | None = None
+    attribution: str | None = None
+    results: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    own_row: str | None = None
+    benchmark: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    validation: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    audit: AuditFacts | None = None
+    risk: str | None = None
+
+    @property
+    def is_phantom(self) -> bool:
+        """Whether the "real" tiles were the built-in drawings."""
+        return self.name == "phantom"
+
+    def subject_tags(self) -> list[str]:
+        """Tags of a card that say what the images show."""
+        return [] if self.is_phantom else ["histopathology", "medical"]
+
+    def eval_results(self) -> list[EvalResult]:
+        """The scores of the distilled set as the Hub's model index has them, linked to its dataset."""
+        found = []
+        for row in self.results:
+            if row["row"] != self.own_row or "dataset" not in self.repos:
+                continue
+            classifier = ARCHITECTURES.get(row["architecture"], row["architecture"])
+            for metric, title in _METRICS.items():
+                if row[metric]["mean"] is None:
+                    continue
+                found.append(
+                    EvalResult(
+                        task_type="image-classification",
+                        task_name=f"{classifier} trained on the distilled set, scored on real test tiles",
+                        dataset_type=self.repos["dataset"],
+                        dataset_name=f"Distilled {self.name}",
+                        dataset_split="train",
+                        metric_type=_METRIC_TYPES[metric],
+                        metric_name=f"{title}, {classifier}, mean over {_count(len(row['seeds']), 'seed')}",
+                        metric_value=round(row[metric]["mean"], 4),
+                    )
+                )
+        return found
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")

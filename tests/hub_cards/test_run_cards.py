@@ -1,0 +1,281 @@
+"""The cards of pipelines, selectors and metrics, and the published card of a distilled set."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+
+import pytest
+import yaml
+from datasets import ClassLabel, Features, Image, List, Value
+from huggingface_hub import DatasetCard, ModelCard, SpaceCard
+from loopback_hub.card_rules import card_errors, read_header
+
+from histodistill.hub_cards import (
+    AuditFacts,
+    DistilledDatasetCardData,
+    MetricCardData,
+    PipelineCardData,
+    RunFacts,
+    SelectorCardData,
+    render_dataset_card,
+    render_metric_card,
+    render_metric_page,
+    render_pipeline_card,
+    render_selector_card,
+)
+
+
+NAMES = ["adipose", "no: 'yes' | <b>"]
+REPOS = {"pipeline": "me/toy-ldm", "selector": "me/toy-selector", "dataset": "me/toy-distilled"}
+
+
+def score(mean, std=None):
+    return {"mean": mean, "std": std}
+
+
+RESULTS = [
+    {"row": "real_all", "title": "All real tiles", "architecture": "convnet", "num_train": 1000, "seeds": [0, 1],
+     "accuracy": score(0.9, 0.01), "auc": score(0.99, 0.001), "f1": score(0.89, 0.02)},
+    {"row": "distilled_joint", "title": "Distilled, joint loss", "architecture": "convnet", "num_train": 6,
+     "seeds": [0, 1], "accuracy": score(0.81239, 0.0123), "auc": score(None), "f1": score(0.8, 0.03)},
+]  # fmt: skip
+BENCHMARK = [
+    {"title": "pool images chosen by infomap", "architecture": "convnet", "size": 3, "seeds": [0, 1, 2],
+     "accuracy": score(0.7, 0.1), "auc": score(0.8, 0.1), "f1": score(0.6, 0.1),
+     "margin": {"mean": 0.02, "low": -0.01, "high": 0.05, "p_value": 0.2}},
+    {"title": "all real training tiles", "architecture": "convnet", "size": None, "seeds": [0], "margin": None,
+     "accuracy": score(0.9), "auc": score(0.9), "f1": score(0.9)},
+]  # fmt: skip
+
+
+def make_facts(**changes) -> RunFacts:
+    values = {
+        "repos": REPOS,
+        "name": "toy",
+        "class_names": NAMES,
+        "image_size": 8,
+        "num_distilled": 6,
+        "num_tiles": {"train": 1000, "test": 50},
+        "license": "cc-by-4.0",
+        "attribution": "Kather *et al.*",
+        "results": RESULTS,
+        "own_row": "distilled_joint",
+        "settings": {"denoiser": {"seed": "0", "learning_rate": "0.001"}},
+        "versions": {"torch": "2.13.0"},
+    }
+    return RunFacts(**(values | changes))
+
+
+def pipeline_card(**changes) -> str:
+    return render_pipeline_card(
+        PipelineCardData(
+            facts=make_facts(**changes),
+            components={"unet": "UNet2DModel", "scheduler": "DPMSolverMultistepScheduler"},
+            parameters={"unet": 13146},
+            generation={"num_inference_steps": 20, "guidance_interval": [0.3, 0.9], "mixed_precision": "bf16"},
+            pool_size=2000,
+        )
+    )
+
+
+def selector_card(**changes) -> str:
+    return render_selector_card(
+        SelectorCardData(
+            facts=make_facts(**changes),
+            selector="DistillSelector",
+            params={"n_neighbors": 15},
+            arrays={"selected_indices_": "int64, 6"},
+            n_per_class=3,
+            pool_size=2000,
+            community_sizes={"adipose": [700, 300], NAMES[1]: []},
+            dropped={"adipose": 4},
+        )
+    )
+
+
+def dataset_card(**changes) -> str:
+    facts = make_facts(**changes)
+    kinds = {"image": Image(), "label": ClassLabel(names=NAMES), "soft_label": List(Value("float32"), length=2)}
+    return render_dataset_card(
+        DistilledDatasetCardData(
+            class_names=NAMES,
+            n_per_class=3,
+            image_size=8,
+            pool_size=2000,
+            selector="DistillSelector",
+            features=Features(kinds),
+            source_name=facts.name,
+            license=facts.license,
+            attribution=facts.attribution,
+            results=facts.results,
+            facts=facts,
+            has_grid=True,
+            has_map=True,
+        )
+    )
+
+
+CARDS = {
+    "pipeline": (pipeline_card, ModelCard, "model"),
+    "selector": (selector_card, ModelCard, "model"),
+    "dataset": (dataset_card, DatasetCard, "dataset"),
+}
+UNMEASURED = {
+    "num_tiles": None, "license": None, "attribution": None, "results": [], "own_row": None, "settings": {},
+    "versions": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{}, UNMEASURED], ids=["full", "bare"])
+@pytest.mark.parametrize("kind", CARDS)
+def test_header_is_valid(kind, changes):
+    make, card_class, repo_type = CARDS[kind]
+    text = make(**changes)
+    assert card_errors(text, repo_type) == ([], [])
+    # The Hub's own classes read it, and lose nothing of it.
+    data = card_class(text).data.to_dict()
+    assert data == read_header(text)
+    assert data.get("license") == changes.get("license", "cc-by-4.0")
+    assert "histodistill" in data["tags"]
+
+
+def test_model_index_is_linked_to_the_dataset():
+    card = ModelCard(pipeline_card())
+    assert read_header(pipeline_card())["model-index"][0]["name"] == "me/toy-ldm"
+    found = [(r.metric_type, r.metric_value, r.dataset_type, r.metric_name) for r in card.data.eval_results]
+    # Only what was measured, and only of the distilled set.
+    assert found == [
+        ("accuracy", 0.8124, "me/toy-distilled", "Accuracy, ConvNet, mean over 2 seeds"),
+        ("f1", 0.8, "me/toy-distilled", "Macro F1, ConvNet, mean over 2 seeds"),
+    ]
+    assert "model-index" not in read_header(pipeline_card(results=[]))
+    assert "model-index" not in read_header(pipeline_card(repos={"pipeline": "me/toy-ldm"}))
+    assert read_header(selector_card())["datasets"] == ["me/toy-distilled"]
+
+
+@pytest.mark.parametrize("kind", CARDS)
+def test_what_every_card_says(kind):
+    text = CARDS[kind][0]()
+    assert "Never for diagnosis" in text and "2406.13536" in text
+    assert "## Bias, Risks, and Limitations" in text and "### Out-of-Scope Use" in text
+    assert "| All real tiles | 1,000 | convnet, 2 seeds | 0.900 ± 0.010 | 0.990 ± 0.001 | 0.890 ± 0.020 |" in text
+    assert "| Distilled, joint loss | 6 | convnet, 2 seeds | 0.812 ± 0.012 | – | 0.800 ± 0.030 |" in text
+    assert "| denoiser | seed 0, learning_rate 0.001 |" in text and "Made with torch 2.13.0." in text
+    assert "Licence: cc-by-4.0." in text and "Kather &#42;et al.&#42;" in text
+    assert "no privacy audit has been made" in text
+    body = text.split("\n---\n", 1)[1]
+    assert "<b>" not in body and "None" not in body and "\n\n\n" not in body
+    # Every heading and table stands apart from what is before it, or Markdown does not see it.
+    for before, line in pairwise(body.splitlines()):
+        assert not line.startswith("#") or before == ""
+        if line.startswith("|---"):
+            assert before.startswith("| ")
+        elif line.startswith("|"):
+            assert before == "" or before.startswith("|")
+
+
+@pytest.mark.parametrize("kind", CARDS)
+def test_what_was_not_measured_is_not_made_up(kind):
+    text = CARDS[kind][0](**UNMEASURED)
+    assert "not measured" in text and "No licence has been stated" in text
+    assert not re.search(r"\d\.\d\d\d", text.replace("2406.13536", ""))
+
+
+@pytest.mark.parametrize("kind", CARDS)
+def test_audit_in_words(kind):
+    passed = CARDS[kind][0](audit=AuditFacts(passed=True, findings=["✓ 0 of 6 images are copies."]))
+    assert "**The privacy audit passed**" in passed and "- ✓ 0 of 6 images are copies.\n" in passed
+    assert "no privacy audit has been made" not in passed and "accepted the risk" not in passed
+    failed = CARDS[kind][0](
+        audit=AuditFacts(passed=False, findings=["✗ 2 of 6 images are copies."]),
+        risk="distilled did not pass the privacy audit (2 of *6* images): mend it",
+    )
+    assert "**The privacy audit did not pass.**" in failed and "- ✗ 2 of 6 images are copies.\n" in failed
+    # The first line after the header.
+    first = failed.split("\n---\n", 1)[1].lstrip().splitlines()[0]
+    assert first.startswith("> **This was published although it did not pass a privacy audit.**")
+    assert "accepted the risk" in first and first.endswith("(2 of &#42;6&#42; images).")
+
+
+def test_benchmark_rows():
+    text = pipeline_card(benchmark=BENCHMARK)
+    assert (
+        "| pool images chosen by infomap | 3 | convnet | 3 | 0.700 ± 0.100 | 0.800 ± 0.100 | 0.600 ± 0.100 "
+        "| +0.020 (-0.010 to +0.050) |\n" in text
+    )
+    assert "| all real training tiles | all | convnet | 1 | 0.900 | 0.900 | 0.900 | – |\n" in text
+
+
+@pytest.mark.parametrize("kind", CARDS)
+def test_drawings_are_not_called_histology(kind):
+    text = CARDS[kind][0](name="phantom")
+    assert "not tissue" in text and "histopathology" not in read_header(text)["tags"]
+
+
+def test_standing_headings_of_a_dataset_card():
+    text = dataset_card()
+    for heading in (
+        "## Dataset Details", "### Dataset Description", "### Dataset Sources", "## Uses", "### Direct Use",
+        "## Dataset Structure", "## Dataset Creation", "### Curation Rationale", "### Source Data",
+        "#### Data Collection and Processing", "#### Who are the source data producers?", "### Annotations",
+        "#### Annotation process", "#### Who are the annotators?", "#### Personal and Sensitive Information",
+        "### Recommendations", "## Citation", "## Dataset Card Contact",
+    ):  # fmt: skip
+        assert f"\n{heading}\n" in text
+    assert "(assets/distilled.png)" in text and "(assets/community_map.png)" in text
+    assert 'load_dataset("me/toy-distilled", split="train")' in text
+
+
+def test_a_card_of_a_repository_that_has_no_name_is_refused():
+    with pytest.raises(ValueError, match="has no 'pipeline'"):
+        PipelineCardData(facts=make_facts(repos={}), components={})
+    with pytest.raises(ValueError, match="has no 'selector'"):
+        SelectorCardData(facts=make_facts(repos={}), selector="", params={}, arrays={}, n_per_class=1)
+
+
+def make_metric() -> MetricCardData:
+    return MetricCardData(
+        repo_id="me/f1_macro",
+        title="Macro F1",
+        description="The mean of <F1>.",
+        inputs=[("predictions", "list of int", "predicted classes.")],
+        outputs=[("f1_macro", "float", "in [0, 1].")],
+        raises=["ValueError: never."],
+        call="predictions=[0], references=[0]",
+        result="{'f1_macro': 1.0}",
+        limits="Every class counts the same.",
+        citation="@article{a,\n  title={B}\n}",
+    )
+
+
+def test_metric_card():
+    text = render_metric_card(make_metric())
+    assert card_errors(text, "space") == ([], [])
+    data = SpaceCard(text).data.to_dict()
+    assert (data["title"], data["sdk"]) == ("Macro F1", "static") and {"evaluate", "metric"} <= set(data["tags"])
+    assert 'evaluate.load("me/f1_macro", module_type="metric")' in text
+    assert "- **predictions** (list of int): predicted classes.\n" in text and "- ValueError: never.\n" in text
+
+
+def test_metric_page_is_escaped_and_loads_nothing():
+    page = render_metric_page(make_metric())
+    assert "The mean of &lt;F1&gt;." in page
+    assert not re.search(r"src=|href=|<script", page)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("model", {"license": "my-licence"}, '"license" must be one of'),
+        ("model", {"tags": [1]}, '"tags" must be strings'),
+        ("model", {"model-index": [{"name": "x", "results": [{"task": {}}]}]}, "task.type"),
+        ("dataset", {"size_categories": ["small"]}, "size_categories"),
+        ("dataset", {"task_categories": ["seeing"]}, "task_categories"),
+        ("space", {"sdk": "none"}, '"sdk" must be one of'),
+    ],
+)
+def test_the_rules_find_what_is_wrong(kind, change, message):
+    text = f"---\n{yaml.safe_dump({'sdk': 'static', **change})}---\n"
+    errors, _ = card_errors(text, kind)
+    assert any(message in error for error in errors)
