@@ -26,8 +26,9 @@ Embed = Callable[[np.ndarray], np.ndarray]
 
 #: A real tile whose structure score is below this is another real tile once more.
 SAME_TILE = 0.1
-#: The nearest tile's distance is divided by that to this many-th nearest tile.
-RATIO_RANK = 10
+#: The nearest tile's distance is divided by that to this many-th nearest tile. The second may be the same tile once
+#: more; among empty tiles, which are few colours, distances to farther ones grow whatever the nearest is.
+RATIO_RANK = 3
 
 # Structure is looked at with at most so many pixels along a side.
 _SIDE = 32
