@@ -34,14 +34,18 @@ RATIO_RANK = 3
 _SIDE = 32
 # Candidates are found with so many.
 _COARSE_SIDE = 7
-# Proposals for each view, different tiles that are kept of all, and those of them that are looked at finely.
+# Proposals for each view, different tiles that are kept of all, those of them that are looked at finely, and for which
+# share of what is usual.
 _PROPOSALS = 24
 _CANDIDATES = 12
 _FINELY = 3
+_LIKELY = 0.9
 # Embeddings are brought to so many columns.
 _COLUMNS = 256
 # Variance of optical density that is noise; keeps an empty tile from being all noise.
 _NOISE = 0.01**2
+# Times that held-out tiles are parted into two halves, of which one sets the limit for the other.
+_HALVINGS = 50
 _QUERIES_PER_CALL = 1024
 # Pairs of images that stay in the cache while they are compared.
 _PAIRS_PER_CALL = 128
@@ -85,7 +89,7 @@ class CopyLimits:
     Attributes:
         scale: of each score, what 5 % of the held-out tiles fall below.
         limit: an image is a copy if any score, over its scale, is below this.
-        false_alarms: share of held-out tiles that limits set by the other half of them take for copies.
+        false_alarms: share of held-out tiles that limits set by another half of them take for copies, on average.
         num_held_out: tiles that the limits were set by.
         num_same: held-out tiles that are copies of real ones in the data as given; no limit was set by them.
         guaranteed: whether there were enough held-out tiles for the allowed share of false alarms to hold.
@@ -157,15 +161,20 @@ class CopyIndex:
                 np.take_along_axis(x, order, axis=1) for x in (unexplained, tiles, symmetries)
             )
             usual = np.median(unexplained[:, 1:], axis=1) if unexplained.shape[1] > 1 else np.ones(len(part))
-            few = min(_FINELY, unexplained.shape[1])
-            fine = unexplained[:, :few].copy()
+            best = unexplained[:, 0].copy()
+            found = tiles[:, 0].copy()
+            # What is nothing like a copy so far would not become one by looking more finely.
+            rows = np.flatnonzero(best < _LIKELY * usual)
+            few = slice(0, min(_FINELY, unexplained.shape[1]))
+            fine = unexplained[rows, few]
             for window in _FINE_WINDOWS:
-                windows = np.broadcast_to(window, (len(part), few, 3))
-                here = self._unexplained(turned, symmetries[:, :few], tiles[:, :few], windows)
+                windows = np.broadcast_to(window, (*fine.shape, 3))
+                here = self._unexplained(turned[:, rows], symmetries[rows, few], tiles[rows, few], windows)
                 np.minimum(fine, here, out=fine)
-            best, rows = fine.argmin(axis=1), np.arange(len(part))
-            scores[start : start + len(part)] = fine[rows, best] / np.maximum(usual, 1e-3)
-            nearest[start : start + len(part)] = tiles[rows, best]
+            best[rows] = fine.min(axis=1, initial=1.0)
+            found[rows] = tiles[rows, fine.argmin(axis=1)] if len(rows) else found[rows]
+            scores[start : start + len(part)] = best / np.maximum(usual, 1e-3)
+            nearest[start : start + len(part)] = found
         return scores, nearest
 
     def _unexplained(self, turned, symmetries, tiles, windows) -> np.ndarray:
@@ -202,7 +211,7 @@ def calibrate(scores: CopyScores, max_false_alarms: float = 0.01, seed: int = 0)
     Args:
         scores: of held-out tiles, searched for among the others.
         max_false_alarms: the share, above 0 and below 1.
-        seed: of the two halves by which false alarms are counted.
+        seed: of the halves by which false alarms are counted.
 
     Raises:
         ValueError: if fewer than two held-out tiles are left.
@@ -215,14 +224,14 @@ def calibrate(scores: CopyScores, max_false_alarms: float = 0.01, seed: int = 0)
             f"{count} held-out tiles are no copies of other real tiles: at least 2 are needed to say what a copy is"
         )
     scale, limit = _limits(kept, max_false_alarms)
-    halves = np.array_split(np.random.default_rng(seed).permutation(count), 2)
-    alarms = 0
-    for own, other in (halves, halves[::-1]):
+    rng, alarms = np.random.default_rng(seed), []
+    for _ in range(_HALVINGS):
+        own, other = np.array_split(rng.permutation(count), 2)
         half_scale, half_limit = _limits(kept[other], max_false_alarms)
         smallest = np.min([kept.values[name][own] / half_scale[name] for name in half_scale], axis=0)
-        alarms += int((smallest < half_limit).sum())
+        alarms.append((smallest < half_limit).mean())
     guaranteed = int(max_false_alarms * (count + 1)) >= 1
-    return CopyLimits(scale, limit, alarms / count, count, int(same.sum()), guaranteed)
+    return CopyLimits(scale, limit, float(np.mean(alarms)), count, int(same.sum()), guaranteed)
 
 
 def pixel_embedding(images: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ _NOT_SETTINGS = {
     "pool",
     "teacher",
     "embedder",
+    "copy_embedders",
     "jobs",
     "num_processes",
 }

@@ -1,0 +1,203 @@
+"""The gate before publishing: only what has passed the privacy audit goes up, and no metadata with it.
+
+Goes by `audit.json` as `histodistill audit` writes it. For each part of a run, such as `distilled`, that file has a
+verdict, the findings behind it, and the SHA-256 of every file that they are about.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+#: Version of the layout of `audit.json` that this module reads.
+AUDIT_FORMAT = 1
+# Cards are written for publishing, from plain data, and a Hub adds the second.
+_CARDS = ("README.md", ".gitattributes")
+# What a stage keeps for itself, and nobody publishes.
+_WORKING_FOLDERS = ("checkpoints", "progress")
+
+# Chunks of a PNG file that hold pixels or say how to show them. All others can carry text, names or dates.
+_PNG_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"sRGB", b"gAMA", b"cHRM", b"sBIT", b"pHYs"}
+_PNG_BEGINNING = b"\x89PNG\r\n\x1a\n"
+_IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
+_TEXTS = (".json", ".md", ".txt", ".csv", ".yaml", ".yml")
+# An absolute path of this machine in a text.
+_PATHS = re.compile(r"(?<![\w.:/])(?:/(?:home|Users|root|mnt|media|srv|tmp|var|data|opt)/|[A-Za-z]:\\\\?)[^\s\"']+")
+
+
+class AuditError(ValueError):
+    """Something may not be published; the message is one sentence that says why and what to do."""
+
+
+def files_to_audit(folder: str | Path) -> list[str]:
+    """Paths, relative and sorted, of the files of a part of a run that a verdict is about.
+
+    All but the card, hidden files, and what a stage keeps for itself (`checkpoints/`, `progress/`).
+    """
+    folder = Path(folder)
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(
+        path.as_posix()
+        for path in found
+        if path.name not in _CARDS
+        and not any(part.startswith(".") for part in path.parts)
+        and path.parts[0] not in _WORKING_FOLDERS
+    )
+
+
+def hash_files(folder: str | Path, files: Iterable[str]) -> dict[str, str]:
+    """SHA-256, as 64 hex digits, of each of `files` in `folder`."""
+    return {name: _sha256(Path(folder) / name) for name in files}
+
+
+def check_audit(
+    folder: str | Path,
+    audit: Mapping[str, Any] | None,
+    *,
+    part: str | None = None,
+    files: Iterable[str] | None = None,
+) -> None:
+    """Lets what has passed the audit through, and nothing else.
+
+    Args:
+        folder: what is to be published.
+        audit: what `audit.json` of the run holds, or None where there is none.
+        part: the part of the run that it is: `distilled`, `selector` or `pipeline`; by default the folder's name.
+        files: what of the folder is to be published; by default `files_to_audit`. Cards need no audit.
+
+    Raises:
+        AuditError: there is no audit, it did not pass, or it was made of other files.
+    """
+    folder = Path(folder)
+    part = part or folder.name
+    if not audit:
+        raise AuditError(f"{folder} has not been audited: run histodistill audit on the run first")
+    if audit.get("format") != AUDIT_FORMAT:
+        raise AuditError(f"the audit of {folder} is of another version of histodistill: run histodistill audit again")
+    verdict = audit.get("parts", {}).get(part)
+    if verdict is None:
+        raise AuditError(f"the audit is not about {part}: run histodistill audit on the run that {folder} belongs to")
+    names = files_to_audit(folder) if files is None else [name for name in files if Path(name).name not in _CARDS]
+    known = verdict["files"]
+    for name in names:
+        if name not in known:
+            raise AuditError(f"{folder / name} was not audited: run histodistill audit again, or leave the file out")
+        if not (folder / name).is_file() or _sha256(folder / name) != known[name]:
+            raise AuditError(f"{folder / name} is not the file that was audited: run histodistill audit again")
+    if not names:
+        raise AuditError(f"{folder} holds nothing that was audited: give a folder of a finished run")
+    if not verdict["passed"]:
+        reasons = "; ".join(finding["sentence"] for finding in verdict["findings"] if not finding["passed"])
+        raise AuditError(
+            f"{part} did not pass the privacy audit ({reasons}): mend it as AUDIT.md says, or publish it all the same "
+            "with --i-accept-the-risk"
+        )
+
+
+def risk_statement(refusal: str) -> str:
+    """What the card of something published with --i-accept-the-risk says in its first lines.
+
+    Args:
+        refusal: the message of the `AuditError`.
+    """
+    reason = refusal.rpartition(": ")[0] or refusal
+    return (
+        "**This was published although it did not pass a privacy audit.** Whoever published it has accepted the risk "
+        f"that it gives away real tiles or who they are from. The gate said: {reason}."
+    )
+
+
+def audit_sentences(audit: Mapping[str, Any], part: str) -> list[str]:
+    """The findings on a part in plain words, for its card: sentences with a mark of whether each holds."""
+    return [
+        f"{'✓' if finding['passed'] else '✗'} {finding['sentence'][0].upper()}{finding['sentence'][1:]}."
+        for finding in audit["parts"][part]["findings"]
+    ]
+
+
+def check_metadata(folder: str | Path, files: Iterable[str] | None = None) -> None:
+    """Sees that no file carries metadata of the tiles or of this machine.
+
+    Images, also those within Parquet files, may hold pixels only: no EXIF, text, dates or names. Columns of Parquet
+    files may hold no text and no dates. Texts may hold no absolute path.
+
+    Args:
+        folder: what is to be published.
+        files: what of it; by default all files but hidden ones.
+
+    Raises:
+        AuditError: for the first file with metadata.
+    """
+    folder = Path(folder)
+    if files is None:
+        found = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+        files = [path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts)]
+    for name in files:
+        path = folder / name
+        suffix = path.suffix.lower()
+        if suffix == ".parquet":
+            found = next(_parquet_metadata(path), None)
+        elif suffix in _IMAGES:
+            found = _image_metadata(path.read_bytes())
+        elif suffix in _TEXTS and (match := _PATHS.search(path.read_text(encoding="utf-8", errors="replace"))):
+            found = f"the path {match.group()}"
+        else:
+            found = None
+        if found:
+            raise AuditError(f"{path} holds {found}: remove it before publishing")
+
+
+def _parquet_metadata(path: Path) -> Iterator[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        schema = file.schema_arrow
+        images = []
+        for field in schema:
+            names = [child.name for child in field.type] if pa.types.is_struct(field.type) else []
+            if "bytes" in names:
+                images.append(field.name)
+            elif pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+                yield f"text in the column {field.name!r}"
+            elif pa.types.is_temporal(field.type):
+                yield f"dates in the column {field.name!r}"
+            elif names:
+                yield f"a column {field.name!r} of several parts"
+        for batch in file.iter_batches(batch_size=256, columns=images):
+            for name in images:
+                for row, image in enumerate(batch.column(name).to_pylist()):
+                    if image.get("path"):
+                        yield f"the file name {image['path']!r} in the column {name!r}"
+                    if found := _image_metadata(image["bytes"]):
+                        yield f"{found} in image {row} of a batch of the column {name!r}"
+
+
+def _image_metadata(data: bytes) -> str | None:
+    """What an image file holds beside pixels, in words."""
+    from PIL import Image
+
+    if data.startswith(_PNG_BEGINNING):
+        place = len(_PNG_BEGINNING)
+        while place + 8 <= len(data):
+            length, kind = struct.unpack(">I4s", data[place : place + 8])
+            if kind not in _PNG_CHUNKS:
+                return f"metadata ({kind.decode('ascii', 'replace')})"
+            place += 12 + length
+            if kind == b"IEND":
+                break
+        return "something after the end of an image" if place < len(data) else None
+    with Image.open(io.BytesIO(data)) as image:
+        carried = [name for name in ("exif", "comment", "icc_profile", "xmp", "photoshop") if image.info.get(name)]
+    return f"metadata ({', '.join(carried)})" if carried else None
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
