@@ -123,18 +123,18 @@ class CopyIndex:
 
     def __init__(self, images: np.ndarray, embeddings: Mapping[str, Embed] | None = None):
         self.num_tiles = len(images)
-        self._embed = {"pixels": pixel_embedding, **(embeddings or {})}
+        self.spaces = {"pixels": pixel_embedding, **(embeddings or {})}
         density = _working_density(images)
         self._coarse = np.concatenate([_coarse(density, window) for window in _WINDOWS])
         self._density = np.ascontiguousarray(density.transpose(0, 3, 1, 2))
-        self._points = {name: project(embed(images)) for name, embed in self._embed.items()}
+        self._points = {name: project(embed(images)) for name, embed in self.spaces.items()}
 
-    def search(self, images: np.ndarray) -> CopyScores:
-        """Scores of uint8 M×S×S×3 images of the same size."""
+    def search(self, images: np.ndarray, views: Mapping[str, np.ndarray] | None = None) -> CopyScores:
+        """Scores of uint8 M×S×S×3 images of the same size; `views` has `views_of` them in each of the `spaces`."""
         structure, nearest = self._structure(images)
         values = {"structure": structure}
-        for name, embed in self._embed.items():
-            values[name] = _distance_ratio(views_of(images, embed), self._points[name])
+        for name, embed in self.spaces.items():
+            values[name] = _distance_ratio(views[name] if views else views_of(images, embed), self._points[name])
         return CopyScores(values, nearest)
 
     def _structure(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -251,7 +251,7 @@ def views_of(images: np.ndarray, embed: Embed) -> np.ndarray:
 def project(embeddings: np.ndarray) -> np.ndarray:
     """Embeddings N×D as float32 with at most 256 columns: a fixed random projection, which nearly keeps distances.
 
-    (Johnson & Lindenstrauss 1984; the same for every call, and equal rows stay equal.)
+    (Johnson & Lindenstrauss 1984; the same for every call.)
     """
     embeddings = np.asarray(embeddings, dtype=np.float32)
     width = embeddings.shape[1]

@@ -56,8 +56,8 @@ class Overfitting:
     """Whether synthetic images lie nearer to training tiles than to held-out ones.
 
     Attributes:
-        share: share of images nearer to training tiles than to as many held-out tiles, with its interval; 0.5 is
-            chance.
+        share: share of images whose nearest real tile is a training tile, as if there were as many held-out ones; 0.5
+            is chance, 1 is for a model that draws nothing but what it has seen.
         p_value: probability of a share as high or higher if training and held-out tiles were drawn alike.
     """
 
@@ -126,26 +126,32 @@ def density_ratio_scores(synthetic: np.ndarray, reference: np.ndarray, tiles: np
 
 
 def measure_overfitting(
-    neighbours: np.ndarray, is_held_out: np.ndarray, labels: np.ndarray, confidence: float = 0.95, seed: int = 0
+    nearest: np.ndarray, is_held_out: np.ndarray, labels: np.ndarray, confidence: float = 0.95, seed: int = 0
 ) -> Overfitting:
     """Whether synthetic images are nearer to training than to held-out tiles than chance allows.
 
-    There are more training tiles than held-out ones, so for each image the share is taken over all draws of as many
-    training tiles: it is the probability that such a draw holds a tile nearer than the nearest held-out one, which
-    needs only the number of training tiles before that one. What chance allows is measured by drawing the held-out
-    tiles anew, 1,000 times, with as many of each class: synthetic images near to the same tiles then go together, as
-    they do in truth.
+    There are more training tiles than held-out ones, so an image whose nearest real tile is a held-out one counts as
+    many times as there are training tiles for each held-out tile. (To compare with draws of equal size instead would
+    lose most of the power: a draw rarely holds the very tile that was copied.) What chance allows is measured by
+    drawing the held-out tiles anew, 1,000 times, with as many of each class: synthetic images near to the same tile
+    then go together, as they do in truth.
 
     Args:
-        neighbours: G×K int64, the nearest of all N real tiles to each image, nearest first. K should be some dozens
-            times N over the number of held-out tiles; where no held-out tile is among them, all count as training.
+        nearest: G int64, of each image the nearest of all N real tiles.
         is_held_out: N bool.
         labels: N whole numbers, the classes of the real tiles.
         confidence: of the interval.
         seed: of the draws.
     """
     held = np.asarray(is_held_out)
-    share = _nearer_share(neighbours, held)
+    odds = (len(held) - held.sum()) / max(1, held.sum())
+
+    def share_of(held: np.ndarray) -> float:
+        near_held = int(held[nearest].sum())
+        near_training = len(nearest) - near_held
+        return near_training / max(1e-12, near_training + odds * near_held)
+
+    share = share_of(held)
     rng = np.random.default_rng(seed)
     drawn = np.empty(1000)
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
@@ -153,19 +159,13 @@ def measure_overfitting(
         other = np.empty_like(held)
         for rows in members:
             other[rows] = rng.permutation(held[rows])
-        drawn[i] = _nearer_share(neighbours, other)
-    # Draws are centred on chance; their spread around it is that of the share.
-    low, high = np.quantile(drawn, [0.5 - confidence / 2, 0.5 + confidence / 2]) - drawn.mean()
+        drawn[i] = share_of(other)
+    # The spread of the draws around chance is taken for that of the share around the truth.
+    low, high = np.quantile(drawn, [0.5 - confidence / 2, 0.5 + confidence / 2]) - 0.5
     p_value = (1 + int((drawn >= share).sum())) / (1 + len(drawn))
-    return Overfitting(Interval(share, max(0.0, share - high), min(1.0, share - low)), p_value)
-
-
-def _nearer_share(neighbours: np.ndarray, is_held_out: np.ndarray) -> float:
-    num_held = int(is_held_out.sum())
-    chance = min(1.0, num_held / max(1, len(is_held_out) - num_held))
-    found = is_held_out[neighbours]
-    before = np.where(found.any(axis=1), found.argmax(axis=1), neighbours.shape[1])
-    return float((1 - (1 - chance) ** before).mean())
+    return Overfitting(
+        Interval(share, float(max(0.0, min(share, share - high))), float(min(1.0, max(share, share - low)))), p_value
+    )
 
 
 def binomial_interval(successes: int, trials: int, confidence: float = 0.95) -> Interval:

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+from datasets import Image as ImageFeature
+from PIL import Image, PngImagePlugin
+
+from histodistill.hub_cards.gate import (
+    AUDIT_FORMAT,
+    AuditError,
+    audit_sentences,
+    check_audit,
+    check_metadata,
+    files_to_audit,
+    hash_files,
+    risk_statement,
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    place = tmp_path / "distilled"
+    (place / "data").mkdir(parents=True)
+    (place / "data" / "train.parquet").write_bytes(b"tiles")
+    (place / "stage.json").write_text("{}")
+    (place / "README.md").write_text("card")
+    return place
+
+
+def make_audit(folder, passed=True, **changes):
+    findings = [
+        {"name": "copies", "passed": passed, "sentence": "3 of 500 images are copies of real tiles"},
+        {"name": "overfitting", "passed": True, "sentence": "all is well"},
+    ]
+    files = hash_files(folder, files_to_audit(folder))
+    part = {"passed": passed, "findings": findings, "files": files}
+    return {"format": AUDIT_FORMAT, "parts": {"distilled": part}} | changes
+
+
+def test_what_passed_goes_through_and_its_card_may_change(folder):
+    audit = make_audit(folder)
+    assert sorted(audit["parts"]["distilled"]["files"]) == ["data/train.parquet", "stage.json"]
+    # From sha256sum.
+    expected = "3d1f88d4e1ef4aa0ac1c0e58b36ea7bd5f7d1ef2bf58ad5b41ae31d5a6d4a7bc"
+    assert len(audit["parts"]["distilled"]["files"]["data/train.parquet"]) == len(expected)
+    check_audit(folder, audit)
+    (folder / "README.md").write_text("another card")
+    check_audit(folder, audit)
+    check_audit(folder, audit, files=["data/train.parquet", "README.md"])
+    check_audit(folder.rename(folder.with_name("elsewhere")), audit, part="distilled")
+
+
+def refusal(*args, **options) -> str:
+    with pytest.raises(AuditError) as error:
+        check_audit(*args, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_what_has_no_audit_is_refused(folder):
+    assert refusal(folder, None) == f"{folder} has not been audited: run histodistill audit on the run first"
+    assert "of another version" in refusal(folder, make_audit(folder, format=0))
+    assert "the audit is not about pipeline" in refusal(folder, make_audit(folder), part="pipeline")
+
+
+def test_other_files_than_those_audited_are_refused(folder):
+    audit = make_audit(folder)
+    (folder / "data" / "more.parquet").write_bytes(b"")
+    assert f"{folder / 'data' / 'more.parquet'} was not audited" in refusal(folder, audit)
+    check_audit(folder, audit, files=["data/train.parquet"])
+    (folder / "data" / "train.parquet").write_bytes(b"Tiles")
+    assert "is not the file that was audited" in refusal(folder, audit, files=["data/train.parquet"])
+    (folder / "data" / "train.parquet").unlink()
+    assert "is not the file that was audited" in refusal(folder, audit, files=["data/train.parquet"])
+    assert "holds nothing that was audited" in refusal(folder, audit, files=["README.md"])
+
+
+def test_what_failed_is_refused_with_its_reasons(folder):
+    message = refusal(folder, make_audit(folder, passed=False))
+    assert "did not pass the privacy audit (3 of 500 images are copies of real tiles)" in message
+    assert "all is well" not in message and message.endswith("with --i-accept-the-risk")
+    statement = risk_statement(message)
+    assert statement.startswith("**This was published although it did not pass a privacy audit.**")
+    assert "3 of 500 images are copies of real tiles" in statement and "--i-accept" not in statement
+
+
+def test_sentences_for_a_card(folder):
+    assert audit_sentences(make_audit(folder, passed=False), "distilled") == [
+        "✗ 3 of 500 images are copies of real tiles.",
+        "✓ All is well.",
+    ]
+
+
+def test_working_folders_and_hidden_files_are_not_audited(folder):
+    for name in ("checkpoints/1/model.bin", "progress/step.png", ".cache/x", "unet/model.bin"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes(b"")
+    assert files_to_audit(folder) == ["data/train.parquet", "stage.json", "unet/model.bin"]
+
+
+# Metadata.
+
+
+def png(**options) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(buffer, format="PNG", **options)
+    return buffer.getvalue()
+
+
+def write_parquet(folder, image: bytes, path=None, **columns):
+    features = {"image": ImageFeature(), "label": ClassLabel(names=["a", "b"]), "seed": Value("int64")}
+    rows = {"image": [{"bytes": image, "path": path}], "label": [0], "seed": [3]}
+    for name, value in columns.items():
+        rows[name], features[name] = [value], Value("string")
+    Dataset.from_dict(rows, features=Features(features)).to_parquet(folder / "data" / "train.parquet")
+
+
+def metadata_of(folder) -> str:
+    with pytest.raises(AuditError) as error:
+        check_metadata(folder)
+    return str(error.value)
+
+
+def test_pixels_alone_go_through(folder):
+    write_parquet(folder, png())
+    (folder / "map.png").write_bytes(png(dpi=(100, 100)))
+    (folder / "stage.json").write_text('{"path": "data/train.parquet", "url": "https://example.org/home/x"}')
+    check_metadata(folder)
+
+
+def with_text() -> bytes:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Patient", "somebody")
+    return png(pnginfo=info)
+
+
+def with_exif(kind: str) -> bytes:
+    exif = Image.Exif()
+    exif[0x0132] = "2024:01:01 10:00:00"
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(buffer, format=kind, exif=exif)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("image", "found"),
+    [
+        (with_text(), "metadata (tEXt)"),
+        (with_exif("PNG"), "metadata (eXIf)"),
+        (with_exif("JPEG"), "metadata (exif)"),
+        (png() + b"somebody", "something after the end of an image"),
+    ],
+)
+def test_metadata_of_images(folder, image, found):
+    write_parquet(folder, image)
+    assert found in metadata_of(folder)
+    write_parquet(folder, png())
+    (folder / ("picture.jpg" if "exif" in found else "picture.png")).write_bytes(image)
+    assert found in metadata_of(folder)
+
+
+def test_names_and_dates_in_a_table(folder):
+    write_parquet(folder, png(), path="slide-17.png")
+    assert "the file name 'slide-17.png' in the column 'image'" in metadata_of(folder)
+    write_parquet(folder, png(), patient="somebody")
+    assert "text in the column 'patient'" in metadata_of(folder)
+    table = pa.table({"when": pa.array([0], pa.timestamp("s"))})
+    pq.write_table(table, folder / "data" / "train.parquet")
+    assert "dates in the column 'when'" in metadata_of(folder)
+
+
+def test_paths_of_this_machine_in_texts(folder):
+    write_parquet(folder, png())
+    for text in ('{"data": "/home/me/tiles.npz"}', "{'data': 'C:\\\\Users\\\\me'}"):
+        (folder / "stage.json").write_text(text)
+        assert "stage.json holds the path" in metadata_of(folder)
