@@ -167,7 +167,7 @@ def _hold_out(train: Tiles) -> dict[str, Tiles]:
 
 
 def hold_out_for_audit(source: TileSource, share: float) -> TileSource:
-    """Moves a random `share` of each class's training tiles to the split "held_out", at least one tile staying.
+    """Moves a random `share` of each class's training tiles, at least one of two or more, to the split "held_out".
 
     The privacy audit asks whether training tiles can be told from tiles that no model has seen. The answer means
     something only where chance alone decided which are which; validation tiles mostly come from other slides. The
@@ -178,7 +178,7 @@ def hold_out_for_audit(source: TileSource, share: float) -> TileSource:
         share: At least 0 and below 1; 0 changes nothing.
 
     Raises:
-        InputError: For another share, or one that holds out no tile at all.
+        InputError: For another share, or where every class has a single tile.
     """
     if not 0 <= share < 1:
         raise InputError(f"audit_share={share} is out of range: it must be at least 0 and below 1")
@@ -188,10 +188,10 @@ def hold_out_for_audit(source: TileSource, share: float) -> TileSource:
     held = np.zeros(len(train), dtype=bool)
     for label in np.unique(train.labels):
         members = np.flatnonzero(train.labels == label)
-        count = min(round(share * len(members)), len(members) - 1)
+        count = min(max(1, round(share * len(members))), len(members) - 1)
         held[np.random.default_rng(int(label)).permutation(members)[:count]] = True
     if not held.any():
-        raise InputError(f"audit_share={share} holds out no tile of {source.name}: give a larger share, or 0")
+        raise InputError(f"{source.name} has one training tile per class: give more, or an audit_share of 0")
     parts = {"train": train.subset(np.flatnonzero(~held)), HELD_OUT: train.subset(np.flatnonzero(held))}
     return replace(source, splits={**source.splits, **parts})
 

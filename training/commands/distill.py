@@ -94,6 +94,7 @@ def open_run(args: argparse.Namespace) -> dict:
     Raises:
         InputError: For data that cannot be used, or a folder that holds another run.
     """
+    from histodistill.training.audit_tiles import real_tiles
     from histodistill.training.data import load_tiles
     from histodistill.training.files import read_json, write_json
 
@@ -101,8 +102,8 @@ def open_run(args: argparse.Namespace) -> dict:
     source = load_tiles(args.data, image_size=args.image_size, audit_share=args.audit_share)
     check_image_size(preset, source.image_size)
     preset = preset.for_image_size(source.image_size)
-    for split in ("validation", "test"):
-        source.split(split)
+    real_tiles(source)
+    source.split("test")
     diffusion = dict(preset.diffusion, max_train_steps=preset.diffusion_steps(len(source.split("train"))))
     settings = {
         **asdict(replace(preset, diffusion=diffusion)),
@@ -127,7 +128,7 @@ def open_run(args: argparse.Namespace) -> dict:
     if file.is_file():
         try:
             old = read_json(file)["settings"]
-            changed = [name for name in settings if old.get(name) != settings[name]]
+            changed = [name for name in settings | old if old.get(name) != settings.get(name)]
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise InputError(f"{file} is not a run's record or is damaged: give another --output") from error
         if changed:
