@@ -24,7 +24,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 PROSE = re.sub(r"^```.*?^```$", "", README, flags=re.DOTALL | re.MULTILINE)
 SNIPPETS = [text for language, text in BLOCKS if language == "python"]
-SCRIPTS = ("train_autoencoder", "train_diffusion", "train_classifier", "generate", "select", "compare")
+SCRIPTS = ("train_autoencoder", "train_diffusion", "train_classifier", "generate", "select", "audit", "compare")
 # What distill does not run.
 ON_REQUEST = ("evaluate-pool", "benchmark")
 

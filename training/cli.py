@@ -14,6 +14,7 @@ COMMANDS = {
     "distill": "everything: from labelled tiles to a distilled dataset, its scores and a report",
     "generate": "the pool: many synthetic images of each class from a trained pipeline",
     "select": "the distilled set: the most informative images of the pool",
+    "audit": "what the distilled set and the model give away about the real tiles; publishing goes by it",
     "merge": "one distilled set out of those of several sites",
     "compare": "the scores: classifiers trained on distilled and on real tiles, on real test tiles",
     "evaluate-pool": "the pool's quality: distances to real tiles, and what a classifier learns from it",

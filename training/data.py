@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histodistill.training.errors import InputError
-from histodistill.training.tiles import SPLITS, Tiles, TileSource, check_integer
+from histodistill.training.tiles import SPLITS, Tiles, TileSource, check_integer, hold_out_for_audit
 
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def load_tiles(
     cache_dir: str | Path | None = None,
     download: bool = True,
     hold_out_validation: bool = True,
+    audit_share: float = 0.0,
 ) -> TileSource:
     """Load labelled RGB tiles from any source.
 
@@ -56,6 +57,7 @@ def load_tiles(
             Hugging Face cache for Hub datasets.
         download: whether a MedMNIST file that is not there may be fetched. (Hub datasets obey `HF_HUB_OFFLINE`.)
         hold_out_validation: see above.
+        audit_share: share of the training tiles that becomes the split "held_out": see `hold_out_for_audit`.
 
     Returns:
         A `TileSource`, with images uint8 N×H×W×3 and labels int64 N in every split.
@@ -65,6 +67,11 @@ def load_tiles(
     """
     if image_size is not None:
         check_integer("image_size", image_size, 8)
+    found = _load(source, image_size, cache_dir, download, hold_out_validation)
+    return hold_out_for_audit(found, audit_share)
+
+
+def _load(source, image_size, cache_dir, download, hold_out_validation) -> TileSource:
     text = os.fspath(source)
     if isinstance(source, str):
         if text == "phantom":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +64,21 @@ def embedder_fingerprint(name: str) -> str:
         if file.suffix in (".json", ".safetensors") and file.name != "stage.json":
             digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
     return f"{describe_embedder(name)}, sha256 {digest.hexdigest()}"
+
+
+def named_embeddings(names: list[str]) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """Values of an option `--embedders` as functions of images, by names without a path of this machine.
+
+    Raises:
+        InputError: If two have the same name.
+    """
+    embeddings = {}
+    for name in names:
+        label = "autoencoder" if is_autoencoder(name) else Path(name).name if Path(name).is_dir() else name
+        if label in embeddings or label == "pixels":
+            raise InputError(f"--embedders names {label} twice: give folders with different names")
+        embeddings[label] = partial(embed_images, name)
+    return embeddings
 
 
 def embed_images(name_or_path: str | Path, images: np.ndarray, batch_size: int = 256) -> np.ndarray:

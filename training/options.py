@@ -17,6 +17,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 # These say where and how a script runs, not what comes out; all other options are recorded as settings of the result.
 _NOT_SETTINGS = {
     "data",
+    "audit_share",  # the fingerprint of the tiles tells it
     "eval_data",
     "output",
     "resume",
@@ -27,6 +28,7 @@ _NOT_SETTINGS = {
     "pool",
     "teacher",
     "embedder",
+    "copy_embedders",
     "jobs",
     "num_processes",
 }
@@ -51,6 +53,7 @@ def add_training_options(
         default=0.5,
         help="0 draws classes as often as they occur, 1 equally often, between: n^(1 - value)",
     )
+    add_audit_share_option(data)
     data.add_argument("--output", type=Path, required=True, help="folder for the result")
     optim = parser.add_argument_group("optimisation")
     optim.add_argument("--max-train-steps", type=int, default=max_train_steps, help="optimizer steps")
@@ -75,6 +78,21 @@ def add_training_options(
     run.add_argument("--report-to", default=None, choices=["tensorboard", "wandb", "all"], help="optional tracker")
 
 
+def add_audit_share_option(group: argparse.ArgumentParser, default: float = 0.0) -> None:
+    """Adds `--audit-share`."""
+    group.add_argument(
+        "--audit-share",
+        type=float,
+        default=default,
+        help="random share of the training tiles that no model sees, for the privacy audit; the same in all stages",
+    )
+
+
+def check_audit_share(args: argparse.Namespace) -> None:
+    """Checks that option; ends with code 2 where it is wrong."""
+    check_option(args, "audit_share", 0 <= args.audit_share < 1, "it must be at least 0 and below 1")
+
+
 def check_training_options(args: argparse.Namespace) -> None:
     """Checks the ranges of the shared options; ends the program with code 2 and one sentence where one is wrong."""
     at_least_one = (
@@ -91,6 +109,7 @@ def check_training_options(args: argparse.Namespace) -> None:
         check_option(args, name, getattr(args, name) is None or getattr(args, name) > 0, "it must be above 0")
     check_option(args, "weight_decay", args.weight_decay >= 0, "it must be at least 0")
     check_option(args, "seed", args.seed >= 0, "it must be at least 0")
+    check_audit_share(args)
     for name in ("warmup", "class_balance"):
         check_option(args, name, 0 <= getattr(args, name) <= 1, "it must be 0 to 1")
 

@@ -73,6 +73,7 @@ _STAGES = {
     "teacher": "Teacher classifier",
     "pool": "Pool of generated images",
     "distilled": "Selection",
+    "audit": "Privacy audit",
     "comparison": "Comparison of classifiers",
 }
 # What a stage may have measured, and how to say it.
@@ -153,8 +154,10 @@ def _page(run: Path) -> dict[str, Any]:
         "result_notes": results.get("notes", []) if results else [],
         "classes": _classes(images, columns["label"], class_names),
         "quality": _pool_quality(_read_optional(run / "evaluation" / "metrics.json")),
+        "audit": _audit(_read_optional(run / "audit.json")),
         "communities": _communities(records["distilled"].get("community_sizes", {}), columns, class_names),
         "dropped": [(name, n) for name, n in records["distilled"].get("dropped", {}).items() if n],
+        "copies_dropped": sum((records["distilled"].get("copies_dropped") or {}).values()),
         "pictures": _pictures(run / "selector", _SELECTION_PICTURES),
         "benchmark_pictures": _pictures(run / "benchmark", _BENCHMARK_PICTURES),
         "selection_notes": records["distilled"].get("warnings", []),
@@ -239,6 +242,47 @@ def _pool_quality(metrics: dict[str, Any] | None) -> dict[str, Any] | None:
         sentence += _score(row["accuracy"])["mean"]
         scores.append(f"{sentence} ({100 * share:.1f}% of all real tiles)" if share else sentence)
     return {"titles": [title for title, _ in DISTANCES.values()], "rows": rows, "scores": scores}
+
+
+def _audit(audit: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What `histodistill audit` found, numbers already as text; None where it was not run."""
+    if not audit:
+        return None
+    figures, verdicts = audit["figures"], audit["parts"]
+    attacks = []
+    for space, by_name in figures["published"]["membership"].items():
+        for name, attack in by_name.items():
+            rate = attack["main"]["true_positives"]
+            attacks.append(
+                {
+                    "name": f"{name.replace('_', ' ')}, {space}",
+                    "main": _interval(attack["main"]["auc"]),
+                    "control": _interval(attack["control"]["auc"]),
+                    "rates": [_interval(rate[level]) for level in ("0.01", "0.001")],
+                }
+            )
+    if figures["weights"]:
+        rate = figures["weights"]["true_positives"]
+        attacks.append(
+            {
+                "name": "with the weights of the model",
+                "main": _interval(figures["weights"]["auc"]),
+                "control": "–",
+                "rates": [_interval(rate[level]) for level in ("0.01", "0.001")],
+            }
+        )
+    return {
+        "verdicts": [(part, verdict["passed"]) for part, verdict in verdicts.items()],
+        "findings": max((verdict["findings"] for verdict in verdicts.values()), key=len),
+        "attacks": attacks,
+        "held_out_at_random": audit["held_out_at_random"],
+    }
+
+
+def _interval(interval: dict[str, float] | None) -> str:
+    if interval is None:
+        return "too few tiles"
+    return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
 
 
 def _architecture(name: str) -> str:

@@ -7,6 +7,8 @@ import argparse
 import numpy as np
 
 from histodistill.hub_cards import DistilledDatasetCardData, render_dataset_card
+from histodistill.selection.audit import find_copies, find_limits
+from histodistill.training.audit_tiles import real_tiles
 from histodistill.training.classifiers import Classifier
 from histodistill.training.commands.select import needs_real_tiles, parse_args
 from histodistill.training.community_figures import community_map, community_tiles
@@ -16,6 +18,7 @@ from histodistill.training.embedders import (
     embed_images,
     embedder_fingerprint,
     is_classifier,
+    named_embeddings,
     resolve_embedder,
 )
 from histodistill.training.errors import InputError
@@ -44,7 +47,9 @@ def main(args: argparse.Namespace) -> None:
         "teacher": teacher_record["fingerprint"],
         "embedder": embedder_fingerprint(args.embedder),
     }
-    real = None
+    if args.drop_copies:
+        inputs["copy_embedders"] = [embedder_fingerprint(name) for name in args.copy_embedders]
+    source = real = None
     if needs_real_tiles(args):
         source = load_tiles(args.data, image_size=images.shape[1])
         if source.class_names != class_names:
@@ -65,12 +70,17 @@ def main(args: argparse.Namespace) -> None:
             f"{_short(class_names)}): give a classifier trained on the tiles that the pipeline was trained on"
         )
     embedder = resolve_embedder(args.embedder, args.teacher)
+    copies = None
+    if args.drop_copies:
+        tiles, embeddings = real_tiles(source), named_embeddings(args.copy_embedders)
+        copies, _ = find_copies(images, tiles, embeddings, find_limits(tiles, embeddings))
     known = SelectionInputs(
         embeddings=embed_images(embedder, images),
         labels=labels,
         probabilities=predict_proba(teacher, images).astype(np.float32),
         real_embeddings=embed_images(embedder, real.images) if real else None,
         real_labels=real.labels if real else None,
+        copies=copies,
     )
     selection = fit_selector(args, known, class_names)
     for note in selection.notes:
@@ -92,6 +102,9 @@ def main(args: argparse.Namespace) -> None:
     community_map(known.embeddings, labels, communities, chosen, class_names, folder / "community_map.png")
     community_tiles(images, labels, communities, centrality, chosen, class_names, folder / "community_tiles.png")
     features = write_image_dataset(args.output / "distilled" / "data", images[chosen], distilled, class_names)
+    filters = {name: getattr(args, name) for name in ("min_probability", "typical_share") if getattr(args, name)}
+    if copies is not None:
+        filters["copies of real tiles"] = f"{int(copies.sum())} of {len(images)} images dropped"
     card = DistilledDatasetCardData(
         class_names=class_names,
         n_per_class=args.n_per_class,
@@ -100,7 +113,7 @@ def main(args: argparse.Namespace) -> None:
         selector=type(selector).__name__,
         selector_params=selector.get_params(),
         embedder=describe_embedder(args.embedder),
-        filters={name: getattr(args, name) for name in ("min_probability", "typical_share") if getattr(args, name)},
+        filters=filters,
         generation={name: pool_record["settings"][name] for name in PIPELINE_OPTIONS},
         features=features,
         source_name=read_json(args.teacher / "results.json")["data"]["train"],
@@ -110,6 +123,9 @@ def main(args: argparse.Namespace) -> None:
         num_images=len(chosen),
         community_sizes=community_sizes(communities, labels, class_names),
         dropped={name: int((~selection.candidates[labels == label]).sum()) for label, name in enumerate(class_names)},
+        copies_dropped=None
+        if copies is None
+        else {name: int(copies[labels == label].sum()) for label, name in enumerate(class_names)},
         warnings=selection.notes,
     )
     print(f"select: {len(chosen)} of {len(images)} images saved to {args.output / 'distilled'}")

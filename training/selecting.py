@@ -35,6 +35,7 @@ class SelectionInputs:
         probabilities: float32 N×C, what the teacher says of the pool.
         real_embeddings: float32 M×D of the real training tiles, or None where no option goes by them.
         real_labels: int64 M, or None.
+        copies: bool N, True for images that are copies of a real tile, or None where nobody looked.
     """
 
     embeddings: np.ndarray
@@ -42,6 +43,7 @@ class SelectionInputs:
     probabilities: np.ndarray
     real_embeddings: np.ndarray | None = None
     real_labels: np.ndarray | None = None
+    copies: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def fit_selector(args: argparse.Namespace, inputs: SelectionInputs, class_names:
     """Filters the pool and fits the selector to what is left.
 
     Where a filter leaves fewer images of a class than are to be chosen, those that the teacher recognises best are
-    taken back, and a note says so.
+    taken back, and a note says so. Copies of real tiles are never taken back.
 
     Raises:
         InputError: For options or a pool that the selector refuses.
@@ -96,7 +98,9 @@ def fit_selector(args: argparse.Namespace, inputs: SelectionInputs, class_names:
                 inputs.embeddings, inputs.labels, inputs.real_embeddings, inputs.real_labels, args.typical_share
             )
         own = own_probability(inputs.probabilities, inputs.labels)
-        candidates = at_least(passes, own, inputs.labels, args.n_per_class)
+        copies = np.zeros(len(passes), dtype=bool) if inputs.copies is None else inputs.copies
+        passes &= ~copies
+        candidates = at_least(passes, np.where(copies, -1, own), inputs.labels, args.n_per_class) & ~copies
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", DegenerateGraphWarning)
             selector.fit(inputs.embeddings, inputs.labels, candidates=candidates)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -14,6 +14,8 @@ from histodistill.training.errors import InputError
 
 
 SPLITS = ("train", "validation", "test")
+#: The split that `hold_out_for_audit` makes.
+HELD_OUT = "held_out"
 MIN_IMAGE_SIZE = 8
 
 
@@ -58,7 +60,8 @@ class TileSource:
     Attributes:
         name: short name of the source, such as `pathmnist` or the name of the folder.
         class_names: the name of each label; the index is the label.
-        splits: `Tiles` by name: "train", mostly "validation", and often "test".
+        splits: `Tiles` by name: "train", mostly "validation", often "test", and "held_out" where training tiles were
+            kept from all models for the privacy audit.
         image_size: side of every tile in pixels.
         license: licence of the tiles where known.
         attribution: whom to credit, where known.
@@ -168,6 +171,36 @@ def _hold_out(train: Tiles) -> dict[str, Tiles]:
     if not held.any():
         raise InputError("there is one training tile per class and no validation split: give at least 2 per class")
     return {"train": train.subset(np.flatnonzero(~held)), "validation": train.subset(np.flatnonzero(held))}
+
+
+def hold_out_for_audit(source: TileSource, share: float) -> TileSource:
+    """Moves a random `share` of each class's training tiles, at least one of two or more, to the split "held_out".
+
+    The privacy audit asks whether training tiles can be told from tiles that no model has seen. The answer means
+    something only where chance alone decided which are which; validation tiles mostly come from other slides. The
+    draw is the same every time, so that all stages of a run agree on it.
+
+    Args:
+        source: With a train split.
+        share: At least 0 and below 1; 0 changes nothing.
+
+    Raises:
+        InputError: For another share, or where every class has a single tile.
+    """
+    if not 0 <= share < 1:
+        raise InputError(f"audit_share={share} is out of range: it must be at least 0 and below 1")
+    if share == 0:
+        return source
+    train = source.split("train")
+    held = np.zeros(len(train), dtype=bool)
+    for label in np.unique(train.labels):
+        members = np.flatnonzero(train.labels == label)
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        held[np.random.default_rng(int(label)).permutation(members)[:count]] = True
+    if not held.any():
+        raise InputError(f"{source.name} has one training tile per class: give more, or an audit_share of 0")
+    parts = {"train": train.subset(np.flatnonzero(~held)), HELD_OUT: train.subset(np.flatnonzero(held))}
+    return replace(source, splits={**source.splits, **parts})
 
 
 def fit_tile(image: Image.Image, size: int) -> Image.Image:

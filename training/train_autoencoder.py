@@ -208,7 +208,7 @@ def validate(
 
 def main(args: argparse.Namespace) -> None:
     """Trains, validates, measures the latent scale, and saves."""
-    source = load_tiles(args.data, image_size=args.image_size)
+    source = load_tiles(args.data, image_size=args.image_size, audit_share=args.audit_share)
     train, validation = source.split("train"), source.split("validation")
     settings = {"stage": "autoencoder", "data": source.fingerprint(), **result_settings(args)}
     stage = Stage(args.output, settings)

@@ -576,7 +576,12 @@ def main(args: argparse.Namespace) -> None:
     config = make_config(args)
     accelerator = make_accelerator(args.mixed_precision, report_to=args.report_to, project_dir=args.output)
     # A set that is only trained on is used whole.
-    source = load_tiles(args.data, image_size=args.image_size, hold_out_validation=args.eval_data is None)
+    source = load_tiles(
+        args.data,
+        image_size=args.image_size,
+        hold_out_validation=args.eval_data is None,
+        audit_share=args.audit_share,
+    )
     real = source if args.eval_data is None else load_tiles(args.eval_data, image_size=source.image_size)
     if real.class_names != source.class_names:
         raise InputError(

@@ -194,7 +194,7 @@ def main(args: argparse.Namespace) -> None:
             f"{args.autoencoder} holds an autoencoder of an earlier version: train one anew, in another folder"
         )
     autoencoder = AutoencoderDC.from_pretrained(args.autoencoder).eval().requires_grad_(False)
-    source = load_tiles(args.data, image_size=args.image_size)
+    source = load_tiles(args.data, image_size=args.image_size, audit_share=args.audit_share)
     image_size = autoencoder_record["image_size"]
     if source.image_size != image_size:
         raise InputError(

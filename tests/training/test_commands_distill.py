@@ -19,13 +19,13 @@ from histodistill.training.errors import InputError
 from histodistill.training.files import read_json, write_json
 from histodistill.training.image_dataset import read_image_dataset
 from histodistill.training.phantom import phantom_tiles
-from histodistill.training.presets import PRESETS, to_argv
+from histodistill.training.presets import PRESETS
 from histodistill.training.stages import is_complete, read_record
 
 
-TITLES = ["autoencoder", "denoiser", "teacher", "pool", "selection", "comparison"]
-FOLDERS = ["autoencoder", "pipeline", "teacher", "pool", "distilled", "comparison"]
-SCRIPTS = ["train_autoencoder", "train_diffusion", "train_classifier", "generate", "select", "compare"]
+TITLES = ["autoencoder", "denoiser", "teacher", "pool", "selection", "privacy audit", "comparison"]
+FOLDERS = ["autoencoder", "pipeline", "teacher", "pool", "distilled", "audit", "comparison"]
+SCRIPTS = ["train_autoencoder", "train_diffusion", "train_classifier", "generate", "select", "audit", "compare"]
 
 
 @pytest.fixture(autouse=True)
@@ -104,8 +104,8 @@ def test_results(tiny_run):
 
 def test_summary_is_printed(tiny_run):
     lines = tiny_run.output.splitlines()
-    assert [line for line in lines if re.match(r"\[\d/6\] ", line)] == [
-        f"[{number}/6] {title}" for number, title in enumerate(TITLES, start=1)
+    assert [line for line in lines if re.match(r"\[\d/7\] ", line)] == [
+        f"[{number}/7] {title}" for number, title in enumerate(TITLES, start=1)
     ]
     results = read_json(tiny_run.folder / "results.json")
     header = next(line for line in lines if line.split()[-3:] == ["ACC", "AUC", "F1"])
@@ -172,7 +172,7 @@ def test_finished_stages_are_skipped(tiny_run, copy, started, capsys):
     assert started == []
     output = capsys.readouterr().out
     assert [line for line in output.splitlines() if line.startswith("[")] == [
-        f"[{number}/6] {title}: finished before" for number, title in enumerate(TITLES, start=1)
+        f"[{number}/7] {title}: finished before" for number, title in enumerate(TITLES, start=1)
     ]
     assert "ACC" in output and "Report:" in output
     after = files(copy)
@@ -208,8 +208,8 @@ def test_lost_pool_is_made_again_and_is_the_same(tiny_run, copy, monkeypatch, ca
     shutil.rmtree(copy / "pool")
     call(tiny_run.data, copy)
     output = capfd.readouterr().out
-    assert output.count("finished before") == 5
-    assert re.search(r"\[4/6\] pool\npool: 40 images saved to ", output)
+    assert output.count("finished before") == 6
+    assert re.search(r"\[4/7\] pool\npool: 40 images saved to ", output)
     images, columns, _ = read_image_dataset(copy / "pool")
     old_images, old_columns, _ = read_image_dataset(tiny_run.folder / "pool")
     assert np.array_equal(images, old_images)
@@ -231,6 +231,7 @@ def test_failed_stage_ends_the_run_with_its_exit_code(tiny_run, copy, monkeypatc
     ("argv", "named"),
     [
         (["--seed", "1"], "seed"),
+        (["--audit-share", "0"], "the tiles, audit_share"),
         (["--n-per-class", "2"], "select"),
         (["--per-class", "9"], "generate"),
         (["--mixed-precision", "no"], "mixed_precision"),
@@ -280,19 +281,20 @@ def plan(data: Path, output: Path, *argv: object) -> list[distill.StageCall]:
 
 
 def parsed(stage: distill.StageCall):
-    return import_module(stage.module).parse_args(to_argv(stage.options))
+    return import_module(stage.module).parse_args(stage.argv)
 
 
 def test_options_reach_the_scripts(tiny_tiles, tmp_path):
     options = ["--per-class", 9, "--n-per-class", 4, "--seed", 3, "--mixed-precision", "no", "--num-processes", 2]
+    options += ["--audit-share", 0.2]
     out = tmp_path / "run"
     stages = plan(tiny_tiles, out, *options)
     assert [stage.title for stage in stages] == TITLES
     assert [stage.folder for stage in stages] == FOLDERS
     assert [stage.module for stage in stages] == [f"histodistill.training.{script}" for script in SCRIPTS]
     # Selection has nothing to share.
-    assert [stage.num_processes for stage in stages] == [2, 2, 2, 2, 1, 2]
-    autoencoder, diffusion, teacher, generate, select, compare = map(parsed, stages)
+    assert [stage.num_processes for stage in stages] == [2, 2, 2, 2, 1, 1, 2]
+    autoencoder, diffusion, teacher, generate, select, audit, compare = map(parsed, stages)
     for args in (autoencoder, diffusion, teacher):
         assert (args.data, args.image_size, args.resume) == (str(tiny_tiles), 16, "latest")
         assert (args.mixed_precision, args.seed) == ("no", 3)
@@ -310,6 +312,10 @@ def test_options_reach_the_scripts(tiny_tiles, tmp_path):
         out / "teacher",
         out,
     )
+    assert [args.audit_share for args in (autoencoder, diffusion, teacher, audit)] == [0.2] * 4
+    embedders = ["untrained", str(out / "autoencoder")]
+    assert (select.drop_copies, select.copy_embedders, select.data) == (True, embedders, str(tiny_tiles))
+    assert (audit.run, audit.data, audit.embedders, audit.seed) == (out, str(tiny_tiles), embedders, 3)
     assert (compare.run, compare.data, compare.image_size) == (out, str(tiny_tiles), 16)
     assert compare.plan == [("convnet", 2, ["real_all", "real_random", "distilled_ce"])]
     assert teacher.n_per_class is None
@@ -318,12 +324,12 @@ def test_options_reach_the_scripts(tiny_tiles, tmp_path):
 def test_denoiser_sees_few_tiles_less_often(tiny_tiles, tmp_path, monkeypatch, tiny_preset):
     monkeypatch.setitem(PRESETS, "tiny", replace(tiny_preset, max_epochs=1))
     [_, diffusion, *_] = plan(tiny_tiles, tmp_path / "run")
-    assert parsed(diffusion).max_train_steps == 60 // 8
+    assert parsed(diffusion).max_train_steps == 55 // 8  # one tile in twelve is held out for the audit
 
 
 def test_record_of_a_run(tiny_run):
     run = read_json(tiny_run.folder / "run.json")
-    assert run["num_tiles"] == {"train": 60, "validation": 20, "test": 20}
+    assert run["num_tiles"] == {"train": 55, "validation": 20, "test": 20, "held_out": 5}
     assert (run["data"], run["preset"], run["image_size"], run["seed"]) == ("tiles", "tiny", 16, 0)
     assert run["class_names"] == ["adipose", "glands", "lymphocytes", "mucus", "stroma"]
 
@@ -347,6 +353,7 @@ def test_default_preset_suits_the_machine(has_gpu, preset, tiny_tiles, tmp_path,
         (["--per-class", 0], "--per-class=0 is out of range: it must be at least 1"),
         (["--num-processes", 0], "--num-processes=0 is out of range: it must be at least 1"),
         (["--seed", -1], "--seed=-1 is out of range: it must be at least 0"),
+        (["--audit-share", 1], "--audit-share=1.0 is out of range: it must be at least 0 and below 1"),
         (
             ["--n-per-class", 9],
             "--n-per-class=9 is more than the 8 pool images of a class: raise --per-class or lower --n-per-class",

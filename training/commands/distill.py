@@ -5,7 +5,8 @@
 Stages that are finished are skipped, and one that was killed goes on from its last checkpoint: run the same command
 again. The output folder then holds
 
-    autoencoder/  pipeline/  teacher/  pool/  selector/  distilled/  comparison/  results.json  report.html
+    autoencoder/  pipeline/  teacher/  pool/  selector/  distilled/  audit/  audit.json  comparison/  results.json
+    report.html
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from histodistill.training.errors import InputError
 from histodistill.training.launch import add_launch_option, run_module
-from histodistill.training.options import HelpFormatter, check_option, fail
+from histodistill.training.options import HelpFormatter, add_audit_share_option, check_audit_share, check_option, fail
 from histodistill.training.presets import PRESETS, Preset, to_argv
 
 
@@ -37,6 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, default=None, help="side in pixels; default: the size tiles have")
     parser.add_argument("--n-per-class", type=int, default=None, help="images to keep of each class; default: preset")
     parser.add_argument("--per-class", type=int, default=None, help="pool images of each class; default: preset")
+    add_audit_share_option(parser, default=0.1)
     parser.add_argument("--seed", type=int, default=0, help="seed of every stage")
     parser.add_argument("--mixed-precision", choices=["no", "bf16", "fp16"], default="bf16", help="of the trainings")
     add_launch_option(parser)
@@ -44,6 +46,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("n_per_class", "per_class", "num_processes"):
         check_option(args, name, getattr(args, name) is None or getattr(args, name) >= 1, "it must be at least 1")
     check_option(args, "seed", args.seed >= 0, "it must be at least 0")
+    check_audit_share(args)
     return args
 
 
@@ -91,15 +94,16 @@ def open_run(args: argparse.Namespace) -> dict:
     Raises:
         InputError: For data that cannot be used, or a folder that holds another run.
     """
+    from histodistill.training.audit_tiles import real_tiles
     from histodistill.training.data import load_tiles
     from histodistill.training.files import read_json, write_json
 
     preset = resolve_preset(args)
-    source = load_tiles(args.data, image_size=args.image_size)
+    source = load_tiles(args.data, image_size=args.image_size, audit_share=args.audit_share)
     check_image_size(preset, source.image_size)
     preset = preset.for_image_size(source.image_size)
-    for split in ("validation", "test"):
-        source.split(split)
+    real_tiles(source)
+    source.split("test")
     diffusion = dict(preset.diffusion, max_train_steps=preset.diffusion_steps(len(source.split("train"))))
     settings = {
         **asdict(replace(preset, diffusion=diffusion)),
@@ -108,6 +112,8 @@ def open_run(args: argparse.Namespace) -> dict:
         "mixed_precision": args.mixed_precision,
         "fingerprint": source.fingerprint(),
     }
+    if args.audit_share:
+        settings["audit_share"] = args.audit_share
     settings["compare"] = list(settings["compare"])
     run = {
         "data": source.name,
@@ -122,7 +128,7 @@ def open_run(args: argparse.Namespace) -> dict:
     if file.is_file():
         try:
             old = read_json(file)["settings"]
-            changed = [name for name in settings if old.get(name) != settings[name]]
+            changed = [name for name in settings | old if old.get(name) != settings.get(name)]
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise InputError(f"{file} is not a run's record or is damaged: give another --output") from error
         if changed:
@@ -149,6 +155,7 @@ class StageCall:
         options: Its options.
         num_processes: Processes that share its work.
         also_leaves: What the stage leaves outside its folder.
+        arguments: What its script takes without an option's name.
     """
 
     title: str
@@ -157,6 +164,12 @@ class StageCall:
     options: dict[str, object]
     num_processes: int
     also_leaves: tuple[str, ...] = ()
+    arguments: tuple[object, ...] = ()
+
+    @property
+    def argv(self) -> list[str]:
+        """What the script is started with."""
+        return [*(str(argument) for argument in self.arguments), *to_argv(self.options)]
 
 
 def stages(args: argparse.Namespace, run: dict) -> list[StageCall]:
@@ -164,16 +177,19 @@ def stages(args: argparse.Namespace, run: dict) -> list[StageCall]:
     out, settings, many = args.output, run["settings"], args.num_processes
     package = "histodistill.training"
     data = {"data": args.data, "image_size": run["image_size"]}
+    models = {**data, "audit_share": args.audit_share}
     seed, precision = {"seed": args.seed}, {"mixed_precision": args.mixed_precision}
     training = {**seed, **precision, "resume": "latest"}
-    autoencoder = {**data, "output": out / "autoencoder", **settings["autoencoder"], **training}
+    autoencoder = {**models, "output": out / "autoencoder", **settings["autoencoder"], **training}
     diffusion = {
-        **data, "autoencoder": out / "autoencoder", "output": out / "pipeline", **settings["diffusion"], **training
+        **models, "autoencoder": out / "autoencoder", "output": out / "pipeline", **settings["diffusion"], **training
     }  # fmt: skip
-    teacher = {**data, "output": out / "teacher", **settings["teacher"], **training}
+    teacher = {**models, "output": out / "teacher", **settings["teacher"], **training}
     generate = {"pipeline": out / "pipeline", "output": out / "pool", **seed, **settings["generate"]}
     made = {"pool": out / "pool", "teacher": out / "teacher", "data": args.data, "output": out}
-    select = {**made, **seed, **settings["select"]}
+    embedders = ["untrained", out / "autoencoder"]
+    select = {**made, **seed, **settings["select"], "copy_embedders": embedders, "drop_copies": []}
+    audit = {"data": args.data, "audit_share": args.audit_share, "embedders": embedders, **seed}
     compare = {"run": out, **data, "train": settings["compare"], "seeds": [args.seed], **precision}
     return [
         StageCall("autoencoder", "autoencoder", f"{package}.train_autoencoder", autoencoder, many),
@@ -181,6 +197,7 @@ def stages(args: argparse.Namespace, run: dict) -> list[StageCall]:
         StageCall("teacher", "teacher", f"{package}.train_classifier", teacher, many),
         StageCall("pool", "pool", f"{package}.generate", generate, many),
         StageCall("selection", "distilled", f"{package}.select", select, 1, ("selector/config.json",)),
+        StageCall("privacy audit", "audit", f"{package}.audit", audit, 1, ("audit.json",), (out,)),
         StageCall("comparison", "comparison", f"{package}.compare", compare, many, ("results.json",)),
     ]
 
@@ -211,7 +228,7 @@ def main(argv: list[str]) -> None:
             print(f"[{number}/{len(plan)}] {stage.title}: finished before", flush=True)
             continue
         print(f"[{number}/{len(plan)}] {stage.title}", flush=True)
-        run_module(stage.module, to_argv(stage.options), stage.num_processes)
+        run_module(stage.module, stage.argv, stage.num_processes)
 
     from histodistill.training.report import summary_lines, write_report
 

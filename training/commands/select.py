@@ -6,7 +6,7 @@ Leaves `selector/` (the fitted selector, and pictures of the pool's communities)
 `load_dataset` opens) in the output folder. `selection/README.md` tells what the defaults were chosen from. Whatever
 chooses, Infomap finds the communities of the pool; `--selector infomap` also chooses by them, as the paper does.
 The teacher is a classifier trained on the real tiles: its probabilities become the column soft_label. Real tiles
-(`--data`) are needed only by `--typical-share`, and none of them is written anywhere.
+(`--data`) are needed only by `--typical-share` and `--drop-copies`, and none of them is written anywhere.
 """
 
 from __future__ import annotations
@@ -36,6 +36,17 @@ def add_selector_options(parser: argparse.ArgumentParser) -> None:
         help="drop images that lie farther from the real tiles of their class than this share of these do from each "
         "other; needs --data; default: drop none",
     )
+    filters.add_argument(
+        "--drop-copies",
+        action="store_true",
+        help="drop images that are copies of a real tile, as histodistill audit finds them; needs --data",
+    )
+    filters.add_argument(
+        "--copy-embedders",
+        nargs="+",
+        default=["untrained"],
+        help="embedding spaces, beside pixels, in which copies are looked for",
+    )
     infomap = parser.add_argument_group("communities, and the selector infomap")
     infomap.add_argument("--n-neighbors", type=int, default=15, help="neighbours of each image in the graph")
     infomap.add_argument("--weighting", choices=WEIGHTINGS, default="local_gaussian", help="weights of the links")
@@ -56,7 +67,7 @@ def check_selector_options(args: argparse.Namespace) -> None:
 
 def needs_real_tiles(args: argparse.Namespace) -> bool:
     """Whether the options go by real tiles."""
-    return args.typical_share is not None
+    return args.typical_share is not None or args.drop_copies
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -66,7 +77,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--pool", type=Path, required=True, help="folder that generate left")
     parser.add_argument("--teacher", type=Path, required=True, help="folder of a classifier trained on the real tiles")
-    parser.add_argument("--data", default=None, help="the real tiles, which --typical-share goes by")
+    parser.add_argument("--data", default=None, help="the real tiles, which --typical-share and --drop-copies go by")
     parser.add_argument(
         "--embedder",
         default="untrained",
@@ -80,7 +91,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     check_selector_options(args)
     if needs_real_tiles(args) and args.data is None:
-        fail("--data is missing: --typical-share goes by the real tiles, so name them")
+        option = "--drop-copies" if args.drop_copies else "--typical-share"
+        fail(f"--data is missing: {option} goes by the real tiles, so name them")
     return args
 
 

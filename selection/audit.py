@@ -1,0 +1,473 @@
+"""The privacy audit: what synthetic images give away about the real tiles that a model was trained on.
+
+Arrays in, plain dataclasses out. Three questions, each asked in pixels and in every embedding: are there copies, are
+the images nearer to training tiles than chance allows, and can an attacker tell who was in the training set? Each has
+a main attack, a control where nothing can have been learned, and a naive baseline, as anonymeter has (Giomi et al.,
+PoPETs 2023). `AUDIT.md` beside this file gives the reasons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.stats import binomtest
+
+from histodistill.selection.copies import (
+    CopyIndex,
+    CopyLimits,
+    CopyScores,
+    Embed,
+    calibrate,
+    nearest_under_views,
+    project,
+    views_of,
+)
+from histodistill.selection.membership import (
+    FALSE_POSITIVE_RATES,
+    Attack,
+    Interval,
+    Overfitting,
+    advantage,
+    binomial_interval,
+    density_ratio_scores,
+    distance_scores,
+    measure_attack,
+    measure_overfitting,
+)
+from histodistill.selection.planting import MUST_FIND, plant
+
+
+#: Share of independent real tiles that may be taken for copies.
+MAX_FALSE_ALARMS = 0.01
+#: An attack whose AUC is at most this far from 0.5 is as good as guessing.
+AUC_TOLERANCE = 0.02
+#: Probability that a verdict of a kind fails by chance alone, over all spaces and attacks of that kind.
+FAILS_BY_CHANCE = 0.05
+ATTACKS = ("distance", "density_ratio")
+# More say little more, and take their time.
+_MOST_CALIBRATING = 2000
+_MOST_FOR_DENSITY = 8000
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images uint8 N×S×S×3 and their classes, int64 N."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, rows: np.ndarray) -> LabelledImages:
+        return LabelledImages(self.images[rows], self.labels[rows])
+
+
+@dataclass(frozen=True)
+class RealTiles:
+    """The real tiles.
+
+    Attributes:
+        train: what the models were trained on.
+        held_out: a random part of the same tiles that no model has seen; none where nothing was held out.
+        validation: other tiles, that no model was trained on.
+    """
+
+    train: LabelledImages
+    held_out: LabelledImages | None
+    validation: LabelledImages
+
+    @property
+    def all_images(self) -> np.ndarray:
+        """Those of all three, in this order."""
+        return np.concatenate([part.images for part in (self.train, self.held_out, self.validation) if part])
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Copies among N synthetic images.
+
+    Attributes:
+        num_images: N.
+        of_training: images that are copies of a training tile.
+        of_others: images that are copies of a tile that no model was trained on: the control.
+        num_training, num_others: tiles of either kind.
+        share: `of_training` over N, with its interval.
+        control: `of_others` over N, as if there were as many of these tiles as training tiles.
+        naive: share of independent real tiles that are taken for copies.
+        p_value: probability of so many training tiles among those that were copied, if all tiles were alike to the
+            model; each tile counts once.
+        per_class: copies of training tiles by class.
+    """
+
+    num_images: int
+    of_training: int
+    of_others: int
+    num_training: int
+    num_others: int
+    share: Interval
+    control: float
+    naive: float
+    p_value: float
+    per_class: dict[int, int]
+
+
+@dataclass(frozen=True)
+class MembershipAttack:
+    """One attack in one space: on the training tiles, its control, and by class.
+
+    Attributes:
+        main: members are training tiles, non-members tiles that no model has seen.
+        control: the same with independent real tiles in place of the synthetic images.
+        advantage: what the images add at 1 % false positives, beyond the control: from 0 for nothing to 1.
+        naive: AUC of an attacker who guesses.
+        per_class: AUC within each class, where it has two tiles of either kind or more.
+    """
+
+    main: Attack
+    control: Attack
+    advantage: float | None
+    naive: float = 0.5
+    per_class: dict[int, Interval] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SetAudit:
+    """What one set of synthetic images gives away.
+
+    Attributes:
+        copies: see `Copies`.
+        overfitting: space → of all images.
+        overfitting_per_class: space → class → of its images.
+        membership: space → attack → figures, of an attacker who has nothing but the images.
+        closest: rows of the images and of `RealTiles.all_images` that are most alike, at most 10×2.
+        closest_scores: their scores; below the limit is a copy.
+    """
+
+    copies: Copies
+    overfitting: dict[str, Overfitting]
+    overfitting_per_class: dict[str, dict[int, Overfitting]]
+    membership: dict[str, dict[str, MembershipAttack]]
+    closest: np.ndarray
+    closest_scores: np.ndarray
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """All figures.
+
+    Attributes:
+        limits: where copying begins.
+        is_random: whether non-members were held out at random. If not, validation tiles stand in for them, and
+            figures of overfitting and membership hold whatever else makes these differ.
+        published: of the images to be published.
+        pool: of all generated images, before any was dropped; no attacks on membership by class.
+        planted: kind of copy → share found, with its interval; empty where none was planted.
+        weights: the attack of one who holds the weights, where it was made.
+    """
+
+    limits: CopyLimits
+    is_random: bool
+    published: SetAudit
+    pool: SetAudit
+    planted: dict[str, Interval]
+    weights: Attack | None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One point of a verdict: whether it holds, and a sentence for people."""
+
+    name: str
+    passed: bool
+    sentence: str
+
+
+def find_limits(
+    real: RealTiles, embeddings: Mapping[str, Embed], max_false_alarms: float = MAX_FALSE_ALARMS, seed: int = 0
+) -> CopyLimits:
+    """Where copying begins: what validation tiles score against the other real tiles.
+
+    They come from other regions or slides where a source has such, as an independent tile would.
+
+    Raises:
+        ValueError: if hardly any validation tile is left that is no copy of another tile.
+    """
+    others = [part.images for part in (real.train, real.held_out) if part]
+    rows = np.random.default_rng(seed).permutation(len(real.validation))[:_MOST_CALIBRATING]
+    index = CopyIndex(np.concatenate(others), embeddings)
+    return calibrate(index.search(real.validation.images[np.sort(rows)]), max_false_alarms, seed)
+
+
+def find_copies(
+    images: np.ndarray, real: RealTiles, embeddings: Mapping[str, Embed], limits: CopyLimits
+) -> tuple[np.ndarray, CopyScores]:
+    """Which images are copies of any real tile, N bool, and their scores against all of them.
+
+    To drop near training tiles alone would make the rest look farther from these than from held-out tiles, and hide
+    what the audit looks for; so all real tiles count.
+    """
+    scores = CopyIndex(real.all_images, embeddings).search(images)
+    return limits.is_copy(scores), scores
+
+
+def audit(
+    published: LabelledImages,
+    pool: LabelledImages,
+    real: RealTiles,
+    embeddings: Mapping[str, Embed],
+    *,
+    n_planted: int = 100,
+    weight_losses: tuple[np.ndarray, np.ndarray] | None = None,
+    seed: int = 0,
+) -> AuditResult:
+    """Audits a set to be published, and the pool that it was chosen from.
+
+    Args:
+        published, pool: synthetic images with the classes that they were made as.
+        real: the real tiles; validation needs 4 or more.
+        embeddings: name → function, as for `CopyIndex`. None should have been trained on the training tiles with
+            labels: it would know them, whatever the images say.
+        n_planted: copies of each kind that are planted, to see whether they are found; 0 plants none.
+        weight_losses: losses of members and of non-members under the model, from one who holds its weights.
+        seed: of all that is random.
+    """
+    limits = find_limits(real, embeddings, seed=seed)
+    index = CopyIndex(real.all_images, embeddings)
+    roles = _split_validation(real, seed)
+    points = {
+        name: {role: project(embed(part.images)) for role, part in roles.items()}
+        for name, embed in index.spaces.items()
+    }
+    controls = {name: views_of(roles["control"].images, embed) for name, embed in index.spaces.items()}
+    attackable = _Attackable(index, limits, real, roles, points, controls, seed)
+    planted = {}
+    if n_planted:
+        copies = plant(real.train.images, n_planted, seed, has_content(real.train.images))
+        found = limits.is_copy(index.search(copies.images))
+        planted = {kind: binomial_interval(int(found[copies.kinds == kind].sum()), n_planted) for kind in MUST_FIND}
+    weights = None
+    if weight_losses is not None:
+        weights = measure_attack(*(-losses for losses in weight_losses), 1 - FAILS_BY_CHANCE, seed)
+    return AuditResult(
+        limits=limits,
+        is_random=real.held_out is not None,
+        published=_audit_set(published, attackable, by_class=True),
+        pool=_audit_set(pool, attackable, by_class=False),
+        planted=planted,
+        weights=weights,
+    )
+
+
+def has_content(images: np.ndarray, least: float = 8.0) -> np.ndarray:
+    """Which tiles show anything: N bool, False where grey levels vary by less than `least` (standard deviation)."""
+    return np.array([image.mean(axis=2).std() for image in images]) >= least
+
+
+def judge_set(result: AuditResult) -> list[Finding]:
+    """The points on which a set of images passes: all must hold."""
+    return [*_judge_audit(result), *_judge_images(result)]
+
+
+def judge_weights(result: AuditResult) -> list[Finding]:
+    """The points on which the model passes: those of its set, no memorising, and no membership told by its weights."""
+    copies = result.pool.copies
+    findings = [
+        *judge_set(result),
+        Finding(
+            "pool",
+            copies.p_value >= FAILS_BY_CHANCE,
+            f"{copies.of_training} of {copies.num_images:,} generated images are copies of training tiles, where "
+            f"{copies.control * copies.num_images:.1f} are expected of a model that has not seen them",
+        ),
+    ]
+    if result.weights is None:
+        findings.append(Finding("weights", False, "the attack of one who holds the weights was not made"))
+    else:
+        sentence = f"one who holds the weights tells training tiles with an AUC of {_text(result.weights.auc)}"
+        findings.append(Finding("weights", _is_guessing(result.weights.auc), sentence))
+    return findings
+
+
+def _judge_audit(result: AuditResult) -> list[Finding]:
+    """Whether the audit finds what it must, and no more."""
+    limits, findings = result.limits, []
+    if not result.planted:
+        findings.append(Finding("planted", False, "no leak was planted, so nobody knows what the audit would find"))
+    for kind, least in MUST_FIND.items():
+        if kind in result.planted:
+            value = result.planted[kind].value
+            sentence = f"{100 * value:.0f}% of the planted {kind} copies are found; it must be {100 * least:.0f}%"
+            findings.append(Finding(f"planted {kind}", value >= least, sentence))
+    alarms = binomial_interval(round(limits.false_alarms * limits.num_held_out), limits.num_held_out)
+    findings.append(
+        Finding(
+            "false alarms",
+            alarms.low <= MAX_FALSE_ALARMS,
+            f"{100 * alarms.value:.1f}% of {limits.num_held_out:,} independent real tiles are taken for copies; "
+            f"it may be {100 * MAX_FALSE_ALARMS:.0f}%",
+        )
+    )
+    return findings
+
+
+def _judge_images(result: AuditResult) -> list[Finding]:
+    """Whether the images give nothing away."""
+    published, findings = result.published, []
+    num_copies = published.copies.of_training + published.copies.of_others
+    findings.append(
+        Finding(
+            "copies",
+            num_copies == 0,
+            f"{num_copies} of {published.copies.num_images:,} images are copies of real tiles",
+        )
+    )
+    worst = max(published.overfitting.items(), key=lambda item: item[1].share.low)
+    findings.append(
+        Finding(
+            "overfitting",
+            worst[1].share.low <= 0.5,
+            f"a share of {_text(worst[1].share)} of the images is nearer to a training tile than to any of as many "
+            f"held-out ones ({worst[0]}); 0.5 is chance",
+        )
+    )
+    attacks = [
+        (space, name, attack.main.auc)
+        for space, by_name in published.membership.items()
+        for name, attack in by_name.items()
+    ]
+    bad = [item for item in attacks if not _is_guessing(item[2])]
+    space, name, auc = max(bad or attacks, key=lambda item: abs(item[2].value - 0.5))
+    sentence = (
+        f"one who has the images alone tells training tiles with an AUC of {_text(auc)} "
+        f"({name.replace('_', ' ')}, {space}, the best of {len(attacks)} attacks)"
+    )
+    if bad and not result.is_random:
+        sentence += "; no tiles were held out at random, so this may be how training and validation tiles differ"
+    findings.append(Finding("membership", not bad, sentence))
+    return findings
+
+
+def _is_guessing(auc: Interval) -> bool:
+    """Within the tolerance of 0.5, or not to be told from it."""
+    return abs(auc.value - 0.5) <= AUC_TOLERANCE or auc.covers(0.5)
+
+
+def _text(interval: Interval) -> str:
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _split_validation(real: RealTiles, seed: int) -> dict[str, LabelledImages]:
+    """The tiles by their part in attacks: train, others (non-members), reference (the attacker's own), control.
+
+    Validation tiles are the attacker's own and the control's, and where nothing was held out, non-members too.
+    """
+    order = np.random.default_rng([seed, 1]).permutation(len(real.validation))
+    if real.held_out is not None:
+        reference, control = np.array_split(order, 2)
+        others = real.held_out
+    else:
+        rows, reference, control = np.array_split(order, [len(order) // 2, 3 * len(order) // 4])
+        others = real.validation[rows]
+    return {
+        "train": real.train,
+        "others": others,
+        "reference": real.validation[reference],
+        "control": real.validation[control],
+    }
+
+
+@dataclass(frozen=True)
+class _Attackable:
+    """All that is the same for every set of synthetic images: the real tiles, and what is known of them."""
+
+    index: CopyIndex
+    limits: CopyLimits
+    real: RealTiles
+    roles: dict[str, LabelledImages]
+    points: dict[str, dict[str, np.ndarray]]  # space → role → N×D
+    controls: dict[str, np.ndarray]  # space → 8×N×D
+    seed: int
+
+
+def _audit_set(synthetic: LabelledImages, known: _Attackable, by_class: bool) -> SetAudit:
+    views = {name: views_of(synthetic.images, embed) for name, embed in known.index.spaces.items()}
+    scores = known.index.search(synthetic.images, views)
+    train, others = known.roles["train"], known.roles["others"]
+    is_other = np.repeat([False, True], [len(train), len(others)])
+    labels = np.concatenate([train.labels, others.labels])
+    confidence = 1 - FAILS_BY_CHANCE / len(views)
+    overfitting, per_class, membership = {}, {}, {}
+    for name, at in known.points.items():
+        both = np.concatenate([at["train"], at["others"]])
+        nearest = nearest_under_views(views[name], both, 1)[0][:, 0]
+        overfitting[name] = measure_overfitting(nearest, is_other, labels, confidence, known.seed)
+        if by_class:
+            per_class[name] = {
+                int(label): measure_overfitting(nearest[synthetic.labels == label], is_other, labels, seed=known.seed)
+                for label in np.unique(synthetic.labels)
+            }
+        membership[name] = {attack: _attack(attack, name, views[name], known, by_class) for attack in ATTACKS}
+    combined = known.limits.score(scores)
+    closest = np.argsort(combined, kind="stable")[:10]
+    return SetAudit(
+        copies=_count_copies(synthetic, known.limits, scores, known.real),
+        overfitting=overfitting,
+        overfitting_per_class=per_class,
+        membership=membership,
+        closest=np.stack([closest, scores.nearest[closest]], axis=1),
+        closest_scores=combined[closest],
+    )
+
+
+def _attack(attack: str, space: str, views: np.ndarray, known: _Attackable, by_class: bool) -> MembershipAttack:
+    at, train, others = known.points[space], known.roles["train"], known.roles["others"]
+    both = np.concatenate([at["train"], at["others"]])
+    rng = np.random.default_rng([known.seed, 2])
+    scores = []
+    for synthetic in (views, known.controls[space]):
+        if attack == "distance":
+            scores.append(distance_scores(synthetic, both))
+        else:
+            images = synthetic.reshape(-1, synthetic.shape[2])
+            drawn = np.sort(rng.permutation(len(images))[:_MOST_FOR_DENSITY])
+            scores.append(density_ratio_scores(images[drawn], at["reference"], both))
+    count = len(train)
+    confidence = 1 - FAILS_BY_CHANCE / (len(known.points) * len(ATTACKS))
+    main, control = (measure_attack(s[:count], s[count:], confidence, known.seed) for s in scores)
+    per_class = {}
+    if by_class:
+        for label in np.unique(train.labels):
+            members = scores[0][:count][train.labels == label]
+            non_members = scores[0][count:][others.labels == label]
+            if min(len(members), len(non_members)) >= 2:
+                per_class[int(label)] = measure_attack(members, non_members, seed=known.seed).auc
+    rates = [attack.true_positives[FALSE_POSITIVE_RATES[0]] for attack in (main, control)]
+    gained = None if None in rates else advantage(*(rate.value for rate in rates))
+    return MembershipAttack(main, control, gained, per_class=per_class)
+
+
+def _count_copies(synthetic: LabelledImages, limits: CopyLimits, scores: CopyScores, real: RealTiles) -> Copies:
+    is_copy, nearest = limits.is_copy(scores), scores.nearest
+    num_training, num_all = len(real.train), len(real.all_images)
+    of_training = is_copy & (nearest < num_training)
+    of_others = is_copy & (nearest >= num_training)
+    count, num_others = len(synthetic), num_all - num_training
+    tiles = [len(np.unique(nearest[rows])) for rows in (of_training, of_others)]
+    p_value = 1.0
+    if sum(tiles):
+        p_value = float(binomtest(tiles[0], sum(tiles), num_training / num_all, alternative="greater").pvalue)
+    return Copies(
+        num_images=count,
+        of_training=int(of_training.sum()),
+        of_others=int(of_others.sum()),
+        num_training=num_training,
+        num_others=num_others,
+        share=binomial_interval(int(of_training.sum()), count),
+        control=int(of_others.sum()) * num_training / max(1, num_others) / max(1, count),
+        naive=limits.false_alarms,
+        p_value=p_value,
+        per_class={int(c): int(of_training[synthetic.labels == c].sum()) for c in np.unique(synthetic.labels)},
+    )

@@ -1,0 +1,353 @@
+"""Is an image a copy of a real tile? Searches under all views, and a limit set by what independent tiles score.
+
+Four or so scores, each small for a copy:
+
+- `structure`: the share of the image's variance in optical density that no colour change of a real tile explains,
+  turned, mirrored, moved or zoomed in as fits best, over that of similar tiles. Other stains, blends and compression
+  hardly raise it, and tiles with nothing on them are no copies of each other.
+- `pixels` and one for each embedding: the distance to the nearest real tile over that to a typical near one, the
+  nearest-neighbour distance ratio, with the image under the eight symmetries.
+
+A score that is small for a held-out real tile as well is no sign of copying, so the limits come from held-out tiles:
+see `calibrate`. `AUDIT.md` beside this file tells what was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from histodistill.selection.views import SYMMETRIES, apply_symmetry, optical_density, resample, window_weights
+
+
+Embed = Callable[[np.ndarray], np.ndarray]
+
+#: A real tile whose structure score is below this is another real tile once more.
+SAME_TILE = 0.1
+#: The nearest tile's distance is divided by that to this many-th nearest tile. The second may be the same tile once
+#: more; among empty tiles, which are few colours, distances to farther ones grow whatever the nearest is.
+RATIO_RANK = 3
+
+# Structure is looked at with at most so many pixels along a side.
+_SIDE = 32
+# Candidates are found with so many.
+_COARSE_SIDE = 7
+# Proposals for each view, different tiles that are kept of all, those of them that are looked at finely, and for which
+# share of what is usual.
+_PROPOSALS = 24
+_CANDIDATES = 12
+_FINELY = 3
+_LIKELY = 0.9
+# Embeddings are brought to so many columns.
+_COLUMNS = 256
+# Variance of optical density that is noise; keeps an empty tile from being all noise.
+_NOISE = 0.01**2
+# Times that held-out tiles are parted into two halves, of which one sets the limit for the other.
+_HALVINGS = 50
+_QUERIES_PER_CALL = 1024
+# Pairs of images that stay in the cache while they are compared.
+_PAIRS_PER_CALL = 128
+
+_ZOOM = 0.9
+_STEPS = (0.0, 0.5 * (1 - _ZOOM), 1 - _ZOOM)
+#: Windows of a real tile (scale, down, right) that an image is compared with: all of it, zoomed in, and moved.
+_WINDOWS = (
+    (1.0, 0.0, 0.0),
+    *((_ZOOM, down, right) for down in _STEPS for right in _STEPS),
+    *((1.0, down, right) for down in (-0.06, 0.06) for right in (-0.06, 0.06)),
+)
+# The same, more finely, for the best candidates; 28 is the side of most tiles of this size.
+_FINE_STEPS = tuple((1 - _ZOOM) * i / 4 for i in range(5))
+_FINE_WINDOWS = (
+    *((_ZOOM, down, right) for down in _FINE_STEPS for right in _FINE_STEPS),
+    *((1.0, down / 28, right / 28) for down in range(-2, 3) for right in range(-2, 3) if down or right),
+)
+
+
+@dataclass(frozen=True)
+class CopyScores:
+    """What a search found for N images.
+
+    Attributes:
+        values: name of a score → N float64, small for a copy.
+        nearest: int64 N, the real tile that fits best by structure.
+    """
+
+    values: dict[str, np.ndarray]
+    nearest: np.ndarray
+
+    def __getitem__(self, rows) -> CopyScores:
+        return CopyScores({name: value[rows] for name, value in self.values.items()}, self.nearest[rows])
+
+
+@dataclass(frozen=True)
+class CopyLimits:
+    """Where copying begins.
+
+    Attributes:
+        scale: of each score, what 5 % of the held-out tiles fall below.
+        limit: an image is a copy if any score, over its scale, is below this.
+        false_alarms: share of held-out tiles that limits set by another half of them take for copies, on average.
+        num_held_out: tiles that the limits were set by.
+        num_same: held-out tiles that are copies of real ones in the data as given; no limit was set by them.
+        guaranteed: whether there were enough held-out tiles for the allowed share of false alarms to hold.
+    """
+
+    scale: dict[str, float]
+    limit: float
+    false_alarms: float
+    num_held_out: int
+    num_same: int
+    guaranteed: bool
+
+    def score(self, scores: CopyScores) -> np.ndarray:
+        """One score for each image, N float64: the smallest over its scale."""
+        return np.min([scores.values[name] / self.scale[name] for name in self.scale], axis=0)
+
+    def is_copy(self, scores: CopyScores) -> np.ndarray:
+        """Which images are copies: N bool."""
+        return self.score(scores) < self.limit
+
+
+class CopyIndex:
+    """Real tiles, ready to be searched for the originals of copies.
+
+    Args:
+        images: uint8 N×S×S×3, the real tiles.
+        embeddings: name → a function that embeds uint8 M×S×S×3 images as M×D real numbers.
+
+    Memory grows with about 3,000 numbers a tile.
+    """
+
+    def __init__(self, images: np.ndarray, embeddings: Mapping[str, Embed] | None = None):
+        self.num_tiles = len(images)
+        self.spaces = {"pixels": pixel_embedding, **(embeddings or {})}
+        density = _working_density(images)
+        self._coarse = np.concatenate([_coarse(density, window) for window in _WINDOWS])
+        self._density = np.ascontiguousarray(density.transpose(0, 3, 1, 2))
+        self._points = {name: project(embed(images)) for name, embed in self.spaces.items()}
+
+    def search(self, images: np.ndarray, views: Mapping[str, np.ndarray] | None = None) -> CopyScores:
+        """Scores of uint8 M×S×S×3 images of the same size; `views` has `views_of` them in each of the `spaces`."""
+        structure, nearest = self._structure(images)
+        values = {"structure": structure}
+        for name, embed in self.spaces.items():
+            values[name] = _distance_ratio(views[name] if views else views_of(images, embed), self._points[name])
+        return CopyScores(values, nearest)
+
+    def _structure(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        import faiss
+
+        density = _working_density(images)
+        k = min(_PROPOSALS, len(self._coarse))
+        scores, nearest = np.empty(len(images)), np.empty(len(images), dtype=np.int64)
+        for start in range(0, len(images), _QUERIES_PER_CALL):
+            part = density[start : start + _QUERIES_PER_CALL]
+            turned = np.stack([apply_symmetry(part, symmetry) for symmetry in range(SYMMETRIES)])
+            found = [faiss.knn(_coarse(view, _WINDOWS[0]), self._coarse, k) for view in turned]
+            distances = np.concatenate([f[0] for f in found], axis=1)
+            places = np.concatenate([f[1] for f in found], axis=1)
+            symmetries = np.broadcast_to(np.repeat(np.arange(SYMMETRIES), k), places.shape)
+            distances, places, symmetries = _best_of_each_tile(distances, places, symmetries, self.num_tiles)
+            windows, tiles = np.divmod(places, self.num_tiles)
+            turned = np.ascontiguousarray(turned.transpose(0, 1, 4, 2, 3))
+            turned -= turned.mean(axis=(3, 4), keepdims=True)
+            unexplained = self._unexplained(turned, symmetries, tiles, np.array(_WINDOWS)[windows])
+            unexplained[np.isinf(distances)] = 1.0
+            order = np.argsort(unexplained, axis=1, kind="stable")
+            unexplained, tiles, symmetries = (
+                np.take_along_axis(x, order, axis=1) for x in (unexplained, tiles, symmetries)
+            )
+            usual = np.median(unexplained[:, 1:], axis=1) if unexplained.shape[1] > 1 else np.ones(len(part))
+            best = unexplained[:, 0].copy()
+            found = tiles[:, 0].copy()
+            # What is nothing like a copy so far would not become one by looking more finely.
+            rows = np.flatnonzero(best < _LIKELY * usual)
+            few = slice(0, min(_FINELY, unexplained.shape[1]))
+            fine = unexplained[rows, few]
+            for window in _FINE_WINDOWS:
+                windows = np.broadcast_to(window, (*fine.shape, 3))
+                here = self._unexplained(turned[:, rows], symmetries[rows, few], tiles[rows, few], windows)
+                np.minimum(fine, here, out=fine)
+            best[rows] = fine.min(axis=1, initial=1.0)
+            found[rows] = tiles[rows, fine.argmin(axis=1)] if len(rows) else found[rows]
+            scores[start : start + len(part)] = best / np.maximum(usual, 1e-3)
+            nearest[start : start + len(part)] = found
+        return scores, nearest
+
+    def _unexplained(self, turned, symmetries, tiles, windows) -> np.ndarray:
+        """Share of variance that a linear change of the colours of each candidate leaves unexplained.
+
+        Args:
+            turned: 8×M×3×s×s, the images in all symmetries, each channel without its mean.
+            symmetries, tiles: M×K, which of them to compare with which real tile.
+            windows: M×K×3, and with which window of it.
+
+        Returns:
+            M×K float64 in [0, 1].
+        """
+        result = np.empty(tiles.shape)
+        kinds, number = np.unique(windows.reshape(-1, 3), axis=0, return_inverse=True)
+        number = number.reshape(tiles.shape)
+        for kind, window in enumerate(kinds.tolist()):
+            rows, columns = np.nonzero(number == kind)
+            for start in range(0, len(rows), _PAIRS_PER_CALL):
+                r, c = rows[start : start + _PAIRS_PER_CALL], columns[start : start + _PAIRS_PER_CALL]
+                candidate = _window(self._density[tiles[r, c]], window)
+                result[r, c] = _unexplained_share(turned[symmetries[r, c], r], candidate)
+        return result
+
+
+def calibrate(scores: CopyScores, max_false_alarms: float = 0.01, seed: int = 0) -> CopyLimits:
+    """Limits that at most a share of independent real tiles fall below.
+
+    Held-out tiles that are the same as a real tile (structure below `SAME_TILE`) are left out: data sets do hold tiles
+    twice, turned or mirrored. Of the others, the limit is the one with rank ⌊share · (n + 1)⌋ from below, so that a
+    further tile falls below it with that probability at most, whatever the distribution (split conformal prediction).
+    With fewer than 1/share − 1 tiles the limit is the lowest of all and promises less.
+
+    Args:
+        scores: of held-out tiles, searched for among the others.
+        max_false_alarms: the share, above 0 and below 1.
+        seed: of the halves by which false alarms are counted.
+
+    Raises:
+        ValueError: if fewer than two held-out tiles are left.
+    """
+    same = scores.values["structure"] < SAME_TILE
+    kept = scores[~same]
+    count = len(kept.nearest)
+    if count < 2:
+        raise ValueError(
+            f"{count} held-out tiles are no copies of other real tiles: at least 2 are needed to say what a copy is"
+        )
+    scale, limit = _limits(kept, max_false_alarms)
+    rng, alarms = np.random.default_rng(seed), []
+    for _ in range(_HALVINGS):
+        own, other = np.array_split(rng.permutation(count), 2)
+        half_scale, half_limit = _limits(kept[other], max_false_alarms)
+        smallest = np.min([kept.values[name][own] / half_scale[name] for name in half_scale], axis=0)
+        alarms.append((smallest < half_limit).mean())
+    guaranteed = int(max_false_alarms * (count + 1)) >= 1
+    return CopyLimits(scale, limit, float(np.mean(alarms)), count, int(same.sum()), guaranteed)
+
+
+def pixel_embedding(images: np.ndarray) -> np.ndarray:
+    """Images uint8 N×S×S×3 as their pixels, N×D float32 in [0, 1], with at most 32 of them along a side.
+
+    Not fewer: an empty tile is known by its noise alone.
+    """
+    return resample(images, min(images.shape[1], _SIDE)).reshape(len(images), -1) / 255
+
+
+def views_of(images: np.ndarray, embed: Embed) -> np.ndarray:
+    """The eight symmetries of N images, embedded: 8×N×D float32."""
+    views = (np.ascontiguousarray(apply_symmetry(images, symmetry)) for symmetry in range(SYMMETRIES))
+    return np.stack([project(embed(view)) for view in views])
+
+
+def project(embeddings: np.ndarray) -> np.ndarray:
+    """Embeddings N×D as float32 with at most 256 columns: a fixed random projection, which nearly keeps distances.
+
+    (Johnson & Lindenstrauss 1984; the same for every call.)
+    """
+    embeddings = np.asarray(embeddings, dtype=np.float32)
+    width = embeddings.shape[1]
+    if width <= _COLUMNS:
+        return np.ascontiguousarray(embeddings)
+    matrix = np.random.default_rng(0).standard_normal((width, _COLUMNS)) / np.sqrt(_COLUMNS)
+    return embeddings @ matrix.astype(np.float32)
+
+
+def nearest_under_views(views: np.ndarray, points: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each of N images, the `k` nearest points to any of its views, nearest first.
+
+    Args:
+        views: V×N×D float32.
+        points: M×D float32.
+        k: at least 1; the number of points if there are fewer.
+
+    Returns:
+        Indices N×k int64, no point twice, and Euclidean distances N×k float64.
+    """
+    import faiss
+
+    k = min(k, len(points))
+    found = [faiss.knn(view, points, k) for view in views]
+    distances = np.concatenate([f[0] for f in found], axis=1)
+    indices = np.concatenate([f[1] for f in found], axis=1)
+    # A point that several views find counts once, at its smallest distance.
+    order = np.lexsort((distances, indices), axis=1)
+    indices, distances = (np.take_along_axis(x, order, axis=1) for x in (indices, distances))
+    again = np.zeros(indices.shape, dtype=bool)
+    again[:, 1:] = indices[:, 1:] == indices[:, :-1]
+    distances[again] = np.inf
+    order = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    indices, distances = (np.take_along_axis(x, order, axis=1) for x in (indices, distances))
+    return indices.astype(np.int64), np.sqrt(np.maximum(distances, 0).astype(np.float64))
+
+
+def _distance_ratio(views: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Distance to the nearest point over that to the `RATIO_RANK`-th, N float64; 0 where both are 0."""
+    _, distances = nearest_under_views(views, points, RATIO_RANK)
+    return distances[:, 0] / np.maximum(distances[:, -1], 1e-12)
+
+
+def _best_of_each_tile(distances, places, symmetries, num_tiles) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The nearest `_CANDIDATES` different tiles of each row, each in its best view; inf where there are fewer."""
+    tiles = places % num_tiles
+    order = np.lexsort((distances, tiles), axis=1)
+    distances, places, symmetries, tiles = (
+        np.take_along_axis(x, order, axis=1) for x in (distances, places, symmetries, tiles)
+    )
+    again = np.zeros(tiles.shape, dtype=bool)
+    again[:, 1:] = tiles[:, 1:] == tiles[:, :-1]
+    distances = np.where(again, np.inf, distances)
+    order = np.argsort(distances, axis=1, kind="stable")[:, :_CANDIDATES]
+    return tuple(np.take_along_axis(x, order, axis=1) for x in (distances, places, symmetries))
+
+
+def _working_density(images: np.ndarray) -> np.ndarray:
+    """Optical density of images of at most `_SIDE` pixels along a side, float32 N×s×s×3."""
+    side = min(images.shape[1], _SIDE)
+    parts = [optical_density(resample(images[start : start + 4096], side)) for start in range(0, len(images), 4096)]
+    return np.concatenate(parts)
+
+
+def _coarse(density: np.ndarray, window: tuple[float, float, float]) -> np.ndarray:
+    """What candidates are found by: the window's mean density in 7×7 fields, without its mean and its contrast."""
+    fields = resample(density.mean(axis=3, keepdims=True), _COARSE_SIDE, *window).reshape(len(density), -1)
+    fields -= fields.mean(axis=1, keepdims=True)
+    return fields / (np.sqrt(np.square(fields).mean(axis=1, keepdims=True)) + np.float32(0.02))
+
+
+def _window(density: np.ndarray, window: tuple[float, float, float]) -> np.ndarray:
+    """`resample` of N×3×s×s to the same size."""
+    count, channels, size, _ = density.shape
+    rows, columns = window_weights(size, size, *window)
+    moved = (density.reshape(-1, size) @ columns.T).reshape(-1, size, size).transpose(0, 2, 1)
+    moved = (np.ascontiguousarray(moved).reshape(-1, size) @ rows.T).reshape(-1, size, size)
+    return np.ascontiguousarray(moved.transpose(0, 2, 1)).reshape(count, channels, size, size)
+
+
+def _unexplained_share(query: np.ndarray, candidate: np.ndarray) -> np.ndarray:
+    """1 − R² of the regression of query's channels, which have mean 0, on candidate's, both N×3×s×s: N in [0, 1]."""
+    count, pixels = len(query), query.shape[2] * query.shape[3]
+    query, candidate = query.reshape(count, 3, pixels), candidate.reshape(count, 3, pixels)
+    candidate = candidate - candidate.mean(axis=2, keepdims=True)
+    noise = pixels * _NOISE
+    inner = (candidate @ candidate.transpose(0, 2, 1)).astype(np.float64) + noise * np.eye(3)
+    cross = (candidate @ query.transpose(0, 2, 1)).astype(np.float64)
+    explained = (cross * np.linalg.solve(inner, cross)).sum(axis=(1, 2))
+    total = np.einsum("ncp,ncp->n", query, query).astype(np.float64) + 3 * noise
+    return np.clip(1 - explained / total, 0, 1)
+
+
+def _limits(scores: CopyScores, max_false_alarms: float) -> tuple[dict[str, float], float]:
+    # The 5 % quantile makes the scores comparable; lower ones would be known from few tiles only.
+    scale = {name: max(float(np.quantile(value, 0.05)), 1e-9) for name, value in scores.values.items()}
+    smallest = np.sort(np.min([scores.values[name] / scale[name] for name in scale], axis=0))
+    rank = max(1, int(max_false_alarms * (len(smallest) + 1)))
+    return scale, float(smallest[rank - 1])

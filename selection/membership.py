@@ -1,0 +1,247 @@
+"""Do synthetic images tell which real tiles a model was trained on?
+
+Members are training tiles, non-members are held-out ones; both should come from one random draw, or else what differs
+between them is not only membership. Scores are higher for a likelier member.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
+
+from histodistill.selection.checks import check_embeddings, check_integer, check_share
+from histodistill.selection.copies import nearest_under_views
+
+
+#: False positive rates at which an attack's true positive rate is told.
+FALSE_POSITIVE_RATES = (0.01, 0.001)
+# Directions of most variance in which densities are estimated: more would need more images than there are.
+_DENSITY_COLUMNS = 8
+_PAIRS_PER_CALL = 2**22
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def covers(self, value: float) -> bool:
+        """Whether the interval holds `value`."""
+        return self.low <= value <= self.high
+
+
+@dataclass(frozen=True)
+class Attack:
+    """How well an attacker tells members from non-members.
+
+    Attributes:
+        auc: area under the ROC curve; 0.5 is guessing.
+        true_positives: false positive rate → share of members that are told at it, or None where there are too few
+            non-members to know that rate.
+    """
+
+    auc: Interval
+    true_positives: dict[float, Interval | None]
+
+
+@dataclass(frozen=True)
+class Overfitting:
+    """Whether synthetic images lie nearer to training tiles than to held-out ones.
+
+    Attributes:
+        share: share of images whose nearest real tile is a training tile, as if there were as many held-out ones; 0.5
+            is chance, 1 is for a model that draws nothing but what it has seen.
+        p_value: probability of a share as high or higher if training and held-out tiles were drawn alike.
+    """
+
+    share: Interval
+    p_value: float
+
+
+def measure_attack(members: Any, non_members: Any, confidence: float = 0.95, seed: int = 0) -> Attack:
+    """Figures of an attack from its scores.
+
+    The interval of the AUC is DeLong's (Biometrics 44, 1988), those of the true positive rates are percentiles of 300
+    bootstrap draws of members and non-members.
+
+    Args:
+        members: N real numbers, the scores of members.
+        non_members: M real numbers.
+        confidence: of the intervals.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: for scores that are not finite, or fewer than two of either.
+    """
+    members, non_members = (_check_scores(scores) for scores in (members, non_members))
+    check_share("confidence", confidence)
+    deviation = NormalDist().inv_cdf(0.5 + confidence / 2)
+    value, error = _auc_with_error(members, non_members)
+    auc = Interval(value, max(0.0, value - deviation * error), min(1.0, value + deviation * error))
+    return Attack(auc, _true_positives(members, non_members, confidence, seed))
+
+
+def distance_scores(views: np.ndarray, tiles: np.ndarray) -> np.ndarray:
+    """The distance attack: a tile is a member if a synthetic image is near to it.
+
+    Args:
+        views: V×G×D float32, the G synthetic images in V views.
+        tiles: N×D float32.
+
+    Returns:
+        N float64: minus the distance to the nearest view of an image.
+    """
+    return -nearest_under_views(tiles[None], views.reshape(-1, views.shape[2]), 1)[1][:, 0]
+
+
+def density_ratio_scores(synthetic: np.ndarray, reference: np.ndarray, tiles: np.ndarray) -> np.ndarray:
+    """The attack of DOMIAS: a tile is a member if synthetic images are denser around it than real ones are.
+
+    (van Breugel et al., "Membership inference attacks against synthetic data through overfitting detection", AISTATS
+    2023.) Both densities are kernel estimates with Scott's bandwidth, along the eight directions in which the
+    reference varies most.
+
+    Args:
+        synthetic: G×D real numbers.
+        reference: R×D, real tiles that the attacker has and that no model was trained on, at least 2.
+        tiles: N×D.
+
+    Returns:
+        N float64: log density among synthetic images minus that among the reference.
+    """
+    synthetic, reference, tiles = (check_embeddings(x).astype(np.float64) for x in (synthetic, reference, tiles))
+    mean = reference.mean(axis=0)
+    _, spread, axes = np.linalg.svd(reference - mean, full_matrices=False)
+    count = max(1, min(_DENSITY_COLUMNS, int((spread > 1e-6 * max(spread[0], 1e-12)).sum())))
+    scale = np.maximum(spread[:count], 1e-12) / np.sqrt(max(1, len(reference) - 1))
+    synthetic, reference, tiles = ((x - mean) @ axes[:count].T / scale for x in (synthetic, reference, tiles))
+    return _log_density(synthetic, tiles) - _log_density(reference, tiles)
+
+
+def measure_overfitting(
+    nearest: np.ndarray, is_held_out: np.ndarray, labels: np.ndarray, confidence: float = 0.95, seed: int = 0
+) -> Overfitting:
+    """Whether synthetic images are nearer to training than to held-out tiles than chance allows.
+
+    There are more training tiles than held-out ones, so an image whose nearest real tile is a held-out one counts as
+    many times as there are training tiles for each held-out tile. (To compare with draws of equal size instead would
+    lose most of the power: a draw rarely holds the very tile that was copied.) What chance allows is measured by
+    drawing the held-out tiles anew, 1,000 times, with as many of each class: synthetic images near to the same tile
+    then go together, as they do in truth.
+
+    Args:
+        nearest: G int64, of each image the nearest of all N real tiles.
+        is_held_out: N bool.
+        labels: N whole numbers, the classes of the real tiles.
+        confidence: of the interval.
+        seed: of the draws.
+    """
+    held = np.asarray(is_held_out)
+    odds = (len(held) - held.sum()) / max(1, held.sum())
+
+    def share_of(held: np.ndarray) -> float:
+        near_held = int(held[nearest].sum())
+        near_training = len(nearest) - near_held
+        return near_training / max(1e-12, near_training + odds * near_held)
+
+    share = share_of(held)
+    rng = np.random.default_rng(seed)
+    drawn = np.empty(1000)
+    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    for i in range(len(drawn)):
+        other = np.empty_like(held)
+        for rows in members:
+            other[rows] = rng.permutation(held[rows])
+        drawn[i] = share_of(other)
+    # The spread of the draws around chance is taken for that of the share around the truth.
+    low, high = np.quantile(drawn, [0.5 - confidence / 2, 0.5 + confidence / 2]) - 0.5
+    p_value = (1 + int((drawn >= share).sum())) / (1 + len(drawn))
+    return Overfitting(
+        Interval(share, float(max(0.0, min(share, share - high))), float(min(1.0, max(share, share - low)))), p_value
+    )
+
+
+def binomial_interval(successes: int, trials: int, confidence: float = 0.95) -> Interval:
+    """A share of independent trials with its interval after Wilson (1927); nothing is known of no trials."""
+    if trials == 0:
+        return Interval(0.0, 0.0, 1.0)
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share = successes / trials
+    middle = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    half = z / (1 + z**2 / trials) * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
+    low, high = float(max(0.0, middle - half)), float(min(1.0, middle + half))
+    return Interval(share, 0.0 if successes == 0 else low, 1.0 if successes == trials else high)
+
+
+def advantage(main: float, control: float) -> float:
+    """What of the success of an attack is due to the synthetic data, as anonymeter counts it.
+
+    (Giomi et al., PoPETs 2023.) The rate `main` on training tiles beyond the rate `control` on held-out ones, over
+    all that was left to gain: 0 for none, 1 for all.
+    """
+    return max(0.0, (main - control) / (1 - control)) if control < 1 else 0.0
+
+
+def _auc_with_error(members: np.ndarray, non_members: np.ndarray) -> tuple[float, float]:
+    n, m = len(members), len(non_members)
+    ranks = rankdata(np.concatenate([members, non_members]))
+    above = (ranks[:n] - rankdata(members)) / m  # of each member, the share of non-members below it
+    below = 1 - (ranks[n:] - rankdata(non_members)) / n
+    auc = float(above.mean())
+    return auc, float(np.sqrt(above.var(ddof=1) / n + below.var(ddof=1) / m))
+
+
+def _true_positives(members, non_members, confidence, seed) -> dict[float, Interval | None]:
+    rng = np.random.default_rng(seed)
+    rates = [rate for rate in FALSE_POSITIVE_RATES if rate * len(non_members) >= 1]
+    values = _rates_of(members, non_members, rates)
+    draws = np.array(
+        [
+            _rates_of(rng.choice(members, len(members)), rng.choice(non_members, len(non_members)), rates)
+            for _ in range(300)
+        ]
+    )
+    found: dict[float, Interval | None] = dict.fromkeys(FALSE_POSITIVE_RATES)
+    for i, rate in enumerate(rates):
+        low, high = np.quantile(draws[:, i], [0.5 - confidence / 2, 0.5 + confidence / 2])
+        found[rate] = Interval(values[i], min(float(low), values[i]), max(float(high), values[i]))
+    return found
+
+
+def _rates_of(members: np.ndarray, non_members: np.ndarray, rates: list[float]) -> list[float]:
+    """True positive rates where the highest-scoring ⌊rate · M⌋ non-members, and no more, are taken for members."""
+    descending = np.sort(non_members)[::-1]
+    return [
+        float((members > descending[min(int(rate * len(descending)), len(descending) - 1)]).mean()) for rate in rates
+    ]
+
+
+def _log_density(points: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """Log density, up to a constant that depends on the number of columns alone, N float64."""
+    count, width = points.shape
+    bandwidth = check_integer("points", count, 1) ** (-1 / (width + 4))  # Scott's rule
+    deviation = np.maximum(points.std(axis=0), 1e-6) * bandwidth
+    points, queries = points / deviation, queries / deviation
+    squares = np.square(points).sum(axis=1)
+    result = np.empty(len(queries))
+    step = max(1, _PAIRS_PER_CALL // count)
+    for start in range(0, len(queries), step):
+        part = queries[start : start + step]
+        exponents = part @ points.T - squares / 2 - np.square(part).sum(axis=1, keepdims=True) / 2
+        highest = exponents.max(axis=1)
+        result[start : start + step] = highest + np.log(np.exp(exponents - highest[:, None]).sum(axis=1))
+    return result - np.log(count) - np.log(deviation).sum()
+
+
+def _check_scores(scores: Any) -> np.ndarray:
+    array = np.asarray(scores, dtype=np.float64)
+    if array.ndim != 1 or len(array) < 2 or not np.isfinite(array).all():
+        raise ValueError(f"scores have shape {array.shape}: they must be two or more finite numbers in one dimension")
+    return array

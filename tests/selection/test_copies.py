@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+from scipy.spatial.distance import cdist
+
+from histodistill.selection.copies import (
+    CopyIndex,
+    CopyScores,
+    calibrate,
+    nearest_under_views,
+    pixel_embedding,
+    project,
+    views_of,
+)
+from histodistill.selection.planting import MUST_FIND, plant
+from histodistill.selection.views import apply_symmetry
+
+
+def textures(count: int, seed: int, size: int = 24) -> np.ndarray:
+    """Images with patches of two stains at random places, as different from each other as tiles are."""
+    rng = np.random.default_rng(seed)
+    fields = gaussian_filter(rng.standard_normal((count, size, size, 2)), (0, 2, 2, 0), mode="wrap")
+    amounts = np.clip(0.35 + fields / fields.std() * 0.2, 0, None)
+    stains = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
+    noise = rng.standard_normal((count, size, size, 3)) * 2
+    return (255 * np.exp(-(amounts @ stains)) + noise).clip(0, 255).round().astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def real() -> np.ndarray:
+    return textures(300, 0)
+
+
+@pytest.fixture(scope="module")
+def index(real) -> CopyIndex:
+    return CopyIndex(real, {"mean": lambda images: images.mean(axis=(1, 2))})
+
+
+@pytest.fixture(scope="module")
+def limits(index):
+    return calibrate(index.search(textures(150, 1)))
+
+
+def test_planted_copies_are_found_and_others_are_not(real, index, limits):
+    planted = plant(real, 20, seed=2)
+    scores = index.search(planted.images)
+    found = limits.is_copy(scores)
+    for kind, least in MUST_FIND.items():
+        mine = planted.kinds == kind
+        assert found[mine].mean() >= least, kind
+        assert (scores.nearest[mine] == planted.sources[mine]).mean() >= least, kind
+    assert limits.is_copy(index.search(textures(100, 3))).mean() <= 0.04
+    assert limits.guaranteed and limits.false_alarms <= 0.03
+
+
+def test_scores_do_not_depend_on_what_is_searched_for_beside(real, index):
+    images = np.concatenate([real[:3], textures(5, 4)])
+    together, alone = index.search(images), index.search(images[4:5])
+    for name, values in together.values.items():
+        assert values[4] == pytest.approx(alone.values[name][0], rel=1e-4)
+        assert (values[:3] < 0.03).all()
+    assert together.nearest[:3].tolist() == [0, 1, 2]
+
+
+def test_views_that_are_given_are_used(real, index):
+    images = textures(4, 5)
+    views = {name: views_of(images, embed) for name, embed in index.spaces.items()}
+    given, own = index.search(images, views), index.search(images)
+    for name in own.values:
+        np.testing.assert_array_equal(given.values[name], own.values[name])
+
+
+def scores_of(structure) -> CopyScores:
+    structure = np.asarray(structure, dtype=np.float64)
+    return CopyScores({"structure": structure}, np.zeros(len(structure), dtype=np.int64))
+
+
+def test_limit_is_the_rank_that_keeps_false_alarms_down():
+    held_out = np.random.default_rng(0).permutation(np.linspace(0.2, 1, 399))
+    limits = calibrate(scores_of(held_out), 0.01)
+    # ⌊0.01 · 400⌋ = 4: three of the tiles lie below the limit.
+    assert limits.is_copy(scores_of(held_out)).sum() == 3
+    assert limits.guaranteed and limits.num_held_out == 399 and limits.false_alarms == pytest.approx(0.01, abs=0.004)
+    few = calibrate(scores_of(held_out[:60]), 0.01)
+    assert not few.guaranteed and few.is_copy(scores_of(held_out[:60])).sum() == 0
+
+
+def test_share_of_false_alarms_on_new_tiles():
+    rng = np.random.default_rng(1)
+    shares = []
+    for _ in range(40):
+        limits = calibrate(scores_of(rng.uniform(0.2, 1, 199)), 0.05)
+        shares.append(limits.is_copy(scores_of(rng.uniform(0.2, 1, 2000))).mean())
+    assert np.mean(shares) == pytest.approx(0.05, abs=0.008)
+
+
+def test_held_out_tiles_that_are_the_same_tile_set_no_limit(real, index):
+    held_out = textures(60, 6)
+    twice = np.concatenate([held_out, apply_symmetry(real[:9], 5)])
+    with_them, without = calibrate(index.search(twice)), calibrate(index.search(held_out))
+    assert (with_them.num_same, with_them.num_held_out) == (9, 60)
+    assert with_them.limit == pytest.approx(without.limit, rel=1e-3)
+    with pytest.raises(ValueError, match="0 held-out tiles are no copies of other real tiles: at least 2 are needed"):
+        calibrate(index.search(real[:5]))
+
+
+def test_nearest_under_views_against_all_distances():
+    rng = np.random.default_rng(0)
+    views, points = rng.standard_normal((3, 20, 5)).astype(np.float32), rng.standard_normal((30, 5)).astype(np.float32)
+    every = np.min([cdist(view, points) for view in views], axis=0)
+    indices, distances = nearest_under_views(views, points, 7)
+    np.testing.assert_array_equal(indices, np.argsort(every, axis=1)[:, :7])
+    np.testing.assert_allclose(distances, np.sort(every, axis=1)[:, :7], rtol=1e-3, atol=1e-3)
+    assert nearest_under_views(views, points[:4], 7)[0].shape == (20, 4)
+
+
+def test_projection_nearly_keeps_distances():
+    embeddings = np.random.default_rng(0).standard_normal((40, 2000)).astype(np.float32)
+    assert project(embeddings[:, :100]).shape == (40, 100)
+    small = project(np.concatenate([embeddings, embeddings[:1]]))
+    assert small.shape == (41, 256)
+    np.testing.assert_allclose(small[0], small[40], atol=1e-4)
+    ratio = cdist(small[:20], small[20:40]) / cdist(embeddings[:20], embeddings[20:])
+    assert ratio.min() > 0.8 and ratio.max() < 1.2
+
+
+def test_views_are_the_symmetries():
+    images = textures(3, 0, size=8)
+    views = views_of(images, pixel_embedding)
+    assert views.shape == (8, 3, 192)
+    np.testing.assert_allclose(views[0], images.reshape(3, -1) / 255, rtol=1e-6)
+    np.testing.assert_allclose(views[5], apply_symmetry(images, 5).reshape(3, -1) / 255, rtol=1e-6)

@@ -1,0 +1,34 @@
+"""The real tiles as the privacy audit takes them."""
+
+from __future__ import annotations
+
+from histodistill.selection.audit import LabelledImages, RealTiles
+from histodistill.training.errors import InputError
+from histodistill.training.tiles import HELD_OUT, Tiles, TileSource
+
+
+# Where there are fewer, nothing can be said.
+_FEWEST_VALIDATION_TILES = 4
+
+
+def real_tiles(source: TileSource) -> RealTiles:
+    """The tiles of a source by what models saw of them.
+
+    Raises:
+        InputError: If there are too few validation tiles, or none.
+    """
+    held_out = source.splits.get(HELD_OUT)
+    validation = source.split("validation")
+    if len(validation) < _FEWEST_VALIDATION_TILES:
+        raise InputError(
+            f"{source.name} has {len(validation)} validation tiles: to tell copies takes at least "
+            f"{_FEWEST_VALIDATION_TILES}"
+        )
+    return RealTiles(
+        labelled(source.split("train")), None if held_out is None else labelled(held_out), labelled(validation)
+    )
+
+
+def labelled(tiles: Tiles) -> LabelledImages:
+    """The same images and labels for `selection`."""
+    return LabelledImages(tiles.images, tiles.labels)
