@@ -7,7 +7,7 @@ import argparse
 import numpy as np
 
 from histodistill.hub_cards import DistilledDatasetCardData, render_dataset_card
-from histodistill.selection.audit import find_copies, find_limits
+from histodistill.selection.audit import find_copies
 from histodistill.training.audit_tiles import real_tiles
 from histodistill.training.classifiers import Classifier
 from histodistill.training.commands.select import needs_real_tiles, parse_args
@@ -73,7 +73,7 @@ def main(args: argparse.Namespace) -> None:
     copies = None
     if args.drop_copies:
         tiles, embeddings = real_tiles(source), named_embeddings(args.copy_embedders)
-        copies, _ = find_copies(images, tiles, embeddings, find_limits(tiles, embeddings))
+        copies, _ = find_copies(images, tiles, embeddings, args.seed)
     known = SelectionInputs(
         embeddings=embed_images(embedder, images),
         labels=labels,
