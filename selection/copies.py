@@ -44,8 +44,8 @@ _LIKELY = 0.9
 _COLUMNS = 256
 # Variance of optical density that is noise; keeps an empty tile from being all noise.
 _NOISE = 0.01**2
-# Times that held-out tiles are parted into two halves, of which one sets the limit for the other.
-_HALVINGS = 50
+# Times that a tenth of the held-out tiles is drawn, for which the others set the limit.
+_DRAWS = 100
 _QUERIES_PER_CALL = 1024
 # Pairs of images that stay in the cache while they are compared.
 _PAIRS_PER_CALL = 128
@@ -85,7 +85,7 @@ class CopyLimits:
         power: of each score, how fast held-out tiles become fewer below that: as this power of the score.
         limit: an image is a copy if any score, over its scale and to its power, is below this. Then a score that is
             small for many an independent tile counts for less than one that is not.
-        false_alarms: share of held-out tiles that limits set by another half of them take for copies, on average.
+        false_alarms: share of held-out tiles that limits set by other ones take for copies.
         num_held_out: tiles that the limits were set by.
         num_same: held-out tiles that are copies of real ones in the data as given; no limit was set by them.
         guaranteed: whether there were enough held-out tiles for the allowed share of false alarms to hold.
@@ -214,7 +214,7 @@ def calibrate(scores: CopyScores, max_false_alarms: float = 0.01, seed: int = 0)
     Args:
         scores: of held-out tiles, searched for among the others.
         max_false_alarms: the share, above 0 and below 1.
-        seed: of the halves by which false alarms are counted.
+        seed: of the draws by which false alarms are counted.
 
     Raises:
         ValueError: if fewer than two held-out tiles are left.
@@ -228,10 +228,10 @@ def calibrate(scores: CopyScores, max_false_alarms: float = 0.01, seed: int = 0)
         )
     scale, power, limit = _limits(kept, max_false_alarms)
     rng, alarms = np.random.default_rng(seed), []
-    for _ in range(_HALVINGS):
-        own, other = np.array_split(rng.permutation(count), 2)
-        half_scale, half_power, half_limit = _limits(kept[other], max_false_alarms)
-        alarms.append((_combine(kept[own], half_scale, half_power) < half_limit).mean())
+    for _ in range(_DRAWS):
+        own, other = np.split(rng.permutation(count), [max(1, count // 10)])
+        fewer = _limits(kept[other], max_false_alarms)
+        alarms.append((_combine(kept[own], *fewer[:2]) < fewer[2]).mean())
     guaranteed = int(max_false_alarms * (count + 1)) >= 1
     return CopyLimits(scale, power, limit, float(np.mean(alarms)), count, int(same.sum()), guaranteed)
 
