@@ -21,7 +21,7 @@ from histodistill.selection.copies import (
     Embed,
     calibrate,
     nearest_under_views,
-    project,
+    points_of,
     views_of,
 )
 from histodistill.selection.membership import (
@@ -43,6 +43,8 @@ from histodistill.selection.planting import MUST_FIND, plant
 MAX_FALSE_ALARMS = 0.01
 #: An attack whose AUC is at most this far from 0.5 is as good as guessing.
 AUC_TOLERANCE = 0.02
+#: An attack that surely tells more than this share of the training tiles, at 1 % false positives, tells some.
+MAX_TRUE_POSITIVES = 0.03
 #: Probability that a verdict of a kind fails by chance alone, over all spaces and attacks of that kind.
 FAILS_BY_CHANCE = 0.05
 ATTACKS = ("distance", "density_ratio")
@@ -79,10 +81,21 @@ class RealTiles:
     held_out: LabelledImages | None
     validation: LabelledImages
 
+    def __len__(self) -> int:
+        return sum(len(part) for part in self._parts)
+
     @property
     def all_images(self) -> np.ndarray:
         """Those of all three, in this order."""
-        return np.concatenate([part.images for part in (self.train, self.held_out, self.validation) if part])
+        return np.concatenate([part.images for part in self._parts])
+
+    def at(self, rows: np.ndarray) -> LabelledImages:
+        """The tiles at rows of all."""
+        return LabelledImages(self.all_images[rows], np.concatenate([part.labels for part in self._parts])[rows])
+
+    @property
+    def _parts(self) -> list[LabelledImages]:
+        return [part for part in (self.train, self.held_out, self.validation) if part is not None]
 
 
 @dataclass(frozen=True)
@@ -186,31 +199,45 @@ class Finding:
 
 
 def find_limits(
-    real: RealTiles, embeddings: Mapping[str, Embed], max_false_alarms: float = MAX_FALSE_ALARMS, seed: int = 0
+    real: RealTiles,
+    embeddings: Mapping[str, Embed],
+    points: Mapping[str, np.ndarray] | None = None,
+    seed: int = 0,
 ) -> CopyLimits:
     """Where copying begins: what validation tiles score against the other real tiles.
 
     They come from other regions or slides where a source has such, as an independent tile would.
 
+    Args:
+        real: the real tiles.
+        embeddings: as for `CopyIndex`.
+        points: `points_of` all real tiles, where they are known already.
+        seed: of what is random.
+
     Raises:
         ValueError: if hardly any validation tile is left that is no copy of another tile.
     """
-    others = [part.images for part in (real.train, real.held_out) if part]
     rows = np.random.default_rng(seed).permutation(len(real.validation))[:_MOST_CALIBRATING]
-    index = CopyIndex(np.concatenate(others), embeddings)
-    return calibrate(index.search(real.validation.images[np.sort(rows)]), max_false_alarms, seed)
+    count = len(real) - len(real.validation)
+    index = CopyIndex(
+        real.all_images[:count], embeddings, {name: at[:count] for name, at in points.items()} if points else None
+    )
+    return calibrate(index.search(real.validation.images[np.sort(rows)]), MAX_FALSE_ALARMS, seed)
 
 
 def find_copies(
-    images: np.ndarray, real: RealTiles, embeddings: Mapping[str, Embed], limits: CopyLimits
+    images: np.ndarray, real: RealTiles, embeddings: Mapping[str, Embed], seed: int = 0
 ) -> tuple[np.ndarray, CopyScores]:
     """Which images are copies of any real tile, N bool, and their scores against all of them.
 
-    To drop near training tiles alone would make the rest look farther from these than from held-out tiles, and hide
-    what the audit looks for; so all real tiles count.
+    The limits are those of `audit` with the same seed and embeddings, and a hair's breadth more, lest rounding leave a
+    copy. To drop near training tiles alone would make the rest look farther from these than from held-out tiles, and
+    hide what the audit looks for; so all real tiles count.
     """
-    scores = CopyIndex(real.all_images, embeddings).search(images)
-    return limits.is_copy(scores), scores
+    points = points_of(real.all_images, embeddings)
+    limits = find_limits(real, embeddings, points, seed)
+    scores = CopyIndex(real.all_images, embeddings, points).search(images)
+    return limits.score(scores) < 1.05 * limits.limit, scores
 
 
 def audit(
@@ -234,13 +261,12 @@ def audit(
         weight_losses: losses of members and of non-members under the model, from one who holds its weights.
         seed: of all that is random.
     """
-    limits = find_limits(real, embeddings, seed=seed)
-    index = CopyIndex(real.all_images, embeddings)
-    roles = _split_validation(real, seed)
-    points = {
-        name: {role: project(embed(part.images)) for role, part in roles.items()}
-        for name, embed in index.spaces.items()
-    }
+    all_points = points_of(real.all_images, embeddings)
+    limits = find_limits(real, embeddings, all_points, seed)
+    index = CopyIndex(real.all_images, embeddings, all_points)
+    rows = _split_validation(real, seed)
+    roles = {role: real.at(part) for role, part in rows.items()}
+    points = {name: {role: at[part] for role, part in rows.items()} for name, at in all_points.items()}
     controls = {name: views_of(roles["control"].images, embed) for name, embed in index.spaces.items()}
     attackable = _Attackable(index, limits, real, roles, points, controls, seed)
     planted = {}
@@ -286,8 +312,8 @@ def judge_weights(result: AuditResult) -> list[Finding]:
     if result.weights is None:
         findings.append(Finding("weights", False, "the attack of one who holds the weights was not made"))
     else:
-        sentence = f"one who holds the weights tells training tiles with an AUC of {_text(result.weights.auc)}"
-        findings.append(Finding("weights", _is_guessing(result.weights.auc), sentence))
+        sentence = f"one who holds the weights tells training tiles with {_told(result.weights)}"
+        findings.append(Finding("weights", _is_guessing(result.weights), sentence))
     return findings
 
 
@@ -334,49 +360,50 @@ def _judge_images(result: AuditResult) -> list[Finding]:
         )
     )
     attacks = [
-        (space, name, attack.main.auc)
+        (f"{name.replace('_', ' ')}, {space}", attack.main)
         for space, by_name in published.membership.items()
         for name, attack in by_name.items()
     ]
-    bad = [item for item in attacks if not _is_guessing(item[2])]
-    space, name, auc = max(bad or attacks, key=lambda item: abs(item[2].value - 0.5))
-    sentence = (
-        f"one who has the images alone tells training tiles with an AUC of {_text(auc)} "
-        f"({name.replace('_', ' ')}, {space}, the best of {len(attacks)} attacks)"
-    )
+    bad = [item for item in attacks if not _is_guessing(item[1])]
+    name, attack = max(bad or attacks, key=lambda item: abs(item[1].auc.value - 0.5))
+    sentence = f"one who has the images alone tells training tiles with {_told(attack)} ({name}; the best of "
+    sentence += f"{len(attacks)} attacks)"
     if bad and not result.is_random:
         sentence += "; no tiles were held out at random, so this may be how training and validation tiles differ"
     findings.append(Finding("membership", not bad, sentence))
     return findings
 
 
-def _is_guessing(auc: Interval) -> bool:
-    """Within the tolerance of 0.5, or not to be told from it."""
-    return abs(auc.value - 0.5) <= AUC_TOLERANCE or auc.covers(0.5)
+def _is_guessing(attack: Attack) -> bool:
+    """AUC within the tolerance of 0.5 or not to be told from it, and no tiles that are told for sure."""
+    surely = attack.true_positives[FALSE_POSITIVE_RATES[0]]
+    is_half = abs(attack.auc.value - 0.5) <= AUC_TOLERANCE or attack.auc.covers(0.5)
+    return is_half and (surely is None or surely.low <= MAX_TRUE_POSITIVES)
+
+
+def _told(attack: Attack) -> str:
+    surely = attack.true_positives[FALSE_POSITIVE_RATES[0]]
+    few = "" if surely is None else f", and {100 * surely.value:.1f}% of them at 1% false alarms"
+    return f"an AUC of {_text(attack.auc)}{few}"
 
 
 def _text(interval: Interval) -> str:
     return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
-def _split_validation(real: RealTiles, seed: int) -> dict[str, LabelledImages]:
-    """The tiles by their part in attacks: train, others (non-members), reference (the attacker's own), control.
+def _split_validation(real: RealTiles, seed: int) -> dict[str, np.ndarray]:
+    """Rows of all tiles by part in the attacks: train, others (non-members), reference (the attacker's own), control.
 
     Validation tiles are the attacker's own and the control's, and where nothing was held out, non-members too.
     """
-    order = np.random.default_rng([seed, 1]).permutation(len(real.validation))
+    start = len(real) - len(real.validation)
+    order = start + np.random.default_rng([seed, 1]).permutation(len(real.validation))
     if real.held_out is not None:
         reference, control = np.array_split(order, 2)
-        others = real.held_out
+        others = np.arange(len(real.train), start)
     else:
-        rows, reference, control = np.array_split(order, [len(order) // 2, 3 * len(order) // 4])
-        others = real.validation[rows]
-    return {
-        "train": real.train,
-        "others": others,
-        "reference": real.validation[reference],
-        "control": real.validation[control],
-    }
+        others, reference, control = np.array_split(order, [len(order) // 2, 3 * len(order) // 4])
+    return {"train": np.arange(len(real.train)), "others": others, "reference": reference, "control": control}
 
 
 @dataclass(frozen=True)

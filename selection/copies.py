@@ -44,8 +44,8 @@ _LIKELY = 0.9
 _COLUMNS = 256
 # Variance of optical density that is noise; keeps an empty tile from being all noise.
 _NOISE = 0.01**2
-# Times that held-out tiles are parted into two halves, of which one sets the limit for the other.
-_HALVINGS = 50
+# Times that a tenth of the held-out tiles is drawn, for which the others set the limit.
+_DRAWS = 100
 _QUERIES_PER_CALL = 1024
 # Pairs of images that stay in the cache while they are compared.
 _PAIRS_PER_CALL = 128
@@ -57,12 +57,6 @@ _WINDOWS = (
     (1.0, 0.0, 0.0),
     *((_ZOOM, down, right) for down in _STEPS for right in _STEPS),
     *((1.0, down, right) for down in (-0.06, 0.06) for right in (-0.06, 0.06)),
-)
-# The same, more finely, for the best candidates; 28 is the side of most tiles of this size.
-_FINE_STEPS = tuple((1 - _ZOOM) * i / 4 for i in range(5))
-_FINE_WINDOWS = (
-    *((_ZOOM, down, right) for down in _FINE_STEPS for right in _FINE_STEPS),
-    *((1.0, down / 28, right / 28) for down in range(-2, 3) for right in range(-2, 3) if down or right),
 )
 
 
@@ -87,15 +81,18 @@ class CopyLimits:
     """Where copying begins.
 
     Attributes:
-        scale: of each score, what 5 % of the held-out tiles fall below.
-        limit: an image is a copy if any score, over its scale, is below this.
-        false_alarms: share of held-out tiles that limits set by another half of them take for copies, on average.
+        scale: of each score, what 10 % of the held-out tiles fall below.
+        power: of each score, how fast held-out tiles become fewer below that: as this power of the score.
+        limit: an image is a copy if any score, over its scale and to its power, is below this. Then a score that is
+            small for many an independent tile counts for less than one that is not.
+        false_alarms: share of held-out tiles that limits set by other ones take for copies.
         num_held_out: tiles that the limits were set by.
         num_same: held-out tiles that are copies of real ones in the data as given; no limit was set by them.
         guaranteed: whether there were enough held-out tiles for the allowed share of false alarms to hold.
     """
 
     scale: dict[str, float]
+    power: dict[str, float]
     limit: float
     false_alarms: float
     num_held_out: int
@@ -103,8 +100,8 @@ class CopyLimits:
     guaranteed: bool
 
     def score(self, scores: CopyScores) -> np.ndarray:
-        """One score for each image, N float64: the smallest over its scale."""
-        return np.min([scores.values[name] / self.scale[name] for name in self.scale], axis=0)
+        """One score for each image, N float64 ≥ 0, small for a copy."""
+        return _combine(scores, self.scale, self.power)
 
     def is_copy(self, scores: CopyScores) -> np.ndarray:
         """Which images are copies: N bool."""
@@ -117,24 +114,30 @@ class CopyIndex:
     Args:
         images: uint8 N×S×S×3, the real tiles.
         embeddings: name → a function that embeds uint8 M×S×S×3 images as M×D real numbers.
+        points: `points_of` the same, where they are known already.
 
     Memory grows with about 3,000 numbers a tile.
     """
 
-    def __init__(self, images: np.ndarray, embeddings: Mapping[str, Embed] | None = None):
+    def __init__(
+        self,
+        images: np.ndarray,
+        embeddings: Mapping[str, Embed] | None = None,
+        points: Mapping[str, np.ndarray] | None = None,
+    ):
         self.num_tiles = len(images)
-        self.spaces = {"pixels": pixel_embedding, **(embeddings or {})}
+        self.spaces = all_spaces(embeddings or {})
         density = _working_density(images)
         self._coarse = np.concatenate([_coarse(density, window) for window in _WINDOWS])
         self._density = np.ascontiguousarray(density.transpose(0, 3, 1, 2))
-        self._points = {name: project(embed(images)) for name, embed in self.spaces.items()}
+        self.points = dict(points) if points else points_of(images, embeddings or {})
 
     def search(self, images: np.ndarray, views: Mapping[str, np.ndarray] | None = None) -> CopyScores:
         """Scores of uint8 M×S×S×3 images of the same size; `views` has `views_of` them in each of the `spaces`."""
         structure, nearest = self._structure(images)
         values = {"structure": structure}
         for name, embed in self.spaces.items():
-            values[name] = _distance_ratio(views[name] if views else views_of(images, embed), self._points[name])
+            values[name] = _distance_ratio(views[name] if views else views_of(images, embed), self.points[name])
         return CopyScores(values, nearest)
 
     def _structure(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -167,7 +170,7 @@ class CopyIndex:
             rows = np.flatnonzero(best < _LIKELY * usual)
             few = slice(0, min(_FINELY, unexplained.shape[1]))
             fine = unexplained[rows, few]
-            for window in _FINE_WINDOWS:
+            for window in _fine_windows(part.shape[1]):
                 windows = np.broadcast_to(window, (*fine.shape, 3))
                 here = self._unexplained(turned[:, rows], symmetries[rows, few], tiles[rows, few], windows)
                 np.minimum(fine, here, out=fine)
@@ -211,7 +214,7 @@ def calibrate(scores: CopyScores, max_false_alarms: float = 0.01, seed: int = 0)
     Args:
         scores: of held-out tiles, searched for among the others.
         max_false_alarms: the share, above 0 and below 1.
-        seed: of the halves by which false alarms are counted.
+        seed: of the draws by which false alarms are counted.
 
     Raises:
         ValueError: if fewer than two held-out tiles are left.
@@ -223,15 +226,14 @@ def calibrate(scores: CopyScores, max_false_alarms: float = 0.01, seed: int = 0)
         raise ValueError(
             f"{count} held-out tiles are no copies of other real tiles: at least 2 are needed to say what a copy is"
         )
-    scale, limit = _limits(kept, max_false_alarms)
+    scale, power, limit = _limits(kept, max_false_alarms)
     rng, alarms = np.random.default_rng(seed), []
-    for _ in range(_HALVINGS):
-        own, other = np.array_split(rng.permutation(count), 2)
-        half_scale, half_limit = _limits(kept[other], max_false_alarms)
-        smallest = np.min([kept.values[name][own] / half_scale[name] for name in half_scale], axis=0)
-        alarms.append((smallest < half_limit).mean())
+    for _ in range(_DRAWS):
+        own, other = np.split(rng.permutation(count), [max(1, count // 10)])
+        fewer = _limits(kept[other], max_false_alarms)
+        alarms.append((_combine(kept[own], *fewer[:2]) < fewer[2]).mean())
     guaranteed = int(max_false_alarms * (count + 1)) >= 1
-    return CopyLimits(scale, limit, float(np.mean(alarms)), count, int(same.sum()), guaranteed)
+    return CopyLimits(scale, power, limit, float(np.mean(alarms)), count, int(same.sum()), guaranteed)
 
 
 def pixel_embedding(images: np.ndarray) -> np.ndarray:
@@ -240,6 +242,16 @@ def pixel_embedding(images: np.ndarray) -> np.ndarray:
     Not fewer: an empty tile is known by its noise alone.
     """
     return resample(images, min(images.shape[1], _SIDE)).reshape(len(images), -1) / 255
+
+
+def all_spaces(embeddings: Mapping[str, Embed]) -> dict[str, Embed]:
+    """Pixels, and then the embeddings."""
+    return {"pixels": pixel_embedding, **embeddings}
+
+
+def points_of(images: np.ndarray, embeddings: Mapping[str, Embed]) -> dict[str, np.ndarray]:
+    """N images in every space: name → N×D float32, D at most 256."""
+    return {name: project(embed(images)) for name, embed in all_spaces(embeddings).items()}
 
 
 def views_of(images: np.ndarray, embed: Embed) -> np.ndarray:
@@ -323,6 +335,14 @@ def _coarse(density: np.ndarray, window: tuple[float, float, float]) -> np.ndarr
     return fields / (np.sqrt(np.square(fields).mean(axis=1, keepdims=True)) + np.float32(0.02))
 
 
+def _fine_windows(side: int) -> list[tuple[float, float, float]]:
+    """The windows once more, more finely: zoomed in, and moved by up to two pixels of `side`."""
+    steps = [(1 - _ZOOM) * i / 4 for i in range(5)]
+    moves = [i / side for i in range(-2, 3)]
+    zoomed = [(_ZOOM, down, right) for down in steps for right in steps]
+    return [*zoomed, *((1.0, down, right) for down in moves for right in moves if down or right)]
+
+
 def _window(density: np.ndarray, window: tuple[float, float, float]) -> np.ndarray:
     """`resample` of N×3×s×s to the same size."""
     count, channels, size, _ = density.shape
@@ -345,9 +365,18 @@ def _unexplained_share(query: np.ndarray, candidate: np.ndarray) -> np.ndarray:
     return np.clip(1 - explained / total, 0, 1)
 
 
-def _limits(scores: CopyScores, max_false_alarms: float) -> tuple[dict[str, float], float]:
-    # The 5 % quantile makes the scores comparable; lower ones would be known from few tiles only.
-    scale = {name: max(float(np.quantile(value, 0.05)), 1e-9) for name, value in scores.values.items()}
-    smallest = np.sort(np.min([scores.values[name] / scale[name] for name in scale], axis=0))
-    rank = max(1, int(max_false_alarms * (len(smallest) + 1)))
-    return scale, float(smallest[rank - 1])
+def _combine(scores: CopyScores, scale: Mapping[str, float], power: Mapping[str, float]) -> np.ndarray:
+    return np.min([(scores.values[name] / scale[name]) ** power[name] for name in scale], axis=0)
+
+
+def _limits(scores: CopyScores, max_false_alarms: float) -> tuple[dict[str, float], dict[str, float], float]:
+    scale, power = {}, {}
+    for name, values in scores.values.items():
+        scale[name] = max(float(np.quantile(values, 0.1)), 1e-9)
+        low = values[values < scale[name]]
+        # Hill's estimator (Annals of Statistics 3, 1975), for a tail at 0.
+        mean = np.log(scale[name] / np.maximum(low, 1e-9)).mean() if len(low) else 1.0
+        power[name] = float(np.clip(1 / max(mean, 1e-9), 1, 50))
+    combined = np.sort(_combine(scores, scale, power))
+    rank = max(1, int(max_false_alarms * (len(combined) + 1)))
+    return scale, power, float(combined[rank - 1])

@@ -213,8 +213,8 @@ def audit_record(
 
 def _verdict(findings: list[Finding], files: dict[str, str]) -> dict[str, Any]:
     return {
-        "passed": all(finding.passed for finding in findings),
-        "findings": [dataclasses.asdict(finding) for finding in findings],
+        "passed": all(bool(finding.passed) for finding in findings),
+        "findings": [to_plain(finding, []) for finding in findings],
         "files": files,
     }
 

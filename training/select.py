@@ -7,7 +7,7 @@ import argparse
 import numpy as np
 
 from histodistill.hub_cards import DistilledDatasetCardData, render_dataset_card
-from histodistill.selection.audit import find_copies, find_limits
+from histodistill.selection.audit import find_copies
 from histodistill.training.audit_tiles import real_tiles
 from histodistill.training.classifiers import Classifier
 from histodistill.training.commands.select import needs_real_tiles, parse_args
@@ -70,10 +70,10 @@ def main(args: argparse.Namespace) -> None:
             f"{_short(class_names)}): give a classifier trained on the tiles that the pipeline was trained on"
         )
     embedder = resolve_embedder(args.embedder, args.teacher)
-    copies = None
+    copies = np.zeros(len(images), dtype=bool)
     if args.drop_copies:
         tiles, embeddings = real_tiles(source), named_embeddings(args.copy_embedders)
-        copies, _ = find_copies(images, tiles, embeddings, find_limits(tiles, embeddings))
+        copies, _ = find_copies(images, tiles, embeddings, args.seed)
     known = SelectionInputs(
         embeddings=embed_images(embedder, images),
         labels=labels,
@@ -103,7 +103,7 @@ def main(args: argparse.Namespace) -> None:
     community_tiles(images, labels, communities, centrality, chosen, class_names, folder / "community_tiles.png")
     features = write_image_dataset(args.output / "distilled" / "data", images[chosen], distilled, class_names)
     filters = {name: getattr(args, name) for name in ("min_probability", "typical_share") if getattr(args, name)}
-    if copies is not None:
+    if args.drop_copies:
         filters["copies of real tiles"] = f"{int(copies.sum())} of {len(images)} images dropped"
     card = DistilledDatasetCardData(
         class_names=class_names,
@@ -122,13 +122,16 @@ def main(args: argparse.Namespace) -> None:
     stage.finish(
         num_images=len(chosen),
         community_sizes=community_sizes(communities, labels, class_names),
-        dropped={name: int((~selection.candidates[labels == label]).sum()) for label, name in enumerate(class_names)},
-        copies_dropped=None
-        if copies is None
-        else {name: int(copies[labels == label].sum()) for label, name in enumerate(class_names)},
+        dropped=count_by_class(~selection.candidates & ~copies, labels, class_names),
+        copies_dropped=count_by_class(copies, labels, class_names) if args.drop_copies else None,
         warnings=selection.notes,
     )
     print(f"select: {len(chosen)} of {len(images)} images saved to {args.output / 'distilled'}")
+
+
+def count_by_class(chosen: np.ndarray, labels: np.ndarray, class_names: list[str]) -> dict[str, int]:
+    """How many of each class `chosen`, bool N, holds."""
+    return {name: int(chosen[labels == label].sum()) for label, name in enumerate(class_names)}
 
 
 def community_sizes(communities: np.ndarray, labels: np.ndarray, class_names: list[str]) -> dict[str, list[int]]:

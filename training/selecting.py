@@ -35,7 +35,7 @@ class SelectionInputs:
         probabilities: float32 N×C, what the teacher says of the pool.
         real_embeddings: float32 M×D of the real training tiles, or None where no option goes by them.
         real_labels: int64 M, or None.
-        copies: bool N, True for images that are copies of a real tile, or None where nobody looked.
+        copies: bool N, True for images that are copies of a real tile and must not be chosen; None for no such image.
     """
 
     embeddings: np.ndarray

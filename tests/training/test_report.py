@@ -281,3 +281,42 @@ def test_summary(run):
 
 def test_summary_without_results(tmp_path):
     assert summary_lines(tmp_path)[0].startswith("No scores yet")
+
+
+# The privacy audit.
+
+
+def interval(value: float) -> dict:
+    return {"value": value, "low": value - 0.01, "high": value + 0.01}
+
+
+def test_audit_is_shown_where_it_was_made(run):
+    assert "Privacy audit" not in re.findall(r"<h2>(.*?)</h2>", write_report(run).read_text())
+    findings = [
+        {"name": "copies", "passed": True, "sentence": "0 of 60 images are copies of real tiles"},
+        {"name": "weights", "passed": False, "sentence": "one who holds the weights tells <i>tiles</i>"},
+    ]
+    attack = {"auc": interval(0.5123), "true_positives": {"0.01": interval(0.0123), "0.001": None}}
+    audit = {
+        "parts": {
+            "distilled": {"passed": True, "findings": findings[:1]},
+            "pipeline": {"passed": False, "findings": findings},
+        },
+        "held_out_at_random": False,
+        "figures": {
+            "published": {"membership": {"pixels": {"density_ratio": {"main": attack, "control": attack}}}},
+            "weights": attack | {"auc": interval(0.7)},
+        },
+    }
+    write_json(run / "audit.json", audit)
+    record = read_json(run / "distilled" / "stage.json")
+    write_json(run / "distilled" / "stage.json", {**record, "copies_dropped": {"fat": 3, "stroma": 4}})
+    page = Page(write_report(run).read_text())
+    text = " ".join(page.text.split())
+    assert "distilled: passed" in text and "pipeline: not passed; it should not be published" in text
+    assert "✓ copies 0 of 60 images are copies of real tiles" in text
+    assert "✗ weights one who holds the weights tells <i>tiles</i>" in text
+    assert "density ratio, pixels 0.512 [0.502, 0.522] 0.512 [0.502, 0.522] 0.012 [0.002, 0.022] too few tiles" in text
+    assert "with the weights of the model 0.700 [0.690, 0.710]" in text
+    assert "validation tiles stood in" in text and "no privacy audit has been made" not in text
+    assert "7 generated images were dropped before the selection, as copies of real tiles" in text
