@@ -3,11 +3,11 @@
     python -m histodistill.training.benchmark_sites --data my_tiles.npz --output runs/sites --preset cpu
 
 The training tiles are split over sites with unequal class shares. Each site distils its own tiles: every stage from
-the autoencoder to the selection, with the preset's options. Then classifiers are trained on the merged distilled sets,
-on the real tiles of each site alone, by federated averaging over the sites, and on all real tiles together; all with
-the same recipe and the same number of steps, scored on the same validation and test tiles. Validation tiles are those
-of the source, for every site. What is finished is kept, so a killed benchmark goes on where it was. Leaves
-`sites.json` and `sites.md` in the output folder.
+the autoencoder to the selection, with the preset's options, and no audit. Then classifiers are trained on the merged
+distilled sets, on the real tiles of each site alone, by federated averaging over the sites, and on all real tiles
+together; all with the same recipe and the same number of steps, scored on the same validation and test tiles.
+Validation tiles are those of the source, for every site. What is finished is kept, so a killed benchmark goes on where
+it was. Leaves `sites.json` and `sites.md` in the output folder.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def distil_site(args: argparse.Namespace, folder: Path, source: TileSource, own:
         (folder / ".tiles.tmp.npz").replace(tiles)
     options = {"data": tiles, "output": folder / "run", "preset": args.preset, "n_per_class": args.n_per_class}
     options |= {"seed": args.split_seed, "mixed_precision": args.mixed_precision}
-    options |= {"num_processes": args.num_processes}
+    # No audit follows, so no tile is kept from the models for it.
+    options |= {"num_processes": args.num_processes, "audit_share": 0}
     if args.per_class is not None:
         options["per_class"] = args.per_class
     site = distill.parse_args(to_argv(options))
@@ -96,10 +97,10 @@ def distil_site(args: argparse.Namespace, folder: Path, source: TileSource, own:
     if args.diffusion_steps is not None:
         run["settings"]["diffusion"]["max_train_steps"] = args.diffusion_steps
     for stage in distill.stages(site, run):
-        if stage.folder == "comparison" or is_complete(site.output / stage.folder):
+        if stage.folder in ("audit", "comparison") or is_complete(site.output / stage.folder):
             continue
         print(f"{folder.name}: {stage.title}", flush=True)
-        run_module(stage.module, to_argv(stage.options), stage.num_processes)
+        run_module(stage.module, stage.argv, stage.num_processes)
     images, columns, _ = read_image_dataset(site.output / "distilled")
     return Tiles(images, columns["label"])
 
