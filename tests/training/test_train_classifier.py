@@ -325,7 +325,8 @@ def test_diverging_run_is_stopped(accelerator, train):
         ({"margin": 1.0}, "margin=1.0 is out of range"),
         ({"width": 0}, "width=0 is out of range"),
         ({"soft_label_weight": 1.5}, "soft_label_weight=1.5 is out of range: it must be 0 to 1"),
-        ({"temperature": 0.0}, "temperature=0.0 is out of range: it must be above 0"),
+        ({"temperature": 0.0}, "temperature=0.0 is out of range: it must be at least 0.1"),
+        ({"loss": "contrastive", "soft_label_weight": 0.5}, "soft_label_weight=0.5 has no meaning"),
         ({"max_blur": -1.0}, "max_blur=-1.0 is out of range: it must be at least 0"),
         ({"mixup": -1.0}, "mixup=-1.0 is out of range: it must be at least 0"),
         ({"cutmix": -1.0}, "cutmix=-1.0 is out of range: it must be at least 0"),
@@ -345,12 +346,12 @@ def test_command_line_defaults_are_the_configs():
 
 def test_command_line_reaches_the_config():
     argv = [
-        "--loss", "contrastive", "--soft-label-weight", "0.5", "--temperature", "4", "--max-blur", "0.7",
+        "--loss", "joint", "--soft-label-weight", "0.5", "--temperature", "4", "--max-blur", "0.7",
         "--ema-decay", "0.9", "--normalize-stain",
     ]  # fmt: skip
     found = script.make_config(parse_args(["--data", "phantom", "--output", "out", *argv]))
     assert found == ClassifierConfig(
-        loss="contrastive", soft_label_weight=0.5, temperature=4, max_blur=0.7, ema_decay=0.9, normalize_stain=True
+        loss="joint", soft_label_weight=0.5, temperature=4, max_blur=0.7, ema_decay=0.9, normalize_stain=True
     )
     mixed = script.make_config(parse_args(["--data", "phantom", "--output", "out", "--mixup", "0.2", "--cutmix", "1"]))
     assert mixed == ClassifierConfig(mixup=0.2, cutmix=1.0)
