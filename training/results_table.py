@@ -61,19 +61,30 @@ def missing_cells(cells: list[Cell], folder: Path) -> list[Cell]:
     """Those that are not in the folder.
 
     Raises:
-        InputError: For one that is there but was trained in another way.
+        InputError: Where a cell that is there was trained in another way than the planned ones of its row, or of its
+            classifier, but for what the row changes: one table has one recipe.
     """
-    missing = []
+    planned = {(cell.config.architecture, cell.row): _recipe(cell.config) for cell in cells}
+    common: dict[str, dict[str, Any]] = {}
     for cell in cells:
-        kept, config = read_cell(cell.path(folder)), asdict(cell.config)
-        if kept is None:
-            missing.append(cell)
-        elif kept["config"] != config:
+        if "@" not in cell.row:
+            common.setdefault(cell.config.architecture, _recipe(cell.config))
+    own = {cell.path(folder) for cell in cells}
+    for path in sorted((folder / "cells").glob("*.json"), key=lambda path: (path not in own, path)):
+        kept = read_cell(path)
+        recipe = {name: value for name, value in kept["config"].items() if name != "seed"}
+        place = kept["architecture"], kept["row"]
+        wanted = planned.get(place) or ("@" not in kept["row"] and common.get(kept["architecture"])) or recipe
+        if recipe != wanted:
             raise InputError(
-                f"{cell.path(folder)} was trained with another recipe ({first_difference(kept['config'], config)}): "
-                "give another --output, or delete it"
+                f"{path} was trained with another recipe ({first_difference(recipe, wanted)}): give another --output, "
+                "or delete it"
             )
-    return missing
+    return [cell for cell in cells if not cell.path(folder).is_file()]
+
+
+def _recipe(config: ClassifierConfig) -> dict[str, Any]:
+    return {name: value for name, value in asdict(config).items() if name != "seed"}
 
 
 def kept_cells(folder: Path, order: list[str]) -> list[dict[str, Any]]:

@@ -85,13 +85,15 @@ class TileSource:
         return self.splits[name]
 
     def fingerprint(self) -> str:
-        """SHA-256 (64 hex digits) of the class names and of every image and label, to see whether inputs changed."""
+        """SHA-256 (64 hex digits) of the class names, images, labels and soft labels, to see whether inputs changed."""
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
         for name in sorted(self.splits):
             tiles = self.splits[name]
             digest.update(json.dumps([name, list(tiles.images.shape)]).encode())
             digest.update(np.ascontiguousarray(tiles.images).data)
             digest.update(np.ascontiguousarray(tiles.labels.astype("<i8")).data)
+            if tiles.soft_labels is not None:
+                digest.update(np.ascontiguousarray(tiles.soft_labels.astype("<f4")).data)
         return digest.hexdigest()
 
 

@@ -111,7 +111,8 @@ class ClassifierConfig:
             lambda value: value >= 1,
             "it must be at least 1",
         )
-        self._check(("learning_rate", "max_grad_norm", "temperature"), lambda value: value > 0, "it must be above 0")
+        self._check(("learning_rate", "max_grad_norm"), lambda value: value > 0, "it must be above 0")
+        self._check(("temperature",), lambda value: value >= 0.1, "it must be at least 0.1")
         at_least_zero = ("weight_decay", "alpha", "max_shift", "max_blur", "mixup", "cutmix", "seed")
         self._check(at_least_zero, lambda value: value >= 0, "it must be at least 0")
         self._check(
@@ -129,6 +130,11 @@ class ClassifierConfig:
             raise InputError(
                 f"loss={self.loss!r} does not go with mixed tiles, which are of no one class: use loss='ce', or "
                 "mixup=0 and cutmix=0"
+            )
+        if self.loss == "contrastive" and self.soft_label_weight:
+            raise InputError(
+                f"soft_label_weight={self.soft_label_weight} has no meaning for loss='contrastive': "
+                "use loss='ce' or 'joint', or give 0"
             )
 
     def _check(self, names: Sequence[str], is_right: Callable[[Any], bool], rule: str) -> None:

@@ -240,6 +240,25 @@ def test_a_cell_of_another_recipe_is_refused(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("planned", "refused"),
+    [
+        (("random", {"margin": 0.2}), True),  # another seed of the row
+        (("kmeans", {"margin": 0.2}), True),  # another row of the table
+        (("kmeans@margin=0.2", {"margin": 0.2}), False),  # the row's own change
+        (("kmeans", {}), False),
+    ],
+)
+def test_a_table_has_one_recipe(tmp_path, planned, refused):
+    keep(tmp_path, cell("convnet", "random", 5, 0))
+    new = cell("convnet", planned[0], 5, 1, **planned[1])
+    if not refused:
+        assert missing_cells([new], tmp_path) == [new]
+        return
+    with pytest.raises(InputError, match=r"margin was 0\.3 and is now 0\.2"):
+        missing_cells([new], tmp_path)
+
+
 def test_order_of_the_cells_that_are_kept(tmp_path):
     assert kept_cells(tmp_path, []) == []
     cells = [

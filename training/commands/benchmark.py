@@ -207,10 +207,13 @@ def parse_recipe(items: list[str], where: str) -> dict[str, object]:
             fail(f"{where} names {name} twice: name it once")
         kind = RECIPE_OPTIONS[name]
         try:
-            recipe[name] = {"int": int, "float": float, "str": str, "bool": lambda text: bool(int(text))}[kind](value)
-        except ValueError:
+            recipe[name] = _READERS[kind](value)
+        except (LookupError, ValueError):
             fail(f"{where}: {item!r} must be a number" + (", 0 or 1" if kind == "bool" else ""))
     return recipe
+
+
+_READERS = {"int": int, "float": float, "str": str, "bool": {"0": False, "1": True}.__getitem__}
 
 
 class _RowParser(argparse.ArgumentParser):
