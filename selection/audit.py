@@ -395,7 +395,8 @@ def _text(interval: Interval) -> str:
 def _split_validation(real: RealTiles, seed: int) -> dict[str, np.ndarray]:
     """Rows of all tiles by part in the attacks: train, others (non-members), reference (the attacker's own), control.
 
-    Validation tiles, in random order, are the attacker's own and the control's, and where nothing was held out, non-members too.
+    Validation tiles, in random order, are the attacker's own and the control's, and where nothing was held out,
+    non-members too.
     """
     start = len(real) - len(real.validation)
     order = start + np.random.default_rng([seed, 1]).permutation(len(real.validation))
