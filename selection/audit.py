@@ -50,7 +50,7 @@ FAILS_BY_CHANCE = 0.05
 ATTACKS = ("distance", "density_ratio")
 # More say little more, and take their time.
 _MOST_CALIBRATING = 2000
-_MOST_FOR_DENSITY = 8000
+_MOST_FOR_DENSITY = 4000
 
 
 @dataclass(frozen=True)
@@ -267,6 +267,7 @@ def audit(
     rows = _split_validation(real, seed)
     roles = {role: real.at(part) for role, part in rows.items()}
     points = {name: {role: at[part] for role, part in rows.items()} for name, at in all_points.items()}
+    roles["control"] = roles["control"][np.arange(min(len(roles["control"]), len(published)))]
     controls = {name: views_of(roles["control"].images, embed) for name, embed in index.spaces.items()}
     attackable = _Attackable(index, limits, real, roles, points, controls, seed)
     planted = {}
@@ -394,7 +395,8 @@ def _text(interval: Interval) -> str:
 def _split_validation(real: RealTiles, seed: int) -> dict[str, np.ndarray]:
     """Rows of all tiles by part in the attacks: train, others (non-members), reference (the attacker's own), control.
 
-    Validation tiles are the attacker's own and the control's, and where nothing was held out, non-members too.
+    Validation tiles, in random order, are the attacker's own and the control's, and where nothing was held out,
+    non-members too.
     """
     start = len(real) - len(real.validation)
     order = start + np.random.default_rng([seed, 1]).permutation(len(real.validation))

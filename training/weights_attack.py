@@ -17,7 +17,7 @@ NOISE_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 @torch.no_grad()
 def denoising_losses(
-    pipeline: HistologyPipeline, tiles: Tiles, seed: int = 0, draws: int = 2, batch_size: int = 128
+    pipeline: HistologyPipeline, tiles: Tiles, seed: int = 0, draws: int = 1, batch_size: int = 128
 ) -> np.ndarray:
     """How badly the denoiser of a pipeline predicts the velocity for each tile, given its class.
 
