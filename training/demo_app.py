@@ -33,20 +33,24 @@ from histodistill.training.tiles import TileSource
 
 
 MOST_IMAGES = 12
+# In the place of a community.
+_ALL = -2
 # A browser loads nothing from elsewhere, whatever gradio puts on the page.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'"
 )
 _CSS = """
-.gradio-container { max-width: 62rem !important; margin: 0 auto !important; }
-.hd { color: var(--body-text-color); overflow-wrap: break-word; }
+.gradio-container { width: 100% !important; max-width: 62rem !important; margin: 0 auto !important; }
+.html-container { padding: 0 !important; }
+.hd { --hd-soft: #5b6470; color: var(--body-text-color); overflow-wrap: break-word; }
+.dark .hd { --hd-soft: #9aa3ad; }
 .hd h1 { font-size: 1.5rem; line-height: 1.2; margin: .25rem 0; }
 .hd h3 { font-size: 1rem; margin: 1.25rem 0 .4rem; }
 .hd p { max-width: 44rem; margin: .4rem 0; }
 .hd ul { max-width: 44rem; margin: .4rem 0; padding-left: 1.2rem; list-style: none; }
 .hd li { margin: .3rem 0; text-indent: -1.2rem; }
-.hd-soft { color: var(--body-text-color-subdued); font-weight: 400; }
+.hd-soft { color: var(--hd-soft); font-weight: 400; }
 .hd-note { padding: .6rem .8rem; background: var(--background-fill-secondary); border-left: 3px solid #8e3b73; }
 .hd-good { color: #00805a; }
 .hd-bad { color: #c62f2f; }
@@ -57,7 +61,7 @@ _CSS = """
 .hd-large { grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); }
 .hd-tiles figure { margin: 0; max-width: 12rem; }
 .hd-tiles img { display: block; width: 100%; height: auto; image-rendering: pixelated; border-radius: 3px; }
-.hd-tiles figcaption { font-size: .7rem; line-height: 1.25; color: var(--body-text-color-subdued); }
+.hd-tiles figcaption { font-size: .7rem; line-height: 1.25; color: var(--hd-soft); }
 .hd-tiles figcaption span { display: block; }
 .hd-large figcaption { font-size: .8rem; }
 .hd-scroll { overflow-x: auto; }
@@ -66,7 +70,7 @@ _CSS = """
 .hd th, .hd td { padding: .35rem .5rem; border: 0; border-bottom: 1px solid var(--border-color-primary);
   text-align: right; vertical-align: baseline; background: none; }
 .hd th:first-child { text-align: left; padding-left: 0; min-width: 9rem; }
-.hd thead th { color: var(--body-text-color-subdued); font-weight: 600; }
+.hd thead th { color: var(--hd-soft); font-weight: 600; }
 .hd tbody th { font-weight: 400; }
 .hd tbody .hd-own th { font-weight: 600; }
 .hd td { white-space: nowrap; }
@@ -128,7 +132,7 @@ def _generate_tab(run: show.DemoRun, pipeline: DiffusionPipeline | None, busy: d
         label = gr.Dropdown(_classes(run), value=int(run.labels[0]), label="Class", min_width=200)
         seed = gr.Number(first, label="Seed", min_width=140)
         count = gr.Slider(1, MOST_IMAGES, 6, step=1, label="Images, with this seed and the next ones", min_width=200)
-    button = gr.Button("Generate", variant="primary")
+    button = gr.Button("Generate", variant="primary", elem_id="generate")
     images = gr.HTML("", min_height=180)
 
     def generate(label: int, seed: float | None, count: int) -> str:
@@ -143,25 +147,26 @@ def _generate_tab(run: show.DemoRun, pipeline: DiffusionPipeline | None, busy: d
 
 
 def _browse_tab(run: show.DemoRun, quick: dict[str, Any]) -> None:
-    def choices(label: int) -> list[tuple[str, int | None]]:
+    def choices(label: int) -> list[tuple[str, int]]:
         groups = show.communities_of(run, label)
-        return [("all", None)] + [(f"{number} ({len(members)} chosen)", number) for number, members in groups]
+        return [("all", _ALL), *((f"{number} ({len(members)} chosen)", number) for number, members in groups)]
 
     first = int(run.labels[0])
     with gr.Row():
-        label = gr.Dropdown(_classes(run), value=first, label="Class", min_width=200)
-        community = gr.Dropdown(choices(first), value=None, label="Community", min_width=200)
-    images = gr.HTML(show.communities_html(run, first))
-    with gr.Accordion("Community map", open=True):
+        label = gr.Dropdown(_classes(run), value=first, label="Class", min_width=200, elem_id="class")
+        community = gr.Dropdown(choices(first), value=_ALL, label="Community", min_width=200, elem_id="community")
+    with gr.Accordion("Community map", open=False, elem_id="map"):
         gr.HTML(show.maps_html(run))
+    images = gr.HTML(show.communities_html(run, first))
 
     def choose_class(label: int) -> tuple[gr.Dropdown, str]:
-        return gr.Dropdown(choices(label), value=None), show.communities_html(run, label)
+        return gr.Dropdown(choices(label), value=_ALL), show.communities_html(run, label)
+
+    def choose_community(label: int, community: int) -> str:
+        return show.communities_html(run, label, None if community == _ALL else community)
 
     label.input(choose_class, label, [community, images], **quick)
-    community.input(
-        lambda label, community: show.communities_html(run, label, community), [label, community], images, **quick
-    )
+    community.input(choose_community, [label, community], images, **quick)
 
 
 def _train_tab(run: show.DemoRun, real: TileSource | None, busy: dict[str, Any], quick: dict[str, Any]) -> None:
@@ -174,27 +179,26 @@ def _train_tab(run: show.DemoRun, real: TileSource | None, busy: dict[str, Any],
         recipe = gr.Radio([(RECIPES[name][0], name) for name in names], value=names[0], label="Learns from")
         steps = gr.Slider(20, 1000, 200, step=20, label="Steps", min_width=200)
     with gr.Row():
-        button = gr.Button("Train a classifier", variant="primary", min_width=140)
-        stop = gr.Button("Stop", min_width=80)
-    text = gr.Markdown("", elem_id="training")
+        button = gr.Button("Train a classifier", variant="primary", min_width=140, elem_id="train")
+        stop = gr.Button("Stop", min_width=80, elem_id="stop")
+    text = gr.Markdown("", elem_id="progress")
+    look = {"x": "step", "height": 240, "min_width": 280, "buttons": [], "visible": False}
     with gr.Row():
-        empty = {name: pd.DataFrame({"step": [], name: []}) for name in ("loss", "ACC")}
-        loss = gr.LinePlot(empty["loss"], x="step", y="loss", title="Loss", height=240, min_width=280, buttons=[])
-        accuracy = gr.LinePlot(
-            empty["ACC"], x="step", y="ACC", title="ACC on real validation tiles", height=240, min_width=280,
-            y_lim=[0, 1], buttons=[], visible=real is not None,
-        )  # fmt: skip
+        loss = gr.LinePlot(y="loss", title="Loss", **look)
+        accuracy = gr.LinePlot(y="ACC", title="ACC on real validation tiles", y_lim=[0, 1], **look)
 
-    def train(recipe: str, steps: int) -> Iterator[tuple[str, pd.DataFrame, pd.DataFrame]]:
+    def plot(history: list[dict[str, Any]], key: str, name: str, steps: int) -> gr.LinePlot:
+        points = [(record["step"], record[key]) for record in history if key in record]
+        # With a single point there is no line to draw.
+        return gr.LinePlot(pd.DataFrame(points, columns=["step", name]), x_lim=[0, steps], visible=len(points) > 1)
+
+    def train(recipe: str, steps: int) -> Iterator[tuple[str, gr.LinePlot, gr.LinePlot]]:
         try:
             for progress in train_live(run, real, recipe, int(steps)):
-                at = [record["step"] for record in progress.history]
-                losses = [record["loss"] for record in progress.history]
-                scores = [record.get("validation_accuracy") for record in progress.history]
                 yield (
                     progress_text(progress),
-                    pd.DataFrame({"step": at, "loss": losses}),
-                    pd.DataFrame({"step": at, "ACC": scores}),
+                    plot(progress.history, "loss", "loss", int(steps)),
+                    plot(progress.history, "validation_accuracy", "ACC", int(steps)),
                 )
         except InputError as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from error

@@ -65,7 +65,7 @@ class DemoRun:
     """What the page shows of a run.
 
     Attributes:
-        name: Of the real tiles where it is known to everybody, otherwise "private tiles".
+        name: Of the real tiles where it is known to everybody, otherwise "Private tiles".
         class_names: Names of the labels.
         images, labels: The distilled set: uint8 N×H×W×3 and int64 N, best first within a class.
         columns: Its other columns, arrays of length N: mostly seed, community, modular_centrality and soft_label.
@@ -103,7 +103,7 @@ def read_demo_run(run: str | Path) -> DemoRun:
     pool_settings = (read_record(run / "pool") or {}).get("settings", {})
     benchmark = read_optional(run / "benchmark" / "benchmark.json") or {"rows": []}
     return DemoRun(
-        name=public_name(source_name(run), class_names) or "private tiles",
+        name=public_name(source_name(run), class_names) or "Private tiles",
         class_names=class_names,
         images=images,
         labels=columns.pop("label"),
@@ -180,7 +180,7 @@ def parse_seed(value: float | None) -> int:
     Raises:
         InputError: Unless it is a whole number from 0 to `LARGEST_SEED`.
     """
-    if value is None or value != value or value != int(value) or not 0 <= value <= LARGEST_SEED:
+    if value is None or not 0 <= value <= LARGEST_SEED or value != int(value):
         shown = "nothing" if value is None else value
         raise InputError(f"seed={shown} is out of range: it must be a whole number from 0 to {LARGEST_SEED:,}")
     return int(value)
@@ -204,7 +204,7 @@ def communities_html(run: DemoRun, label: int, community: int | None = None) -> 
     groups = []
     for number, members in communities_of(run, label):
         if community is None or community == number:
-            tiles = [{"url": data_url(run.images[i]), "notes": _notes(run, i)} for i in members]
+            tiles = [{"url": data_url(run.images[i]), **_notes(run, i)} for i in members]
             groups.append({"number": number, "tiles": tiles})
     return _macro("communities", groups)
 
@@ -217,7 +217,7 @@ def generated_html(run: DemoRun, label: int, seeds: list[int], images: np.ndarra
         if index is not None:
             difference = int(np.abs(image.astype(int) - run.images[index]).max())
             notes.append("distilled" if difference == 0 else f"distilled, up to {difference}/255 apart")
-        tiles.append({"url": data_url(image, 256), "notes": notes})
+        tiles.append({"url": data_url(image, 256), "notes": notes, "hint": ""})
     return _macro("generated", run.class_names[label], tiles)
 
 
@@ -236,13 +236,15 @@ def scores_html(run: DemoRun) -> str:
     return _macro("scores", run)
 
 
-def _notes(run: DemoRun, index: int) -> list[str]:
-    notes = []
+def _notes(run: DemoRun, index: int) -> dict[str, Any]:
+    """What is written below a distilled image, and what is said of it where the pointer rests on it."""
+    label, notes, hint = run.labels[index], [], ""
     if "seed" in run.columns:
         notes.append(f"seed {run.columns['seed'][index]}")
     if "soft_label" in run.columns:
-        notes.append(f"teacher {100 * run.columns['soft_label'][index][run.labels[index]]:.0f}%")
-    return notes
+        share = run.columns["soft_label"][index][label]
+        hint = f"The teacher takes it for {run.class_names[label]} with a probability of {share:.2f}."
+    return {"notes": notes, "hint": hint}
 
 
 def _score(score: dict[str, Any]) -> str:
