@@ -66,7 +66,8 @@ _CSS = """
 .hd-large figcaption { font-size: .8rem; }
 .hd-scroll { overflow-x: auto; }
 .hd-picture { display: block; width: 100%; min-width: 40rem; height: auto; background: white; }
-.hd table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
+.hd table { width: 100%; border: 0 !important; border-collapse: collapse; font-variant-numeric: tabular-nums;
+  font-size: .9rem; }
 .hd th, .hd td { padding: .35rem .5rem; border: 0; border-bottom: 1px solid var(--border-color-primary);
   text-align: right; vertical-align: baseline; background: none; }
 .hd th:first-child { text-align: left; padding-left: 0; min-width: 9rem; }
@@ -74,6 +75,13 @@ _CSS = """
 .hd tbody th { font-weight: 400; }
 .hd tbody .hd-own th { font-weight: 600; }
 .hd td { white-space: nowrap; }
+@media (max-width: 36rem) {
+  .gradio-container main { padding: .75rem 1rem !important; }
+  .hd th, .hd td { padding: .35rem .3rem; }
+  .hd th:first-child { min-width: 7rem; }
+  .hd td small { display: block; }
+  .tab-container button { padding: 0 .5rem !important; font-size: .9rem !important; }
+}
 """
 
 
@@ -177,7 +185,7 @@ def _train_tab(run: show.DemoRun, real: TileSource | None, busy: dict[str, Any],
     with gr.Row():
         names = available_recipes(run)
         recipe = gr.Radio([(RECIPES[name][0], name) for name in names], value=names[0], label="Learns from")
-        steps = gr.Slider(20, 1000, 200, step=20, label="Steps", min_width=200)
+        steps = gr.Slider(20, 1000, 200, step=20, label="Steps", min_width=200, elem_id="steps")
     with gr.Row():
         button = gr.Button("Train a classifier", variant="primary", min_width=140, elem_id="train")
         stop = gr.Button("Stop", min_width=80, elem_id="stop")

@@ -23,6 +23,8 @@ from histodistill.training.images import png_bytes
 from histodistill.training.report import (
     BENCHMARK_PICTURES,
     SELECTION_PICTURES,
+    architecture_title,
+    format_score,
     read_pictures,
     recoveries,
     score_tables,
@@ -139,12 +141,12 @@ def benchmark_tables(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         mine.sort(key=lambda row: (row["size"] is not None, row["size"] or 0))
         tables.append(
             {
-                "architecture": architecture,
+                "architecture": architecture_title(architecture),
                 "rows": [
                     {
                         "title": row_title(row["row"]).replace("`", ""),
                         "images": "all" if row["size"] is None else str(row["size"]),
-                        "scores": [_score(row["test"][metric]) for metric in ("accuracy", "auc", "f1")],
+                        "scores": [format_score(row["test"][metric]) for metric in ("accuracy", "auc", "f1")],
                     }
                     for row in mine
                 ],
@@ -245,12 +247,6 @@ def _notes(run: DemoRun, index: int) -> dict[str, Any]:
         share = run.columns["soft_label"][index][label]
         hint = f"The teacher takes it for {run.class_names[label]} with a probability of {share:.2f}."
     return {"notes": notes, "hint": hint}
-
-
-def _score(score: dict[str, Any]) -> str:
-    if score["mean"] is None:
-        return "–"
-    return f"{score['mean']:.3f}" + ("" if score["std"] is None else f" ± {score['std']:.3f}")
 
 
 def _macro(name: str, *args: Any) -> str:

@@ -188,16 +188,17 @@ def score_tables(results: dict[str, Any]) -> list[dict[str, Any]]:
                 "title": row["title"],
                 "num_train": row["num_train"],
                 "own": row["row"] == results["recovery_row"],
-                "scores": [_score(row[metric]) for metric in _METRICS],
+                "scores": [format_score(row[metric]) for metric in _METRICS],
             }
             for row in mine
         ]
         seeds = max(len(row["seeds"]) for row in mine)
-        tables.append({"architecture": _architecture(architecture), "seeds": seeds, "rows": rows})
+        tables.append({"architecture": architecture_title(architecture), "seeds": seeds, "rows": rows})
     return tables
 
 
-def _score(score: dict[str, Any]) -> dict[str, str | None]:
+def format_score(score: dict[str, Any]) -> dict[str, str | None]:
+    """Mean and standard deviation of a score as text; None for the latter where there is one seed."""
     mean, std = ("–" if score["mean"] is None else f"{score['mean']:.3f}"), score.get("std")
     return {"mean": mean, "std": None if std is None else f"{std:.3f}"}
 
@@ -209,15 +210,15 @@ def recoveries(results: dict[str, Any]) -> list[dict[str, Any]]:
     for name, value in results.get("recovery", {}).items():
         own, full = by_place[name, results["recovery_row"]], by_place[name, "real_all"]
         sentence = (
-            f"{_architecture(name)} trained on the {own['num_train']:,} distilled images reaches {100 * value:.1f}% "
-            f"of the test accuracy that all {full['num_train']:,} real training tiles give "
+            f"{architecture_title(name)} trained on the {own['num_train']:,} distilled images reaches "
+            f"{100 * value:.1f}% of the test accuracy that all {full['num_train']:,} real training tiles give "
             f"({own['accuracy']['mean']:.3f} of {full['accuracy']['mean']:.3f})"
         )
         random = by_place.get((name, "real_random"))
         if random and random["accuracy"]["mean"] is not None:
             share = random["accuracy"]["mean"] / full["accuracy"]["mean"]
             sentence += f"; {random['num_train']:,} random real tiles reach {100 * share:.1f}%"
-        items.append({"architecture": _architecture(name), "value": value, "sentence": f"{sentence}."})
+        items.append({"architecture": architecture_title(name), "value": value, "sentence": f"{sentence}."})
     return items
 
 
@@ -238,8 +239,8 @@ def _pool_quality(metrics: dict[str, Any] | None) -> dict[str, Any] | None:
     scores = []
     for row in metrics["rows"]:
         share = metrics["accuracy_score"].get(row["architecture"], {}).get(row["row"])
-        sentence = f"{_architecture(row['architecture'])} trained on: {row['title'].lower()}, validation ACC "
-        sentence += _score(row["accuracy"])["mean"]
+        sentence = f"{architecture_title(row['architecture'])} trained on: {row['title'].lower()}, validation ACC "
+        sentence += format_score(row["accuracy"])["mean"]
         scores.append(f"{sentence} ({100 * share:.1f}% of all real tiles)" if share else sentence)
     return {"titles": [title for title, _ in DISTANCES.values()], "rows": rows, "scores": scores}
 
@@ -285,7 +286,8 @@ def _interval(interval: dict[str, float] | None) -> str:
     return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
 
 
-def _architecture(name: str) -> str:
+def architecture_title(name: str) -> str:
+    """What an architecture is called in texts."""
     return _ARCHITECTURES.get(name, name)
 
 
