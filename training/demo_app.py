@@ -71,14 +71,16 @@ _CSS = """
 .hd th, .hd td { padding: .35rem .5rem; border: 0; border-bottom: 1px solid var(--border-color-primary);
   text-align: right; vertical-align: baseline; background: none; }
 .hd th:first-child { text-align: left; padding-left: 0; min-width: 9rem; }
+.hd thead, .hd tbody, .hd tr { border: 0 !important; background: none !important; }
 .hd thead th { color: var(--hd-soft); font-weight: 600; }
 .hd tbody th { font-weight: 400; }
 .hd tbody .hd-own th { font-weight: 600; }
 .hd td { white-space: nowrap; }
 @media (max-width: 36rem) {
   .gradio-container main { padding: .75rem 1rem !important; }
-  .hd th, .hd td { padding: .35rem .3rem; }
-  .hd th:first-child { min-width: 7rem; }
+  .hd table { font-size: .8rem; }
+  .hd th, .hd td { padding: .35rem .25rem; }
+  .hd th:first-child { min-width: 6.5rem; overflow-wrap: anywhere; }
   .hd td small { display: block; }
   .tab-container button { padding: 0 .5rem !important; font-size: .9rem !important; }
 }
@@ -187,8 +189,8 @@ def _train_tab(run: show.DemoRun, real: TileSource | None, busy: dict[str, Any],
         recipe = gr.Radio([(RECIPES[name][0], name) for name in names], value=names[0], label="Learns from")
         steps = gr.Slider(20, 1000, 200, step=20, label="Steps", min_width=200, elem_id="steps")
     with gr.Row():
-        button = gr.Button("Train a classifier", variant="primary", min_width=140, elem_id="train")
-        stop = gr.Button("Stop", min_width=80, elem_id="stop")
+        button = gr.Button("Train a classifier", variant="primary", scale=2, min_width=180, elem_id="train")
+        stop = gr.Button("Stop", scale=1, min_width=80, elem_id="stop")
     text = gr.Markdown("", elem_id="progress")
     look = {"x": "step", "height": 240, "min_width": 280, "buttons": [], "visible": False}
     with gr.Row():

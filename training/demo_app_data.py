@@ -54,7 +54,8 @@ class AuditedPart:
     Attributes:
         title: What the part is.
         verdict: "passed", "failed", or "outdated" where its files are not the audited ones.
-        sentences: The findings in plain words, each with a mark of whether it holds.
+        sentences: The findings in plain words, each with a mark of whether it holds, without those that an earlier
+            part has too.
     """
 
     title: str
@@ -124,12 +125,14 @@ def audited_parts(run: Path, audit: dict[str, Any] | None) -> list[AuditedPart]:
     """What `audit.json` says of each part of the run, and whether its files are still those that were audited."""
     if not audit or audit.get("format") != AUDIT_FORMAT:
         return []
-    parts = []
+    parts, told = [], set()
     for name, verdict in audit["parts"].items():
         folder = run / name
         is_same = folder.is_dir() and hash_files(folder, files_to_audit(folder)) == verdict["files"]
         outcome = ("passed" if verdict["passed"] else "failed") if is_same else "outdated"
-        parts.append(AuditedPart(_AUDITED.get(name, name), outcome, audit_sentences(audit, name)))
+        sentences = [sentence for sentence in audit_sentences(audit, name) if sentence not in told]
+        told.update(sentences)
+        parts.append(AuditedPart(_AUDITED.get(name, name), outcome, sentences))
     return parts
 
 

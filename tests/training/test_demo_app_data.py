@@ -11,7 +11,7 @@ from PIL import Image
 from histodistill.hub_cards.gate import files_to_audit, hash_files
 from histodistill.training import demo_app_data as show
 from histodistill.training.errors import InputError
-from histodistill.training.files import write_bytes, write_json
+from histodistill.training.files import read_json, write_bytes, write_json
 from histodistill.training.image_dataset import write_image_dataset
 
 
@@ -170,6 +170,20 @@ def test_audit_is_told_in_its_words(run, passed, verdict, sentence):
     html = show.audit_html(found)
     assert sentence in words(html)
     assert f"{'✓' if passed else '✗'} No &lt;i&gt;copy&lt;/i&gt; was found." in html
+
+
+def test_findings_that_parts_share_are_told_once(run):
+    add_audit(run)
+    audit = read_json(run / "audit.json")
+    own = {"passed": False, "sentence": "the weights tell"}
+    shared = audit["parts"]["distilled"]["findings"]
+    audit["parts"]["pipeline"] = {"passed": False, "findings": [*shared, own], "files": {}}
+    write_json(run / "audit.json", audit)
+    found = show.read_demo_run(run)
+    assert [part.sentences for part in found.audit] == [["✓ No <i>copy</i> was found."], ["✗ The weights tell."]]
+    # There is no pipeline any more.
+    assert [part.verdict for part in found.audit] == ["passed", "outdated"]
+    assert "The findings above, and these: ✗ The weights tell." in words(show.audit_html(found))
 
 
 def test_audit_of_other_files_is_outdated(run):
