@@ -31,13 +31,16 @@ def run(real) -> DemoRun:
     return DemoRun("tiny", real.class_names, tiles.images, tiles.labels, {"soft_label": soft})
 
 
-@pytest.fixture(autouse=True)
-def accelerate_as_in_a_process_of_its_own(fresh_accelerate):
-    """Each training makes an Accelerator."""
-
-
 def training_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "demo-app-training"]
+
+
+@pytest.fixture(autouse=True)
+def accelerate_as_in_a_process_of_its_own(fresh_accelerate):
+    """Each training makes an Accelerator; a thread that has told its last may take a moment to end."""
+    yield
+    for thread in training_threads():
+        thread.join(timeout=60)
 
 
 def test_images_are_those_of_the_pool(tiny_pool, tiny_pipeline, run):
