@@ -21,6 +21,7 @@ COMMANDS = {
     "benchmark": "the results table: every selector and real tiles, several classifiers, sizes and seeds",
     "publish": "pipeline, selector and distilled set to the Hugging Face Hub, with their cards",
     "publish-metrics": "the metrics to the Hugging Face Hub, for evaluate.load",
+    "demo-app": "a page on this machine: generate, browse the distilled set, train on it (needs gradio)",
     "report": "the report of a run again, as an HTML page",
 }
 

@@ -24,7 +24,7 @@ IMAGES_PER_CLASS = 24
 # Larger images are shown smaller, so that the page stays a few megabytes.
 _LARGEST_SIDE = 96
 # What a selection may leave in `selector/`: the file, what it shows, and how to read it.
-_SELECTION_PICTURES = (
+SELECTION_PICTURES = (
     (
         "community_map.png",
         "Maps of the pool",
@@ -43,7 +43,7 @@ _SELECTION_PICTURES = (
     ),
 )
 # The same for `histodistill benchmark` and `benchmark/`.
-_BENCHMARK_PICTURES = (
+BENCHMARK_PICTURES = (
     (
         "accuracy_by_size.png",
         "Accuracy against images per class",
@@ -121,14 +121,14 @@ def summary_lines(run: str | Path) -> list[str]:
     lines = []
     if results and results["rows"]:
         width = max(len(row["title"]) for row in results["rows"]) + 2
-        for table in _score_tables(results):
+        for table in score_tables(results):
             lines.append(f"{table['architecture']:<{width + 2}}{'images':>8}{'ACC':>16}{'AUC':>16}{'F1':>16}")
             for row in table["rows"]:
                 scores = (s["mean"] + (f" ± {s['std']}" if s["std"] else "") for s in row["scores"])
                 lines.append(f"  {row['title']:<{width}}{row['num_train']:>8,}" + "".join(f"{s:>16}" for s in scores))
             lines.append("")
         lines += results.get("notes", [])
-        lines += [item["sentence"] for item in _recovery(results)]
+        lines += [item["sentence"] for item in recoveries(results)]
     else:
         lines.append("No scores yet: histodistill compare makes them.")
     lines.append(f"Distilled set: {run / 'distilled'}")
@@ -149,8 +149,8 @@ def _page(run: Path) -> dict[str, Any]:
         "num_images": len(images),
         "num_tiles": about.get("num_tiles"),
         "image_size": images.shape[1],
-        "recovery": _recovery(results) if results else [],
-        "tables": _score_tables(results) if results else [],
+        "recovery": recoveries(results) if results else [],
+        "tables": score_tables(results) if results else [],
         "result_notes": results.get("notes", []) if results else [],
         "classes": _classes(images, columns["label"], class_names),
         "quality": _pool_quality(_read_optional(run / "evaluation" / "metrics.json")),
@@ -158,8 +158,8 @@ def _page(run: Path) -> dict[str, Any]:
         "communities": _communities(records["distilled"].get("community_sizes", {}), columns, class_names),
         "dropped": [(name, n) for name, n in records["distilled"].get("dropped", {}).items() if n],
         "copies_dropped": sum((records["distilled"].get("copies_dropped") or {}).values()),
-        "pictures": _pictures(run / "selector", _SELECTION_PICTURES),
-        "benchmark_pictures": _pictures(run / "benchmark", _BENCHMARK_PICTURES),
+        "pictures": read_pictures(run / "selector", SELECTION_PICTURES),
+        "benchmark_pictures": read_pictures(run / "benchmark", BENCHMARK_PICTURES),
         "selection_notes": records["distilled"].get("warnings", []),
         "stages": [_stage(title, records[name]) for name, title in _STAGES.items()],
         "total": _duration(sum(record.get("seconds", 0) for record in records.values())),
@@ -178,8 +178,8 @@ def _read_optional(path: Path) -> Any:
         raise InputError(f"{path} cannot be read ({error}): delete it and run the command that made it") from error
 
 
-def _score_tables(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """One table for each architecture, numbers already as text."""
+def score_tables(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """What results.json holds as one table for each architecture, numbers already as text."""
     tables = []
     for architecture in dict.fromkeys(row["architecture"] for row in results["rows"]):
         mine = [row for row in results["rows"] if row["architecture"] == architecture]
@@ -188,36 +188,37 @@ def _score_tables(results: dict[str, Any]) -> list[dict[str, Any]]:
                 "title": row["title"],
                 "num_train": row["num_train"],
                 "own": row["row"] == results["recovery_row"],
-                "scores": [_score(row[metric]) for metric in _METRICS],
+                "scores": [format_score(row[metric]) for metric in _METRICS],
             }
             for row in mine
         ]
         seeds = max(len(row["seeds"]) for row in mine)
-        tables.append({"architecture": _architecture(architecture), "seeds": seeds, "rows": rows})
+        tables.append({"architecture": architecture_title(architecture), "seeds": seeds, "rows": rows})
     return tables
 
 
-def _score(score: dict[str, Any]) -> dict[str, str | None]:
+def format_score(score: dict[str, Any]) -> dict[str, str | None]:
+    """Mean and standard deviation of a score as text; None for the latter where there is one seed."""
     mean, std = ("–" if score["mean"] is None else f"{score['mean']:.3f}"), score.get("std")
     return {"mean": mean, "std": None if std is None else f"{std:.3f}"}
 
 
-def _recovery(results: dict[str, Any]) -> list[dict[str, Any]]:
+def recoveries(results: dict[str, Any]) -> list[dict[str, Any]]:
     """The recovery of each architecture, and what it means in one sentence."""
     by_place = {(row["architecture"], row["row"]): row for row in results["rows"]}
     items = []
     for name, value in results.get("recovery", {}).items():
         own, full = by_place[name, results["recovery_row"]], by_place[name, "real_all"]
         sentence = (
-            f"{_architecture(name)} trained on the {own['num_train']:,} distilled images reaches {100 * value:.1f}% "
-            f"of the test accuracy that all {full['num_train']:,} real training tiles give "
+            f"{architecture_title(name)} trained on the {own['num_train']:,} distilled images reaches "
+            f"{100 * value:.1f}% of the test accuracy that all {full['num_train']:,} real training tiles give "
             f"({own['accuracy']['mean']:.3f} of {full['accuracy']['mean']:.3f})"
         )
         random = by_place.get((name, "real_random"))
         if random and random["accuracy"]["mean"] is not None:
             share = random["accuracy"]["mean"] / full["accuracy"]["mean"]
             sentence += f"; {random['num_train']:,} random real tiles reach {100 * share:.1f}%"
-        items.append({"architecture": _architecture(name), "value": value, "sentence": f"{sentence}."})
+        items.append({"architecture": architecture_title(name), "value": value, "sentence": f"{sentence}."})
     return items
 
 
@@ -238,8 +239,8 @@ def _pool_quality(metrics: dict[str, Any] | None) -> dict[str, Any] | None:
     scores = []
     for row in metrics["rows"]:
         share = metrics["accuracy_score"].get(row["architecture"], {}).get(row["row"])
-        sentence = f"{_architecture(row['architecture'])} trained on: {row['title'].lower()}, validation ACC "
-        sentence += _score(row["accuracy"])["mean"]
+        sentence = f"{architecture_title(row['architecture'])} trained on: {row['title'].lower()}, validation ACC "
+        sentence += format_score(row["accuracy"])["mean"]
         scores.append(f"{sentence} ({100 * share:.1f}% of all real tiles)" if share else sentence)
     return {"titles": [title for title, _ in DISTANCES.values()], "rows": rows, "scores": scores}
 
@@ -285,7 +286,8 @@ def _interval(interval: dict[str, float] | None) -> str:
     return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
 
 
-def _architecture(name: str) -> str:
+def architecture_title(name: str) -> str:
+    """What an architecture is called in texts."""
     return _ARCHITECTURES.get(name, name)
 
 
@@ -328,7 +330,8 @@ def _communities(
     return items
 
 
-def _pictures(folder: Path, pictures: tuple[tuple[str, str, str], ...]) -> list[dict[str, str]]:
+def read_pictures(folder: Path, pictures: tuple[tuple[str, str, str], ...]) -> list[dict[str, str]]:
+    """Title, caption and base64 PNG of those pictures (file, title, caption) that are in `folder`."""
     found = []
     for file, title, caption in pictures:
         if (folder / file).is_file():
