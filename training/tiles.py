@@ -85,7 +85,7 @@ class TileSource:
         return self.splits[name]
 
     def fingerprint(self) -> str:
-        """SHA-256 (64 hex digits) of the class names, images, labels and soft labels, to see whether inputs changed."""
+        """SHA-256 (64 hex digits) of class names, images, labels and soft labels, to see whether inputs changed."""
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
         for name in sorted(self.splits):
             tiles = self.splits[name]
