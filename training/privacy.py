@@ -161,9 +161,7 @@ def plan_privacy(args: argparse.Namespace, num_tiles: int, num_processes: int = 
         epsilon=args.dp_epsilon,
         delta=delta,
         max_grad_norm=args.dp_max_grad_norm,
-        noise_multiplier=noise_multiplier(
-            args.dp_epsilon, delta, args.batch_size / num_tiles, args.max_train_steps
-        ),
+        noise_multiplier=noise_multiplier(args.dp_epsilon, delta, args.batch_size / num_tiles, args.max_train_steps),
         batch_size=args.batch_size,
         num_tiles=num_tiles,
         steps=args.max_train_steps,

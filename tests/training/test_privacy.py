@@ -194,7 +194,11 @@ def test_noise_is_standard_normal_and_of_its_own_in_each_step_and_part():
     numbers = gaussian((20_001,), KEY, 0, 0).numpy()
     assert numbers.dtype == np.float64 and numbers.shape == (20_001,)
     assert stats.kstest(numbers, "norm").pvalue > 1e-3
-    for other in (gaussian((20_001,), KEY, 1, 0), gaussian((20_001,), KEY, 0, 1), gaussian((20_001,), KEY[::-1], 0, 0)):
+    for other in (
+        gaussian((20_001,), KEY, 1, 0),
+        gaussian((20_001,), KEY, 0, 1),
+        gaussian((20_001,), KEY[::-1], 0, 0),
+    ):
         assert abs(np.corrcoef(numbers, other.numpy())[0, 1]) < 4 / math.sqrt(20_001)
     # Both halves are made of the same uniform numbers.
     assert abs(np.corrcoef(numbers[:10_000], numbers[10_001:])[0, 1]) < 0.04
@@ -222,7 +226,9 @@ def test_views_of_a_tile_do_not_depend_on_the_other_tiles():
     alone = torch.randn(4, generator=tile_generators(1, 2, [5])[0])
     among = torch.randn(4, generator=tile_generators(1, 2, [0, 3, 5])[2])
     assert torch.equal(alone, among)
-    others = [torch.randn(4, generator=tile_generators(*which)[0]) for which in ((1, 2, [6]), (1, 3, [5]), (2, 2, [5]))]
+    others = [
+        torch.randn(4, generator=tile_generators(*which)[0]) for which in ((1, 2, [6]), (1, 3, [5]), (2, 2, [5]))
+    ]
     assert all(not torch.equal(alone, other) for other in others)
 
 
