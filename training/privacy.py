@@ -8,8 +8,8 @@ gradients (moments of the optimizer, moving averages, generated images) costs no
 
 Two sets of tiles are neighbours here where one of them lacks one training tile; the number of tiles is taken as known.
 
-Which tiles take part and the noise must stay secret, or the bound is void. Both are therefore functions of a random key
-of 256 bits and the step, through SHAKE-256, and never of the seed, which cards publish. The key lies in the output
+Which tiles take part and the noise must stay secret, or the bound is void. Both are therefore functions of a random
+key of 256 bits and the step, through SHAKE-256, and never of the seed, which cards publish. The key lies in the output
 folder while a training lasts, so that a resumed training equals an uninterrupted one, and is deleted in the end.
 Symmetries, noise levels and noise of a tile's views are functions of the seed, the step and the tile, so that one tile
 more or less changes nothing about the others.

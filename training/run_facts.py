@@ -124,8 +124,8 @@ def privacy_facts(pipeline: dict[str, Any], distilled: dict[str, Any]) -> Privac
     uncovered = []
     if settings:
         uncovered.append(
-            "The soft labels of the distilled set: the classifier that gave them was trained on the real tiles without "
-            "differential privacy. Without that column, and but for the points below, the images are covered."
+            "The soft labels of the distilled set: the classifier that gave them was trained on the real tiles "
+            "without differential privacy. Without that column, and but for what follows here, the images are covered."
         )
     looks_at_tiles = [
         ("drop_copies", "which dropped images that are too near to a real tile"),
