@@ -244,7 +244,7 @@ PRIVACY = PrivacyFacts(epsilon=7.9876, delta=1.72e-5, uncovered=["The soft label
 def test_differential_privacy_and_what_it_does_not_cover(make, whose):
     text = make(privacy=PRIVACY)
     assert f"the weights of {whose} were trained with ε = 7.99 and δ = 1.7e-05 for each training tile, the" in text
-    assert "\n- The soft labels: &lt;b&gt;no&lt;/b&gt;.\n" in text
+    assert "\n- The soft labels: &#60;b&#62;no&#60;/b&#62;.\n" in text
     assert "k times as large an ε" in text and "public" not in text.split("Not covered")[0].split("**Differential")[1]
     public = make(privacy=PrivacyFacts(epsilon=1.0, delta=1e-5, public_autoencoder=True))
     assert "ε = 1 and δ = 1e-05 for each training tile. That is the denoiser's; the autoencoder" in public
