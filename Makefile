@@ -8,7 +8,7 @@ RUN ?= demo-run
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint,dp]'
 	touch $@
 
 # The whole way on the built-in phantom tiles: minutes on two cores, no network after the installation.

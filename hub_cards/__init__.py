@@ -9,7 +9,7 @@ from histodistill.hub_cards.dataset_card import DistilledDatasetCardData, render
 from histodistill.hub_cards.gate import AuditError, audit_sentences, check_audit, check_metadata
 from histodistill.hub_cards.metric_card import MetricCardData, render_metric_card, render_metric_page
 from histodistill.hub_cards.pipeline_card import PipelineCardData, render_pipeline_card
-from histodistill.hub_cards.run_facts import AuditFacts, RunFacts
+from histodistill.hub_cards.run_facts import AuditFacts, PrivacyFacts, RunFacts
 from histodistill.hub_cards.selector_card import SelectorCardData, render_selector_card
 from histodistill.hub_cards.uploading import Published, PublishError, Upload, publish
 
@@ -20,6 +20,7 @@ __all__ = [
     "DistilledDatasetCardData",
     "MetricCardData",
     "PipelineCardData",
+    "PrivacyFacts",
     "PublishError",
     "Published",
     "RunFacts",

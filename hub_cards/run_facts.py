@@ -28,6 +28,30 @@ class AuditFacts:
 
 
 @dataclass(kw_only=True)
+class PrivacyFacts:
+    """Differential privacy of the weights of a pipeline.
+
+    Attributes:
+        epsilon, delta: spent on each training tile by the autoencoder and the denoiser together.
+        public_autoencoder: whether the autoencoder is said to be of public tiles, and so has spent nothing.
+        uncovered: what of the distilled set it does not cover, in plain words, one sentence each.
+
+    Raises:
+        ValueError: for a budget that bounds nothing.
+    """
+
+    epsilon: float
+    delta: float
+    public_autoencoder: bool = False
+    uncovered: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for name, number in (("epsilon", self.epsilon), ("delta", 1 - self.delta)):
+            if not number > 0:
+                raise ValueError(f"{name}={getattr(self, name)} is out of range: it bounds nothing")
+
+
+@dataclass(kw_only=True)
 class RunFacts:
     """A run as its cards tell of it. What is None or empty was not measured, and the cards say so.
 
@@ -48,6 +72,7 @@ class RunFacts:
         validation: what the training of the models ended with, name → text.
         settings: options of each stage, stage → name → value.
         versions: versions of the packages, name → text.
+        privacy: of the pipeline's training, where that was differentially private.
         audit: what the privacy audit of the repository found.
         risk: what the gate said, where it refused and was overridden.
     """
@@ -66,6 +91,7 @@ class RunFacts:
     validation: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    privacy: PrivacyFacts | None = None
     audit: AuditFacts | None = None
     risk: str | None = None
 

@@ -41,6 +41,7 @@ def add_training_options(
     batch_size: int,
     learning_rate: float | None,
     weight_decay: float,
+    class_balance: float | None = 0.5,
 ) -> None:
     """Adds the options that every training script has; the keywords are this script's defaults."""
     parser.formatter_class = HelpFormatter
@@ -50,8 +51,9 @@ def add_training_options(
     data.add_argument(
         "--class-balance",
         type=float,
-        default=0.5,
-        help="0 draws classes as often as they occur, 1 equally often, between: n^(1 - value)",
+        default=class_balance,
+        help="0 draws classes as often as they occur, 1 equally often, between: n^(1 - value)"
+        + ("; default: 0.5, and 0 with --dp-epsilon" if class_balance is None else ""),
     )
     add_audit_share_option(data)
     data.add_argument("--output", type=Path, required=True, help="folder for the result")
@@ -111,7 +113,7 @@ def check_training_options(args: argparse.Namespace) -> None:
     check_option(args, "seed", args.seed >= 0, "it must be at least 0")
     check_audit_share(args)
     for name in ("warmup", "class_balance"):
-        check_option(args, name, 0 <= getattr(args, name) <= 1, "it must be 0 to 1")
+        check_option(args, name, getattr(args, name) is None or 0 <= getattr(args, name) <= 1, "it must be 0 to 1")
 
 
 def check_option(args: argparse.Namespace, name: str, is_right: bool, rule: str) -> None:
@@ -128,7 +130,10 @@ def fail(message: str) -> None:
 
 def result_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The options that decide the result, as plain values."""
-    return {name: value for name, value in sorted(vars(args).items()) if name not in _NOT_SETTINGS}
+    left_out = set(_NOT_SETTINGS)
+    if getattr(args, "dp_epsilon", None) is None:
+        left_out |= {name for name in vars(args) if name.startswith("dp_")}
+    return {name: value for name, value in sorted(vars(args).items()) if name not in left_out}
 
 
 def run_script(

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from histodistill.hub_cards import RunFacts
+from histodistill.hub_cards import PrivacyFacts, RunFacts
 from histodistill.training.commands.benchmark import FIXED_ROWS
 from histodistill.training.errors import InputError
 from histodistill.training.files import read_json
@@ -107,6 +107,41 @@ def read_run_facts(
         },
         settings={_STAGES[stage]: _settings(record) for stage, record in records.items() if record},
         versions=_versions(records),
+        privacy=privacy_facts(records["pipeline"], records["distilled"]),
+    )
+
+
+def privacy_facts(pipeline: dict[str, Any], distilled: dict[str, Any]) -> PrivacyFacts | None:
+    """What the cards say of differential privacy; None where the denoiser was trained without.
+
+    Args:
+        pipeline, distilled: Records of these stages, empty where there is none.
+    """
+    record = pipeline.get("privacy")
+    if not record:
+        return None
+    settings = distilled.get("settings", {})
+    uncovered = []
+    if settings:
+        uncovered.append(
+            "The soft labels of the distilled set: the classifier that gave them was trained on the real tiles "
+            "without differential privacy. Without that column, and but for what follows here, the images are covered."
+        )
+    looks_at_tiles = [
+        ("drop_copies", "which dropped images that are too near to a real tile"),
+        ("typical_share", "which dropped images that are too far from real tiles"),
+        ("min_probability", "which went by a classifier trained on the real tiles without differential privacy"),
+    ]
+    uncovered += [
+        f"The choice of the images of the distilled set, {how}." for name, how in looks_at_tiles if settings.get(name)
+    ]
+    if settings.get("embedder", "untrained") != "untrained":
+        uncovered.append("The choice of the images, if what embedded them was trained on the real tiles.")
+    return PrivacyFacts(
+        epsilon=record["total"]["epsilon"],
+        delta=record["total"]["delta"],
+        public_autoencoder=record["autoencoder"] == "public",
+        uncovered=uncovered,
     )
 
 

@@ -7,6 +7,8 @@ the size by moving pixels to channels and back, with shortcuts that lose nothing
 autoencoder whose posterior has a fixed standard deviation (Ghosh et al. 2020, arXiv:1903.12436): its mean is the
 latent. The output folder loads with `AutoencoderDC.from_pretrained`. Its config carries the scale of the latents,
 measured on the training tiles: latent * scaling_factor has a mean square of 1.
+
+With `--dp-epsilon` it trains with differential privacy (see `privacy.py`), and measures the scale on validation tiles.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import itertools
 import math
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderDC
@@ -45,13 +48,25 @@ from histodistill.training.options import (
     result_settings,
     run_script,
 )
+from histodistill.training.privacy import (
+    add_privacy_options,
+    check_privacy_options,
+    forget_key,
+    plan_privacy,
+    privacy_record,
+    secret_key,
+    set_private_gradients,
+    tile_generators,
+)
 from histodistill.training.stages import Stage
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads and checks the command line; ends with code 2 and one sentence where it is wrong."""
     parser = argparse.ArgumentParser(prog="train_autoencoder", description=__doc__, allow_abbrev=False)
-    add_training_options(parser, max_train_steps=2000, batch_size=32, learning_rate=2e-3, weight_decay=0.0)
+    add_training_options(
+        parser, max_train_steps=2000, batch_size=32, learning_rate=2e-3, weight_decay=0.0, class_balance=None
+    )
     model = parser.add_argument_group("model")
     model.add_argument(
         "--channels",
@@ -83,6 +98,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=0.1,
         help="weight of the L1 distance between Fourier transforms, which keeps fine texture",
     )
+    add_privacy_options(parser)
     args = parser.parse_args(argv)
     check_training_options(args)
     check_option(args, "channels", min(args.channels) >= 1, "every width must be at least 1")
@@ -90,6 +106,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         check_option(args, name, getattr(args, name) >= 1, "it must be at least 1")
     for name in ("kl_weight", "posterior_std", "frequency_weight"):
         check_option(args, name, getattr(args, name) >= 0, "it must be at least 0")
+    check_privacy_options(args)
     return args
 
 
@@ -222,6 +239,7 @@ def main(args: argparse.Namespace) -> None:
     if stage.complete:
         accelerator.print(f"autoencoder: {args.output} is already finished")
         return
+    plan = plan_privacy(args, len(train), accelerator.num_processes)
     torch.manual_seed(args.seed)
     autoencoder = build_autoencoder(source.image_size, args.channels, args.latent_channels, args.layers_per_block)
     latent_size = source.image_size // 2 ** (len(args.channels) - 1)
@@ -241,6 +259,27 @@ def main(args: argparse.Namespace) -> None:
         state = load_checkpoint(checkpoint, {"autoencoder": autoencoder}, optimizer, accelerator.scaler)
         start, history = state["step"], state["history"]
 
+    def loss_of_tile(call, images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        with accelerator.autocast():
+            reconstruction, kl = call(images, noise)
+        return reconstruction_loss(reconstruction, images, args.frequency_weight) + args.kl_weight * kl
+
+    def private_step(step: int) -> None:
+        """One step with differential privacy: gradients tile by tile."""
+
+        def make_tiles(indices: np.ndarray) -> list[torch.Tensor]:
+            tiles = []
+            for index, generator in zip(indices, tile_generators(args.seed, step, indices), strict=True):
+                images = random_symmetry(to_model_input(train.images[np.repeat(index, plan.views)]), generator)
+                shape = (plan.views, args.latent_channels, latent_size, latent_size)
+                tiles.append((images, torch.randn(shape, generator=generator)))
+            return [torch.stack(values).to(accelerator.device) for values in zip(*tiles, strict=True)]
+
+        set_private_gradients(model, loss_of_tile, make_tiles, plan, key, step)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    key = secret_key(args.output) if plan else b""
     weights = class_weights(train.labels, args.class_balance)
     warmup_steps = math.ceil(args.warmup * args.max_train_steps)
     validation_images = to_model_input(validation.images[spread_indices(len(validation), args.validation_tiles)])
@@ -255,8 +294,10 @@ def main(args: argparse.Namespace) -> None:
         set_learning_rate(
             optimizer, cosine_learning_rate(step, args.max_train_steps, warmup_steps, args.learning_rate)
         )
+        if plan:
+            private_step(step)
         # One optimizer step takes gradient_accumulation_steps batches of batch_size tiles over all processes.
-        for micro_step in range(args.gradient_accumulation_steps):
+        for micro_step in range(0 if plan else args.gradient_accumulation_steps):
             position = step * args.gradient_accumulation_steps + micro_step
             indices = batch_indices(len(train), args.batch_size, position, args.seed, weights)
             generator = step_generator(args.seed, position)
@@ -281,7 +322,8 @@ def main(args: argparse.Namespace) -> None:
         if done % args.validation_steps == 0 or done == args.max_train_steps:
             record = {
                 "step": done,
-                "train_loss": loss.item(),
+                # The loss of training tiles is nothing that differential privacy may tell.
+                **({} if plan else {"train_loss": loss.item()}),
                 **validate(autoencoder, validation_images, args.batch_size, accelerator),
             }
             history.append(record)
@@ -308,9 +350,11 @@ def main(args: argparse.Namespace) -> None:
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         autoencoder.eval()
-        measured = spread_indices(len(train), 10_000)
+        # Under differential privacy training tiles may be looked at through noisy gradients alone.
+        tiles = validation if plan else train
+        measured = spread_indices(len(tiles), 10_000)
         batches = (
-            to_model_input(train.images[measured[i : i + args.batch_size]]).to(accelerator.device)
+            to_model_input(tiles.images[measured[i : i + args.batch_size]]).to(accelerator.device)
             for i in range(0, len(measured), args.batch_size)
         )
         scale = measure_latent_scale(autoencoder, batches)
@@ -321,8 +365,11 @@ def main(args: argparse.Namespace) -> None:
             "image_size": source.image_size,
             "scaling_factor": scale,
             "num_processes": accelerator.num_processes,
+            **({"privacy": privacy_record(plan)} if plan else {}),
         }
         stage.finish(**facts, **validate(autoencoder, validation_images, args.batch_size, accelerator))
+        if plan:
+            forget_key(args.output)
         accelerator.print(
             f"autoencoder: validation PSNR {history[-1]['validation_psnr']:.2f} dB, saved to {args.output}"
         )

@@ -6,6 +6,8 @@
 The denoiser learns rectified flow (Liu et al. 2023, arXiv:2209.03003; Lipman et al. 2023, arXiv:2210.02747): between
 data x and noise e it sees z = (1 - s) x + s e and predicts the velocity e - x. Noise levels s are logit-normal
 (Esser et al. 2024, arXiv:2403.03206). The output folder loads as a `HistologyPipeline`.
+
+With `--dp-epsilon` it trains with differential privacy: see `privacy.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import math
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, UNet2DModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
@@ -45,6 +48,18 @@ from histodistill.training.options import (
     result_settings,
     run_script,
 )
+from histodistill.training.privacy import (
+    add_privacy_options,
+    autoencoder_privacy,
+    check_privacy_options,
+    compose,
+    forget_key,
+    plan_privacy,
+    privacy_record,
+    secret_key,
+    set_private_gradients,
+    tile_generators,
+)
 from histodistill.training.stages import Stage, require_complete
 
 
@@ -54,7 +69,9 @@ NUM_TRAIN_TIMESTEPS = 1000
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads and checks the command line; ends with code 2 and one sentence where it is wrong."""
     parser = argparse.ArgumentParser(prog="train_diffusion", description=__doc__, allow_abbrev=False)
-    add_training_options(parser, max_train_steps=5000, batch_size=64, learning_rate=8e-4, weight_decay=0.01)
+    add_training_options(
+        parser, max_train_steps=5000, batch_size=64, learning_rate=8e-4, weight_decay=0.01, class_balance=None
+    )
     model = parser.add_argument_group("model")
     model.add_argument("--autoencoder", type=Path, required=True, help="folder that train_autoencoder left")
     model.add_argument(
@@ -80,6 +97,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="share of tiles shown with the null class, for classifier-free guidance",
     )
     loss.add_argument("--ema-decay", type=float, default=0.998, help="decay of the moving average of the weights")
+    add_privacy_options(parser)
+    parser.add_argument(
+        "--dp-public-autoencoder",
+        action="store_true",
+        help="states that the autoencoder was trained on public tiles, so that it costs nothing of the budget",
+    )
     args = parser.parse_args(argv)
     check_training_options(args)
     check_option(args, "channels", min(args.channels) >= 1, "every width must be at least 1")
@@ -87,6 +110,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     check_option(args, "attention_levels", args.attention_levels >= 0, "it must be at least 0")
     for name in ("dropout", "class_dropout", "ema_decay"):
         check_option(args, name, 0 <= getattr(args, name) < 1, "it must be at least 0 and below 1")
+    check_privacy_options(args)
     return args
 
 
@@ -219,6 +243,10 @@ def main(args: argparse.Namespace) -> None:
     if stage.complete:
         accelerator.print(f"diffusion: {args.output} is already finished")
         return
+    plan = plan_privacy(args, len(train), accelerator.num_processes)
+    autoencoder_spent = None
+    if plan:
+        autoencoder_spent = autoencoder_privacy(autoencoder_record, source.fingerprint(), args.dp_public_autoencoder)
     torch.manual_seed(args.seed)
     latent_size = source.image_size // autoencoder.spatial_compression_ratio
     latent_shape = (autoencoder.config.latent_channels, latent_size, latent_size)
@@ -232,7 +260,7 @@ def main(args: argparse.Namespace) -> None:
         args.dropout,
     )
     null_class = denoiser.config.num_class_embeds - 1
-    if accelerator.device.type == "cpu":
+    if accelerator.device.type == "cpu" or plan:  # the fused kernel gives no gradients tile by tile
         use_plain_attention(denoiser)
     # Tensor cores prefer this layout; on a CPU it makes group norm four times as slow.
     layout = torch.channels_last if accelerator.device.type == "cuda" else torch.contiguous_format
@@ -285,6 +313,33 @@ def main(args: argparse.Namespace) -> None:
             images = pipeline(rows, generator=generators, output_type="pt").images
         save_grid(images.float() * 2 - 1, path, columns=8)
 
+    def loss_of_tile(call, *views: torch.Tensor) -> torch.Tensor:
+        with accelerator.autocast():
+            return flow_loss(call, *views)
+
+    def private_step(step: int) -> None:
+        """One step with differential privacy: gradients tile by tile."""
+
+        def make_tiles(indices: np.ndarray) -> list[torch.Tensor]:
+            tiles = []
+            for index, generator in zip(indices, tile_generators(args.seed, step, indices), strict=True):
+                views = np.repeat(index, plan.views)
+                images = random_symmetry(to_model_input(train.images[views]), generator)
+                class_ids = torch.from_numpy(train.labels[views])
+                drawn = draw_step(generator, class_ids, latent_shape, null_class, args.class_dropout)
+                tiles.append((images, *drawn))
+            images, noise, noise_levels, class_ids = (
+                torch.stack(values).to(accelerator.device) for values in zip(*tiles, strict=True)
+            )
+            with torch.no_grad(), accelerator.autocast():
+                latents = normalised_latents(autoencoder, images.flatten(0, 1)).unflatten(0, images.shape[:2])
+            return [latents, class_ids, noise, noise_levels]
+
+        set_private_gradients(denoiser, loss_of_tile, make_tiles, plan, key, step)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    key = secret_key(args.output) if plan else b""
     weights = class_weights(train.labels, args.class_balance)
     warmup_steps = math.ceil(args.warmup * args.max_train_steps)
     validation = validation.subset(spread_indices(len(validation), args.validation_tiles))
@@ -300,8 +355,10 @@ def main(args: argparse.Namespace) -> None:
         set_learning_rate(
             optimizer, cosine_learning_rate(step, args.max_train_steps, warmup_steps, args.learning_rate)
         )
+        if plan:
+            private_step(step)
         # One optimizer step takes gradient_accumulation_steps batches of batch_size tiles over all processes.
-        for micro_step in range(args.gradient_accumulation_steps):
+        for micro_step in range(0 if plan else args.gradient_accumulation_steps):
             position = step * args.gradient_accumulation_steps + micro_step
             indices = batch_indices(len(train), args.batch_size, position, args.seed, weights)
             generator = step_generator(args.seed, position)
@@ -333,9 +390,10 @@ def main(args: argparse.Namespace) -> None:
         last = done == args.max_train_steps
         if done % args.validation_steps == 0 or last:
             ema.copy_to(average.parameters())
-            train_loss = loss.item()  # waits for the device, so the clock is right
+            # The loss of training tiles is nothing that differential privacy may tell.
+            losses = {} if plan else {"train_loss": loss.item()}  # waits for the device, so the clock is right
             training_seconds += time.perf_counter() - resumed
-            record = {"step": done, "train_loss": train_loss, "validation_loss": validate()}
+            record = {"step": done, **losses, "validation_loss": validate()}
             history.append(record)
             progress.set_postfix(validation_loss=f"{record['validation_loss']:.4f}")
             if args.report_to:
@@ -364,13 +422,21 @@ def main(args: argparse.Namespace) -> None:
         )
         pipeline.save_pretrained(args.output)
         write_json(args.output / "history.json", history)
+        spent = {}
+        if plan:
+            own = privacy_record(plan)
+            total = compose(own, autoencoder_spent) if autoencoder_spent else compose(own)
+            spent = {"privacy": {**own, "autoencoder": autoencoder_spent or "public", "total": total}}
         tiles_seen = (args.max_train_steps - start) * args.gradient_accumulation_steps * args.batch_size
         stage.finish(
             validation_loss=history[-1]["validation_loss"],
             # Since the last resumption, where any step was left; without the time of validations.
             images_per_second=round(tiles_seen / training_seconds, 1) if tiles_seen else None,
             num_processes=accelerator.num_processes,
+            **spent,
         )
+        if plan:
+            forget_key(args.output)
         accelerator.print(f"diffusion: validation loss {history[-1]['validation_loss']:.4f}, saved to {args.output}")
     accelerator.wait_for_everyone()
     accelerator.end_training()

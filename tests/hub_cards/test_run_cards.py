@@ -16,6 +16,7 @@ from histodistill.hub_cards import (
     DistilledDatasetCardData,
     MetricCardData,
     PipelineCardData,
+    PrivacyFacts,
     RunFacts,
     SelectorCardData,
     render_dataset_card,
@@ -232,6 +233,29 @@ def test_a_card_of_a_repository_that_has_no_name_is_refused():
         PipelineCardData(facts=make_facts(repos={}), components={})
     with pytest.raises(ValueError, match="has no 'selector'"):
         SelectorCardData(facts=make_facts(repos={}), selector="", params={}, arrays={}, n_per_class=1)
+
+
+PRIVACY = PrivacyFacts(epsilon=7.9876, delta=1.72e-5, uncovered=["The soft labels: <b>no</b>."])
+
+
+@pytest.mark.parametrize(
+    ("make", "whose"), [(pipeline_card, "this model"), (dataset_card, "the model that made these images")]
+)
+def test_differential_privacy_and_what_it_does_not_cover(make, whose):
+    text = make(privacy=PRIVACY)
+    assert f"the weights of {whose} were trained with ε = 7.99 and δ = 1.7e-05 for each training tile, the" in text
+    assert "\n- The soft labels: &#60;b&#62;no&#60;/b&#62;.\n" in text
+    assert "k times as large an ε" in text and "public" not in text.split("Not covered")[0].split("**Differential")[1]
+    public = make(privacy=PrivacyFacts(epsilon=1.0, delta=1e-5, public_autoencoder=True))
+    assert "ε = 1 and δ = 1e-05 for each training tile. That is the denoiser's; the autoencoder" in public
+    assert "states to be public" in public and "together" not in public.split("Not covered")[0].split("**Diff")[1]
+    assert "Differential privacy" not in make()
+
+
+@pytest.mark.parametrize(("epsilon", "delta"), [(0, 1e-5), (-1, 1e-5), (1, 1)])
+def test_a_budget_that_bounds_nothing_is_refused(epsilon, delta):
+    with pytest.raises(ValueError, match="is out of range: it bounds nothing"):
+        PrivacyFacts(epsilon=epsilon, delta=delta)
 
 
 def make_metric() -> MetricCardData:
