@@ -228,7 +228,8 @@ def calibrate(scores: CopyScores, max_false_alarms: float = 0.01, seed: int = 0)
     Held-out tiles that are the same as a real tile (structure below `SAME_TILE`) are left out: data sets do hold tiles
     twice, turned or mirrored. So are those with nothing on them. Of the others, the limit is the one with rank
     ⌊share · (n + 1)⌋ from below, so that a further tile falls below it with that probability at most, whatever the
-    distribution (split conformal prediction). With fewer than 1/share − 1 tiles the limit is the lowest of all and promises less.
+    distribution (split conformal prediction). With fewer than 1/share − 1 tiles the limit is the lowest of all and
+    promises less.
 
     Args:
         scores: of held-out tiles, searched for among the others.
