@@ -37,6 +37,7 @@ from histodistill.selection.membership import (
     measure_overfitting,
 )
 from histodistill.selection.planting import MUST_FIND, plant
+from histodistill.selection.views import has_content
 
 
 #: Share of independent real tiles that may be taken for copies.
@@ -288,11 +289,6 @@ def audit(
     )
 
 
-def has_content(images: np.ndarray, least: float = 8.0) -> np.ndarray:
-    """Which tiles show anything: N bool, False where grey levels vary by less than `least` (standard deviation)."""
-    return np.array([image.mean(axis=2).std() for image in images]) >= least
-
-
 def judge_set(result: AuditResult) -> list[Finding]:
     """The points on which a set of images passes: all must hold."""
     return [*_judge_audit(result), *_judge_images(result)]
@@ -333,8 +329,8 @@ def _judge_audit(result: AuditResult) -> list[Finding]:
         Finding(
             "false alarms",
             alarms.low <= MAX_FALSE_ALARMS,
-            f"{100 * alarms.value:.1f}% of {limits.num_held_out:,} independent real tiles are taken for copies; "
-            f"it may be {100 * MAX_FALSE_ALARMS:.0f}%",
+            f"{100 * alarms.value:.1f}% [{100 * alarms.low:.1f}, {100 * alarms.high:.1f}] of {limits.num_held_out:,} "
+            f"independent real tiles are taken for copies; it may be {100 * MAX_FALSE_ALARMS:.0f}%",
         )
     )
     return findings
@@ -440,13 +436,13 @@ def _audit_set(synthetic: LabelledImages, known: _Attackable, by_class: bool) ->
             }
         membership[name] = {attack: _attack(attack, name, views[name], known, by_class) for attack in ATTACKS}
     combined = known.limits.score(scores)
-    closest = np.argsort(combined, kind="stable")[:10]
+    closest = np.argsort(combined, kind="stable")[: min(10, int(np.isfinite(combined).sum()))]
     return SetAudit(
         copies=_count_copies(synthetic, known.limits, scores, known.real),
         overfitting=overfitting,
         overfitting_per_class=per_class,
         membership=membership,
-        closest=np.stack([closest, scores.nearest[closest]], axis=1),
+        closest=np.stack([closest, known.limits.nearest(scores)[closest]], axis=1),
         closest_scores=combined[closest],
     )
 
@@ -479,7 +475,7 @@ def _attack(attack: str, space: str, views: np.ndarray, known: _Attackable, by_c
 
 
 def _count_copies(synthetic: LabelledImages, limits: CopyLimits, scores: CopyScores, real: RealTiles) -> Copies:
-    is_copy, nearest = limits.is_copy(scores), scores.nearest
+    is_copy, nearest = limits.is_copy(scores), limits.nearest(scores)
     num_training, num_all = len(real.train), len(real.all_images)
     of_training = is_copy & (nearest < num_training)
     of_others = is_copy & (nearest >= num_training)

@@ -19,7 +19,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from histodistill.selection.views import SYMMETRIES, apply_symmetry, optical_density, resample, window_weights
+from histodistill.selection.views import (
+    SYMMETRIES,
+    apply_symmetry,
+    has_content,
+    optical_density,
+    resample,
+    window_weights,
+)
 
 
 Embed = Callable[[np.ndarray], np.ndarray]
@@ -65,15 +72,19 @@ class CopyScores:
     """What a search found for N images.
 
     Attributes:
-        values: name of a score → N float64, small for a copy.
-        nearest: int64 N, the real tile that fits best by structure.
+        values: name of a score → N float64, small for a copy; infinite for images with nothing on them, which give
+            nothing away.
+        nearest: name of a score → int64 N, the real tile that it is about.
     """
 
     values: dict[str, np.ndarray]
-    nearest: np.ndarray
+    nearest: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.values.values())))
 
     def __getitem__(self, rows) -> CopyScores:
-        return CopyScores({name: value[rows] for name, value in self.values.items()}, self.nearest[rows])
+        return CopyScores(*({name: x[rows] for name, x in part.items()} for part in (self.values, self.nearest)))
 
 
 @dataclass(frozen=True)
@@ -102,6 +113,11 @@ class CopyLimits:
     def score(self, scores: CopyScores) -> np.ndarray:
         """One score for each image, N float64 ≥ 0, small for a copy."""
         return _combine(scores, self.scale, self.power)
+
+    def nearest(self, scores: CopyScores) -> np.ndarray:
+        """The real tile that each image is most like, N int64: that of the smallest score."""
+        best = np.argmin(_parts(scores, self.scale, self.power), axis=0)
+        return np.stack([scores.nearest[name] for name in self.scale])[best, np.arange(len(scores))]
 
     def is_copy(self, scores: CopyScores) -> np.ndarray:
         """Which images are copies: N bool."""
@@ -134,11 +150,14 @@ class CopyIndex:
 
     def search(self, images: np.ndarray, views: Mapping[str, np.ndarray] | None = None) -> CopyScores:
         """Scores of uint8 M×S×S×3 images of the same size; `views` has `views_of` them in each of the `spaces`."""
-        structure, nearest = self._structure(images)
-        values = {"structure": structure}
+        found = {"structure": self._structure(images)}
         for name, embed in self.spaces.items():
-            values[name] = _distance_ratio(views[name] if views else views_of(images, embed), self.points[name])
-        return CopyScores(values, nearest)
+            found[name] = _distance_ratio(views[name] if views else views_of(images, embed), self.points[name])
+        shown = has_content(images)
+        return CopyScores(
+            {name: np.where(shown, values, np.inf) for name, (values, _) in found.items()},
+            {name: nearest for name, (_, nearest) in found.items()},
+        )
 
     def _structure(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         import faiss
@@ -207,9 +226,10 @@ def calibrate(scores: CopyScores, max_false_alarms: float = 0.01, seed: int = 0)
     """Limits that at most a share of independent real tiles fall below.
 
     Held-out tiles that are the same as a real tile (structure below `SAME_TILE`) are left out: data sets do hold tiles
-    twice, turned or mirrored. Of the others, the limit is the one with rank ⌊share · (n + 1)⌋ from below, so that a
-    further tile falls below it with that probability at most, whatever the distribution (split conformal prediction).
-    With fewer than 1/share − 1 tiles the limit is the lowest of all and promises less.
+    twice, turned or mirrored. So are those with nothing on them. Of the others, the limit is the one with rank
+    ⌊share · (n + 1)⌋ from below, so that a further tile falls below it with that probability at most, whatever the
+    distribution (split conformal prediction). With fewer than 1/share − 1 tiles the limit is the lowest of all and
+    promises less.
 
     Args:
         scores: of held-out tiles, searched for among the others.
@@ -220,11 +240,12 @@ def calibrate(scores: CopyScores, max_false_alarms: float = 0.01, seed: int = 0)
         ValueError: if fewer than two held-out tiles are left.
     """
     same = scores.values["structure"] < SAME_TILE
-    kept = scores[~same]
-    count = len(kept.nearest)
+    kept = scores[~same & np.isfinite(scores.values["structure"])]
+    count = len(kept)
     if count < 2:
         raise ValueError(
-            f"{count} held-out tiles are no copies of other real tiles: at least 2 are needed to say what a copy is"
+            f"{count} held-out tiles show something and are no copies of other real tiles: at least 2 are needed to "
+            "say what a copy is"
         )
     scale, power, limit = _limits(kept, max_false_alarms)
     rng, alarms = np.random.default_rng(seed), []
@@ -301,10 +322,10 @@ def nearest_under_views(views: np.ndarray, points: np.ndarray, k: int) -> tuple[
     return indices.astype(np.int64), np.sqrt(np.maximum(distances, 0).astype(np.float64))
 
 
-def _distance_ratio(views: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Distance to the nearest point over that to the `RATIO_RANK`-th, N float64; 0 where both are 0."""
-    _, distances = nearest_under_views(views, points, RATIO_RANK)
-    return distances[:, 0] / np.maximum(distances[:, -1], 1e-12)
+def _distance_ratio(views: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distance to the nearest point over that to the `RATIO_RANK`-th (0 where both are 0), and which that point is."""
+    indices, distances = nearest_under_views(views, points, RATIO_RANK)
+    return distances[:, 0] / np.maximum(distances[:, -1], 1e-12), indices[:, 0]
 
 
 def _best_of_each_tile(distances, places, symmetries, num_tiles) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -365,8 +386,12 @@ def _unexplained_share(query: np.ndarray, candidate: np.ndarray) -> np.ndarray:
     return np.clip(1 - explained / total, 0, 1)
 
 
+def _parts(scores: CopyScores, scale: Mapping[str, float], power: Mapping[str, float]) -> np.ndarray:
+    return np.stack([(scores.values[name] / scale[name]) ** power[name] for name in scale])
+
+
 def _combine(scores: CopyScores, scale: Mapping[str, float], power: Mapping[str, float]) -> np.ndarray:
-    return np.min([(scores.values[name] / scale[name]) ** power[name] for name in scale], axis=0)
+    return _parts(scores, scale, power).min(axis=0)
 
 
 def _limits(scores: CopyScores, max_false_alarms: float) -> tuple[dict[str, float], dict[str, float], float]:

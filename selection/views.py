@@ -70,6 +70,11 @@ def blend(images: np.ndarray, others: np.ndarray, share: float = 0.8) -> np.ndar
     return (share * images + (1 - share) * others).round().astype(np.uint8)
 
 
+def has_content(images: np.ndarray, least: float = 8.0) -> np.ndarray:
+    """Which images show anything: N bool, False where grey levels vary by less than `least` (standard deviation)."""
+    return np.array([image.mean(axis=2).std() for image in images]) >= least
+
+
 def optical_density(images: np.ndarray) -> np.ndarray:
     """−ln of the share of light that passes, float32 of the same shape: stains add up in it, unlike in grey levels."""
     return -np.log(np.maximum(images.astype(np.float32), _DARKEST) / 255)

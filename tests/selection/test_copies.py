@@ -50,7 +50,7 @@ def test_planted_copies_are_found_and_others_are_not(real, index, limits):
     for kind, least in MUST_FIND.items():
         mine = planted.kinds == kind
         assert found[mine].mean() >= least, kind
-        assert (scores.nearest[mine] == planted.sources[mine]).mean() >= least, kind
+        assert (scores.nearest["structure"][mine] == planted.sources[mine]).mean() >= least, kind
     assert limits.is_copy(index.search(textures(100, 3))).mean() <= 0.04
     assert limits.guaranteed and limits.false_alarms <= 0.03
 
@@ -61,7 +61,8 @@ def test_scores_do_not_depend_on_what_is_searched_for_beside(real, index):
     for name, values in together.values.items():
         assert values[4] == pytest.approx(alone.values[name][0], rel=1e-4)
         assert (values[:3] < 0.03).all()
-    assert together.nearest[:3].tolist() == [0, 1, 2]
+    for nearest in together.nearest.values():
+        assert nearest[:3].tolist() == [0, 1, 2]
 
 
 def test_views_that_are_given_are_used(real, index):
@@ -74,7 +75,7 @@ def test_views_that_are_given_are_used(real, index):
 
 def scores_of(structure) -> CopyScores:
     structure = np.asarray(structure, dtype=np.float64)
-    return CopyScores({"structure": structure}, np.zeros(len(structure), dtype=np.int64))
+    return CopyScores({"structure": structure}, {"structure": np.zeros(len(structure), dtype=np.int64)})
 
 
 def test_limit_is_the_rank_that_keeps_false_alarms_down():
@@ -102,7 +103,7 @@ def test_held_out_tiles_that_are_the_same_tile_set_no_limit(real, index):
     with_them, without = calibrate(index.search(twice)), calibrate(index.search(held_out))
     assert (with_them.num_same, with_them.num_held_out) == (9, 60)
     assert with_them.limit == pytest.approx(without.limit, rel=1e-3)
-    with pytest.raises(ValueError, match="0 held-out tiles are no copies of other real tiles: at least 2 are needed"):
+    with pytest.raises(ValueError, match="0 held-out tiles show something and are no copies of other real tiles"):
         calibrate(index.search(real[:5]))
 
 
@@ -132,3 +133,19 @@ def test_views_are_the_symmetries():
     assert views.shape == (8, 3, 192)
     np.testing.assert_allclose(views[0], images.reshape(3, -1) / 255, rtol=1e-6)
     np.testing.assert_allclose(views[5], apply_symmetry(images, 5).reshape(3, -1) / 255, rtol=1e-6)
+
+
+def test_images_with_nothing_on_them_are_no_copies(real, limits):
+    empty = np.full((3, 24, 24, 3), 230, np.uint8)
+    index = CopyIndex(np.concatenate([real, empty]))
+    scores = index.search(np.concatenate([empty, real[:1]]))
+    assert np.isinf(scores.values["structure"]).tolist() == [True, True, True, False]
+    both = CopyIndex(real).search(np.concatenate([textures(60, 6), empty]))
+    assert calibrate(both).num_held_out == 60
+    assert calibrate(both).is_copy(scores).tolist() == [False, False, False, True]
+
+
+def test_nearest_tile_is_that_of_the_score_that_tells(limits):
+    values = {"structure": np.array([0.5, 0.9]), "pixels": np.array([0.9, 0.2]), "mean": np.array([0.9, 0.9])}
+    nearest = {"structure": np.array([1, 2]), "pixels": np.array([3, 4]), "mean": np.array([5, 6])}
+    assert limits.nearest(CopyScores(values, nearest)).tolist() == [1, 4]

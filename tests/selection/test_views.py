@@ -12,6 +12,7 @@ from histodistill.selection.views import (
     change_stains,
     compress_jpeg,
     crop_and_resize,
+    has_content,
     optical_density,
     resample,
     shift,
@@ -101,3 +102,8 @@ def test_planting_depends_on_the_seed_and_uses_usable_tiles_only(tiles):
     assert set(first.sources.tolist()) <= {0, 2, 3, 5}
     with pytest.raises(ValueError, match="n_per_kind=0 is out of range"):
         plant(tiles, 0)
+
+
+def test_empty_tiles_have_no_content(tiles):
+    images = np.concatenate([tiles[:2], np.full((2, 16, 16, 3), 200, np.uint8)])
+    assert has_content(images).tolist() == [True, True, False, False]
