@@ -22,13 +22,13 @@ from histodistill.selection.audit import (
     judge_set,
     judge_weights,
 )
-from histodistill.training.audit_tiles import real_tiles
+from histodistill.training.audit_tiles import audit_share_of, real_tiles
 from histodistill.training.cells import check_same_kind
 from histodistill.training.commands.audit import parse_args
 from histodistill.training.data import load_tiles
 from histodistill.training.embedders import embedder_fingerprint, is_classifier, named_embeddings
 from histodistill.training.errors import InputError
-from histodistill.training.files import read_json, write_bytes, write_json
+from histodistill.training.files import write_bytes, write_json
 from histodistill.training.image_dataset import read_image_dataset
 from histodistill.training.images import png_bytes
 from histodistill.training.options import run_script
@@ -167,10 +167,7 @@ def load_run_tiles(args: argparse.Namespace, pipeline_record: dict[str, Any]) ->
     Raises:
         InputError: If these are not the tiles that it was trained on.
     """
-    share = args.audit_share
-    if share is None:
-        file = args.run / "run.json"
-        share = read_json(file)["settings"].get("audit_share", 0.0) if file.is_file() else 0.0
+    share = audit_share_of(args.run) if args.audit_share is None else args.audit_share
     size = require_complete(args.run / "autoencoder", "autoencoder", "run train_autoencoder first")["image_size"]
     source = load_tiles(args.data, image_size=size, audit_share=share)
     if source.fingerprint() != pipeline_record["settings"]["data"]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from histodistill.selection.audit import LabelledImages, RealTiles
 from histodistill.training.errors import InputError
+from histodistill.training.files import read_json
 from histodistill.training.tiles import HELD_OUT, Tiles, TileSource
 
 
@@ -27,6 +30,12 @@ def real_tiles(source: TileSource) -> RealTiles:
     return RealTiles(
         labelled(source.split("train")), None if held_out is None else labelled(held_out), labelled(validation)
     )
+
+
+def audit_share_of(run: Path) -> float:
+    """The share of the training tiles that a run keeps from its models; 0 for one that was not made by `distill`."""
+    file = run / "run.json"
+    return read_json(file)["settings"].get("audit_share", 0.0) if file.is_file() else 0.0
 
 
 def labelled(tiles: Tiles) -> LabelledImages:

@@ -25,6 +25,7 @@ import torch
 from diffusers import UNet2DModel
 
 from histodistill.training.accelerator import make_accelerator
+from histodistill.training.audit_tiles import audit_share_of
 from histodistill.training.benchmark_sampling import check_sampling, measure_sampling
 from histodistill.training.data import load_tiles
 from histodistill.training.errors import InputError
@@ -261,7 +262,7 @@ def main(args: argparse.Namespace) -> None:
     pool = require_complete(args.run / "pool", "pool", "run histodistill generate first")["settings"]
     require_complete(args.run / "autoencoder", "autoencoder", "run train_autoencoder first")
     require_complete(args.run / "teacher", "teacher", "run train_classifier first")
-    source = load_tiles(args.data, image_size=args.image_size)
+    source = load_tiles(args.data, image_size=args.image_size, audit_share=audit_share_of(args.run))
     if source.fingerprint() != settings["data"]:
         raise InputError(
             f"--data={args.data} does not hold the tiles that {pipeline} was trained on: "

@@ -281,7 +281,7 @@ def test_results_tell_the_machine_but_not_whose(measured, tiny_run):
     assert results.keys() == {"machine", "data", "repeats", "training", "sampling"}
     assert results["machine"].keys() == {"device", "cpu_count", "torch_threads", "versions"}
     assert results["machine"]["versions"]["torch"] == torch.__version__
-    assert results["data"]["num_tiles"] == {"train": 60, "validation": 20, "test": 20}
+    assert results["data"]["num_tiles"] == {"train": 55, "validation": 20, "test": 20, "held_out": 5}
     assert str(tiny_run.folder.parent.parent) not in file.read_text()
     assert [path.name for path in file.parent.iterdir()] == ["benchmark.json"]
 

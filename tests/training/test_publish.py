@@ -105,7 +105,7 @@ def test_cards_say_what_was_measured(run):
         assert "| selection |" in text and "kernel_herding" in text and "torch 2." in text
     pipeline = collect(run, "--name", "toy")[0].read("README.md").decode()
     index = read_header(pipeline)["model-index"][0]["results"]
-    distilled = next(row for row in rows if row["row"] == "distilled_joint")
+    distilled = next(row for row in rows if row["row"] == "distilled_ce")
     assert index[0]["metrics"][0]["value"] == round(distilled["accuracy"]["mean"], 4)
     assert {result["dataset"]["type"] for result in index} == {"me/toy-distilled"}
 
