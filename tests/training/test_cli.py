@@ -45,7 +45,7 @@ def test_unknown_command_is_refused_in_one_sentence(capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == (
-        "error: 'destill' is no command: use one of distill, generate, select, merge, compare, evaluate-pool, "
+        "error: 'destill' is no command: use one of distill, generate, select, audit, merge, compare, "
         "benchmark, report\n"
     )
 
