@@ -46,7 +46,7 @@ def test_unknown_command_is_refused_in_one_sentence(capsys):
     assert captured.out == ""
     assert captured.err == (
         "error: 'destill' is no command: use one of distill, generate, select, audit, merge, compare, "
-        "benchmark, report\n"
+        "evaluate-pool, benchmark, report\n"
     )
 
 
