@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from histodistill.hub_cards.gate import AuditError, check_audit, check_metadata
+from histodistill.selection.membership import measure_attack
 from histodistill.selection.planting import MUST_FIND
 from histodistill.training import audit as script
 from histodistill.training import select as select_script
@@ -175,6 +176,27 @@ def test_losses_are_those_of_the_training(tiny_pipeline, tiny_npz):
         levels = torch.full((6,), NOISE_LEVELS[2])
         expected = flow_loss(pipeline.unet, latents, torch.from_numpy(tiles.labels), noise.expand_as(latents), levels)
     assert losses[:, 2].mean() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_attack_with_the_weights_tells_tiles_that_were_learned_by_heart(tiny_pipeline, tiny_npz):
+    pipeline = DiffusionPipeline.from_pretrained(tiny_pipeline, trust_remote_code=True)
+    source = load_tiles(tiny_npz)
+    members, others = source.split("train").subset(range(0, 120, 15)), source.split("validation")
+    optimizer = torch.optim.AdamW(pipeline.unet.parameters(), lr=5e-3)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        latents = normalised_latents(pipeline.vae, to_model_input(members.images)).repeat(4, 1, 1, 1)
+    class_ids = torch.from_numpy(members.labels).repeat(4)
+    pipeline.unet.train()
+    for _ in range(400):
+        noise, levels = torch.randn(latents.shape, generator=generator), torch.rand(len(latents), generator=generator)
+        loss = flow_loss(pipeline.unet, latents, class_ids, noise, levels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    pipeline.unet.eval()
+    losses = attack_scores(*(denoising_losses(pipeline, tiles) for tiles in (members, others)))
+    assert measure_attack(*(-part for part in losses)).auc.low > 0.7
 
 
 def test_levels_weigh_alike():
