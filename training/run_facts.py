@@ -99,7 +99,7 @@ def read_run_facts(
         attribution=attribution,
         results=results.get("rows", []),
         own_row=results.get("recovery_row"),
-        benchmark=_benchmark_rows(run, num_distilled // len(class_names)),
+        benchmark=benchmark_rows(run, num_distilled // len(class_names)),
         validation={
             title: text.format(records[stage][key])
             for (stage, key), (title, text) in _VALIDATION.items()
@@ -160,14 +160,15 @@ def _versions(records: dict[str, dict[str, Any]]) -> dict[str, str]:
     return {package: " and ".join(versions) for package, versions in found.items()}
 
 
-def _benchmark_rows(run: Path, n_per_class: int) -> list[dict[str, Any]]:
+def benchmark_rows(run: Path, n_per_class: int) -> list[dict[str, Any]]:
     """Test scores of the rows of the results table with as many images per class as the distilled set, or all."""
     table = read_optional(run / "benchmark" / "benchmark.json") or {"rows": []}
     rows = []
     for row in table["rows"]:
         if row["size"] in (n_per_class, None):
-            title = FIXED_ROWS.get(row["row"], f"pool images chosen by {row['row']}")
+            tiles, at, recipe = row["row"].partition("@")
+            title = FIXED_ROWS.get(tiles, f"pool images chosen by {tiles}") + (f", {recipe}" if at else "")
             common = {name: row[name] for name in ("architecture", "size", "seeds")}
             scores = {metric: row["test"][metric] for metric in ("accuracy", "auc", "f1")}
-            rows.append({"title": title, **common, **scores, "margin": scores["accuracy"]["margin"]})
+            rows.append({"title": title, **common, **scores, "margin": scores["accuracy"]["margins"].get("random")})
     return rows

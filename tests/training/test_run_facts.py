@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from histodistill.training.run_facts import privacy_facts
+from histodistill.training.files import write_json
+from histodistill.training.results_summary import summarise
+from histodistill.training.run_facts import benchmark_rows, privacy_facts
 
 
 def pipeline_record(**changes) -> dict:
@@ -35,3 +37,27 @@ def test_what_looked_at_real_tiles_is_told(settings, words):
     assert first.startswith("The soft labels of the distilled set")
     assert len(others) == len(words)
     assert all(word in sentence for word, sentence in zip(words, others, strict=True))
+
+
+def test_rows_of_the_results_table_as_cards_take_them(tmp_path):
+    def cell(row, size, seed, accuracy):
+        scores = {"accuracy": accuracy, "auc": 0.5, "f1": 0.5}
+        about = {"architecture": "convnet", "row": row, "size": size, "seed": seed, "num_train": 9}
+        return {**about, "config": {"max_train_steps": 3}, "validation": scores, "test": scores}
+
+    rows = {
+        ("real_all@stain_strength=0", None): 0.9,
+        ("random", 2): 0.5,
+        ("kmeans@loss=joint", 2): 0.75,
+        ("random", 3): 1,
+    }
+    cells = [cell(*place, seed, accuracy) for place, accuracy in rows.items() for seed in (0, 1)]
+    write_json(tmp_path / "benchmark" / "benchmark.json", {"rows": summarise(cells)})
+    found = benchmark_rows(tmp_path, 2)
+    assert [(row["title"], row["size"], row["accuracy"]["mean"]) for row in found] == [
+        ("all real training tiles, stain_strength=0", None, 0.9),
+        ("pool images chosen by random", 2, 0.5),
+        ("pool images chosen by kmeans, loss=joint", 2, 0.75),
+    ]
+    assert [row["margin"] and row["margin"]["mean"] for row in found] == [None, None, 0.25]
+    assert benchmark_rows(tmp_path / "none", 2) == []
