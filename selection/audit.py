@@ -21,7 +21,6 @@ from histodistill.selection.copies import (
     Embed,
     calibrate,
     nearest_under_views,
-    points_of,
     views_of,
 )
 from histodistill.selection.membership import (
@@ -199,31 +198,23 @@ class Finding:
     sentence: str
 
 
-def find_limits(
-    real: RealTiles,
-    embeddings: Mapping[str, Embed],
-    points: Mapping[str, np.ndarray] | None = None,
-    seed: int = 0,
-) -> CopyLimits:
+def find_limits(real: RealTiles, index: CopyIndex, seed: int = 0) -> CopyLimits:
     """Where copying begins: what validation tiles score against the other real tiles.
 
     They come from other regions or slides where a source has such, as an independent tile would.
 
     Args:
         real: the real tiles.
-        embeddings: as for `CopyIndex`.
-        points: `points_of` all real tiles, where they are known already.
+        index: of `real.all_images`.
         seed: of what is random.
 
     Raises:
         ValueError: if hardly any validation tile is left that is no copy of another tile.
     """
     rows = np.random.default_rng(seed).permutation(len(real.validation))[:_MOST_CALIBRATING]
-    count = len(real) - len(real.validation)
-    index = CopyIndex(
-        real.all_images[:count], embeddings, {name: at[:count] for name, at in points.items()} if points else None
-    )
-    return calibrate(index.search(real.validation.images[np.sort(rows)]), MAX_FALSE_ALARMS, seed)
+    others = len(real) - len(real.validation)  # validation tiles come last
+    scores = index.search(real.validation.images[np.sort(rows)], num_tiles=others)
+    return calibrate(scores, MAX_FALSE_ALARMS, seed)
 
 
 def find_copies(
@@ -235,9 +226,9 @@ def find_copies(
     copy. To drop near training tiles alone would make the rest look farther from these than from held-out tiles, and
     hide what the audit looks for; so all real tiles count.
     """
-    points = points_of(real.all_images, embeddings)
-    limits = find_limits(real, embeddings, points, seed)
-    scores = CopyIndex(real.all_images, embeddings, points).search(images)
+    index = CopyIndex(real.all_images, embeddings)
+    limits = find_limits(real, index, seed)
+    scores = index.search(images)
     return limits.score(scores) < 1.05 * limits.limit, scores
 
 
@@ -262,15 +253,14 @@ def audit(
         weight_losses: losses of members and of non-members under the model, from one who holds its weights.
         seed: of all that is random.
     """
-    all_points = points_of(real.all_images, embeddings)
-    limits = find_limits(real, embeddings, all_points, seed)
-    index = CopyIndex(real.all_images, embeddings, all_points)
+    index = CopyIndex(real.all_images, embeddings)
+    limits = find_limits(real, index, seed)
     rows = _split_validation(real, seed)
     roles = {role: real.at(part) for role, part in rows.items()}
-    points = {name: {role: at[part] for role, part in rows.items()} for name, at in all_points.items()}
+    points = {name: {role: at[part] for role, part in rows.items()} for name, at in index.points.items()}
     roles["control"] = roles["control"][np.arange(min(len(roles["control"]), len(published)))]
     controls = {name: views_of(roles["control"].images, embed) for name, embed in index.spaces.items()}
-    attackable = _Attackable(index, limits, real, roles, points, controls, seed)
+    attackable = _Attackable(index, limits, real, rows, roles, points, controls, seed)
     planted = {}
     if n_planted:
         copies = plant(real.train.images, n_planted, seed, has_content(real.train.images))
@@ -411,6 +401,7 @@ class _Attackable:
     index: CopyIndex
     limits: CopyLimits
     real: RealTiles
+    rows: dict[str, np.ndarray]
     roles: dict[str, LabelledImages]
     points: dict[str, dict[str, np.ndarray]]  # space → role → N×D
     controls: dict[str, np.ndarray]  # space → 8×N×D
@@ -422,12 +413,17 @@ def _audit_set(synthetic: LabelledImages, known: _Attackable, by_class: bool) ->
     scores = known.index.search(synthetic.images, views)
     train, others = known.roles["train"], known.roles["others"]
     is_other = np.repeat([False, True], [len(train), len(others)])
+    # Where each of all real tiles is among these two kinds, or -1.
+    place = np.full(len(known.real), -1)
+    place[np.concatenate([known.rows["train"], known.rows["others"]])] = np.arange(len(is_other))
     labels = np.concatenate([train.labels, others.labels])
     confidence = 1 - FAILS_BY_CHANCE / len(views)
     overfitting, per_class, membership = {}, {}, {}
     for name, at in known.points.items():
         both = np.concatenate([at["train"], at["others"]])
-        nearest = nearest_under_views(views[name], both, 1)[0][:, 0]
+        nearest = place[scores.nearest[name]]
+        elsewhere = nearest < 0  # nearest to a tile of another kind, so the search did not tell
+        nearest[elsewhere] = nearest_under_views(views[name][:, elsewhere], both, 1)[0][:, 0]
         overfitting[name] = measure_overfitting(nearest, is_other, labels, confidence, known.seed)
         if by_class:
             per_class[name] = {

@@ -41,6 +41,10 @@ RATIO_RANK = 3
 _SIDE = 32
 # Candidates are found with so many.
 _COARSE_SIDE = 7
+# So many windows are searched exhaustively. Of more, so many cells, which hold so many windows each.
+_MOST_EXHAUSTIVE = 500_000
+_WINDOWS_PER_CELL = 256
+_CELLS_SEARCHED = 32
 # Proposals for each view, different tiles that are kept of all, those of them that are looked at finely, and for which
 # share of what is usual.
 _PROPOSALS = 24
@@ -130,50 +134,57 @@ class CopyIndex:
     Args:
         images: uint8 N×S×S×3, the real tiles.
         embeddings: name → a function that embeds uint8 M×S×S×3 images as M×D real numbers.
-        points: `points_of` the same, where they are known already.
 
     Memory grows with about 3,000 numbers a tile.
+
+    Of more than 35,000 tiles, candidates for `structure` are looked for among windows in the 32 cells nearest to an
+    image (an inverted file by k-means, one cell for each 256 windows), and not among all.
     """
 
-    def __init__(
-        self,
-        images: np.ndarray,
-        embeddings: Mapping[str, Embed] | None = None,
-        points: Mapping[str, np.ndarray] | None = None,
-    ):
+    def __init__(self, images: np.ndarray, embeddings: Mapping[str, Embed] | None = None):
         self.num_tiles = len(images)
-        self.spaces = all_spaces(embeddings or {})
+        self.spaces = {"pixels": pixel_embedding, **(embeddings or {})}
         density = _working_density(images)
-        self._coarse = np.concatenate([_coarse(density, window) for window in _WINDOWS])
+        # By tile and then by window, so that the first tiles are the first rows.
+        coarse = np.stack([_coarse(density, window) for window in _WINDOWS], axis=1)
+        self._coarse = _WindowSearch(coarse.reshape(-1, coarse.shape[2]))
         self._density = np.ascontiguousarray(density.transpose(0, 3, 1, 2))
-        self.points = dict(points) if points else points_of(images, embeddings or {})
+        self.points = {name: project(embed(images)) for name, embed in self.spaces.items()}
 
-    def search(self, images: np.ndarray, views: Mapping[str, np.ndarray] | None = None) -> CopyScores:
-        """Scores of uint8 M×S×S×3 images of the same size; `views` has `views_of` them in each of the `spaces`."""
-        found = {"structure": self._structure(images)}
+    def search(
+        self, images: np.ndarray, views: Mapping[str, np.ndarray] | None = None, num_tiles: int | None = None
+    ) -> CopyScores:
+        """Scores of images.
+
+        Args:
+            images: uint8 M×S×S×3 of the same size as the tiles.
+            views: `views_of` the images in each of the `spaces`, where they are known already.
+            num_tiles: at least 1; the images are searched for among so many of the tiles, the first; all by default.
+        """
+        count = self.num_tiles if num_tiles is None else num_tiles
+        found = {"structure": self._structure(images, count)}
         for name, embed in self.spaces.items():
-            found[name] = _distance_ratio(views[name] if views else views_of(images, embed), self.points[name])
+            found[name] = _distance_ratio(views[name] if views else views_of(images, embed), self.points[name][:count])
         shown = has_content(images)
         return CopyScores(
             {name: np.where(shown, values, np.inf) for name, (values, _) in found.items()},
             {name: nearest for name, (_, nearest) in found.items()},
         )
 
-    def _structure(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        import faiss
-
+    def _structure(self, images: np.ndarray, num_tiles: int) -> tuple[np.ndarray, np.ndarray]:
         density = _working_density(images)
-        k = min(_PROPOSALS, len(self._coarse))
+        k = min(_PROPOSALS, num_tiles * len(_WINDOWS))
         scores, nearest = np.empty(len(images)), np.empty(len(images), dtype=np.int64)
         for start in range(0, len(images), _QUERIES_PER_CALL):
             part = density[start : start + _QUERIES_PER_CALL]
             turned = np.stack([apply_symmetry(part, symmetry) for symmetry in range(SYMMETRIES)])
-            found = [faiss.knn(_coarse(view, _WINDOWS[0]), self._coarse, k) for view in turned]
+            coarse = [_coarse(view, _WINDOWS[0]) for view in turned]
+            found = [self._coarse.nearest(view, k, num_tiles * len(_WINDOWS)) for view in coarse]
             distances = np.concatenate([f[0] for f in found], axis=1)
             places = np.concatenate([f[1] for f in found], axis=1)
             symmetries = np.broadcast_to(np.repeat(np.arange(SYMMETRIES), k), places.shape)
-            distances, places, symmetries = _best_of_each_tile(distances, places, symmetries, self.num_tiles)
-            windows, tiles = np.divmod(places, self.num_tiles)
+            distances, places, symmetries = _best_of_each_tile(distances, places, symmetries)
+            tiles, windows = np.divmod(places, len(_WINDOWS))
             turned = np.ascontiguousarray(turned.transpose(0, 1, 4, 2, 3))
             turned -= turned.mean(axis=(3, 4), keepdims=True)
             unexplained = self._unexplained(turned, symmetries, tiles, np.array(_WINDOWS)[windows])
@@ -222,6 +233,39 @@ class CopyIndex:
         return result
 
 
+class _WindowSearch:
+    """Nearest windows: among all, or among those in the nearest cells where there are many.
+
+    Args:
+        points: P×D float32.
+    """
+
+    def __init__(self, points: np.ndarray):
+        import faiss
+
+        self._points, self._cells = points, None
+        if len(points) > _MOST_EXHAUSTIVE:
+            count = len(points) // _WINDOWS_PER_CELL
+            self._cells = faiss.IndexIVFFlat(faiss.IndexFlatL2(points.shape[1]), points.shape[1], count)
+            # A few passes over some of the points: cells need not be the best ones, only small.
+            self._cells.cp.niter, self._cells.cp.max_points_per_centroid = 5, 64
+            self._cells.cp.min_points_per_centroid = 1
+            self._cells.train(points)
+            self._cells.add(points)
+
+    def nearest(self, queries: np.ndarray, k: int, first: int) -> tuple[np.ndarray, np.ndarray]:
+        """Squared distances and rows, M×k each, of the nearest of the `first` points; inf and 0 where none was met."""
+        import faiss
+
+        if self._cells is None:
+            return faiss.knn(queries, self._points[:first], k)
+        wanted = faiss.IDSelectorRange(0, first)
+        options = faiss.SearchParametersIVF(nprobe=_CELLS_SEARCHED, sel=wanted)
+        distances, rows = self._cells.search(queries, k, params=options)
+        missing = rows < 0
+        return np.where(missing, np.inf, distances), np.where(missing, 0, rows)
+
+
 def calibrate(scores: CopyScores, max_false_alarms: float = 0.01, seed: int = 0) -> CopyLimits:
     """Limits that at most a share of independent real tiles fall below.
 
@@ -263,16 +307,6 @@ def pixel_embedding(images: np.ndarray) -> np.ndarray:
     Not fewer: an empty tile is known by its noise alone.
     """
     return resample(images, min(images.shape[1], _SIDE)).reshape(len(images), -1) / 255
-
-
-def all_spaces(embeddings: Mapping[str, Embed]) -> dict[str, Embed]:
-    """Pixels, and then the embeddings."""
-    return {"pixels": pixel_embedding, **embeddings}
-
-
-def points_of(images: np.ndarray, embeddings: Mapping[str, Embed]) -> dict[str, np.ndarray]:
-    """N images in every space: name → N×D float32, D at most 256."""
-    return {name: project(embed(images)) for name, embed in all_spaces(embeddings).items()}
 
 
 def views_of(images: np.ndarray, embed: Embed) -> np.ndarray:
@@ -328,9 +362,9 @@ def _distance_ratio(views: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, 
     return distances[:, 0] / np.maximum(distances[:, -1], 1e-12), indices[:, 0]
 
 
-def _best_of_each_tile(distances, places, symmetries, num_tiles) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _best_of_each_tile(distances, places, symmetries) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The nearest `_CANDIDATES` different tiles of each row, each in its best view; inf where there are fewer."""
-    tiles = places % num_tiles
+    tiles = places // len(_WINDOWS)
     order = np.lexsort((distances, tiles), axis=1)
     distances, places, symmetries, tiles = (
         np.take_along_axis(x, order, axis=1) for x in (distances, places, symmetries, tiles)

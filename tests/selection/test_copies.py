@@ -5,6 +5,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import cdist
 
+from histodistill.selection import copies
 from histodistill.selection.copies import (
     CopyIndex,
     CopyScores,
@@ -63,6 +64,41 @@ def test_scores_do_not_depend_on_what_is_searched_for_beside(real, index):
         assert (values[:3] < 0.03).all()
     for nearest in together.nearest.values():
         assert nearest[:3].tolist() == [0, 1, 2]
+
+
+def test_first_tiles_alone_are_searched(real, index):
+    images = np.concatenate([real[[5, 250]], textures(10, 6)])
+    few, alone = index.search(images, num_tiles=100), CopyIndex(real[:100], {"mean": index.spaces["mean"]})
+    expected = alone.search(images)
+    for name, values in expected.values.items():
+        np.testing.assert_allclose(few.values[name], values, rtol=1e-4, atol=1e-6)
+        np.testing.assert_array_equal(few.nearest[name], expected.nearest[name])
+    assert few.nearest["structure"][0] == 5 and few.values["structure"][1] > 0.5
+
+
+def test_copies_are_found_among_the_nearest_cells_alone(real, index, limits, monkeypatch):
+    """As among more than 35,000 tiles: here 4,200 windows in 66 cells, of which 8 are searched."""
+    monkeypatch.setattr(copies, "_MOST_EXHAUSTIVE", 1000)
+    monkeypatch.setattr(copies, "_WINDOWS_PER_CELL", 64)
+    monkeypatch.setattr(copies, "_CELLS_SEARCHED", 8)
+    by_cells = CopyIndex(real)
+    planted = plant(real, 20, seed=2)
+    values = {}
+    for name, searched, first in (("cells", by_cells, None), ("all", index, None), ("first", by_cells, 30)):
+        scores = searched.search(planted.images, num_tiles=first)
+        values[name] = scores.values["structure"]
+        if first:
+            assert scores.nearest["structure"].max() < first
+        else:
+            assert (scores.nearest["structure"] == planted.sources).mean() >= 0.99
+    assert (values["cells"] < 0.5).mean() >= (values["all"] < 0.5).mean() - 0.01
+    mine = planted.sources < 30
+    assert (values["first"][mine] < 0.5).mean() >= 0.9 and (values["first"][~mine] < 0.5).mean() <= 0.05
+    # Exhaustive search is another way to the same.
+    others = textures(30, 3)
+    assert np.median(by_cells.search(others).values["structure"]) == pytest.approx(
+        np.median(index.search(others).values["structure"]), abs=0.05
+    )
 
 
 def test_views_that_are_given_are_used(real, index):
