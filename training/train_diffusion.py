@@ -96,6 +96,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=0.1,
         help="share of tiles shown with the null class, for classifier-free guidance",
     )
+    loss.add_argument(
+        "--symmetries",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="show each tile in the square's eight symmetries; without them few tiles are soon learned by heart",
+    )
     loss.add_argument("--ema-decay", type=float, default=0.998, help="decay of the moving average of the weights")
     add_privacy_options(parser)
     parser.add_argument(
@@ -313,6 +319,11 @@ def main(args: argparse.Namespace) -> None:
             images = pipeline(rows, generator=generators, output_type="pt").images
         save_grid(images.float() * 2 - 1, path, columns=8)
 
+    def load_views(indices: np.ndarray, generator: torch.Generator) -> torch.Tensor:
+        """Training tiles N×3×H×W in [-1, 1], each as a random view."""
+        images = to_model_input(train.images[indices])
+        return random_symmetry(images, generator) if args.symmetries else images
+
     def loss_of_tile(call, *views: torch.Tensor) -> torch.Tensor:
         with accelerator.autocast():
             return flow_loss(call, *views)
@@ -324,7 +335,7 @@ def main(args: argparse.Namespace) -> None:
             tiles = []
             for index, generator in zip(indices, tile_generators(args.seed, step, indices), strict=True):
                 views = np.repeat(index, plan.views)
-                images = random_symmetry(to_model_input(train.images[views]), generator)
+                images = load_views(views, generator)
                 class_ids = torch.from_numpy(train.labels[views])
                 drawn = draw_step(generator, class_ids, latent_shape, null_class, args.class_dropout)
                 tiles.append((images, *drawn))
@@ -362,7 +373,7 @@ def main(args: argparse.Namespace) -> None:
             position = step * args.gradient_accumulation_steps + micro_step
             indices = batch_indices(len(train), args.batch_size, position, args.seed, weights)
             generator = step_generator(args.seed, position)
-            images = random_symmetry(to_model_input(train.images[indices]), generator)
+            images = load_views(indices, generator)
             class_ids = torch.from_numpy(train.labels[indices])
             drawn = draw_step(generator, class_ids, latent_shape, null_class, args.class_dropout)
             images, noise, noise_levels, class_ids = (

@@ -116,6 +116,19 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path, run_main, diffusion_a
     assert resumed == whole
 
 
+@pytest.mark.parametrize("symmetries", [True, False])
+def test_tiles_are_turned_unless_told_otherwise(tmp_path, run_main, diffusion_argv, tiny_npz, monkeypatch, symmetries):
+    shown = []
+    encode = script.normalised_latents
+    monkeypatch.setattr(script, "normalised_latents", lambda vae, x: shown.append(x.clone()) or encode(vae, x))
+    option = [] if symmetries else ["--no-symmetries"]
+    run_main(script, *diffusion_argv, "--max-train-steps", 2, *option, "--output", tmp_path / "run")
+    train = to_model_input(load_tiles(tiny_npz).split("train").images)
+    # The last batch of two is of validation.
+    as_they_are = [any(torch.equal(view, tile) for tile in train) for batch in shown[:2] for view in batch]
+    assert all(as_they_are) != symmetries
+
+
 def test_accumulated_gradients_are_those_of_one_large_batch(tmp_path, run_main, diffusion_argv, monkeypatch):
     # Without noise and augmentation the two halves hold what the large batch holds.
     def draw_nothing(generator, class_ids, latent_shape, *_):
