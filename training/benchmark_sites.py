@@ -37,6 +37,8 @@ from histodistill.training.tiles import Tiles, TileSource
 from histodistill.training.train_classifier import ClassifierConfig, predict_shared
 
 
+# What each site trains.
+TRAINED = {"autoencoder": "autoencoder", "diffusion": "denoiser", "teacher": "teacher"}
 # The row that margins are over.
 MERGED = "merged"
 
@@ -53,7 +55,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--concentration", type=float, default=0.3, help="of the Dirichlet distribution of the shares")
     parser.add_argument("--min-per-class", type=int, default=20, help="tiles that a site has of each class, at least")
     parser.add_argument("--preset", choices=list(PRESETS), default="cpu", help="of the distillation at each site")
-    parser.add_argument("--diffusion-steps", type=int, default=None, help="steps of each denoiser; default: preset")
+    for stage, model in TRAINED.items():
+        parser.add_argument(
+            f"--{stage}-steps", type=int, default=None, help=f"steps of the {model} of each site; default: preset"
+        )
     parser.add_argument("--per-class", type=int, default=None, help="pool images of each class; default: preset")
     parser.add_argument("--n-per-class", type=int, default=100, help="distilled images of each class and site")
     parser.add_argument("--rounds", type=int, default=10, help="of federated averaging")
@@ -66,7 +71,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     check_option(args, "concentration", args.concentration > 0, "it must be above 0")
     for name in ("min_per_class", "n_per_class", "rounds"):
         check_option(args, name, getattr(args, name) >= 1, "it must be at least 1")
-    for name in ("diffusion_steps", "per_class"):
+    for name in (*(f"{stage}_steps" for stage in TRAINED), "per_class"):
         check_option(args, name, getattr(args, name) is None or getattr(args, name) >= 1, "it must be at least 1")
     check_option(args, "split_seed", args.split_seed >= 0, "it must be at least 0")
     if args.train.count(":") > 1:
@@ -94,8 +99,9 @@ def distil_site(args: argparse.Namespace, folder: Path, source: TileSource, own:
         options["per_class"] = args.per_class
     site = distill.parse_args(to_argv(options))
     run = distill.open_run(site)
-    if args.diffusion_steps is not None:
-        run["settings"]["diffusion"]["max_train_steps"] = args.diffusion_steps
+    for stage in TRAINED:
+        if getattr(args, f"{stage}_steps") is not None:
+            run["settings"][stage]["max_train_steps"] = getattr(args, f"{stage}_steps")
     for stage in distill.stages(site, run):
         if stage.folder in ("audit", "comparison") or is_complete(site.output / stage.folder):
             continue
@@ -118,8 +124,8 @@ def main(args: argparse.Namespace) -> None:
     train = source.split("train")
     parts = split_over_sites(train.labels, args.sites, args.concentration, args.split_seed, args.min_per_class)
     architecture, steps, _ = args.plan[0]
-    recorded = ("sites", "concentration", "min_per_class", "preset", "diffusion_steps", "per_class", "n_per_class")
-    recorded += ("rounds", "split_seed", "train", "batch_size", "mixed_precision")
+    recorded = ["sites", "concentration", "min_per_class", "preset", *(f"{stage}_steps" for stage in TRAINED)]
+    recorded += ["per_class", "n_per_class", "rounds", "split_seed", "train", "batch_size", "mixed_precision"]
     settings = {"stage": "sites", "data": source.fingerprint(), **{name: getattr(args, name) for name in recorded}}
     stage = Stage(args.output, settings, remedy="give another --output, or delete it")
     stage.begin()

@@ -43,6 +43,7 @@ def test_each_site_distils_its_own_tiles(tiny_npz, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "read_image_dataset", lambda folder: distilled)
     source = load_tiles(tiny_npz)
     argv = ["--data", str(tiny_npz), "--output", str(tmp_path), "--preset", "cpu-demo", "--diffusion-steps", "7"]
+    argv += ["--teacher-steps", "5"]
     args = parse_args([*argv, *OPTIONS, "--per-class", "9"])
     own = source.split("train").subset(range(0, 120, 2))
     script.distil_site(args, tmp_path / "site-1", source, own)
@@ -56,7 +57,8 @@ def test_each_site_distils_its_own_tiles(tiny_npz, tmp_path, monkeypatch):
     assert stages == ["train_autoencoder", "train_diffusion", "train_classifier", "generate", "select"]
     options = {module.rsplit(".", 1)[1]: dict(itertools.pairwise(argv)) for module, argv in calls}
     assert all(options[name]["--data"] == str(tmp_path / "site-1" / "tiles.npz") for name in (*stages[:3], "select"))
-    assert options["train_diffusion"]["--max-train-steps"] == "7"
+    steps = [options[name]["--max-train-steps"] for name in ("train_diffusion", "train_classifier")]
+    assert steps == ["7", "5"]
     assert (options["generate"]["--per-class"], options["select"]["--n-per-class"]) == ("9", "2")
 
 
