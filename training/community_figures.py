@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import pdist, squareform
 
 from histodistill.training.files import write_bytes
+from histodistill.training.images import figure_png
 
 
 # More images of a class would only lie on top of each other, and take minutes to lay out.
@@ -298,6 +298,4 @@ def _paste(canvas: np.ndarray, pixels: np.ndarray, top: int, left: int, framed: 
 
 
 def _write_png(figure: Figure, path: str | Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
-    write_bytes(path, buffer.getvalue())
+    write_bytes(path, figure_png(figure, _DPI))

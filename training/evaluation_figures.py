@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from histodistill.training.images import figure_png
 from histodistill.training.loop import spread_indices
 from histodistill.training.tiles import Tiles
 
@@ -63,7 +63,7 @@ def draw_distances(records: list[dict[str, Any]]) -> bytes:
     # Downwards, and with room for a class without bars.
     panels[0].set_ylim(len(records) - 0.4, -0.6)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def draw_tiles(real: Tiles, generated: Tiles, class_names: list[str]) -> bytes:
@@ -81,10 +81,4 @@ def draw_tiles(real: Tiles, generated: Tiles, class_names: list[str]) -> bytes:
             for axis, index in zip(row, shown, strict=False):
                 axis.imshow(tiles.images[index], interpolation="nearest")
             row[0].text(-0.15, 0.5, f"{name}\n{kind}", transform=row[0].transAxes, ha="right", va="center", fontsize=9)
-    return _png(figure)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-    return buffer.getvalue()
+    return figure_png(figure)

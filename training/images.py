@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,6 +12,10 @@ from PIL import Image
 
 from histodistill.training.data import to_uint8
 from histodistill.training.files import write_bytes
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def make_grid(images: np.ndarray, columns: int, scale: int = 1, gap: int = 2) -> Image.Image:
@@ -35,4 +40,11 @@ def png_bytes(image: Image.Image) -> bytes:
     """The PNG file of an image, without metadata."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def figure_png(figure: Figure, dpi: int = 130) -> bytes:
+    """A matplotlib figure as a PNG file, the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()

@@ -16,6 +16,7 @@ from histodistill.training.errors import InputError
 from histodistill.training.files import read_json, write_text
 from histodistill.training.image_dataset import read_image_dataset
 from histodistill.training.images import png_bytes
+from histodistill.training.run_facts import privacy_facts
 from histodistill.training.stages import read_record
 
 
@@ -155,6 +156,7 @@ def _page(run: Path) -> dict[str, Any]:
         "classes": _classes(images, columns["label"], class_names),
         "quality": _pool_quality(_read_optional(run / "evaluation" / "metrics.json")),
         "audit": _audit(_read_optional(run / "audit.json")),
+        "privacy": privacy_facts(records["pipeline"], records["distilled"]),
         "communities": _communities(records["distilled"].get("community_sizes", {}), columns, class_names),
         "dropped": [(name, n) for name, n in records["distilled"].get("dropped", {}).items() if n],
         "copies_dropped": sum((records["distilled"].get("copies_dropped") or {}).values()),

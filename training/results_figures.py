@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from histodistill.training.images import figure_png
 from histodistill.training.results_summary import row_title
 
 
@@ -96,7 +96,7 @@ def draw_accuracy(rows: list[dict[str, Any]]) -> bytes:
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("accuracy on test tiles, mean ± deviation over seeds")
     figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False, fontsize=8)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def draw_confusion(shown: list[tuple[str, list[dict]]], class_names: list[str], architecture: str) -> bytes:
@@ -121,7 +121,7 @@ def draw_confusion(shown: list[tuple[str, list[dict]]], class_names: list[str], 
         panel.set_xlabel("predicted", fontsize=8)
     panels[0].set_ylabel("true class, % of its tiles", fontsize=8)
     figure.suptitle(f"{architecture}, test tiles", fontsize=10)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def draw_per_class_f1(shown: list[tuple[str, list[dict]]], class_names: list[str], architecture: str) -> bytes:
@@ -143,7 +143,7 @@ def draw_per_class_f1(shown: list[tuple[str, list[dict]]], class_names: list[str
     panel.set_xlabel(f"F1 on test tiles, {architecture}, mean ± deviation over seeds")
     panel.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def draw_reliability(shown: list[tuple[str, list[dict]]], architecture: str) -> bytes:
@@ -170,14 +170,8 @@ def draw_reliability(shown: list[tuple[str, list[dict]]], architecture: str) -> 
     panel.set_ylim(0, 1)
     panel.spines[["top", "right"]].set_visible(False)
     panel.legend(frameon=False, fontsize=8)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def _wrapped(title: str) -> str:
     return title.replace(", ", ",\n")
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-    return buffer.getvalue()

@@ -239,7 +239,12 @@ PRIVACY = PrivacyFacts(epsilon=7.9876, delta=1.72e-5, uncovered=["The soft label
 
 
 @pytest.mark.parametrize(
-    ("make", "whose"), [(pipeline_card, "this model"), (dataset_card, "the model that made these images")]
+    ("make", "whose"),
+    [
+        (pipeline_card, "this model"),
+        (dataset_card, "the model that made these images"),
+        (selector_card, "the model that made the pool"),
+    ],
 )
 def test_differential_privacy_and_what_it_does_not_cover(make, whose):
     text = make(privacy=PRIVACY)

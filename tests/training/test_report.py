@@ -320,3 +320,13 @@ def test_audit_is_shown_where_it_was_made(run):
     assert "with the weights of the model 0.700 [0.690, 0.710]" in text
     assert "validation tiles stood in" in text and "no privacy audit has been made" not in text
     assert "7 generated images were dropped before the selection, as copies of real tiles" in text
+
+
+def test_differential_privacy_is_told_with_what_it_does_not_cover(run):
+    assert "differential privacy" not in write_report(run).read_text()
+    file = run / "pipeline" / "stage.json"
+    spent = {"epsilon": 7.9876, "delta": 1.72e-5}
+    write_json(file, {**read_json(file), "privacy": {**spent, "autoencoder": spent, "total": spent}})
+    text = " ".join(Page(write_report(run).read_text()).text.split())
+    assert "trained with differential privacy : ε = 7.99 and δ = 1.7e-05 for each training tile." in text
+    assert "it does not cover all tiles of a patient" in text and "nor this: The soft labels of the" in text

@@ -66,9 +66,9 @@ WHOLE = [
 def draw(cells: list[dict]) -> tuple[dict[str, bytes], list[Figure]]:
     """The PNG files of some cells, and the figures in them."""
     figures = []
-    as_png = results_figures._png
+    as_png = results_figures.figure_png
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results_figures, "_png", lambda figure: figures.append(figure) or as_png(figure))
+        patch.setattr(results_figures, "figure_png", lambda figure: figures.append(figure) or as_png(figure))
         return draw_results(summarise(cells), cells, NAMES), figures
 
 
