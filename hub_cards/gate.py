@@ -95,8 +95,8 @@ def check_audit(
     if not verdict["passed"]:
         reasons = "; ".join(finding["sentence"] for finding in verdict["findings"] if not finding["passed"])
         raise AuditError(
-            f"{part} did not pass the privacy audit ({reasons}): mend it as AUDIT.md says, or publish it all the same "
-            "with --i-accept-the-risk"
+            f"{part} did not pass the privacy audit ({reasons}): mend it, or publish it all the same with "
+            "--i-accept-the-risk"
         )
 
 

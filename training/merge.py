@@ -165,7 +165,8 @@ def pool_size(record: dict[str, Any]) -> int | None:
     """Images that the selector of a distilled set's record chose from; None where the record does not say."""
     if "community_sizes" not in record or "dropped" not in record:
         return None
-    return sum(map(sum, record["community_sizes"].values())) + sum(record["dropped"].values())
+    chosen_from = sum(map(sum, record["community_sizes"].values()))
+    return chosen_from + sum(record["dropped"].values()) + sum((record.get("copies_dropped") or {}).values())
 
 
 def read_card(path: Path) -> dict[str, Any]:

@@ -144,9 +144,12 @@ PRESETS = {
 
 
 def to_argv(options: dict[str, object]) -> list[str]:
-    """Options as command-line words: `{"batch_size": 64}` becomes `["--batch-size", "64"]`."""
+    """Options as command-line words: `{"steps": 64, "symmetries": False}` becomes `--steps 64 --no-symmetries`."""
     argv = []
     for name, value in options.items():
+        if isinstance(value, bool):
+            argv.append(f"--{'' if value else 'no-'}{name.replace('_', '-')}")
+            continue
         values = value if isinstance(value, (list, tuple)) else [value]
         argv += [f"--{name.replace('_', '-')}", *(str(v) for v in values)]
     return argv

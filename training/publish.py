@@ -188,7 +188,7 @@ def selector_upload(run: Path, facts: RunFacts, record: dict) -> Upload:
         n_per_class=record["settings"]["n_per_class"],
         pool_size=(read_record(run / "pool") or {}).get("num_images"),
         embedder=_embedder(record),
-        filters={name: record["settings"][name] for name in _FILTERS if record["settings"].get(name)},
+        filters=_filters(record),
         community_sizes=record.get("community_sizes", {}),
         dropped=record.get("dropped", {}),
         has_map=map_file.is_file(),
@@ -202,7 +202,7 @@ def selector_upload(run: Path, facts: RunFacts, record: dict) -> Upload:
 def dataset_upload(run: Path, facts: RunFacts, record: dict, labels: np.ndarray, grid: bytes) -> Upload:
     """The repository of the distilled set."""
     files = allowed_files("dataset", run / "distilled")
-    settings, config = record["settings"], read_json(run / "selector" / "config.json")
+    config = read_json(run / "selector" / "config.json")
     pool = require_complete(run / "pool", "pool", "run histodistill generate first")
     map_file = run / "selector" / MAP
     card = DistilledDatasetCardData(
@@ -218,7 +218,7 @@ def dataset_upload(run: Path, facts: RunFacts, record: dict, labels: np.ndarray,
         license=facts.license,
         attribution=facts.attribution,
         results=facts.results,
-        filters={name: settings[name] for name in _FILTERS if settings.get(name)},
+        filters=_filters(record),
         generation={name: pool["settings"][name] for name in GENERATION},
         facts=facts,
         has_grid=True,
@@ -260,6 +260,14 @@ def _features(folder: Path) -> Features:
     """The columns of a dataset."""
     (file, *_) = sorted(folder.glob("data/train-*.parquet"))
     return Features.from_arrow_schema(pyarrow.parquet.read_schema(file))
+
+
+def _filters(record: dict[str, Any]) -> dict[str, Any]:
+    """What an image of the pool had to pass before the selector saw it."""
+    filters = {name: record["settings"][name] for name in _FILTERS if record["settings"].get(name)}
+    if record.get("copies_dropped") is not None:
+        filters["copies of real tiles"] = f"{sum(record['copies_dropped'].values())} images dropped"
+    return filters
 
 
 def _embedder(record: dict) -> str | None:

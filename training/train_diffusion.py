@@ -106,7 +106,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_privacy_options(parser)
     parser.add_argument(
         "--dp-public-autoencoder",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
+        default=False,
         help="states that the autoencoder was trained on public tiles, so that it costs nothing of the budget",
     )
     args = parser.parse_args(argv)

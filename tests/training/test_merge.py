@@ -64,7 +64,8 @@ def make_site(
         license=license,
     )
     (folder / "README.md").write_text(render_dataset_card(card))
-    record.finish(community_sizes={"adipose": [4, 3], "glands": [1]}, dropped={"adipose": 2, "glands": 0})
+    counts = {"community_sizes": {"adipose": [3, 3], "glands": [1]}, "dropped": {"adipose": 2, "glands": 0}}
+    record.finish(**counts, copies_dropped={"adipose": 1, "glands": 0})
     return folder
 
 

@@ -129,6 +129,7 @@ def test_to_argv():
     assert to_argv(options) == [
         "--batch-size", "64", "--learning-rate", "0.0001", "--channels", "32", "64", "--loss", "ce", "--names", "a",
     ]  # fmt: skip
+    assert to_argv({"symmetries": True, "normalize_stain": False}) == ["--symmetries", "--no-normalize-stain"]
     assert to_argv({}) == []
 
 

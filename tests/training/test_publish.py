@@ -110,6 +110,17 @@ def test_cards_say_what_was_measured(run):
     assert {result["dataset"]["type"] for result in index} == {"me/toy-distilled"}
 
 
+def test_cards_tell_of_dropped_copies_and_not_what_looked_for_them(run):
+    file = run / "distilled" / "stage.json"
+    record = read_json(file)
+    record["settings"] |= {"drop_copies": True, "copy_embedders": ["untrained", "private_model, sha256 ab"]}
+    write_json(file, record | {"copies_dropped": {"class 0": 3, "class 1": 4}})
+    write_json(run / "audit.json", audit_of(run))
+    pipeline, selector, dataset = (x.read("README.md").decode() for x in collect(run, "--name", "toy"))
+    assert "copies of real tiles 7 images dropped" in selector and "| copies of real tiles | 7 images" in dataset
+    assert not any("private_model" in text for text in (pipeline, selector, dataset))
+
+
 def test_parts_of_a_run(run):
     (upload,) = collect(run, "--name", "toy", "--only", "pipeline")
     assert upload.repo_id == "me/toy-ldm" and b"toy-distilled" not in upload.read("README.md")
