@@ -13,6 +13,16 @@ def add_launch_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-processes", type=int, default=1, help="processes that share the work")
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on: of a larger machine, a container or a batch system may give it a few.
+
+    More threads than these wait for each other: a ResNet on one core then takes four times as long with two.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def run_module(module: str, argv: list[str], num_processes: int = 1) -> None:
     """Runs `python -m module argv`, and with several processes the same through `accelerate launch`.
 

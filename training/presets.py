@@ -1,7 +1,7 @@
 """Presets of `histodistill distill`: the options of every stage for a given machine.
 
-`cpu-demo` is for trying the built-in phantom in minutes; `cpu` is for real 28-pixel tiles, in one and a half to two
-hours on two cores; `gpu` is for one modern GPU. They are written for 28-pixel tiles, and `Preset.for_image_size` makes
+`cpu-demo` is for trying the built-in phantom in minutes; `cpu` is for real 28-pixel tiles, in one to two hours on two
+cores; `gpu` is for one modern GPU. They are written for 28-pixel tiles, and `Preset.for_image_size` makes
 them fit larger ones. A preset is only a set of options: each stage can be run by hand with others.
 """
 

@@ -27,6 +27,7 @@ from histodistill.training.embedders import embed_images, embedder_fingerprint, 
 from histodistill.training.errors import InputError
 from histodistill.training.files import write_bytes, write_json, write_text
 from histodistill.training.image_dataset import read_image_dataset
+from histodistill.training.launch import usable_cores
 from histodistill.training.options import run_script
 from histodistill.training.results_figures import draw_results
 from histodistill.training.results_summary import SPLITS, markdown_table, summarise
@@ -257,7 +258,7 @@ def train_cells(args: argparse.Namespace, cells: list[Cell], stage: Stage) -> li
     """
     notes: list[str] = []
     jobs = min(args.jobs, len(cells))
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, usable_cores() // jobs)
     # Read by the numerical libraries when a process of the pool imports them.
     os.environ["OMP_NUM_THREADS"] = str(threads)
     with ProcessPoolExecutor(

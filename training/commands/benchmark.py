@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -26,7 +25,7 @@ from histodistill.selection import SELECTOR_NAMES
 from histodistill.training.commands.compare import check_cell_options
 from histodistill.training.commands.select import add_selector_options, check_selector_options
 from histodistill.training.errors import InputError
-from histodistill.training.launch import run_module
+from histodistill.training.launch import run_module, usable_cores
 from histodistill.training.options import HelpFormatter, check_option, fail
 from histodistill.training.train_classifier import ClassifierConfig
 
@@ -133,7 +132,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32, help="tiles per batch")
     parser.add_argument("--mixed-precision", choices=["no", "bf16", "fp16"], default="bf16", help="fp16 needs a GPU")
     parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count(), help="trainings at a time, each in one process of so many threads"
+        "--jobs", type=int, default=usable_cores(), help="trainings at a time, each in one process of so many threads"
     )
     args = parser.parse_args(argv)
     check_option(args, "jobs", args.jobs >= 1, "it must be at least 1")
