@@ -16,7 +16,7 @@ from typing import Any
 
 
 #: Version of the layout of `audit.json` that this module reads.
-AUDIT_FORMAT = 1
+AUDIT_FORMAT = 2
 # Cards are written for publishing, from plain data, and a Hub adds the second.
 _CARDS = ("README.md", ".gitattributes")
 # What a stage keeps for itself, and nobody publishes.

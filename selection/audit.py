@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from scipy.stats import binomtest
@@ -41,6 +42,9 @@ from histodistill.selection.views import has_content
 
 #: Share of independent real tiles that may be taken for copies.
 MAX_FALSE_ALARMS = 0.01
+#: Copies of a kind that must be planted, and tiles of either kind whose loss must be measured where there are so many:
+#: fewer could not tell that the audit finds what it must.
+FEWEST_PLANTED, FEWEST_WEIGHT_TILES = 20, 200
 #: An attack whose AUC is at most this far from 0.5 is as good as guessing.
 AUC_TOLERANCE = 0.02
 #: An attack that surely tells more than this share of the training tiles, at 1 % false positives, tells some.
@@ -84,7 +88,7 @@ class RealTiles:
     def __len__(self) -> int:
         return sum(len(part) for part in self._parts)
 
-    @property
+    @cached_property
     def all_images(self) -> np.ndarray:
         """Those of all three, in this order."""
         return np.concatenate([part.images for part in self._parts])
@@ -178,7 +182,10 @@ class AuditResult:
         published: of the images to be published.
         pool: of all generated images, before any was dropped; no attacks on membership by class.
         planted: kind of copy → share found, with its interval; empty where none was planted.
+        num_planted: copies of each kind.
         weights: the attack of one who holds the weights, where it was made.
+        num_weight_tiles: members and non-members whose losses it had, the fewer of the two.
+        least_weight_tiles: how many it must have had, of those that there are.
     """
 
     limits: CopyLimits
@@ -186,7 +193,10 @@ class AuditResult:
     published: SetAudit
     pool: SetAudit
     planted: dict[str, Interval]
+    num_planted: int
     weights: Attack | None
+    num_weight_tiles: int
+    least_weight_tiles: int
 
 
 @dataclass(frozen=True)
@@ -269,13 +279,17 @@ def audit(
     weights = None
     if weight_losses is not None:
         weights = measure_attack(*(-losses for losses in weight_losses), 1 - FAILS_BY_CHANCE, seed)
+    others = real.held_out or real.validation
     return AuditResult(
         limits=limits,
         is_random=real.held_out is not None,
         published=_audit_set(published, attackable, by_class=True),
         pool=_audit_set(pool, attackable, by_class=False),
         planted=planted,
+        num_planted=n_planted,
         weights=weights,
+        num_weight_tiles=min(map(len, weight_losses)) if weight_losses is not None else 0,
+        least_weight_tiles=min(FEWEST_WEIGHT_TILES, len(real.train), len(others)),
     )
 
 
@@ -291,36 +305,44 @@ def judge_weights(result: AuditResult) -> list[Finding]:
         *judge_set(result),
         Finding(
             "pool",
-            copies.p_value >= FAILS_BY_CHANCE,
+            copies.p_value >= FAILS_BY_CHANCE and copies.share.low <= MAX_FALSE_ALARMS,
             f"{copies.of_training} of {copies.num_images:,} generated images are copies of training tiles, where "
-            f"{copies.control * copies.num_images:.1f} are expected of a model that has not seen them",
+            f"{copies.control * copies.num_images:.1f} are expected of a model that has not seen them and at most "
+            f"{100 * MAX_FALSE_ALARMS:.0f}% may be",
         ),
     ]
     if result.weights is None:
         findings.append(Finding("weights", False, "the attack of one who holds the weights was not made"))
     else:
+        enough = result.num_weight_tiles >= result.least_weight_tiles
         sentence = f"one who holds the weights tells training tiles with {_told(result.weights)}"
-        findings.append(Finding("weights", _is_guessing(result.weights), sentence))
+        if not enough:
+            few = f"{result.num_weight_tiles} tiles say little: it must be at least {result.least_weight_tiles}"
+            sentence += f"; {few}"
+        findings.append(Finding("weights", enough and _is_guessing(result.weights), sentence))
     return findings
 
 
 def _judge_audit(result: AuditResult) -> list[Finding]:
     """Whether the audit finds what it must, and no more."""
     limits, findings = result.limits, []
-    if not result.planted:
-        findings.append(Finding("planted", False, "no leak was planted, so nobody knows what the audit would find"))
+    if result.num_planted < FEWEST_PLANTED:
+        sentence = f"{result.num_planted} copies of each kind were planted; it must be at least {FEWEST_PLANTED}"
+        findings.append(Finding("planted", False, f"{sentence}, or else nobody knows what the audit would find"))
     for kind, least in MUST_FIND.items():
         if kind in result.planted:
             value = result.planted[kind].value
             sentence = f"{100 * value:.0f}% of the planted {kind} copies are found; it must be {100 * least:.0f}%"
             findings.append(Finding(f"planted {kind}", value >= least, sentence))
     alarms = binomial_interval(round(limits.false_alarms * limits.num_held_out), limits.num_held_out)
+    # The limit of few tiles is the lowest of them, below which a further one falls as often as this.
+    allowed = max(MAX_FALSE_ALARMS, 1 / (limits.num_held_out + 1))
     findings.append(
         Finding(
             "false alarms",
-            alarms.low <= MAX_FALSE_ALARMS,
+            alarms.low <= allowed,
             f"{100 * alarms.value:.1f}% [{100 * alarms.low:.1f}, {100 * alarms.high:.1f}] of {limits.num_held_out:,} "
-            f"independent real tiles are taken for copies; it may be {100 * MAX_FALSE_ALARMS:.0f}%",
+            f"independent real tiles are taken for copies; it may be {100 * allowed:.0f}%",
         )
     )
     return findings
@@ -472,7 +494,7 @@ def _attack(attack: str, space: str, views: np.ndarray, known: _Attackable, by_c
 
 def _count_copies(synthetic: LabelledImages, limits: CopyLimits, scores: CopyScores, real: RealTiles) -> Copies:
     is_copy, nearest = limits.is_copy(scores), limits.nearest(scores)
-    num_training, num_all = len(real.train), len(real.all_images)
+    num_training, num_all = len(real.train), len(real)
     of_training = is_copy & (nearest < num_training)
     of_others = is_copy & (nearest >= num_training)
     count, num_others = len(synthetic), num_all - num_training

@@ -14,6 +14,7 @@ see `calibrate`. `AUDIT.md` beside this file tells what was measured.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -135,7 +136,10 @@ class CopyIndex:
         images: uint8 N×S×S×3, the real tiles.
         embeddings: name → a function that embeds uint8 M×S×S×3 images as M×D real numbers.
 
-    Memory grows with about 3,000 numbers a tile.
+    A tile that is there several times, as it is, turned or mirrored, is searched as one: the scores compare the best
+    tile with the next ones, which must be others. `CopyScores.nearest` then has the first of them.
+
+    Memory grows with about 4,000 numbers a tile.
 
     Of more than 35,000 tiles, candidates for `structure` are looked for among windows in the 32 cells nearest to an
     image (an inverted file by k-means, one cell for each 256 windows), and not among all.
@@ -144,12 +148,17 @@ class CopyIndex:
     def __init__(self, images: np.ndarray, embeddings: Mapping[str, Embed] | None = None):
         self.num_tiles = len(images)
         self.spaces = {"pixels": pixel_embedding, **(embeddings or {})}
-        density = _working_density(images)
+        keys = tile_keys(images)
+        self._rows = np.sort(np.unique(keys, return_index=True)[1])
+        density = _working_density(images[self._rows])
         # By tile and then by window, so that the first tiles are the first rows.
         coarse = np.stack([_coarse(density, window) for window in _WINDOWS], axis=1)
-        self._coarse = _WindowSearch(coarse.reshape(-1, coarse.shape[2]))
+        # The same tiles in another order make the same cells.
+        few = coarse[np.argsort(keys[self._rows])[: -(-len(coarse) // 4)]]
+        self._coarse = _WindowSearch(coarse.reshape(-1, coarse.shape[2]), few.reshape(-1, coarse.shape[2]))
         self._density = np.ascontiguousarray(density.transpose(0, 3, 1, 2))
         self.points = {name: project(embed(images)) for name, embed in self.spaces.items()}
+        self._distinct = {name: points[self._rows] for name, points in self.points.items()}
 
     def search(
         self, images: np.ndarray, views: Mapping[str, np.ndarray] | None = None, num_tiles: int | None = None
@@ -161,14 +170,15 @@ class CopyIndex:
             views: `views_of` the images in each of the `spaces`, where they are known already.
             num_tiles: at least 1; the images are searched for among so many of the tiles, the first; all by default.
         """
-        count = self.num_tiles if num_tiles is None else num_tiles
+        count = len(self._rows) if num_tiles is None else int(np.searchsorted(self._rows, num_tiles))
         found = {"structure": self._structure(images, count)}
         for name, embed in self.spaces.items():
-            found[name] = _distance_ratio(views[name] if views else views_of(images, embed), self.points[name][:count])
+            own = views[name] if views else views_of(images, embed)
+            found[name] = _distance_ratio(own, self._distinct[name][:count])
         shown = has_content(images)
         return CopyScores(
             {name: np.where(shown, values, np.inf) for name, (values, _) in found.items()},
-            {name: nearest for name, (_, nearest) in found.items()},
+            {name: self._rows[nearest] for name, (_, nearest) in found.items()},
         )
 
     def _structure(self, images: np.ndarray, num_tiles: int) -> tuple[np.ndarray, np.ndarray]:
@@ -238,19 +248,20 @@ class _WindowSearch:
 
     Args:
         points: P×D float32.
+        few: some of them, to make cells by.
     """
 
-    def __init__(self, points: np.ndarray):
+    def __init__(self, points: np.ndarray, few: np.ndarray):
         import faiss
 
         self._points, self._cells = points, None
         if len(points) > _MOST_EXHAUSTIVE:
             count = len(points) // _WINDOWS_PER_CELL
             self._cells = faiss.IndexIVFFlat(faiss.IndexFlatL2(points.shape[1]), points.shape[1], count)
-            # A few passes over some of the points: cells need not be the best ones, only small.
+            # A few passes: cells need not be the best ones, only small.
             self._cells.cp.niter, self._cells.cp.max_points_per_centroid = 5, 64
             self._cells.cp.min_points_per_centroid = 1
-            self._cells.train(points)
+            self._cells.train(few)
             self._cells.add(points)
 
     def nearest(self, queries: np.ndarray, k: int, first: int) -> tuple[np.ndarray, np.ndarray]:
@@ -301,12 +312,36 @@ def calibrate(scores: CopyScores, max_false_alarms: float = 0.01, seed: int = 0)
     return CopyLimits(scale, power, limit, float(np.mean(alarms)), count, int(same.sum()), guaranteed)
 
 
+def tile_keys(images: np.ndarray) -> np.ndarray:
+    """One number for each of N images, the same for images that are the same but for one of the eight symmetries.
+
+    Args:
+        images: uint8 N×S×S×3.
+
+    Returns:
+        uint64 N.
+    """
+    keys = np.empty(len(images), dtype=np.uint64)
+    for start in range(0, len(images), 4096):
+        part = images[start : start + 4096]
+        views = [np.ascontiguousarray(apply_symmetry(part, symmetry)) for symmetry in range(SYMMETRIES)]
+        for i in range(len(part)):
+            first = min(view[i].tobytes() for view in views)
+            keys[start + i] = int.from_bytes(hashlib.blake2b(first, digest_size=8).digest(), "big")
+    return keys
+
+
 def pixel_embedding(images: np.ndarray) -> np.ndarray:
     """Images uint8 N×S×S×3 as their pixels, N×D float32 in [0, 1], with at most 32 of them along a side.
 
     Not fewer: an empty tile is known by its noise alone.
     """
-    return resample(images, min(images.shape[1], _SIDE)).reshape(len(images), -1) / 255
+    side = min(images.shape[1], _SIDE)
+    points = np.empty((len(images), side * side * 3), dtype=np.float32)
+    for start in range(0, len(images), 4096):
+        part = resample(images[start : start + 4096], side)
+        points[start : start + 4096] = part.reshape(len(part), -1) / 255
+    return points
 
 
 def views_of(images: np.ndarray, embed: Embed) -> np.ndarray:

@@ -32,7 +32,7 @@ from histodistill.training.files import write_bytes, write_json
 from histodistill.training.image_dataset import read_image_dataset
 from histodistill.training.images import png_bytes
 from histodistill.training.options import run_script
-from histodistill.training.stages import Stage, require_complete
+from histodistill.training.stages import Stage, read_record, require_complete
 from histodistill.training.tiles import Tiles, TileSource
 from histodistill.training.weights_attack import attack_scores, denoising_losses
 
@@ -121,8 +121,10 @@ def main(args: argparse.Namespace) -> None:
                 "published: give another"
             )
     files = {part: hash_files(run / part, files_to_audit(run / part)) for part in PARTS if (run / part).is_dir()}
+    check_one_run(run, records)
     settings = {
         "stage": "audit",
+        "format": AUDIT_FORMAT,
         "data": source.fingerprint(),
         "pool": records["pool"]["fingerprint"],
         "files": files,
@@ -142,15 +144,19 @@ def main(args: argparse.Namespace) -> None:
     real = real_tiles(source)
     pool_images, pool_columns, _ = read_image_dataset(run / "pool")
     published = LabelledImages(images, columns["label"])
-    result = audit(
-        published,
-        LabelledImages(pool_images, pool_columns["label"]),
-        real,
-        named_embeddings(args.embedders),
-        n_planted=args.plant,
-        weight_losses=measure_losses(run / "pipeline", real, args.weight_tiles, args.seed),
-        seed=args.seed,
-    )
+    losses = measure_losses(run / "pipeline", real, args.weight_tiles, args.seed)
+    try:
+        result = audit(
+            published,
+            LabelledImages(pool_images, pool_columns["label"]),
+            real,
+            named_embeddings(args.embedders),
+            n_planted=args.plant,
+            weight_losses=losses,
+            seed=args.seed,
+        )
+    except ValueError as error:  # what the tiles are not fit for
+        raise InputError(f"the tiles of {source.name} cannot be audited by: {error}") from error
     draw_pairs(folder / "closest_distilled.png", published.images, real, result.published, result)
     draw_pairs(folder / "closest_pool.png", pool_images, real, result.pool, result)
     record = audit_record(result, source, files, class_names, records["distilled"].get("copies_dropped"))
@@ -159,6 +165,36 @@ def main(args: argparse.Namespace) -> None:
     write_json(run / AUDIT, record)
     print("\n".join(summary_lines(record)))
     print(f"audit: saved to {run / AUDIT}; {folder} shows real tiles and must not be shared")
+
+
+def check_one_run(run: Path, records: dict[str, dict[str, Any]]) -> None:
+    """Refuses a run whose parts do not belong together, or were not all trained on the same tiles.
+
+    A pool of another pipeline would be judged in place of what the weights make; and if the autoencoder or the teacher
+    saw the tiles that were held out from the denoiser, these would be no control.
+
+    Raises:
+        InputError: Names the two parts.
+    """
+    pipeline = records["pipeline"]
+    autoencoder = require_complete(run / "autoencoder", "autoencoder", "run train_autoencoder first")
+    teacher = read_record(run / "teacher")
+    made_by = [
+        ("pool", records["pool"]["settings"].get("pipeline"), "pipeline", pipeline["fingerprint"]),
+        ("distilled", records["distilled"]["settings"].get("pool"), "pool", records["pool"]["fingerprint"]),
+        ("pipeline", pipeline["settings"].get("autoencoder"), "autoencoder", autoencoder["fingerprint"]),
+    ]
+    for part, source, of, expected in made_by:
+        if source != expected:
+            raise InputError(f"{run / part} was not made from {run / of}, which has changed since: make it anew")
+    if pipeline["settings"].get("dp_public_autoencoder"):
+        autoencoder = None
+    for name, record in {"autoencoder": autoencoder, "teacher": teacher}.items():
+        if record and record["settings"].get("data") != pipeline["settings"]["data"]:
+            raise InputError(
+                f"{run / name} was not trained on the same tiles as {run / 'pipeline'}, so it may have seen those "
+                "that were held out: train it with the same --data and --audit-share"
+            )
 
 
 def load_run_tiles(args: argparse.Namespace, pipeline_record: dict[str, Any]) -> TileSource:
@@ -180,6 +216,9 @@ def load_run_tiles(args: argparse.Namespace, pipeline_record: dict[str, Any]) ->
 
 def draw_pairs(path: Path, images: np.ndarray, real: RealTiles, found, result: AuditResult) -> None:
     """Writes the picture of the closest pairs of one set."""
+    if not len(found.closest):  # images with nothing on them are like no tile
+        path.unlink(missing_ok=True)
+        return
     rows, tiles = found.closest.T
     write_bytes(path, draw_closest(images[rows], real.all_images[tiles], found.closest_scores, result.limits.limit))
 

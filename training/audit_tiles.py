@@ -10,8 +10,8 @@ from histodistill.training.files import read_json
 from histodistill.training.tiles import HELD_OUT, Tiles, TileSource
 
 
-# Where there are fewer, nothing can be said.
-_FEWEST_VALIDATION_TILES = 4
+# Where there are fewer, nothing can be said. An attacker may have a quarter of them, and a density takes two.
+_FEWEST_VALIDATION_TILES = 8
 
 
 def real_tiles(source: TileSource) -> RealTiles:

@@ -78,6 +78,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         fail(f"--train={args.train}: write ARCHITECTURE:STEPS, as in convnet:600")
     args.train = [args.train]
     check_cell_options(args, [])
+    steps = args.plan[0][1]
+    if steps % args.rounds:
+        fail(f"--rounds={args.rounds} does not divide the {steps} steps of --train: give numbers that do")
     return args
 
 

@@ -34,6 +34,23 @@ from histodistill.training.stages import Stage, require_complete
 PIPELINE_OPTIONS = ("num_inference_steps", "guidance_scale", "guidance_interval", "mixed_precision")
 
 
+def require_enough(copies: np.ndarray, labels: np.ndarray, class_names: list[str], n_per_class: int) -> None:
+    """Refuses a pool that is copies of real tiles, but for too few images.
+
+    Raises:
+        InputError: Names the class with the fewest left, and what may mend it.
+    """
+    left = np.bincount(labels[~copies], minlength=len(class_names))
+    worst = int(left.argmin())
+    if left[worst] < n_per_class:
+        total = int((labels == worst).sum())
+        raise InputError(
+            f"--drop-copies leaves {left[worst]} of the {total} images of {class_names[worst]}, fewer than "
+            f"--n-per-class={n_per_class}: the model repeats real tiles; train it on more tiles, for fewer steps or "
+            "with fewer channels, or generate more images"
+        )
+
+
 def main(args: argparse.Namespace) -> None:
     """Embeds the pool, fits the selector, and writes both results."""
     pool_record = require_complete(args.pool, "pool", "run histodistill generate first")
@@ -73,7 +90,11 @@ def main(args: argparse.Namespace) -> None:
     copies = np.zeros(len(images), dtype=bool)
     if args.drop_copies:
         tiles, embeddings = real_tiles(source), named_embeddings(args.copy_embedders)
-        copies, _ = find_copies(images, tiles, embeddings, args.seed)
+        try:
+            copies, _ = find_copies(images, tiles, embeddings, args.seed)
+        except ValueError as error:  # what the tiles are not fit for
+            raise InputError(f"--drop-copies cannot tell copies by the tiles of {args.data}: {error}") from error
+        require_enough(copies, labels, class_names, args.n_per_class)
     known = SelectionInputs(
         embeddings=embed_images(embedder, images),
         labels=labels,

@@ -83,7 +83,12 @@ def federated_averaging(
         InputError: For a number out of range, or what `train_classifier` refuses.
     """
     check_integer("num_rounds", num_rounds, 1)
-    steps = max(1, config.max_train_steps // num_rounds)
+    steps, rest = divmod(config.max_train_steps, num_rounds)
+    if rest:
+        raise InputError(
+            f"num_rounds={num_rounds} does not divide max_train_steps={config.max_train_steps}: a round has so many "
+            "steps at each site, so give numbers that do"
+        )
     shares = np.array([len(site) for site in sites]) / sum(len(site) for site in sites)
     common = build_classifier(config, sites[0].images.shape[1], class_names)
     for number in range(num_rounds):

@@ -13,6 +13,7 @@ from histodistill.selection.audit import (
     judge_weights,
 )
 from histodistill.selection.planting import MUST_FIND
+from histodistill.selection.views import apply_symmetry
 
 
 def tiles(count: int, seed: int, size: int = 20) -> LabelledImages:
@@ -93,6 +94,38 @@ def test_nothing_passes_where_nothing_was_planted_or_the_weights_not_attacked(re
     result = audit(tiles(20, 3), tiles(20, 4), real, {}, n_planted=0)
     assert "planted" in failed(judge_set(result))
     assert failed(judge_weights(result)) >= {"planted", "weights"}
+
+
+def test_a_quick_trial_passes_nothing(real):
+    losses = np.random.default_rng(0).uniform(size=(2, 10))
+    result = audit(tiles(20, 3), tiles(20, 4), real, {}, n_planted=2, weight_losses=tuple(losses))
+    findings = {finding.name: finding for finding in judge_weights(result) if not finding.passed}
+    assert findings["planted"].sentence.startswith("2 copies of each kind were planted; it must be at least 20")
+    assert findings["weights"].sentence.endswith("; 10 tiles say little: it must be at least 100")
+
+
+def test_copies_of_a_tile_that_is_there_many_times_are_found(real):
+    """Such tiles are the ones that models repeat. Their copies must not be judged by each other."""
+    turned = [apply_symmetry(real.train.images[:3], symmetry) for symmetry in range(8)]
+    many = LabelledImages(
+        np.concatenate([real.train.images, *turned]), np.concatenate([real.train.labels, np.zeros(24, dtype=int)])
+    )
+    noise = np.random.default_rng(5).normal(0, 3, (30, *real.train.images.shape[1:]))
+    copies = (np.repeat(real.train.images[:3], 10, axis=0) + noise).round().clip(0, 255).astype(np.uint8)
+    images = np.concatenate([copies, tiles(30, 6).images])
+    parts = RealTiles(many, real.held_out, real.validation)
+    found, scores = find_copies(images, parts, {"colours": colours})
+    assert found[:30].all() and found[30:].mean() <= 0.1
+    assert scores.nearest["structure"][:30].tolist() == np.repeat([0, 1, 2], 10).tolist()
+
+
+def test_a_pool_of_few_tiles_fails_however_few_they_are(real):
+    pool = LabelledImages(
+        np.concatenate([real.train.images[[0, 1]]] * 30 + [tiles(140, 4).images]), np.arange(200) % 2
+    )
+    result = audit(tiles(60, 3), pool, real, {"colours": colours}, n_planted=20)
+    assert result.pool.copies.p_value > 0.05  # two tiles may be chance
+    assert "pool" in failed(judge_weights(result))
 
 
 def test_validation_tiles_stand_in_for_held_out_ones(real):

@@ -19,7 +19,7 @@ from histodistill.training.commands.audit import parse_args
 from histodistill.training.data import load_tiles, to_model_input
 from histodistill.training.embedders import embed_images, named_embeddings
 from histodistill.training.errors import InputError
-from histodistill.training.files import read_json
+from histodistill.training.files import read_json, write_json
 from histodistill.training.image_dataset import read_image_dataset, write_image_dataset
 from histodistill.training.loop import step_generator
 from histodistill.training.stages import read_record
@@ -124,6 +124,43 @@ def test_other_tiles_than_those_of_the_run(run, tmp_path, tiny_npz, run_main, ar
         run_main(script, *argv, "--audit-share", 0.5)
     with pytest.raises(InputError, match="holds no finished pipeline: run train_diffusion first"):
         run_main(script, tmp_path, "--data", tiny_npz)
+
+
+@pytest.mark.parametrize(
+    ("part", "setting", "message"),
+    [
+        ("pool", "pipeline", r"pool was not made from .*pipeline, which has changed since: make it anew"),
+        ("distilled", "pool", r"distilled was not made from .*pool, which has changed since"),
+        ("pipeline", "autoencoder", r"pipeline was not made from .*autoencoder, which has changed since"),
+        ("autoencoder", "data", r"autoencoder was not trained on the same tiles as .*pipeline, so it may have seen"),
+    ],
+)
+def test_parts_that_do_not_belong_together(run, tmp_path, run_main, argv, part, setting, message):
+    folder = shutil.copytree(run, tmp_path / "run")
+    record = read_json(folder / part / "stage.json")
+    record["settings"][setting] = "0" * 64
+    write_json(folder / part / "stage.json", record)
+    with pytest.raises(InputError, match=message):
+        run_main(script, folder, *argv[1:])
+
+
+def test_tiles_by_which_nothing_can_be_told_are_one_sentence(run, run_main, argv, tmp_path, monkeypatch):
+    def audit(*args, **options):
+        raise ValueError("0 held-out tiles show something")
+
+    monkeypatch.setattr(script, "audit", audit)
+    folder = shutil.copytree(run, tmp_path / "run")
+    with pytest.raises(InputError, match="cannot be audited by: 0 held-out tiles show something"):
+        run_main(script, folder, *argv[1:])
+
+
+def test_images_that_are_like_no_tile_have_no_picture(tmp_path):
+    script.draw_pairs(tmp_path / "none.png", np.zeros((2, 8, 8, 3), np.uint8), None, Found(), None)
+    assert not (tmp_path / "none.png").exists()
+
+
+class Found:
+    closest = np.empty((0, 2), dtype=int)
 
 
 def test_embedder_that_was_trained_on_the_labels(run, run_main, argv, tiny_teacher):

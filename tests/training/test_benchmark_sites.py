@@ -23,6 +23,7 @@ OPTIONS = ["--sites", "2", "--min-per-class", "3", "--n-per-class", "2", "--trai
     [
         (["--sites", "1"], "--sites=1 is out of range: it must be at least 2"),
         (["--concentration", "0"], "--concentration=0.0 is out of range: it must be above 0"),
+        (["--rounds", "7"], "--rounds=7 does not divide the 600 steps of --train: give numbers that do"),
         (["--rounds", "0"], "--rounds=0 is out of range: it must be at least 1"),
         (["--diffusion-steps", "0"], "--diffusion-steps=0 is out of range: it must be at least 1"),
         (["--train", "convnet:5:random"], "--train=convnet:5:random: write ARCHITECTURE:STEPS, as in convnet:600"),

@@ -343,3 +343,13 @@ def test_latents_of_an_autoencoder_may_be_the_embeddings(tmp_path, run_main, sel
     selector = KCenterSelector.from_pretrained(tmp_path / "selector")
     np.testing.assert_array_equal(selector.selected_indices_, expected.selected_indices_)
     assert selector.n_features_in_ == 2 * 8 * 8
+
+
+def test_a_pool_of_copies_says_what_may_mend_it():
+    labels = np.repeat([0, 1], 5)
+    copies = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 1], dtype=bool)
+    script.require_enough(copies, labels, ["fat", "gland"], 1)
+    with pytest.raises(
+        InputError, match=r"leaves 1 of the 5 images of fat, fewer than --n-per-class=2: the"
+    ):
+        script.require_enough(copies, labels, ["fat", "gland"], 2)

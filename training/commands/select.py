@@ -45,7 +45,8 @@ def add_selector_options(parser: argparse.ArgumentParser) -> None:
         "--copy-embedders",
         nargs="+",
         default=["untrained"],
-        help="embedding spaces, beside pixels, in which copies are looked for",
+        help="embedding spaces, beside pixels, in which copies are looked for; the audit looks in untrained and "
+        "RUN/autoencoder unless told otherwise, and distill drops what it finds in these",
     )
     infomap = parser.add_argument_group("communities, and the selector infomap")
     infomap.add_argument("--n-neighbors", type=int, default=15, help="neighbours of each image in the graph")
