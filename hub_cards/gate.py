@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,8 +28,11 @@ _PNG_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"sRGB", b"gAMA", b"
 _PNG_BEGINNING = b"\x89PNG\r\n\x1a\n"
 _IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
 _TEXTS = (".json", ".md", ".txt", ".csv", ".yaml", ".yml")
-# An absolute path of this machine in a text.
+# An absolute path of this machine: anywhere in a text only where the folder is one that machines have, since words
+# between slashes may be anything; in quotes, or as a whole string of a JSON file, whatever the folder.
 _PATHS = re.compile(r"(?<![\w.:/])(?:/(?:home|Users|root|mnt|media|srv|tmp|var|data|opt)/|[A-Za-z]:\\\\?)[^\s\"']+")
+_QUOTED_PATHS = re.compile(r"""(?<=["'])(?:/[^/\s"']+/|[A-Za-z]:[\\/]|\\{2,4}[\w.$-]+\\)[^"'\n]*""")
+_WHOLE_PATHS = re.compile(r"(?:/[^/\s][^/]*/|[A-Za-z]:[\\/]|\\\\\w|file:/).*", re.DOTALL)
 
 
 class AuditError(ValueError):
@@ -125,7 +129,8 @@ def check_metadata(folder: str | Path, files: Iterable[str] | None = None) -> No
     """Sees that no file carries metadata of the tiles or of this machine.
 
     Images, also those within Parquet files, may hold pixels only: no EXIF, text, dates or names. Columns of Parquet
-    files may hold no text and no dates. Texts may hold no absolute path.
+    files may hold no text and no dates. Texts may hold no absolute path: in JSON files no string may be one, in other
+    texts none may be in quotes, and nowhere may a path of a folder such as /home be.
 
     Args:
         folder: what is to be published.
@@ -145,12 +150,37 @@ def check_metadata(folder: str | Path, files: Iterable[str] | None = None) -> No
             found = next(_parquet_metadata(path), None)
         elif suffix in _IMAGES:
             found = _image_metadata(path.read_bytes())
-        elif suffix in _TEXTS and (match := _PATHS.search(path.read_text(encoding="utf-8", errors="replace"))):
-            found = f"the path {match.group()}"
+        elif suffix in _TEXTS and (absolute := _absolute_path(path.read_bytes(), is_json=suffix == ".json")):
+            found = f"the path {' '.join(absolute.split())}"
         else:
             found = None
         if found:
             raise AuditError(f"{path} holds {found}: remove it before publishing")
+
+
+def _absolute_path(data: bytes, *, is_json: bool) -> str | None:
+    """The first absolute path in a text, None where there is none."""
+    if is_json:
+        # Escapes, such as \/ for /, hide a path from a search of the text; pairs keep what equal keys would replace.
+        try:
+            for string in _strings(json.loads(data, object_pairs_hook=list)):
+                if match := _WHOLE_PATHS.match(string) or _PATHS.search(string):
+                    return match.group()
+            return None
+        except (ValueError, RecursionError):
+            pass  # it is searched as any other text
+    text = data.decode("utf-8", errors="replace")
+    match = _PATHS.search(text) or _QUOTED_PATHS.search(text)
+    return match.group() if match else None
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All strings of a JSON document, keys as well."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _strings(part)
 
 
 def _parquet_metadata(path: Path) -> Iterator[str]:

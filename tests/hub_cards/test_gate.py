@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -174,8 +175,41 @@ def test_names_and_dates_in_a_table(folder):
     assert "dates in the column 'when'" in metadata_of(folder)
 
 
-def test_paths_of_this_machine_in_texts(folder):
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ('{"data": "/home/me/tiles.npz"}', "/home/me/tiles.npz"),
+        ("{'data': 'C:\\\\Users\\\\me'}", r"C:\\Users\\me"),
+        ('{"_name_or_path": "/scratch/lab/patient_7/ae"}', "/scratch/lab/patient_7/ae"),
+        ('{"data": [{"a": 1}, ["/work/my tiles/x.npz"]]}', "/work/my tiles/x.npz"),
+        ('{"data": "\\/scratch\\/x.npz"}', "/scratch/x.npz"),
+        ('{"data": "\\u002fscratch/x.npz"}', "/scratch/x.npz"),
+        ('{"data": "see /home/me/x"}', "/home/me/x"),
+        ('{"data": "file:///scratch/x.npz"}', "file:///scratch/x.npz"),
+        ('{"data": "D:/tiles/x.npz"}', "D:/tiles/x.npz"),
+        ('{"data": "D:\\\\tiles"}', "D:\\tiles"),
+        (r'{"data": "\\\\server\\share\\x.npz"}', r"\\server\share\x.npz"),
+        ('{"/scratch/lab/x.npz": 1}', "/scratch/lab/x.npz"),
+        ('{"data": "/scratch/x.npz", "data": "x"}', "/scratch/x.npz"),
+        ('{"data": "/scratch/x.npz"', "/scratch/x.npz"),
+        ("[" * 100_000 + '"/scratch/x.npz"', "/scratch/x.npz"),
+    ],
+)
+def test_paths_of_this_machine_in_texts(folder, text, path):
     write_parquet(folder, png())
-    for text in ('{"data": "/home/me/tiles.npz"}', "{'data': 'C:\\\\Users\\\\me'}"):
-        (folder / "stage.json").write_text(text)
-        assert "stage.json holds the path" in metadata_of(folder)
+    (folder / "stage.json").write_text(text)
+    assert metadata_of(folder) == f"{folder / 'stage.json'} holds the path {path}: remove it before publishing"
+
+
+def test_what_only_looks_like_a_path_goes_through(folder):
+    write_parquet(folder, png())
+    values = [
+        "/", "//", "a/b", "lab/model-7", "https://example.org/scratch/x", "hf://datasets/a/b", "</div></a>", "1/2/3",
+        "/ 3 images / class", "data/train-*.parquet", "./x/y", "and/or", "C: 1", r"\n", r"\alpha\beta", "A: b/c/d",
+    ]  # fmt: skip
+    (folder / "stage.json").write_text(json.dumps({value: [value] for value in values}))
+    (folder / "page.md").write_text(
+        '[map](assets/map.png) <a href="https://example.org/a/b"></a> N/A, and/or "a/b" `"/"`, km/h, \'/\' and \'/\', '
+        "S. 3/4/5, either /this/ or /that/"
+    )
+    check_metadata(folder)
