@@ -7,12 +7,16 @@ verdict, the findings behind it, and the SHA-256 of every file that they are abo
 from __future__ import annotations
 
 import hashlib
-import io
+import json
 import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 #: Version of the layout of `audit.json` that this module reads.
@@ -27,8 +31,11 @@ _PNG_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"sRGB", b"gAMA", b"
 _PNG_BEGINNING = b"\x89PNG\r\n\x1a\n"
 _IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
 _TEXTS = (".json", ".md", ".txt", ".csv", ".yaml", ".yml")
-# An absolute path of this machine in a text.
+# An absolute path of this machine: anywhere in a text only where the folder is one that machines have, since words
+# between slashes may be anything; in quotes, or as a whole string of a JSON file, whatever the folder.
 _PATHS = re.compile(r"(?<![\w.:/])(?:/(?:home|Users|root|mnt|media|srv|tmp|var|data|opt)/|[A-Za-z]:\\\\?)[^\s\"']+")
+_QUOTED_PATHS = re.compile(r"""(?<=["'])(?:/[^/\s"']+/|[A-Za-z]:[\\/]|\\{2,4}[\w.$-]+\\)[^"'\n]*""")
+_WHOLE_PATHS = re.compile(r"(?:/[^/\s][^/]*/|[A-Za-z]:[\\/]|\\\\\w|file:/).*", re.DOTALL)
 
 
 class AuditError(ValueError):
@@ -124,8 +131,10 @@ def audit_sentences(audit: Mapping[str, Any], part: str) -> list[str]:
 def check_metadata(folder: str | Path, files: Iterable[str] | None = None) -> None:
     """Sees that no file carries metadata of the tiles or of this machine.
 
-    Images, also those within Parquet files, may hold pixels only: no EXIF, text, dates or names. Columns of Parquet
-    files may hold no text and no dates. Texts may hold no absolute path.
+    Images, also those within Parquet files, must be PNG files of pixels only: no EXIF, text, dates or names, and
+    nothing after their end. Columns of Parquet files may hold integers, floats, booleans, lists of these, and images
+    as `{bytes: binary, path: string}` with a null path. Texts may hold no absolute path: in JSON files no string may
+    be one, in other texts none may be in quotes, and nowhere may a path of a folder such as /home be.
 
     Args:
         folder: what is to be published.
@@ -145,57 +154,96 @@ def check_metadata(folder: str | Path, files: Iterable[str] | None = None) -> No
             found = next(_parquet_metadata(path), None)
         elif suffix in _IMAGES:
             found = _image_metadata(path.read_bytes())
-        elif suffix in _TEXTS and (match := _PATHS.search(path.read_text(encoding="utf-8", errors="replace"))):
-            found = f"the path {match.group()}"
+        elif suffix in _TEXTS and (absolute := _absolute_path(path.read_bytes(), is_json=suffix == ".json")):
+            found = f"the path {' '.join(absolute.split())}"
         else:
             found = None
         if found:
             raise AuditError(f"{path} holds {found}: remove it before publishing")
 
 
+def _absolute_path(data: bytes, *, is_json: bool) -> str | None:
+    """The first absolute path in a text, None where there is none."""
+    if is_json:
+        # Escapes, such as \/ for /, hide a path from a search of the text; pairs keep what equal keys would replace.
+        try:
+            for string in _strings(json.loads(data, object_pairs_hook=list)):
+                if match := _WHOLE_PATHS.match(string) or _PATHS.search(string):
+                    return match.group()
+            return None
+        except (ValueError, RecursionError):
+            pass  # it is searched as any other text
+    text = data.decode("utf-8", errors="replace")
+    match = _PATHS.search(text) or _QUOTED_PATHS.search(text)
+    return match.group() if match else None
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All strings of a JSON document, keys as well."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _strings(part)
+
+
 def _parquet_metadata(path: Path) -> Iterator[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    image_type = {"bytes": pa.binary(), "path": pa.string()}
     with pq.ParquetFile(path) as file:
-        schema = file.schema_arrow
         images = []
-        for field in schema:
-            names = [child.name for child in field.type] if pa.types.is_struct(field.type) else []
-            if "bytes" in names:
+        for field in file.schema_arrow:
+            if pa.types.is_struct(field.type) and {part.name: part.type for part in field.type} == image_type:
                 images.append(field.name)
-            elif pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
-                yield f"text in the column {field.name!r}"
-            elif pa.types.is_temporal(field.type):
-                yield f"dates in the column {field.name!r}"
-            elif names:
-                yield f"a column {field.name!r} of several parts"
-        for batch in file.iter_batches(batch_size=256, columns=images):
+            elif found := _column_metadata(field.type):
+                yield f"{found} in the column {field.name!r}"
+        row = 0
+        for batch in file.iter_batches(batch_size=256, columns=images) if images else ():
             for name in images:
-                for row, image in enumerate(batch.column(name).to_pylist()):
-                    if image.get("path"):
+                for place, image in enumerate(batch.column(name).to_pylist(), start=row):
+                    if image is None or image["bytes"] is None:
+                        yield f"a cell without an image in row {place} of the column {name!r}"
+                        continue
+                    if image["path"] is not None:
                         yield f"the file name {image['path']!r} in the column {name!r}"
                     if found := _image_metadata(image["bytes"]):
-                        yield f"{found} in image {row} of a batch of the column {name!r}"
+                        yield f"{found} in row {place} of the column {name!r}"
+            row += batch.num_rows
+
+
+def _column_metadata(kind: pa.DataType) -> str | None:
+    """What a column of a type may hold beside numbers, in words."""
+    import pyarrow as pa
+
+    whole = kind
+    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        kind = kind.value_type
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+        return None
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return "text"
+    if pa.types.is_temporal(kind):
+        return "dates"
+    return f"values of the type {whole}"
 
 
 def _image_metadata(data: bytes) -> str | None:
-    """What an image file holds beside pixels, in words."""
-    from PIL import Image
-
-    if data.startswith(_PNG_BEGINNING):
-        place = len(_PNG_BEGINNING)
-        while place + 8 <= len(data):
-            length, kind = struct.unpack(">I4s", data[place : place + 8])
-            if kind not in _PNG_CHUNKS:
-                return f"metadata ({kind.decode('ascii', 'replace')})"
-            place += 12 + length
-            if kind == b"IEND":
-                break
-        return "something after the end of an image" if place < len(data) else None
-    with Image.open(io.BytesIO(data)) as image:
-        carried = [name for name in ("exif", "comment", "icc_profile", "xmp", "photoshop") if image.info.get(name)]
-    return f"metadata ({', '.join(carried)})" if carried else None
+    """What an image file holds beside pixels, in words; all that is no PNG file may hold anything."""
+    if not data.startswith(_PNG_BEGINNING):
+        return "an image that is no PNG file"
+    place, kind = len(_PNG_BEGINNING), b""
+    while kind != b"IEND":
+        if place + 12 > len(data):
+            return "an image that is cut off"
+        length, kind = struct.unpack(">I4s", data[place : place + 8])
+        if kind not in _PNG_CHUNKS:
+            return f"metadata ({kind.decode('ascii', 'replace')})"
+        if kind == b"IEND" and length:
+            return "something in the end of an image"
+        place += 12 + length
+    return "something after the end of an image" if place < len(data) else None
 
 
 def _sha256(path: Path) -> str:

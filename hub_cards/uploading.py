@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 # A card with this tag is one that histodistill wrote.
 MARK = "histodistill"
-# What a repository of each kind may hold, and no other file is ever uploaded. `*` also stands for `/`.
+# What a repository of each kind may hold, and no other file is ever uploaded. `*` does not stand for `/`.
 _WEIGHTS = ("config.json", "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model.safetensors.index.json")
 ALLOWED = {
     "pipeline": (
@@ -128,7 +128,8 @@ class _State:
 
 def is_allowed(kind: str, path: str) -> bool:
     """Whether a repository of this kind may hold a file."""
-    return any(fnmatchcase(path, pattern) for pattern in ALLOWED[kind])
+    # fnmatch's `*` also matches `/`, but the audit reads no images from folders further down.
+    return any(path.count("/") == pattern.count("/") and fnmatchcase(path, pattern) for pattern in ALLOWED[kind])
 
 
 def publish(uploads: Sequence[Upload], *, public: bool = False, tag: str | None = None) -> Iterator[Published]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -46,8 +47,8 @@ def test_what_passed_goes_through_and_its_card_may_change(folder):
     audit = make_audit(folder)
     assert sorted(audit["parts"]["distilled"]["files"]) == ["data/train.parquet", "stage.json"]
     # From sha256sum.
-    expected = "3d1f88d4e1ef4aa0ac1c0e58b36ea7bd5f7d1ef2bf58ad5b41ae31d5a6d4a7bc"
-    assert len(audit["parts"]["distilled"]["files"]["data/train.parquet"]) == len(expected)
+    expected = "ad9243fa6fb22714f45277ba907cb9383a18674fbcdb7b4b05a86929b2d853cd"
+    assert audit["parts"]["distilled"]["files"]["data/train.parquet"] == expected
     check_audit(folder, audit)
     (folder / "README.md").write_text("another card")
     check_audit(folder, audit)
@@ -106,10 +107,14 @@ def test_working_folders_and_hidden_files_are_not_audited(folder):
 # Metadata.
 
 
-def png(**options) -> bytes:
+def saved(kind: str, **options) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(buffer, format="PNG", **options)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(buffer, format=kind, **options)
     return buffer.getvalue()
+
+
+def png(**options) -> bytes:
+    return saved("PNG", **options)
 
 
 def write_parquet(folder, image: bytes, path=None, **columns):
@@ -142,9 +147,7 @@ def with_text() -> bytes:
 def with_exif(kind: str) -> bytes:
     exif = Image.Exif()
     exif[0x0132] = "2024:01:01 10:00:00"
-    buffer = io.BytesIO()
-    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(buffer, format=kind, exif=exif)
-    return buffer.getvalue()
+    return saved(kind, exif=exif)
 
 
 @pytest.mark.parametrize(
@@ -152,15 +155,24 @@ def with_exif(kind: str) -> bytes:
     [
         (with_text(), "metadata (tEXt)"),
         (with_exif("PNG"), "metadata (eXIf)"),
-        (with_exif("JPEG"), "metadata (exif)"),
         (png() + b"somebody", "something after the end of an image"),
+        (png() + b"?", "something after the end of an image"),
+        (png()[:-12] + b"\0\0\0\x08IENDsomebody\0\0\0\0", "something in the end of an image"),
+        (png()[:-12], "an image that is cut off"),
+        (png()[:-1], "an image that is cut off"),
+        (with_exif("JPEG"), "an image that is no PNG file"),
+        (saved("JPEG") + b"somebody", "an image that is no PNG file"),
+        (saved("TIFF", description="somebody"), "an image that is no PNG file"),
+        (b"", "an image that is no PNG file"),
     ],
 )
 def test_metadata_of_images(folder, image, found):
     write_parquet(folder, image)
     assert found in metadata_of(folder)
     write_parquet(folder, png())
-    (folder / ("picture.jpg" if "exif" in found else "picture.png")).write_bytes(image)
+    (folder / "picture.png").write_bytes(image)
+    assert found in metadata_of(folder)
+    (folder / "picture.png").rename(folder / "picture.TIFF")
     assert found in metadata_of(folder)
 
 
@@ -169,13 +181,94 @@ def test_names_and_dates_in_a_table(folder):
     assert "the file name 'slide-17.png' in the column 'image'" in metadata_of(folder)
     write_parquet(folder, png(), patient="somebody")
     assert "text in the column 'patient'" in metadata_of(folder)
-    table = pa.table({"when": pa.array([0], pa.timestamp("s"))})
-    pq.write_table(table, folder / "data" / "train.parquet")
-    assert "dates in the column 'when'" in metadata_of(folder)
 
 
-def test_paths_of_this_machine_in_texts(folder):
+TEXT = pa.array(["somebody"])
+BYTES = pa.array([b"somebody"])
+
+
+@pytest.mark.parametrize(
+    ("column", "found"),
+    [
+        (pa.array([0], pa.timestamp("s")), "dates"),
+        (pa.array([[0]], pa.list_(pa.date32())), "dates"),
+        (pa.array([0], pa.duration("s")), "dates"),
+        (TEXT, "text"),
+        (TEXT.cast(pa.large_string()), "text"),
+        (TEXT.cast(pa.string_view()), "text"),
+        (pa.array([["somebody"]]), "text"),
+        (pa.array([[["somebody"]]], pa.list_(pa.list_(pa.string(), 1))), "text"),
+        (TEXT.dictionary_encode(), "values of the type dictionary<values=string, indices=int32, ordered=0>"),
+        (BYTES, "values of the type binary"),
+        (BYTES.cast(pa.binary(8)), "values of the type fixed_size_binary[8]"),
+        (pa.array([[b"somebody"]]), "values of the type list<element: binary>"),
+        (pa.array([{"name": 1}]), "values of the type struct<name: int64>"),
+        (pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())), "values of the type map<string, int64"),
+        # Almost an image.
+        (pa.array([{"bytes": png()}]), "values of the type struct<bytes: binary>"),
+        (pa.array([{"bytes": png(), "path": None, "name": 1}]), "values of the type struct<bytes: binary"),
+        (pa.array([{"bytes": "somebody", "path": "x"}]), "values of the type struct<bytes: string"),
+    ],
+)
+def test_columns_of_anything_but_numbers_and_images(folder, column, found):
+    pq.write_table(pa.table({"a": [1], "when": column}), folder / "data" / "train.parquet")
+    message = metadata_of(folder)
+    assert f"holds {found}" in message and message.endswith(" in the column 'when': remove it before publishing")
+
+
+def test_columns_of_numbers_go_through(folder):
+    columns = {
+        "whole": pa.array([1], pa.uint8()), "share": pa.array([0.5], pa.float16()), "is_kept": pa.array([True]),
+        "scores": pa.array([[0.5, 0.5]], pa.list_(pa.float32(), 2)), "ids": pa.array([[1, 2]]),
+        "flags": pa.array([[True]], pa.large_list(pa.bool_())), "grid": pa.array([[[1.0]]]),
+    }  # fmt: skip
+    pq.write_table(pa.table(columns), folder / "data" / "train.parquet")
+    check_metadata(folder)
+
+
+@pytest.mark.parametrize("cell", [None, {"bytes": None, "path": None}, {"bytes": None, "path": "slide-17.png"}])
+def test_a_cell_without_an_image(folder, cell):
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    cells = [{"bytes": png(), "path": None}] * 300 + [cell]
+    pq.write_table(pa.table({"image": pa.array(cells, kind)}), folder / "data" / "train.parquet")
+    assert "holds a cell without an image in row 300 of the column 'image'" in metadata_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ('{"data": "/home/me/tiles.npz"}', "/home/me/tiles.npz"),
+        ("{'data': 'C:\\\\Users\\\\me'}", r"C:\\Users\\me"),
+        ('{"_name_or_path": "/scratch/lab/patient_7/ae"}', "/scratch/lab/patient_7/ae"),
+        ('{"data": [{"a": 1}, ["/work/my tiles/x.npz"]]}', "/work/my tiles/x.npz"),
+        ('{"data": "\\/scratch\\/x.npz"}', "/scratch/x.npz"),
+        ('{"data": "\\u002fscratch/x.npz"}', "/scratch/x.npz"),
+        ('{"data": "see /home/me/x"}', "/home/me/x"),
+        ('{"data": "file:///scratch/x.npz"}', "file:///scratch/x.npz"),
+        ('{"data": "D:/tiles/x.npz"}', "D:/tiles/x.npz"),
+        ('{"data": "D:\\\\tiles"}', "D:\\tiles"),
+        (r'{"data": "\\\\server\\share\\x.npz"}', r"\\server\share\x.npz"),
+        ('{"/scratch/lab/x.npz": 1}', "/scratch/lab/x.npz"),
+        ('{"data": "/scratch/x.npz", "data": "x"}', "/scratch/x.npz"),
+        ('{"data": "/scratch/x.npz"', "/scratch/x.npz"),
+        ("[" * 100_000 + '"/scratch/x.npz"', "/scratch/x.npz"),
+    ],
+)
+def test_paths_of_this_machine_in_texts(folder, text, path):
     write_parquet(folder, png())
-    for text in ('{"data": "/home/me/tiles.npz"}', "{'data': 'C:\\\\Users\\\\me'}"):
-        (folder / "stage.json").write_text(text)
-        assert "stage.json holds the path" in metadata_of(folder)
+    (folder / "stage.json").write_text(text)
+    assert metadata_of(folder) == f"{folder / 'stage.json'} holds the path {path}: remove it before publishing"
+
+
+def test_what_only_looks_like_a_path_goes_through(folder):
+    write_parquet(folder, png())
+    values = [
+        "/", "//", "a/b", "lab/model-7", "https://example.org/scratch/x", "hf://datasets/a/b", "</div></a>", "1/2/3",
+        "/ 3 images / class", "data/train-*.parquet", "./x/y", "and/or", "C: 1", r"\n", r"\alpha\beta", "A: b/c/d",
+    ]  # fmt: skip
+    (folder / "stage.json").write_text(json.dumps({value: [value] for value in values}))
+    (folder / "page.md").write_text(
+        '[map](assets/map.png) <a href="https://example.org/a/b"></a> N/A, and/or "a/b" `"/"`, km/h, \'/\' and \'/\', '
+        "S. 3/4/5, either /this/ or /that/"
+    )
+    check_metadata(folder)

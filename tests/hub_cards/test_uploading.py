@@ -376,12 +376,15 @@ def test_a_header_that_the_hub_refuses(publisher):
         ("dataset", "stage.json"),
         ("dataset", "audit/closest.png"),
         ("dataset", "data/validation-0.parquet"),
+        ("dataset", "data/train-old/real.parquet"),
         ("pipeline", "progress/step-0000010.png"),
         ("pipeline", "checkpoints/checkpoint-5/state.json"),
         ("pipeline", "unet/optimizer.safetensors"),
+        ("pipeline", "unet/diffusion_pytorch_model/old.safetensors"),
         ("pipeline", "history.json"),
         ("selector", "community_tiles.png"),
         ("metric", "README.txt"),
+        ("metric", "private/notes.py"),
     ],
 )
 def test_a_file_that_is_not_on_the_list_is_refused(kind, path):

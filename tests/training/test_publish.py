@@ -50,7 +50,7 @@ def run(tiny_run, tmp_path):
     for private in (
         "audit/closest_pairs.png", "pipeline/progress/real.png", "pipeline/unet/notes.txt", "pipeline/.hidden",
         "pipeline/checkpoints/checkpoint-1/state.json", "selector/embeddings.npy", "distilled/audit/closest.png",
-        "distilled/names.csv",
+        "distilled/data/train-old/real.parquet", "distilled/names.csv",
     ):  # fmt: skip
         (folder / private).parent.mkdir(parents=True, exist_ok=True)
         (folder / private).write_bytes(b"private")
