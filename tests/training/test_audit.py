@@ -149,7 +149,7 @@ def test_tiles_by_which_nothing_can_be_told_are_one_sentence(run, run_main, argv
         raise ValueError("0 held-out tiles show something")
 
     monkeypatch.setattr(script, "audit", audit)
-    folder = shutil.copytree(run, tmp_path / "run")
+    folder = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("audit*"))
     with pytest.raises(InputError, match="cannot be audited by: 0 held-out tiles show something"):
         run_main(script, folder, *argv[1:])
 
