@@ -11,7 +11,14 @@ from typing import Any
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and keeps the lines of a script's docstring."""
+    """Shows defaults, unless a help text tells its own, and keeps the lines of a script's docstring."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        # None is no value that a user could give: it stands for an option that is required, or for a choice that the
+        # program makes later.
+        if action.default is None or "default" in action.help:
+            return action.help
+        return super()._get_help_string(action)
 
 
 # These say where and how a script runs, not what comes out; all other options are recorded as settings of the result.

@@ -53,7 +53,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         nargs="*",
         default=["resnet18:300"],
         metavar="ARCHITECTURE:STEPS[:ROW,ROW…]",
-        help="what to train for how many steps on which rows (default: all); nothing after it trains none",
+        help="what to train for how many steps on which rows, all rows where none is named; nothing after it trains "
+        "none",
     )
     add_cell_options(parser)
     args = parser.parse_args(argv)
