@@ -1,4 +1,7 @@
-"""The selectors that `DistillSelector` has to beat, under the same contract."""
+"""The selectors that do not go by communities, under the same contract as `DistillSelector`.
+
+`KernelHerdingSelector` is the default of `histodistill select`; `README.md` beside this file tells why.
+"""
 
 from __future__ import annotations
 

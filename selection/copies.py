@@ -1,4 +1,4 @@
-"""Is an image a copy of a real tile? Searches under all views, and a limit set by what independent tiles score.
+"""Is an image a copy of a real tile? Searches under all views, and a limit set by what independent real tiles score.
 
 Four or so scores, each small for a copy:
 
@@ -8,8 +8,8 @@ Four or so scores, each small for a copy:
 - `pixels` and one for each embedding: the distance to the nearest real tile over that to a typical near one, the
   nearest-neighbour distance ratio, with the image under the eight symmetries.
 
-A score that is small for a held-out real tile as well is no sign of copying, so the limits come from held-out tiles:
-see `calibrate`. `AUDIT.md` beside this file tells what was measured.
+A score that is small for an independent real tile as well is no sign of copying, so the limits come from such tiles:
+see `calibrate`. The audit takes validation tiles. `AUDIT.md` beside this file tells what was measured.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _LIKELY = 0.9
 _COLUMNS = 256
 # Variance of optical density that is noise; keeps an empty tile from being all noise.
 _NOISE = 0.01**2
-# Times that a tenth of the held-out tiles is drawn, for which the others set the limit.
+# Times that a tenth of the calibrating tiles is drawn, for which the others set the limit.
 _DRAWS = 100
 _QUERIES_PER_CALL = 1024
 # Pairs of images that stay in the cache while they are compared.
@@ -94,17 +94,17 @@ class CopyScores:
 
 @dataclass(frozen=True)
 class CopyLimits:
-    """Where copying begins.
+    """Where copying begins, set by calibrating tiles: validation tiles in the audit, see `calibrate`.
 
     Attributes:
-        scale: of each score, what 10 % of the held-out tiles fall below.
-        power: of each score, how fast held-out tiles become fewer below that: as this power of the score.
+        scale: of each score, what 10 % of the calibrating tiles fall below.
+        power: of each score, how fast calibrating tiles become fewer below that: as this power of the score.
         limit: an image is a copy if any score, over its scale and to its power, is below this. Then a score that is
             small for many an independent tile counts for less than one that is not.
-        false_alarms: share of held-out tiles that limits set by other ones take for copies.
-        num_held_out: tiles that the limits were set by.
-        num_same: held-out tiles that are copies of real ones in the data as given; no limit was set by them.
-        guaranteed: whether there were enough held-out tiles for the allowed share of false alarms to hold.
+        false_alarms: share of calibrating tiles that limits set by other ones take for copies.
+        num_held_out: tiles that the limits were set by. Not those that an audit share holds out from all models.
+        num_same: calibrating tiles that are copies of real ones in the data as given; no limit was set by them.
+        guaranteed: whether there were enough calibrating tiles for the allowed share of false alarms to hold.
     """
 
     scale: dict[str, float]
@@ -139,10 +139,12 @@ class CopyIndex:
     A tile that is there several times, as it is, turned or mirrored, is searched as one: the scores compare the best
     tile with the next ones, which must be others. `CopyScores.nearest` then has the first of them.
 
-    Memory grows with about 4,000 numbers a tile.
+    Memory grows with about 3,800 numbers a tile of 28 pixels in three spaces, and 4,500 of 32 pixels or more: optical
+    density, 49 numbers for each of 14 windows, and at most 256 for each space.
 
     Of more than 35,000 tiles, candidates for `structure` are looked for among windows in the 32 cells nearest to an
-    image (an inverted file by k-means, one cell for each 256 windows), and not among all.
+    image (an inverted file by k-means, one cell for each 256 windows), and not among all. The cells hold the windows
+    once more, which is about 700 numbers a tile.
     """
 
     def __init__(self, images: np.ndarray, embeddings: Mapping[str, Embed] | None = None):
@@ -280,26 +282,27 @@ class _WindowSearch:
 def calibrate(scores: CopyScores, max_false_alarms: float = 0.01, seed: int = 0) -> CopyLimits:
     """Limits that at most a share of independent real tiles fall below.
 
-    Held-out tiles that are the same as a real tile (structure below `SAME_TILE`) are left out: data sets do hold tiles
-    twice, turned or mirrored. So are those with nothing on them. Of the others, the limit is the one with rank
-    ⌊share · (n + 1)⌋ from below, so that a further tile falls below it with that probability at most, whatever the
-    distribution (split conformal prediction). With fewer than 1/share − 1 tiles the limit is the lowest of all and
+    Calibrating tiles that are the same as another real tile (structure below `SAME_TILE`) are left out: data sets do
+    hold tiles twice, turned or mirrored. So are those with nothing on them. Of the others, the limit is the one with
+    rank ⌊share · (n + 1)⌋ from below, so that a further tile falls below it with that probability at most, whatever
+    the distribution (split conformal prediction). With fewer than 1/share − 1 tiles the limit is the lowest of all and
     promises less.
 
     Args:
-        scores: of held-out tiles, searched for among the others.
+        scores: of the calibrating tiles, real ones that were searched for among the others; the audit takes at most
+            2,000 validation tiles.
         max_false_alarms: the share, above 0 and below 1.
         seed: of the draws by which false alarms are counted.
 
     Raises:
-        ValueError: if fewer than two held-out tiles are left.
+        ValueError: if fewer than two tiles are left.
     """
     same = scores.values["structure"] < SAME_TILE
     kept = scores[~same & np.isfinite(scores.values["structure"])]
     count = len(kept)
     if count < 2:
         raise ValueError(
-            f"{count} held-out tiles show something and are no copies of other real tiles: at least 2 are needed to "
+            f"{count} validation tiles show something and are no copies of other real tiles: at least 2 are needed to "
             "say what a copy is"
         )
     scale, power, limit = _limits(kept, max_false_alarms)

@@ -1,5 +1,7 @@
-"""What may be chosen at all: images of the pool that a classifier trained on real tiles recognises and finds typical.
+"""What may be chosen at all: images of the pool that a classifier recognises, and those that are near to real tiles.
 
+`recognised` goes by the probabilities of a classifier trained on real tiles, `typical` by embeddings, which
+`histodistill select` takes from an untrained network unless told otherwise.
 Each filter returns truth values that any selector takes as `candidates`; combine them with `&`.
 """
 

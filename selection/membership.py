@@ -168,11 +168,11 @@ def measure_overfitting(
     )
 
 
-def binomial_interval(successes: int, trials: int, confidence: float = 0.95) -> Interval:
-    """A share of independent trials with its interval after Wilson (1927); nothing is known of no trials."""
+def binomial_interval(successes: int, trials: int) -> Interval:
+    """A share of independent trials with its 95 % interval after Wilson (1927); nothing is known of no trials."""
     if trials == 0:
         return Interval(0.0, 0.0, 1.0)
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    z = NormalDist().inv_cdf(0.975)
     share = successes / trials
     middle = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z / (1 + z**2 / trials) * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))

@@ -18,8 +18,8 @@ from histodistill.selection.views import (
 )
 
 
-#: The kinds of copies, and the share of each that an audit must find to be believed. Shifted copies are the project's
-#: own addition: a crop of 90 % is the harder one of the two.
+#: The kinds of copies, and the share of each that an audit must find to be believed. A shift is there because no other
+#: kind moves a tile at its own scale, as a common augmentation does; a crop of 90 % is the harder one to find.
 MUST_FIND = {
     "exact": 1.0,
     "symmetric": 1.0,

@@ -13,6 +13,12 @@ from PIL import Image
 
 
 SYMMETRIES = 8
+#: Of a compressed copy, on Pillow's scale of 1 to 95.
+JPEG_QUALITY = 75
+#: How much of a blended copy is the tile itself.
+BLENDED_SHARE = 0.8
+#: Standard deviation of grey levels (of 255) below which an image shows nothing.
+LEAST_CONTENT = 8.0
 
 # Optical densities (red, green, blue) of haematoxylin, eosin and DAB: Ruifrok & Johnston, Analytical and
 # Quantitative Cytology and Histology 23, 2001. Rows are scaled to length one.
@@ -55,24 +61,24 @@ def crop_and_resize(images: np.ndarray, side: int, corners: np.ndarray) -> np.nd
     return np.stack([np.asarray(Image.fromarray(x).resize((size, size), Image.Resampling.BICUBIC)) for x in parts])
 
 
-def compress_jpeg(images: np.ndarray, quality: int = 75) -> np.ndarray:
-    """What is left of images after JPEG compression at Pillow's `quality`, 1 to 95."""
+def compress_jpeg(images: np.ndarray) -> np.ndarray:
+    """What is left of images after JPEG compression at `JPEG_QUALITY`."""
     opened = []
     for image in images:
         buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, format="JPEG", quality=quality)
+        Image.fromarray(image).save(buffer, format="JPEG", quality=JPEG_QUALITY)
         opened.append(np.asarray(Image.open(buffer)))
     return np.stack(opened)
 
 
-def blend(images: np.ndarray, others: np.ndarray, share: float = 0.8) -> np.ndarray:
-    """`share` of each image and the rest of another one, uint8."""
-    return (share * images + (1 - share) * others).round().astype(np.uint8)
+def blend(images: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """`BLENDED_SHARE` of each image and the rest of another one, uint8."""
+    return (BLENDED_SHARE * images + (1 - BLENDED_SHARE) * others).round().astype(np.uint8)
 
 
-def has_content(images: np.ndarray, least: float = 8.0) -> np.ndarray:
-    """Which images show anything: N bool, False where grey levels vary by less than `least` (standard deviation)."""
-    return np.array([image.mean(axis=2).std() for image in images]) >= least
+def has_content(images: np.ndarray) -> np.ndarray:
+    """Which images show anything: N bool, False where grey levels vary by less than `LEAST_CONTENT`."""
+    return np.array([image.mean(axis=2).std() for image in images]) >= LEAST_CONTENT
 
 
 def optical_density(images: np.ndarray) -> np.ndarray:

@@ -95,19 +95,6 @@ def apply_plan(images: torch.Tensor, plan: AugmentationPlan) -> torch.Tensor:
     return images
 
 
-def augment(
-    images: torch.Tensor,
-    generator: torch.Generator,
-    *,
-    symmetries: bool = True,
-    max_shift: int = 2,
-    stain_strength: float = 0.0,
-) -> torch.Tensor:
-    """Draws a plan for `images` (float N×3×S×S in [-1, 1]) and applies it: see `draw_plan` and `apply_plan`."""
-    options = {"symmetries": symmetries, "max_shift": max_shift, "stain_strength": stain_strength}
-    return apply_plan(images, draw_plan(len(images), generator, **options))
-
-
 def random_symmetry(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Gives each image (of N×C×S×S, any type) one of the square's eight symmetries, drawn from a CPU `generator`."""
     return apply_symmetries(images, torch.randint(0, 8, (len(images),), generator=generator))

@@ -3,11 +3,19 @@
     python -m histodistill.training.benchmark_sites --data my_tiles.npz --output runs/sites --preset cpu
 
 The training tiles are split over sites with unequal class shares. Each site distils its own tiles: every stage from
-the autoencoder to the selection, with the preset's options, and no audit. Then classifiers are trained on the merged
-distilled sets, on the real tiles of each site alone, by federated averaging over the sites, and on all real tiles
-together; all with the same recipe and the same number of steps, scored on the same validation and test tiles.
-Validation tiles are those of the source, for every site. What is finished is kept, so a killed benchmark goes on where
-it was. Leaves `sites.json` and `sites.md` in the output folder.
+the autoencoder to the selection, and no audit. The options are the preset's, but for those that --autoencoder-steps,
+--diffusion-steps, --teacher-steps, --per-class and --n-per-class give. Then classifiers are trained, a row each, on
+
+    merged        the distilled sets of all sites
+    distilled-N   the distilled set of site N alone
+    site-N        the real tiles of site N alone
+    pooled        the real tiles of all sites together
+    sampled       random ones of them, as many of each class as merged has, or as the rarest class has if it has fewer
+    federated     the real tiles of all sites by federated averaging
+
+all with the same recipe and the same number of steps, scored on the same validation and test tiles; `sites` is the
+mean of site-N. Validation tiles are those of the source, for every site. What is finished is kept, so a killed
+benchmark goes on where it was. Leaves `sites.json` and `sites.md` in the output folder.
 """
 
 from __future__ import annotations
@@ -101,10 +109,8 @@ def distil_site(args: argparse.Namespace, folder: Path, source: TileSource, own:
     if args.per_class is not None:
         options["per_class"] = args.per_class
     site = distill.parse_args(to_argv(options))
-    run = distill.open_run(site)
-    for stage in TRAINED:
-        if getattr(args, f"{stage}_steps") is not None:
-            run["settings"][stage]["max_train_steps"] = getattr(args, f"{stage}_steps")
+    steps = {stage: getattr(args, f"{stage}_steps") for stage in TRAINED}
+    run = distill.open_run(site, {stage: number for stage, number in steps.items() if number is not None})
     for stage in distill.stages(site, run):
         if stage.folder in ("audit", "comparison") or is_complete(site.output / stage.folder):
             continue

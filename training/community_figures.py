@@ -19,6 +19,8 @@ from histodistill.training.images import figure_png
 
 # More images of a class would only lie on top of each other, and take minutes to lay out.
 MAP_IMAGES = 2000
+# Of the layout and of the images that are drawn.
+_SEED = 0
 # t-SNE of fewer points is arbitrary.
 _FEWEST_FOR_TSNE = 10
 # Far from each other, and from the grey of dropped images.
@@ -44,7 +46,6 @@ def community_map(
     chosen: np.ndarray,
     class_names: list[str],
     path: str | Path,
-    seed: int = 0,
 ) -> None:
     """Writes a PNG figure: for each class a map of its pool images, coloured by community, the chosen ones ringed.
 
@@ -61,7 +62,6 @@ def community_map(
         chosen: int K, different indices into the N images.
         class_names: one panel for each, also for a class without images.
         path: the file; it appears whole or not at all.
-        seed: of the layout and of the images that are drawn, from 0 to 2³² − 1.
 
     Raises:
         ValueError: If the arrays are not of the same length.
@@ -77,7 +77,7 @@ def community_map(
         panel.set_axis_off()
     for label, (name, panel) in enumerate(zip(class_names, panels, strict=False)):
         members = np.flatnonzero(labels == label)
-        drawn = _thin_out(members, is_chosen[members], np.random.default_rng((seed, label)))
+        drawn = _thin_out(members, is_chosen[members], np.random.default_rng((_SEED, label)))
         count = _count(len(members), "image", "images")
         if len(drawn) < len(members):
             count += f" ({len(drawn):,} drawn)"
@@ -87,7 +87,7 @@ def community_map(
         panel.set(xticks=[], yticks=[])
         panel.spines[:].set_color(_LINE)
         if len(drawn):
-            _draw_map(panel, _layout(embeddings[drawn], seed), module_labels[drawn], is_chosen[drawn])
+            _draw_map(panel, _layout(embeddings[drawn]), module_labels[drawn], is_chosen[drawn])
     handles = _map_legend(has_dropped=(module_labels < 0).any())
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=10)
     _write_png(figure, path)
@@ -190,7 +190,7 @@ def _thin_out(members: np.ndarray, is_chosen: np.ndarray, rng: np.random.Generat
     return np.sort(np.concatenate([members[is_chosen], rest]))
 
 
-def _layout(embeddings: np.ndarray, seed: int) -> np.ndarray:
+def _layout(embeddings: np.ndarray) -> np.ndarray:
     """float N×2 places of N ≥ 1 embeddings."""
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
@@ -206,7 +206,7 @@ def _layout(embeddings: np.ndarray, seed: int) -> np.ndarray:
             return np.pad(places, ((0, 0), (0, 2 - places.shape[1])))
         perplexity = min(30, (len(centred) - 1) / 3)
         # Twice as many iterations take twice the time and give the same picture.
-        tsne = TSNE(perplexity=perplexity, init="pca", max_iter=500, random_state=seed, n_jobs=1)
+        tsne = TSNE(perplexity=perplexity, init="pca", max_iter=500, random_state=_SEED, n_jobs=1)
         return tsne.fit_transform(centred)
 
 

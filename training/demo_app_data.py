@@ -17,6 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from histodistill.hub_cards.gate import AUDIT_FORMAT, audit_sentences, files_to_audit, hash_files
+from histodistill.training.commands.generate import PIPELINE_OPTIONS
 from histodistill.training.errors import InputError
 from histodistill.training.image_dataset import read_image_dataset
 from histodistill.training.images import png_bytes
@@ -36,8 +37,6 @@ from histodistill.training.stages import read_record
 
 #: Browsers count in floats: above this, two seeds can be one.
 LARGEST_SEED = 2**53 - 1
-#: Of the pool's settings, those that decide what a seed becomes.
-GENERATION = ("num_inference_steps", "guidance_scale", "guidance_interval", "mixed_precision")
 _AUDITED = {
     "distilled": "The distilled set",
     "selector": "The selector",
@@ -111,7 +110,7 @@ def read_demo_run(run: str | Path) -> DemoRun:
         images=images,
         labels=columns.pop("label"),
         columns=columns,
-        generation={name: pool_settings[name] for name in GENERATION if name in pool_settings},
+        generation={name: pool_settings[name] for name in PIPELINE_OPTIONS if name in pool_settings},
         maps=read_pictures(run / "selector", SELECTION_PICTURES),
         audit=audited_parts(run, read_optional(run / "audit.json")),
         tables=score_tables(results) if results else [],

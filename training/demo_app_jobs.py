@@ -78,10 +78,8 @@ def available_recipes(run: DemoRun) -> list[str]:
     return [name for name in RECIPES if name != "soft" or "soft_label" in run.columns]
 
 
-def train_live(
-    run: DemoRun, real: TileSource | None, recipe: str, num_steps: int, seed: int = 0, architecture: str = "convnet"
-) -> Iterator[TrainingProgress]:
-    """Trains a classifier on the distilled set in another thread, and yields how far it is.
+def train_live(run: DemoRun, real: TileSource | None, recipe: str, num_steps: int) -> Iterator[TrainingProgress]:
+    """Trains a ConvNet on the distilled set in another thread, and yields how far it is.
 
     The training stops, after some more steps, when the iterator is closed.
 
@@ -91,8 +89,6 @@ def train_live(
             scored on their test tiles. None gives a classifier without a score, of the last step.
         recipe: One of `RECIPES`.
         num_steps: Optimizer steps, at least 1.
-        seed: Of weights, order and augmentation.
-        architecture: See `Classifier`.
 
     Raises:
         InputError: For options out of range, soft labels that are missing, or a loss that isn't finite.
@@ -102,11 +98,9 @@ def train_live(
             f"recipe={recipe!r} is not possible here: it must be one of {', '.join(available_recipes(run))}"
         )
     config = ClassifierConfig(
-        architecture=architecture,
         max_train_steps=num_steps,
         validation_steps=max(1, num_steps // _UPDATES),
         validation_tiles=_VALIDATION_TILES,
-        seed=seed,
         **RECIPES[recipe][1],
     )
     train = Tiles(run.images, run.labels, run.columns["soft_label"] if config.soft_label_weight else None)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from histodistill.training.errors import InputError
-from histodistill.training.tiles import Tiles, TileSource, fit_array, make_source
+from histodistill.training.tiles import Tiles, TileSource, describe, fit_array, make_source
 
 
 FILES_URL = "https://zenodo.org/records/10519652/files/"
@@ -229,7 +229,7 @@ def _read_layout(path: Path) -> dict[str, Tiles]:
         images, labels = arrays[images_key], arrays[labels_key]
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape[1:]:
             raise InputError(
-                f"{images_key} in {path} is {_describe(images)}: images must be uint8 N x H x W x 3 (RGB); "
+                f"{images_key} in {path} is {describe(images)}: images must be uint8 N x H x W x 3 (RGB); "
                 "convert greyscale or RGBA images first"
             )
         splits[split] = Tiles(images, _flat_labels(labels, labels_key, len(images), path))
@@ -238,9 +238,9 @@ def _read_layout(path: Path) -> dict[str, Tiles]:
 
 def _flat_labels(labels: np.ndarray, key: str, count: int, path: Path) -> np.ndarray:
     if labels.ndim == 2 and labels.shape[1] > 1:
-        raise InputError(f"{key} in {path} is {_describe(labels)}: each tile must have one label, not several")
+        raise InputError(f"{key} in {path} is {describe(labels)}: each tile must have one label, not several")
     if labels.dtype.kind not in "iu" or labels.ndim not in (1, 2):
-        raise InputError(f"{key} in {path} is {_describe(labels)}: labels must be whole numbers of shape N or N x 1")
+        raise InputError(f"{key} in {path} is {describe(labels)}: labels must be whole numbers of shape N or N x 1")
     labels = labels.reshape(-1)
     if len(labels) != count:
         raise InputError(f"{key} in {path} has {len(labels)} labels for {count} images: there must be one for each")
@@ -257,7 +257,7 @@ def _read_class_names(path: Path) -> list[str] | None:
     if names is None:
         return None
     if names.dtype.kind != "U" or names.ndim != 1:
-        raise InputError(f"class_names in {path} is {_describe(names)}: it must be text, one for each class")
+        raise InputError(f"class_names in {path} is {describe(names)}: it must be text, one for each class")
     return names.tolist()
 
 
@@ -279,7 +279,3 @@ def _read_arrays(path: Path, only: str | None = None) -> dict[str, np.ndarray]:
         raise InputError(
             f"{path} cannot be read as a .npz file ({reason}): it may be cut short or damaged; fetch or save it again"
         ) from error
-
-
-def _describe(array: np.ndarray) -> str:
-    return f"{array.dtype} of shape {'x'.join(map(str, array.shape)) or 'scalar'}"

@@ -11,7 +11,14 @@ from typing import Any
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and keeps the lines of a script's docstring."""
+    """Shows defaults, unless a help text tells its own, and keeps the lines of a script's docstring."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        # None is no value that a user could give: it stands for an option that is required, or for a choice that the
+        # program makes later.
+        if action.default is None or "default" in action.help:
+            return action.help
+        return super()._get_help_string(action)
 
 
 # These say where and how a script runs, not what comes out; all other options are recorded as settings of the result.
@@ -73,7 +80,7 @@ def add_training_options(
     optim.add_argument("--mixed-precision", choices=["no", "bf16", "fp16"], default="bf16", help="fp16 needs a GPU")
     optim.add_argument("--seed", type=int, default=0, help="seed of weights, order, augmentation and noise")
     run = parser.add_argument_group("running")
-    run.add_argument("--validation-steps", type=int, default=250, help="steps between validations and grids")
+    run.add_argument("--validation-steps", type=int, default=250, help="steps between validations")
     run.add_argument("--validation-tiles", type=int, default=512, help="validation tiles looked at, at most")
     run.add_argument("--checkpointing-steps", type=int, default=250, help="steps between checkpoints")
     run.add_argument("--resume", default=None, metavar="latest|FOLDER", help="goes on from a checkpoint")

@@ -30,6 +30,7 @@ from histodistill.hub_cards import (
     render_selector_card,
 )
 from histodistill.hub_cards.uploading import is_allowed
+from histodistill.training.commands.generate import PIPELINE_OPTIONS
 from histodistill.training.commands.publish import SUFFIXES, parse_args
 from histodistill.training.embedders import describe_embedder
 from histodistill.training.errors import InputError
@@ -44,7 +45,6 @@ from histodistill.training.stages import read_record, require_complete
 
 GRID_COLUMNS = 10
 _GRID_SIDE = 64  # small images are enlarged to about this
-GENERATION = ("num_inference_steps", "guidance_scale", "guidance_interval", "mixed_precision")
 _FILTERS = ("min_probability", "typical_share")
 # What a selector may say in public: choices and communities, nothing of N×D numbers.
 SELECTOR_ARRAYS = {
@@ -160,7 +160,7 @@ def pipeline_upload(run: Path, facts: RunFacts, grid: bytes) -> Upload:
         parameters={
             name: _count_parameters(folder / name) for name in components if any(folder.glob(f"{name}/*.sa*"))
         },
-        generation={name: pool["settings"][name] for name in GENERATION} if pool else {},
+        generation={name: pool["settings"][name] for name in PIPELINE_OPTIONS} if pool else {},
         pool_size=pool.get("num_images"),
     )
     files |= {"assets/distilled.png": grid, "README.md": render_pipeline_card(card).encode()}
@@ -219,7 +219,7 @@ def dataset_upload(run: Path, facts: RunFacts, record: dict, labels: np.ndarray,
         attribution=facts.attribution,
         results=facts.results,
         filters=_filters(record),
-        generation={name: pool["settings"][name] for name in GENERATION},
+        generation={name: pool["settings"][name] for name in PIPELINE_OPTIONS},
         facts=facts,
         has_grid=True,
         has_map=map_file.is_file(),

@@ -12,11 +12,11 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
-from histodistill.training.errors import InputError
-from histodistill.training.files import read_json, write_text
+from histodistill.hub_cards.run_facts import ARCHITECTURES
+from histodistill.training.files import write_text
 from histodistill.training.image_dataset import read_image_dataset
 from histodistill.training.images import png_bytes
-from histodistill.training.run_facts import privacy_facts
+from histodistill.training.run_facts import package_versions, privacy_facts, read_optional
 from histodistill.training.stages import read_record
 
 
@@ -66,7 +66,6 @@ BENCHMARK_PICTURES = (
 # Communities shown one by one; more would be too thin to see.
 _COMMUNITIES = 30
 
-_ARCHITECTURES = {"convnet": "ConvNet", "resnet18": "ResNet-18", "vit": "ViT"}
 _METRICS = ("accuracy", "auc", "f1")
 _STAGES = {
     "autoencoder": "Autoencoder",
@@ -118,7 +117,7 @@ def summary_lines(run: str | Path) -> list[str]:
         InputError: If results.json cannot be read.
     """
     run = Path(run)
-    results = _read_optional(run / "results.json")
+    results = read_optional(run / "results.json")
     lines = []
     if results and results["rows"]:
         width = max(len(row["title"]) for row in results["rows"]) + 2
@@ -141,8 +140,8 @@ def summary_lines(run: str | Path) -> list[str]:
 def _page(run: Path) -> dict[str, Any]:
     """All that the template shows."""
     images, columns, class_names = read_image_dataset(run / "distilled")
-    about = _read_optional(run / "run.json") or {}
-    results = _read_optional(run / "results.json")
+    about = read_optional(run / "run.json") or {}
+    results = read_optional(run / "results.json")
     records = {name: read_record(run / name) or {} for name in _STAGES}
     return {
         "name": about.get("data") or (results or {}).get("data") or run.resolve().name,
@@ -154,8 +153,8 @@ def _page(run: Path) -> dict[str, Any]:
         "tables": score_tables(results) if results else [],
         "result_notes": results.get("notes", []) if results else [],
         "classes": _classes(images, columns["label"], class_names),
-        "quality": _pool_quality(_read_optional(run / "evaluation" / "metrics.json")),
-        "audit": _audit(_read_optional(run / "audit.json")),
+        "quality": _pool_quality(read_optional(run / "evaluation" / "metrics.json")),
+        "audit": _audit(read_optional(run / "audit.json")),
         "privacy": privacy_facts(records["pipeline"], records["distilled"]),
         "communities": _communities(records["distilled"].get("community_sizes", {}), columns, class_names),
         "dropped": [(name, n) for name, n in records["distilled"].get("dropped", {}).items() if n],
@@ -167,17 +166,8 @@ def _page(run: Path) -> dict[str, Any]:
         "total": _duration(sum(record.get("seconds", 0) for record in records.values())),
         "run": _flat({key: value for key, value in about.items() if key != "settings"}),
         "run_settings": _flat(about.get("settings", {})),
-        "versions": _versions(records),
+        "versions": package_versions(records).items(),
     }
-
-
-def _read_optional(path: Path) -> Any:
-    try:
-        return read_json(path)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}): delete it and run the command that made it") from error
 
 
 def score_tables(results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -290,7 +280,7 @@ def _interval(interval: dict[str, float] | None) -> str:
 
 def architecture_title(name: str) -> str:
     """What an architecture is called in texts."""
-    return _ARCHITECTURES.get(name, name)
+    return ARCHITECTURES.get(name, name)
 
 
 def _classes(images: np.ndarray, labels: np.ndarray, class_names: list[str]) -> list[dict[str, Any]]:
@@ -374,13 +364,3 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         else:
             pairs.append((f"{prefix}{key}", "–" if value is None else str(value)))
     return pairs
-
-
-def _versions(records: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
-    """Versions of packages; several where stages ran with different ones."""
-    found: dict[str, list[str]] = {}
-    for record in records.values():
-        for package, version in record.get("versions", {}).items():
-            if version not in found.setdefault(package, []):
-                found[package].append(version)
-    return [(package, " and ".join(versions)) for package, versions in found.items()]

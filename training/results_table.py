@@ -21,7 +21,6 @@ from histodistill.training.allocator import keep_freed_memory
 from histodistill.training.cells import check_same_kind, read_cell, train_cell
 from histodistill.training.classifiers import Classifier
 from histodistill.training.commands.benchmark import file_name, parse_args
-from histodistill.training.commands.select import needs_real_tiles
 from histodistill.training.data import load_tiles, sample_per_class
 from histodistill.training.embedders import embed_images, embedder_fingerprint, resolve_embedder
 from histodistill.training.errors import InputError
@@ -168,7 +167,7 @@ def write_inputs(args: argparse.Namespace, pool: Tiles, source: TileSource) -> N
     """
     file = args.output / "inputs.npz"
     needed = {"embeddings", "probabilities"}
-    if any(spec.options is not None and needs_real_tiles(spec.options) for spec in args.specs.values()):
+    if any(spec.options is not None and spec.options.typical_share is not None for spec in args.specs.values()):
         needed.add("real_embeddings")
     for config, row, _ in args.plan:
         if config.soft_label_weight > 0 and args.specs[row].options is None:

@@ -42,7 +42,7 @@ def read_optional(path: Path) -> Any:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}): run the command that made it again") from error
+        raise InputError(f"{path} cannot be read ({error}): delete it and run the command that made it") from error
 
 
 def source_name(run: Path) -> str | None:
@@ -107,7 +107,7 @@ def read_run_facts(
             if records[stage].get(key) is not None
         },
         settings={_STAGES[stage]: _settings(record) for stage, record in records.items() if record},
-        versions=_versions(records),
+        versions=package_versions(records),
         privacy=privacy_facts(records["pipeline"], records["distilled"]),
     )
 
@@ -151,8 +151,8 @@ def _settings(record: dict[str, Any]) -> dict[str, str]:
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in plain.items()}
 
 
-def _versions(records: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Several where stages ran with different ones."""
+def package_versions(records: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Versions by package, from the records of stages; several where stages ran with different ones."""
     found: dict[str, list[str]] = {}
     for record in records.values():
         for package, version in record.get("versions", {}).items():

@@ -37,11 +37,9 @@ def embed(
     return _run(model, images, batch_size, device, lambda output: output.features.float())
 
 
-def score(
-    model: Classifier, tiles: Tiles, batch_size: int = 256, device: torch.device | str | None = None
-) -> dict[str, Any]:
-    """Scores of `model` on labelled tiles: see `score_probabilities`. Arguments and errors as in `predict_proba`."""
-    return score_probabilities(predict_proba(model, tiles.images, batch_size, device), tiles.labels)
+def score(model: Classifier, tiles: Tiles) -> dict[str, Any]:
+    """Scores of `model` on labelled tiles: see `score_probabilities`. Errors are those of `predict_proba` too."""
+    return score_probabilities(predict_proba(model, tiles.images), tiles.labels)
 
 
 def score_probabilities(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from histodistill.hub_cards import DistilledDatasetCardData, render_dataset_card
 from histodistill.selection.audit import find_copies
 from histodistill.training.audit_tiles import real_tiles
 from histodistill.training.classifiers import Classifier
+from histodistill.training.commands.generate import PIPELINE_OPTIONS
 from histodistill.training.commands.select import needs_real_tiles, parse_args
 from histodistill.training.community_figures import community_map, community_tiles
 from histodistill.training.data import load_tiles
@@ -28,10 +29,6 @@ from histodistill.training.options import result_settings, run_script
 from histodistill.training.scoring import predict_proba
 from histodistill.training.selecting import SelectionInputs, fit_selector, make_selector
 from histodistill.training.stages import Stage, require_complete
-
-
-# Of the pool's settings, those that decide what a seed becomes.
-PIPELINE_OPTIONS = ("num_inference_steps", "guidance_scale", "guidance_interval", "mixed_precision")
 
 
 def require_enough(copies: np.ndarray, labels: np.ndarray, class_names: list[str], n_per_class: int) -> None:

@@ -33,13 +33,13 @@ class Tiles:
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[-1] != 3:
-            raise InputError(f"images are {_describe(self.images)}: they must be uint8 N x H x W x 3 RGB")
+            raise InputError(f"images are {describe(self.images)}: they must be uint8 N x H x W x 3 RGB")
         if self.labels.ndim != 1 or len(self.labels) != len(self.images):
-            raise InputError(f"labels are {_describe(self.labels)}: there must be one for each of {len(self)} images")
+            raise InputError(f"labels are {describe(self.labels)}: there must be one for each of {len(self)} images")
         object.__setattr__(self, "labels", self.labels.astype(np.int64))
         if self.soft_labels is not None:
             if self.soft_labels.ndim != 2 or len(self.soft_labels) != len(self.images):
-                found = _describe(self.soft_labels)
+                found = describe(self.soft_labels)
                 raise InputError(f"soft labels are {found}: there must be one row for each of {len(self)} images")
             object.__setattr__(self, "soft_labels", self.soft_labels.astype(np.float32))
 
@@ -238,5 +238,6 @@ def check_integer(option: str, value: int, minimum: int) -> None:
         raise InputError(f"{option}={value!r} is out of range: it must be a whole number of at least {minimum}")
 
 
-def _describe(array: np.ndarray) -> str:
+def describe(array: np.ndarray) -> str:
+    """Type and shape of an array, for an error message."""
     return f"{array.dtype} of shape {'x'.join(map(str, array.shape)) or 'scalar'}"

@@ -127,7 +127,7 @@ def build_denoiser(
     num_classes: int,
     channels: list[int],
     layers_per_block: int = 2,
-    attention_levels: int = 2,
+    attention_levels: int = 0,
     dropout: float = 0.0,
 ) -> UNet2DModel:
     """A new `UNet2DModel` for `num_classes` classes and, as its last class embedding, the null class.

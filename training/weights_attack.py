@@ -16,9 +16,7 @@ NOISE_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 
 @torch.no_grad()
-def denoising_losses(
-    pipeline: HistologyPipeline, tiles: Tiles, seed: int = 0, draws: int = 1, batch_size: int = 128
-) -> np.ndarray:
+def denoising_losses(pipeline: HistologyPipeline, tiles: Tiles, seed: int = 0, batch_size: int = 128) -> np.ndarray:
     """How badly the denoiser of a pipeline predicts the velocity for each tile, given its class.
 
     Every tile gets the same noise, so that tiles differ and chance does not. (Carlini et al. 2023, arXiv:2301.13188,
@@ -28,7 +26,6 @@ def denoising_losses(
         pipeline: As `train_diffusion` leaves it.
         tiles: Of the pipeline's size.
         seed: Of the noise.
-        draws: Noises at each level.
         batch_size: Tiles at a time.
 
     Returns:
@@ -36,21 +33,18 @@ def denoising_losses(
     """
     device, unet = pipeline.unet.device, pipeline.unet
     size = unet.config.sample_size
-    shape = (draws, len(NOISE_LEVELS), unet.config.in_channels, size, size)
+    shape = (len(NOISE_LEVELS), unet.config.in_channels, size, size)
     noises = torch.randn(shape, generator=step_generator(seed, 0)).to(device)
     losses = np.empty((len(tiles), len(NOISE_LEVELS)))
     for start in range(0, len(tiles), batch_size):
         rows = slice(start, start + batch_size)
         latents = normalised_latents(pipeline.vae, to_model_input(tiles.images[rows]).to(device))
         class_ids = torch.from_numpy(tiles.labels[rows]).to(device)
-        for column, level in enumerate(NOISE_LEVELS):
-            total = torch.zeros(len(latents), device=device)
-            for noise in noises[:, column]:
-                timesteps = torch.full((len(latents),), level * NUM_TRAIN_TIMESTEPS, device=device)
-                noisy = (1 - level) * latents + level * noise
-                predicted = unet(noisy, timesteps, class_labels=class_ids).sample.float()
-                total += (predicted - (noise - latents)).square().mean(dim=(1, 2, 3))
-            losses[rows, column] = (total / draws).cpu().numpy()
+        for column, (level, noise) in enumerate(zip(NOISE_LEVELS, noises, strict=True)):
+            timesteps = torch.full((len(latents),), level * NUM_TRAIN_TIMESTEPS, device=device)
+            noisy = (1 - level) * latents + level * noise
+            predicted = unet(noisy, timesteps, class_labels=class_ids).sample.float()
+            losses[rows, column] = (predicted - (noise - latents)).square().mean(dim=(1, 2, 3)).cpu().numpy()
     return losses
 
 

@@ -222,6 +222,14 @@ def test_no_dense_sizes_leave_the_dense_graph_out(monkeypatch, capsys):
     assert capsys.readouterr().out.count("failed: not measured here") == 3
 
 
+def test_help_shows_defaults_but_no_none(capsys):
+    with pytest.raises(SystemExit):
+        script.parse_args(["--help"])
+    text = capsys.readouterr().out
+    assert "(default: 512)" in text
+    assert "None" not in text
+
+
 def test_defaults():
     args = script.parse_args([])
     assert (args.sizes, args.dense_sizes, args.classes) == ([1000, 10_000, 100_000], [1000], 9)

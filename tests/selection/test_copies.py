@@ -163,7 +163,7 @@ def test_held_out_tiles_that_are_the_same_tile_set_no_limit(real, index):
     with_them, without = calibrate(index.search(twice)), calibrate(index.search(held_out))
     assert (with_them.num_same, with_them.num_held_out) == (9, 60)
     assert with_them.limit == pytest.approx(without.limit, rel=1e-3)
-    with pytest.raises(ValueError, match="0 held-out tiles show something and are no copies of other real tiles"):
+    with pytest.raises(ValueError, match="0 validation tiles show something and are no copies of other real tiles"):
         calibrate(index.search(real[:5]))
 
 

@@ -60,6 +60,8 @@ def test_each_site_distils_its_own_tiles(tiny_npz, tmp_path, monkeypatch):
     assert all(options[name]["--data"] == str(tmp_path / "site-1" / "tiles.npz") for name in (*stages[:3], "select"))
     steps = [options[name]["--max-train-steps"] for name in ("train_diffusion", "train_classifier")]
     assert steps == ["7", "5"]
+    settings = read_json(tmp_path / "site-1" / "run" / "run.json")["settings"]
+    assert [settings[name]["max_train_steps"] for name in ("autoencoder", "diffusion", "teacher")] == [400, 7, 5]
     assert (options["generate"]["--per-class"], options["select"]["--n-per-class"]) == ("9", "2")
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from histodistill.training.errors import InputError
 from histodistill.training.options import (
+    HelpFormatter,
     add_training_options,
     check_option,
     check_training_options,
@@ -73,6 +74,16 @@ def test_help_shows_defaults_and_keeps_lines(capsys):
     text = capsys.readouterr().out
     assert "\n    second line\n" in text
     assert "(default: 0.25)" in text
+
+
+def test_help_shows_each_default_once():
+    parser = argparse.ArgumentParser(formatter_class=HelpFormatter)
+    parser.add_argument("--told", default="a", help="which; default: b or a")
+    parser.add_argument("--needed", required=True, help="what is needed")
+    parser.add_argument("--empty", default=None, help="nothing")
+    parser.add_argument("--shown", type=int, default=3, help="how many")
+    lines = [line.split(maxsplit=2)[2] for line in parser.format_help().splitlines()[-4:]]
+    assert lines == ["which; default: b or a", "what is needed", "nothing", "how many (default: 3)"]
 
 
 def test_settings_leave_out_where_and_how():

@@ -121,6 +121,13 @@ def test_a_rows_recipe_goes_before_the_classifiers_and_that_before_the_common_on
         (["--rows", "infomap:n_neighbors=x"], "--rows infomap:n_neighbors=x: argument --n-neighbors: invalid int"),
         (["--rows", "infomap:n_per_class=3"], "--rows infomap:n_per_class=3: unrecognized arguments: --n-per-class"),
         (["--rows", "random:min_probability=2"], "--min-probability=2.0 is out of range: it must be 0 to 1"),
+        (
+            ["--rows", "random:copy_embedders=untrained"],
+            "--rows random:copy_embedders=untrained: 'copy_embedders=untrained' cannot be given, since rows choose "
+            "from the whole pool: leave it out",
+        ),
+        (["--rows", "random:drop_copies"], "--rows random:drop_copies: 'drop_copies' cannot be given, since rows"),
+        (["--rows", "random:drop-copies=1"], "--rows random:drop-copies=1: 'drop-copies=1' cannot be given, since"),
         (["--rows", "random", "infomap", "random"], "--rows names a row twice: name each once"),
         (["--jobs", "0"], "--jobs=0 is out of range: it must be at least 1"),
         (["--sizes", "2", "0"], "--sizes=[2, 0] is out of range: each must be at least 1"),

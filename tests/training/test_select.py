@@ -349,7 +349,5 @@ def test_a_pool_of_copies_says_what_may_mend_it():
     labels = np.repeat([0, 1], 5)
     copies = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 1], dtype=bool)
     script.require_enough(copies, labels, ["fat", "gland"], 1)
-    with pytest.raises(
-        InputError, match=r"leaves 1 of the 5 images of fat, fewer than --n-per-class=2: the"
-    ):
+    with pytest.raises(InputError, match=r"leaves 1 of the 5 images of fat, fewer than --n-per-class=2: the"):
         script.require_enough(copies, labels, ["fat", "gland"], 2)

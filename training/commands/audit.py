@@ -7,8 +7,8 @@ trained on: those that `--audit-share` held out, or else the validation tiles. K
 planted to see whether they would be found. `selection/AUDIT.md` tells what is measured, and how far it carries.
 
 Leaves `RUN/audit.json`: the figures, and for the distilled set, the selector and the pipeline a verdict with the
-SHA-256 of every file that it is about. Publishing goes by it. `RUN/audit/` has a picture of real tiles beside the
-generated images that are most like them, and must not be shared.
+SHA-256 of every file that it is about. Publishing goes by it. `RUN/audit/` has two pictures of real tiles beside the
+generated images that are most like them, of the distilled set and of the pool, and must not be shared.
 """
 
 from __future__ import annotations

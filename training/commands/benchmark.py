@@ -62,6 +62,8 @@ DEFAULT_ROWS = {
 }
 DEFAULT_SIZES = {"convnet": (10, 50, 100), "resnet18": (10, 100), "vit": (100,)}
 DEFAULT_TRAIN = ("convnet:600", "resnet18:300", "vit:600")
+# Options of `histodistill select` that no row takes: rows choose from the whole pool, copies of real tiles included.
+_COPY_OPTIONS = ("drop_copies", "copy_embedders")
 # What a row may change of the recipe. The rest is the same for all: network, budget, and what is measured.
 FIXED_OPTIONS = (
     "architecture",
@@ -106,8 +108,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__,
         epilog="rows: "
         + "; ".join(f"{name}: {title}" for name, title in FIXED_ROWS.items())
-        + "; SELECTOR[:OPTION=VALUE,…] with a selector and options of histodistill select, as in infomap:quota=sqrt. "
-        "Each may end in @OPTION=VALUE,… with options of the recipe: " + ", ".join(RECIPE_OPTIONS),
+        + "; SELECTOR[:OPTION=VALUE,…] with a selector and options of histodistill select, as in infomap:quota=sqrt, "
+        "but without drop_copies and copy_embedders, since rows choose from the whole pool, copies of real tiles "
+        "included. Each may end in @OPTION=VALUE,… with options of the recipe: " + ", ".join(RECIPE_OPTIONS),
         allow_abbrev=False,
         formatter_class=HelpFormatter,
     )
@@ -184,6 +187,8 @@ def parse_row(row: str) -> Row:
     argv = ["--selector", selector]
     for item in rest.split(",") if rest else []:
         name, equals, value = item.partition("=")
+        if name.replace("-", "_") in _COPY_OPTIONS:
+            fail(f"--rows {row}: {item!r} cannot be given, since rows choose from the whole pool: leave it out")
         if not equals or name == "selector":
             fail(f"--rows {row}: {item!r} is not OPTION=VALUE: write a row as in infomap:quota=sqrt,n_neighbors=10")
         argv += [f"--{name.replace('_', '-')}", value]

@@ -45,7 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         nargs="+",
         default=["convnet:1000"],
         metavar="ARCHITECTURE:STEPS[:ROW,ROW…]",
-        help="what to train for how many steps on which rows; default: all rows",
+        help="what to train for how many steps on which rows, all rows where none is named",
     )
     add_cell_options(parser)
     args = parser.parse_args(argv)

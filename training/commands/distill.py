@@ -5,13 +5,14 @@
 Stages that are finished are skipped, and one that was killed goes on from its last checkpoint: run the same command
 again. The output folder then holds
 
-    autoencoder/  pipeline/  teacher/  pool/  selector/  distilled/  audit/  audit.json  comparison/  results.json
-    report.html
+    run.json  autoencoder/  pipeline/  teacher/  pool/  selector/  distilled/  audit/  audit.json  comparison/
+    results.json  report.html
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -86,10 +87,14 @@ def check_image_size(preset: Preset, image_size: int) -> None:
         )
 
 
-def open_run(args: argparse.Namespace) -> dict:
+def open_run(args: argparse.Namespace, max_train_steps: Mapping[str, int] | None = None) -> dict:
     """Checks the data, and claims the output folder for them and these settings; returns what run.json holds.
 
     Nothing is written before everything is known to be right.
+
+    Args:
+        args: The options of `parse_args`.
+        max_train_steps: Optimizer steps of the stages that are named here, in place of the preset's.
 
     Raises:
         InputError: For data that cannot be used, or a folder that holds another run.
@@ -112,6 +117,8 @@ def open_run(args: argparse.Namespace) -> dict:
         "mixed_precision": args.mixed_precision,
         "fingerprint": source.fingerprint(),
     }
+    for stage, steps in (max_train_steps or {}).items():
+        settings[stage]["max_train_steps"] = steps
     if args.audit_share:
         settings["audit_share"] = args.audit_share
     settings["compare"] = list(settings["compare"])

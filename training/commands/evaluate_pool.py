@@ -45,7 +45,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=None, help="folder for the result; default: RUN/evaluation")
     parser.add_argument("--image-size", type=int, default=None, help="side in pixels; default: the size tiles have")
     parser.add_argument(
-        "--embedder", default=None, help="a transformers vision model; default: the teacher's features"
+        "--embedder",
+        default=None,
+        help="untrained: a ConvNet with random weights; a transformers vision model; or the folder of a classifier or "
+        "an autoencoder; default: the features of RUN/teacher",
     )
     parser.add_argument("--n-neighbors", type=int, default=5, help="of precision, recall, density and coverage")
     parser.add_argument(
@@ -53,7 +56,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         nargs="*",
         default=["resnet18:300"],
         metavar="ARCHITECTURE:STEPS[:ROW,ROW…]",
-        help="what to train for how many steps on which rows (default: all); nothing after it trains none",
+        help="what to train for how many steps on which rows, all rows where none is named; nothing after it trains "
+        "none",
     )
     add_cell_options(parser)
     args = parser.parse_args(argv)

@@ -15,6 +15,10 @@ from histodistill.training.launch import add_launch_option, run_module
 from histodistill.training.options import HelpFormatter, check_option
 
 
+# Of a pool's settings, those that decide what a seed becomes.
+PIPELINE_OPTIONS = ("num_inference_steps", "guidance_scale", "guidance_interval", "mixed_precision")
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads and checks the command line; ends with code 2 and one sentence where it is wrong."""
     parser = argparse.ArgumentParser(
