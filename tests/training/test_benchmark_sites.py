@@ -16,6 +16,7 @@ from histodistill.training.stages import read_record
 
 
 OPTIONS = ["--sites", "2", "--min-per-class", "3", "--n-per-class", "2", "--train", "convnet:2", "--batch-size", "8"]
+OPTIONS += ["--rounds", "2"]
 
 
 @pytest.mark.parametrize(

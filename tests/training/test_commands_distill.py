@@ -401,13 +401,13 @@ def save(folder: Path, arrays: dict[str, np.ndarray]) -> Path:
 
 
 def image_folder(folder: Path) -> Path:
-    """Three tiles of each of two classes in each split."""
-    tiles = phantom_tiles("train", 3, image_size=16)
+    """Four tiles of each of two classes in each split."""
+    tiles = phantom_tiles("train", 4, image_size=16)
     for split in ("train", "validation", "test"):
-        for name, start in (("fat", 0), ("gland", 3)):
+        for name, start in (("fat", 0), ("gland", 4)):
             place = folder / split / name
             place.mkdir(parents=True)
-            for i in range(3):
+            for i in range(4):
                 Image.fromarray(tiles.images[start + i]).save(place / f"{i}.png")
     return folder
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from histodistill.hub_cards.gate import files_to_audit, hash_files
+from histodistill.hub_cards.gate import AUDIT_FORMAT, files_to_audit, hash_files
 from histodistill.training import demo_app_data as show
 from histodistill.training.errors import InputError
 from histodistill.training.files import read_json, write_bytes, write_json
@@ -39,7 +39,7 @@ def add_audit(run, passed=True):
     finding = {"passed": passed, "sentence": "no <i>copy</i> was found"}
     files = hash_files(run / "distilled", files_to_audit(run / "distilled"))
     parts = {"distilled": {"passed": passed, "findings": [finding], "files": files}}
-    write_json(run / "audit.json", {"format": 1, "parts": parts})
+    write_json(run / "audit.json", {"format": AUDIT_FORMAT, "parts": parts})
 
 
 def add_scores(run):
