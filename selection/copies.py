@@ -148,7 +148,6 @@ class CopyIndex:
     """
 
     def __init__(self, images: np.ndarray, embeddings: Mapping[str, Embed] | None = None):
-        self.num_tiles = len(images)
         self.spaces = {"pixels": pixel_embedding, **(embeddings or {})}
         keys = tile_keys(images)
         self._rows = np.sort(np.unique(keys, return_index=True)[1])

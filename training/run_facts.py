@@ -22,8 +22,9 @@ _STAGES = {
     "distilled": "selection",
 }
 # Fingerprints: that of private tiles is nobody's business, and the others say nothing to a reader.
-_FINGERPRINTS = {"stage", "data", "eval_data", "autoencoder", "pipeline", "pool", "teacher"}
-_FINGERPRINTS |= {"embedder", "copy_embedders"}
+_FINGERPRINTS = {
+    "stage", "data", "eval_data", "autoencoder", "pipeline", "pool", "teacher", "embedder", "copy_embedders",
+}  # fmt: skip
 _VALIDATION = {
     ("autoencoder", "validation_psnr"): ("PSNR of reconstructed real validation tiles", "{:.1f} dB"),
     ("pipeline", "validation_loss"): ("loss of the denoiser on real validation tiles", "{:.4f}"),
