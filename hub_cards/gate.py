@@ -29,6 +29,8 @@ _WORKING_FOLDERS = ("checkpoints", "progress")
 # Chunks of a PNG file that hold pixels or say how to show them. All others can carry text, names or dates.
 _PNG_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"sRGB", b"gAMA", b"cHRM", b"sBIT", b"pHYs"}
 _PNG_BEGINNING = b"\x89PNG\r\n\x1a\n"
+# What Arrow and datasets write about a table; the second's value is looked into.
+_PARQUET_KEYS = {b"ARROW:schema", b"huggingface", b"content_defined_chunking"}
 _IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
 _TEXTS = (".json", ".md", ".txt", ".csv", ".yaml", ".yml")
 # An absolute path of this machine: anywhere in a text only where the folder is one that machines have, since words
@@ -133,8 +135,9 @@ def check_metadata(folder: str | Path, files: Iterable[str] | None = None) -> No
 
     Images, also those within Parquet files, must be PNG files of pixels only: no EXIF, text, dates or names, and
     nothing after their end. Columns of Parquet files may hold integers, floats, booleans, lists of these, and images
-    as `{bytes: binary, path: string}` with a null path. Texts may hold no absolute path: in JSON files no string may
-    be one, in other texts none may be in quotes, and nowhere may a path of a folder such as /home be.
+    as `{bytes: binary, path: string}` with a null path. What these files and weights say about themselves may be no
+    more than the types of the columns and the format. Texts may hold no absolute path: in JSON files no string may be
+    one, in other texts none may be in quotes, and nowhere may a path of a folder such as /home be.
 
     Args:
         folder: what is to be published.
@@ -143,6 +146,8 @@ def check_metadata(folder: str | Path, files: Iterable[str] | None = None) -> No
     Raises:
         AuditError: for the first file with metadata.
     """
+    from pyarrow import ArrowInvalid
+
     folder = Path(folder)
     if files is None:
         found = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
@@ -151,7 +156,12 @@ def check_metadata(folder: str | Path, files: Iterable[str] | None = None) -> No
         path = folder / name
         suffix = path.suffix.lower()
         if suffix == ".parquet":
-            found = next(_parquet_metadata(path), None)
+            try:
+                found = next(_parquet_metadata(path), None)
+            except ArrowInvalid:
+                found = "something else than a table"
+        elif suffix == ".safetensors":
+            found = _weights_metadata(path)
         elif suffix in _IMAGES:
             found = _image_metadata(path.read_bytes())
         elif suffix in _TEXTS and (absolute := _absolute_path(path.read_bytes(), is_json=suffix == ".json")):
@@ -193,6 +203,8 @@ def _parquet_metadata(path: Path) -> Iterator[str]:
 
     image_type = {"bytes": pa.binary(), "path": pa.string()}
     with pq.ParquetFile(path) as file:
+        if found := _about_table(file.metadata.metadata or {}, file.schema_arrow):
+            yield f"metadata ({found})"
         images = []
         for field in file.schema_arrow:
             if pa.types.is_struct(field.type) and {part.name: part.type for part in field.type} == image_type:
@@ -211,6 +223,40 @@ def _parquet_metadata(path: Path) -> Iterator[str]:
                     if found := _image_metadata(image["bytes"]):
                         yield f"{found} in row {place} of the column {name!r}"
             row += batch.num_rows
+
+
+def _about_table(keys: Mapping[bytes, bytes], schema: pa.Schema) -> str | None:
+    """The key of something in the footer of a Parquet file that is not needed to read it."""
+    about = {**keys, **(schema.metadata or {})}
+    if unknown := sorted(about.keys() - _PARQUET_KEYS):
+        return unknown[0].decode("utf-8", "replace")
+    try:
+        kept = json.loads(about.get(b"huggingface", b'{"info": {}}'))
+        if kept.keys() != {"info"} or not kept["info"].keys() <= {"features"}:
+            return "huggingface"
+    except (AttributeError, ValueError):
+        return "huggingface"
+    fields = list(schema)
+    while fields:
+        field = fields.pop()
+        fields += [field.type.field(place) for place in range(field.type.num_fields)]
+        if unknown := sorted((field.metadata or {}).keys() - {b"PARQUET:field_id"}):
+            return f"{unknown[0].decode('utf-8', 'replace')} of the column {field.name!r}"
+    return None
+
+
+def _weights_metadata(path: Path) -> str | None:
+    """What a safetensors file says beside names, types and shapes, in words."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = file.metadata() or {}
+    except SafetensorError:
+        return "something else than tensors"
+    if about.keys() <= {"format"} and about.get("format", "pt") in ("pt", "np"):
+        return None
+    return f"metadata ({', '.join(sorted(about))})"
 
 
 def _column_metadata(kind: pa.DataType) -> str | None:

@@ -10,6 +10,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image, PngImagePlugin
+from safetensors.numpy import save_file
 
 from histodistill.hub_cards.gate import (
     AUDIT_FORMAT,
@@ -224,6 +225,57 @@ def test_columns_of_numbers_go_through(folder):
     }  # fmt: skip
     pq.write_table(pa.table(columns), folder / "data" / "train.parquet")
     check_metadata(folder)
+
+
+FEATURES = b'{"info": {"features": {"a": {"dtype": "int64", "_type": "Value"}}}}'
+
+
+@pytest.mark.parametrize(
+    ("about", "found"),
+    [
+        ({b"Patient": b"somebody"}, "Patient"),
+        ({b"huggingface": b'{"info": {"features": {}, "dataset_name": "ward 7"}}'}, "huggingface"),
+        ({b"huggingface": b'{"info": {"features": {}}, "fingerprint": "somebody"}'}, "huggingface"),
+        ({b"huggingface": b"somebody"}, "huggingface"),
+        ({b"huggingface": b'["somebody"]'}, "huggingface"),
+        ({b"huggingface": FEATURES}, None),
+        (None, None),
+    ],
+)
+def test_what_a_table_says_about_itself(folder, about, found):
+    table = pa.table({"a": [1]}).replace_schema_metadata(about)
+    pq.write_table(table, folder / "data" / "train.parquet")
+    if found is None:
+        check_metadata(folder)
+    else:
+        assert f"holds metadata ({found}): " in metadata_of(folder)
+
+
+def test_what_a_column_says_about_itself(folder):
+    inner = pa.field("element", pa.int64(), metadata={"Patient": "somebody"})
+    for field in (pa.field("a", pa.list_(pa.int64()), metadata={"Patient": "x"}), pa.field("a", pa.list_(inner))):
+        table = pa.table([[[1]]], schema=pa.schema([field]))
+        pq.write_table(table, folder / "data" / "train.parquet")
+        assert "holds metadata (Patient of the column '" in metadata_of(folder)
+
+
+def test_what_is_no_table(folder):
+    assert "train.parquet holds something else than a table: " in metadata_of(folder)
+
+
+def test_what_weights_say_about_themselves(folder):
+    write_parquet(folder, png())
+    weights = {"weight": np.zeros(3, np.float32)}
+    for about in (None, {"format": "pt"}, {"format": "np"}):
+        save_file(weights, folder / "unet.safetensors", metadata=about)
+        check_metadata(folder)
+    for about in ({"Patient": "x"}, {"format": "pt", "Patient": ""}, {"format": "somebody"}):
+        save_file(weights, folder / "unet.safetensors", metadata=about)
+        assert f"holds metadata ({', '.join(sorted(about))}): " in metadata_of(folder)
+    save_file(weights, folder / "unet.safetensors")
+    with open(folder / "unet.safetensors", "ab") as file:
+        file.write(b"somebody")
+    assert "holds something else than tensors" in metadata_of(folder)
 
 
 @pytest.mark.parametrize("cell", [None, {"bytes": None, "path": None}, {"bytes": None, "path": "slide-17.png"}])
