@@ -31,7 +31,13 @@ T = TypeVar("T")
 # A card with this tag is one that histodistill wrote.
 MARK = "histodistill"
 # What a repository of each kind may hold, and no other file is ever uploaded. `*` does not stand for `/`.
-_WEIGHTS = ("config.json", "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model.safetensors.index.json")
+# Weights whole or in numbered parts, without variants (fp16, ema): the audit attacks the weights that load by default.
+_WEIGHTS = (
+    "config.json",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model-?????-of-?????.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+)
 ALLOWED = {
     "pipeline": (
         "README.md",

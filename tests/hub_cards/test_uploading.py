@@ -381,6 +381,7 @@ def test_a_header_that_the_hub_refuses(publisher):
         ("pipeline", "checkpoints/checkpoint-5/state.json"),
         ("pipeline", "unet/optimizer.safetensors"),
         ("pipeline", "unet/diffusion_pytorch_model/old.safetensors"),
+        ("pipeline", "unet/diffusion_pytorch_model.fp16.safetensors"),
         ("pipeline", "history.json"),
         ("selector", "community_tiles.png"),
         ("metric", "README.txt"),
@@ -390,6 +391,11 @@ def test_a_header_that_the_hub_refuses(publisher):
 def test_a_file_that_is_not_on_the_list_is_refused(kind, path):
     with pytest.raises(ValueError, match="may not be published"):
         Upload(kind, "me/x", {"README.md": b"", path: b""})
+
+
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model", "diffusion_pytorch_model-00001-of-00002"])
+def test_weights_whole_and_in_parts_are_on_the_list(name):
+    Upload("pipeline", "me/x", {"README.md": b"", f"unet/{name}.safetensors": b""})
 
 
 def test_a_repository_needs_a_card():
