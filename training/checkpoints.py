@@ -6,8 +6,11 @@ both are functions of (seed, step): see `loop.py`.
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,29 +19,37 @@ from safetensors.torch import load_file, save_file
 
 from histodistill.training.errors import InputError
 from histodistill.training.files import new_folder, read_json, write_json
+from histodistill.training.stages import first_difference
 
 
 def save_checkpoint(
     root: str | Path,
     step: int,
+    settings: dict,
     modules: dict[str, torch.nn.Module],
     optimizer: torch.optim.Optimizer,
     state: dict | None = None,
     scaler: torch.amp.GradScaler | None = None,
     keep: int = 2,
 ) -> Path:
-    """Writes `root/checkpoint-<step>` atomically and removes all but the `keep` newest.
+    """Writes `root/checkpoint-<step>` atomically and removes all others but the newest: `keep` stay.
 
     Args:
         root: Folder of the checkpoints.
         step: Number of finished steps.
+        settings: All that decides the result of the training, as JSON can hold it: see `load_checkpoint`.
         modules: Unwrapped modules by name; all parameters and buffers are saved.
         optimizer: Its per-parameter tensors are saved; its settings belong to the command line.
         state: Further values that JSON can hold, such as the history of the validation loss.
         scaler: The gradient scaler of fp16 training, if there is one.
         keep: How many checkpoints stay.
+
+    Raises:
+        InputError: For weights that are not finite. They never take the place of a checkpoint of before.
     """
     root = Path(root)
+    for module in modules.values():
+        check_finite(module, step)
     with new_folder(root / f"checkpoint-{step}") as folder:
         for name, module in modules.items():
             weights = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
@@ -50,11 +61,38 @@ def save_checkpoint(
         }
         save_file(moments, folder / "optimizer.safetensors")
         write_json(
-            folder / "state.json", {"step": step, "scaler": scaler.state_dict() if scaler else None, **(state or {})}
+            folder / "state.json",
+            {
+                "step": step,
+                "settings": settings,
+                "scaler": scaler.state_dict() if scaler else None,
+                **(state or {}),
+            },
         )
-    for old in list_checkpoints(root)[:-keep]:
+    written = root / f"checkpoint-{step}"
+    # A training that began anew may have written fewer steps than those that lie there.
+    others = [folder for folder in list_checkpoints(root) if folder != written]
+    for old in others[: len(others) - (keep - 1)]:
         shutil.rmtree(old)
-    return root / f"checkpoint-{step}"
+    return written
+
+
+def check_finite(module: torch.nn.Module, step: int, figures: Mapping[str, float] | None = None) -> None:
+    """Sees that a training has not diverged: one loss without bounds makes all weights so.
+
+    Args:
+        module: What is trained.
+        step: Number of finished steps.
+        figures: What was measured then, by name.
+
+    Raises:
+        InputError: If a weight of the module or a figure is infinite or no number.
+    """
+    wrong = [f"{name} is {value}" for name, value in (figures or {}).items() if not math.isfinite(value)]
+    if not all(torch.isfinite(value).all() for value in module.state_dict().values() if value.is_floating_point()):
+        wrong = ["the weights are not finite"]
+    if wrong:
+        raise InputError(f"{wrong[0]} after step {step}: lower --learning-rate")
 
 
 def list_checkpoints(root: str | Path) -> list[Path]:
@@ -81,6 +119,7 @@ def find_checkpoint(root: str | Path, resume: str | None) -> Path | None:
 
 def load_checkpoint(
     folder: str | Path,
+    settings: dict,
     modules: dict[str, torch.nn.Module],
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None = None,
@@ -88,9 +127,21 @@ def load_checkpoint(
     """Loads what `save_checkpoint` wrote into modules and optimizer, in place, and returns the state dict.
 
     Raises:
-        InputError: If the checkpoint does not fit the modules.
+        InputError: If the checkpoint is of a training with other settings, or does not fit the modules. With weights
+            of other tiles, or of a training without differential privacy, what is said of the new ones were untrue.
     """
     folder = Path(folder)
+    try:
+        state = read_json(folder / "state.json")
+        # As it comes back from JSON.
+        old, new = state["settings"], json.loads(json.dumps(settings))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"checkpoint {folder} is damaged or of an earlier version: leave --resume out") from error
+    if old != new:
+        raise InputError(
+            f"checkpoint {folder} is of a training with other settings ({first_difference(old, new)}): give those, or "
+            "leave --resume out"
+        )
     try:
         for name, module in modules.items():
             module.load_state_dict(load_file(folder / f"{name}.safetensors"))
@@ -110,7 +161,6 @@ def load_checkpoint(
                 # Fused AdamW walks through memory: a moment must lie there just as its channels_last parameter does.
                 if value.shape == parameter.shape:
                     optimizer.state[parameter][name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-    state = read_json(folder / "state.json")
     if scaler and state["scaler"]:
         scaler.load_state_dict(state["scaler"])
     return state

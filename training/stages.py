@@ -22,6 +22,17 @@ RECORD = "stage.json"
 PACKAGES = ("histodistill", "torch", "diffusers", "transformers", "datasets", "accelerate", "infomap", "faiss-cpu")
 
 
+#: What a stage makes, and how its record names the stage.
+STAGES = {
+    "autoencoder": "autoencoder",
+    "pipeline": "diffusion",
+    "classifier": "classifier",
+    "teacher": "classifier",
+    "pool": "pool",
+    "distilled set": "distilled",
+}
+
+
 def fingerprint(settings: dict[str, Any]) -> str:
     """Sha256 of settings, independent of key order."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -30,9 +41,11 @@ def fingerprint(settings: dict[str, Any]) -> str:
 def read_record(folder: str | Path) -> dict[str, Any] | None:
     """The stage record of a folder, or None where there is none that can be read."""
     try:
-        return read_json(Path(folder) / RECORD)
-    except (OSError, json.JSONDecodeError):
+        record = read_json(Path(folder) / RECORD)
+    except (OSError, ValueError):
         return None
+    needed = {"complete", "settings", "fingerprint", "seconds"}
+    return record if isinstance(record, dict) and needed <= record.keys() else None
 
 
 def is_complete(folder: str | Path, settings: dict[str, Any] | None = None) -> bool:
@@ -44,11 +57,16 @@ def is_complete(folder: str | Path, settings: dict[str, Any] | None = None) -> b
 def require_complete(folder: str | Path, what: str, remedy: str) -> dict[str, Any]:
     """The record of a finished stage.
 
+    Args:
+        folder: Where it should be.
+        what: What the stage makes: a key of `STAGES`.
+        remedy: The end of the error's sentence.
+
     Raises:
-        InputError: If the folder does not hold one.
+        InputError: If the folder does not hold one, or that of another stage.
     """
     record = read_record(folder)
-    if not record or not record["complete"]:
+    if not record or not record["complete"] or record["settings"].get("stage") != STAGES[what]:
         raise InputError(f"{folder} holds no finished {what}: {remedy}")
     return record
 
@@ -78,8 +96,15 @@ class Stage:
         self.complete = bool(record and record["complete"])
 
     def begin(self) -> None:
-        """Claims the folder for these settings."""
-        self._write(complete=False, facts={})
+        """Claims the folder for these settings.
+
+        Raises:
+            InputError: If it cannot be written.
+        """
+        try:
+            self._write(complete=False, facts={})
+        except OSError as error:
+            raise InputError(f"{self.folder} cannot be written ({error.strerror}): give another folder") from error
 
     def save_progress(self) -> None:
         """Keeps the time spent so far, so that a resumed stage reports its whole duration."""

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from histodistill.training.accelerator import make_accelerator
 from histodistill.training.augment import random_symmetry
-from histodistill.training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from histodistill.training.checkpoints import check_finite, find_checkpoint, load_checkpoint, save_checkpoint
 from histodistill.training.data import load_tiles, to_model_input
 from histodistill.training.errors import InputError
 from histodistill.training.files import write_json
@@ -238,6 +238,8 @@ def main(args: argparse.Namespace) -> None:
     )
     if stage.complete:
         accelerator.print(f"autoencoder: {args.output} is already finished")
+        if accelerator.is_main_process:
+            forget_key(args.output)
         return
     plan = plan_privacy(args, len(train), accelerator.num_processes)
     torch.manual_seed(args.seed)
@@ -256,7 +258,9 @@ def main(args: argparse.Namespace) -> None:
     model, optimizer = accelerator.prepare(VariationalAutoencoder(autoencoder, args.posterior_std), optimizer)
     start, history = 0, []
     if checkpoint:
-        state = load_checkpoint(checkpoint, {"autoencoder": autoencoder}, optimizer, accelerator.scaler)
+        state = load_checkpoint(
+            checkpoint, stage.settings, {"autoencoder": autoencoder}, optimizer, accelerator.scaler
+        )
         start, history = state["step"], state["history"]
 
     def loss_of_tile(call, images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -326,6 +330,7 @@ def main(args: argparse.Namespace) -> None:
                 **({} if plan else {"train_loss": loss.item()}),
                 **validate(autoencoder, validation_images, args.batch_size, accelerator),
             }
+            check_finite(autoencoder, done, record)
             history.append(record)
             progress.set_postfix(psnr=f"{record['validation_psnr']:.2f}")
             if args.report_to:
@@ -339,6 +344,7 @@ def main(args: argparse.Namespace) -> None:
             save_checkpoint(
                 args.output / "checkpoints",
                 done,
+                stage.settings,
                 {"autoencoder": autoencoder},
                 optimizer,
                 {"history": history},

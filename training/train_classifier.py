@@ -155,7 +155,7 @@ class TrainedClassifier:
     best_step : step of highest validation accuracy; ties go to the higher AUC, then to the earlier step. The last
         step when there are no validation tiles.
     validation : `scoring.score` at that step, or None.
-    seconds : spent since the start or the resumption.
+    seconds : spent since the start or the resumption; that of a stage is in its record.
     """
 
     model: Classifier
@@ -259,6 +259,7 @@ def train_classifier(
     checkpointing_steps: int = 250,
     resume: str | None = None,
     log: Callable[[dict[str, Any], int], None] | None = None,
+    on_checkpoint: Callable[[], None] | None = None,
     progress: bool = True,
 ) -> TrainedClassifier:
     """Trains a classifier on `train` and keeps the weights that do best on `validation`.
@@ -277,6 +278,7 @@ def train_classifier(
     checkpoint_dir : where checkpoints go every `checkpointing_steps` steps; None writes none.
     resume : "latest" (of checkpoint_dir; none there starts anew), a checkpoint folder, or None to start anew.
     log : called with each record of the history and its step, on the main process alone.
+    on_checkpoint : called on the main process when a checkpoint is written.
     progress : whether the main process shows a progress bar.
 
     Raises
@@ -351,9 +353,7 @@ def train_classifier(
     if resume != "latest" or checkpoint_dir is not None:
         checkpoint = find_checkpoint(checkpoint_dir or ".", resume)
     if checkpoint is not None:
-        state = load_checkpoint(checkpoint, modules(), optimizer, accelerator.scaler)
-        if state["settings"] != settings:
-            raise InputError(f"{checkpoint} is of a run with other settings: resume with those, or start anew")
+        state = load_checkpoint(checkpoint, settings, modules(), optimizer, accelerator.scaler)
         first_step, best_step, best_scores = state["step"], state["best_step"], state["validation"]
         history = state["history"]
         running_loss += state["running_loss"]
@@ -456,14 +456,15 @@ def train_classifier(
                 best_step, best_scores = done, scores
         if checkpoint_dir is not None and done % checkpointing_steps == 0 and done < config.max_train_steps:
             state = {
-                "settings": settings,
                 "best_step": best_step,
                 "validation": best_scores,
                 "history": history,
                 "running_loss": accelerator.reduce(running_loss.clone(), reduction="mean").item(),
             }
             if accelerator.is_main_process:
-                save_checkpoint(checkpoint_dir, done, modules(), optimizer, state, accelerator.scaler)
+                save_checkpoint(checkpoint_dir, done, settings, modules(), optimizer, state, accelerator.scaler)
+                if on_checkpoint is not None:
+                    on_checkpoint()
     bar.close()
     accelerator.free_memory()
     return TrainedClassifier(best, history, best_step, best_scores, time.perf_counter() - started)
@@ -581,11 +582,11 @@ def main(args: argparse.Namespace) -> None:
     # What can be wrong is found out before anything is written.
     config = make_config(args)
     accelerator = make_accelerator(args.mixed_precision, report_to=args.report_to, project_dir=args.output)
-    # A set that is only trained on is used whole.
+    # A set that is only trained on is used whole; one that validates, too, must not do so with tiles it trains on.
     source = load_tiles(
         args.data,
         image_size=args.image_size,
-        hold_out_validation=args.eval_data is None,
+        hold_out_validation=args.eval_data in (None, args.data),
         audit_share=args.audit_share,
     )
     real = source if args.eval_data is None else load_tiles(args.eval_data, image_size=source.image_size)
@@ -633,6 +634,7 @@ def main(args: argparse.Namespace) -> None:
         checkpointing_steps=args.checkpointing_steps,
         resume=args.resume,
         log=(lambda record, step: accelerator.log(_scalars(record), step=step)) if args.report_to else None,
+        on_checkpoint=stage.save_progress,
     )
     # The only look at the test tiles.
     test_tiles = real.split("test")

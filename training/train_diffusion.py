@@ -16,6 +16,7 @@ import argparse
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from tqdm.auto import tqdm
 from histodistill.pipelines import HistologyPipeline
 from histodistill.training.accelerator import make_accelerator
 from histodistill.training.augment import random_symmetry
-from histodistill.training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from histodistill.training.checkpoints import check_finite, find_checkpoint, load_checkpoint, save_checkpoint
 from histodistill.training.data import load_tiles, to_model_input
 from histodistill.training.errors import InputError
 from histodistill.training.files import write_json
@@ -217,6 +218,20 @@ def draw_step(
     return noise, noise_levels, torch.where(dropped, null_class, class_ids)
 
 
+def overfitting_warning(history: list[dict[str, Any]]) -> str | None:
+    """What to tell the user where the validation loss rose again by more than a tenth: tiles are learned by heart.
+
+    `selection/AUDIT.md` shows how copies and membership come with it.
+    """
+    best, last = min(history, key=lambda record: record["validation_loss"]), history[-1]
+    if last["validation_loss"] <= 1.1 * best["validation_loss"]:
+        return None
+    return (
+        f"the validation loss rose from {best['validation_loss']:.4f} at step {best['step']} to "
+        f"{last['validation_loss']:.4f}, so the model learns its tiles by heart: train fewer steps, or on more tiles"
+    )
+
+
 def main(args: argparse.Namespace) -> None:
     """Trains, validates the averaged weights, draws sample grids, and saves the pipeline."""
     autoencoder_record = require_complete(args.autoencoder, "autoencoder", "run train_autoencoder on it first")
@@ -249,6 +264,8 @@ def main(args: argparse.Namespace) -> None:
     )
     if stage.complete:
         accelerator.print(f"diffusion: {args.output} is already finished")
+        if accelerator.is_main_process:
+            forget_key(args.output)
         return
     plan = plan_privacy(args, len(train), accelerator.num_processes)
     autoencoder_spent = None
@@ -291,7 +308,9 @@ def main(args: argparse.Namespace) -> None:
     autoencoder.to(accelerator.device)
     start, history = 0, []
     if checkpoint:
-        state = load_checkpoint(checkpoint, {"unet": denoiser, "ema": average}, optimizer, accelerator.scaler)
+        state = load_checkpoint(
+            checkpoint, stage.settings, {"unet": denoiser, "ema": average}, optimizer, accelerator.scaler
+        )
         start, history = state["step"], state["history"]
         ema.optimization_step = state["ema_step"]
         ema.shadow_params = [p.detach().clone() for p in average.parameters()]
@@ -406,6 +425,7 @@ def main(args: argparse.Namespace) -> None:
             losses = {} if plan else {"train_loss": loss.item()}  # waits for the device, so the clock is right
             training_seconds += time.perf_counter() - resumed
             record = {"step": done, **losses, "validation_loss": validate()}
+            check_finite(denoiser, done, record)
             history.append(record)
             progress.set_postfix(validation_loss=f"{record['validation_loss']:.4f}")
             if args.report_to:
@@ -418,6 +438,7 @@ def main(args: argparse.Namespace) -> None:
             save_checkpoint(
                 args.output / "checkpoints",
                 done,
+                stage.settings,
                 {"unet": denoiser, "ema": average},
                 optimizer,
                 {"history": history, "ema_step": ema.optimization_step},
@@ -450,6 +471,8 @@ def main(args: argparse.Namespace) -> None:
         if plan:
             forget_key(args.output)
         accelerator.print(f"diffusion: validation loss {history[-1]['validation_loss']:.4f}, saved to {args.output}")
+        if warning := overfitting_warning(history):
+            accelerator.print(f"diffusion: warning: {warning}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

@@ -154,7 +154,7 @@ def test_checkpoints_of_other_settings_are_refused(source, accelerator, train, t
     # Which also shows that the checkpoint beside the cell is the one that is read.
     other = ClassifierConfig(**{**vars(CONFIG), "seed": 1})
     leave_checkpoints(tmp_path / "cells" / "checkpoints" / "one", other, source, accelerator)
-    with pytest.raises(InputError, match=r"checkpoint-4 is of a run with other settings"):
+    with pytest.raises(InputError, match=r"checkpoint-4 is of a training with other settings"):
         train(CONFIG, None, {"validation": source.split("validation")})
     assert read_cell(tmp_path / "cells" / "one.json") is None
 

@@ -85,8 +85,9 @@ def test_time_of_all_attempts_is_added(tmp_path, monkeypatch):
     assert stage.finish()["seconds"] == 8.0
 
 
-def test_a_damaged_record_counts_as_none(tmp_path):
-    (tmp_path / "stage.json").write_text('{"complete": tr')
+@pytest.mark.parametrize("text", ['{"complete": tr', "[]", '{"complete": true}', "\xff"])
+def test_a_damaged_record_counts_as_none(tmp_path, text):
+    (tmp_path / "stage.json").write_bytes(text.encode("latin-1"))
     assert read_record(tmp_path) is None
     assert not Stage(tmp_path, SETTINGS).complete
 
@@ -94,12 +95,21 @@ def test_a_damaged_record_counts_as_none(tmp_path):
 def test_require_complete(tmp_path):
     with pytest.raises(InputError, match=r"holds no finished pool: run generate first$"):
         require_complete(tmp_path / "none", "pool", "run generate first")
-    stage = Stage(tmp_path, SETTINGS)
+    settings = {**SETTINGS, "stage": "pool"}
+    stage = Stage(tmp_path, settings)
     stage.begin()
     with pytest.raises(InputError, match="holds no finished pool"):
         require_complete(tmp_path, "pool", "run generate first")
     stage.finish()
-    assert require_complete(tmp_path, "pool", "run generate first")["settings"] == SETTINGS
+    assert require_complete(tmp_path, "pool", "run generate first")["settings"] == settings
+    with pytest.raises(InputError, match="holds no finished pipeline: run train_diffusion first"):
+        require_complete(tmp_path, "pipeline", "run train_diffusion first")
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file cannot be written \(.+\): give another folder"):
+        Stage(tmp_path / "file", SETTINGS).begin()
 
 
 def test_a_library_under_another_name_is_left_out(tmp_path, monkeypatch):

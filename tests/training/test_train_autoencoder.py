@@ -121,6 +121,21 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path, run_main, autoencoder
     assert resumed == whole
 
 
+def test_a_checkpoint_of_another_training_is_refused(tmp_path, run_main, autoencoder_argv):
+    run_main(script, *autoencoder_argv, "--max-train-steps", 1, "--output", tmp_path / "a")
+    with pytest.raises(InputError, match=r"is of a training with other settings \(seed was 0 and is now 1\)"):
+        run_main(
+            script, *autoencoder_argv, "--max-train-steps", 1, "--seed", 1, "--output", tmp_path / "b",
+            "--resume", tmp_path / "a" / "checkpoints" / "checkpoint-1",
+        )  # fmt: skip
+
+
+def test_a_training_that_diverges_says_so(tmp_path, run_main, autoencoder_argv):
+    argv = [*autoencoder_argv, "--max-train-steps", 4, "--validation-steps", 1, "--learning-rate", 1e30]
+    with pytest.raises(InputError, match=r" after step \d: lower --learning-rate"):
+        run_main(script, *argv, "--output", tmp_path)
+
+
 def test_resume_latest_without_a_checkpoint_begins(tmp_path, run_main, autoencoder_argv):
     run_main(script, *autoencoder_argv, "--max-train-steps", 1, "--output", tmp_path, "--resume", "latest")
     assert read_json(tmp_path / "stage.json")["complete"]

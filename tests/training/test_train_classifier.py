@@ -213,7 +213,7 @@ def test_resumed_run_equals_an_uninterrupted_one_with_all_that_is_new(accelerato
     with pytest.raises(InputError, match="other settings"):
         fit(accelerator, taught, config=plain, resume=str(tmp_path / "checkpoint-3"))
     fit(accelerator, taught, config=plain, checkpoint_dir=tmp_path / "plain", checkpointing_steps=3)
-    with pytest.raises(InputError, match="does not fit this model"):
+    with pytest.raises(InputError, match=r"other settings \(ema_decay was 0.0 and is now 0.9\)"):
         fit(accelerator, taught, config=config, resume=str(tmp_path / "plain" / "checkpoint-3"))
 
 
@@ -473,6 +473,14 @@ def test_trains_on_one_source_and_scores_on_another(tmp_path):
     # All twelve: nothing of a training set is held out when validation tiles come from elsewhere.
     assert results["data"]["num_train"] == 12
     assert np.sum(results["test"]["confusion"]) == 12
+
+
+def test_one_source_for_both_holds_its_validation_tiles_out(tmp_path):
+    data = write_folder(tmp_path / "real", NAMES, ["train", "test"])
+    run_in_process("--data", data, "--eval-data", data, "--output", tmp_path / "out", *OPTIONS[:-2])
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    num_validation = int(np.sum(results["validation"]["confusion"]))
+    assert num_validation > 0 and results["data"]["num_train"] == 12 - num_validation
 
 
 @pytest.mark.launch

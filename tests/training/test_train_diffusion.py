@@ -116,6 +116,37 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path, run_main, diffusion_a
     assert resumed == whole
 
 
+def test_a_checkpoint_of_another_training_is_refused(tmp_path, run_main, diffusion_argv):
+    argv = [*diffusion_argv, "--max-train-steps", 2]
+    run_main(script, *argv, "--output", tmp_path / "a")
+    resume = ["--resume", tmp_path / "a" / "checkpoints" / "checkpoint-2"]
+    # The pipeline of tiles that were held out from it would be anything but.
+    with pytest.raises(InputError, match=r"is of a training with other settings \(data was "):
+        run_main(script, *argv, "--audit-share", 0.25, *resume, "--output", tmp_path / "b")
+    with pytest.raises(InputError, match=r"\(max_train_steps was 2 and is now 1\)"):
+        run_main(script, *diffusion_argv, "--max-train-steps", 1, *resume, "--output", tmp_path / "c")
+    run_main(script, *argv, *resume, "--output", tmp_path / "d")
+    assert_same_weights(tmp_path / "a", tmp_path / "d")
+
+
+def test_a_training_that_diverges_keeps_its_good_checkpoints(tmp_path, run_main, diffusion_argv):
+    argv = [*diffusion_argv, "--max-train-steps", 4, "--checkpointing-steps", 1, "--learning-rate", 1e30]
+    with pytest.raises(InputError, match=r" after step \d: lower --learning-rate"):
+        run_main(script, *argv, "--output", tmp_path)
+    assert not (tmp_path / "model_index.json").exists()
+
+
+def test_warning_of_overfitting():
+    def history(*losses):
+        return [{"step": step, "validation_loss": loss} for step, loss in enumerate(losses, start=1)]
+
+    assert script.overfitting_warning(history(1.0, 0.7, 0.76)) is None
+    warning = script.overfitting_warning(history(1.0, 0.7, 0.8))
+    assert warning.startswith(
+        "the validation loss rose from 0.7000 at step 2 to 0.8000, so the model learns its tiles"
+    )
+
+
 @pytest.mark.parametrize("symmetries", [True, False])
 def test_tiles_are_turned_unless_told_otherwise(tmp_path, run_main, diffusion_argv, tiny_npz, monkeypatch, symmetries):
     shown = []
