@@ -232,8 +232,6 @@ def test_failed_stage_ends_the_run_with_its_exit_code(tiny_run, copy, monkeypatc
     [
         (["--seed", "1"], "seed"),
         (["--audit-share", "0"], "the tiles, audit_share"),
-        (["--n-per-class", "2"], "select"),
-        (["--per-class", "9"], "generate"),
         (["--mixed-precision", "no"], "mixed_precision"),
         (["--image-size", "24"], "image_size, the tiles"),
         (["--preset", "cpu-demo"], "autoencoder, diffusion, teacher, generate, select, compare"),
@@ -244,6 +242,38 @@ def test_run_with_other_settings_is_left_untouched(argv, named, tiny_run, capsys
     message = refused(capsys, tiny_run.data, tiny_run.folder, *argv)
     assert message == f"{tiny_run.folder} holds a run with other settings ({named}): give another --output"
     assert files(tiny_run.folder) == before
+
+
+SELECTED = "audit, audit.json, comparison, distilled, "
+
+
+@pytest.mark.parametrize(
+    ("argv", "named", "made"),
+    [
+        (["--n-per-class", "2"], "select", f"{SELECTED}report.html, results.json, selector"),
+        (["--per-class", "9"], "generate", f"{SELECTED}pool, report.html, results.json, selector"),
+    ],
+)
+def test_pool_and_selection_are_made_anew_once_the_old_ones_are_away(argv, named, made, tiny_run, tmp_path, capsys):
+    before = files(tiny_run.folder)
+    message = refused(capsys, tiny_run.data, tiny_run.folder, *argv)
+    assert message == (
+        f"{tiny_run.folder} holds a run with other settings ({named}): give another --output, or move {made} away to "
+        "make them anew from the models that are there"
+    )
+    assert files(tiny_run.folder) == before
+
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run.folder, run, ignore=lambda folder, names: set(made.split(", ")) & set(names))
+    opened = distill.open_run(
+        distill.parse_args(["--data", str(tiny_run.data), "--output", str(run), "--preset", "tiny", *argv])
+    )
+    assert read_json(run / "run.json") == opened
+    assert {
+        name
+        for name, value in read_json(tiny_run.folder / "run.json")["settings"].items()
+        if value != opened["settings"][name]
+    } == {named}
 
 
 def test_run_with_other_tiles_is_left_untouched(tiny_run, tmp_path, capsys):
@@ -352,15 +382,18 @@ def test_default_preset_suits_the_machine(has_gpu, preset, tiny_tiles, tmp_path,
         (["--n-per-class", 0], "--n-per-class=0 is out of range: it must be at least 1"),
         (["--per-class", 0], "--per-class=0 is out of range: it must be at least 1"),
         (["--num-processes", 0], "--num-processes=0 is out of range: it must be at least 1"),
-        (["--seed", -1], "--seed=-1 is out of range: it must be at least 0"),
+        (["--seed", -1], "--seed=-1 is out of range: it must be at least 0 and below 2^31"),
+        (["--seed", 2**31], "--seed=2147483648 is out of range: it must be at least 0 and below 2^31"),
         (["--audit-share", 1], "--audit-share=1.0 is out of range: it must be at least 0 and below 1"),
         (
             ["--n-per-class", 9],
-            "--n-per-class=9 is more than the 8 pool images of a class: raise --per-class or lower --n-per-class",
+            "--n-per-class=9 is more than nine tenths of the 8 pool images of a class, and copies are dropped: "
+            "raise --per-class or lower --n-per-class",
         ),
         (
             ["--per-class", 2],
-            "--n-per-class=3 is more than the 2 pool images of a class: raise --per-class or lower --n-per-class",
+            "--n-per-class=3 is more than nine tenths of the 2 pool images of a class, and copies are dropped: "
+            "raise --per-class or lower --n-per-class",
         ),
         (["--image-size", 4], "image_size=4 is out of range: it must be a whole number of at least 8"),
         (

@@ -22,6 +22,20 @@ from histodistill.training.options import HelpFormatter, add_audit_share_option,
 from histodistill.training.presets import PRESETS, Preset, to_argv
 
 
+# What is made of the models, and so can be made anew with other options.
+_OF_SELECTION = {
+    "selector",
+    "distilled",
+    "audit",
+    "audit.json",
+    "comparison",
+    "results.json",
+    "report.html",
+    "benchmark",
+}
+_AFTER = {"select": _OF_SELECTION, "generate": {"pool", "evaluation", *_OF_SELECTION}}
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads and checks the command line; ends with code 2 and one sentence where it is wrong."""
     parser = argparse.ArgumentParser(
@@ -46,7 +60,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     for name in ("n_per_class", "per_class", "num_processes"):
         check_option(args, name, getattr(args, name) is None or getattr(args, name) >= 1, "it must be at least 1")
-    check_option(args, "seed", args.seed >= 0, "it must be at least 0")
+    # What the selection can take.
+    check_option(args, "seed", 0 <= args.seed < 2**31, "it must be at least 0 and below 2^31")
     check_audit_share(args)
     return args
 
@@ -55,7 +70,7 @@ def resolve_preset(args: argparse.Namespace) -> Preset:
     """The preset with the command line's own choices put in.
 
     Raises:
-        InputError: If more images are to be kept than generated.
+        InputError: If there are not enough images to keep so many, since some are dropped as copies.
     """
     preset = PRESETS[args.preset]
     generate, select = dict(preset.generate), dict(preset.select)
@@ -63,10 +78,11 @@ def resolve_preset(args: argparse.Namespace) -> Preset:
         generate["per_class"] = args.per_class
     if args.n_per_class is not None:
         select["n_per_class"] = args.n_per_class
-    if select["n_per_class"] > generate["per_class"]:
+    # Images that are copies of real tiles are dropped: too few would be left, and hours later.
+    if select["n_per_class"] > 0.9 * generate["per_class"]:
         raise InputError(
-            f"--n-per-class={select['n_per_class']} is more than the {generate['per_class']} pool images of a class: "
-            "raise --per-class or lower --n-per-class"
+            f"--n-per-class={select['n_per_class']} is more than nine tenths of the {generate['per_class']} pool "
+            "images of a class, and copies are dropped: raise --per-class or lower --n-per-class"
         )
     return replace(preset, generate=generate, select=select)
 
@@ -138,9 +154,17 @@ def open_run(args: argparse.Namespace, max_train_steps: Mapping[str, int] | None
             changed = [name for name in settings | old if old.get(name) != settings.get(name)]
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise InputError(f"{file} is not a run's record or is damaged: give another --output") from error
+        names = ", ".join("the tiles" if name == "fingerprint" else name for name in changed)
+        refusal = f"{args.output} holds a run with other settings ({names}): give another --output"
+        if not set(changed) <= _AFTER.keys():
+            raise InputError(refusal)
+        later = set().union(*(_AFTER[name] for name in changed))
+        if made := sorted(name for name in later if (args.output / name).exists()):
+            raise InputError(
+                f"{refusal}, or move {', '.join(made)} away to make them anew from the models that are there"
+            )
         if changed:
-            names = ", ".join("the tiles" if name == "fingerprint" else name for name in changed)
-            raise InputError(f"{args.output} holds a run with other settings ({names}): give another --output")
+            write_json(file, run)
     elif args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
         raise InputError(f"--output={args.output} is not a run and not empty: give a new folder")
     else:
