@@ -128,6 +128,8 @@ class DistilledDatasetCardData:
     @property
     def is_phantom(self) -> bool:
         """Whether the "real" tiles, or those of any site, were the built-in drawings."""
+        if self.facts:
+            return self.facts.is_phantom
         return self.source_name == "phantom" or bool(self.phantom_sites)
 
     def metadata(self) -> DatasetCardData:

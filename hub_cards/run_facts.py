@@ -58,6 +58,7 @@ class RunFacts:
     Attributes:
         repos: id on the Hub of the "pipeline", "selector" and "dataset" repository; those that are published.
         name: what the real tiles are called.
+        is_phantom: whether the "real" tiles were the built-in drawings, whatever they are called.
         class_names: names of the labels; the index is the label.
         image_size: side of the images in pixels.
         num_distilled: distilled images of all classes together.
@@ -79,6 +80,7 @@ class RunFacts:
 
     repos: Mapping[str, str]
     name: str
+    is_phantom: bool
     class_names: Sequence[str]
     image_size: int
     num_distilled: int
@@ -94,11 +96,6 @@ class RunFacts:
     privacy: PrivacyFacts | None = None
     audit: AuditFacts | None = None
     risk: str | None = None
-
-    @property
-    def is_phantom(self) -> bool:
-        """Whether the "real" tiles were the built-in drawings."""
-        return self.name == "phantom"
 
     def subject_tags(self) -> list[str]:
         """Tags of a card that say what the images show."""

@@ -14,14 +14,14 @@ from histodistill.selection.distances import squared_distances_to
 
 
 # The distances that a selector may hold at once: 4 GiB of float64.
-_LARGEST_DISTANCE_MATRIX = 2**29
+LARGEST_DISTANCE_MATRIX = 2**29
 
 
 def _check_distances_fit(images: np.ndarray, name: str, method: str) -> None:
-    if len(images) ** 2 > _LARGEST_DISTANCE_MATRIX:
+    if len(images) ** 2 > LARGEST_DISTANCE_MATRIX:
         raise ValueError(
             f"{name} has {len(images)} images, too many for {method}, which holds all their distances, at most "
-            f"{_LARGEST_DISTANCE_MATRIX}: choose another selector"
+            f"{LARGEST_DISTANCE_MATRIX}: choose another selector"
         )
 
 
@@ -104,19 +104,22 @@ class KernelHerdingSelector(BaseSelector):
 
     def _select_class(self, embeddings: np.ndarray, rng: np.random.Generator, name: str) -> ClassSelection:
         _check_distances_fit(embeddings, name, "kernel herding")
-        kernel = np.empty((len(embeddings), len(embeddings)))
-        for row, image in zip(kernel, embeddings, strict=True):
-            row[:] = squared_distances_to(embeddings, image)
-        np.divide(kernel, -(np.median(kernel) or 1.0), out=kernel)
-        np.exp(kernel, out=kernel)
-        attraction = kernel.mean(axis=1)
+        distances = np.stack([squared_distances_to(embeddings, image) for image in embeddings])
+        # In place, since a copy would take as much again; distances are then in disorder.
+        scale = np.median(distances, overwrite_input=True) or 1.0
+        del distances
+
+        def kernel(image: np.ndarray) -> np.ndarray:
+            return np.exp(squared_distances_to(embeddings, image) / -scale)
+
+        attraction = np.array([kernel(image).mean() for image in embeddings])
         repulsion = np.zeros(len(embeddings))
         free = np.ones(len(embeddings), dtype=bool)
         ranked = []
         for count in range(1, self.n_per_class + 1):
             best = int(np.argmax(np.where(free, attraction - repulsion / count, -np.inf)))
             free[best] = False
-            repulsion += kernel[best]
+            repulsion += kernel(embeddings[best])
             ranked.append(best)
         return ClassSelection(ranked=np.array(ranked))
 

@@ -67,6 +67,7 @@ def main(args: argparse.Namespace) -> None:
     """Generates the chunks that are missing, and joins all into one dataset."""
     record = require_complete(args.pipeline, "pipeline", "run train_diffusion on it first")
     stage = Stage(args.output, {"stage": "pool", "pipeline": record["fingerprint"], **result_settings(args)})
+    stage.require_own_folder()
     accelerator = make_accelerator(args.mixed_precision)
     if stage.complete:
         accelerator.print(f"pool: {args.output} is already finished")

@@ -66,6 +66,7 @@ def main(args: argparse.Namespace) -> None:
     set_offsets(sites)
     contents = {f"site_{number}": fingerprint(site.facts) for number, site in enumerate(sites, 1)}
     stage = Stage(args.output, {"stage": "merged", "names": names, **contents})
+    stage.require_own_folder()
     if stage.complete and (args.output / "README.md").is_file():
         print(f"merge: {args.output} is already finished")
         return

@@ -77,6 +77,8 @@ def collect_uploads(args: argparse.Namespace) -> list[Upload]:
         raise InputError(
             f"the tiles of {run} come from a source whose name is not published: give --name, what to call them"
         )
+    if name == "phantom" and public_name(source_name(run), class_names) != "phantom":
+        raise InputError("--name=phantom is the built-in drawings, and these tiles are not: give another --name")
     repos = {kind: f"{args.namespace}/{name}-{SUFFIXES[kind]}" for kind in args.only}
     common = read_run_facts(
         run, repos, name, class_names, images.shape[1], len(images), args.license, args.attribution

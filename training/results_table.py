@@ -130,16 +130,20 @@ class Worker:
         return self.pool.subset(selection.selector.selected_indices_)
 
     def run(self, cell: Cell) -> str | None:
-        """Trains and scores a cell and writes its file; returns why it was left out, or None."""
+        """Trains and scores a cell and writes its file; returns why it was left out, or None.
+
+        One that cannot be trained, or diverges, does not take the others with it.
+        """
         try:
             tiles = self.training_tiles(cell)
+            score_on = {split: self.source.split(split) for split in SPLITS}
+            train_cell(
+                cell.path(self.args.output), cell.row, cell.config, tiles, None, score_on, self.accelerator,
+                self.class_names, progress=False, size=cell.size,
+            )  # fmt: skip
         except InputError as error:
-            return f"{cell.row}, {cell.size} per class: left out, since {error}"
-        score_on = {split: self.source.split(split) for split in SPLITS}
-        train_cell(
-            cell.path(self.args.output), cell.row, cell.config, tiles, None, score_on, self.accelerator,
-            self.class_names, progress=False, size=cell.size,
-        )  # fmt: skip
+            size = "all" if cell.size is None else f"{cell.size} per class"
+            return f"{cell.row}, {size}, {cell.config.architecture}: left out, since {error}"
         return None
 
 

@@ -93,6 +93,7 @@ def read_run_facts(
     return RunFacts(
         repos=repos,
         name=name,
+        is_phantom=known == "phantom",
         class_names=class_names,
         image_size=image_size,
         num_distilled=num_distilled,

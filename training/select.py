@@ -18,7 +18,6 @@ from histodistill.training.embedders import (
     describe_embedder,
     embed_images,
     embedder_fingerprint,
-    is_classifier,
     named_embeddings,
     resolve_embedder,
 )
@@ -52,8 +51,6 @@ def main(args: argparse.Namespace) -> None:
     """Embeds the pool, fits the selector, and writes both results."""
     pool_record = require_complete(args.pool, "pool", "run histodistill generate first")
     teacher_record = require_complete(args.teacher, "classifier", "run train_classifier on the real tiles first")
-    if not is_classifier(args.teacher):
-        raise InputError(f"--teacher {args.teacher} is no classifier: give a folder that train_classifier left")
     images, columns, class_names = read_image_dataset(args.pool)
     labels = columns["label"]
     inputs = {
@@ -73,6 +70,7 @@ def main(args: argparse.Namespace) -> None:
             )
         inputs["data"], real = source.fingerprint(), source.split("train")
     stage = Stage(args.output / "distilled", {"stage": "distilled", **inputs, **result_settings(args)})
+    stage.require_own_folder()
     if stage.complete and (args.output / "selector" / "config.json").is_file():
         print(f"select: {args.output / 'distilled'} is already finished")
         return

@@ -95,6 +95,18 @@ class Stage:
             self.seconds_before = record["seconds"]
         self.complete = bool(record and record["complete"])
 
+    def require_own_folder(self) -> None:
+        """Sees that a stage which replaces folders in its folder, such as `data`, does not do so to somebody's own.
+
+        Raises:
+            InputError: If there is anything in the folder, but no record of a stage.
+        """
+        if not self.folder.is_dir() or (self.folder / RECORD).exists():
+            return
+        found = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
+        if found:
+            raise InputError(f"{self.folder} is not empty and holds no stage of a run ({found[0]}): give a new folder")
+
     def begin(self) -> None:
         """Claims the folder for these settings.
 

@@ -54,6 +54,7 @@ def make_facts(**changes) -> RunFacts:
     values = {
         "repos": REPOS,
         "name": "toy",
+        "is_phantom": False,
         "class_names": NAMES,
         "image_size": 8,
         "num_distilled": 6,
@@ -210,7 +211,7 @@ def test_benchmark_rows():
 
 @pytest.mark.parametrize("kind", CARDS)
 def test_drawings_are_not_called_histology(kind):
-    text = CARDS[kind][0](name="phantom")
+    text = CARDS[kind][0](name="drawings", is_phantom=True)
     assert "not tissue" in text and "histopathology" not in read_header(text)["tags"]
 
 

@@ -103,7 +103,7 @@ def test_mean_distance_is_told_for_each_class_and_is_less_than_of_any_random_cho
 
 
 def test_too_many_distances_are_refused_in_one_sentence(monkeypatch):
-    monkeypatch.setattr(baselines, "_LARGEST_DISTANCE_MATRIX", 100)
+    monkeypatch.setattr(baselines, "LARGEST_DISTANCE_MATRIX", 100)
     images = np.random.default_rng(0).normal(size=(11, 2))
     selector = FacilityLocationSelector(n_per_class=2).fit(*one_class(images[:10]))  # just small enough
     before = selector.selected_indices_

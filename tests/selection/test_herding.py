@@ -64,7 +64,7 @@ def test_a_kernel_on_one_spot_goes_by_index():
 
 
 def test_what_does_not_fit_is_refused(monkeypatch):
-    monkeypatch.setattr(baselines, "_LARGEST_DISTANCE_MATRIX", 100)
+    monkeypatch.setattr(baselines, "LARGEST_DISTANCE_MATRIX", 100)
     images, labels = cloud(0, n=11), np.zeros(11, int)
     message = "class 0 has 11 images, too many for kernel herding"
     with pytest.raises(ValueError, match=message):

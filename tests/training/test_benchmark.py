@@ -20,11 +20,12 @@ from histodistill.training.accelerator import make_accelerator
 from histodistill.training.benchmark_sampling import Sampler, check_sampling, make_samplers, sample
 from histodistill.training.data import to_model_input
 from histodistill.training.errors import InputError
-from histodistill.training.files import read_json, write_json
+from histodistill.training.files import read_json
 from histodistill.training.generate import plan_pool
 from histodistill.training.image_dataset import read_image_dataset
 from histodistill.training.options import run_script
 from histodistill.training.phantom import phantom_source
+from histodistill.training.stages import Stage
 from histodistill.training.tiles import Tiles
 from histodistill.training.train_autoencoder import build_autoencoder
 
@@ -252,8 +253,8 @@ def test_other_tiles_end_it_with_one_sentence(tiny_run, tiny_npz, tmp_path, caps
 
 
 def test_an_unfinished_run_ends_it_with_one_sentence(tmp_path, capsys):
-    for name in ("pipeline", "pool", "autoencoder"):
-        write_json(tmp_path / name / "stage.json", {"complete": True, "settings": {}})
+    for name, stage in (("pipeline", "diffusion"), ("pool", "pool"), ("autoencoder", "autoencoder")):
+        Stage(tmp_path / name, {"stage": stage}).finish()
     with pytest.raises(SystemExit) as stopped:
         run_script(script.parse_args, script.main, ["--run", str(tmp_path), "--data", "phantom"])
     assert stopped.value.code == 2

@@ -165,7 +165,7 @@ def write_set(folder: Path, per_class: int, size: int = SIZE, class_names: list[
     names = class_names or phantom_source(sizes={"train": 1}).class_names
     soft_labels = np.full((len(tiles), len(names)), 1 / len(names), dtype=np.float32)
     write_image_dataset(folder / "data", tiles.images, {"label": tiles.labels, "soft_label": soft_labels}, names)
-    Stage(folder, {"per_class": per_class, "size": size}).finish()
+    Stage(folder, {"stage": folder.name, "per_class": per_class, "size": size}).finish()
 
 
 @pytest.fixture(scope="module")

@@ -220,6 +220,15 @@ def test_the_same_sites_give_the_same_bytes_and_a_killed_merge_goes_on(sites, tm
     assert {path.name for path in (tmp_path / "b").iterdir()} == {"README.md", "data", "stage.json"}
 
 
+def test_a_folder_with_somebodys_own_data_is_left_alone(sites, tmp_path, run_main):
+    own = tmp_path / "own" / "data" / "raw_tiles.npz"
+    own.parent.mkdir(parents=True)
+    own.write_text("precious")
+    with pytest.raises(InputError, match=r"is not empty and holds no stage of a run \(data\)"):
+        run_main(script, *sites, "--output", tmp_path / "own")
+    assert own.read_text() == "precious"
+
+
 def test_a_set_with_neither_record_nor_card(sites, tmp_path, run_main):
     (sites[0] / "distilled" / "stage.json").unlink()
     (sites[0] / "distilled" / "README.md").unlink()
@@ -243,7 +252,7 @@ def test_a_card_that_names_no_source(sites, tmp_path, run_main):
         (lambda f: make_site(f, 3, size=12), r"south has images of 12 pixels and .*north of 8: distil all sites with"),
         (lambda f: make_site(f, 3, dtype=np.float64), r"south has other columns than .*north \(soft_label\): all"),
         (lambda f: make_site(f, 3, stage="pool"), r"south is a pool, no distilled set: give what"),
-        (lambda f: write_json(f / "stage.json", {"complete": False}), r"south is not finished: run the command"),
+        (lambda f: Stage(f, {}).begin(), r"south is not finished: run the command"),
         (
             lambda f: shutil.rmtree(f / "data"),
             r"south is no site: give a run folder with distilled/, or a folder with",

@@ -91,6 +91,17 @@ def test_nothing_tells_where_the_tiles_were(run, tiny_run):
     assert record["fingerprint"] not in card and read_json(run / "pipeline/stage.json")["settings"]["data"] not in card
 
 
+def test_drawings_are_called_so_whatever_their_name(run):
+    with pytest.raises(InputError, match=r"--name=phantom is the built-in drawings, and these tiles are not"):
+        collect(run, "--name", "phantom")
+    for file in (run / "run.json", run / "results.json"):
+        write_json(file, read_json(file) | {"data": "phantom"})
+    write_json(run / "teacher" / "results.json", {"data": {"train": "phantom"}})
+    for upload in collect(run, "--name", "colon"):
+        text = upload.read("README.md").decode()
+        assert "not tissue" in text and "histopathology" not in read_header(text)["tags"]
+
+
 def test_cards_say_what_was_measured(run):
     for upload in collect(run, "--name", "toy", "--license", "cc0-1.0", "--attribution", "A program"):
         text = upload.read("README.md").decode()

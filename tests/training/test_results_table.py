@@ -517,8 +517,8 @@ def test_two_jobs_give_the_same_scores_and_what_is_too_large_is_left_out(
     assert set(cells) - both == {"convnet-real_random-7-seed0"}
     results = read_json(output / "benchmark.json")
     assert sorted(results["notes"]) == [
-        f"{row}, 7 per class: left out, since class 0 has 6 images but n_per_class=7: lower n_per_class or generate "
-        "more" for row in ("kmeans:typical_share=0.9", "random")
+        f"{row}, 7 per class, convnet: left out, since class 0 has 6 images but n_per_class=7: lower n_per_class or "
+        "generate more" for row in ("kmeans:typical_share=0.9", "random")
     ]  # fmt: skip
     # Without `real_all` there is nothing to recover.
     assert {row["test"]["recovery"] for row in results["rows"]} == {None}
@@ -529,6 +529,16 @@ def test_two_jobs_give_the_same_scores_and_what_is_too_large_is_left_out(
     assert f"benchmark: saved to {output}" in captured.out
     assert len((output / "benchmark.md").read_text().split("## Test")[1].splitlines()) == 2 + 2 + 4
     assert read_record(output)["complete"]
+
+
+def test_a_row_that_diverges_leaves_the_others_alone(folder, tiny_npz, tmp_path, capfd):
+    argv = ["--rows", "random", "random@learning_rate=1e30", "--sizes", "2", "--seeds", "0", "--jobs", "1"]
+    command.main([str(folder), "--data", str(tiny_npz), *OPTIONS, *argv, "--output", str(tmp_path)])
+    results = read_json(tmp_path / "benchmark.json")
+    assert [row["row"] for row in results["rows"]] == ["random"]
+    (note,) = results["notes"]
+    assert note.startswith("random@learning_rate=1e30, 2 per class, convnet: left out, since the loss is ")
+    assert note in "".join(capfd.readouterr())
 
 
 # What workers do, in this process.

@@ -189,14 +189,14 @@ def test_teacher_of_other_tiles(tmp_path, tiny_npz, run_main, select_argv, optio
     options = {"class_names": load_tiles(tiny_npz).class_names, "width": 8, **options}
     Classifier(**options).save_pretrained(tmp_path / "teacher")
     write_json(tmp_path / "teacher" / "results.json", {"data": {"train": "other"}})
-    Stage(tmp_path / "teacher", {}).finish()
+    Stage(tmp_path / "teacher", {"stage": "classifier"}).finish()
     with pytest.raises(InputError, match=message):
         run_main(script, *select_argv, "--teacher", tmp_path / "teacher", "--output", tmp_path / "output")
     assert not (tmp_path / "output").exists()
 
 
 def test_teacher_that_is_no_classifier(tmp_path, tiny_autoencoder, run_main, select_argv):
-    with pytest.raises(InputError, match="is no classifier: give a folder that train_classifier left"):
+    with pytest.raises(InputError, match="holds no finished classifier: run train_classifier on the real tiles first"):
         run_main(script, *select_argv, "--teacher", tiny_autoencoder, "--output", tmp_path / "output")
     assert not (tmp_path / "output").exists()
 

@@ -106,6 +106,18 @@ def test_require_complete(tmp_path):
         require_complete(tmp_path, "pipeline", "run train_diffusion first")
 
 
+def test_a_folder_with_other_things_is_refused(tmp_path):
+    (tmp_path / ".hidden").write_text("")
+    stage = Stage(tmp_path, SETTINGS)
+    stage.require_own_folder()
+    (tmp_path / "data").mkdir()
+    with pytest.raises(InputError, match=r"is not empty and holds no stage of a run \(data\): give a new folder"):
+        stage.require_own_folder()
+    # What a stage left there before is no other thing.
+    stage.begin()
+    stage.require_own_folder()
+
+
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file cannot be written \(.+\): give another folder"):

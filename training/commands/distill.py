@@ -12,6 +12,7 @@ again. The output folder then holds
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -70,7 +71,8 @@ def resolve_preset(args: argparse.Namespace) -> Preset:
     """The preset with the command line's own choices put in.
 
     Raises:
-        InputError: If there are not enough images to keep so many, since some are dropped as copies.
+        InputError: If there are not enough images to keep so many, since some are dropped as copies, or more images
+            than the selector takes.
     """
     preset = PRESETS[args.preset]
     generate, select = dict(preset.generate), dict(preset.select)
@@ -83,6 +85,13 @@ def resolve_preset(args: argparse.Namespace) -> Preset:
         raise InputError(
             f"--n-per-class={select['n_per_class']} is more than nine tenths of the {generate['per_class']} pool "
             "images of a class, and copies are dropped: raise --per-class or lower --n-per-class"
+        )
+    from histodistill.selection.baselines import LARGEST_DISTANCE_MATRIX
+
+    most = math.isqrt(LARGEST_DISTANCE_MATRIX)
+    if generate["per_class"] > most:
+        raise InputError(
+            f"--per-class={generate['per_class']} is more than the selection can compare: it must be at most {most}"
         )
     return replace(preset, generate=generate, select=select)
 
