@@ -99,7 +99,8 @@ def test_benchmark_starts_the_script_of_the_table(monkeypatch):
         ("--chunk-size", "-2", "it must be at least 1"),
         ("--num-processes", "0", "it must be at least 1"),
         ("--guidance-scale", "-0.5", "it must be at least 0"),
-        ("--seed", "-1", "it must be at least 0 and below 2^62"),
+        ("--seed", "-1", "it must be at least 0 and below 2^31"),
+        ("--seed", "2147483648", "it must be at least 0 and below 2^31"),
     ],
 )
 def test_bad_options_of_generate(option, value, rule, capsys):

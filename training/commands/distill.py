@@ -46,7 +46,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     for name in ("n_per_class", "per_class", "num_processes"):
         check_option(args, name, getattr(args, name) is None or getattr(args, name) >= 1, "it must be at least 1")
-    check_option(args, "seed", args.seed >= 0, "it must be at least 0")
+    check_option(args, "seed", 0 <= args.seed < 2**31, "it must be at least 0 and below 2^31")
     check_audit_share(args)
     return args
 
