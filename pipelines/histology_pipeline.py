@@ -5,6 +5,7 @@ This file is self-contained: `save_pretrained` copies it beside the weights, so 
 are diffusers' own classes, so this file is the only code that has to be trusted.
 """
 
+import inspect
 import json
 import shutil
 from dataclasses import dataclass
@@ -131,7 +132,8 @@ class HistologyPipeline(DiffusionPipeline):
                 applied (Kynkäänniemi et al. 2024, arXiv:2404.07724). Steps outside cost half as much.
             generator (`torch.Generator` or a `list` of them, *optional*):
                 With one generator per image, an image depends on its own generator alone, not on the batch around it
-                (but for the rounding of kernels that add up differently for another batch size).
+                (but for the rounding of kernels that add up differently for another batch size). It also gives the
+                noise that a stochastic scheduler adds, where the scheduler's `step` takes a generator.
             latents (`torch.Tensor`, *optional*): Initial noise N×C×h×w; drawn from `generator` when not given.
             output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
             return_dict (`bool`, *optional*, defaults to `True`): `False` returns the tuple `(images,)`.
@@ -163,6 +165,8 @@ class HistologyPipeline(DiffusionPipeline):
         latents = latents.to(device, dtype) * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
         self.scheduler.set_timesteps(num_inference_steps, device=device)
+        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        step_options = {"generator": generator} if takes_generator else {}
         both_labels = torch.cat([class_ids, torch.full_like(class_ids, self.null_class)])
         low, high = (share * self.scheduler.config.num_train_timesteps for share in guidance_interval)
         # Told apart before the loop: asking the device in each step would make it wait.
@@ -178,7 +182,8 @@ class HistologyPipeline(DiffusionPipeline):
             else:
                 prediction = self.unet(model_input, t, class_labels=class_ids).sample
             # A step in half precision loses the small differences that late steps consist of.
-            latents = self.scheduler.step(prediction.float(), t, latents.float()).prev_sample.to(dtype)
+            latents = self.scheduler.step(prediction.float(), t, latents.float(), **step_options).prev_sample
+            latents = latents.to(dtype)
 
         images = latents if output_type == "latent" else self._decode(latents, output_type)
         self.maybe_free_model_hooks()

@@ -14,7 +14,15 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL, DiffusionPipeline, DPMSolverMultistepScheduler, UNet2DModel
+from diffusers import (
+    AutoencoderDC,
+    AutoencoderKL,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    IPNDMScheduler,
+    UNet2DModel,
+)
 
 from histodistill.pipelines import HistologyPipeline, HistologyPipelineOutput, histology_pipeline
 
@@ -222,6 +230,16 @@ def test_image_depends_on_its_own_generator_alone(pipe):
     assert (difference > 0).mean() < 0.001
     others = generate(pipe, [2, 1], 99, 11)
     np.testing.assert_allclose(others[1], batch[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("scheduler", [DDPMScheduler, IPNDMScheduler])  # the second takes no generator
+def test_noise_of_the_steps_comes_from_the_generator_too(pipe, scheduler):
+    pipe.scheduler = scheduler()
+    torch.manual_seed(1)
+    batch = generate(pipe, [0, 1], 10, 11)
+    torch.manual_seed(2)
+    np.testing.assert_array_equal(generate(pipe, [0, 1], 10, 11), batch)
+    np.testing.assert_allclose(generate(pipe, [1], 11)[0], batch[1], atol=1e-5)
 
 
 def test_one_generator_for_all(pipe):
