@@ -220,14 +220,25 @@ class HistologyPipeline(DiffusionPipeline):
             return images
         return [PIL.Image.fromarray(image) for image in (images * 255).round().astype(np.uint8)]
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def save_pretrained(
+        self,
+        save_directory,
+        safe_serialization=True,
+        variant=None,
+        max_shard_size=None,
+        push_to_hub=False,
+        **kwargs,
+    ):
         """Saves weights and configs, and this file beside them, so that the folder loads without histodistill.
 
         Takes the arguments of [`DiffusionPipeline.save_pretrained`]. The index names the class as
         `["pipeline", "HistologyPipeline"]`: diffusers then takes it from `pipeline.py` in the same folder.
+
+        With `push_to_hub=True`, `repo_id` (by default the name of the folder), `private`, `token`, `commit_message`
+        and `create_pr` say where to. What goes up is saved anew, in shards of the default size: other files that the
+        folder may hold stay here.
         """
-        push_to_hub = kwargs.pop("push_to_hub", False)
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, safe_serialization, variant, max_shard_size, **kwargs)
         folder = Path(save_directory)
         shutil.copyfile(__file__, folder / "pipeline.py")
         index_file = folder / "model_index.json"
@@ -240,5 +251,10 @@ class HistologyPipeline(DiffusionPipeline):
                 config["_class_name"] = ["pipeline", type(self).__name__]
             file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         if push_to_hub:
-            repo_id = kwargs.pop("repo_id", folder.name)
-            self.push_to_hub(repo_id, **{k: kwargs[k] for k in ("private", "token", "commit_message") if k in kwargs})
+            names = ("private", "token", "commit_message", "create_pr")
+            self.push_to_hub(
+                kwargs.get("repo_id", folder.name),
+                safe_serialization=safe_serialization,
+                variant=variant,
+                **{name: kwargs[name] for name in names if name in kwargs},
+            )
