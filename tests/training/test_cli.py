@@ -55,6 +55,20 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"histodistill {metadata.version('histodistill')}\n"
 
 
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("distill", "the same command goes on where it stopped"), ("publish-metrics", "run the same command again")],
+)
+def test_interrupted_command_ends_with_one_sentence(name, remedy, monkeypatch, capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    module = import_module(f"histodistill.training.commands.{name.replace('-', '_')}")
+    monkeypatch.setattr(module, "main", interrupted)
+    assert run(name) == 130
+    assert capsys.readouterr().err == f"error: histodistill {name} was interrupted: {remedy}\n"
+
+
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_arguments_reach_the_command(name, monkeypatch):
     seen = []
