@@ -30,7 +30,8 @@ def load_datasets_folder(path: Path, *, image_size: int | None = None, hold_out_
     """Load a folder that `datasets` can open: `save_to_disk`'s layout, or Parquet files.
 
     Columns are found by their type: one of type Image (else the one called `image`) and one of type ClassLabel (else
-    `label`). A column `soft_label` with one number per class is taken along. A dataset without splits counts as train.
+    `label`). A column `soft_label` with one number per class is taken along. A dataset without splits counts as train;
+    splits are those that `load_image_folder` knows, in any case of letters, and others are passed over.
 
     Raises:
         InputError: a folder that cannot be opened, or columns, labels or images that cannot be used.
@@ -84,11 +85,11 @@ def _source(
     splits: dict[str, Tiles] = {}
     class_names: list[str] = []
     for part, rows in parts.items():
-        split = SPLIT_ALIASES.get(str(part))
+        split = SPLIT_ALIASES.get(str(part).lower())
         if split is None:
             continue
         if split in splits:
-            raise InputError(f"{where} has two splits for {split}: keep one of validation, val and valid")
+            raise InputError(f"{where} has two splits for {split} ({', '.join(map(str, parts))}): keep one of them")
         image_column, label_column = _columns(rows, where)
         names = list(rows.features[label_column].names)
         if class_names and names != class_names:
