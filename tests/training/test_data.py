@@ -319,6 +319,22 @@ def test_soft_labels_of_another_kind_are_passed_over(tmp_path, dataset, rows):
     np.testing.assert_array_equal(train.images, dataset[1])
 
 
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        ([0.7, 0.5, -0.2], "numbers from -0.2 with the sum 1"),
+        ([0.2, 0.3, 0.6], "numbers from 0.2 with the sum 1.1"),
+        ([3.0, 0.0, -4.0], "numbers from -4 with the sum -1"),
+    ],
+)
+def test_soft_labels_that_are_no_probabilities_are_refused(tmp_path, dataset, row, found):
+    with_soft_labels(dataset, [[0.2, 0.3, 0.5]] * 7 + [row] + [[0.2, 0.3, 0.4996]] * 4).save_to_disk(tmp_path)
+    assert refused(tmp_path) == (
+        f"{tmp_path}, split train holds in column soft_label, row 7, {found}: a row must be probabilities, at least 0 "
+        "and with the sum 1; save them so, or leave the column out"
+    )
+
+
 def test_saved_single_dataset_counts_as_train(tmp_path, dataset):
     data, images, _ = dataset
     data.save_to_disk(tmp_path / "saved")
