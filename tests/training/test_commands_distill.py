@@ -352,7 +352,7 @@ def test_default_preset_suits_the_machine(has_gpu, preset, tiny_tiles, tmp_path,
         (["--n-per-class", 0], "--n-per-class=0 is out of range: it must be at least 1"),
         (["--per-class", 0], "--per-class=0 is out of range: it must be at least 1"),
         (["--num-processes", 0], "--num-processes=0 is out of range: it must be at least 1"),
-        (["--seed", -1], "--seed=-1 is out of range: it must be at least 0"),
+        (["--seed", -1], "--seed=-1 is out of range: it must be at least 0 and below 2^31"),
         (["--seed", 2**31], "--seed=2147483648 is out of range: it must be at least 0 and below 2^31"),
         (["--audit-share", 1], "--audit-share=1.0 is out of range: it must be at least 0 and below 1"),
         (
