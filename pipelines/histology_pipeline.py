@@ -5,6 +5,7 @@ This file is self-contained: `save_pretrained` copies it beside the weights, so 
 are diffusers' own classes, so this file is the only code that has to be trusted.
 """
 
+import inspect
 import json
 import shutil
 from dataclasses import dataclass
@@ -131,7 +132,8 @@ class HistologyPipeline(DiffusionPipeline):
                 applied (Kynkäänniemi et al. 2024, arXiv:2404.07724). Steps outside cost half as much.
             generator (`torch.Generator` or a `list` of them, *optional*):
                 With one generator per image, an image depends on its own generator alone, not on the batch around it
-                (but for the rounding of kernels that add up differently for another batch size).
+                (but for the rounding of kernels that add up differently for another batch size). It also gives the
+                noise that a stochastic scheduler adds, where the scheduler's `step` takes a generator.
             latents (`torch.Tensor`, *optional*): Initial noise N×C×h×w; drawn from `generator` when not given.
             output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
             return_dict (`bool`, *optional*, defaults to `True`): `False` returns the tuple `(images,)`.
@@ -163,6 +165,8 @@ class HistologyPipeline(DiffusionPipeline):
         latents = latents.to(device, dtype) * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
         self.scheduler.set_timesteps(num_inference_steps, device=device)
+        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        step_options = {"generator": generator} if takes_generator else {}
         both_labels = torch.cat([class_ids, torch.full_like(class_ids, self.null_class)])
         low, high = (share * self.scheduler.config.num_train_timesteps for share in guidance_interval)
         # Told apart before the loop: asking the device in each step would make it wait.
@@ -178,7 +182,8 @@ class HistologyPipeline(DiffusionPipeline):
             else:
                 prediction = self.unet(model_input, t, class_labels=class_ids).sample
             # A step in half precision loses the small differences that late steps consist of.
-            latents = self.scheduler.step(prediction.float(), t, latents.float()).prev_sample.to(dtype)
+            latents = self.scheduler.step(prediction.float(), t, latents.float(), **step_options).prev_sample
+            latents = latents.to(dtype)
 
         images = latents if output_type == "latent" else self._decode(latents, output_type)
         self.maybe_free_model_hooks()
@@ -215,14 +220,25 @@ class HistologyPipeline(DiffusionPipeline):
             return images
         return [PIL.Image.fromarray(image) for image in (images * 255).round().astype(np.uint8)]
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def save_pretrained(
+        self,
+        save_directory,
+        safe_serialization=True,
+        variant=None,
+        max_shard_size=None,
+        push_to_hub=False,
+        **kwargs,
+    ):
         """Saves weights and configs, and this file beside them, so that the folder loads without histodistill.
 
         Takes the arguments of [`DiffusionPipeline.save_pretrained`]. The index names the class as
         `["pipeline", "HistologyPipeline"]`: diffusers then takes it from `pipeline.py` in the same folder.
+
+        With `push_to_hub=True`, `repo_id` (by default the name of the folder), `private`, `token`, `commit_message`
+        and `create_pr` say where to. What goes up is saved anew, in shards of the default size: other files that the
+        folder may hold stay here.
         """
-        push_to_hub = kwargs.pop("push_to_hub", False)
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, safe_serialization, variant, max_shard_size, **kwargs)
         folder = Path(save_directory)
         shutil.copyfile(__file__, folder / "pipeline.py")
         index_file = folder / "model_index.json"
@@ -235,5 +251,10 @@ class HistologyPipeline(DiffusionPipeline):
                 config["_class_name"] = ["pipeline", type(self).__name__]
             file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         if push_to_hub:
-            repo_id = kwargs.pop("repo_id", folder.name)
-            self.push_to_hub(repo_id, **{k: kwargs[k] for k in ("private", "token", "commit_message") if k in kwargs})
+            names = ("private", "token", "commit_message", "create_pr")
+            self.push_to_hub(
+                kwargs.get("repo_id", folder.name),
+                safe_serialization=safe_serialization,
+                variant=variant,
+                **{name: kwargs[name] for name in names if name in kwargs},
+            )

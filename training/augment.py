@@ -51,9 +51,9 @@ def draw_plan(
 ) -> AugmentationPlan:
     """Draws the random choices for `num_images` images from `generator` (a CPU generator).
 
-    `max_shift` is the largest shift in px along each axis. With `stain_strength` s, every stain's density is
-    multiplied by a number in [1 − s, 1 + s] and raised by one in [−s, s]; 0 leaves the colours alone. Each image is
-    blurred by a Gaussian of a standard deviation in [0, `max_blur`] px.
+    `max_shift` is the largest shift in px along each axis; it must be smaller than the side of the images. With
+    `stain_strength` s, every stain's density is multiplied by a number in [1 − s, 1 + s] and raised by one in [−s, s];
+    0 leaves the colours alone. Each image is blurred by a Gaussian of a standard deviation in [0, `max_blur`] px.
 
     Raises
     ------

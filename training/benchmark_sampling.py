@@ -140,7 +140,7 @@ def measure_sampling(
         warmup = replace(sampler, num_inference_steps=2)
         sample(warmup, labels[: pool["chunk_size"]], seeds[: pool["chunk_size"]], *options)
     for repeat in range(repeats):
-        labels, seeds = plan_pool(num_classes, per_class, seed=repeat * num_classes * per_class)
+        labels, seeds = plan_pool(num_classes, per_class, seed=repeat)
         real_rows, rows = (np.concatenate(rows) for rows in draw_equal([validation.labels, labels], num_classes, 0))
         for sampler in samplers:
             print(f"sampling {repeat + 1}/{repeats}: {sampler.name}", flush=True)

@@ -81,7 +81,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         check_option(args, name, getattr(args, name) >= 1, "it must be at least 1")
     for name in (*(f"{stage}_steps" for stage in TRAINED), "per_class"):
         check_option(args, name, getattr(args, name) is None or getattr(args, name) >= 1, "it must be at least 1")
-    check_option(args, "split_seed", args.split_seed >= 0, "it must be at least 0")
+    check_option(args, "split_seed", 0 <= args.split_seed < 2**31, "it must be at least 0 and below 2^31")
     if args.train.count(":") > 1:
         fail(f"--train={args.train}: write ARCHITECTURE:STEPS, as in convnet:600")
     args.train = [args.train]

@@ -27,7 +27,10 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs one subcommand; prints help and exits with 2 where none is named."""
+    """Runs one subcommand; prints help and exits with 2 where none is named.
+
+    Ctrl-C ends it with one sentence and 130, as shells have it.
+    """
     argv = sys.argv[1:] if argv is None else argv
     listing = "\n".join(f"  {name:<16} {text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
@@ -46,7 +49,12 @@ def main(argv: list[str] | None = None) -> None:
     if args.command not in COMMANDS:
         parser.exit(2, f"error: {args.command!r} is no command: use one of {', '.join(COMMANDS)}\n")
     module = args.command.replace("-", "_")
-    import_module(f"histodistill.training.commands.{module}").main(argv[1:])
+    try:
+        import_module(f"histodistill.training.commands.{module}").main(argv[1:])
+    except KeyboardInterrupt:
+        remedy = "the same command goes on where it stopped" if module == "distill" else "run the same command again"
+        print(f"error: histodistill {args.command} was interrupted: {remedy}", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 
 from histodistill.training.errors import InputError
 from histodistill.training.image_folder import SPLIT_ALIASES, decode_tiles
-from histodistill.training.tiles import Tiles, TileSource, make_source
+from histodistill.training.tiles import Tiles, TileSource, check_soft_labels, make_source
 
 
 if TYPE_CHECKING:
@@ -30,10 +30,11 @@ def load_datasets_folder(path: Path, *, image_size: int | None = None, hold_out_
     """Load a folder that `datasets` can open: `save_to_disk`'s layout, or Parquet files.
 
     Columns are found by their type: one of type Image (else the one called `image`) and one of type ClassLabel (else
-    `label`). A column `soft_label` with one number per class is taken along. A dataset without splits counts as train.
+    `label`). A column `soft_label` with one probability per class is taken along. A dataset without splits counts as
+    train; splits are those that `load_image_folder` knows, in any case of letters, and others are passed over.
 
     Raises:
-        InputError: a folder that cannot be opened, or columns, labels or images that cannot be used.
+        InputError: a folder that cannot be opened, or columns, labels, soft labels or images that cannot be used.
     """
     from datasets import load_dataset, load_from_disk
 
@@ -84,11 +85,11 @@ def _source(
     splits: dict[str, Tiles] = {}
     class_names: list[str] = []
     for part, rows in parts.items():
-        split = SPLIT_ALIASES.get(str(part))
+        split = SPLIT_ALIASES.get(str(part).lower())
         if split is None:
             continue
         if split in splits:
-            raise InputError(f"{where} has two splits for {split}: keep one of validation, val and valid")
+            raise InputError(f"{where} has two splits for {split} ({', '.join(map(str, parts))}): keep one of them")
         image_column, label_column = _columns(rows, where)
         names = list(rows.features[label_column].names)
         if class_names and names != class_names:
@@ -136,7 +137,10 @@ def _tiles(rows: Dataset, image_column: str, label_column: str, where: str, imag
         return [_entry(f"{where}, row {i}", cell or {}) for i, cell in enumerate(cells, start)]
 
     images = decode_tiles(len(rows), entries, image_size)
-    return Tiles(images, np.array(labels, dtype=np.int64), _soft_labels(rows, rows.features[label_column].num_classes))
+    soft_labels = _soft_labels(rows, rows.features[label_column].num_classes)
+    if soft_labels is not None:
+        check_soft_labels(soft_labels, where)
+    return Tiles(images, np.array(labels, dtype=np.int64), soft_labels)
 
 
 def _soft_labels(rows: Dataset, num_classes: int) -> np.ndarray | None:

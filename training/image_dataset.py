@@ -12,6 +12,7 @@ from PIL import Image as PILImage
 from histodistill.training.errors import InputError
 from histodistill.training.files import new_folder
 from histodistill.training.images import png_bytes
+from histodistill.training.tiles import check_soft_labels
 
 
 def write_image_dataset(
@@ -50,7 +51,7 @@ def read_image_dataset(folder: str | Path) -> tuple[np.ndarray, dict[str, np.nda
         Images uint8 N×H×W×3, the other columns as arrays, and the class names.
 
     Raises:
-        InputError: If there is no such dataset.
+        InputError: If there is no such dataset, or a row of its soft labels is no probabilities.
     """
     files = sorted(str(file) for file in (Path(folder) / "data").glob("train-*.parquet"))
     if not files:
@@ -58,4 +59,6 @@ def read_image_dataset(folder: str | Path) -> tuple[np.ndarray, dict[str, np.nda
     dataset = load_dataset("parquet", data_files=files, split="train")
     images = np.stack([np.asarray(image) for image in dataset["image"]])
     columns = {name: np.asarray(dataset[name]) for name in dataset.column_names if name != "image"}
+    if "soft_label" in columns:
+        check_soft_labels(columns["soft_label"], str(folder))
     return images, columns, dataset.features["label"].names

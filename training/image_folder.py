@@ -23,31 +23,42 @@ SPLIT_ALIASES = {
     "valid": "validation",
     "test": "test",
 }
+# What systems leave beside the user's own folders.
+_NOT_THE_USERS = ("__MACOSX", "__pycache__")
 _BATCH = 1024
 
 
 def load_image_folder(path: Path, *, image_size: int | None = None, hold_out_validation: bool = True) -> TileSource:
     """Load `path/split/class/**/*.png` (jpg, jpeg, tif, tiff, bmp, webp; any case of letters).
 
-    Splits are the folders `train` (required), `validation` (or `val`, `valid`) and `test`. Classes are the folders in
-    `train`, in sorted order; tiles come in sorted order of their path. Names that begin with a dot are passed over.
+    Splits are the folders `train` (required), `validation` (or `val`, `valid`) and `test`, in any case of letters.
+    Classes are the folders in `train`, in sorted order; tiles come in sorted order of their path. Names that begin
+    with a dot, `__MACOSX` and `__pycache__` are passed over.
 
     Raises:
-        InputError: no train folder, a class without training tiles, a class that train does not have, a file that
-            cannot be read, or sizes or modes that differ.
+        InputError: no train folder, another folder beside it, a class without training tiles, a class that train does
+            not have, a file that cannot be read, or sizes or modes that differ.
     """
     folders: dict[str, Path] = {}
+    others: list[Path] = []
     for child in _folders(path):
-        split = SPLIT_ALIASES.get(child.name)
+        split = SPLIT_ALIASES.get(child.name.lower())
+        if split is None:
+            others.append(child)
+            continue
         if split in folders:
             raise InputError(
                 f"{path} has both {folders[split].name} and {child.name}: keep one folder for the {split} split"
             )
-        if split:
-            folders[split] = child
+        folders[split] = child
     if "train" not in folders:
         what = "is empty" if not any(path.iterdir()) else "has no folder train"
         raise InputError(f"{path} {what}: tiles are expected as {path / 'train' / 'CLASS' / '*.png'}")
+    if others:
+        raise InputError(
+            f"{others[0]} is no split: folders beside {folders['train'].name} must be called validation (or val, "
+            "valid) or test; rename it or move it away"
+        )
     class_names = [folder.name for folder in _folders(folders["train"])]
     if not class_names:
         raise InputError(f"{folders['train']} has no class folders: tiles are expected as train/CLASS/*.png")
@@ -119,9 +130,8 @@ def _decode(name: str, source: Path | bytes, image_size: int | None) -> np.ndarr
 
 
 def _folders(path: Path) -> Sequence[Path]:
-    return sorted(
-        (p for p in path.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))), key=lambda p: p.name
-    )
+    found = (p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name not in _NOT_THE_USERS)
+    return sorted(found, key=lambda p: p.name)
 
 
 def _image_files(folder: Path) -> list[Path]:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
+import threading
+
+
+# Seconds that a module has to end by itself after Ctrl-C.
+_PATIENCE = 10
 
 
 def add_launch_option(parser: argparse.ArgumentParser) -> None:
@@ -26,11 +32,14 @@ def usable_cores() -> int:
 def run_module(module: str, argv: list[str], num_processes: int = 1) -> None:
     """Runs `python -m module argv`, and with several processes the same through `accelerate launch`.
 
-    A process of its own gives its memory back when it ends, and is exactly what a user would start by hand.
+    A process of its own gives its memory back when it ends, and is exactly what a user would start by hand. It does
+    not outlive this one: SIGTERM is passed on to it, and after Ctrl-C it is waited for, so that the same command,
+    started again, is alone in its folders.
 
     Raises:
         SystemExit: With the module's exit code where it is not 0; with 128 and the signal, as shells have it, and one
-            sentence where the process was killed.
+            sentence where the process was killed, or this one was told to end by SIGTERM.
+        KeyboardInterrupt: After Ctrl-C, when the module has ended.
     """
     environment = dict(os.environ)
     command = [sys.executable, "-m"]
@@ -41,12 +50,51 @@ def run_module(module: str, argv: list[str], num_processes: int = 1) -> None:
         if not _has_gpu():
             # `accelerate launch --cpu --num_processes 2` silently starts one process; this starts two.
             environment["ACCELERATE_USE_CPU"] = "true"
-    code = subprocess.run([*command, module, *argv], env=environment, check=False).returncode
+    code = _run([*command, module, *argv], environment)
     if code < 0:
         print(f"error: {module} was killed by signal {-code}: run the same command again to go on", file=sys.stderr)
         raise SystemExit(128 - code)
     if code:
         raise SystemExit(code)
+
+
+def _run(command: list[str], environment: dict[str, str]) -> int:
+    """Runs a command and returns its exit code; minus the signal, where one ended it or was to end this process."""
+    process: subprocess.Popen | None = None
+    terminated = False
+
+    def pass_on(*_) -> None:
+        nonlocal terminated
+        terminated = True
+        if process is not None:
+            process.terminate()
+
+    # Python lets only the main thread handle signals.
+    handles = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, pass_on) if handles else None
+    try:
+        process = subprocess.Popen(command, env=environment)
+        if terminated:  # while it was being started
+            process.terminate()
+        code = _wait(process)
+    finally:
+        if handles:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+    return -signal.SIGTERM if terminated else code
+
+
+def _wait(process: subprocess.Popen) -> int:
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        # A terminal sends Ctrl-C to all processes at once. Where only this one was interrupted, or the other one does
+        # not end, or Ctrl-C comes again, it is told once more.
+        try:
+            process.wait(_PATIENCE)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            process.terminate()
+            process.wait()
+        raise
 
 
 def _has_gpu() -> bool:

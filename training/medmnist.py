@@ -20,6 +20,19 @@ from histodistill.training.tiles import Tiles, TileSource, describe, fit_array, 
 
 
 FILES_URL = "https://zenodo.org/records/10519652/files/"
+# What comes of a damaged archive: MemoryError and OverflowError of a header that asks for too much, RuntimeError of an
+# encrypted one.
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    MemoryError,
+    OverflowError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _ATTRIBUTION = "MedMNIST v2 (Yang et al., Scientific Data 2023, doi:10.1038/s41597-022-01721-8), from "
 
 
@@ -272,7 +285,7 @@ def _read_arrays(path: Path, only: str | None = None) -> dict[str, np.ndarray]:
             return {key: file[key] for key in ([only] if only else wanted) if key in file.files}
     except InputError:
         raise
-    except (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    except _UNREADABLE as error:
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         if "allow_pickle" in reason:
             reason = "it holds Python objects, which are not loaded"

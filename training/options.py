@@ -148,7 +148,10 @@ def run_script(
     main: Callable[[argparse.Namespace], None],
     argv: list[str] | None = None,
 ) -> None:
-    """Runs a script: bad input ends it with one sentence and exit code 2, not with a traceback."""
+    """Runs a script: bad input ends it with one sentence and exit code 2, not with a traceback.
+
+    Ctrl-C ends it with 130, as shells have it, and in silence: what started it says what to do.
+    """
     from histodistill.training.allocator import keep_freed_memory
     from histodistill.training.errors import InputError
 
@@ -161,3 +164,5 @@ def run_script(
         if os.environ.get("LOCAL_RANK", "0") != "0":
             raise SystemExit(2) from None
         fail(str(error))
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -232,6 +232,22 @@ def fit_array(images: np.ndarray, size: int | None) -> np.ndarray:
     return out
 
 
+def check_soft_labels(soft_labels: np.ndarray, where: str) -> None:
+    """Raise `InputError`, which names `where`, column and row, unless each row of N×C finite numbers is probabilities.
+
+    They are at least 0, and their sum is 1 to within 0.001, which a softmax in float32 keeps by far.
+    """
+    sums = soft_labels.sum(axis=1, dtype=np.float64)
+    wrong = np.flatnonzero((soft_labels < 0).any(axis=1) | (np.abs(sums - 1) > 1e-3))
+    if len(wrong):
+        row = int(wrong[0])
+        raise InputError(
+            f"{where} holds in column soft_label, row {row}, numbers from {soft_labels[row].min():.4g} with the sum "
+            f"{sums[row]:.4g}: a row must be probabilities, at least 0 and with the sum 1; save them so, or leave the "
+            "column out"
+        )
+
+
 def check_integer(option: str, value: int, minimum: int) -> None:
     """Raise `InputError` unless `value` is a whole number of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:

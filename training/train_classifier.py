@@ -315,6 +315,12 @@ def train_classifier(
         chosen = np.random.default_rng(config.seed).permutation(len(validation))[: config.validation_tiles]
         validation = validation.subset(np.sort(chosen))
 
+    size = train.images.shape[1]
+    if config.max_shift >= size:
+        raise InputError(
+            f"max_shift={config.max_shift} is out of range: it must be below the {size} px of the tiles, whose "
+            "reflection comes in at the edge; give less"
+        )
     if config.soft_label_weight > 0 and train.soft_labels is None:
         raise InputError(
             f"soft_label_weight={config.soft_label_weight} needs soft labels, and the training tiles have none: train "

@@ -9,12 +9,23 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL, DiffusionPipeline, DPMSolverMultistepScheduler, UNet2DModel
+from diffusers import (
+    AutoencoderDC,
+    AutoencoderKL,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    IPNDMScheduler,
+    UNet2DModel,
+)
+from diffusers.utils import hub_utils
+from huggingface_hub import ModelCard
 
 from histodistill.pipelines import HistologyPipeline, HistologyPipelineOutput, histology_pipeline
 
@@ -224,6 +235,16 @@ def test_image_depends_on_its_own_generator_alone(pipe):
     np.testing.assert_allclose(others[1], batch[1], atol=1e-5)
 
 
+@pytest.mark.parametrize("scheduler", [DDPMScheduler, IPNDMScheduler])  # the second takes no generator
+def test_noise_of_the_steps_comes_from_the_generator_too(pipe, scheduler):
+    pipe.scheduler = scheduler()
+    torch.manual_seed(1)
+    batch = generate(pipe, [0, 1], 10, 11)
+    torch.manual_seed(2)
+    np.testing.assert_array_equal(generate(pipe, [0, 1], 10, 11), batch)
+    np.testing.assert_allclose(generate(pipe, [1], 11)[0], batch[1], atol=1e-5)
+
+
 def test_one_generator_for_all(pipe):
     first, again = (
         pipe([0, 0], num_inference_steps=1, generator=seeds(3)[0], output_type="np").images for _ in range(2)
@@ -351,6 +372,51 @@ def test_saved_folder_has_no_pickle_and_names_its_class(pipe, tmp_path):
     assert (tmp_path / "pipeline.py").read_bytes() == Path(histology_pipeline.__file__).read_bytes()
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".json", ".py", ".safetensors"}
+
+
+@pytest.fixture
+def pushed(monkeypatch) -> list[dict]:
+    """What would have gone to the Hub: the arguments of each upload, and the names of its files."""
+    uploads = []
+
+    def create_repo(repo_id, **options):
+        uploads.append({"create": options})
+        return SimpleNamespace(repo_id=f"me/{repo_id.rpartition('/')[2]}")
+
+    def upload_folder(*, folder_path, **options):
+        files = {path.relative_to(folder_path).as_posix() for path in Path(folder_path).rglob("*") if path.is_file()}
+        uploads[-1] |= {"upload": options, "files": files}
+
+    monkeypatch.setattr(hub_utils, "create_repo", create_repo)
+    monkeypatch.setattr(hub_utils, "upload_folder", upload_folder)
+    monkeypatch.setattr(hub_utils, "load_or_create_model_card", lambda *_, **__: ModelCard("---\n{}\n---\n"))
+    return uploads
+
+
+def test_a_push_goes_where_its_options_say(pipe, tmp_path, pushed):
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "private.txt").write_text("private")
+    pipe.save_pretrained(
+        str(tmp_path / "toy"), push_to_hub=True, variant="fp32", private=True, token="t", commit_message="first",
+        create_pr=True,
+    )  # fmt: skip
+    [push] = pushed
+    assert push["create"] == {"private": True, "token": "t", "exist_ok": True}
+    expected = {"repo_id": "me/toy", "token": "t", "commit_message": "first", "create_pr": True, "path_in_repo": None}
+    assert push["upload"] == expected
+    weights = {f"{name}/diffusion_pytorch_model.fp32.safetensors" for name in ("unet", "vae")}
+    assert {file for file in push["files"] if file.endswith(".safetensors")} == weights
+    assert {"pipeline.py", "model_index.json"} < push["files"] and "private.txt" not in push["files"]
+    assert all((tmp_path / "toy" / file).is_file() for file in weights)
+
+
+def test_a_push_without_options_commits_to_a_repository_of_the_folders_name(pipe, tmp_path, pushed):
+    pipe.save_pretrained(tmp_path / "toy", push_to_hub=True)
+    pipe.save_pretrained(tmp_path / "toy", push_to_hub=True, repo_id="me/other", safe_serialization=False)
+    assert [push["upload"]["repo_id"] for push in pushed] == ["me/toy", "me/other"]
+    assert [push["upload"]["create_pr"] for push in pushed] == [False, False]
+    assert "unet/diffusion_pytorch_model.safetensors" in pushed[0]["files"]
+    assert "unet/diffusion_pytorch_model.bin" in pushed[1]["files"]
 
 
 FRESH_PROCESS = """

@@ -55,6 +55,20 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"histodistill {metadata.version('histodistill')}\n"
 
 
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("distill", "the same command goes on where it stopped"), ("publish-metrics", "run the same command again")],
+)
+def test_interrupted_command_ends_with_one_sentence(name, remedy, monkeypatch, capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    module = import_module(f"histodistill.training.commands.{name.replace('-', '_')}")
+    monkeypatch.setattr(module, "main", interrupted)
+    assert run(name) == 130
+    assert capsys.readouterr().err == f"error: histodistill {name} was interrupted: {remedy}\n"
+
+
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_arguments_reach_the_command(name, monkeypatch):
     seen = []
@@ -99,7 +113,8 @@ def test_benchmark_starts_the_script_of_the_table(monkeypatch):
         ("--chunk-size", "-2", "it must be at least 1"),
         ("--num-processes", "0", "it must be at least 1"),
         ("--guidance-scale", "-0.5", "it must be at least 0"),
-        ("--seed", "-1", "it must be at least 0 and below 2^62"),
+        ("--seed", "-1", "it must be at least 0 and below 2^31"),
+        ("--seed", "2147483648", "it must be at least 0 and below 2^31"),
     ],
 )
 def test_bad_options_of_generate(option, value, rule, capsys):

@@ -143,8 +143,31 @@ def test_damaged_image_is_named(tmp_path, content):
 def test_hidden_files_are_passed_over(tmp_path):
     folder = image_folder(tmp_path, {"train/a": 3, "train/b": 3})
     (folder / "train" / "a" / "._tile_000.png").write_bytes(b"junk")
-    (folder / "train" / ".cache").mkdir()
+    for name in (".cache", "__MACOSX", "__pycache__"):
+        (folder / "train" / name).mkdir()
+        (folder / name).mkdir()
     assert load_tiles(folder).class_names == ["a", "b"]
+
+
+def test_class_may_begin_with_underscores(tmp_path):
+    folder = image_folder(tmp_path, {"train/__background__": 3, "train/a": 3})
+    assert load_tiles(folder).class_names == ["__background__", "a"]
+
+
+@pytest.mark.parametrize("names", [("Train", "Val", "Test"), ("TRAIN", "Validation", "TEST")])
+def test_split_folders_in_any_case_of_letters(tmp_path, names):
+    counts = {f"{name}/{label}": count for name, count in zip(names, (4, 2, 3), strict=True) for label in "ab"}
+    source = load_tiles(image_folder(tmp_path, counts))
+    assert {name: len(split) for name, split in source.splits.items()} == {"train": 8, "validation": 4, "test": 6}
+
+
+@pytest.mark.parametrize("name", ["testing", "held_out", "a"])
+def test_other_folders_beside_train_are_refused(tmp_path, name):
+    folder = image_folder(tmp_path, {**TWO_CLASSES, f"{name}/fat": 1})
+    assert refused(folder) == (
+        f"{folder / name} is no split: folders beside train must be called validation (or val, valid) or test; "
+        "rename it or move it away"
+    )
 
 
 @pytest.mark.parametrize(
@@ -158,6 +181,7 @@ def test_hidden_files_are_passed_over(tmp_path):
         ({"train/a": 2, "train/b": 2, "test/c": 1}, "is a class that train does not have"),
         ({"train/a": 2, "train/b": 2, "test/a": 0}, "holds no image"),
         ({"train/a": 2, "train/b": 2, "val/a": 1, "valid/a": 1}, "both val and valid"),
+        ({"train/a": 2, "train/b": 2, "Val/a": 1, "valid/a": 1}, "both Val and valid"),
     ],
 )
 def test_bad_folders(tmp_path, counts, expected):
@@ -240,6 +264,19 @@ def test_saved_dataset_dict(tmp_path, dataset):
     np.testing.assert_array_equal(source.split("validation").labels, labels[6:9])
 
 
+def test_splits_of_a_dataset_in_any_case_of_letters(tmp_path, dataset):
+    from datasets import DatasetDict
+
+    data = dataset[0]
+    splits = {"Train": data.select(range(6)), "Val": data.select(range(6, 9)), "TEST": data.select([9]), "more": data}
+    DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    source = load_tiles(tmp_path / "saved")
+    assert {name: len(split) for name, split in source.splits.items()} == {"train": 6, "validation": 3, "test": 1}
+    DatasetDict({**splits, "validation": data}).save_to_disk(tmp_path / "twice")
+    expected = "has two splits for validation (Train, Val, TEST, more, validation): keep one of them"
+    assert expected in refused(tmp_path / "twice")
+
+
 def with_soft_labels(dataset, rows: list) -> object:
     return dataset[0].add_column("soft_label", rows)
 
@@ -280,6 +317,22 @@ def test_soft_labels_of_another_kind_are_passed_over(tmp_path, dataset, rows):
     train = load_tiles(tmp_path / "saved", hold_out_validation=False).split("train")
     assert train.soft_labels is None
     np.testing.assert_array_equal(train.images, dataset[1])
+
+
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        ([0.7, 0.5, -0.2], "numbers from -0.2 with the sum 1"),
+        ([0.2, 0.3, 0.6], "numbers from 0.2 with the sum 1.1"),
+        ([3.0, 0.0, -4.0], "numbers from -4 with the sum -1"),
+    ],
+)
+def test_soft_labels_that_are_no_probabilities_are_refused(tmp_path, dataset, row, found):
+    with_soft_labels(dataset, [[0.2, 0.3, 0.5]] * 7 + [row] + [[0.2, 0.3, 0.4996]] * 4).save_to_disk(tmp_path)
+    assert refused(tmp_path) == (
+        f"{tmp_path}, split train holds in column soft_label, row 7, {found}: a row must be probabilities, at least 0 "
+        "and with the sum 1; save them so, or leave the column out"
+    )
 
 
 def test_saved_single_dataset_counts_as_train(tmp_path, dataset):

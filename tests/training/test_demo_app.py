@@ -72,6 +72,15 @@ def test_page_is_started_without_analytics(monkeypatch):
     assert environment["GRADIO_ANALYTICS_ENABLED"] == "False"
 
 
+def test_ctrl_c_closes_the_page(monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "find_spec", lambda name: True)
+    monkeypatch.setattr(command, "run_module", interrupted)
+    command.main(["run"])
+
+
 # The page.
 
 

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from datasets import ClassLabel, Image, Value, load_dataset
 from diffusers import DiffusionPipeline
 
@@ -52,8 +53,21 @@ def test_plan_pool():
     larger_labels, larger_seeds = plan_pool(3, 6, seed=7)
     np.testing.assert_array_equal(larger_labels[:12], labels)
     np.testing.assert_array_equal(larger_seeds[:12], seeds)
-    assert not set(plan_pool(3, 4, seed=1000)[1].tolist()) & set(seeds.tolist())
-    assert plan_pool(2, 3, seed=2**62 - 1)[1].min() > 0  # no overflow
+    assert plan_pool(3, 4, seed=0)[1].tolist() == list(range(12))
+    largest = plan_pool(2, 3, seed=2**31 - 1)[1]
+    assert len(set(largest.tolist())) == 6 and largest.min() >= 0  # no overflow
+    for seed in (-1, 2**31):
+        with pytest.raises(ValueError, match="out of range"):
+            plan_pool(2, 3, seed)
+
+
+def test_pools_of_other_seeds_have_other_images():
+    # With 5 classes, seeds that differ by a multiple of 5 gave the same images with the same labels.
+    pools = [plan_pool(5, 200, seed)[1] for seed in (*range(100), 1234, 2**31 - 1)]
+    assert len(np.unique(np.concatenate(pools))) == len(pools) * 1000
+    # torch reads the low 32 bits of a seed: the noise itself is to differ.
+    noise = {torch.randn(1, generator=torch.Generator().manual_seed(int(seeds[0]))).item() for seeds in pools}
+    assert len(noise) == len(pools)
 
 
 def test_pool_is_a_dataset(tiny_pool, tiny_npz):
@@ -189,7 +203,7 @@ def test_pool_is_guided_in_the_interval_alone(tmp_path, run_main, pool_argv):
             ["--guidance-interval", "0", "1.5"],
             "--guidance-interval=[0.0, 1.5] is out of range: it must be LOW HIGH with 0 <= LOW <= HIGH <= 1",
         ),
-        (["--seed", "-1"], "--seed=-1 is out of range: it must be at least 0 and below 2^62"),
+        (["--seed", "-1"], "--seed=-1 is out of range: it must be at least 0 and below 2^31"),
         (["--pipeline", "/no/such"], "/no/such holds no finished pipeline: run train_diffusion on it first"),
     ],
 )

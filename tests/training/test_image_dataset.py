@@ -18,7 +18,7 @@ def make(count: int = 7):
     columns = {
         "label": rng.integers(0, 3, count),
         "seed": rng.integers(0, 2**62, count),
-        "soft_label": rng.random((count, 3), dtype=np.float32),
+        "soft_label": rng.dirichlet(np.ones(3), count).astype(np.float32),
         "centrality": rng.random(count),
     }
     return images, columns
@@ -34,6 +34,14 @@ def test_what_is_written_comes_back(tmp_path):
     assert list(found) == list(columns)
     for name, values in columns.items():
         np.testing.assert_array_equal(found[name], values)
+
+
+def test_soft_labels_that_are_no_probabilities_are_refused(tmp_path):
+    images, columns = make()
+    columns["soft_label"][4] *= 1.01
+    write_image_dataset(tmp_path / "data", images, columns, NAMES)
+    with pytest.raises(InputError, match=r"holds in column soft_label, row 4, numbers from .* with the sum 1\.01: "):
+        read_image_dataset(tmp_path)
 
 
 def test_load_dataset_opens_the_folder(tmp_path):

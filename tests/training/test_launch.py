@@ -1,9 +1,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
+import signal
+import subprocess
 import sys
-from types import SimpleNamespace
+import threading
+import time
 
 import pytest
 
@@ -16,11 +21,11 @@ def started(monkeypatch):
     """The commands that would have been started, with their environments."""
     commands = []
 
-    def run(command, *, env, check):
-        commands.append((command, env))
-        return SimpleNamespace(returncode=0)
+    def run(command, environment):
+        commands.append((command, environment))
+        return 0
 
-    monkeypatch.setattr(launch.subprocess, "run", run)
+    monkeypatch.setattr(launch, "_run", run)
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     return commands
 
@@ -58,7 +63,7 @@ def test_accelerate_understands_the_command(started, monkeypatch):
 
 
 def test_exit_code_of_the_module_is_passed_on(monkeypatch, capsys):
-    monkeypatch.setattr(launch.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=2))
+    monkeypatch.setattr(launch, "_run", lambda *_: 2)
     with pytest.raises(SystemExit) as stopped:
         run_module("package.script", [])
     assert stopped.value.code == 2
@@ -67,7 +72,7 @@ def test_exit_code_of_the_module_is_passed_on(monkeypatch, capsys):
 
 
 def test_a_killed_module_is_named(monkeypatch, capsys):
-    monkeypatch.setattr(launch.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=-9))
+    monkeypatch.setattr(launch, "_run", lambda *_: -9)
     with pytest.raises(SystemExit) as stopped:
         run_module("package.script", [])
     assert stopped.value.code == 137
@@ -84,6 +89,99 @@ def test_module_runs_and_its_arguments_arrive(tmp_path, monkeypatch):
         run_module("probe", [str(tmp_path / "seen"), "two words"])
     assert stopped.value.code == 3
     assert (tmp_path / "seen").read_text() == "two words"
+
+
+# A script that works until it is ended, and the command that starts it.
+LONG_WORK = """
+import os, sys, time
+from histodistill.training.options import run_script
+
+def work(path):
+    with open(path + ".new", "w") as file:
+        file.write(str(os.getpid()))
+    os.rename(path + ".new", path)
+    time.sleep(600)
+
+run_script(lambda _: sys.argv[1], work)
+"""
+COMMAND = """
+import signal, sys
+from histodistill.training import cli, launch
+from histodistill.training.commands import distill
+
+# Where these tests run in the background of a shell, Ctrl-C is switched off.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+launch._PATIENCE = float(sys.argv[2])
+distill.main = lambda argv: launch.run_module("probe", argv)
+cli.main(["distill", sys.argv[1]])
+"""
+
+
+@pytest.fixture
+def end_command(tmp_path):
+    """`end_command(kill, number, patience)` ends the command with a signal while its script works.
+
+    Returns its exit code, what both wrote to standard error, and whether the script still works.
+    """
+    (tmp_path / "probe.py").write_text(LONG_WORK)
+    search = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    begun = tmp_path / "begun"
+    processes = []
+
+    def end(kill, number: int, patience: float) -> tuple[int, str, bool]:
+        argv = [sys.executable, "-c", COMMAND, str(begun), str(patience)]
+        with open(tmp_path / "errors", "w") as errors:
+            process = subprocess.Popen(
+                argv, env={**os.environ, "PYTHONPATH": search}, stderr=errors, start_new_session=True
+            )
+        processes.append(process)
+        deadline = time.monotonic() + 300
+        while not begun.exists():
+            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "errors").read_text()
+            time.sleep(0.05)
+        kill(process.pid, number)
+        code = process.wait(300)
+        try:
+            os.kill(int(begun.read_text()), 0)
+        except ProcessLookupError:
+            return code, (tmp_path / "errors").read_text(), False
+        return code, (tmp_path / "errors").read_text(), True
+
+    yield end
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_sigterm_ends_the_module_as_well(end_command):
+    code, errors, still_works = end_command(os.kill, signal.SIGTERM, patience=300)
+    assert (code, still_works) == (143, False)
+    assert errors == "error: probe was killed by signal 15: run the same command again to go on\n"
+
+
+@pytest.mark.parametrize(
+    ("kill", "patience"), [(os.killpg, 300), (os.kill, 0.2)], ids=["by a terminal", "the command alone"]
+)
+def test_interrupted_command_ends_with_one_sentence_after_its_module(end_command, kill, patience):
+    code, errors, still_works = end_command(kill, signal.SIGINT, patience)
+    assert (code, still_works) == (130, False)
+    assert errors == "error: histodistill distill was interrupted: the same command goes on where it stopped\n"
+
+
+def test_handler_of_sigterm_is_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    assert launch._run([sys.executable, "-c", "raise SystemExit(4)"], dict(os.environ)) == 4
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_module_runs_from_another_thread():
+    codes = []
+    command = [sys.executable, "-c", "raise SystemExit(4)"]
+    thread = threading.Thread(target=lambda: codes.append(launch._run(command, dict(os.environ))))
+    thread.start()
+    thread.join()
+    assert codes == [4]
 
 
 @pytest.mark.launch

@@ -6,6 +6,7 @@ import hashlib
 import io
 import re
 import threading
+import zipfile
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -136,6 +137,30 @@ def test_damaged_file(tmp_path, damage):
     (tmp_path / "mine.npz").write_bytes(content)
     message = refused(tmp_path / "mine.npz")
     assert str(tmp_path / "mine.npz") in message and ("damaged" in message or "single array" in message)
+
+
+@pytest.mark.parametrize(("count", "reason"), [(10**12, "allocate"), (10**30, "too large")])
+def test_header_that_asks_for_too_much(tmp_path, count, reason):
+    content = arrays(classes=2)
+    header = io.BytesIO()
+    kind = {"descr": "|u1", "fortran_order": False, "shape": (count, 28, 28, 3)}
+    np.lib.format.write_array_header_1_0(header, kind)
+    del content["train_images"]
+    np.savez(tmp_path / "mine.npz", **content)
+    with zipfile.ZipFile(tmp_path / "mine.npz", "a") as archive:
+        archive.writestr("train_images.npy", header.getvalue())
+    message = refused(tmp_path / "mine.npz")
+    assert message.startswith(f"{tmp_path / 'mine.npz'} cannot be read as a .npz file (") and reason in message
+
+
+def test_encrypted_archive(tmp_path):
+    content = bytearray(packed(arrays(classes=2)))
+    # The first bit of the flags says so, in the header of each entry and in the table of contents.
+    for signature, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        for found in re.finditer(re.escape(signature), bytes(content)):
+            content[found.start() + flags] |= 1
+    (tmp_path / "mine.npz").write_bytes(content)
+    assert "is encrypted, password required for extraction): " in refused(tmp_path / "mine.npz")
 
 
 # --- fetching ---

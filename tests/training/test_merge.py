@@ -44,7 +44,7 @@ def make_site(
     rng = np.random.default_rng(count)
     columns = {
         "label": np.repeat(np.arange(len(names)), n_per_class),
-        "soft_label": rng.random((count, len(names))).astype(dtype),
+        "soft_label": rng.dirichlet(np.ones(len(names)), count).astype(dtype),
         "seed": rng.permutation(100)[:count],
         "community": np.where(np.arange(count) % n_per_class == n_per_class - 1, -1, np.arange(count)),
     }

@@ -129,6 +129,16 @@ def test_only_the_first_of_several_processes_speaks(capsys, monkeypatch):
     assert capsys.readouterr().err == ""
 
 
+def test_interrupted_script_ends_in_silence(capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as error:
+        run_script(lambda argv: argv, interrupted, [])
+    assert error.value.code == 130
+    assert capsys.readouterr().err == ""
+
+
 def test_other_errors_keep_their_traceback():
     def broken(_):
         raise ZeroDivisionError

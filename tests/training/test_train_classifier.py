@@ -143,6 +143,17 @@ def test_missing_soft_labels_are_refused(accelerator, train):
     )
 
 
+@pytest.mark.parametrize("shift", [16, 40])
+def test_shift_by_a_whole_tile_is_refused(accelerator, train, shift):
+    with pytest.raises(InputError) as error:
+        fit(accelerator, train, config=dataclasses.replace(TINY, max_shift=shift))
+    assert str(error.value) == (
+        f"max_shift={shift} is out of range: it must be below the 16 px of the tiles, whose reflection comes in "
+        "at the edge; give less"
+    )
+    fit(accelerator, train, config=dataclasses.replace(TINY, max_shift=15, max_train_steps=1))
+
+
 def test_training_starts_from_given_weights(accelerator, train):
     still = dataclasses.replace(TINY, learning_rate=1e-12, weight_decay=0.0, max_train_steps=2)
     given = fit(accelerator, train, config=dataclasses.replace(TINY, max_train_steps=2)).model

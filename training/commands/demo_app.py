@@ -12,6 +12,7 @@ Needs gradio, which histodistill does not install by itself.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,4 +48,6 @@ def main(argv: list[str]) -> None:
         )
     # Read when gradio is imported.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    run_module("histodistill.training.demo_app", argv)
+    # Ctrl-C is how the page is closed.
+    with contextlib.suppress(KeyboardInterrupt):
+        run_module("histodistill.training.demo_app", argv)

@@ -38,7 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="noise levels, 0 to 1, at which guidance is applied",
     )
     parser.add_argument("--chunk-size", type=int, default=100, help="images that are generated together")
-    parser.add_argument("--seed", type=int, default=0, help="the pool's seed; image i has seed + i, modulo 2^63")
+    parser.add_argument("--seed", type=int, default=0, help="the pool's seed; of 0, image i has the seed i")
     parser.add_argument("--mixed-precision", choices=["no", "bf16", "fp16"], default="no", help="fp16 needs a GPU")
     add_launch_option(parser)
     args = parser.parse_args(argv)
@@ -47,7 +47,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     check_option(args, "guidance_scale", args.guidance_scale >= 0, "it must be at least 0")
     low, high = args.guidance_interval
     check_option(args, "guidance_interval", 0 <= low <= high <= 1, "it must be LOW HIGH with 0 <= LOW <= HIGH <= 1")
-    check_option(args, "seed", 0 <= args.seed < 2**62, "it must be at least 0 and below 2^62")
+    check_option(args, "seed", 0 <= args.seed < 2**31, "it must be at least 0 and below 2^31")
     return args
 
 
