@@ -35,8 +35,8 @@ from histodistill.training.run_facts import public_name, read_optional, source_n
 from histodistill.training.stages import read_record
 
 
-#: Browsers count in floats: above this, two seeds can be one.
-LARGEST_SEED = 2**53 - 1
+#: torch's CPU generators read 32 bits of a seed: above this, two seeds are one image.
+LARGEST_SEED = 2**32 - 1
 _AUDITED = {
     "distilled": "The distilled set",
     "selector": "The selector",

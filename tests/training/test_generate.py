@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from histodistill.training import generate as script
 from histodistill.training.data import load_tiles
 from histodistill.training.errors import InputError
-from histodistill.training.files import read_json
+from histodistill.training.files import read_json, write_json
 from histodistill.training.generate import generate_images, plan_pool, read_chunk, write_chunk
 from histodistill.training.image_dataset import read_image_dataset
 from histodistill.training.options import run_script
@@ -122,6 +122,7 @@ def test_killed_run_goes_on_with_the_missing_chunks(tmp_path, tiny_pool, run_mai
 def test_finished_chunks_are_kept_and_damaged_ones_made_again(tmp_path, tiny_pool, run_main, pool_argv, made):
     labels, seeds = plan_pool(5, 6, 0)
     kept = np.full((8, 16, 16, 3), 77, np.uint8)
+    write_json(tmp_path / "stage.json", {})
     write_chunk(tmp_path / "chunks" / "chunk-000000.npz", kept, labels[:8], seeds[:8])
     write_chunk(tmp_path / "chunks" / "chunk-000001.npz", kept, labels[8:16], seeds[8:16])
     damaged = (tmp_path / "chunks" / "chunk-000001.npz").read_bytes()
