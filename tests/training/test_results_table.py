@@ -410,7 +410,7 @@ def test_table_has_a_line_for_each_row_and_size(grown):
     assert validation.startswith("Validation tiles\n\n| classifier |") and test.startswith("Test tiles\n\n|")
     assert validation.endswith(markdown_table(results["rows"], "validation") + "\n")
     assert test.endswith(markdown_table(results["rows"], "test"))
-    assert [len(part.splitlines()) for part in (validation, test)] == [2 + 2 + 14 + 1, 2 + 2 + 14]
+    assert [len(part.splitlines()) for part in (validation, test)] == [2 + 2 + 14 + 2 + 1, 2 + 2 + 14 + 2]
     record = read_record(folder)
     assert (record["complete"], record["num_cells"]) == (True, 28)
     for name in ("accuracy_by_size", "confusion", "per_class_f1", "reliability"):
