@@ -17,7 +17,7 @@ from histodistill.hub_cards.run_facts import ARCHITECTURES
 from histodistill.training.files import write_text
 from histodistill.training.image_dataset import read_image_dataset
 from histodistill.training.images import png_bytes
-from histodistill.training.run_facts import package_versions, privacy_facts, read_optional
+from histodistill.training.run_facts import package_versions, privacy_facts, read_optional, source_name
 from histodistill.training.stages import read_record
 
 
@@ -146,7 +146,7 @@ def _page(run: Path) -> dict[str, Any]:
     records = {name: read_record(run / name) or {} for name in _STAGES}
     return {
         "name": about.get("data") or (results or {}).get("data") or run.resolve().name,
-        "phantom": about.get("data") == "phantom",
+        "phantom": source_name(run) == "phantom",
         "num_images": len(images),
         "num_tiles": about.get("num_tiles"),
         "image_size": images.shape[1],
