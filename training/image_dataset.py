@@ -50,12 +50,16 @@ def read_image_dataset(folder: str | Path) -> tuple[np.ndarray, dict[str, np.nda
         Images uint8 N×H×W×3, the other columns as arrays, and the class names.
 
     Raises:
-        InputError: If there is no such dataset.
+        InputError: If there is no such dataset, or it is damaged.
     """
     files = sorted(str(file) for file in (Path(folder) / "data").glob("train-*.parquet"))
     if not files:
         raise InputError(f"{folder} holds no image dataset: give a folder with data/train-*.parquet in it")
-    dataset = load_dataset("parquet", data_files=files, split="train")
-    images = np.stack([np.asarray(image) for image in dataset["image"]])
-    columns = {name: np.asarray(dataset[name]) for name in dataset.column_names if name != "image"}
-    return images, columns, dataset.features["label"].names
+    try:
+        dataset = load_dataset("parquet", data_files=files, split="train")
+        images = np.stack([np.asarray(image) for image in dataset["image"]])
+        columns = {name: np.asarray(dataset[name]) for name in dataset.column_names if name != "image"}
+        return images, columns, dataset.features["label"].names
+    except Exception as error:  # of many kinds: pyarrow's, datasets', Pillow's
+        # What datasets raises tells only by its cause what went wrong.
+        raise InputError(f"{folder} cannot be read ({error.__cause__ or error}): make it again") from error
