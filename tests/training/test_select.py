@@ -201,6 +201,19 @@ def test_teacher_that_is_no_classifier(tmp_path, tiny_autoencoder, run_main, sel
     assert not (tmp_path / "output").exists()
 
 
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"data": null}'])
+def test_teacher_without_results_is_refused_before_anything_is_written(
+    tmp_path, tiny_teacher, run_main, select_argv, text
+):
+    teacher = shutil.copytree(tiny_teacher, tmp_path / "teacher")
+    (teacher / "results.json").unlink()
+    if text is not None:
+        (teacher / "results.json").write_text(text)
+    with pytest.raises(InputError, match=r"teacher/results\.json is missing or damaged: give a classifier with all"):
+        run_main(script, *select_argv, "--teacher", teacher, "--output", tmp_path / "output")
+    assert not (tmp_path / "output").exists()
+
+
 def test_unfinished_pool_is_refused(tmp_path, tiny_pool, run_main, select_argv):
     shutil.copytree(tiny_pool, tmp_path / "pool")
     record = read_json(tmp_path / "pool" / "stage.json")
