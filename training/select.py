@@ -87,7 +87,9 @@ def main(args: argparse.Namespace) -> None:
                 f"--data {args.data} has other classes than the pool ({_short(source.class_names)} and not "
                 f"{_short(class_names)}): give the tiles that the pipeline was trained on"
             )
-        inputs["data"], real = source.fingerprint(), source.split("train")
+        inputs["data"] = source.fingerprint()
+    if args.typical_share is not None:  # nothing else goes by embeddings of real tiles
+        real = source.split("train")
     stage = Stage(args.output / "distilled", {"stage": "distilled", **inputs, **result_settings(args)})
     if stage.complete and (args.output / "selector" / "config.json").is_file():
         print(f"select: {args.output / 'distilled'} is already finished")

@@ -272,6 +272,22 @@ def test_real_tiles_that_no_option_goes_by_are_not_read(selected, run_main, sele
     assert "already finished" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("argv", "counts"), [(["--drop-copies"], [30]), (["--drop-copies", "--typical-share", 0.9], [30, 120])]
+)
+def test_real_tiles_are_embedded_only_for_what_goes_by_their_embeddings(
+    tmp_path, run_main, select_argv, tiny_npz, monkeypatch, argv, counts
+):
+    embedded = []
+    monkeypatch.setattr(
+        script, "embed_images", lambda name, images: embedded.append(len(images)) or embed_images(name, images)
+    )
+    # Copies are looked for in embeddings of their own.
+    monkeypatch.setattr(script, "find_copies", lambda images, *others: (np.zeros(len(images), bool), None))
+    run_main(script, *select_argv, *argv, "--data", tiny_npz, "--output", tmp_path)
+    assert embedded == counts
+
+
 def test_missing_real_tiles_are_refused_before_anything_is_loaded(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "run_module", lambda *call: pytest.fail("the script was started"))
     folders = ["--pool", "/no/such", "--teacher", "/no/such", "--output", str(tmp_path / "output")]
