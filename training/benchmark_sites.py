@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from histodistill.selection.communities import LARGEST_RANDOM_STATE
 from histodistill.training.accelerator import make_accelerator
 from histodistill.training.cells import METRICS, read_cell, spread, train_cell
 from histodistill.training.commands import distill
@@ -81,11 +82,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         check_option(args, name, getattr(args, name) >= 1, "it must be at least 1")
     for name in (*(f"{stage}_steps" for stage in TRAINED), "per_class"):
         check_option(args, name, getattr(args, name) is None or getattr(args, name) >= 1, "it must be at least 1")
-    check_option(args, "split_seed", 0 <= args.split_seed < 2**31, "it must be at least 0 and below 2^31")
+    rule = f"0 to {LARGEST_RANDOM_STATE}, the largest that a selector takes"
+    check_option(args, "split_seed", 0 <= args.split_seed <= LARGEST_RANDOM_STATE, f"it must be {rule}")
     if args.train.count(":") > 1:
         fail(f"--train={args.train}: write ARCHITECTURE:STEPS, as in convnet:600")
     args.train = [args.train]
     check_cell_options(args, [])
+    check_option(args, "seeds", max(args.seeds) <= LARGEST_RANDOM_STATE, f"each must be {rule}")
     steps = args.plan[0][1]
     if steps % args.rounds:
         fail(f"--rounds={args.rounds} does not divide the {steps} steps of --train: give numbers that do")
@@ -184,7 +187,7 @@ def main(args: argparse.Namespace) -> None:
         args.output / "sites.json",
         {"data": source.name, "class_names": source.class_names, "tiles_per_site": counts, "rows": table},
     )
-    text = site_table(counts, source.class_names) + "\n" + score_table(table, titles(args))
+    text = site_table(counts, source.class_names) + "\n" + score_table(table, titles(args, as_many))
     write_text(args.output / "sites.md", text)
     stage.finish(num_cells=len(cells))
     print(text)
@@ -247,12 +250,14 @@ def summarise_sites(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def titles(args: argparse.Namespace) -> dict[str, str]:
-    """What the rows are called."""
+def titles(args: argparse.Namespace, as_many: int) -> dict[str, str]:
+    """What the rows are called, where `sampled` has `as_many` tiles of each class."""
+    is_cut = as_many < args.sites * args.n_per_class
     named = {
         "pooled": "all real tiles of all sites together",
         MERGED: "the merged distilled sets",
-        "sampled": "random real tiles of all sites together, as many as merged",
+        "sampled": "random real tiles of all sites together, "
+        + (f"{as_many} of each class, as the rarest has no more" if is_cut else "as many as merged"),
         "federated": f"federated averaging, {args.rounds} rounds",
         "sites": "the real tiles of one site, mean over sites",
     }

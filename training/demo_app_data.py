@@ -16,7 +16,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
-from histodistill.hub_cards.gate import AUDIT_FORMAT, audit_sentences, files_to_audit, hash_files
+from histodistill.hub_cards.gate import AUDIT_FORMAT, audit_sentences
 from histodistill.training.commands.generate import PIPELINE_OPTIONS
 from histodistill.training.errors import InputError
 from histodistill.training.image_dataset import read_image_dataset
@@ -25,6 +25,7 @@ from histodistill.training.report import (
     BENCHMARK_PICTURES,
     SELECTION_PICTURES,
     architecture_title,
+    audit_outcome,
     format_score,
     read_pictures,
     recoveries,
@@ -126,12 +127,9 @@ def audited_parts(run: Path, audit: dict[str, Any] | None) -> list[AuditedPart]:
         return []
     parts, told = [], set()
     for name, verdict in audit["parts"].items():
-        folder = run / name
-        is_same = folder.is_dir() and hash_files(folder, files_to_audit(folder)) == verdict["files"]
-        outcome = ("passed" if verdict["passed"] else "failed") if is_same else "outdated"
         sentences = [sentence for sentence in audit_sentences(audit, name) if sentence not in told]
         told.update(sentences)
-        parts.append(AuditedPart(_AUDITED.get(name, name), outcome, sentences))
+        parts.append(AuditedPart(_AUDITED.get(name, name), audit_outcome(run / name, verdict), sentences))
     return parts
 
 

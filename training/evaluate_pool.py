@@ -15,7 +15,7 @@ from histodistill.training.accelerator import make_accelerator
 from histodistill.training.cells import check_same_kind, read_cell, summarise_rows, train_cell
 from histodistill.training.commands.evaluate_pool import ROWS, parse_args
 from histodistill.training.data import load_tiles, to_model_input, to_uint8
-from histodistill.training.embedders import embed_images
+from histodistill.training.embedders import embed_images, embedder_fingerprint
 from histodistill.training.errors import InputError
 from histodistill.training.evaluation_figures import CANDIDATES, DISTANCES, distance_lines, draw_distances, draw_tiles
 from histodistill.training.files import read_json, write_bytes, write_json
@@ -118,6 +118,8 @@ def main(args: argparse.Namespace) -> None:
     if embedder is None:
         embedder = args.run / "teacher"
         records["teacher"] = require_complete(embedder, "teacher", "run train_classifier, or give --embedder")
+    # For a folder, its content and not its path.
+    embedder_name = None if args.embedder is None else embedder_fingerprint(args.embedder)
     source = load_tiles(args.data, image_size=args.image_size)
     train, validation = source.split("train"), source.split("validation")
     images, columns, class_names = read_image_dataset(args.pool)
@@ -131,7 +133,7 @@ def main(args: argparse.Namespace) -> None:
         "stage": "evaluation",
         "data": source.fingerprint(),
         **{name: record["fingerprint"] for name, record in records.items()},
-        "embedder": args.embedder,
+        "embedder": embedder_name,
         "n_neighbors": args.n_neighbors,
         "train": args.train,
         "seeds": args.seeds,
@@ -194,7 +196,7 @@ def main(args: argparse.Namespace) -> None:
         results = {
             "data": source.name,
             "class_names": class_names,
-            "embedder": str(args.embedder or "teacher"),
+            "embedder": embedder_name or "teacher",
             "n_neighbors": args.n_neighbors,
             "distances": distances,
             "rows": rows,

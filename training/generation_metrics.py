@@ -76,7 +76,7 @@ def kernel_distance(
     Args:
         real, generated: float N×D and M×D.
         subset_size: Images of each kind per estimate; fewer where there are not as many.
-        num_subsets: Estimates that are averaged.
+        num_subsets: Estimates that are averaged; one where each subset would be the whole of both sets.
         seed: Of the choice of subsets.
 
     Raises:
@@ -86,6 +86,8 @@ def kernel_distance(
 
     real, generated = _checked(real, generated, at_least=2)
     subset_size = min(subset_size, len(real), len(generated))
+    if subset_size == len(real) == len(generated):
+        num_subsets = 1
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all extracted features")
         metric = KernelInceptionDistance(feature=_as_they_are(real), subsets=num_subsets, subset_size=subset_size)

@@ -51,14 +51,19 @@ def read_image_dataset(folder: str | Path) -> tuple[np.ndarray, dict[str, np.nda
         Images uint8 N×H×W×3, the other columns as arrays, and the class names.
 
     Raises:
-        InputError: If there is no such dataset, or a row of its soft labels is no probabilities.
+        InputError: If there is no such dataset, it is damaged, or a row of its soft labels is no probabilities.
     """
     files = sorted(str(file) for file in (Path(folder) / "data").glob("train-*.parquet"))
     if not files:
         raise InputError(f"{folder} holds no image dataset: give a folder with data/train-*.parquet in it")
-    dataset = load_dataset("parquet", data_files=files, split="train")
-    images = np.stack([np.asarray(image) for image in dataset["image"]])
-    columns = {name: np.asarray(dataset[name]) for name in dataset.column_names if name != "image"}
+    try:
+        dataset = load_dataset("parquet", data_files=files, split="train")
+        images = np.stack([np.asarray(image) for image in dataset["image"]])
+        columns = {name: np.asarray(dataset[name]) for name in dataset.column_names if name != "image"}
+        class_names = dataset.features["label"].names
+    except Exception as error:  # of many kinds: pyarrow's, datasets', Pillow's
+        # What datasets raises tells only by its cause what went wrong.
+        raise InputError(f"{folder} cannot be read ({error.__cause__ or error}): make it again") from error
     if "soft_label" in columns:
         check_soft_labels(columns["soft_label"], str(folder))
-    return images, columns, dataset.features["label"].names
+    return images, columns, class_names

@@ -12,11 +12,12 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
+from histodistill.hub_cards.gate import AUDIT_FORMAT, files_to_audit, hash_files
 from histodistill.hub_cards.run_facts import ARCHITECTURES
 from histodistill.training.files import write_text
 from histodistill.training.image_dataset import read_image_dataset
 from histodistill.training.images import png_bytes
-from histodistill.training.run_facts import package_versions, privacy_facts, read_optional
+from histodistill.training.run_facts import package_versions, privacy_facts, read_optional, source_name
 from histodistill.training.stages import read_record
 
 
@@ -145,7 +146,7 @@ def _page(run: Path) -> dict[str, Any]:
     records = {name: read_record(run / name) or {} for name in _STAGES}
     return {
         "name": about.get("data") or (results or {}).get("data") or run.resolve().name,
-        "phantom": about.get("data") == "phantom",
+        "phantom": source_name(run) == "phantom",
         "num_images": len(images),
         "num_tiles": about.get("num_tiles"),
         "image_size": images.shape[1],
@@ -154,7 +155,7 @@ def _page(run: Path) -> dict[str, Any]:
         "result_notes": results.get("notes", []) if results else [],
         "classes": _classes(images, columns["label"], class_names),
         "quality": _pool_quality(read_optional(run / "evaluation" / "metrics.json")),
-        "audit": _audit(read_optional(run / "audit.json")),
+        "audit": _audit(run, read_optional(run / "audit.json")),
         "privacy": privacy_facts(records["pipeline"], records["distilled"]),
         "communities": _communities(records["distilled"].get("community_sizes", {}), columns, class_names),
         "dropped": [(name, n) for name, n in records["distilled"].get("dropped", {}).items() if n],
@@ -237,9 +238,21 @@ def _pool_quality(metrics: dict[str, Any] | None) -> dict[str, Any] | None:
     return {"titles": [title for title, _ in DISTANCES.values()], "rows": rows, "scores": scores}
 
 
-def _audit(audit: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What `histodistill audit` found, numbers already as text; None where it was not run."""
-    if not audit:
+def audit_outcome(folder: Path, verdict: dict[str, Any]) -> str:
+    """What a verdict of `audit.json` is worth: "passed", "failed", or "outdated" for files that it is not about.
+
+    Args:
+        folder: The audited part of a run, which may be gone by now.
+        verdict: Of that part: whether it passed, and the SHA-256 of its files.
+    """
+    if not folder.is_dir() or hash_files(folder, files_to_audit(folder)) != verdict["files"]:
+        return "outdated"
+    return "passed" if verdict["passed"] else "failed"
+
+
+def _audit(run: Path, audit: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What `histodistill audit` found, numbers already as text; None where this version of it was not run."""
+    if not audit or audit.get("format") != AUDIT_FORMAT:
         return None
     figures, verdicts = audit["figures"], audit["parts"]
     attacks = []
@@ -265,7 +278,7 @@ def _audit(audit: dict[str, Any] | None) -> dict[str, Any] | None:
             }
         )
     return {
-        "verdicts": [(part, verdict["passed"]) for part, verdict in verdicts.items()],
+        "verdicts": [(part, audit_outcome(run / part, verdict)) for part, verdict in verdicts.items()],
         "findings": max((verdict["findings"] for verdict in verdicts.values()), key=len),
         "attacks": attacks,
         "held_out_at_random": audit["held_out_at_random"],

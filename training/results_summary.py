@@ -16,6 +16,11 @@ SPLITS = ("validation", "test")
 BASELINES = {"random": "random pool images", "real_random": "random real tiles"}
 # The row whose accuracy is 100 % of recovery.
 CEILING = "real_all"
+# What stands below a table.
+_NOTE = (
+    "Recovery and margins are over the seeds in common with the baseline of the same recipe (the options beside a "
+    "row's name); † marks those over the plain baseline, where none of that recipe was trained."
+)
 
 
 def summarise(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -25,10 +30,15 @@ def summarise(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
         cells: As `train_cell` returns them.
 
     Returns:
-        Dicts of architecture, row, size, num_train, steps, seeds, and for each split and metric the mean, the standard
-        deviation (None for one seed), the values, and `margins` over the rows of `BASELINES` of the same architecture
-        and size on the seeds that both have: see `paired_margin`, None where there is nothing to compare. Each split
-        also has `recovery`: the mean accuracy over that of the row `CEILING` of the same architecture, or None.
+        Dicts of architecture, row, size, num_train, steps, seeds, `against`, and for each split and metric the mean,
+        the standard deviation (None for one seed), the values, and `margins` over the rows of `BASELINES` of the same
+        architecture and size on the seeds that both have: see `paired_margin`, None where there is nothing to compare.
+        Each split also has `recovery`: the mean accuracy over that of the row `CEILING` of the same architecture, on
+        the seeds that both have, or None.
+
+        A row `X@R`, where R are the options of its recipe, is compared with the row `BASELINE@R`, and with the plain
+        `BASELINE` only where that was not trained; so is its recovery. `against` maps each of `BASELINES` and
+        `CEILING` to the row that was taken, or None. A baseline has no margin over itself, whatever its recipe.
     """
     groups: dict[tuple, dict[int, dict]] = {}
     for cell in cells:
@@ -37,6 +47,9 @@ def summarise(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for (architecture, row, size), by_seed in groups.items():
         seeds = sorted(by_seed)
         first = by_seed[seeds[0]]
+        tiles, _, recipe = row.partition("@")
+        sizes = {**{name: size for name in BASELINES if name != tiles}, CEILING: None}
+        against = {name: _counterpart(groups, architecture, name, recipe, of) for name, of in sizes.items()}
         record = {
             "architecture": architecture,
             "row": row,
@@ -44,20 +57,28 @@ def summarise(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "num_train": first["num_train"],
             "steps": first["config"]["max_train_steps"],
             "seeds": seeds,
+            "against": against,
         }
-        ceiling = groups.get((architecture, CEILING, None), {}).values()
+        ceiling = groups.get((architecture, against[CEILING], None), {})
+        both = sorted(by_seed.keys() & ceiling.keys())
         for split in SPLITS:
             record[split] = {metric: spread([by_seed[seed][split][metric] for seed in seeds]) for metric in METRICS}
             for metric in METRICS:
                 record[split][metric]["margins"] = {
-                    name: _margin(by_seed, groups.get((architecture, name, size), {}), split, metric)
+                    name: _margin(by_seed, groups.get((architecture, against[name], size), {}), split, metric)
                     for name in BASELINES
-                    if name != row
+                    if name in against
                 }
-            whole = spread([cell[split]["accuracy"] for cell in ceiling])["mean"]
-            record[split]["recovery"] = record[split]["accuracy"]["mean"] / whole if whole else None
+            mine, whole = (sum(cells[seed][split]["accuracy"] for seed in both) for cells in (by_seed, ceiling))
+            record[split]["recovery"] = mine / whole if whole else None
         rows.append(record)
     return rows
+
+
+def _counterpart(groups: dict[tuple, Any], architecture: str, name: str, recipe: str, size: int | None) -> str | None:
+    """The row `name` with this recipe where it was trained, or else the plain one; None where neither was."""
+    names = [f"{name}@{recipe}", name] if recipe else [name]
+    return next((name for name in names if (architecture, name, size) in groups), None)
 
 
 def _margin(mine: dict[int, dict], baseline: dict[int, dict], split: str, metric: str) -> dict[str, Any] | None:
@@ -88,7 +109,7 @@ def paired_margin(scores: np.ndarray, baseline: np.ndarray) -> dict[str, float |
 
 
 def markdown_table(rows: list[dict[str, Any]], split: str) -> str:
-    """The table of one split: a block for each architecture and size, rows in their order."""
+    """The table of one split: a block for each architecture and size, rows in their order, and a note below it."""
     over = [f"ACC over {title}, 95 % interval | p" for title in BASELINES.values()]
     header = ["classifier", "images per class", "trained on", "ACC", "AUC", "macro F1", "recovery", *over]
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * (7 + 2 * len(BASELINES))]
@@ -100,13 +121,16 @@ def markdown_table(rows: list[dict[str, Any]], split: str) -> str:
                     continue
                 scores = " | ".join(_score(row[split][metric]) for metric in METRICS)
                 recovery = row[split]["recovery"]
-                share = "–" if recovery is None else f"{100 * recovery:.1f} %"
-                margins = " | ".join(_text(row[split]["accuracy"]["margins"].get(name)) for name in BASELINES)
+                # A baseline that is plain where the row is not.
+                marks = {name: "†" for name, other in row["against"].items() if "@" in row["row"] and other == name}
+                share = "–" if recovery is None else f"{100 * recovery:.1f} %{marks.get(CEILING, '')}"
+                found = row[split]["accuracy"]["margins"]
+                margins = " | ".join(_text(found.get(name), marks.get(name, "")) for name in BASELINES)
                 images = "all" if size is None else size
                 lines.append(
                     f"| {architecture} | {images} | {row_title(row['row'])} | {scores} | {share} | {margins} |"
                 )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", _NOTE]) + "\n"
 
 
 def row_title(row: str) -> str:
@@ -123,9 +147,9 @@ def _score(score: dict[str, Any]) -> str:
     return f"{score['mean']:.3f}{deviation}"
 
 
-def _text(margin: dict[str, Any] | None) -> str:
+def _text(margin: dict[str, Any] | None, mark: str) -> str:
     if margin is None:
         return " | "
     if margin["low"] is None:
-        return f"{margin['mean']:+.3f} | "
-    return f"{margin['mean']:+.3f} ({margin['low']:+.3f} to {margin['high']:+.3f}) | {margin['p_value']:.3f}"
+        return f"{margin['mean']:+.3f}{mark} | "
+    return f"{margin['mean']:+.3f} ({margin['low']:+.3f} to {margin['high']:+.3f}){mark} | {margin['p_value']:.3f}"

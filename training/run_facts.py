@@ -164,7 +164,10 @@ def package_versions(records: dict[str, dict[str, Any]]) -> dict[str, str]:
 
 
 def benchmark_rows(run: Path, n_per_class: int) -> list[dict[str, Any]]:
-    """Test scores of the rows of the results table with as many images per class as the distilled set, or all."""
+    """Test scores of the rows of the results table with as many images per class as the distilled set, or all.
+
+    `margin` is that over random pool images: those of the row's recipe, or plain ones where these were not trained.
+    """
     table = read_optional(run / "benchmark" / "benchmark.json") or {"rows": []}
     rows = []
     for row in table["rows"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 
@@ -47,6 +48,21 @@ def require_enough(copies: np.ndarray, labels: np.ndarray, class_names: list[str
         )
 
 
+def tiles_of(teacher: Path) -> str:
+    """Name of the tiles that a classifier was trained on, from the results beside it.
+
+    Raises:
+        InputError: If these are missing or damaged.
+    """
+    path = teacher / "results.json"
+    try:
+        return read_json(path)["data"]["train"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(
+            f"{path} is missing or damaged: give a classifier with all that train_classifier left beside it"
+        ) from error
+
+
 def main(args: argparse.Namespace) -> None:
     """Embeds the pool, fits the selector, and writes both results."""
     pool_record = require_complete(args.pool, "pool", "run histodistill generate first")
@@ -68,12 +84,15 @@ def main(args: argparse.Namespace) -> None:
                 f"--data {args.data} has other classes than the pool ({_short(source.class_names)} and not "
                 f"{_short(class_names)}): give the tiles that the pipeline was trained on"
             )
-        inputs["data"], real = source.fingerprint(), source.split("train")
+        inputs["data"] = source.fingerprint()
+    if args.typical_share is not None:  # nothing else goes by embeddings of real tiles
+        real = source.split("train")
     stage = Stage(args.output / "distilled", {"stage": "distilled", **inputs, **result_settings(args)})
     stage.require_own_folder()
     if stage.complete and (args.output / "selector" / "config.json").is_file():
         print(f"select: {args.output / 'distilled'} is already finished")
         return
+    source_name = tiles_of(args.teacher)
     make_selector(args)  # refuses what is out of range before the embedding, which takes a while
     teacher = Classifier.from_pretrained(args.teacher)
     if teacher.class_names != class_names:
@@ -132,7 +151,7 @@ def main(args: argparse.Namespace) -> None:
         filters=filters,
         generation={name: pool_record["settings"][name] for name in PIPELINE_OPTIONS},
         features=features,
-        source_name=read_json(args.teacher / "results.json")["data"]["train"],
+        source_name=source_name,
     )
     write_text(args.output / "distilled" / "README.md", render_dataset_card(card))
     stage.finish(

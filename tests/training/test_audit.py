@@ -184,11 +184,18 @@ def test_bad_options(argv, message, capsys):
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
+def test_number_of_planted_copies_is_not_left_out(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse_args(["run", "--data", "phantom", "--plant"])
+    assert stopped.value.code == 2
+    assert "argument --plant: expected one argument" in capsys.readouterr().err
+
+
 def test_defaults_and_the_command(monkeypatch):
     args = parse_args(["runs/one", "--data", "phantom"])
     assert args.embedders == ["untrained", "runs/one/autoencoder"]
     assert (args.plant, args.audit_share, args.seed) == (100, None, 0)
-    assert parse_args(["runs/one", "--data", "phantom", "--plant"]).plant == 100
+    assert parse_args(["runs/one", "--data", "phantom", "--plant", "0"]).plant == 0
     started = []
     monkeypatch.setattr(command, "run_module", lambda *call: started.append(call))
     command.main(["run", "--data", "phantom"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from histodistill.training import benchmark_sites as script
-from histodistill.training.benchmark_sites import parse_args, summarise_sites
+from histodistill.training.benchmark_sites import parse_args, summarise_sites, titles
 from histodistill.training.data import load_tiles
 from histodistill.training.files import read_json
 from histodistill.training.results_summary import paired_margin
@@ -17,6 +17,7 @@ from histodistill.training.stages import read_record
 
 OPTIONS = ["--sites", "2", "--min-per-class", "3", "--n-per-class", "2", "--train", "convnet:2", "--batch-size", "8"]
 OPTIONS += ["--rounds", "2"]
+SEEDS = "0 to 2147483647, the largest that a selector takes"
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,9 @@ OPTIONS += ["--rounds", "2"]
         (["--rounds", "7"], "--rounds=7 does not divide the 600 steps of --train: give numbers that do"),
         (["--rounds", "0"], "--rounds=0 is out of range: it must be at least 1"),
         (["--diffusion-steps", "0"], "--diffusion-steps=0 is out of range: it must be at least 1"),
+        (["--split-seed", "-1"], f"--split-seed=-1 is out of range: it must be {SEEDS}"),
+        (["--split-seed", "2147483648"], f"--split-seed=2147483648 is out of range: it must be {SEEDS}"),
+        (["--seeds", "0", "2147483648"], f"--seeds=[0, 2147483648] is out of range: each must be {SEEDS}"),
         (["--train", "convnet:5:random"], "--train=convnet:5:random: write ARCHITECTURE:STEPS, as in convnet:600"),
         (["--train", "mlp:5"], "--train=mlp:5: the architecture must be one of convnet, resnet18, vit"),
     ],
@@ -36,6 +40,14 @@ def test_bad_options_end_with_one_sentence(argv, message, capsys):
         parse_args(["--data", "phantom", "--output", "/no/such", *argv])
     assert error.value.code == 2
     assert capsys.readouterr().err == f"error: {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("as_many", "words"), [(4, "as many as merged"), (3, "3 of each class, as the rarest has no more")]
+)
+def test_title_of_sampled_tiles_tells_how_many(as_many, words):
+    args = parse_args(["--data", "phantom", "--output", "/no/such", *OPTIONS, "--seeds", str(2**31 - 1)])
+    assert titles(args, as_many)["sampled"] == f"random real tiles of all sites together, {words}"
 
 
 def test_each_site_distils_its_own_tiles(tiny_npz, tmp_path, monkeypatch):

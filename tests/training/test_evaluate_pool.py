@@ -18,7 +18,7 @@ from histodistill.training import evaluate_pool as script
 from histodistill.training.commands import evaluate_pool as command
 from histodistill.training.commands.evaluate_pool import ROWS, parse_args
 from histodistill.training.data import load_tiles, to_model_input
-from histodistill.training.embedders import embed_images
+from histodistill.training.embedders import embed_images, embedder_fingerprint
 from histodistill.training.errors import InputError
 from histodistill.training.evaluate_pool import (
     accuracy_scores,
@@ -567,15 +567,25 @@ def test_test_tiles_are_not_touched(run, run_main, tiny_tiles, evaluated, tmp_pa
     assert found == expected
 
 
-def test_another_pool_and_another_embedder(start, run, evaluated, tmp_path):
+def test_another_pool_and_another_embedder(start, run, evaluated, tmp_path, capsys):
     # Where a model is named, no teacher is needed.
     shutil.move(run / "teacher", tmp_path / "model")
     shutil.move(run / "pool", tmp_path / "pool")
     start("--pool", tmp_path / "pool", "--embedder", tmp_path / "model", "--train")
     results = read_json(run / "evaluation" / "metrics.json")
-    assert results["embedder"] == str(tmp_path / "model")
     assert results["distances"] == read_json(evaluated / "evaluation" / "distances.json")
-    assert "teacher" not in read_record(run / "evaluation")["settings"]
+    settings = read_record(run / "evaluation")["settings"]
+    assert "teacher" not in settings
+    # A folder is known by its content: it may move, but not change.
+    assert results["embedder"] == settings["embedder"] == embedder_fingerprint(tmp_path / "model")
+    assert str(tmp_path) not in (run / "evaluation" / "metrics.json").read_text()
+    shutil.move(tmp_path / "model", tmp_path / "moved")
+    argv = ["--pool", tmp_path / "pool", "--embedder", tmp_path / "moved", "--train"]
+    start(*argv)
+    assert "is already finished" in capsys.readouterr().out
+    (tmp_path / "moved" / "results.json").write_text("{}")
+    with pytest.raises(InputError, match=r"was made with other settings \(embedder was "):
+        start(*argv)
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,18 @@ def test_kernel_distance_of_all_is_the_unbiased_estimate(subset_size):
     )
 
 
+@pytest.mark.parametrize(("counts", "subsets"), [((9, 9), 1), ((9, 8), 5), ((10, 10), 5)])
+def test_kernel_distance_of_all_is_estimated_once(counts, subsets, monkeypatch):
+    from torchmetrics.image import kid
+
+    estimated = []
+    poly_mmd = kid.poly_mmd
+    monkeypatch.setattr(kid, "poly_mmd", lambda *sets: estimated.append(sets) or poly_mmd(*sets))
+    real, generated = normal(counts[0], 3), normal(counts[1], 3, seed=1)
+    kernel_distance(real, generated, subset_size=9, num_subsets=5)
+    assert len(estimated) == subsets
+
+
 def test_kernel_distance_takes_as_many_as_the_smaller_set_has():
     # Of the larger set, where all are copies of one point, every choice is the same.
     real, generated = normal(6, 3), np.tile(normal(1, 3, seed=1), (30, 1))

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Image, List, Value, load_dataset
+from PIL import Image as PILImage
 
 from histodistill.training import image_dataset
 from histodistill.training.errors import InputError
 from histodistill.training.image_dataset import read_image_dataset, write_image_dataset
+from histodistill.training.images import png_bytes
 
 
 NAMES = ["adipose", "glands", "mucus"]
@@ -88,6 +92,26 @@ def test_a_failure_leaves_the_old_dataset(tmp_path, monkeypatch):
         write_image_dataset(tmp_path / "data", *make(3), NAMES)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
     np.testing.assert_array_equal(read_image_dataset(tmp_path)[0], images)
+
+
+@pytest.mark.parametrize("damage", ["no table", "cut off", "no image", "two sizes"])
+def test_a_damaged_dataset_is_one_sentence(tmp_path, damage):
+    file = tmp_path / "data" / "train-00000-of-00001.parquet"
+    write_image_dataset(tmp_path / "data", *make(), NAMES)
+    if damage == "no table":
+        file.write_bytes(b"nothing")
+    elif damage == "cut off":
+        file.write_bytes(file.read_bytes()[:-50])
+    else:
+        png = {"no image": b"nothing", "two sizes": png_bytes(PILImage.new("RGB", (9, 9)))}[damage]
+        table = pq.read_table(file)
+        images = table["image"].to_pylist()
+        images[3]["bytes"] = png
+        field = table.field("image")
+        pq.write_table(table.set_column(0, field, pa.array(images, field.type)), file)
+    with pytest.raises(InputError, match=r"cannot be read \(.+\): make it again$") as error:
+        read_image_dataset(tmp_path)
+    assert str(error.value).startswith(str(tmp_path)) and "\n" not in str(error.value)
 
 
 def test_a_folder_without_a_dataset(tmp_path):

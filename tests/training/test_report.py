@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from histodistill.hub_cards.gate import AUDIT_FORMAT, files_to_audit, hash_files
 from histodistill.training.errors import InputError
 from histodistill.training.files import read_json, write_json
 from histodistill.training.image_dataset import write_image_dataset
@@ -262,6 +263,12 @@ def test_phantom_is_called_drawn(run):
     assert sentence not in write_report(run).read_text()
     write_json(run / "run.json", {"data": "phantom"})
     assert sentence in write_report(run).read_text()
+    # Stages that ran one by one leave no run.json, but the teacher's results name the tiles.
+    for name in ("run.json", "results.json"):
+        (run / name).unlink()
+    assert sentence not in write_report(run).read_text()
+    write_json(run / "teacher" / "results.json", {"data": {"train": "phantom"}})
+    assert sentence in write_report(run).read_text()
 
 
 def test_summary(run):
@@ -297,10 +304,14 @@ def test_audit_is_shown_where_it_was_made(run):
         {"name": "weights", "passed": False, "sentence": "one who holds the weights tells <i>tiles</i>"},
     ]
     attack = {"auc": interval(0.5123), "true_positives": {"0.01": interval(0.0123), "0.001": None}}
+    record = read_json(run / "distilled" / "stage.json")
+    write_json(run / "distilled" / "stage.json", {**record, "copies_dropped": {"fat": 3, "stroma": 4}})
+    files = {part: hash_files(run / part, files_to_audit(run / part)) for part in ("distilled", "pipeline")}
     audit = {
+        "format": AUDIT_FORMAT,
         "parts": {
-            "distilled": {"passed": True, "findings": findings[:1]},
-            "pipeline": {"passed": False, "findings": findings},
+            "distilled": {"passed": True, "findings": findings[:1], "files": files["distilled"]},
+            "pipeline": {"passed": False, "findings": findings, "files": files["pipeline"]},
         },
         "held_out_at_random": False,
         "figures": {
@@ -309,8 +320,6 @@ def test_audit_is_shown_where_it_was_made(run):
         },
     }
     write_json(run / "audit.json", audit)
-    record = read_json(run / "distilled" / "stage.json")
-    write_json(run / "distilled" / "stage.json", {**record, "copies_dropped": {"fat": 3, "stroma": 4}})
     page = Page(write_report(run).read_text())
     text = " ".join(page.text.split())
     assert "distilled: passed" in text and "pipeline: not passed; it should not be published" in text
@@ -320,6 +329,14 @@ def test_audit_is_shown_where_it_was_made(run):
     assert "with the weights of the model 0.700 [0.690, 0.710]" in text
     assert "validation tiles stood in" in text and "no privacy audit has been made" not in text
     assert "7 generated images were dropped before the selection, as copies of real tiles" in text
+    # Another distilled set is not the one that passed.
+    write_distilled(run, size=16)
+    text = " ".join(Page(write_report(run).read_text()).text.split())
+    assert "distilled: not the audited files: run histodistill audit again" in text
+    assert "pipeline: not passed; it should not be published" in text
+    # What another version found is not shown.
+    write_json(run / "audit.json", {**audit, "format": 0})
+    assert "no privacy audit has been made" in write_report(run).read_text()
 
 
 def test_differential_privacy_is_told_with_what_it_does_not_cover(run):

@@ -95,17 +95,61 @@ def test_margins_are_paired_by_seed():
     ]
 
 
+def test_a_row_is_compared_with_baselines_of_its_recipe():
+    rows = summarise([
+        scored("convnet", "kmeans@stain_strength=0", 2, 0, 0.7), scored("convnet", "kmeans@loss=joint", 2, 0, 0.7),
+        scored("convnet", "real_random", 2, 0, 0.5), scored("convnet", "real_random@stain_strength=0", 2, 0, 0.6),
+        # Of this one no seed is there that the other row has, but it was trained.
+        scored("convnet", "random", 2, 0, 0.4), scored("convnet", "random@stain_strength=0", 2, 1, 0.3),
+        # The same recipe of another size or of another classifier is not.
+        scored("convnet", "random@loss=joint", 1, 0, 0.1), scored("vit", "random@loss=joint", 2, 0, 0.1),
+    ])  # fmt: skip
+    margins = {
+        (row["row"], row["size"]): {
+            name: margin and round(margin["mean"], 6) for name, margin in row["test"]["accuracy"]["margins"].items()
+        }
+        for row in rows
+        if row["architecture"] == "convnet"
+    }
+    assert margins == {
+        ("kmeans@stain_strength=0", 2): {"random": None, "real_random": 0.1},
+        ("kmeans@loss=joint", 2): {"random": 0.3, "real_random": 0.2},
+        # A baseline of another recipe has no margin over itself.
+        ("real_random", 2): {"random": 0.1},
+        ("real_random@stain_strength=0", 2): {"random": None},
+        ("random", 2): {"real_random": -0.1},
+        ("random@stain_strength=0", 2): {"real_random": None},
+        ("random@loss=joint", 1): {"real_random": None},
+    }
+    assert [row["against"] for row in rows[:3]] == [
+        {"random": "random@stain_strength=0", "real_random": "real_random@stain_strength=0", "real_all": None},
+        {"random": "random", "real_random": "real_random", "real_all": None},
+        {"random": "random", "real_all": None},
+    ]
+
+
 def test_recovery_is_the_share_of_what_all_real_tiles_give():
     rows = summarise([
         scored("convnet", "real_all", None, 0, 0.9), scored("convnet", "real_all", None, 1, 0.7),
-        scored("convnet", "infomap", 2, 0, 0.6), scored("convnet", "pool_all", None, 5, 0.88),
-        # Neither another recipe's nor another classifier's ceiling counts.
+        scored("convnet", "infomap", 2, 0, 0.6), scored("convnet", "infomap", 2, 1, 0.5),
+        # Where there is no ceiling with soft labels, the plain one counts; another classifier's does not.
+        scored("convnet", "infomap@loss=joint", 2, 0, 0.6),
+        scored("convnet", "infomap@soft_label_weight=1", 2, 0, 0.6),
         scored("convnet", "real_all@loss=joint", None, 0, 0.5), scored("vit", "infomap", 2, 0, 0.6),
     ])  # fmt: skip
     found = [row["test"]["recovery"] for row in rows]
-    assert found == [1.0, pytest.approx(0.6 / 0.8), pytest.approx(1.1), pytest.approx(0.5 / 0.8), None]
+    assert found == [1.0, *map(pytest.approx, (1.1 / 1.6, 0.6 / 0.5, 0.6 / 0.9, 1.0)), None]
     # Validation accuracies are one minus those of the test tiles here.
-    assert rows[1]["validation"]["recovery"] == pytest.approx(0.4 / 0.2)
+    assert rows[1]["validation"]["recovery"] == pytest.approx(0.9 / 0.4)
+
+
+def test_recovery_goes_by_the_seeds_that_row_and_ceiling_have():
+    rows = summarise([
+        scored("convnet", "real_all", None, 0, 0.9), scored("convnet", "real_all", None, 1, 0.7),
+        scored("convnet", "infomap", 2, 1, 0.6), scored("convnet", "infomap", 2, 2, 0.3),
+        scored("convnet", "pool_all", None, 5, 0.88),
+    ])  # fmt: skip
+    assert [row["test"]["recovery"] for row in rows] == [1.0, pytest.approx(0.6 / 0.7), None]
 
 
 def test_one_seed_has_neither_spread_nor_interval():
@@ -129,7 +173,7 @@ def test_an_auc_that_is_undefined_once_has_no_mean():
 
 def test_nothing_is_an_empty_table():
     assert summarise([]) == []
-    assert len(markdown_table([], "test").splitlines()) == 2
+    assert len(markdown_table([], "test").splitlines()) == 2 + 2
 
 
 def test_table_of_one_split():
@@ -141,8 +185,10 @@ def test_table_of_one_split():
         scored("convnet", "real_all", None, 0, 1.0), scored("vit", "real_random", 2, 0, 0.25),
     ])  # fmt: skip
     table = markdown_table(rows, "test")
-    assert table.endswith("|\n")
-    header, rule, *lines = [[text.strip() for text in line.split("|")[1:-1]] for line in table.splitlines()]
+    assert "†" not in table.split("\n\n")[0] and table.endswith("was trained.\n")
+    *table_lines, empty, _ = table.splitlines()
+    assert empty == ""
+    header, rule, *lines = [[text.strip() for text in line.split("|")[1:-1]] for line in table_lines]
     assert {len(line) for line in (header, rule, *lines)} == {11}
     assert header[7:] == [
         "ACC over random pool images, 95 % interval", "p", "ACC over random real tiles, 95 % interval", "p",
@@ -162,7 +208,7 @@ def test_table_of_one_split():
         return [f"{found['mean']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})", f"{found['p_value']:.3f}"]
 
     assert lines[3][3:] == [
-        "0.625 ± 0.177", "0.500 ± 0.000", "0.312 ± 0.088", "62.5 %", *margin(0.5, 0.375), *margin(0.8, 0.7),
+        "0.625 ± 0.177", "0.500 ± 0.000", "0.312 ± 0.088", "75.0 %", *margin(0.5, 0.375), *margin(0.8, 0.7),
     ]  # fmt: skip
     assert lines[1][3:] == ["0.500", "0.500", "0.250", "50.0 %", "+0.000", "", "", ""]
     assert lines[0][3:] == ["1.000", "0.500", "0.500", "100.0 %", "", "", "", ""]
@@ -170,6 +216,19 @@ def test_table_of_one_split():
     # The other split has its own numbers, and nobody is measured against an accuracy of 0.
     validation = markdown_table(rows, "validation").splitlines()[2]
     assert "| 0.000 |" in validation and "| – |" in validation
+
+
+def test_table_marks_baselines_of_another_recipe():
+    rows = summarise([
+        scored("convnet", "real_all", None, 0, 1.0), scored("convnet", "kmeans@loss=joint", 2, 0, 0.75),
+        scored("convnet", "random", 2, 0, 0.5), scored("convnet", "real_random@loss=joint", 2, 0, 0.25),
+        scored("convnet", "random", 2, 1, 0.25), scored("convnet", "kmeans@loss=joint", 2, 1, 0.75),
+    ])  # fmt: skip
+    lines = [line for line in markdown_table(rows, "test").splitlines() if line.startswith("| convnet")]
+    low, high, p_value = (paired_margin(np.array([0.75, 0.75]), np.array([0.5, 0.25]))[name] for name in
+                          ("low", "high", "p_value"))  # fmt: skip
+    assert "100.0 % |" in lines[0]
+    assert lines[1].endswith(f"| 75.0 %† | +0.375 ({low:+.3f} to {high:+.3f})† | {p_value:.3f} | +0.500 |  |")
 
 
 def test_titles_of_rows():

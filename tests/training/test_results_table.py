@@ -207,6 +207,16 @@ def test_rows_that_differ_in_a_sign_have_files_of_their_own():
     assert file_name("infomap:markov_time=1e+1") != file_name("infomap:markov_time=1e-1")
 
 
+def test_a_long_row_has_a_name_that_file_systems_take(tmp_path):
+    # The longest that stays as it was, and two that differ beyond what is kept of them.
+    assert file_name("a" * 120) == "a" * 120
+    assert re.fullmatch(r"infomap-quota-sqrt-[0-9a-f]{8}", file_name("infomap:quota=sqrt"))
+    long = "kernel_herding@" + ",".join(f"{name}=0.12345678" for name in RECIPE_OPTIONS)
+    names = {file_name("a" * 121), file_name("a" * 122), file_name(long), file_name(f"{long}9")}
+    assert len(long) > 255 and len(names) == 4 and all(len(name) == 120 + 1 + 8 for name in names)
+    write_json(Cell(ClassifierConfig(seed=2**31), long, 1000).path(tmp_path), {})
+
+
 def test_the_plan_goes_seed_by_seed():
     argv = ["run", "--data", "phantom", "--rows", "real_all", "random", "--sizes", "5", "2", "--seeds", "4", "3"]
     args = parse_args([*argv, "--train", "convnet:7", "vit:9"])
@@ -410,7 +420,7 @@ def test_table_has_a_line_for_each_row_and_size(grown):
     assert validation.startswith("Validation tiles\n\n| classifier |") and test.startswith("Test tiles\n\n|")
     assert validation.endswith(markdown_table(results["rows"], "validation") + "\n")
     assert test.endswith(markdown_table(results["rows"], "test"))
-    assert [len(part.splitlines()) for part in (validation, test)] == [2 + 2 + 14 + 1, 2 + 2 + 14]
+    assert [len(part.splitlines()) for part in (validation, test)] == [2 + 2 + 14 + 2 + 1, 2 + 2 + 14 + 2]
     record = read_record(folder)
     assert (record["complete"], record["num_cells"]) == (True, 28)
     for name in ("accuracy_by_size", "confusion", "per_class_f1", "reliability"):

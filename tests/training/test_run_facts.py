@@ -50,6 +50,8 @@ def test_rows_of_the_results_table_as_cards_take_them(tmp_path):
         ("random", 2): 0.5,
         ("kmeans@loss=joint", 2): 0.75,
         ("random", 3): 1,
+        ("random@stain_strength=0", 2): 0.25,
+        ("kmeans@stain_strength=0", 2): 0.375,
     }
     cells = [cell(*place, seed, accuracy) for place, accuracy in rows.items() for seed in (0, 1)]
     write_json(tmp_path / "benchmark" / "benchmark.json", {"rows": summarise(cells)})
@@ -58,6 +60,9 @@ def test_rows_of_the_results_table_as_cards_take_them(tmp_path):
         ("all real training tiles, stain_strength=0", None, 0.9),
         ("pool images chosen by random", 2, 0.5),
         ("pool images chosen by kmeans, loss=joint", 2, 0.75),
+        ("pool images chosen by random, stain_strength=0", 2, 0.25),
+        ("pool images chosen by kmeans, stain_strength=0", 2, 0.375),
     ]
-    assert [row["margin"] and row["margin"]["mean"] for row in found] == [None, None, 0.25]
+    # Over random images with the same recipe, where that was trained.
+    assert [row["margin"] and row["margin"]["mean"] for row in found] == [None, None, 0.25, None, 0.125]
     assert benchmark_rows(tmp_path / "none", 2) == []

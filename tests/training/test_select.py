@@ -201,6 +201,19 @@ def test_teacher_that_is_no_classifier(tmp_path, tiny_autoencoder, run_main, sel
     assert not (tmp_path / "output").exists()
 
 
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"data": null}'])
+def test_teacher_without_results_is_refused_before_anything_is_written(
+    tmp_path, tiny_teacher, run_main, select_argv, text
+):
+    teacher = shutil.copytree(tiny_teacher, tmp_path / "teacher")
+    (teacher / "results.json").unlink()
+    if text is not None:
+        (teacher / "results.json").write_text(text)
+    with pytest.raises(InputError, match=r"teacher/results\.json is missing or damaged: give a classifier with all"):
+        run_main(script, *select_argv, "--teacher", teacher, "--output", tmp_path / "output")
+    assert not (tmp_path / "output").exists()
+
+
 def test_unfinished_pool_is_refused(tmp_path, tiny_pool, run_main, select_argv):
     shutil.copytree(tiny_pool, tmp_path / "pool")
     record = read_json(tmp_path / "pool" / "stage.json")
@@ -257,6 +270,22 @@ def test_real_tiles_of_other_classes(tmp_path, run_main, select_argv, tiny_npz):
 def test_real_tiles_that_no_option_goes_by_are_not_read(selected, run_main, select_argv, capsys):
     run_main(script, *select_argv, "--data", "/no/such", "--output", selected)
     assert "already finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "counts"), [(["--drop-copies"], [30]), (["--drop-copies", "--typical-share", 0.9], [30, 120])]
+)
+def test_real_tiles_are_embedded_only_for_what_goes_by_their_embeddings(
+    tmp_path, run_main, select_argv, tiny_npz, monkeypatch, argv, counts
+):
+    embedded = []
+    monkeypatch.setattr(
+        script, "embed_images", lambda name, images: embedded.append(len(images)) or embed_images(name, images)
+    )
+    # Copies are looked for in embeddings of their own.
+    monkeypatch.setattr(script, "find_copies", lambda images, *others: (np.zeros(len(images), bool), None))
+    run_main(script, *select_argv, *argv, "--data", tiny_npz, "--output", tmp_path)
+    assert embedded == counts
 
 
 def test_missing_real_tiles_are_refused_before_anything_is_loaded(tmp_path, monkeypatch, capsys):

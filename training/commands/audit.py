@@ -34,12 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="share of the training tiles that no model saw; default: what run.json says, or 0",
     )
     parser.add_argument(
-        "--plant",
-        type=int,
-        nargs="?",
-        const=100,
-        default=100,
-        help="copies of each kind to plant; 0 plants none, and then nothing passes",
+        "--plant", type=int, default=100, help="copies of each kind to plant; 0 plants none, and then nothing passes"
     )
     parser.add_argument(
         "--embedders",

@@ -64,6 +64,8 @@ DEFAULT_SIZES = {"convnet": (10, 50, 100), "resnet18": (10, 100), "vit": (100,)}
 DEFAULT_TRAIN = ("convnet:600", "resnet18:300", "vit:600")
 # Options of `histodistill select` that no row takes: rows choose from the whole pool, copies of real tiles included.
 _COPY_OPTIONS = ("drop_copies", "copy_embedders")
+# Characters of a row in a file's name: file systems take 255 bytes, and more comes before and after it.
+_LONGEST_NAME = 120
 # What a row may change of the recipe. The rest is the same for all: network, budget, and what is measured.
 FIXED_OPTIONS = (
     "architecture",
@@ -227,7 +229,7 @@ class _RowParser(argparse.ArgumentParser):
 
 def file_name(row: str) -> str:
     """A row's name as part of a file's name; rows that differ have names that differ."""
-    plain = re.sub(r"[^\w.]+", "-", row)
+    plain = re.sub(r"[^\w.]+", "-", row)[:_LONGEST_NAME]
     return plain if plain == row else f"{plain}-{hashlib.sha256(row.encode()).hexdigest()[:8]}"
 
 
