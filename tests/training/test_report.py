@@ -118,10 +118,8 @@ def run(tmp_path):
     }
     for name, record in facts.items():
         settings = {"stage": name, "batch_size": 1234}
-        write_json(
-            folder / name / "stage.json",
-            {"complete": name != "pool", "settings": settings, "versions": {"torch": "2.13.0"}, **record},
-        )
+        common = {"complete": name != "pool", "settings": settings, "fingerprint": "", "versions": {"torch": "2.13.0"}}
+        write_json(folder / name / "stage.json", {**common, **record})
     return folder
 
 

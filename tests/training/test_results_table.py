@@ -537,7 +537,7 @@ def test_two_jobs_give_the_same_scores_and_what_is_too_large_is_left_out(
     ]  # fmt: skip
     assert all(note in captured.out + captured.err for note in results["notes"])
     assert f"benchmark: saved to {output}" in captured.out
-    assert len((output / "benchmark.md").read_text().split("## Test")[1].splitlines()) == 2 + 2 + 4
+    assert len((output / "benchmark.md").read_text().split("## Test")[1].splitlines()) == 2 + 2 + 4 + 2
     assert read_record(output)["complete"]
 
 
