@@ -11,8 +11,13 @@ from histodistill.training.images import figure_png
 from histodistill.training.results_summary import row_title
 
 
-COLOURS = ("#8e3b73", "#1f77b4", "#2a9d5c", "#d1761a", "#5b5ea6", "#b33c3c", "#2b8c9e", "#7a6a1e", "#555555")
+COLOURS = (
+    "#8e3b73", "#1f77b4", "#2a9d5c", "#d1761a", "#5b5ea6", "#b33c3c", "#2b8c9e", "#7a6a1e", "#555555", "#e377c2",
+    "#17d4a7", "#111111",
+)  # fmt: skip
 MARKERS = "osD^vPX*<"
+# Dashes of the lines of each recipe; those of a row of fixed size, which has no markers, are longer.
+DASHES = ((), (4, 1), (1, 1), (4, 1, 1, 1), (7, 2), (2, 2), (7, 1, 1, 1, 1, 1), (1, 3), (4, 4))
 # Ranges of confidence with fewer tiles would show chance.
 FEWEST_TILES = 20
 
@@ -59,17 +64,25 @@ def shown_rows(rows: list[dict[str, Any]], at_most: int = 4) -> list[tuple[str, 
 
 
 def draw_accuracy(rows: list[dict[str, Any]]) -> bytes:
-    """Accuracy against images per class, a panel for each classifier; a dashed line for each row of fixed size."""
+    """Accuracy against images per class, a panel for each classifier; a level line for each row of fixed size.
+
+    What a row trains on has a colour, and its recipe (the options after its @) a marker and dashes, so that no two of
+    some hundred rows look alike.
+    """
     architectures = list(dict.fromkeys(row["architecture"] for row in rows))
     names = list(dict.fromkeys(row["row"] for row in rows))
-    figure = Figure(figsize=(4.6 * len(architectures) + 2.8, 4.6), layout="constrained")
+    tiles, recipes = (list(dict.fromkeys(name.partition("@")[part] for name in names)) for part in (0, 2))
+    figure = Figure(figsize=(4.6 * len(architectures) + 2.8, max(4.6, 0.22 * len(names) + 1)), layout="constrained")
     panels = figure.subplots(1, len(architectures), sharey=True, squeeze=False)[0]
     handles = {}
     for panel, architecture in zip(panels, architectures, strict=True):
         mine = [row for row in rows if row["architecture"] == architecture]
         sizes = sorted({row["size"] for row in mine if row["size"] is not None})
         for place, name in enumerate(names):
-            style = {"color": COLOURS[place % len(COLOURS)], "linewidth": 1.2}
+            kind, _, recipe = name.partition("@")
+            number = recipes.index(recipe)
+            dashes = DASHES[number % len(DASHES)]
+            style = {"color": COLOURS[tiles.index(kind) % len(COLOURS)], "linewidth": 1.2}
             line = sorted((row for row in mine if row["row"] == name), key=lambda row: row["size"] or 0)
             if not line:
                 continue
@@ -77,14 +90,15 @@ def draw_accuracy(rows: list[dict[str, Any]]) -> bytes:
             deviations = [row["test"]["accuracy"]["std"] or 0.0 for row in line]
             title = row_title(name).replace("`", "")
             if line[0]["size"] is None:
-                handles[title] = panel.axhline(means[0], linestyle="--", label=title, **style)
+                pattern = (0, tuple(2 * length for length in dashes)) if dashes else "-"
+                handles[title] = panel.axhline(means[0], linestyle=pattern, label=title, **style)
             else:
-                marker = MARKERS[place % len(MARKERS)]
                 # A little apart, so that the bars can be told from each other.
                 places = [row["size"] * (1 + 0.012 * (place - len(names) / 2)) for row in line]
                 handles[title] = panel.errorbar(
-                    places, means, deviations, marker=marker, markersize=4, elinewidth=0.8, label=title, **style
-                )
+                    places, means, deviations, marker=MARKERS[number % len(MARKERS)], markersize=4, elinewidth=0.8,
+                    linestyle=(0, dashes) if dashes else "-", label=title, **style,
+                )  # fmt: skip
         if sizes:
             panel.set_xscale("log")
             panel.set_xlim(sizes[0] / 1.4, sizes[-1] * 1.4)
@@ -95,7 +109,9 @@ def draw_accuracy(rows: list[dict[str, Any]]) -> bytes:
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("accuracy on test tiles, mean ± deviation over seeds")
-    figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False, fontsize=8)
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside right center", frameon=False, fontsize=8, handlelength=4
+    )
     return figure_png(figure)
 
 

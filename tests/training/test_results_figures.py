@@ -8,6 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from histodistill.training import results_figures
+from histodistill.training.commands.benchmark import DEFAULT_ROWS
 from histodistill.training.results_figures import draw_results, shown_rows
 from histodistill.training.results_summary import summarise
 from histodistill.training.scoring import score_probabilities
@@ -137,11 +138,22 @@ def test_accuracy_against_images_per_class(figures):
     ]  # fmt: skip
     for panel in panels:
         assert [tick.get_text() for tick in panel.get_xticklabels()] == ["10", "50"]
-        dashed = [line for line in panel.lines if line.get_linestyle() == "--"]
-        assert [line.get_ydata()[0] for line in dashed] == pytest.approx([0.9])
+        level = [line for line in panel.lines if list(line.get_xdata()) == [0, 1]]
+        assert [line.get_ydata()[0] for line in level] == pytest.approx([0.9])
         means = sorted(bars.lines[0].get_ydata().tolist() for bars in panel.containers)
         expected = [[0.45, 0.65], [0.55, 0.75], [0.65, 0.85]]
         np.testing.assert_allclose(means, expected, atol=1e-9)
+
+
+def test_no_two_rows_of_the_whole_table_look_alike():
+    rows = DEFAULT_ROWS["convnet"]
+    sizes = {row: [None] if row.split("@")[0] in ("real_all", "pool_all") else [10, 50] for row in rows}
+    _, figures = draw([cell("convnet", row, size, 0, 0.5) for row in rows for size in sizes[row]])
+    (panel,) = figures[0].axes
+    drawn = [line for line in panel.lines if len(line.get_ydata()) == 2]
+    assert len(drawn) == len(rows)
+    looks = {(line.get_color(), line.get_marker(), str(line._dash_pattern)) for line in drawn}
+    assert len(looks) == len(rows)
 
 
 def test_confusion_is_the_share_of_a_true_class(figures):
