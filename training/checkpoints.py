@@ -136,7 +136,9 @@ def load_checkpoint(
         # As it comes back from JSON.
         old, new = state["settings"], json.loads(json.dumps(settings))
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise InputError(f"checkpoint {folder} is damaged or of an earlier version: leave --resume out") from error
+        raise InputError(
+            f"checkpoint {folder} is damaged or of an earlier version: delete it, or leave --resume out"
+        ) from error
     if old != new:
         raise InputError(
             f"checkpoint {folder} is of a training with other settings ({first_difference(old, new)}): give those, or "

@@ -153,7 +153,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, text):
     net, optimizer = make()
     folder = save_checkpoint(tmp_path, 1, SETTINGS, {"net": net}, optimizer)
     (folder / "state.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(InputError, match="is damaged or of an earlier version: leave --resume out"):
+    with pytest.raises(InputError, match="is damaged or of an earlier version: delete it, or leave --resume out"):
         load_checkpoint(folder, SETTINGS, {"net": net}, optimizer)
 
 
