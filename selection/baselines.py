@@ -104,8 +104,10 @@ class KernelHerdingSelector(BaseSelector):
 
     def _select_class(self, embeddings: np.ndarray, rng: np.random.Generator, name: str) -> ClassSelection:
         _check_distances_fit(embeddings, name, "kernel herding")
-        distances = np.stack([squared_distances_to(embeddings, image) for image in embeddings])
-        # In place, since a copy would take as much again; distances are then in disorder.
+        # Filled and sorted in place, since a copy would take as much again; distances are then in disorder.
+        distances = np.empty((len(embeddings), len(embeddings)))
+        for row, image in zip(distances, embeddings, strict=True):
+            row[:] = squared_distances_to(embeddings, image)
         scale = np.median(distances, overwrite_input=True) or 1.0
         del distances
 

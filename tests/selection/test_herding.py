@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -61,6 +63,16 @@ def test_linear_herding_keeps_the_mean_and_kernel_herding_the_distribution():
 def test_a_kernel_on_one_spot_goes_by_index():
     selector = KernelHerdingSelector(n_per_class=3).fit(np.ones((6, 2)), np.zeros(6, int))
     assert selector.selected_indices_.tolist() == [0, 1, 2]
+
+
+def test_kernel_herding_holds_the_distances_once():
+    images, labels = cloud(0, n=1000, width=2), np.zeros(1000, int)
+    tracemalloc.start()
+    try:
+        KernelHerdingSelector(n_per_class=2).fit(images, labels)
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * 8 * len(images) ** 2
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_does_not_fit_is_refused(monkeypatch):
