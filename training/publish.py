@@ -72,12 +72,13 @@ def collect_uploads(args: argparse.Namespace) -> list[Upload]:
     for kind in args.only:
         _check_metadata(run, kind)
     images, columns, class_names = read_image_dataset(run / "distilled")
-    name = args.name or public_name(source_name(run), class_names)
+    known = public_name(source_name(run), class_names)
+    name = args.name or known
     if name is None:
         raise InputError(
             f"the tiles of {run} come from a source whose name is not published: give --name, what to call them"
         )
-    if name == "phantom" and public_name(source_name(run), class_names) != "phantom":
+    if name == "phantom" and known != "phantom":
         raise InputError("--name=phantom is the built-in drawings, and these tiles are not: give another --name")
     repos = {kind: f"{args.namespace}/{name}-{SUFFIXES[kind]}" for kind in args.only}
     common = read_run_facts(

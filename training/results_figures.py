@@ -90,14 +90,14 @@ def draw_accuracy(rows: list[dict[str, Any]]) -> bytes:
             deviations = [row["test"]["accuracy"]["std"] or 0.0 for row in line]
             title = row_title(name).replace("`", "")
             if line[0]["size"] is None:
-                pattern = (0, tuple(2 * length for length in dashes)) if dashes else "-"
-                handles[title] = panel.axhline(means[0], linestyle=pattern, label=title, **style)
+                longer = tuple(2 * length for length in dashes)
+                handles[title] = panel.axhline(means[0], linestyle=(0, longer), label=title, **style)
             else:
                 # A little apart, so that the bars can be told from each other.
                 places = [row["size"] * (1 + 0.012 * (place - len(names) / 2)) for row in line]
                 handles[title] = panel.errorbar(
                     places, means, deviations, marker=MARKERS[number % len(MARKERS)], markersize=4, elinewidth=0.8,
-                    linestyle=(0, dashes) if dashes else "-", label=title, **style,
+                    linestyle=(0, dashes), label=title, **style,
                 )  # fmt: skip
         if sizes:
             panel.set_xscale("log")

@@ -74,6 +74,8 @@ def resolve_preset(args: argparse.Namespace) -> Preset:
         InputError: If there are not enough images to keep so many, since some are dropped as copies, or more images
             than the selector takes.
     """
+    from histodistill.selection.baselines import LARGEST_DISTANCE_MATRIX
+
     preset = PRESETS[args.preset]
     generate, select = dict(preset.generate), dict(preset.select)
     if args.per_class is not None:
@@ -86,8 +88,6 @@ def resolve_preset(args: argparse.Namespace) -> Preset:
             f"--n-per-class={select['n_per_class']} is more than nine tenths of the {generate['per_class']} pool "
             "images of a class, and copies are dropped: raise --per-class or lower --n-per-class"
         )
-    from histodistill.selection.baselines import LARGEST_DISTANCE_MATRIX
-
     most = math.isqrt(LARGEST_DISTANCE_MATRIX)
     if generate["per_class"] > most:
         raise InputError(
