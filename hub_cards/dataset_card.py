@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import DatasetCardData
 
+from histodistill.hub_cards.card_facts import RunFacts
 from histodistill.hub_cards.rendering import render_card, size_category
-from histodistill.hub_cards.run_facts import RunFacts
 from histodistill.hub_cards.uploading import MARK
 
 

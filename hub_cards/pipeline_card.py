@@ -8,8 +8,8 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from histodistill.hub_cards.card_facts import RunFacts
 from histodistill.hub_cards.rendering import render_card
-from histodistill.hub_cards.run_facts import RunFacts
 from histodistill.hub_cards.uploading import MARK
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from histodistill.training.phantom import phantom_source
-from histodistill.training.presets import Preset
-from histodistill.training.stages import read_record
+from histodistill.training.data.phantom import phantom_source
+from histodistill.training.running.presets import Preset
+from histodistill.training.running.stages import read_record
 
 
 # Nothing here is trained enough to be good: only the way through counts.

@@ -16,8 +16,8 @@ import pytest
 from loopback_hub import Fault, LoopbackHub, User
 
 from histodistill.hub_cards.gate import AUDIT_FORMAT, files_to_audit, hash_files
-from histodistill.training.files import write_json
 from histodistill.training.metrics import METRICS
+from histodistill.training.running.files import write_json
 
 
 TOKEN = "a-very-secret-token"

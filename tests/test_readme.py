@@ -14,9 +14,9 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import dynamic_modules_utils
 
 from histodistill.training.cli import COMMANDS
-from histodistill.training.image_dataset import read_image_dataset
-from histodistill.training.medmnist import MEDMNIST
-from histodistill.training.presets import PRESETS
+from histodistill.training.data.image_dataset import read_image_dataset
+from histodistill.training.data.medmnist import MEDMNIST
+from histodistill.training.running.presets import PRESETS
 
 
 ROOT = Path(__file__).parents[1]

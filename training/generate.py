@@ -20,11 +20,11 @@ import torch
 from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 
-from histodistill.training.accelerator import make_accelerator
 from histodistill.training.commands.generate import parse_args
-from histodistill.training.image_dataset import write_image_dataset
-from histodistill.training.options import result_settings, run_script
-from histodistill.training.stages import Stage, require_complete
+from histodistill.training.data.image_dataset import write_image_dataset
+from histodistill.training.engine.accelerator import make_accelerator
+from histodistill.training.running.options import result_settings, run_script
+from histodistill.training.running.stages import Stage, require_complete
 
 
 # torch's CPU generators, which draw the noise, read the low 32 bits of a seed: two seeds that differ only above them

@@ -14,41 +14,21 @@ With `--dp-epsilon` it trains with differential privacy (see `privacy.py`), and 
 from __future__ import annotations
 
 import argparse
-import itertools
 import math
-from collections.abc import Iterable
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderDC
-from diffusers.models.autoencoders.autoencoder_dc import ResBlock
 from tqdm.auto import tqdm
 
-from histodistill.training.accelerator import make_accelerator
-from histodistill.training.augment import random_symmetry
-from histodistill.training.checkpoints import check_finite, find_checkpoint, load_checkpoint, save_checkpoint
-from histodistill.training.data import load_tiles, to_model_input
-from histodistill.training.errors import InputError
-from histodistill.training.files import write_json
-from histodistill.training.images import save_grid
-from histodistill.training.loop import (
-    batch_indices,
-    class_weights,
-    cosine_learning_rate,
-    process_slice,
-    set_learning_rate,
-    spread_indices,
-    step_generator,
-)
-from histodistill.training.options import (
-    add_training_options,
-    check_option,
-    check_training_options,
-    result_settings,
-    run_script,
-)
-from histodistill.training.privacy import (
+from histodistill.training.data.images import save_grid
+from histodistill.training.data.pixels import to_model_input
+from histodistill.training.data.sources import load_tiles
+from histodistill.training.engine.accelerator import make_accelerator
+from histodistill.training.engine.augment import random_symmetry
+from histodistill.training.engine.checkpoints import check_finite, find_checkpoint, load_checkpoint, save_checkpoint
+from histodistill.training.engine.privacy import (
     add_privacy_options,
     check_privacy_options,
     forget_key,
@@ -58,7 +38,30 @@ from histodistill.training.privacy import (
     set_private_gradients,
     tile_generators,
 )
-from histodistill.training.stages import Stage
+from histodistill.training.engine.steps import (
+    batch_indices,
+    class_weights,
+    cosine_learning_rate,
+    process_slice,
+    set_learning_rate,
+    spread_indices,
+    step_generator,
+)
+from histodistill.training.models.autoencoder import (
+    VariationalAutoencoder,
+    build_autoencoder,
+    measure_latent_scale,
+    reconstruction_loss,
+)
+from histodistill.training.running.files import write_json
+from histodistill.training.running.options import (
+    add_training_options,
+    check_option,
+    check_training_options,
+    result_settings,
+    run_script,
+)
+from histodistill.training.running.stages import Stage
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -108,100 +111,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         check_option(args, name, getattr(args, name) >= 0, "it must be at least 0")
     check_privacy_options(args)
     return args
-
-
-def build_autoencoder(image_size: int, channels: list[int], latent_channels: int, layers_per_block: int):
-    """A new `AutoencoderDC` that maps image_size to image_size / 2^(levels - 1).
-
-    The decoder has twice the residual blocks of the encoder. All blocks begin as the identity.
-
-    Raises:
-        InputError: If image_size cannot be halved that often, or the shortcuts cannot share out the channels.
-    """
-    factor = 2 ** (len(channels) - 1)
-    if image_size % factor:
-        raise InputError(
-            f"image size {image_size} is not divisible by {factor}: "
-            f"give --image-size {max(factor, round(image_size / factor) * factor)}, or fewer --channels"
-        )
-    for width, next_width in itertools.pairwise(channels):
-        if 4 * width % next_width or next_width % 4:
-            suitable = 4 * width if width % 2 else 2 * width
-            raise InputError(
-                f"--channels {' '.join(map(str, channels))} cannot be joined by shortcuts: every width after the "
-                f"first must be divisible by 4 and divide 4 times the width before it; give {suitable} after {width}"
-            )
-    levels = len(channels)
-    has_shortcut = channels[-1] % latent_channels == 0
-    autoencoder = AutoencoderDC(
-        latent_channels=latent_channels,
-        encoder_block_out_channels=channels,
-        decoder_block_out_channels=channels,
-        encoder_layers_per_block=[layers_per_block] * levels,
-        decoder_layers_per_block=[2 * layers_per_block] * levels,
-        # These are of the attention blocks, which there are none of.
-        encoder_qkv_multiscales=[[]] * levels,
-        decoder_qkv_multiscales=[[]] * levels,
-        encoder_out_shortcut=has_shortcut,
-        decoder_in_shortcut=has_shortcut,
-    )
-    for module in autoencoder.modules():
-        if isinstance(module, ResBlock):
-            torch.nn.init.zeros_(module.norm.weight)
-    return autoencoder
-
-
-class VariationalAutoencoder(torch.nn.Module):
-    """Encoder, posterior sample and decoder as one forward pass, which is what DistributedDataParallel wraps.
-
-    Args:
-        autoencoder: Its latents are the means of the posterior.
-        posterior_std: Standard deviation of the posterior.
-    """
-
-    def __init__(self, autoencoder: AutoencoderDC, posterior_std: float):
-        super().__init__()
-        self.autoencoder = autoencoder
-        self.posterior_std = posterior_std
-
-    def forward(self, images: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Reconstructs images N×3×H×W in [-1, 1] from latents drawn with standard normal `noise` N×C×h×w.
-
-        Returns:
-            Reconstruction N×3×H×W, and what varies of the mean KL divergence per latent value from N(0, 1), in nats:
-            half the mean square of the latents. The rest depends on the fixed standard deviation alone.
-        """
-        mean = self.autoencoder.encode(images).latent.float()
-        latents = mean + self.posterior_std * noise
-        return self.autoencoder.decode(latents.to(images.dtype)).sample, 0.5 * mean.square().mean()
-
-
-def reconstruction_loss(reconstruction, images, frequency_weight: float):
-    """L1 distance of pixels plus `frequency_weight` times the L1 distance of orthonormal 2-D Fourier transforms.
-
-    Args:
-        reconstruction, images: float N×3×H×W in [-1, 1].
-        frequency_weight: Weight of the second term, at least 0.
-
-    Returns:
-        Scalar tensor.
-    """
-    difference = reconstruction.float() - images.float()
-    loss = difference.abs().mean()
-    if frequency_weight:
-        loss = loss + frequency_weight * torch.fft.rfft2(difference, norm="ortho").abs().mean()
-    return loss
-
-
-@torch.no_grad()
-def measure_latent_scale(autoencoder: AutoencoderDC, batches: Iterable[torch.Tensor]) -> float:
-    """1 / root mean square of all latent values over batches of images N×3×H×W in [-1, 1]."""
-    count, squares = 0, 0.0
-    for images in batches:
-        latents = autoencoder.encode(images).latent.double()
-        count += latents.numel()
-        squares += latents.square().sum().item()
-    return 1 / math.sqrt(max(squares / count, 1e-12))
 
 
 @torch.no_grad()

@@ -24,16 +24,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from histodistill.training.errors import InputError
-from histodistill.training.options import add_training_options, check_training_options, result_settings, run_script
+from histodistill.training.running.errors import InputError
+from histodistill.training.running.options import (
+    add_training_options,
+    check_training_options,
+    result_settings,
+    run_script,
+)
 
 
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
-    from histodistill.training.classifiers import Classifier
-    from histodistill.training.tiles import Tiles
+    from histodistill.training.data.tiles import Tiles
+    from histodistill.training.models.classifiers import Classifier
 
 LOSSES = ("ce", "joint", "contrastive")
 # Found on validation tiles: see README.md beside this file.
@@ -46,7 +51,7 @@ class ClassifierConfig:
 
     Attributes
     ----------
-    architecture, width : see `histodistill.training.classifiers.Classifier`.
+    architecture, width : see `histodistill.training.models.classifiers.Classifier`.
     loss : "ce" for cross-entropy, "contrastive" for the boundary-guided term, "joint" for the former plus alpha times
         the latter; position and margin are the term's, see `losses.boundary_contrastive_loss`.
     soft_label_weight, temperature : weight in the cross-entropy of the teacher's probabilities that come with the
@@ -61,8 +66,8 @@ class ClassifierConfig:
     class_balance : 0 draws tiles as they are, every one once per epoch; 1 draws all classes equally often; between,
         a class of n tiles is drawn as often as n^(1 - class_balance).
     max_shift, stain_strength, max_blur : augmentation beside the eight symmetries, see
-        `histodistill.training.augment`.
-    mixup, cutmix : parameter of the Beta distribution of `histodistill.training.mixing`; 0 for none.
+        `histodistill.training.engine.augment`.
+    mixup, cutmix : parameter of the Beta distribution of `histodistill.training.engine.mixing`; 0 for none.
     ema_decay : of the moving average of the weights, which is what is kept; 0 keeps the weights themselves.
     normalize_stain : whether the classifier evens out the stain of each tile first, see `stain.standardize_stain`.
     validation_steps : steps between validations; the last step is always validated.
@@ -292,10 +297,13 @@ def train_classifier(
     from torch.nn import functional as F
     from tqdm.auto import tqdm
 
-    from histodistill.training.augment import AugmentationPlan, apply_plan, draw_plan
-    from histodistill.training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
-    from histodistill.training.data import to_model_input
-    from histodistill.training.loop import (
+    from histodistill.training.data.pixels import to_model_input
+    from histodistill.training.engine.augment import AugmentationPlan, apply_plan, draw_plan
+    from histodistill.training.engine.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+    from histodistill.training.engine.losses import at_temperature
+    from histodistill.training.engine.mixing import draw_mixing, mix, mix_images
+    from histodistill.training.engine.scoring import score_probabilities
+    from histodistill.training.engine.steps import (
         batch_indices,
         class_weights,
         cosine_learning_rate,
@@ -303,9 +311,6 @@ def train_classifier(
         set_learning_rate,
         step_generator,
     )
-    from histodistill.training.losses import at_temperature
-    from histodistill.training.mixing import draw_mixing, mix, mix_images
-    from histodistill.training.scoring import score_probabilities
 
     started = time.perf_counter()
     rank, num_processes = accelerator.process_index, accelerator.num_processes
@@ -483,7 +488,7 @@ def build_classifier(config: ClassifierConfig, image_size: int, class_names: Seq
     """
     import torch
 
-    from histodistill.training.classifiers import Classifier
+    from histodistill.training.models.classifiers import Classifier
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -507,7 +512,7 @@ def batch_loss(
     """
     from torch.nn import functional as F
 
-    from histodistill.training.losses import boundary_contrastive_loss, soft_cross_entropy
+    from histodistill.training.engine.losses import boundary_contrastive_loss, soft_cross_entropy
 
     if config.loss != "ce":
         contrastive = boundary_contrastive_loss(logits, labels, config.position, config.margin)
@@ -561,7 +566,7 @@ def predict_shared(model: Classifier, images, accelerator: Accelerator):
     import numpy as np
     import torch
 
-    from histodistill.training.scoring import predict_proba
+    from histodistill.training.models.prediction import predict_proba
 
     num_processes = accelerator.num_processes
     if num_processes == 1:
@@ -578,12 +583,13 @@ def main(args: argparse.Namespace) -> None:
     """Loads the tiles, trains, scores the best weights once on the test split, and saves."""
     from importlib.metadata import version
 
-    from histodistill.training.accelerator import make_accelerator
-    from histodistill.training.checkpoints import find_checkpoint
-    from histodistill.training.data import load_tiles, sample_per_class
-    from histodistill.training.files import write_json
-    from histodistill.training.scoring import score_probabilities
-    from histodistill.training.stages import Stage
+    from histodistill.training.data.sources import load_tiles
+    from histodistill.training.data.tiles import sample_per_class
+    from histodistill.training.engine.accelerator import make_accelerator
+    from histodistill.training.engine.checkpoints import find_checkpoint
+    from histodistill.training.engine.scoring import score_probabilities
+    from histodistill.training.running.files import write_json
+    from histodistill.training.running.stages import Stage
 
     # What can be wrong is found out before anything is written.
     config = make_config(args)
@@ -676,7 +682,7 @@ def main(args: argparse.Namespace) -> None:
 
 def make_config(args: argparse.Namespace) -> ClassifierConfig:
     """The options of the command line that a `ClassifierConfig` has. Raises InputError as it does."""
-    from histodistill.training.classifiers import ARCHITECTURES
+    from histodistill.training.models.classifiers import ARCHITECTURES
 
     if args.architecture not in ARCHITECTURES:
         choices = ", ".join(ARCHITECTURES)

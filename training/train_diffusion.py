@@ -20,36 +20,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, UNet2DModel
-from diffusers.models.attention_processor import Attention, AttnProcessor
+from diffusers import AutoencoderDC, UNet2DModel
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from histodistill.pipelines import HistologyPipeline
-from histodistill.training.accelerator import make_accelerator
-from histodistill.training.augment import random_symmetry
-from histodistill.training.checkpoints import check_finite, find_checkpoint, load_checkpoint, save_checkpoint
-from histodistill.training.data import load_tiles, to_model_input
-from histodistill.training.errors import InputError
-from histodistill.training.files import write_json
-from histodistill.training.images import save_grid
-from histodistill.training.loop import (
-    batch_indices,
-    class_weights,
-    cosine_learning_rate,
-    process_slice,
-    set_learning_rate,
-    spread_indices,
-    step_generator,
-)
-from histodistill.training.options import (
-    add_training_options,
-    check_option,
-    check_training_options,
-    result_settings,
-    run_script,
-)
-from histodistill.training.privacy import (
+from histodistill.training.data.images import save_grid
+from histodistill.training.data.pixels import to_model_input
+from histodistill.training.data.sources import load_tiles
+from histodistill.training.engine.accelerator import make_accelerator
+from histodistill.training.engine.augment import random_symmetry
+from histodistill.training.engine.checkpoints import check_finite, find_checkpoint, load_checkpoint, save_checkpoint
+from histodistill.training.engine.flow import draw_step, flow_loss
+from histodistill.training.engine.privacy import (
     add_privacy_options,
     autoencoder_privacy,
     check_privacy_options,
@@ -61,7 +44,31 @@ from histodistill.training.privacy import (
     set_private_gradients,
     tile_generators,
 )
-from histodistill.training.stages import Stage, require_complete
+from histodistill.training.engine.steps import (
+    batch_indices,
+    class_weights,
+    cosine_learning_rate,
+    process_slice,
+    set_learning_rate,
+    spread_indices,
+    step_generator,
+)
+from histodistill.training.models.denoiser import (
+    build_denoiser,
+    make_scheduler,
+    normalised_latents,
+    use_plain_attention,
+)
+from histodistill.training.running.errors import InputError
+from histodistill.training.running.files import write_json
+from histodistill.training.running.options import (
+    add_training_options,
+    check_option,
+    check_training_options,
+    result_settings,
+    run_script,
+)
+from histodistill.training.running.stages import Stage, require_complete
 
 
 NUM_TRAIN_TIMESTEPS = 1000
@@ -120,102 +127,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         check_option(args, name, 0 <= getattr(args, name) < 1, "it must be at least 0 and below 1")
     check_privacy_options(args)
     return args
-
-
-def build_denoiser(
-    latent_size: int,
-    latent_channels: int,
-    num_classes: int,
-    channels: list[int],
-    layers_per_block: int = 2,
-    attention_levels: int = 0,
-    dropout: float = 0.0,
-) -> UNet2DModel:
-    """A new `UNet2DModel` for `num_classes` classes and, as its last class embedding, the null class.
-
-    Raises:
-        InputError: If latent_size cannot be halved once per further level.
-    """
-    factor = 2 ** (len(channels) - 1)
-    if latent_size % factor:
-        raise InputError(
-            f"latents of {latent_size}×{latent_size} cannot be halved {len(channels) - 1} times: give fewer --channels"
-        )
-    has_attention = [level >= len(channels) - attention_levels for level in range(len(channels))]
-    # Few, wide groups: a norm over one or two channels takes away their mean, and colour is in the means.
-    groups = math.gcd(8, *channels)
-    return UNet2DModel(
-        sample_size=latent_size,
-        in_channels=latent_channels,
-        out_channels=latent_channels,
-        block_out_channels=channels,
-        down_block_types=["AttnDownBlock2D" if a else "DownBlock2D" for a in has_attention],
-        up_block_types=["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(has_attention)],
-        layers_per_block=layers_per_block,
-        attention_head_dim=math.gcd(32, *channels),
-        norm_num_groups=groups,
-        dropout=dropout,
-        # Time and class scale the maps, too, instead of only shifting them (Dhariwal & Nichol 2021, section 3).
-        resnet_time_scale_shift="scale_shift",
-        num_class_embeds=num_classes + 1,
-    )
-
-
-def use_plain_attention(model: torch.nn.Module) -> None:
-    """Makes attention two matrix products and a softmax, which changes nothing that is saved.
-
-    On a CPU, and for the few pixels of a low level, the fused kernel and its backward pass take several times as long.
-    """
-    for module in model.modules():
-        if isinstance(module, Attention):
-            module.set_processor(AttnProcessor())
-
-
-def make_scheduler() -> DPMSolverMultistepScheduler:
-    """The sampler that fits the training: second-order DPM-Solver++ on the flow's noise levels."""
-    return DPMSolverMultistepScheduler(
-        num_train_timesteps=NUM_TRAIN_TIMESTEPS, prediction_type="flow_prediction", use_flow_sigmas=True
-    )
-
-
-def normalised_latents(autoencoder: AutoencoderDC, images: torch.Tensor) -> torch.Tensor:
-    """Latents of images N×3×H×W in [-1, 1], scaled to a mean square of 1: float32 N×C×h×w."""
-    return autoencoder.encode(images).latent.float() * autoencoder.config.scaling_factor
-
-
-def flow_loss(
-    denoiser: torch.nn.Module,
-    latents: torch.Tensor,
-    class_ids: torch.Tensor,
-    noise: torch.Tensor,
-    noise_levels: torch.Tensor,
-) -> torch.Tensor:
-    """Mean squared error of the predicted velocity.
-
-    Args:
-        denoiser: Takes noisy latents, timesteps in [0, 1000) and class ids.
-        latents, noise: float N×C×h×w; normalised latents and standard normal noise.
-        class_ids: int64 N, null class included.
-        noise_levels: float N in (0, 1).
-
-    Returns:
-        Scalar tensor.
-    """
-    levels = noise_levels.view(-1, 1, 1, 1)
-    noisy = (1 - levels) * latents + levels * noise
-    prediction = denoiser(noisy, noise_levels * NUM_TRAIN_TIMESTEPS, class_labels=class_ids).sample
-    return torch.nn.functional.mse_loss(prediction.float(), noise - latents)
-
-
-def draw_step(
-    generator: torch.Generator, class_ids: torch.Tensor, latent_shape: tuple[int, ...], null_class: int, dropout: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Random numbers of one batch of N: noise N×C×h×w, noise levels N, and class ids N with some dropped."""
-    count = len(class_ids)
-    noise = torch.randn(count, *latent_shape, generator=generator)
-    noise_levels = torch.sigmoid(torch.randn(count, generator=generator))
-    dropped = torch.rand(count, generator=generator) < dropout
-    return noise, noise_levels, torch.where(dropped, null_class, class_ids)
 
 
 def overfitting_warning(history: list[dict[str, Any]]) -> str | None:

@@ -17,8 +17,8 @@ from histodistill.selection.views import (
     resample,
     shift,
 )
-from histodistill.training import augment
-from histodistill.training.data import to_model_input, to_uint8
+from histodistill.training.data.pixels import to_model_input, to_uint8
+from histodistill.training.engine import augment
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from accelerate.state import AcceleratorState, GradientState
 
-from histodistill.training.phantom import phantom_source
+from histodistill.training.data.phantom import phantom_source
 
 
 SIZE = 16
@@ -150,10 +150,10 @@ def tiny_teacher(tmp_path_factory, tiny_npz) -> Path:
     """The folder of a classifier of the tiny tiles; untrained, since only its shape matters."""
     import torch
 
-    from histodistill.training.classifiers import Classifier
-    from histodistill.training.data import load_tiles
-    from histodistill.training.files import write_json
-    from histodistill.training.stages import Stage
+    from histodistill.training.data.sources import load_tiles
+    from histodistill.training.models.classifiers import Classifier
+    from histodistill.training.running.files import write_json
+    from histodistill.training.running.stages import Stage
 
     folder = tmp_path_factory.mktemp("teacher")
     torch.manual_seed(0)

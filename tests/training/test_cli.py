@@ -102,7 +102,7 @@ def test_benchmark_starts_the_script_of_the_table(monkeypatch):
     argv = ["r", "--data", "phantom", "--rows", "random", "infomap:quota=sqrt", "--jobs", "2"]
     monkeypatch.setattr("histodistill.training.commands.benchmark.run_module", lambda *call: started.append(call))
     cli.main(["benchmark", *argv])
-    assert started == [("histodistill.training.results_table", argv)]
+    assert started == [("histodistill.training.tables.results_table", argv)]
 
 
 @pytest.mark.parametrize(

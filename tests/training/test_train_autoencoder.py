@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from torch.distributions import Normal, kl_divergence
 
 from histodistill.training import train_autoencoder as script
-from histodistill.training.data import load_tiles, to_model_input
-from histodistill.training.errors import InputError
-from histodistill.training.files import read_json
-from histodistill.training.options import run_script
+from histodistill.training.data.pixels import to_model_input
+from histodistill.training.data.sources import load_tiles
+from histodistill.training.running.errors import InputError
+from histodistill.training.running.files import read_json
+from histodistill.training.running.options import run_script
 
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

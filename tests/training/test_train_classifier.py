@@ -11,12 +11,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
-from histodistill.training import scoring
 from histodistill.training import train_classifier as script
-from histodistill.training.classifiers import Classifier
-from histodistill.training.data import Tiles
-from histodistill.training.errors import InputError
-from histodistill.training.options import run_script
+from histodistill.training.data.tiles import Tiles
+from histodistill.training.engine import scoring
+from histodistill.training.models.classifiers import Classifier
+from histodistill.training.running.errors import InputError
+from histodistill.training.running.options import run_script
 from histodistill.training.train_classifier import ClassifierConfig, TrainedClassifier, parse_args, train_classifier
 
 

@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 
 from histodistill.pipelines import HistologyPipeline
 from histodistill.training import train_diffusion as script
-from histodistill.training.data import load_tiles, to_model_input
-from histodistill.training.errors import InputError
-from histodistill.training.files import read_json
-from histodistill.training.loop import step_generator
-from histodistill.training.options import run_script
+from histodistill.training.data.pixels import to_model_input
+from histodistill.training.data.sources import load_tiles
+from histodistill.training.engine.steps import step_generator
+from histodistill.training.running.errors import InputError
+from histodistill.training.running.files import read_json
+from histodistill.training.running.options import run_script
 
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"

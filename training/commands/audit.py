@@ -16,8 +16,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from histodistill.training.launch import run_module
-from histodistill.training.options import HelpFormatter, check_audit_share, check_option
+from histodistill.training.running.launch import run_module
+from histodistill.training.running.options import HelpFormatter, check_audit_share, check_option
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -57,6 +57,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> None:
-    """Checks the options, then runs `histodistill.training.audit` with them."""
+    """Checks the options, then runs `histodistill.training.evaluation.audit` with them."""
     parse_args(argv)
-    run_module("histodistill.training.audit", argv)
+    run_module("histodistill.training.evaluation.audit", argv)

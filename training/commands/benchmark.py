@@ -24,9 +24,9 @@ from pathlib import Path
 from histodistill.selection import SELECTOR_NAMES
 from histodistill.training.commands.compare import check_cell_options
 from histodistill.training.commands.select import add_selector_options, check_selector_options
-from histodistill.training.errors import InputError
-from histodistill.training.launch import run_module, usable_cores
-from histodistill.training.options import HelpFormatter, check_option, fail
+from histodistill.training.running.errors import InputError
+from histodistill.training.running.launch import run_module, usable_cores
+from histodistill.training.running.options import HelpFormatter, check_option, fail
 from histodistill.training.train_classifier import ClassifierConfig
 
 
@@ -234,6 +234,6 @@ def file_name(row: str) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Checks the options, then runs `histodistill.training.results_table` with them."""
+    """Checks the options, then runs `histodistill.training.tables.results_table` with them."""
     parse_args(argv)
-    run_module("histodistill.training.results_table", argv)
+    run_module("histodistill.training.tables.results_table", argv)

@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from histodistill.training.launch import add_launch_option, run_module
-from histodistill.training.options import HelpFormatter, check_option, fail
+from histodistill.training.running.launch import add_launch_option, run_module
+from histodistill.training.running.options import HelpFormatter, check_option, fail
 
 
 ROWS = {
@@ -72,7 +72,7 @@ def check_cell_options(args: argparse.Namespace, known_rows: list[str]) -> None:
 
 def parse_plan(texts: list[str], known_rows: list[str]) -> list[tuple[str, int, list[str]]]:
     """Architecture, steps and rows of each `ARCHITECTURE:STEPS[:ROW,ROW…]`; ends with code 2 where one is wrong."""
-    from histodistill.training.classifiers import ARCHITECTURES
+    from histodistill.training.models.classifiers import ARCHITECTURES
 
     plan = []
     for text in texts:
@@ -95,5 +95,5 @@ def parse_plan(texts: list[str], known_rows: list[str]) -> list[tuple[str, int, 
 
 
 def main(argv: list[str]) -> None:
-    """Checks the options, then runs `histodistill.training.compare` with them."""
-    run_module("histodistill.training.compare", argv, parse_args(argv).num_processes)
+    """Checks the options, then runs `histodistill.training.evaluation.compare` with them."""
+    run_module("histodistill.training.evaluation.compare", argv, parse_args(argv).num_processes)

@@ -17,8 +17,8 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-from histodistill.training.launch import run_module
-from histodistill.training.options import HelpFormatter, check_option, fail
+from histodistill.training.running.launch import run_module
+from histodistill.training.running.options import HelpFormatter, check_option, fail
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -40,7 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> None:
-    """Checks the options, then runs `histodistill.training.demo_app` with them."""
+    """Checks the options, then runs `histodistill.training.demo_app.page` with them."""
     parse_args(argv)
     if find_spec("gradio") is None:
         fail(
@@ -50,4 +50,4 @@ def main(argv: list[str]) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     # Ctrl-C is how the page is closed.
     with contextlib.suppress(KeyboardInterrupt):
-        run_module("histodistill.training.demo_app", argv)
+        run_module("histodistill.training.demo_app.page", argv)

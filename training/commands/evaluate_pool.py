@@ -19,8 +19,8 @@ import argparse
 from pathlib import Path
 
 from histodistill.training.commands.compare import add_cell_options, check_cell_options
-from histodistill.training.launch import run_module
-from histodistill.training.options import HelpFormatter, check_option
+from histodistill.training.running.launch import run_module
+from histodistill.training.running.options import HelpFormatter, check_option
 
 
 ROWS = {
@@ -69,5 +69,5 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> None:
-    """Checks the options, then runs `histodistill.training.evaluate_pool` with them."""
-    run_module("histodistill.training.evaluate_pool", argv, parse_args(argv).num_processes)
+    """Checks the options, then runs `histodistill.training.evaluation.evaluate_pool` with them."""
+    run_module("histodistill.training.evaluation.evaluate_pool", argv, parse_args(argv).num_processes)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from histodistill.training.launch import add_launch_option, run_module
-from histodistill.training.options import HelpFormatter, check_option
+from histodistill.training.running.launch import add_launch_option, run_module
+from histodistill.training.running.options import HelpFormatter, check_option
 
 
 # Of a pool's settings, those that decide what a seed becomes.

@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from histodistill.training.launch import run_module
-from histodistill.training.options import HelpFormatter, fail
+from histodistill.training.running.launch import run_module
+from histodistill.training.running.options import HelpFormatter, fail
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -45,6 +45,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> None:
-    """Checks the options, then runs `histodistill.training.merge` with them."""
+    """Checks the options, then runs `histodistill.training.distillation.merge` with them."""
     parse_args(argv)
-    run_module("histodistill.training.merge", argv)
+    run_module("histodistill.training.distillation.merge", argv)

@@ -15,8 +15,8 @@ import argparse
 import re
 from pathlib import Path
 
-from histodistill.training.launch import run_module
-from histodistill.training.options import HelpFormatter, check_option
+from histodistill.training.running.launch import run_module
+from histodistill.training.running.options import HelpFormatter, check_option
 
 
 KINDS = ("pipeline", "selector", "dataset")
@@ -78,6 +78,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> None:
-    """Checks the options, then runs `histodistill.training.publish` with them."""
+    """Checks the options, then runs `histodistill.training.publishing.publish` with them."""
     parse_args(argv)
-    run_module("histodistill.training.publish", argv)
+    run_module("histodistill.training.publishing.publish", argv)

@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 
 from histodistill.training.commands.publish import add_hub_options, check_hub_options
-from histodistill.training.launch import run_module
-from histodistill.training.options import HelpFormatter
+from histodistill.training.running.launch import run_module
+from histodistill.training.running.options import HelpFormatter
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -28,6 +28,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> None:
-    """Checks the options, then runs `histodistill.training.publish_metrics` with them."""
+    """Checks the options, then runs `histodistill.training.publishing.publish_metrics` with them."""
     parse_args(argv)
-    run_module("histodistill.training.publish_metrics", argv)
+    run_module("histodistill.training.publishing.publish_metrics", argv)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from histodistill.training.errors import InputError
-from histodistill.training.options import HelpFormatter, fail
+from histodistill.training.running.errors import InputError
+from histodistill.training.running.options import HelpFormatter, fail
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -24,7 +24,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     """Writes the report and says where it is."""
     args = parse_args(argv)
-    from histodistill.training.report import write_report
+    from histodistill.training.reporting.report import write_report
 
     try:
         print(f"report: {write_report(args.run)}")

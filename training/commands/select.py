@@ -15,8 +15,8 @@ import argparse
 from pathlib import Path
 
 from histodistill.selection import QUOTA_RULES, RANKINGS, SELECTOR_NAMES, WEIGHTINGS
-from histodistill.training.launch import run_module
-from histodistill.training.options import HelpFormatter, check_option, fail
+from histodistill.training.running.launch import run_module
+from histodistill.training.running.options import HelpFormatter, check_option, fail
 
 
 def add_selector_options(parser: argparse.ArgumentParser) -> None:
@@ -98,6 +98,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> None:
-    """Checks the options, then runs `histodistill.training.select` with them."""
+    """Checks the options, then runs `histodistill.training.distillation.select` with them."""
     parse_args(argv)
-    run_module("histodistill.training.select", argv)
+    run_module("histodistill.training.distillation.select", argv)

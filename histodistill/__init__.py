@@ -1,0 +1,1 @@
+"""Turns labelled histopathology tiles that may not be shared into a tiny synthetic dataset that teaches nearly as much."""

@@ -1,0 +1,326 @@
+"""MedMNIST: the facts, the files' layout, and fetching from a server on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import threading
+import zipfile
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from histodistill.training.data import download, medmnist
+from histodistill.training.data.medmnist import MEDMNIST
+from histodistill.training.data.sources import load_tiles
+from histodistill.training.running.errors import InputError
+from histodistill.training.running.files import md5_of
+
+
+def arrays(size: int = 28, classes: int = 9, per_class: int = 2) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(size)
+    result = {}
+    for prefix in ("train", "val", "test"):
+        labels = np.repeat(np.arange(classes, dtype=np.uint8), per_class)
+        result[f"{prefix}_images"] = rng.integers(0, 256, (len(labels), size, size, 3), dtype=np.uint8)
+        result[f"{prefix}_labels"] = labels[:, None]
+    return result
+
+
+def packed(content: dict[str, np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **content)
+    return buffer.getvalue()
+
+
+def refused(source, **options) -> str:
+    with pytest.raises(InputError) as caught:
+        load_tiles(source, **options)
+    message = str(caught.value)
+    assert message and "\n" not in message
+    return message
+
+
+# --- facts ---
+
+
+def test_facts_are_complete():
+    assert list(MEDMNIST) == ["pathmnist", "dermamnist", "retinamnist", "bloodmnist"]
+    assert [len(facts.class_names) for facts in MEDMNIST.values()] == [9, 7, 5, 8]
+    sums = [md5 for facts in MEDMNIST.values() for md5 in facts.md5.values()]
+    assert len(set(sums)) == 16 and all(re.fullmatch("[0-9a-f]{32}", md5) for md5 in sums)
+    assert MEDMNIST["pathmnist"].md5[28] == "a8b06965200029087d5bd730944a56c1"
+    assert MEDMNIST["pathmnist"].file_name(28) == "pathmnist.npz"
+    assert MEDMNIST["pathmnist"].file_name(224) == "pathmnist_224.npz"
+    assert MEDMNIST["dermamnist"].license == "CC BY-NC 4.0"
+
+
+# --- the layout ---
+
+
+def test_layout_and_names_by_file_name(tmp_path):
+    content = arrays()
+    np.savez(tmp_path / "pathmnist_small.npz", **content)
+    source = load_tiles(tmp_path / "pathmnist_small.npz")
+    assert source.class_names == list(MEDMNIST["pathmnist"].class_names)
+    assert source.license == "CC BY 4.0" and "NCT-CRC-HE-100K" in source.attribution
+    np.testing.assert_array_equal(source.split("validation").images, content["val_images"])
+    assert source.split("test").labels.tolist() == content["test_labels"][:, 0].tolist()
+
+
+def test_names_without_a_known_file_name(tmp_path):
+    np.savez(tmp_path / "mine.npz", **arrays(classes=3))
+    assert load_tiles(tmp_path / "mine.npz").class_names == ["class 0", "class 1", "class 2"]
+    np.savez(tmp_path / "pathmnist_part.npz", **arrays(classes=3))
+    part = load_tiles(tmp_path / "pathmnist_part.npz")
+    assert part.class_names == ["class 0", "class 1", "class 2"] and part.license is None
+    np.savez(tmp_path / "named.npz", class_names=np.array(["a", "b", "c"]), **arrays(classes=3))
+    assert load_tiles(tmp_path / "named.npz").class_names == ["a", "b", "c"]
+
+
+def test_splits_may_be_missing(tmp_path):
+    content = {key: value for key, value in arrays(classes=2, per_class=10).items() if key.startswith("train")}
+    np.savez(tmp_path / "mine.npz", **content)
+    source = load_tiles(tmp_path / "mine.npz")
+    assert {name: len(tiles) for name, tiles in source.splits.items()} == {"train": 18, "validation": 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"train_images": None}, "no array 'train_images'"),
+        ({"val_labels": None}, "no array 'val_labels'"),
+        ({"train_images": np.zeros((4, 28, 28), np.uint8)}, "uint8 of shape 4x28x28: images must be uint8"),
+        ({"train_images": np.zeros((4, 28, 28, 4), np.uint8)}, "RGB"),
+        ({"train_images": np.zeros((4, 28, 28, 3), np.float32)}, "float32"),
+        ({"train_images": np.zeros((4, 0, 0, 3), np.uint8)}, "must be uint8 N x H x W x 3"),
+        ({"train_images": np.zeros((4, 28, 20, 3), np.uint8)}, "the train tiles 20x28"),
+        ({"train_images": np.zeros((4, 32, 32, 3), np.uint8)}, "give --image-size"),
+        ({"train_labels": np.array([0, 1, 0])}, "3 labels for 4 images"),
+        ({"train_labels": np.array([0, 1, 0, 5])}, "labels up to 5 but no training tile of class 2"),
+        ({"train_labels": np.array([0, 1, 0, 2**62])}, "labels up to 4611686018427387904"),
+        ({"train_labels": np.array([1, 1, 2, 2])}, "no training tile of class 0"),
+        ({"train_labels": np.array([0, 0, 0, 0])}, "only one class"),
+        ({"train_labels": np.array([0, -1, 0, 1])}, "holds -1"),
+        ({"train_labels": np.array([0.0, 1.0, 0.0, 1.0])}, "whole numbers"),
+        ({"train_labels": np.array([True, False, True, False])}, "whole numbers"),
+        ({"train_labels": np.zeros((4, 14), np.uint8)}, "one label, not several"),
+        ({"test_labels": np.array([0, 1, 2, 0])}, "test split of mine holds the label 2"),
+        ({"test_images": np.zeros((0, 28, 28, 3), np.uint8), "test_labels": np.zeros(0, int)}, "is empty"),
+        ({"train_labels": np.array([0, 1, 0, "b"], dtype=object)}, "Python objects"),
+        ({"class_names": np.array(["a", "b", "c"])}, "class 'c' (label 2) of mine has no training tile"),
+        ({"class_names": np.array(["a", "a"])}, "names two classes alike"),
+        ({"class_names": np.array([1, 2])}, "it must be text"),
+    ],
+)
+def test_bad_arrays(tmp_path, change, expected):
+    content = {key: value for key, value in (arrays(classes=2) | change).items() if value is not None}
+    np.savez(tmp_path / "mine.npz", **content)
+    assert expected in refused(tmp_path / "mine.npz")
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "flipped", "bare array"])
+def test_damaged_file(tmp_path, damage):
+    good = packed(arrays(classes=2))
+    middle = len(good) // 2
+    array = io.BytesIO()
+    np.save(array, np.zeros(3))
+    content = {
+        "empty": b"",
+        "text": b"<html>not found</html>",
+        "cut": good[:middle],
+        "flipped": good[:200] + bytes(b ^ 255 for b in good[200:400]) + good[400:],
+        "bare array": array.getvalue(),
+    }[damage]
+    (tmp_path / "mine.npz").write_bytes(content)
+    message = refused(tmp_path / "mine.npz")
+    assert str(tmp_path / "mine.npz") in message and ("damaged" in message or "single array" in message)
+
+
+@pytest.mark.parametrize(("count", "reason"), [(10**12, "allocate"), (10**30, "too large")])
+def test_header_that_asks_for_too_much(tmp_path, count, reason):
+    content = arrays(classes=2)
+    header = io.BytesIO()
+    kind = {"descr": "|u1", "fortran_order": False, "shape": (count, 28, 28, 3)}
+    np.lib.format.write_array_header_1_0(header, kind)
+    del content["train_images"]
+    np.savez(tmp_path / "mine.npz", **content)
+    with zipfile.ZipFile(tmp_path / "mine.npz", "a") as archive:
+        archive.writestr("train_images.npy", header.getvalue())
+    message = refused(tmp_path / "mine.npz")
+    assert message.startswith(f"{tmp_path / 'mine.npz'} cannot be read as a .npz file (") and reason in message
+
+
+def test_encrypted_archive(tmp_path):
+    content = bytearray(packed(arrays(classes=2)))
+    # The first bit of the flags says so, in the header of each entry and in the table of contents.
+    for signature, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        for found in re.finditer(re.escape(signature), bytes(content)):
+            content[found.start() + flags] |= 1
+    (tmp_path / "mine.npz").write_bytes(content)
+    assert "is encrypted, password required for extraction): " in refused(tmp_path / "mine.npz")
+
+
+# --- fetching ---
+
+
+class Server:
+    """Serves one file, with ranges; can cut answers short, refuse, or send something else."""
+
+    def __init__(self, content: bytes):
+        self.content = content
+        self.cuts: list[int] = []  # for each coming answer: after how many bytes the connection breaks
+        self.status = 200
+        self.ranges = True
+        self.asked: list[tuple[str, str | None]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                wanted = self.headers.get("Range")
+                outer.asked.append((self.path, wanted))
+                if outer.status != 200:
+                    self.send_error(outer.status)
+                    return
+                start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and outer.ranges else 0
+                if start and start >= len(outer.content):
+                    self.send_response(416)
+                    self.send_header("Content-Range", f"bytes */{len(outer.content)}")
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
+                body = outer.content[start:]
+                self.send_response(206 if start else 200)
+                if start:
+                    end = len(outer.content) - 1
+                    self.send_header("Content-Range", f"bytes {start}-{end}/{len(outer.content)}")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body[: outer.cuts.pop(0)] if outer.cuts else body)
+
+            def log_message(self, *args):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/files/"
+        self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread.start()
+
+    def close(self):
+        self.http.shutdown()
+        self.http.server_close()
+        self.thread.join()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    served = Server(packed(arrays()))
+    facts = replace(
+        MEDMNIST["pathmnist"], md5=MEDMNIST["pathmnist"].md5 | {28: hashlib.md5(served.content).hexdigest()}
+    )
+    monkeypatch.setitem(medmnist.MEDMNIST, "pathmnist", facts)
+    monkeypatch.setattr(medmnist, "FILES_URL", served.url)
+    monkeypatch.setattr(download, "_PIECE", 100)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    yield served
+    served.close()
+
+
+def test_fetch_then_offline(server, tmp_path):
+    source = load_tiles("PathMNIST", cache_dir=tmp_path / "cache")
+    assert source.name == "pathmnist" and source.class_names[8] == "colorectal adenocarcinoma epithelium"
+    assert server.asked == [("/files/pathmnist.npz", None)]
+    assert (tmp_path / "cache" / "pathmnist.npz").read_bytes() == server.content
+    assert not (tmp_path / "cache" / "pathmnist.npz.part").exists()
+    server.close()
+    again = load_tiles("pathmnist", cache_dir=tmp_path / "cache", download=False)
+    assert again.fingerprint() == source.fingerprint()
+    assert len(server.asked) == 1
+
+
+def test_sizes_have_files_of_their_own(server, tmp_path, monkeypatch):
+    server.content = packed(arrays(size=64))
+    md5 = {28: "0" * 32, 64: hashlib.md5(server.content).hexdigest()}
+    monkeypatch.setitem(medmnist.MEDMNIST, "pathmnist", replace(MEDMNIST["pathmnist"], md5=md5))
+    assert load_tiles("pathmnist", image_size=64, cache_dir=tmp_path).image_size == 64
+    assert server.asked == [("/files/pathmnist_64.npz", None)]
+
+
+def test_another_size_is_made_from_28_pixels(server, tmp_path):
+    assert load_tiles("pathmnist", image_size=32, cache_dir=tmp_path).split("test").images.shape[1:] == (32, 32, 3)
+    assert server.asked == [("/files/pathmnist.npz", None)]
+
+
+def test_cut_connections_are_taken_up_at_once(server, tmp_path):
+    server.cuts = [1000, 500]
+    load_tiles("pathmnist", cache_dir=tmp_path)
+    assert [wanted for _, wanted in server.asked] == [None, "bytes=1000-", "bytes=1500-"]
+
+
+def test_a_later_call_takes_up_what_an_earlier_one_left(server, tmp_path):
+    server.cuts = [1000, 0]
+    message = refused("pathmnist", cache_dir=tmp_path)
+    assert "stopped after 1000 bytes" in message and "run the same again" in message
+    assert not (tmp_path / "pathmnist.npz").exists()
+    load_tiles("pathmnist", cache_dir=tmp_path)
+    assert server.asked[-1][1] == "bytes=1000-"
+    assert md5_of(tmp_path / "pathmnist.npz") == MEDMNIST["pathmnist"].md5[28]
+
+
+def test_server_without_ranges_starts_again(server, tmp_path):
+    (tmp_path / "pathmnist.npz.part").write_bytes(server.content[:700])
+    server.ranges = False
+    load_tiles("pathmnist", cache_dir=tmp_path)
+    assert (tmp_path / "pathmnist.npz").read_bytes() == server.content
+
+
+def test_part_that_is_whole_already(server, tmp_path):
+    (tmp_path / "pathmnist.npz.part").write_bytes(server.content)
+    load_tiles("pathmnist", cache_dir=tmp_path)
+    assert (tmp_path / "pathmnist.npz").read_bytes() == server.content
+
+
+def test_wrong_checksum_leaves_no_file(server, tmp_path):
+    server.content = server.content[:-1] + b"?"
+    message = refused("pathmnist", cache_dir=tmp_path)
+    assert hashlib.md5(server.content).hexdigest() in message and MEDMNIST["pathmnist"].md5[28] in message
+    assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
+
+
+def test_not_found(server, tmp_path):
+    server.status = 404
+    message = refused("pathmnist", cache_dir=tmp_path)
+    assert "answered 404 Not Found" in message and f"put {server.url}pathmnist.npz there by hand" in message
+    assert len(server.asked) == 1
+    assert not (tmp_path / "pathmnist.npz").exists()
+
+
+def test_no_network_says_which_file_to_put_where(server, tmp_path, monkeypatch):
+    server.close()
+    monkeypatch.setenv("MEDMNIST_ROOT", str(tmp_path / "root"))
+    for download_allowed in (True, False):
+        message = refused("pathmnist", download=download_allowed)
+        assert f"pathmnist.npz is not in {tmp_path / 'root'}" in message
+        assert f"put {server.url}pathmnist.npz there" in message and MEDMNIST["pathmnist"].md5[28] in message
+
+
+def test_damaged_file_in_the_cache_is_not_used(server, tmp_path):
+    (tmp_path / "pathmnist.npz").write_bytes(server.content[:100])
+    message = refused("pathmnist", cache_dir=tmp_path)
+    assert "not the file that MedMNIST published" in message and "delete it" in message
+    assert server.asked == []
+
+
+def test_cache_folder_that_cannot_be_made(server, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    assert "cannot be written" in refused("pathmnist", cache_dir=tmp_path / "file" / "cache")
+
+
+def test_fetch_waits_for_nobody_when_the_file_is_there(server, tmp_path):
+    (tmp_path / "pathmnist.npz").write_bytes(b"put there by another process")
+    download.fetch(server.url + "pathmnist.npz", tmp_path / "pathmnist.npz", "0" * 32)
+    assert server.asked == []

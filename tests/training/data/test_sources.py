@@ -1,0 +1,587 @@
+"""Loading tiles from every kind of source, and refusing bad ones with one sentence."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from histodistill.training.data.pixels import to_model_input, to_uint8
+from histodistill.training.data.sources import load_tiles
+from histodistill.training.data.tiles import Tiles, TileSource, sample_per_class
+from histodistill.training.running.errors import InputError
+
+
+def real_data(name: str) -> Path:
+    root = os.environ.get("HISTODISTILL_DATA") or Path(__file__).parents[2].parent / "shared" / "data"
+    path = Path(root) / name
+    if not path.exists():
+        pytest.skip(f"{path} is not there; set HISTODISTILL_DATA to the folder that holds it")
+    return path
+
+
+def tiles(n: int, size: int = 10, classes: int = 2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8), np.arange(n) % classes
+
+
+def image_folder(root: Path, counts: dict[str, int], size: int = 10, suffix: str = "png") -> Path:
+    """`counts` maps "split/class" to a number of tiles; tile i of the folder is filled with the grey level i."""
+    for folder, count in counts.items():
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            Image.new("RGB", (size, size), (i, i, i)).save(root / folder / f"tile_{i:03}.{suffix}")
+    return root
+
+
+TWO_CLASSES = {"train/fat": 4, "train/gland": 4, "val/fat": 1, "val/gland": 2, "test/fat": 2, "test/gland": 1}
+
+
+def refused(source: object, **options: object) -> str:
+    """The one sentence with which a source is refused."""
+    with pytest.raises(InputError) as caught:
+        load_tiles(source, **options)
+    message = str(caught.value)
+    assert message and "\n" not in message
+    return message
+
+
+# --- image folders ---
+
+
+def test_image_folder(tmp_path):
+    source = load_tiles(str(image_folder(tmp_path / "slides", TWO_CLASSES)))
+    assert (source.name, source.class_names, source.image_size) == ("slides", ["fat", "gland"], 10)
+    assert {name: len(split) for name, split in source.splits.items()} == {"train": 8, "validation": 3, "test": 3}
+    train = source.split("train")
+    assert train.images.dtype == np.uint8 and train.labels.dtype == np.int64
+    assert train.labels.tolist() == [0] * 4 + [1] * 4
+    assert train.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3] * 2
+
+
+@pytest.mark.parametrize("alias", ["validation", "val", "valid"])
+def test_validation_folder_may_have_three_names(tmp_path, alias):
+    counts = {"train/a": 2, "train/b": 2, f"{alias}/a": 1}
+    assert len(load_tiles(image_folder(tmp_path, counts)).split("validation")) == 1
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "JPEG", "tif", "tiff", "bmp", "webp"])
+def test_image_formats(tmp_path, suffix):
+    source = load_tiles(image_folder(tmp_path, {"train/a": 2, "train/b": 2}, suffix=suffix))
+    assert len(source.split("train")) + len(source.split("validation")) == 4
+
+
+def test_missing_validation_is_the_last_tenth_of_each_class(tmp_path):
+    folder = image_folder(tmp_path, {"train/a": 20, "train/b": 5})
+    source = load_tiles(folder)
+    assert source.split("validation").labels.tolist() == [0, 0, 1]
+    assert source.split("validation").images[:, 0, 0, 0].tolist() == [18, 19, 4]
+    assert len(source.split("train")) == 22
+    whole = load_tiles(folder, hold_out_validation=False)
+    assert list(whole.splits) == ["train"] and len(whole.split("train")) == 25
+
+
+def test_missing_test_split_is_an_error_only_when_asked_for(tmp_path):
+    source = load_tiles(image_folder(tmp_path, {"train/a": 3, "train/b": 3}))
+    with pytest.raises(InputError, match="no 'test' split: it has train, validation"):
+        source.split("test")
+
+
+def test_odd_sizes_shorter_side_then_centre(tmp_path):
+    folder = image_folder(tmp_path, {"train/a": 3, "train/b": 3}, size=16)
+    wide = np.zeros((20, 40, 3), dtype=np.uint8)
+    wide[:, 10:30] = 200  # the centre square is all that should be left
+    Image.fromarray(wide).save(folder / "train" / "a" / "tile_000.png")
+    source = load_tiles(folder, image_size=8, hold_out_validation=False)
+    assert source.image_size == 8
+    assert source.split("train").images.shape == (6, 8, 8, 3)
+    assert source.split("train").images[0].min() > 150
+
+
+@pytest.mark.parametrize("size", [9, 24])
+def test_resizing_agrees_between_npz_and_folder(tmp_path, size):
+    images, labels = tiles(4, size=16)
+    np.savez(tmp_path / "set.npz", train_images=images, train_labels=labels)
+    for i, image in enumerate(images):
+        folder = tmp_path / "folder" / "train" / str(labels[i])
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{i}.png")
+    from_npz = load_tiles(tmp_path / "set.npz", image_size=size, hold_out_validation=False).split("train")
+    from_folder = load_tiles(tmp_path / "folder", image_size=size, hold_out_validation=False).split("train")
+    order = np.argsort(labels, kind="stable")
+    np.testing.assert_array_equal(from_npz.images[order], from_folder.images)
+
+
+def test_mixed_sizes_are_refused_unless_a_size_is_given(tmp_path):
+    folder = image_folder(tmp_path, {"train/a": 3, "train/b": 3})
+    odd = folder / "train" / "b" / "tile_001.png"
+    Image.new("RGB", (12, 10)).save(odd)
+    message = refused(folder)
+    assert str(odd) in message and "12x10" in message and "--image-size" in message
+    assert load_tiles(folder, image_size=10).image_size == 10
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
+def test_other_modes_are_refused(tmp_path, mode):
+    folder = image_folder(tmp_path, {"train/a": 3, "train/b": 3})
+    odd = folder / "train" / "b" / "tile_001.png"
+    Image.new(mode, (10, 10)).save(odd)
+    message = refused(folder, image_size=8)
+    assert str(odd) in message and f"mode {mode}" in message and "RGB" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", None])
+def test_damaged_image_is_named(tmp_path, content):
+    folder = image_folder(tmp_path, {"train/a": 3, "train/b": 3}, size=64)
+    bad = folder / "train" / "b" / "tile_001.png"
+    bad.write_bytes(bad.read_bytes()[:60] if content is None else content)
+    assert f"{bad} cannot be read" in refused(folder)
+
+
+def test_hidden_files_are_passed_over(tmp_path):
+    folder = image_folder(tmp_path, {"train/a": 3, "train/b": 3})
+    (folder / "train" / "a" / "._tile_000.png").write_bytes(b"junk")
+    for name in (".cache", "__MACOSX", "__pycache__"):
+        (folder / "train" / name).mkdir()
+        (folder / name).mkdir()
+    assert load_tiles(folder).class_names == ["a", "b"]
+
+
+def test_class_may_begin_with_underscores(tmp_path):
+    folder = image_folder(tmp_path, {"train/__background__": 3, "train/a": 3})
+    assert load_tiles(folder).class_names == ["__background__", "a"]
+
+
+@pytest.mark.parametrize("names", [("Train", "Val", "Test"), ("TRAIN", "Validation", "TEST")])
+def test_split_folders_in_any_case_of_letters(tmp_path, names):
+    counts = {f"{name}/{label}": count for name, count in zip(names, (4, 2, 3), strict=True) for label in "ab"}
+    source = load_tiles(image_folder(tmp_path, counts))
+    assert {name: len(split) for name, split in source.splits.items()} == {"train": 8, "validation": 4, "test": 6}
+
+
+@pytest.mark.parametrize("name", ["testing", "held_out", "a"])
+def test_other_folders_beside_train_are_refused(tmp_path, name):
+    folder = image_folder(tmp_path, {**TWO_CLASSES, f"{name}/fat": 1})
+    assert refused(folder) == (
+        f"{folder / name} is no split: folders beside train must be called validation (or val, valid) or test; "
+        "rename it or move it away"
+    )
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ({}, "is empty"),
+        ({"a": 2, "b": 2}, "has no folder train"),
+        ({"train": 2}, "has no class folders"),
+        ({"train/a": 2}, "only one class"),
+        ({"train/a": 2, "train/b": 0}, "holds no image"),
+        ({"train/a": 2, "train/b": 2, "test/c": 1}, "is a class that train does not have"),
+        ({"train/a": 2, "train/b": 2, "test/a": 0}, "holds no image"),
+        ({"train/a": 2, "train/b": 2, "val/a": 1, "valid/a": 1}, "both val and valid"),
+        ({"train/a": 2, "train/b": 2, "Val/a": 1, "valid/a": 1}, "both Val and valid"),
+    ],
+)
+def test_bad_folders(tmp_path, counts, expected):
+    assert expected in refused(image_folder(tmp_path, counts))
+
+
+@pytest.mark.parametrize(("size", "expected"), [((10, 12), "must be square"), ((7, 7), "at least 8")])
+def test_bad_shapes(tmp_path, size, expected):
+    for name in "ab":
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", size).save(tmp_path / "train" / name / f"{i}.png")
+    assert expected in refused(tmp_path)
+    assert load_tiles(tmp_path, image_size=8).image_size == 8
+
+
+# --- names and paths ---
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("no/such/folder", "no/such/folder does not exist"),
+        ("missing.npz", "missing.npz does not exist"),
+        ("pathmnits", "pathmnits does not exist"),
+        ("chestmnist", "chestmnist is not a MedMNIST name"),
+        ("", "the source is empty"),
+    ],
+)
+def test_unknown_sources_say_what_a_source_may_be(tmp_path, monkeypatch, source, expected):
+    monkeypatch.chdir(tmp_path)
+    message = refused(source)
+    assert message.startswith(expected)
+    for known in ("phantom", "pathmnist", "dermamnist", "retinamnist", "bloodmnist", ".npz", "user/name"):
+        assert known in message
+
+
+def test_a_path_is_never_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "phantom does not exist" in refused(Path("phantom"))
+    image_folder(tmp_path / "phantom", {"train/a": 2, "train/b": 2})
+    assert load_tiles(Path("phantom")).class_names == ["a", "b"]
+    assert len(load_tiles("./phantom").class_names) == 2
+
+
+def test_other_files_are_refused(tmp_path):
+    (tmp_path / "tiles.zip").write_bytes(b"PK")
+    assert "neither a folder nor a .npz" in refused(tmp_path / "tiles.zip")
+
+
+@pytest.mark.parametrize("size", [0, 7, -3, 28.0, True, "28"])
+def test_image_size_out_of_range(size):
+    assert refused("phantom", image_size=size).startswith(f"image_size={size!r} is out of range")
+
+
+# --- datasets ---
+
+
+@pytest.fixture
+def dataset():
+    from datasets import ClassLabel, Dataset, Features
+    from datasets import Image as ImageFeature
+
+    images, labels = tiles(12, classes=3)
+    features = Features({"tile": ImageFeature(), "tissue": ClassLabel(names=["fat", "gland", "mucus"])})
+    data = Dataset.from_dict({"tile": [Image.fromarray(i) for i in images], "tissue": labels}, features=features)
+    return data, images, labels
+
+
+def test_saved_dataset_dict(tmp_path, dataset):
+    from datasets import DatasetDict
+
+    data, images, labels = dataset
+    splits = DatasetDict({"train": data.select(range(6)), "val": data.select(range(6, 9)), "test": data.select([9])})
+    splits.save_to_disk(tmp_path / "saved")
+    source = load_tiles(tmp_path / "saved")
+    assert source.class_names == ["fat", "gland", "mucus"]
+    assert {name: len(split) for name, split in source.splits.items()} == {"train": 6, "validation": 3, "test": 1}
+    np.testing.assert_array_equal(source.split("validation").images, images[6:9])
+    np.testing.assert_array_equal(source.split("validation").labels, labels[6:9])
+
+
+def test_splits_of_a_dataset_in_any_case_of_letters(tmp_path, dataset):
+    from datasets import DatasetDict
+
+    data = dataset[0]
+    splits = {"Train": data.select(range(6)), "Val": data.select(range(6, 9)), "TEST": data.select([9]), "more": data}
+    DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    source = load_tiles(tmp_path / "saved")
+    assert {name: len(split) for name, split in source.splits.items()} == {"train": 6, "validation": 3, "test": 1}
+    DatasetDict({**splits, "validation": data}).save_to_disk(tmp_path / "twice")
+    expected = "has two splits for validation (Train, Val, TEST, more, validation): keep one of them"
+    assert expected in refused(tmp_path / "twice")
+
+
+def with_soft_labels(dataset, rows: list) -> object:
+    return dataset[0].add_column("soft_label", rows)
+
+
+def test_soft_labels_of_a_dataset_are_taken_along(tmp_path, dataset):
+    from datasets import DatasetDict
+
+    soft_labels = np.random.default_rng(0).dirichlet(np.ones(3), size=12)
+    data = with_soft_labels(dataset, soft_labels.tolist())
+    DatasetDict({"train": data, "test": data.remove_columns("soft_label")}).save_to_disk(tmp_path / "saved")
+    (tmp_path / "set").mkdir()
+    data.to_parquet(tmp_path / "set" / "train.parquet")
+    for folder in ("saved", "set"):
+        source = load_tiles(tmp_path / folder, hold_out_validation=False)
+        found = source.split("train").soft_labels
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, soft_labels, atol=1e-6)
+    assert load_tiles(tmp_path / "saved").split("test").soft_labels is None
+    # Tiles that are held out take theirs with them.
+    held = load_tiles(tmp_path / "set").split("validation")
+    places = [np.flatnonzero((dataset[1] == image).all(axis=(1, 2, 3)))[0] for image in held.images]
+    np.testing.assert_allclose(held.soft_labels, soft_labels[places], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [[0.5, 0.5]] * 12,
+        [0.5] * 12,
+        ["fat"] * 12,
+        [[0.2, 0.3, 0.5]] * 11 + [[0.5, 0.5]],
+        [[0.2, 0.3, 0.5]] * 11 + [None],
+        [[0.2, 0.3, 0.5]] * 11 + [[0.5, None, 0.5]],
+    ],
+)
+def test_soft_labels_of_another_kind_are_passed_over(tmp_path, dataset, rows):
+    with_soft_labels(dataset, rows).save_to_disk(tmp_path / "saved")
+    train = load_tiles(tmp_path / "saved", hold_out_validation=False).split("train")
+    assert train.soft_labels is None
+    np.testing.assert_array_equal(train.images, dataset[1])
+
+
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        ([0.7, 0.5, -0.2], "numbers from -0.2 with the sum 1"),
+        ([0.2, 0.3, 0.6], "numbers from 0.2 with the sum 1.1"),
+        ([3.0, 0.0, -4.0], "numbers from -4 with the sum -1"),
+    ],
+)
+def test_soft_labels_that_are_no_probabilities_are_refused(tmp_path, dataset, row, found):
+    with_soft_labels(dataset, [[0.2, 0.3, 0.5]] * 7 + [row] + [[0.2, 0.3, 0.4996]] * 4).save_to_disk(tmp_path)
+    assert refused(tmp_path) == (
+        f"{tmp_path}, split train holds in column soft_label, row 7, {found}: a row must be probabilities, at least 0 "
+        "and with the sum 1; save them so, or leave the column out"
+    )
+
+
+def test_saved_single_dataset_counts_as_train(tmp_path, dataset):
+    data, images, _ = dataset
+    data.save_to_disk(tmp_path / "saved")
+    source = load_tiles(tmp_path / "saved", hold_out_validation=False)
+    np.testing.assert_array_equal(source.split("train").images, images)
+
+
+def test_parquet_folder_leaves_no_copy_of_the_tiles(tmp_path, dataset, monkeypatch):
+    from datasets import config
+
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", cache)
+    data, images, labels = dataset
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    data.to_parquet(tmp_path / "set" / "data" / "train-00000-of-00001.parquet")
+    data.select(range(3)).to_parquet(tmp_path / "set" / "data" / "test-00000-of-00001.parquet")
+    source = load_tiles(tmp_path / "set", hold_out_validation=False)
+    assert source.class_names == ["fat", "gland", "mucus"]
+    np.testing.assert_array_equal(source.split("train").images, images)
+    np.testing.assert_array_equal(source.split("test").labels, labels[:3])
+    assert not list(cache.rglob("*.arrow"))
+
+
+def test_dataset_without_class_names(tmp_path, dataset):
+    from datasets import Value
+
+    dataset[0].cast_column("tissue", Value("int64")).save_to_disk(tmp_path / "saved")
+    message = refused(tmp_path / "saved")
+    assert "no column of type ClassLabel" in message and "cast_column" in message
+
+
+def test_dataset_with_two_image_columns(tmp_path, dataset):
+    from datasets import concatenate_datasets
+
+    masks = dataset[0].select_columns("tile").rename_column("tile", "mask")
+    data = concatenate_datasets([dataset[0], masks], axis=1)
+    data.save_to_disk(tmp_path / "saved")
+    assert "several columns of type Image" in refused(tmp_path / "saved")
+    data.rename_column("tile", "image").save_to_disk(tmp_path / "named")
+    np.testing.assert_array_equal(
+        load_tiles(tmp_path / "named", hold_out_validation=False).split("train").images, dataset[1]
+    )
+
+
+def test_dataset_with_a_class_without_tiles(tmp_path, dataset):
+    dataset[0].filter(lambda label: label != 1, input_columns="tissue").save_to_disk(tmp_path / "saved")
+    assert "'gland' (label 1)" in refused(tmp_path / "saved")
+
+
+def test_dataset_with_hidden_labels(tmp_path, dataset):
+    from datasets import DatasetDict
+
+    hidden = dataset[0].map(lambda row: {"tissue": -1})
+    DatasetDict({"train": dataset[0], "test": hidden}).save_to_disk(tmp_path / "saved")
+    assert "the test split of saved holds the label -1" in refused(tmp_path / "saved")
+
+
+def test_dataset_row_of_another_mode_is_named(tmp_path, dataset):
+    from datasets import Dataset
+
+    rows = [Image.fromarray(i) for i in dataset[1]]
+    rows[4] = rows[4].convert("L")
+    data = Dataset.from_dict({"tile": rows, "tissue": dataset[2]}, features=dataset[0].features)
+    data.save_to_disk(tmp_path / "saved")
+    message = refused(tmp_path / "saved")
+    assert "row 4" in message and "mode L" in message
+
+
+def test_damaged_dataset_folder(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.parquet").write_bytes(b"PAR1 cut short")
+    assert "cannot be opened with datasets" in refused(tmp_path / "set")
+
+
+def test_hub_dataset(monkeypatch, dataset):
+    import datasets
+
+    asked = []
+
+    def load_dataset(name, cache_dir=None):
+        asked.append((name, cache_dir))
+        return datasets.DatasetDict({"train": dataset[0], "validation": dataset[0].select(range(3))})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    source = load_tiles("someone/tiles", cache_dir=Path("kept"))
+    assert asked == [("someone/tiles", "kept")]
+    assert source.name == "someone/tiles" and source.class_names == ["fat", "gland", "mucus"]
+
+
+def test_hub_dataset_out_of_reach(monkeypatch):
+    import datasets
+
+    def load_dataset(name, cache_dir=None):
+        raise ConnectionError("Couldn't reach\nthe Hub.")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    message = refused("someone/tiles")
+    assert "someone/tiles is no local folder and cannot be loaded from the Hub (Couldn't reach the Hub)" in message
+
+
+# --- what goes with the tiles ---
+
+
+def test_fingerprint_follows_every_input():
+    images, labels = tiles(4)
+
+    def source(images=images, labels=labels, names=("a", "b"), split="train"):
+        return TileSource("x", list(names), {split: Tiles(images, labels)}, 10).fingerprint()
+
+    changed = images.copy()
+    changed[3, 9, 9, 2] ^= 1
+    prints = {source(), source(changed), source(labels=labels[::-1].copy()), source(names=("a", "c"))}
+    prints.add(source(split="test"))
+    assert len(prints) == 5
+    assert source(images.copy()) == source() and len(source()) == 64
+
+
+def test_tiles_are_checked():
+    images, labels = tiles(4)
+    with pytest.raises(InputError, match="uint8"):
+        Tiles(images.astype(np.float32), labels)
+    with pytest.raises(InputError, match="uint8 N x H x W x 3"):
+        Tiles(images[..., 0], labels)
+    with pytest.raises(InputError, match="one for each of 4 images"):
+        Tiles(images, labels[:3])
+    for soft_labels, found in ((np.ones((3, 2)), "float64 of shape 3x2"), (np.ones(4), "float64 of shape 4")):
+        with pytest.raises(InputError, match=f"soft labels are {found}: there must be one row for each of 4 images"):
+            Tiles(images, labels, soft_labels)
+
+
+def test_subset_keeps_the_order_asked_for():
+    images, labels = tiles(6, classes=3)
+    part = Tiles(images, labels).subset([4, 0])
+    np.testing.assert_array_equal(part.images, images[[4, 0]])
+    assert part.labels.tolist() == [1, 0] and len(part) == 2 and part.soft_labels is None
+    soft_labels = np.arange(12.0).reshape(6, 2)
+    part = Tiles(images, labels, soft_labels).subset([4, 0])
+    assert part.soft_labels.dtype == np.float32 and part.soft_labels.tolist() == [[8, 9], [0, 1]]
+
+
+def test_sample_per_class():
+    labels = np.array([0, 1, 2] * 20)
+    chosen = sample_per_class(labels, 5, seed=3)
+    assert np.bincount(labels[chosen]).tolist() == [5, 5, 5]
+    assert (np.diff(chosen) > 0).all()
+    np.testing.assert_array_equal(chosen, sample_per_class(labels.tolist(), 5, seed=3))
+    assert not np.array_equal(chosen, sample_per_class(labels, 5, seed=4))
+    assert set(chosen) < set(sample_per_class(labels, 9, seed=3))
+
+
+def test_sample_per_class_refuses_too_many():
+    with pytest.raises(InputError, match="n_per_class=3 is too many: class 1 has only 2 tiles"):
+        sample_per_class([0, 0, 0, 1, 1], 3, seed=0)
+    with pytest.raises(InputError, match="n_per_class=0 is out of range"):
+        sample_per_class([0, 1], 0, seed=0)
+    with pytest.raises(InputError, match="seed=-1 is out of range"):
+        sample_per_class([0, 1], 1, seed=-1)
+
+
+@pytest.mark.parametrize("kind", ["array", "read-only", "tensor"])
+def test_model_input_and_back(kind):
+    images = np.arange(256, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 2, 3, 3), dtype=np.uint8)
+    given = images.copy()
+    given.flags.writeable = kind != "read-only"
+    pixels = to_model_input(torch.from_numpy(given) if kind == "tensor" else given)
+    assert pixels.shape == (256, 3, 2, 3) and pixels.dtype == torch.float32 and pixels.is_contiguous()
+    assert pixels.min() == -1 and pixels.max() == 1
+    np.testing.assert_array_equal(to_uint8(pixels), images)
+    np.testing.assert_array_equal(to_uint8(pixels.numpy()), images)
+
+
+def test_model_input_puts_channels_first():
+    images = np.zeros((1, 2, 2, 3), dtype=np.uint8)
+    images[..., 1] = 255
+    assert to_model_input(images)[0, :, 0, 0].tolist() == [-1, 1, -1]
+
+
+def test_to_uint8_rounds_and_clips():
+    pixels = torch.tensor([-1.7, 0.0, 1.2])[:, None, None, None].expand(3, 3, 8, 8)
+    assert to_uint8(pixels)[:, 0, 0, 0].tolist() == [0, 128, 255]
+    np.testing.assert_array_equal(to_uint8(pixels.bfloat16()), to_uint8(pixels))
+
+
+def test_conversions_refuse_other_input():
+    with pytest.raises(InputError, match="uint8"):
+        to_model_input(np.zeros((1, 8, 8, 3), dtype=np.float32))
+    with pytest.raises(InputError, match="float N x 3 x H x W"):
+        to_uint8(np.zeros((1, 8, 8, 3), dtype=np.float32))
+    with pytest.raises(InputError, match="NaN"):
+        to_uint8(torch.full((1, 3, 8, 8), float("nan")))
+
+
+# --- real tiles, where they are at hand ---
+
+
+def test_real_npz_in_medmnist_layout():
+    source = load_tiles(real_data("pathmnist_1k.npz"))
+    assert source.class_names[0] == "adipose" and len(source.class_names) == 9
+    assert {name: len(split) for name, split in source.splits.items()} == {
+        "train": 850,
+        "validation": 150,
+        "test": 359,
+    }
+    assert source.license == "CC BY 4.0"
+
+
+def test_real_parquet_folder(tmp_path):
+    # Only the smallest split is loaded: decoding all of them takes long.
+    part = next(real_data("crc5_64").glob("validation-*.parquet"))
+    (tmp_path / "crc5").mkdir()
+    (tmp_path / "crc5" / "train-00000-of-00001.parquet").symlink_to(part)
+    source = load_tiles(tmp_path / "crc5", image_size=28, hold_out_validation=False)
+    assert source.class_names[1] == "healthy mucosa" and source.split("train").images.shape == (1289, 28, 28, 3)
+    reference = load_tiles(real_data("crc5_28.npz")).split("validation")
+    np.testing.assert_array_equal(source.split("train").labels, reference.labels)
+    # The 28-pixel tiles were made from the originals, so they are near to these and not equal.
+    assert np.abs(source.split("train").images.astype(int) - reference.images).mean() < 4
+
+
+# Tiles that no model sees.
+
+
+def test_part_held_out_for_the_audit(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {"train_images": rng.integers(256, size=(50, 8, 8, 3), dtype=np.uint8)}
+    arrays |= {"train_labels": np.array([0] * 30 + [1] * 20), "val_images": arrays["train_images"][:4]}
+    np.savez(tmp_path / "tiles.npz", **arrays, val_labels=np.array([0, 0, 1, 1]))
+    whole = load_tiles(tmp_path / "tiles.npz")
+    parted = load_tiles(tmp_path / "tiles.npz", audit_share=0.2)
+    train, held_out = parted.split("train"), parted.split("held_out")
+    assert np.bincount(train.labels).tolist() == [24, 16] and np.bincount(held_out.labels).tolist() == [6, 4]
+    both = np.concatenate([train.images, held_out.images]).reshape(50, -1)
+    assert np.array_equal(np.unique(both, axis=0), np.unique(arrays["train_images"].reshape(50, -1), axis=0))
+    # At random, but the same every time; and the fingerprint tells it.
+    assert not np.array_equal(train.images[:24], arrays["train_images"][:24])
+    again = load_tiles(tmp_path / "tiles.npz", audit_share=0.2)
+    assert np.array_equal(again.split("held_out").images, held_out.images)
+    assert again.fingerprint() == parted.fingerprint() != whole.fingerprint()
+    assert load_tiles(tmp_path / "tiles.npz", audit_share=0).fingerprint() == whole.fingerprint()
+    with pytest.raises(InputError, match="audit_share=1 is out of range: it must be at least 0 and below 1"):
+        load_tiles(tmp_path / "tiles.npz", audit_share=1)
+
+
+def test_single_tiles_are_not_held_out(tmp_path):
+    arrays = {"train_images": np.zeros((2, 8, 8, 3), np.uint8), "train_labels": np.array([0, 1])}
+    np.savez(tmp_path / "tiles.npz", **arrays, val_images=arrays["train_images"], val_labels=arrays["train_labels"])
+    with pytest.raises(InputError, match="tiles has one training tile per class"):
+        load_tiles(tmp_path / "tiles.npz", audit_share=0.5)

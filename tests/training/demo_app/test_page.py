@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from histodistill.training.commands import demo_app as command
+from histodistill.training.data.image_dataset import read_image_dataset, write_image_dataset
+
+
+needs_gradio = pytest.mark.skipif(
+    find_spec("gradio") is None, reason="gradio is not installed: pip install '.[demo-app]'"
+)
+needs_browser = pytest.mark.skipif(
+    not (find_spec("selenium") and shutil.which("chromium") and shutil.which("chromedriver")),
+    reason="selenium, chromium and chromedriver are not all installed",
+)
+BROWSER_OPTIONS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update",
+)  # fmt: skip
+# Trainings and page loads may share their cores with other work.
+PATIENCE = 600
+
+
+# The command.
+
+
+def test_options_have_defaults_that_keep_the_page_private():
+    args = command.parse_args(["run"])
+    assert (args.run, args.data, args.host, args.port) == (Path("run"), None, "127.0.0.1", 7860)
+
+
+@pytest.mark.parametrize("port", ["0", "65536"])
+def test_impossible_port_is_refused_in_one_sentence(port, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command.parse_args(["run", "--port", port])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == f"error: --port={port} is out of range: it must be 1 to 65535\n"
+
+
+def test_without_gradio_one_sentence_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    monkeypatch.setattr(command, "run_module", lambda *call: pytest.fail("the page was started"))
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["run"])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: the page needs gradio") and "pip install '.[demo-app]'" in error
+    assert error.count("\n") == 1
+
+
+def test_page_is_started_without_analytics(monkeypatch):
+    started = []
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "True")
+    monkeypatch.setattr(command, "find_spec", lambda name: True)
+    monkeypatch.setattr(command, "run_module", lambda *call: started.append((*call, command.os.environ.copy())))
+    command.main(["run", "--port", "7000"])
+    module, argv, environment = started[0]
+    assert (module, argv) == ("histodistill.training.demo_app.page", ["run", "--port", "7000"])
+    assert environment["GRADIO_ANALYTICS_ENABLED"] == "False"
+
+
+def test_ctrl_c_closes_the_page(monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "find_spec", lambda name: True)
+    monkeypatch.setattr(command, "run_module", interrupted)
+    command.main(["run"])
+
+
+# The page.
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_pipeline, tiny_pool) -> Path:
+    """A run with a pipeline, its pool, and a distilled set of the pool's first 20 images in communities."""
+    folder = tmp_path_factory.mktemp("demo") / "run"
+    folder.mkdir()
+    for source in (tiny_pipeline, tiny_pool):
+        (folder / source.name).symlink_to(source)
+    images, columns, names = read_image_dataset(tiny_pool)
+    columns = {name: values[:20] for name, values in columns.items()}
+    columns["community"] = np.arange(20) // 5 % 2
+    write_image_dataset(folder / "distilled" / "data", images[:20], columns, names)
+    return folder
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(run: Path, environment: dict[str, str], log: Path, *options: object) -> subprocess.Popen:
+    argv = [sys.executable, "-m", "histodistill.training.demo_app.page", str(run), *map(str, options)]
+    environment = {**environment, "GRADIO_ANALYTICS_ENABLED": "False"}
+    with open(log, "w") as file:
+        return subprocess.Popen(argv, env=environment, cwd=log.parent, stdout=file, stderr=file)
+
+
+@pytest.fixture(scope="module")
+def page(run, tiny_npz, offline_environment, tmp_path_factory) -> Iterator[str]:
+    """The address of the page while it is served."""
+    log, port = tmp_path_factory.mktemp("page") / "log", free_port()
+    server = start(run, offline_environment, log, "--data", tiny_npz, "--port", port)
+    deadline = time.monotonic() + PATIENCE
+    while f"http://127.0.0.1:{port} shows the run" not in log.read_text():
+        assert server.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
+    yield f"http://127.0.0.1:{port}/"
+    server.terminate()
+    server.wait()
+
+
+def fetch(url: str) -> tuple[int, dict[str, str], str]:
+    # Without the proxies that the environment may name.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=PATIENCE) as answer:
+            return answer.status, dict(answer.headers), answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, dict(error.headers), error.read().decode()
+
+
+@needs_gradio
+def test_page_names_no_path_and_serves_no_file(page, run, tiny_npz):
+    status, headers, html = fetch(page)
+    assert status == 200
+    assert headers["content-security-policy"].startswith("default-src 'self';")
+    for text in (html, fetch(f"{page}config")[2]):
+        assert str(run.parent) not in text and str(tiny_npz.parent) not in text
+    for file in (run / "distilled" / "data" / "train-00000-of-00001.parquet", tiny_npz, Path("/etc/hostname")):
+        assert fetch(f"{page}gradio_api/file={file}")[0] in (403, 404)
+
+
+@needs_gradio
+def test_port_in_use_is_one_sentence(page, run, offline_environment, tmp_path):
+    port = page.rstrip("/").rpartition(":")[2]
+    server = start(run, offline_environment, tmp_path / "log", "--port", port)
+    assert server.wait(timeout=PATIENCE) == 2
+    last = (tmp_path / "log").read_text().splitlines()[-1]
+    assert last == (
+        f"error: --host=127.0.0.1 --port={port} cannot be listened on: give another port, or end what uses it"
+    )
+
+
+@pytest.fixture
+def browser(tmp_path):
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    for option in (*BROWSER_OPTIONS, f"--user-data-dir={tmp_path}"):
+        options.add_argument(option)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    driver.set_page_load_timeout(PATIENCE)
+    yield driver
+    driver.quit()
+
+
+def wait_for(browser, condition):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(browser, PATIENCE).until(lambda _: condition())
+
+
+def open_tab(browser, name: str) -> None:
+    """Chooses a tab; gradio keeps a hidden copy of each to measure its width."""
+    tabs = [tab for tab in browser.find_elements("css selector", "button[role=tab]") if tab.text.strip() == name]
+    browser.execute_script("arguments[0].click()", tabs[0])
+
+
+def texts(browser, selector: str) -> list[str]:
+    return [item.text for item in browser.find_elements("css selector", selector) if item.is_displayed()]
+
+
+def is_too_wide(browser) -> bool:
+    return browser.execute_script("return document.documentElement.scrollWidth > window.innerWidth")
+
+
+@needs_gradio
+@needs_browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_page_in_a_browser(page, browser, run, width):
+    metrics = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(page)
+    wait_for(browser, lambda: browser.find_elements("id", "generate"))
+
+    browser.find_element("id", "generate").click()
+    captions = wait_for(browser, lambda: texts(browser, ".hd-large figcaption"))
+    # Classes take turns in the pool. Made in another batch, an image may be apart by rounding.
+    assert [caption.partition("\n")[0] for caption in captions] == [f"seed {i}" for i in range(6)]
+    assert [i for i, caption in enumerate(captions) if "distilled" in caption] == [0, 5]
+    assert not is_too_wide(browser)
+
+    open_tab(browser, "Browse")
+    headings = wait_for(browser, lambda: [text for text in texts(browser, ".hd h3") if text.startswith("Community")])
+    assert headings == ["Community 0 2 chosen", "Community 1 2 chosen"]
+    assert not is_too_wide(browser)
+
+    open_tab(browser, "Audit")
+    wait_for(browser, lambda: [t for t in texts(browser, ".hd-note") if "No privacy audit has been made" in t])
+    open_tab(browser, "Scores")
+    wait_for(browser, lambda: [t for t in texts(browser, ".hd p") if "This run has no scores yet" in t])
+
+    open_tab(browser, "Train")
+    wait_for(browser, lambda: browser.find_element("id", "train").is_displayed())
+    steps = browser.find_element("css selector", "#steps input[type=number]")
+    browser.execute_script(
+        "arguments[0].value = 20; for (const name of ['input', 'change', 'blur']) "
+        "arguments[0].dispatchEvent(new Event(name, {bubbles: true}))",
+        steps,
+    )
+    browser.find_element("id", "train").click()
+    wait_for(
+        browser, lambda: texts(browser, "#progress")[0].startswith("Trained for 20 steps on 20 distilled images.")
+    )
+    assert "On 20 real test tiles" in texts(browser, "#progress")[0]
+    assert not is_too_wide(browser)
+
+    # Nothing came from elsewhere, and nothing tried to.
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    # The browser's own first page asks for things, too.
+    requested = [request["request"]["url"] for request in sent if request["documentURL"].startswith(page)]
+    assert len([url for url in requested if url.startswith(page)]) > 1
+    assert [url for url in requested if not url.startswith((page, "data:", "blob:"))] == []
+    refused = [
+        entry["message"] for entry in browser.get_log("browser") if "Content Security Policy" in entry["message"]
+    ]
+    assert refused == []

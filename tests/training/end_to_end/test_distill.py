@@ -1,0 +1,626 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from histodistill.training.data.image_dataset import read_image_dataset
+from histodistill.training.data.phantom import phantom_tiles
+from histodistill.training.end_to_end import distill
+from histodistill.training.running.errors import InputError
+from histodistill.training.running.files import read_json, write_json
+from histodistill.training.running.presets import PRESETS
+from histodistill.training.running.stages import is_complete, read_record
+
+
+TITLES = ["autoencoder", "denoiser", "teacher", "pool", "selection", "privacy audit", "comparison"]
+FOLDERS = ["autoencoder", "pipeline", "teacher", "pool", "distilled", "audit", "comparison"]
+SCRIPTS = ["train_autoencoder", "train_diffusion", "train_classifier", "generate", "select", "audit", "compare"]
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch, tiny_preset):
+    """Makes the preset "tiny" known to this process as well."""
+    monkeypatch.setitem(PRESETS, "tiny", tiny_preset)
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[str]:
+    """The names of the scripts that would have been started; none is."""
+    scripts = []
+    monkeypatch.setattr(distill, "run_module", lambda module, *_: scripts.append(module.rpartition(".")[2]))
+    return scripts
+
+
+@pytest.fixture
+def copy(tiny_run, tmp_path) -> Path:
+    """A copy of the tiny run that a test may change."""
+    return shutil.copytree(tiny_run.folder, tmp_path / "run")
+
+
+def call(data: object, output: object, *argv: object) -> None:
+    distill.main(["--data", str(data), "--output", str(output), "--preset", "tiny", *map(str, argv)])
+
+
+def refused(capsys, data: object, output: object, *argv: object) -> str:
+    """The sentence with which a command line is refused."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        call(data, output, *argv)
+    assert stopped.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ") and captured.err.endswith("\n") and captured.err.count("\n") == 1
+    return captured.err.removeprefix("error: ").rstrip("\n")
+
+
+def files(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of change of every file."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in found}
+
+
+# The whole way.
+
+
+def test_killed_run_goes_on_where_it_was(tiny_run):
+    assert tiny_run.when_killed["complete"] is False
+    # A progress bar begins at the step of the checkpoint.
+    first = re.search(r"autoencoder:[^\r\n]*? (\d+)/150 ", tiny_run.progress)
+    assert 5 <= int(first[1]) < 150 and int(first[1]) % 5 == 0
+    assert read_record(tiny_run.folder / "autoencoder")["complete"]
+
+
+def test_every_stage_is_finished(tiny_run):
+    assert all(is_complete(tiny_run.folder / folder) for folder in FOLDERS)
+    assert (tiny_run.folder / "selector").is_dir()
+    assert (tiny_run.folder / "report.html").read_text().lower().startswith("<!doctype html>")
+    # Whatever is written under another name first has got its own.
+    assert [path for path in tiny_run.folder.rglob("*") if path.name.endswith(".tmp")] == []
+
+
+def test_results(tiny_run):
+    results = read_json(tiny_run.folder / "results.json")
+    rows = {row["row"]: row for row in results["rows"]}
+    assert {name: row["num_train"] for name, row in rows.items()} == {
+        "real_all": 60,
+        "real_random": 15,
+        "distilled_ce": 15,
+    }
+    recovery = rows["distilled_ce"]["accuracy"]["mean"] / rows["real_all"]["accuracy"]["mean"]
+    assert results["recovery"] == {"convnet": pytest.approx(recovery)}
+    assert results["notes"] == []
+
+
+def test_summary_is_printed(tiny_run):
+    lines = tiny_run.output.splitlines()
+    assert [line for line in lines if re.match(r"\[\d/7\] ", line)] == [
+        f"[{number}/7] {title}" for number, title in enumerate(TITLES, start=1)
+    ]
+    results = read_json(tiny_run.folder / "results.json")
+    header = next(line for line in lines if line.split()[-3:] == ["ACC", "AUC", "F1"])
+    for row, line in zip(results["rows"], lines[lines.index(header) + 1 :], strict=False):
+        expected = [f"{row[metric]['mean']:.3f}" for metric in ("accuracy", "auc", "f1")]
+        assert line.split()[-4:] == [str(row["num_train"]), *expected]
+        assert row["title"] in line
+    assert f"{100 * results['recovery']['convnet']:.1f}" in tiny_run.output
+    assert str(tiny_run.folder / "report.html") in lines[-1]
+
+
+def test_distilled_set(tiny_run):
+    images, columns, class_names = read_image_dataset(tiny_run.folder / "distilled")
+    assert images.shape == (15, 16, 16, 3)
+    assert np.bincount(columns["label"]).tolist() == [3] * 5
+    assert class_names == ["adipose", "glands", "lymphocytes", "mucus", "stroma"]
+    # They are images of the pool.
+    pool_images, pool, _ = read_image_dataset(tiny_run.folder / "pool")
+    places = [pool["seed"].tolist().index(seed) for seed in columns["seed"]]
+    assert np.array_equal(pool_images[places], images)
+    assert np.array_equal(pool["label"][places], columns["label"])
+
+
+def test_results_open_in_a_fresh_process(tiny_run, tmp_path):
+    code = """
+import sys
+import numpy as np, torch
+from diffusers import DiffusionPipeline
+run = sys.argv[1]
+pipe = DiffusionPipeline.from_pretrained(f"{run}/pipeline", trust_remote_code=True)
+assert not any(name.split(".")[0] == "histodistill" for name in sys.modules)
+pipe.set_progress_bar_config(disable=True)
+
+from datasets import load_dataset
+distilled = load_dataset(f"{run}/distilled", split="train")
+row = distilled[4]
+name = distilled.features["label"].int2str(row["label"])
+generator = torch.Generator().manual_seed(row["seed"])
+again = pipe(class_labels=[name], generator=generator, num_inference_steps=2, guidance_scale=1.5).images[0]
+difference = np.abs(np.asarray(again).astype(int) - np.asarray(row["image"]).astype(int)).max()
+assert difference <= 1, f"{name} made again from its seed differs by {difference}"
+assert len(row["soft_label"]) == 5 and abs(sum(row["soft_label"]) - 1) < 1e-4
+
+from histodistill.selection import BaseSelector
+selector = BaseSelector.from_pretrained(f"{run}/selector")
+pool = load_dataset(f"{run}/pool", split="train")
+assert [pool[int(i)]["seed"] for i in selector.selected_indices_] == distilled["seed"][:]
+print("all of it")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tiny_run.folder)],
+        env=tiny_run.environment, cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "all of it\n"
+
+
+# Again.
+
+
+def test_finished_stages_are_skipped(tiny_run, copy, started, capsys):
+    before = files(copy)
+    call(tiny_run.data, copy)
+    assert started == []
+    output = capsys.readouterr().out
+    assert [line for line in output.splitlines() if line.startswith("[")] == [
+        f"[{number}/7] {title}: finished before" for number, title in enumerate(TITLES, start=1)
+    ]
+    assert "ACC" in output and "Report:" in output
+    after = files(copy)
+    assert {name for name in before if after[name] != before[name]} <= {str(copy / "report.html")}
+
+
+@pytest.mark.parametrize(
+    ("gone", "scripts"),
+    [
+        (["pool"], ["generate"]),
+        (["comparison/stage.json"], ["compare"]),
+        (["pipeline", "pool", "distilled"], ["train_diffusion", "generate", "select"]),
+        (FOLDERS, SCRIPTS),
+    ],
+)
+def test_only_what_is_missing_runs(gone, scripts, tiny_run, copy, started, monkeypatch):
+    for name in gone:
+        shutil.rmtree(copy / name) if (copy / name).is_dir() else (copy / name).unlink()
+    monkeypatch.setattr("histodistill.training.reporting.report.write_report", lambda _: None)
+    call(tiny_run.data, copy)
+    assert started == scripts
+
+
+def test_unfinished_stage_runs(tiny_run, copy, started):
+    write_json(copy / "teacher" / "stage.json", {**read_record(copy / "teacher"), "complete": False})
+    call(tiny_run.data, copy)
+    assert started == ["train_classifier"]
+
+
+def test_lost_pool_is_made_again_and_is_the_same(tiny_run, copy, monkeypatch, capfd):
+    for name, value in tiny_run.environment.items():
+        monkeypatch.setenv(name, value)
+    shutil.rmtree(copy / "pool")
+    call(tiny_run.data, copy)
+    output = capfd.readouterr().out
+    assert output.count("finished before") == 6
+    assert re.search(r"\[4/7\] pool\npool: 40 images saved to ", output)
+    images, columns, _ = read_image_dataset(copy / "pool")
+    old_images, old_columns, _ = read_image_dataset(tiny_run.folder / "pool")
+    assert np.array_equal(images, old_images)
+    assert all(np.array_equal(columns[name], old_columns[name]) for name in old_columns)
+
+
+def test_failed_stage_ends_the_run_with_its_exit_code(tiny_run, copy, monkeypatch):
+    def run_module(*_):
+        raise SystemExit(7)
+
+    shutil.rmtree(copy / "pool")
+    monkeypatch.setattr(distill, "run_module", run_module)
+    with pytest.raises(SystemExit) as stopped:
+        call(tiny_run.data, copy)
+    assert stopped.value.code == 7
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["--seed", "1"], "seed"),
+        (["--audit-share", "0"], "the tiles, audit_share"),
+        (["--mixed-precision", "no"], "mixed_precision"),
+        (["--image-size", "24"], "image_size, the tiles"),
+        (["--preset", "cpu-demo"], "autoencoder, diffusion, teacher, generate, select, compare"),
+    ],
+)
+def test_run_with_other_settings_is_left_untouched(argv, named, tiny_run, capsys):
+    before = files(tiny_run.folder)
+    message = refused(capsys, tiny_run.data, tiny_run.folder, *argv)
+    assert message == f"{tiny_run.folder} holds a run with other settings ({named}): give another --output"
+    assert files(tiny_run.folder) == before
+
+
+SELECTED = "audit, audit.json, comparison, distilled, "
+
+
+@pytest.mark.parametrize(
+    ("argv", "named", "made"),
+    [
+        (["--n-per-class", "2"], "select", f"{SELECTED}report.html, results.json, selector"),
+        (["--per-class", "9"], "generate", f"{SELECTED}pool, report.html, results.json, selector"),
+    ],
+)
+def test_pool_and_selection_are_made_anew_once_the_old_ones_are_away(argv, named, made, tiny_run, tmp_path, capsys):
+    before = files(tiny_run.folder)
+    message = refused(capsys, tiny_run.data, tiny_run.folder, *argv)
+    assert message == (
+        f"{tiny_run.folder} holds a run with other settings ({named}): give another --output, or move {made} away to "
+        "make them anew from the models that are there"
+    )
+    assert files(tiny_run.folder) == before
+
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run.folder, run, ignore=lambda folder, names: set(made.split(", ")) & set(names))
+    opened = distill.open_run(
+        distill.parse_args(["--data", str(tiny_run.data), "--output", str(run), "--preset", "tiny", *argv])
+    )
+    assert read_json(run / "run.json") == opened
+    assert {
+        name
+        for name, value in read_json(tiny_run.folder / "run.json")["settings"].items()
+        if value != opened["settings"][name]
+    } == {named}
+
+
+def test_run_with_other_tiles_is_left_untouched(tiny_run, tmp_path, capsys):
+    with np.load(tiny_run.data) as old:
+        arrays = dict(old)
+    arrays["test_labels"] = arrays["test_labels"][::-1]
+    np.savez(tmp_path / "other.npz", **arrays)
+    before = files(tiny_run.folder)
+    message = refused(capsys, tmp_path / "other.npz", tiny_run.folder)
+    assert message == f"{tiny_run.folder} holds a run with other settings (the tiles): give another --output"
+    assert files(tiny_run.folder) == before
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"settings": null}'])
+def test_damaged_record_of_a_run(text, tiny_tiles, tmp_path, capsys):
+    (tmp_path / "run.json").write_text(text)
+    message = refused(capsys, tiny_tiles, tmp_path)
+    assert message == f"{tmp_path / 'run.json'} is not a run's record or is damaged: give another --output"
+    assert (tmp_path / "run.json").read_text() == text
+
+
+def test_how_it_runs_may_change(tiny_run, copy, started):
+    # The processes, and where the tiles lie, are no settings of a run.
+    shutil.copy(tiny_run.data, copy.parent / "moved.npz")
+    call(copy.parent / "moved.npz", copy, "--num-processes", 2)
+    assert started == []
+
+
+# From the command line to the scripts.
+
+
+def plan(data: Path, output: Path, *argv: object) -> list[distill.StageCall]:
+    args = distill.parse_args(["--data", str(data), "--output", str(output), "--preset", "tiny", *map(str, argv)])
+    return distill.stages(args, distill.open_run(args))
+
+
+def parsed(stage: distill.StageCall):
+    return import_module(stage.module).parse_args(stage.argv)
+
+
+def test_options_reach_the_scripts(tiny_tiles, tmp_path):
+    options = ["--per-class", 9, "--n-per-class", 4, "--seed", 3, "--mixed-precision", "no", "--num-processes", 2]
+    options += ["--audit-share", 0.2]
+    out = tmp_path / "run"
+    stages = plan(tiny_tiles, out, *options)
+    assert [stage.title for stage in stages] == TITLES
+    assert [stage.folder for stage in stages] == FOLDERS
+    assert [stage.module for stage in stages] == [f"histodistill.training.{script}" for script in SCRIPTS]
+    # Selection has nothing to share.
+    assert [stage.num_processes for stage in stages] == [2, 2, 2, 2, 1, 1, 2]
+    autoencoder, diffusion, teacher, generate, select, audit, compare = map(parsed, stages)
+    for args in (autoencoder, diffusion, teacher):
+        assert (args.data, args.image_size, args.resume) == (str(tiny_tiles), 16, "latest")
+        assert (args.mixed_precision, args.seed) == ("no", 3)
+    assert (generate.seed, select.seed, compare.seeds) == (3, 3, [3])
+    assert (generate.per_class, select.n_per_class) == (9, 4)
+    assert (autoencoder.output, diffusion.output, teacher.output) == (
+        out / "autoencoder",
+        out / "pipeline",
+        out / "teacher",
+    )
+    assert (diffusion.autoencoder, generate.pipeline) == (out / "autoencoder", out / "pipeline")
+    assert (generate.output, select.pool, select.teacher, select.output) == (
+        out / "pool",
+        out / "pool",
+        out / "teacher",
+        out,
+    )
+    assert [args.audit_share for args in (autoencoder, diffusion, teacher, audit)] == [0.2] * 4
+    embedders = ["untrained", str(out / "autoencoder")]
+    assert (select.drop_copies, select.copy_embedders, select.data) == (True, embedders, str(tiny_tiles))
+    assert (audit.run, audit.data, audit.embedders, audit.seed) == (out, str(tiny_tiles), embedders, 3)
+    assert (compare.run, compare.data, compare.image_size) == (out, str(tiny_tiles), 16)
+    assert compare.plan == [("convnet", 2, ["real_all", "real_random", "distilled_ce"])]
+    assert teacher.n_per_class is None
+
+
+def test_denoiser_sees_few_tiles_less_often(tiny_tiles, tmp_path, monkeypatch, tiny_preset):
+    monkeypatch.setitem(PRESETS, "tiny", replace(tiny_preset, max_epochs=1))
+    [_, diffusion, *_] = plan(tiny_tiles, tmp_path / "run")
+    assert parsed(diffusion).max_train_steps == 55 // 8  # one tile in twelve is held out for the audit
+
+
+def test_record_of_a_run(tiny_run):
+    run = read_json(tiny_run.folder / "run.json")
+    assert run["num_tiles"] == {"train": 55, "validation": 20, "test": 20, "held_out": 5}
+    assert (run["data"], run["preset"], run["image_size"], run["seed"]) == ("tiles", "tiny", 16, 0)
+    assert run["class_names"] == ["adipose", "glands", "lymphocytes", "mucus", "stroma"]
+
+
+@pytest.mark.parametrize(("has_gpu", "preset"), [(True, "gpu"), (False, "cpu")])
+def test_default_preset_suits_the_machine(has_gpu, preset, tiny_tiles, tmp_path, monkeypatch, started):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr("histodistill.training.reporting.report.write_report", lambda _: None)
+    distill.main(["--data", str(tiny_tiles), "--output", str(tmp_path / "run")])
+    assert read_json(tmp_path / "run" / "run.json")["preset"] == preset
+    assert started == SCRIPTS
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--n-per-class", 0], "--n-per-class=0 is out of range: it must be at least 1"),
+        (["--per-class", 0], "--per-class=0 is out of range: it must be at least 1"),
+        (["--num-processes", 0], "--num-processes=0 is out of range: it must be at least 1"),
+        (
+            ["--per-class", 23171],
+            "--per-class=23171 is more than the selection can compare: it must be at most 23170",
+        ),
+        (["--seed", -1], "--seed=-1 is out of range: it must be at least 0 and below 2^31"),
+        (["--seed", 2**31], "--seed=2147483648 is out of range: it must be at least 0 and below 2^31"),
+        (["--audit-share", 1], "--audit-share=1.0 is out of range: it must be at least 0 and below 1"),
+        (
+            ["--n-per-class", 9],
+            "--n-per-class=9 is more than nine tenths of the 8 pool images of a class, and copies are dropped: "
+            "raise --per-class or lower --n-per-class",
+        ),
+        (
+            ["--per-class", 2],
+            "--n-per-class=3 is more than nine tenths of the 2 pool images of a class, and copies are dropped: "
+            "raise --per-class or lower --n-per-class",
+        ),
+        (["--image-size", 4], "image_size=4 is out of range: it must be a whole number of at least 8"),
+        (
+            ["--image-size", 17],
+            "tiles of 17 px do not suit this preset, whose models halve them 1 times: give --image-size 16",
+        ),
+    ],
+)
+def test_bad_options(argv, message, tiny_tiles, tmp_path, started, capsys):
+    assert refused(capsys, tiny_tiles, tmp_path / "run", *argv) == message
+    assert started == [] and not (tmp_path / "run").exists()
+
+
+def test_fp16_without_a_gpu(tiny_tiles, tmp_path, started, capsys, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    message = refused(capsys, tiny_tiles, tmp_path / "run", "--mixed-precision", "fp16")
+    assert message == "--mixed-precision=fp16 needs a GPU: give bf16 or no"
+    assert started == [] and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("image_size", "better"), [(27, 28), (30, 28)])
+def test_size_that_the_models_of_a_preset_cannot_halve(image_size, better, tiny_preset):
+    preset = replace(tiny_preset, diffusion={**tiny_preset.diffusion, "channels": [8, 8]})
+    # 30 px can be halved once: the autoencoder would be trained before the denoiser failed.
+    with pytest.raises(InputError, match=rf"halve them 2 times: give --image-size {better}$"):
+        distill.check_image_size(preset, image_size)
+    distill.check_image_size(preset, better)
+
+
+def arrays_of(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as file:
+        return dict(file)
+
+
+def save(folder: Path, arrays: dict[str, np.ndarray]) -> Path:
+    np.savez(folder / "bad.npz", **arrays)
+    return folder / "bad.npz"
+
+
+def image_folder(folder: Path) -> Path:
+    """Four tiles of each of two classes in each split."""
+    tiles = phantom_tiles("train", 4, image_size=16)
+    for split in ("train", "validation", "test"):
+        for name, start in (("fat", 0), ("gland", 4)):
+            place = folder / split / name
+            place.mkdir(parents=True)
+            for i in range(4):
+                Image.fromarray(tiles.images[start + i]).save(place / f"{i}.png")
+    return folder
+
+
+def missing_file(folder, good):
+    return folder / "nothing.npz", "nothing.npz does not exist: a source is phantom, one of pathmnist, "
+
+
+def missing_folder(folder, good):
+    return folder / "nothing" / "at" / "all", "nothing/at/all does not exist: a source is phantom, "
+
+
+def file_of_another_kind(folder, good):
+    (folder / "tiles.txt").write_text("tiles")
+    return folder / "tiles.txt", "tiles.txt is neither a folder nor a .npz file: "
+
+
+def empty_folder(folder, good):
+    (folder / "empty").mkdir()
+    return folder / "empty", "empty is empty: tiles are expected as "
+
+
+def one_class_in_a_file(folder, good):
+    arrays = arrays_of(good)
+    del arrays["class_names"]
+    for split in ("train", "val", "test"):
+        arrays[f"{split}_labels"] = np.zeros_like(arrays[f"{split}_labels"])
+    return save(folder, arrays), "bad has only one class (class 0): at least 2 are needed"
+
+
+def one_class_in_a_folder(folder, good):
+    image_folder(folder / "tiles")
+    for split in ("train", "validation", "test"):
+        shutil.rmtree(folder / "tiles" / split / "gland")
+    return folder / "tiles", "tiles has only one class (fat): at least 2 are needed"
+
+
+def class_without_training_tiles(folder, good):
+    image_folder(folder / "tiles")
+    for path in (folder / "tiles" / "train" / "gland").iterdir():
+        path.unlink()
+    return folder / "tiles", "gland holds no image"
+
+
+def corrupt_file(folder, good):
+    (folder / "bad.npz").write_bytes(b"these are no tiles at all")
+    return folder / "bad.npz", "bad.npz cannot be read as a .npz file ("
+
+
+def truncated_file(folder, good):
+    (folder / "bad.npz").write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    return folder / "bad.npz", "bad.npz cannot be read as a .npz file ("
+
+
+def file_with_a_damaged_array(folder, good):
+    data = bytearray(good.read_bytes())
+    data[len(data) // 3] ^= 255
+    (folder / "bad.npz").write_bytes(data)
+    return folder / "bad.npz", "bad.npz cannot be read as a .npz file ("
+
+
+def file_without_labels(folder, good):
+    arrays = arrays_of(good)
+    del arrays["train_labels"]
+    return save(folder, arrays), "bad.npz has no array 'train_labels': the MedMNIST layout needs "
+
+
+def label_too_high(folder, good):
+    arrays = arrays_of(good)
+    arrays["test_labels"][0] = 9
+    return save(folder, arrays), "the test split of bad holds the label 9: labels must be 0 to 4, "
+
+
+def negative_label(folder, good):
+    arrays = {name: a.astype(np.int64) if name.endswith("labels") else a for name, a in arrays_of(good).items()}
+    arrays["train_labels"][3] = -1
+    return save(folder, arrays), "holds -1: labels must be 0 to number of classes - 1"
+
+
+def splits_of_different_size(folder, good):
+    arrays = arrays_of(good)
+    arrays["test_images"] = np.zeros((20, 20, 20, 3), dtype=np.uint8)
+    return save(folder, arrays), "the test tiles of bad are 20x20 pixels and the train tiles 16x16: give --image-size"
+
+
+def images_of_different_size(folder, good):
+    image_folder(folder / "tiles")
+    Image.new("RGB", (18, 18)).save(folder / "tiles" / "train" / "gland" / "1.png")
+    return folder / "tiles", "1.png is 18x18 pixels but "
+
+
+def images_of_different_mode(folder, good):
+    image_folder(folder / "tiles")
+    Image.new("L", (16, 16)).save(folder / "tiles" / "train" / "gland" / "1.png")
+    return folder / "tiles", "1.png has the colour mode L: tiles must be RGB with 8 bits; convert it"
+
+
+def grey_images(folder, good):
+    arrays = arrays_of(good)
+    arrays["val_images"] = arrays["val_images"][..., 0]
+    return save(folder, arrays), "val_images in "
+
+
+def damaged_image(folder, good):
+    image_folder(folder / "tiles")
+    file = folder / "tiles" / "test" / "fat" / "2.png"
+    file.write_bytes(file.read_bytes()[:60])
+    return folder / "tiles", "2.png cannot be read as an image: it may be damaged; "
+
+
+def unknown_medmnist_name(folder, good):
+    return "organmnist", "organmnist is not a MedMNIST name that can be used: a source is phantom, one of pathmnist, "
+
+
+def no_test_split(folder, good):
+    arrays = {name: array for name, array in arrays_of(good).items() if not name.startswith("test")}
+    return save(folder, arrays), "bad has no 'test' split: it has train, validation"
+
+
+BAD_SOURCES = [
+    missing_file, missing_folder, file_of_another_kind, empty_folder, one_class_in_a_file, one_class_in_a_folder,
+    class_without_training_tiles, corrupt_file, truncated_file, file_with_a_damaged_array, file_without_labels,
+    label_too_high, negative_label, splits_of_different_size, images_of_different_size, images_of_different_mode,
+    grey_images, damaged_image, unknown_medmnist_name, no_test_split,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", BAD_SOURCES, ids=lambda make: make.__name__)
+def test_bad_tiles(make, tiny_tiles, tmp_path, started, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source, expected = make(tmp_path, tiny_tiles)
+    assert expected in refused(capsys, source, tmp_path / "run")
+    assert started == [] and not (tmp_path / "run").exists()
+
+
+def test_good_folder_of_images_is_taken(tmp_path, started, monkeypatch):
+    # The one from which the bad ones above are made.
+    monkeypatch.setattr("histodistill.training.reporting.report.write_report", lambda _: None)
+    call(image_folder(tmp_path / "tiles"), tmp_path / "run")
+    assert started == SCRIPTS
+    assert read_json(tmp_path / "run" / "run.json")["class_names"] == ["fat", "gland"]
+
+
+def test_folder_of_something_else_is_left_untouched(tiny_tiles, tmp_path, started, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    message = refused(capsys, tiny_tiles, tmp_path)
+    assert message == f"--output={tmp_path} is not a run and not empty: give a new folder"
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"] and started == []
+
+
+def test_output_that_is_a_file(tiny_tiles, tmp_path, started, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert "is not a run and not empty" in refused(capsys, tiny_tiles, tmp_path / "notes.txt")
+    assert "cannot be written" in refused(capsys, tiny_tiles, tmp_path / "notes.txt" / "run")
+    assert (tmp_path / "notes.txt").read_text() == "mine" and started == []
+
+
+def test_empty_folder_is_taken(tiny_tiles, tmp_path):
+    (tmp_path / "run").mkdir()
+    plan(tiny_tiles, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["preset"] == "tiny"
+
+
+def test_exit_code_of_the_real_command(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "histodistill.training.cli",
+        "distill",
+        "--data",
+        "nothing.npz",
+        "--output",
+        "run",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: nothing.npz does not exist: ") and done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

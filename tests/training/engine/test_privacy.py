@@ -1,0 +1,455 @@
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from scipy import stats
+
+from histodistill.training import train_autoencoder, train_diffusion
+from histodistill.training.engine import privacy
+from histodistill.training.engine.flow import draw_step
+from histodistill.training.engine.privacy import (
+    KEY_FILE,
+    PrivacyPlan,
+    autoencoder_privacy,
+    clipped_gradient_sum,
+    compose,
+    epsilon_spent,
+    forget_key,
+    gaussian,
+    noise_multiplier,
+    plan_privacy,
+    poisson_indices,
+    secret_key,
+    set_private_gradients,
+    tile_generators,
+)
+from histodistill.training.models.autoencoder import VariationalAutoencoder, build_autoencoder, reconstruction_loss
+from histodistill.training.models.denoiser import NUM_TRAIN_TIMESTEPS, build_denoiser, use_plain_attention
+from histodistill.training.running.errors import InputError
+from histodistill.training.running.files import read_json
+from histodistill.training.running.options import run_script
+
+
+needs_opacus = pytest.mark.skipif(
+    find_spec("opacus") is None, reason="opacus, the extra 'dp', is not installed: no accountant"
+)
+# Opacus' own code, while it is imported.
+pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning:opacus", "default::FutureWarning:opacus")
+
+KEY = bytes(range(32))
+
+
+class Killed(BaseException):
+    """Ends a run as a kill would: nothing in the scripts catches it."""
+
+
+def denoiser_case(count: int, views: int = 2):
+    """A small denoiser in double precision, its loss, and tiles."""
+    torch.manual_seed(0)
+    module = build_denoiser(4, 2, 3, [8, 16], 1, 1).double()
+    use_plain_attention(module)
+    tiles = [
+        torch.randn(count, views, 2, 4, 4).double(),
+        torch.randint(0, 4, (count, views)),
+        torch.randn(count, views, 2, 4, 4).double(),
+        torch.rand(count, views).double(),
+    ]
+
+    def loss(call, latents, class_ids, noise, levels):
+        # The script's loss in double precision, which its own casts away.
+        noisy = (1 - levels.view(-1, 1, 1, 1)) * latents + levels.view(-1, 1, 1, 1) * noise
+        output = call(noisy, levels * NUM_TRAIN_TIMESTEPS, class_labels=class_ids).sample
+        return (output - (noise - latents)).square().mean()
+
+    return module, loss, tiles
+
+
+def autoencoder_case(count: int, views: int = 2):
+    """A small autoencoder with another norm, its loss, and tiles."""
+    torch.manual_seed(0)
+    module = VariationalAutoencoder(build_autoencoder(8, [12, 12], 2, 1), 0.05)
+    for parameter in module.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)  # blocks begin as the identity, without gradients within
+    tiles = [torch.rand(count, views, 3, 8, 8) * 2 - 1, torch.randn(count, views, 2, 4, 4)]
+
+    def loss(call, images, noise):
+        reconstruction, kl = call(images, noise)
+        return reconstruction_loss(reconstruction, images, 0.1) + 2e-4 * kl
+
+    return module, loss, tiles
+
+
+CASES = {"denoiser": denoiser_case, "autoencoder": autoencoder_case}
+
+
+def flat(gradients: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([gradients[name].flatten() for name in sorted(gradients)]).double()
+
+
+def one_by_one(module, loss, tiles) -> list[torch.Tensor]:
+    """The gradient of each tile by an ordinary backward pass: the oracle."""
+    found = []
+    for index in range(len(tiles[0])):
+        module.zero_grad()
+        loss(module, *(values[index] for values in tiles)).backward()
+        found.append(flat({name: value.grad.clone() for name, value in module.named_parameters()}))
+    module.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_are_those_of_tiles_one_by_one(case):
+    module, loss, tiles = CASES[case](4)
+    gradients = one_by_one(module, loss, tiles)
+    norms = torch.stack([gradient.norm() for gradient in gradients])
+    assert norms.min() > 1e-3
+    bound = float(norms.median())  # clips some tiles and not others
+    assert norms.min() < bound <= norms.max()
+    expected = sum(gradient * min(1, bound / float(gradient.norm())) for gradient in gradients)
+    found = flat(clipped_gradient_sum(module, loss, [tiles], bound))
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+    whole = flat(clipped_gradient_sum(module, loss, [tiles], 1e9))
+    assert (whole - sum(gradients)).norm() < 1e-5 * whole.norm()
+
+
+def test_gradients_of_chunks_add_up_and_leave_nothing_behind():
+    module, loss, tiles = denoiser_case(5)
+    chunks = [[values[:3] for values in tiles], [values[3:] for values in tiles]]
+    whole = flat(clipped_gradient_sum(module, loss, [tiles], 0.5))
+    assert torch.allclose(flat(clipped_gradient_sum(module, loss, chunks, 0.5)), whole, rtol=1e-6, atol=1e-12)
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_no_tile_weighs_more_than_the_bound(case, autocast):
+    module, loss, tiles = CASES[case](3)
+    module, tiles = module.float(), [t.float() if t.is_floating_point() else t for t in tiles]
+
+    def half(call, *tile):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return loss(call, *tile).float()
+
+    for index in range(3):
+        tile = [values[index : index + 1] for values in tiles]
+        assert float(flat(clipped_gradient_sum(module, half, [tile], 1e9)).norm()) > 1e-2
+        assert 0.0099 < float(flat(clipped_gradient_sum(module, half, [tile], 0.01)).norm()) <= 0.01
+
+
+def test_a_gradient_that_is_not_finite_counts_as_none():
+    module = torch.nn.Linear(2, 1)
+    tiles = torch.tensor([[1.0, 2.0], [math.inf, 0.0], [3.0, math.nan]])
+    found = clipped_gradient_sum(module, lambda call, x: call(x).sum(), [[tiles]], 10.0)
+    assert torch.allclose(found["weight"], torch.tensor([[1.0, 2.0]]), rtol=1e-5)
+    assert torch.allclose(found["bias"], torch.ones(1), rtol=1e-5)
+
+
+def make_plan(**changes) -> PrivacyPlan:
+    values = {
+        "epsilon": 1.0, "delta": 1e-5, "max_grad_norm": 0.5, "noise_multiplier": 0.0, "batch_size": 20,
+        "num_tiles": 40, "steps": 3, "views": 2,
+    }  # fmt: skip
+    return PrivacyPlan(**(values | changes))
+
+
+def test_one_tile_changes_a_step_by_the_bound_at_most(monkeypatch):
+    module, loss, _ = denoiser_case(1)
+
+    def make_tiles(indices):
+        tiles = []
+        for index, generator in zip(indices, tile_generators(3, 7, indices), strict=True):
+            # A tile of its own size, so that gradients are of all sizes; its views are drawn as the scripts do.
+            latents = 10.0 ** (index % 3) * torch.ones(2, 2, 4, 4).double()
+            noise, levels, ids = draw_step(generator, torch.full((2,), index % 3), (2, 4, 4), 3, 0.5)
+            tiles.append((latents, ids, noise.double(), levels.double()))
+        return [torch.stack(values) for values in zip(*tiles, strict=True)]
+
+    plan = make_plan()
+
+    def step_gradient():
+        set_private_gradients(module, loss, make_tiles, plan, KEY, 7)
+        return flat({name: value.grad for name, value in module.named_parameters()})
+
+    drawn = poisson_indices(plan.num_tiles, plan.sample_rate, KEY, 7)
+    with_it, changes = step_gradient(), []
+    for removed in drawn[:6]:
+        monkeypatch.setattr(privacy, "poisson_indices", lambda *_, gone=removed: drawn[drawn != gone])
+        changes.append(float((step_gradient() - with_it).norm()) * plan.batch_size)
+    assert 0.99 * plan.max_grad_norm < max(changes) <= plan.max_grad_norm
+
+
+def test_a_step_without_tiles_is_noise_alone(monkeypatch):
+    module = torch.nn.Linear(50, 100)
+    monkeypatch.setattr(privacy, "poisson_indices", lambda *_: np.empty(0, dtype=np.int64))
+    set_private_gradients(module, None, None, make_plan(noise_multiplier=3.0), KEY, 0)
+    # Standard deviation σC over the expected size of the batch, whatever its real size.
+    assert float(module.weight.grad.std()) == pytest.approx(3 * 0.5 / 20, rel=0.05)
+
+
+def test_noise_is_standard_normal_and_of_its_own_in_each_step_and_part():
+    numbers = gaussian((20_001,), KEY, 0, 0).numpy()
+    assert numbers.dtype == np.float64 and numbers.shape == (20_001,)
+    assert stats.kstest(numbers, "norm").pvalue > 1e-3
+    for other in (
+        gaussian((20_001,), KEY, 1, 0),
+        gaussian((20_001,), KEY, 0, 1),
+        gaussian((20_001,), KEY[::-1], 0, 0),
+    ):
+        assert abs(np.corrcoef(numbers, other.numpy())[0, 1]) < 4 / math.sqrt(20_001)
+    # Both halves are made of the same uniform numbers.
+    assert abs(np.corrcoef(numbers[:10_000], numbers[10_001:])[0, 1]) < 0.04
+    assert torch.equal(gaussian((3, 5), KEY, 2, 4), gaussian((3, 5), KEY, 2, 4))
+    assert gaussian((), KEY, 0, 0).shape == ()
+
+
+def test_poisson_batches():
+    batches = [poisson_indices(1000, 0.05, KEY, step) for step in range(400)]
+    sizes = np.array([len(batch) for batch in batches])
+    # Binomial with mean 50 and variance 47.5.
+    assert abs(sizes.mean() - 50) < 4 * math.sqrt(47.5 / 400)
+    assert 0.7 < sizes.var() / 47.5 < 1.35
+    counts = np.bincount(np.concatenate(batches), minlength=1000)  # of each tile: mean 20, variance 19
+    assert abs(counts.mean() - 20) < 0.6 and 0.85 < counts.var() / 19 < 1.15
+    # Two tiles take part independently of each other.
+    took_part = np.array([np.isin(np.arange(2), batch) for batch in batches])
+    assert abs(np.corrcoef(took_part.T)[0, 1]) < 0.2
+    assert all(np.array_equal(batch, poisson_indices(1000, 0.05, KEY, step)) for step, batch in enumerate(batches))
+    assert not np.array_equal(batches[0], poisson_indices(1000, 0.05, KEY[::-1], 0))
+    assert len(poisson_indices(10, 1.0, KEY, 0)) == 10
+
+
+def test_views_of_a_tile_do_not_depend_on_the_other_tiles():
+    alone = torch.randn(4, generator=tile_generators(1, 2, [5])[0])
+    among = torch.randn(4, generator=tile_generators(1, 2, [0, 3, 5])[2])
+    assert torch.equal(alone, among)
+    others = [
+        torch.randn(4, generator=tile_generators(*which)[0]) for which in ((1, 2, [6]), (1, 3, [5]), (2, 2, [5]))
+    ]
+    assert all(not torch.equal(alone, other) for other in others)
+
+
+def test_key_is_random_private_and_kept_until_it_is_forgotten(tmp_path):
+    first = secret_key(tmp_path / "a")
+    assert len(first) == 32 and first == secret_key(tmp_path / "a") != secret_key(tmp_path / "b")
+    assert (tmp_path / "a" / KEY_FILE).stat().st_mode & 0o077 == 0
+    forget_key(tmp_path / "a")
+    forget_key(tmp_path / "a")
+    assert not any((tmp_path / "a").iterdir())
+    assert secret_key(tmp_path / "a") != first
+    (tmp_path / "b" / KEY_FILE).write_bytes(b"short")
+    with pytest.raises(InputError, match="is damaged"):
+        secret_key(tmp_path / "b")
+
+
+@needs_opacus
+@pytest.mark.parametrize(("epsilon", "rate", "steps"), [(1.0, 0.02, 500), (8.0, 0.01, 100)])
+def test_noise_and_epsilon_are_those_of_the_accountant(epsilon, rate, steps):
+    from opacus.accountants import RDPAccountant
+
+    sigma = noise_multiplier(epsilon, 1e-5, rate, steps)
+    accountant = RDPAccountant()
+    for _ in range(steps):
+        accountant.step(noise_multiplier=sigma, sample_rate=rate)
+    spent = epsilon_spent(sigma, 1e-5, rate, steps)
+    assert spent == pytest.approx(accountant.get_epsilon(delta=1e-5), rel=1e-9)
+    assert 0.98 * epsilon < spent <= epsilon
+    assert epsilon_spent(sigma / 1.1, 1e-5, rate, steps) > epsilon
+
+
+@needs_opacus
+def test_epsilon_without_sampling_is_that_of_the_gaussian_mechanism():
+    # With every tile in the one step: Rényi divergence α / 2σ², converted as Balle et al. 2020 (theorem 21) do.
+    sigma, delta = 4.0, 1e-5
+    alphas = np.linspace(1.1, 200, 200_000)
+    bound = alphas / (2 * sigma**2) + np.log((alphas - 1) / alphas) - (math.log(delta) + np.log(alphas)) / (alphas - 1)
+    assert epsilon_spent(sigma, delta, 1.0, 1) == pytest.approx(bound.min(), rel=0.01)
+
+
+def test_budgets_of_stages_add_up():
+    assert compose({"epsilon": 1.5, "delta": 1e-5, "steps": 3}, {"epsilon": 0.5, "delta": 2e-5}) == {
+        "epsilon": 2.0,
+        "delta": pytest.approx(3e-5),
+    }
+
+
+def test_missing_opacus_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "opacus", None)
+    with pytest.raises(InputError, match="--dp-epsilon needs opacus, which is not installed"):
+        noise_multiplier(1.0, 1e-5, 0.1, 10)
+
+
+def test_plan_without_epsilon_needs_nothing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "opacus", None)
+    assert plan_privacy(argparse.Namespace(dp_epsilon=None), 10) is None
+
+
+@pytest.mark.parametrize(
+    ("record", "is_public", "message"),
+    [
+        ({"settings": {"data": "a"}}, False, "trained without differential privacy: train it with --dp-epsilon"),
+        ({"settings": {"data": "a"}}, True, "contradicts the autoencoder's record"),
+        ({"settings": {"data": "b"}, "privacy": {"epsilon": 1}}, False, "was trained on other tiles"),
+        ({"settings": {"data": "b"}}, True, None),
+        ({"settings": {"data": "a"}, "privacy": {"epsilon": 1}}, False, {"epsilon": 1}),
+    ],
+)
+def test_autoencoder_must_be_private_or_public(record, is_public, message):
+    if isinstance(message, str):
+        with pytest.raises(InputError, match=message):
+            autoencoder_privacy(record, "a", is_public)
+    else:
+        assert autoencoder_privacy(record, "a", is_public) == message
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--dp-epsilon", "0"], "--dp-epsilon=0.0 is out of range: it must be above 0"),
+        (["--dp-epsilon", "1", "--dp-delta", "1"], "--dp-delta=1.0 is out of range: it must be above 0 and below 1"),
+        (["--dp-epsilon", "1", "--dp-max-grad-norm", "0"], "--dp-max-grad-norm=0.0 is out of range"),
+        (["--dp-epsilon", "1", "--dp-views", "0"], "--dp-views=0 is out of range: it must be at least 1"),
+        (["--dp-delta", "1e-5"], "--dp-delta says nothing without --dp-epsilon: give both or neither"),
+        (["--dp-epsilon", "1", "--class-balance", "0.5"], "--class-balance=0.5 is out of range: with --dp-epsilon"),
+        (["--dp-epsilon", "1", "--gradient-accumulation-steps", "2"], "--gradient-accumulation-steps=2 is out of"),
+        (["--dp-epsilon", "1", "--mixed-precision", "fp16"], "--mixed-precision=fp16 is out of range"),
+        (["--dp-epsilon", "1", "--dp-delta", "0.1"], "--dp-delta=0.1 is out of range: it must be below 1 / number"),
+        (["--dp-epsilon", "1", "--batch-size", "121"], "--batch-size=121 is out of range: with --dp-epsilon it must"),
+    ],
+)
+def test_bad_options_end_with_one_sentence(tmp_path, autoencoder_argv, argv, message, capsys, fresh_accelerate):
+    output = tmp_path / "output"
+    with pytest.raises(SystemExit) as error:
+        run_script(
+            train_autoencoder.parse_args, train_autoencoder.main, [*autoencoder_argv, "--output", str(output), *argv]
+        )
+    assert error.value.code == 2
+    captured = capsys.readouterr().err
+    assert captured.startswith(f"error: {message}") and captured.count("\n") == 1
+    assert not output.exists()
+
+
+def test_dropout_does_not_go_with_it(diffusion_argv, capsys):
+    with pytest.raises(SystemExit):
+        train_diffusion.parse_args([*diffusion_argv, "--output", "x", "--dp-epsilon", "1", "--dropout", "0.1"])
+    assert "--dropout=0.1 is out of range: with --dp-epsilon it must be 0" in capsys.readouterr().err
+
+
+def test_without_epsilon_nothing_of_it_is_recorded(tiny_pipeline, tiny_autoencoder):
+    for folder in (tiny_pipeline, tiny_autoencoder):
+        record = read_json(folder / "stage.json")
+        assert not [name for name in record["settings"] if name.startswith("dp_")]
+        assert record["settings"]["class_balance"] == 0.5
+        assert "privacy" not in record and not (folder / KEY_FILE).exists()
+
+
+@pytest.fixture(scope="module")
+def private_argv() -> list[str]:
+    return ["--dp-epsilon", "4", "--dp-max-grad-norm", "0.5", "--dp-views", "2", "--max-train-steps", "6"]
+
+
+@pytest.fixture(scope="module")
+def private_autoencoder(tmp_path_factory, run_main, autoencoder_argv, private_argv):
+    folder = tmp_path_factory.mktemp("private") / "autoencoder"
+    run_main(train_autoencoder, *autoencoder_argv, *private_argv, "--validation-steps", 3, "--output", folder)
+    return folder
+
+
+def kill_at(patch, script, step: int) -> None:
+    """The given step, from 0, is never taken."""
+
+    def stopped(*args):
+        if args[-1] == step:
+            raise Killed
+        set_private_gradients(*args)
+
+    patch.setattr(script, "set_private_gradients", stopped)
+
+
+@needs_opacus
+def test_autoencoder_records_what_it_spent(private_autoencoder, tiny_npz):
+    from histodistill.training.data.pixels import to_model_input
+    from histodistill.training.data.sources import load_tiles
+
+    record = read_json(private_autoencoder / "stage.json")
+    spent = record["privacy"]
+    assert (spent["steps"], spent["sample_rate"], spent["max_grad_norm"]) == (6, pytest.approx(8 / 120), 0.5)
+    assert spent["delta"] == pytest.approx(0.1 / 120)
+    assert 3.9 < spent["epsilon"] <= 4
+    assert spent["epsilon"] == epsilon_spent(spent["noise_multiplier"], spent["delta"], spent["sample_rate"], 6)
+    assert record["settings"]["class_balance"] == 0 and record["settings"]["dp_epsilon"] == 4
+    # Nothing else of the training tiles: no loss, and the scale is that of validation tiles.
+    assert all("train_loss" not in entry for entry in read_json(private_autoencoder / "history.json"))
+    autoencoder = train_diffusion.AutoencoderDC.from_pretrained(private_autoencoder)
+    with torch.no_grad():
+        images = to_model_input(load_tiles(tiny_npz).split("validation").images)
+        latents = autoencoder.encode(images).latent * record["scaling_factor"]
+    assert latents.square().mean().item() == pytest.approx(1, abs=1e-3)
+
+
+@needs_opacus
+def test_the_key_is_gone_and_told_nowhere(tmp_path, run_main, autoencoder_argv, private_argv, monkeypatch):
+    keys = []
+    monkeypatch.setattr(train_autoencoder, "secret_key", lambda folder: keys.append(secret_key(folder)) or keys[-1])
+    run_main(train_autoencoder, *autoencoder_argv, *private_argv, "--output", tmp_path)
+    assert len(keys) == 1 and not (tmp_path / KEY_FILE).exists()
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert keys[0] not in content and keys[0].hex().encode() not in content, path.name
+
+
+@needs_opacus
+def test_denoiser_composes_with_the_autoencoder(
+    tmp_path, run_main, diffusion_argv, private_argv, private_autoencoder, tiny_autoencoder
+):
+    argv = [*diffusion_argv, *private_argv, "--output", tmp_path / "pipeline"]
+    with pytest.raises(InputError, match="the autoencoder was trained without differential privacy"):
+        run_main(train_diffusion, *argv)
+    run_main(train_diffusion, *argv, "--autoencoder", private_autoencoder)
+    privacy_of = read_json(tmp_path / "pipeline" / "stage.json")["privacy"]
+    first = read_json(private_autoencoder / "stage.json")["privacy"]
+    assert privacy_of["autoencoder"] == first
+    assert privacy_of["total"] == {
+        "epsilon": pytest.approx(first["epsilon"] + privacy_of["epsilon"]),
+        "delta": pytest.approx(first["delta"] + privacy_of["delta"]),
+    }
+    assert json.dumps(privacy_of)  # plain values
+
+
+@needs_opacus
+@pytest.mark.parametrize("script", [train_autoencoder, train_diffusion], ids=["autoencoder", "denoiser"])
+def test_resumed_run_equals_an_uninterrupted_one(
+    tmp_path, run_main, autoencoder_argv, diffusion_argv, private_argv, private_autoencoder, monkeypatch, script
+):
+    if script is train_autoencoder:
+        argv, weights = autoencoder_argv, "diffusion_pytorch_model.safetensors"
+    else:
+        argv = [*diffusion_argv, "--autoencoder", private_autoencoder]
+        weights = "unet/diffusion_pytorch_model.safetensors"
+    argv = [*argv, *private_argv, "--validation-steps", 2, "--checkpointing-steps", 3]
+    for name in ("whole", "killed", "other"):
+        (tmp_path / name).mkdir()
+    # The same key, as nobody's two trainings have it.
+    (tmp_path / "whole" / KEY_FILE).write_bytes(KEY)
+    (tmp_path / "killed" / KEY_FILE).write_bytes(KEY)
+    run_main(script, *argv, "--output", tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, script, 5)
+        run_main(script, *argv, "--output", tmp_path / "killed")
+    with monkeypatch.context() as patch:
+        kill_at(patch, script, 2)  # only steps 3 to 5 are left, so this is never reached
+        run_main(script, *argv, "--output", tmp_path / "killed", "--resume", "latest")
+    run_main(script, *argv, "--output", tmp_path / "other")
+    whole, killed, other = (load_file(tmp_path / name / weights) for name in ("whole", "killed", "other"))
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    assert read_json(tmp_path / "whole" / "history.json") == read_json(tmp_path / "killed" / "history.json")
+    # The seed, which is published, does not decide the result.
+    assert not all(torch.equal(whole[name], other[name]) for name in whole)

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import confusion_matrix, f1_score
+
+from histodistill.training.data.pixels import to_model_input
+from histodistill.training.data.tiles import Tiles
+from histodistill.training.engine.scoring import reliability_bins, score, score_probabilities
+from histodistill.training.models.classifiers import ARCHITECTURES, Classifier
+from histodistill.training.models.prediction import embed, predict_proba
+from histodistill.training.running.errors import InputError
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, size=(11, 16, 16, 3), dtype=np.uint8)
+
+
+def tiny(architecture: str = "convnet") -> Classifier:
+    torch.manual_seed(0)
+    return Classifier(architecture, num_classes=3, image_size=16, width=8)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_probabilities_and_embeddings_are_the_models(architecture, images):
+    model = tiny(architecture)
+    probabilities, embeddings = predict_proba(model, images, batch_size=4), embed(model, images, batch_size=4)
+    assert model.training  # left as it was found
+    with torch.no_grad():
+        output = model.eval()(to_model_input(images))
+    assert probabilities.dtype == embeddings.dtype == np.float32
+    assert embeddings.shape == (11, model.num_features)
+    np.testing.assert_allclose(probabilities, torch.softmax(output.logits, 1).numpy(), atol=1e-5)
+    np.testing.assert_allclose(embeddings, output.features.numpy(), atol=1e-4)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+
+
+def test_scores_against_scikit_learn():
+    rng = np.random.default_rng(1)
+    labels = rng.integers(4, size=200)
+    probabilities = rng.dirichlet(np.ones(4), size=200) * 0.6 + 0.4 * np.eye(4)[labels] * (rng.random((200, 1)) < 0.7)
+    predictions = probabilities.argmax(axis=1)
+    found = score_probabilities(probabilities, labels)
+    assert found["accuracy"] == (predictions == labels).mean()
+    assert found["f1"] == pytest.approx(f1_score(labels, predictions, average="macro"))
+    assert found["per_class_f1"] == pytest.approx(f1_score(labels, predictions, average=None).tolist())
+    assert found["confusion"] == confusion_matrix(labels, predictions).tolist()
+    assert 0.5 < found["auc"] < 1
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_score_is_that_of_the_probabilities(images):
+    model, labels = tiny(), np.arange(11) % 3
+    assert score(model, Tiles(images, labels)) == score_probabilities(predict_proba(model, images), labels)
+
+
+def test_auc_is_none_where_a_class_has_no_sample():
+    found = score_probabilities(np.array([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.7, 0.2, 0.1]]), np.array([0, 1, 1]))
+    assert found["auc"] is None
+    assert found["accuracy"] == 2 / 3
+    assert found["per_class_f1"] == pytest.approx([2 / 3, 2 / 3, 0])
+    assert found["f1"] == pytest.approx(2 / 3)
+
+
+def test_reliability_worked_out_by_hand():
+    # A range holds its upper end: 0.5 is of the fifth, 0.501 of the sixth, and 0 and 1 of the outer ones.
+    confidences = np.array([0.0, 0.5, 0.42, 0.501, 0.95, 1.0, 0.91])
+    is_right = np.array([False, True, False, True, True, True, False])
+    expected = [[0, 0.0, 0.0] for _ in range(10)]
+    expected[0], expected[4], expected[5] = [1, 0.0, 0.0], [2, 0.46, 0.5], [1, 0.501, 1.0]
+    expected[9] = [3, 2.86 / 3, 2 / 3]
+    found = reliability_bins(confidences, is_right)
+    assert [row[0] for row in found] == [row[0] for row in expected]
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    # In two ranges.
+    np.testing.assert_allclose(
+        reliability_bins(confidences, is_right, 2), [[3, 0.92 / 3, 1 / 3], [4, 3.361 / 4, 0.75]], atol=1e-12
+    )
+
+
+def test_calibration_error_worked_out_by_hand():
+    # Two of confidence 0.9, one of them right, and two of 0.6, both right: (2·|0.9 - 0.5| + 2·|0.6 - 1|) / 4.
+    probabilities = np.array([[0.9, 0.1], [0.1, 0.9], [0.6, 0.4], [0.4, 0.6]])
+    found = score_probabilities(probabilities, np.array([0, 0, 0, 1]))
+    assert found["ece"] == pytest.approx(0.4)
+    assert found["reliability"][8] == pytest.approx([2, 0.9, 0.5])
+    assert found["reliability"][5] == pytest.approx([2, 0.6, 1.0])
+    assert sum(row[0] for row in found["reliability"]) == 4
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_calibration_error_of_chances_that_are_true_is_small():
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.ones(3), size=2000)
+    labels = (probabilities.cumsum(axis=1) < rng.random((2000, 1))).sum(axis=1)
+    assert score_probabilities(probabilities, labels)["ece"] < 0.04
+    sharper = probabilities**4 / (probabilities**4).sum(axis=1, keepdims=True)
+    assert score_probabilities(sharper, labels)["ece"] > 0.1
+
+
+def test_bad_input(images):
+    model = tiny()
+    with pytest.raises(InputError, match="images are 20 by 20 px and the classifier takes 16 px"):
+        predict_proba(model, np.zeros((2, 20, 20, 3), dtype=np.uint8))
+    with pytest.raises(InputError, match="batch_size=0 is out of range"):
+        embed(model, images, batch_size=0)
+    with pytest.raises(InputError, match="there are no images"):
+        embed(model, images[:0])
+    with pytest.raises(InputError, match="there are no tiles to score"):
+        score_probabilities(np.zeros((0, 3)), np.zeros(0, dtype=np.int64))
+    with pytest.raises(InputError, match="labels run from 0 to 3, but the classifier knows 3 classes"):
+        score_probabilities(np.full((2, 3), 1 / 3), np.array([0, 3]))

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderDC
+from PIL import Image
+from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel, ViTConfig, ViTImageProcessor, ViTModel
+
+from histodistill.training.data.pixels import to_model_input
+from histodistill.training.models.autoencoder import build_autoencoder
+from histodistill.training.models.classifiers import Classifier
+from histodistill.training.models.embedders import (
+    describe_embedder,
+    embed_images,
+    embedder_fingerprint,
+    is_autoencoder,
+    is_classifier,
+)
+from histodistill.training.models.prediction import embed
+from histodistill.training.running.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, (5, 16, 16, 3), dtype=np.uint8)
+
+
+def save_vision_model(folder, model) -> ViTImageProcessor:
+    processor = ViTImageProcessor(size={"height": 16, "width": 16})
+    processor.save_pretrained(folder)
+    model.save_pretrained(folder)
+    return processor
+
+
+def tiny_vit(**options) -> ViTModel:
+    torch.manual_seed(0)
+    config = ViTConfig(
+        image_size=16, patch_size=8, hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    return ViTModel(config, **options).eval()
+
+
+def test_features_of_a_classifier(tiny_teacher, images):
+    embeddings = embed_images(tiny_teacher, images, batch_size=2)
+    expected = embed(Classifier.from_pretrained(tiny_teacher), images)
+    assert embeddings.dtype == np.float32
+    np.testing.assert_allclose(embeddings, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_pooled_output_of_a_transformer(tmp_path, images):
+    model = tiny_vit()
+    processor = save_vision_model(tmp_path, model)
+    embeddings = embed_images(str(tmp_path), images, batch_size=2)
+    inputs = processor([Image.fromarray(image) for image in images], return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**inputs).pooler_output.numpy()
+    assert (embeddings.dtype, embeddings.shape) == (np.float32, (5, 12))
+    np.testing.assert_allclose(embeddings, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_pooler_that_was_never_trained_is_not_used(tmp_path, images):
+    """Where the files hold no pooler, transformers makes a random one, another in each process."""
+    model = tiny_vit(add_pooling_layer=False)
+    processor = save_vision_model(tmp_path, model)
+    embeddings = embed_images(tmp_path, images)
+    inputs = processor([Image.fromarray(image) for image in images], return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**inputs).last_hidden_state.mean(1).numpy()
+    np.testing.assert_allclose(embeddings, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_convolutional_model(tmp_path, images):
+    torch.manual_seed(0)
+    model = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")).eval()
+    save_vision_model(tmp_path, model)
+    embeddings = embed_images(tmp_path, images)
+    assert (embeddings.dtype, embeddings.shape) == (np.float32, (5, 8))
+    assert len(np.unique(embeddings.round(4), axis=0)) == 5
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory):
+    """The folder of an autoencoder that quarters tiles of 16 pixels to latents of 3×4×4."""
+    folder = tmp_path_factory.mktemp("autoencoder")
+    torch.manual_seed(0)
+    build_autoencoder(16, [12, 12, 12], latent_channels=3, layers_per_block=1).save_pretrained(folder)
+    return folder
+
+
+def test_latents_of_an_autoencoder(autoencoder, images):
+    embeddings = embed_images(str(autoencoder), images, batch_size=2)
+    with torch.no_grad():
+        latents = AutoencoderDC.from_pretrained(autoencoder).eval().encode(to_model_input(images)).latent
+    assert latents.shape == (5, 3, 4, 4)
+    assert (embeddings.dtype, embeddings.shape) == (np.float32, (5, 48))
+    np.testing.assert_allclose(embeddings, latents.numpy().reshape(5, 48), rtol=1e-4, atol=1e-5)
+    assert len(np.unique(embeddings.round(4), axis=0)) == 5
+
+
+def test_tiles_that_an_autoencoder_cannot_take(autoencoder):
+    with pytest.raises(InputError, match="a multiple of 4 px, and these have 18 px: give the autoencoder") as error:
+        embed_images(autoencoder, np.zeros((2, 18, 18, 3), np.uint8))
+    assert str(autoencoder) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_cannot_be_loaded(tmp_path, images):
+    BertModel(
+        BertConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4, vocab_size=9)
+    ).save_pretrained(tmp_path / "text")
+    (tmp_path / "empty").mkdir()
+    for folder in ("text", "empty", "none"):
+        with pytest.raises(InputError, match="cannot be loaded: give a folder that train_classifier or") as error:
+            embed_images(tmp_path / folder, images)
+        assert "\n" not in str(error.value)
+
+
+def test_is_classifier(tmp_path, tiny_teacher):
+    assert is_classifier(tiny_teacher)
+    assert is_classifier(str(tiny_teacher))
+    assert not is_classifier(tmp_path)
+    assert not is_classifier(tmp_path / "none")
+    assert not is_classifier("user/model")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet18", "model_type": "timm_wrapper"}))
+    assert not is_classifier(tmp_path)
+
+
+def test_is_autoencoder(tmp_path, autoencoder, tiny_teacher):
+    assert is_autoencoder(autoencoder)
+    assert is_autoencoder(str(autoencoder))
+    assert not is_classifier(autoencoder)
+    for other in (tiny_teacher, tmp_path, tmp_path / "none", "user/model"):
+        assert not is_autoencoder(other)
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL"}))
+    assert not is_autoencoder(tmp_path)
+
+
+def test_features_of_an_untrained_network_are_always_the_same(images):
+    torch.manual_seed(5)
+    expected_draw = torch.rand(1)
+    torch.manual_seed(5)
+    embeddings = embed_images("untrained", images)
+    assert torch.rand(1) == expected_draw  # the global generator is as it was
+    torch.manual_seed(6)
+    np.testing.assert_array_equal(embed_images("untrained", images), embeddings)
+    assert embeddings.dtype == np.float32 and embeddings.shape[0] == len(images)
+    assert len(np.unique(embeddings.round(4), axis=0)) == len(images)
+
+
+def test_an_embedder_in_words_has_no_path(tiny_autoencoder, tiny_teacher, tmp_path):
+    (tmp_path / "dinov2-small").mkdir()
+    assert describe_embedder(str(tiny_autoencoder)) == "latents of an autoencoder"
+    assert describe_embedder(str(tiny_teacher)) == "features of a classifier"
+    assert describe_embedder(str(tmp_path / "dinov2-small")) == "dinov2-small"
+    assert describe_embedder("facebook/dinov2-small") == "facebook/dinov2-small"
+    assert describe_embedder("untrained") == "features of a convolutional network with random weights"
+    assert describe_embedder("teacher") == "features of a classifier trained on the same tiles"
+
+
+def test_an_embedder_is_recorded_by_its_content(tiny_autoencoder, tiny_teacher, tmp_path):
+    assert embedder_fingerprint("untrained") == "untrained"
+    assert embedder_fingerprint("facebook/dinov2-small") == "facebook/dinov2-small"
+    shutil.copytree(tiny_teacher, tmp_path / "copy")
+    found = embedder_fingerprint(str(tiny_teacher))
+    assert embedder_fingerprint(str(tmp_path / "copy")) == found
+    assert str(tiny_teacher) not in found and found != embedder_fingerprint(str(tiny_autoencoder))
+    weights = tmp_path / "copy" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    assert embedder_fingerprint(str(tmp_path / "copy")) != found

@@ -1,0 +1,341 @@
+"""What `histodistill publish` and `publish-metrics` put together; tests/test_on_the_hub.py uploads it."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from loopback_hub.card_rules import card_errors, read_header
+from PIL import Image, PngImagePlugin
+
+from histodistill.hub_cards.gate import AUDIT_FORMAT, files_to_audit, hash_files
+from histodistill.training.commands.publish import parse_args
+from histodistill.training.commands.publish_metrics import parse_args as parse_metrics_args
+from histodistill.training.metrics import METRICS, metric_folder
+from histodistill.training.publishing import publish, publish_metrics, pushing
+from histodistill.training.publishing.publish import collect_uploads, distilled_grid
+from histodistill.training.publishing.pushing import format_size
+from histodistill.training.reporting.run_facts import public_name, source_name
+from histodistill.training.running.errors import InputError
+from histodistill.training.running.files import read_json, write_json
+
+
+PRIVATE_NAME = "mueller_2023"  # as if the tiles came from mueller_2023.npz
+
+
+def audit_of(folder, **passed: bool) -> dict:
+    """An audit of the files of a run as they are; all parts pass but those that are said not to."""
+    parts = {}
+    for part in ("pipeline", "selector", "distilled"):
+        verdict = passed.get(part, True)
+        finding = {"passed": verdict, "sentence": f"{0 if verdict else 2} images of {part} are copies"}
+        files = hash_files(folder / part, files_to_audit(folder / part))
+        parts[part] = {"passed": verdict, "findings": [finding], "files": files}
+    return {"format": AUDIT_FORMAT, "parts": parts}
+
+
+@pytest.fixture
+def run(tiny_run, tmp_path):
+    """A copy of a finished run, with an audit that passed and much beside it that must stay."""
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run.folder, folder)
+    for file in ("run.json", "results.json"):
+        write_json(folder / file, read_json(folder / file) | {"data": PRIVATE_NAME})
+    write_json(folder / "teacher" / "results.json", {"data": {"train": PRIVATE_NAME}})
+    write_json(folder / "audit.json", audit_of(folder))
+    for private in (
+        "audit/closest_pairs.png", "pipeline/progress/real.png", "pipeline/unet/notes.txt", "pipeline/.hidden",
+        "pipeline/checkpoints/checkpoint-1/state.json", "selector/embeddings.npy", "distilled/audit/closest.png",
+        "distilled/data/train-old/real.parquet", "distilled/names.csv",
+    ):  # fmt: skip
+        (folder / private).parent.mkdir(parents=True, exist_ok=True)
+        (folder / private).write_bytes(b"private")
+    return folder
+
+
+def collect(run, *argv):
+    return collect_uploads(parse_args(["--run", str(run), "--namespace", "me", *map(str, argv)]))
+
+
+def test_only_the_listed_files_leave(run):
+    pipeline, selector, dataset = collect(run, "--name", "toy")
+    assert [upload.repo_id for upload in (pipeline, selector, dataset)] == [
+        "me/toy-ldm", "me/toy-selector", "me/toy-distilled",
+    ]  # fmt: skip
+    assert sorted(pipeline.files) == [
+        "README.md", "assets/distilled.png", "model_index.json", "pipeline.py", "scheduler/scheduler_config.json",
+        "unet/config.json", "unet/diffusion_pytorch_model.safetensors", "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    ]  # fmt: skip
+    assert sorted(selector.files) == [
+        "README.md", "assets/community_map.png", "config.json", "selector.safetensors",
+    ]  # fmt: skip
+    assert sorted(dataset.files) == [
+        "README.md", "assets/community_map.png", "assets/distilled.png", "data/train-00000-of-00001.parquet",
+    ]  # fmt: skip
+
+
+def test_nothing_tells_where_the_tiles_were(run, tiny_run):
+    words = [str(run), str(tiny_run.folder), str(tiny_run.data.parent), PRIVATE_NAME, "fingerprint"]
+    for upload in collect(run, "--name", "toy"):
+        for name in upload.files:
+            content = upload.read(name)
+            assert not [word for word in words if word.encode() in content], name
+    # Nor a fingerprint of them.
+    record = read_json(run / "distilled" / "stage.json")
+    card = collect(run, "--name", "toy")[2].read("README.md").decode()
+    assert record["fingerprint"] not in card and read_json(run / "pipeline/stage.json")["settings"]["data"] not in card
+
+
+def test_drawings_are_called_so_whatever_their_name(run):
+    with pytest.raises(InputError, match=r"--name=phantom is the built-in drawings, and these tiles are not"):
+        collect(run, "--name", "phantom")
+    for file in (run / "run.json", run / "results.json"):
+        write_json(file, read_json(file) | {"data": "phantom"})
+    write_json(run / "teacher" / "results.json", {"data": {"train": "phantom"}})
+    for upload in collect(run, "--name", "colon"):
+        text = upload.read("README.md").decode()
+        assert "not tissue" in text and "histopathology" not in read_header(text)["tags"]
+
+
+def test_cards_say_what_was_measured(run):
+    for upload in collect(run, "--name", "toy", "--license", "cc0-1.0", "--attribution", "A program"):
+        text = upload.read("README.md").decode()
+        assert card_errors(text, upload.repo_type) == ([], [])
+        assert read_header(text)["license"] == "cc0-1.0"
+        assert "A program" in text and "privacy audit passed" in text
+        part = {"dataset": "distilled"}.get(upload.kind, upload.kind)
+        assert f"- ✓ 0 images of {part} are copies.\n" in text
+        rows = read_json(run / "results.json")["rows"]
+        for row in rows:
+            assert f"| {row['title']} | {row['num_train']} | convnet | {row['accuracy']['mean']:.3f} |" in text
+        assert "| selection |" in text and "kernel_herding" in text and "torch 2." in text
+    pipeline = collect(run, "--name", "toy")[0].read("README.md").decode()
+    index = read_header(pipeline)["model-index"][0]["results"]
+    distilled = next(row for row in rows if row["row"] == "distilled_ce")
+    assert index[0]["metrics"][0]["value"] == round(distilled["accuracy"]["mean"], 4)
+    assert {result["dataset"]["type"] for result in index} == {"me/toy-distilled"}
+
+
+def test_cards_tell_of_dropped_copies_and_not_what_looked_for_them(run):
+    file = run / "distilled" / "stage.json"
+    record = read_json(file)
+    record["settings"] |= {"drop_copies": True, "copy_embedders": ["untrained", "private_model, sha256 ab"]}
+    write_json(file, record | {"copies_dropped": {"class 0": 3, "class 1": 4}})
+    write_json(run / "audit.json", audit_of(run))
+    pipeline, selector, dataset = (x.read("README.md").decode() for x in collect(run, "--name", "toy"))
+    assert "copies of real tiles 7 images dropped" in selector and "| copies of real tiles | 7 images" in dataset
+    assert not any("private_model" in text for text in (pipeline, selector, dataset))
+
+
+def test_parts_of_a_run(run):
+    (upload,) = collect(run, "--name", "toy", "--only", "pipeline")
+    assert upload.repo_id == "me/toy-ldm" and b"toy-distilled" not in upload.read("README.md")
+
+
+def test_cards_without_scores_say_so(run):
+    (run / "results.json").unlink()
+    (run / "run.json").unlink()
+    shutil.rmtree(run / "teacher")
+    for upload in collect(run, "--name", "toy"):
+        assert b"not measured" in upload.read("README.md")
+
+
+def test_the_gate(run):
+    write_json(run / "audit.json", audit_of(run, pipeline=False))
+    with pytest.raises(InputError, match=r"pipeline did not pass the privacy audit \(2 images of pipeline are copies"):
+        collect(run, "--name", "toy")
+    pipeline, selector, dataset = collect(run, "--name", "toy", "--i-accept-the-risk")
+    first = pipeline.read("README.md").decode().split("\n---\n", 1)[1].lstrip().splitlines()[0]
+    assert first.startswith("> **This was published although it did not pass") and "2 images of pipeline" in first
+    # What passed is not said to have failed, and can go alone.
+    for upload in (selector, dataset, *collect(run, "--name", "toy", "--only", "selector", "dataset")):
+        text = upload.read("README.md").decode()
+        assert "did not pass" not in text and "privacy audit passed" in text
+
+
+def test_without_an_audit(run):
+    (run / "audit.json").unlink()
+    with pytest.raises(InputError, match="has not been audited: run histodistill audit on the run first"):
+        collect(run, "--name", "toy")
+    for upload in collect(run, "--name", "toy", "--i-accept-the-risk"):
+        text = upload.read("README.md").decode()
+        assert "although it did not pass a privacy audit" in text and "no privacy audit has been made" in text
+        assert str(run) not in text
+
+
+def test_an_audit_of_other_files_does_not_count(run):
+    audit = read_json(run / "audit.json")
+    for part in audit["parts"].values():
+        part["files"] = dict.fromkeys(part["files"], "0" * 64)
+    write_json(run / "audit.json", audit)
+    with pytest.raises(InputError, match="is not the file that was audited"):
+        collect(run, "--name", "toy")
+    for upload in collect(run, "--name", "toy", "--i-accept-the-risk"):
+        text = upload.read("README.md").decode()
+        assert "privacy audit passed" not in text and "no privacy audit has been made" in text
+        assert str(run) not in text
+
+
+def test_the_map_of_communities_is_audited_where_it_is_shown(run):
+    (run / "selector" / "community_map.png").write_bytes((run / "selector" / "community_tiles.png").read_bytes())
+    for kind in ("selector", "dataset"):
+        with pytest.raises(InputError, match=r"community_map.png is not the file that was audited"):
+            collect(run, "--name", "toy", "--only", kind)
+    (run / "selector" / "community_map.png").unlink()
+    assert "assets/community_map.png" not in collect(run, "--name", "toy", "--only", "dataset")[0].files
+
+
+def test_the_name_of_a_file_is_not_the_name_of_a_repository(run):
+    assert source_name(run) == PRIVATE_NAME
+    with pytest.raises(InputError, match="a source whose name is not published: give --name"):
+        collect(run)
+
+
+def test_names_that_everybody_knows():
+    from histodistill.training.data.medmnist import MEDMNIST
+
+    assert public_name("phantom", ["a", "b"]) == "phantom"
+    assert public_name("pathmnist", list(MEDMNIST["pathmnist"].class_names)) == "pathmnist"
+    # A private file may be called so as well.
+    assert public_name("pathmnist", ["a", "b"]) is None
+    assert public_name("mueller_2023", ["a", "b"]) is None and public_name(None, []) is None
+
+
+def test_medmnist_brings_licence_and_attribution(run):
+    from histodistill.training.data.medmnist import MEDMNIST
+    from histodistill.training.reporting.run_facts import read_run_facts
+
+    write_json(run / "run.json", {"data": "pathmnist", "num_tiles": {"train": 9}})
+    names = list(MEDMNIST["pathmnist"].class_names)
+    facts = read_run_facts(run, {}, "pathmnist", names, 16, 15)
+    assert facts.license == "cc-by-4.0" and "Kather et al." in facts.attribution
+
+
+def png_with(**info) -> bytes:
+    buffer, texts = io.BytesIO(), PngImagePlugin.PngInfo()
+    for name, value in info.items():
+        texts.add_text(name, value)
+    Image.new("RGB", (16, 16)).save(buffer, format="PNG", pnginfo=texts)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("image", "path"), [(png_with(), "patient_7.png"), (png_with(Date="2023-01-01"), None)])
+def test_images_with_names_or_metadata_are_refused_whatever_is_accepted(run, image, path):
+    file = run / "distilled/data/train-00000-of-00001.parquet"
+    rows = Dataset.from_parquet(str(file))
+    columns = {name: rows[name] for name in rows.column_names if name != "image"}
+    cells = [{"bytes": png_with(), "path": None}] * (len(rows) - 1) + [{"bytes": image, "path": path}]
+    Dataset.from_dict({"image": cells, **columns}, features=rows.features).to_parquet(str(file))
+    with pytest.raises(InputError, match=r"train-00000-of-00001.parquet holds (the file name|metadata)"):
+        collect(run, "--name", "toy", "--i-accept-the-risk")
+
+
+def test_a_selector_with_embeddings_is_refused(run):
+    from safetensors.numpy import load_file, save_file
+
+    file = run / "selector" / "selector.safetensors"
+    arrays = load_file(file)
+    for name, array in (("embeddings_", np.zeros((40, 8), np.float32)), ("flow_", np.zeros((40, 8), np.float32))):
+        save_file({**arrays, name: array}, file)
+        with pytest.raises(InputError, match=f"holds the array {name}, which may not be published"):
+            collect(run, "--name", "toy", "--i-accept-the-risk")
+
+
+def test_a_folder_of_this_machine_in_a_config_is_refused(run):
+    config = run / "pipeline" / "vae" / "config.json"
+    write_json(config, read_json(config) | {"_name_or_path": str(run / "autoencoder")})
+    with pytest.raises(InputError, match=r"vae/config.json holds the path /"):
+        collect(run, "--name", "toy", "--i-accept-the-risk")
+    with pytest.raises(InputError, match=r"README.md of me/toy-distilled names a folder of this machine"):
+        collect(run, "--name", "toy", "--only", "dataset", "--attribution", f"see {run}/notes")
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("distilled/stage.json", "holds no finished distilled set: run histodistill select first"),
+        ("pipeline/stage.json", "holds no finished pipeline: run train_diffusion first"),
+        ("selector/selector.safetensors", "has no selector.safetensors: run histodistill select again"),
+    ],
+)
+def test_an_unfinished_run(run, missing, message):
+    (run / missing).unlink()
+    with pytest.raises(InputError, match=message):
+        collect(run, "--name", "toy", "--i-accept-the-risk")
+
+
+def test_dry_run_lists_and_uploads_nothing(run, monkeypatch, capsys):
+    monkeypatch.setattr(pushing, "publish", None)  # to call it would fail
+    publish.main(parse_args(["--run", str(run), "--namespace", "me", "--name", "toy"]))
+    shown = capsys.readouterr().out
+    assert "dataset me/toy-distilled: 4 files" in shown and "data/train-00000-of-00001.parquet" in shown
+    assert shown.rstrip().endswith("Nothing was uploaded: add --push to do it.")
+
+
+def test_grid_has_a_row_for_each_class():
+    images = np.zeros((5, 32, 32, 3), np.uint8)
+    images[3:] = 200
+    grid = np.asarray(distilled_grid(images, np.array([0, 0, 0, 1, 1])))
+    assert grid.shape == (2 * 64 + 2, 2 * 64 + 2, 3)
+    assert (grid[:64, :64] == 0).all() and (grid[66:, :64] == 200).all()
+
+
+def test_sizes_in_words():
+    assert [format_size(n) for n in (7, 1500, 2_340_000, 5 * 10**9)] == ["7 B", "1.5 kB", "2.3 MB", "5.0 GB"]
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_metric_space(name):
+    upload = publish_metrics.metric_upload(name, f"me/{name}")
+    assert sorted(upload.files) == sorted(["README.md", "index.html", "requirements.txt", f"{name}.py"])
+    assert upload.read(f"{name}.py") == (metric_folder(name) / f"{name}.py").read_bytes()
+    text = upload.read("README.md").decode()
+    assert card_errors(text, "space") == ([], [])
+    assert f'evaluate.load("me/{name}", module_type="metric")' in text and "load_metric" not in text
+    assert "- **references** (list of int): true classes." in text and "## Limitations and bias\n\n" in text
+    # The figure is that of the notes, computed anew.
+    shown = (metric_folder(name) / "README.md").read_text().split("# {")[1].split("\n")[0]
+    assert f"# {{{shown}\n" in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--namespace", "a/b"], "--namespace=a/b is out of range: it must be letters and digits"),
+        (["--namespace", "me", "--name", "a--b"], "--name=a--b is out of range"),
+        (["--namespace", "me", "--revision-tag", "v 1"], "--revision-tag=v 1 is out of range"),
+        (["--namespace", "me", "--license", "CC BY 4.0"], "--license=CC BY 4.0 is out of range: it must be an ident"),
+    ],
+)
+def test_options_are_checked(argv, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_args(["--run", "run", *argv])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and message in error and error.count("\n") == 1
+    assert parse_args(["--run", "run", "--namespace", "my-lab", "--name", "crc.5_a"]).audit.name == "audit.json"
+
+
+def test_metric_options_are_checked(capsys):
+    with pytest.raises(SystemExit):
+        parse_metrics_args(["--namespace", "-x-"])
+    with pytest.raises(SystemExit):
+        parse_metrics_args(["--namespace=a..b"])
+    assert "--namespace=a..b is out of range" in capsys.readouterr().err
+
+
+def test_a_damaged_record(run):
+    (run / "results.json").write_text("{")
+    with pytest.raises(InputError, match=r"results.json cannot be read"):
+        collect(run, "--name", "toy")
+    (run / "results.json").write_text(json.dumps({"data": "x", "rows": []}))
+    (run / "audit.json").write_text("[1]")
+    with pytest.raises(InputError, match=r"audit.json is no audit"):
+        collect(run, "--name", "toy", "--i-accept-the-risk")
+    (run / "audit.json").write_text("{")
+    with pytest.raises(InputError, match=r"audit.json cannot be read"):
+        collect(run, "--name", "toy", "--i-accept-the-risk")

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from histodistill.training.running.files import new_folder, read_json, write_bytes, write_json, write_text
+
+
+def test_files_are_written_with_their_folders(tmp_path):
+    write_bytes(tmp_path / "a" / "b" / "data", b"\x00\x01")
+    assert (tmp_path / "a" / "b" / "data").read_bytes() == b"\x00\x01"
+    write_text(tmp_path / "text", "Gewebe: Drüsen")
+    assert (tmp_path / "text").read_bytes() == "Gewebe: Drüsen".encode()
+
+
+def test_json_comes_back(tmp_path):
+    value = {"steps": [1, 2.5, None, True], "name": "x"}
+    write_json(tmp_path / "x.json", value)
+    assert read_json(tmp_path / "x.json") == value
+    assert (tmp_path / "x.json").read_text().endswith("}\n")
+
+
+def test_nan_is_refused_and_the_old_file_stays(tmp_path):
+    write_json(tmp_path / "x.json", 1)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "x.json", float("nan"))
+    assert read_json(tmp_path / "x.json") == 1
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    write_bytes(tmp_path / "data", b"old")
+
+    def fail(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no space left"):
+        write_bytes(tmp_path / "data", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert (tmp_path / "data").read_bytes() == b"old"
+
+
+def test_new_folder_appears_whole(tmp_path):
+    target = tmp_path / "deep" / "result"
+    with new_folder(target) as folder:
+        (folder / "file").write_text("1")
+        assert not target.exists()
+        assert folder.parent == target.parent
+    assert [path.name for path in target.iterdir()] == ["file"]
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_new_folder_takes_the_place_of_the_old_one(tmp_path):
+    target = tmp_path / "result"
+    target.mkdir()
+    (target / "old").write_text("1")
+    with new_folder(target) as folder:
+        (folder / "new").write_text("2")
+    assert [path.name for path in target.iterdir()] == ["new"]
+
+
+def test_new_folder_vanishes_on_errors(tmp_path):
+    target = tmp_path / "result"
+    target.mkdir()
+    (target / "old").write_text("1")
+    with pytest.raises(KeyboardInterrupt), new_folder(target) as folder:
+        (folder / "new").write_text("2")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == [target]
+    assert [path.name for path in target.iterdir()] == ["old"]

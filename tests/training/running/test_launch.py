@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from histodistill.training.running import launch
+from histodistill.training.running.launch import add_launch_option, run_module
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The commands that would have been started, with their environments."""
+    commands = []
+
+    def run(command, environment):
+        commands.append((command, environment))
+        return 0
+
+    monkeypatch.setattr(launch, "_run", run)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    return commands
+
+
+def test_one_process_is_started_as_python_does(started):
+    run_module("package.script", ["--steps", "3"])
+    [(command, environment)] = started
+    assert command == [sys.executable, "-m", "package.script", "--steps", "3"]
+    assert "ACCELERATE_USE_CPU" not in environment
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_several_are_started_by_accelerate(has_gpu, started, monkeypatch):
+    monkeypatch.setattr(launch, "_has_gpu", lambda: has_gpu)
+    run_module("package.script", ["--steps", "3"], 2)
+    [(command, environment)] = started
+    assert command[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
+    options = command[3:]
+    assert options[options.index("--num_processes") + 1] == "2"
+    # Without --multi_gpu, accelerate starts one process on a CPU and says nothing.
+    assert "--multi_gpu" in options and "--cpu" not in options
+    assert options[-4:] == ["-m", "package.script", "--steps", "3"]
+    assert environment.get("ACCELERATE_USE_CPU") == (None if has_gpu else "true")
+
+
+def test_accelerate_understands_the_command(started, monkeypatch):
+    from accelerate.commands.launch import launch_command_parser
+
+    monkeypatch.setattr(launch, "_has_gpu", lambda: False)
+    run_module("package.script", ["--num-processes", "2", "--steps", "3"], 2)
+    args = launch_command_parser().parse_args(started[0][0][3:])
+    assert args.num_processes == 2 and args.module
+    assert args.training_script == "package.script"
+    assert args.training_script_args == ["--num-processes", "2", "--steps", "3"]
+
+
+def test_exit_code_of_the_module_is_passed_on(monkeypatch, capsys):
+    monkeypatch.setattr(launch, "_run", lambda *_: 2)
+    with pytest.raises(SystemExit) as stopped:
+        run_module("package.script", [])
+    assert stopped.value.code == 2
+    # The module has said what was wrong.
+    assert capsys.readouterr().err == ""
+
+
+def test_a_killed_module_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(launch, "_run", lambda *_: -9)
+    with pytest.raises(SystemExit) as stopped:
+        run_module("package.script", [])
+    assert stopped.value.code == 137
+    error = capsys.readouterr().err
+    assert error == "error: package.script was killed by signal 9: run the same command again to go on\n"
+
+
+def test_module_runs_and_its_arguments_arrive(tmp_path, monkeypatch):
+    (tmp_path / "probe.py").write_text(
+        "import sys; open(sys.argv[1], 'w').write(sys.argv[2]); sys.exit(len(sys.argv))"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(SystemExit) as stopped:
+        run_module("probe", [str(tmp_path / "seen"), "two words"])
+    assert stopped.value.code == 3
+    assert (tmp_path / "seen").read_text() == "two words"
+
+
+# A script that works until it is ended, and the command that starts it.
+LONG_WORK = """
+import os, sys, time
+from histodistill.training.options import run_script
+
+def work(path):
+    with open(path + ".new", "w") as file:
+        file.write(str(os.getpid()))
+    os.rename(path + ".new", path)
+    time.sleep(600)
+
+run_script(lambda _: sys.argv[1], work)
+"""
+COMMAND = """
+import signal, sys
+from histodistill.training import cli, launch
+from histodistill.training.commands import distill
+
+# Where these tests run in the background of a shell, Ctrl-C is switched off.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+launch._PATIENCE = float(sys.argv[2])
+distill.main = lambda argv: launch.run_module("probe", argv)
+cli.main(["distill", sys.argv[1]])
+"""
+
+
+@pytest.fixture
+def end_command(tmp_path):
+    """`end_command(kill, number, patience)` ends the command with a signal while its script works.
+
+    Returns its exit code, what both wrote to standard error, and whether the script still works.
+    """
+    (tmp_path / "probe.py").write_text(LONG_WORK)
+    search = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    begun = tmp_path / "begun"
+    processes = []
+
+    def end(kill, number: int, patience: float) -> tuple[int, str, bool]:
+        argv = [sys.executable, "-c", COMMAND, str(begun), str(patience)]
+        with open(tmp_path / "errors", "w") as errors:
+            process = subprocess.Popen(
+                argv, env={**os.environ, "PYTHONPATH": search}, stderr=errors, start_new_session=True
+            )
+        processes.append(process)
+        deadline = time.monotonic() + 300
+        while not begun.exists():
+            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "errors").read_text()
+            time.sleep(0.05)
+        kill(process.pid, number)
+        code = process.wait(300)
+        try:
+            os.kill(int(begun.read_text()), 0)
+        except ProcessLookupError:
+            return code, (tmp_path / "errors").read_text(), False
+        return code, (tmp_path / "errors").read_text(), True
+
+    yield end
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_sigterm_ends_the_module_as_well(end_command):
+    code, errors, still_works = end_command(os.kill, signal.SIGTERM, patience=300)
+    assert (code, still_works) == (143, False)
+    assert errors == "error: probe was killed by signal 15: run the same command again to go on\n"
+
+
+@pytest.mark.parametrize(
+    ("kill", "patience"), [(os.killpg, 300), (os.kill, 0.2)], ids=["by a terminal", "the command alone"]
+)
+def test_interrupted_command_ends_with_one_sentence_after_its_module(end_command, kill, patience):
+    code, errors, still_works = end_command(kill, signal.SIGINT, patience)
+    assert (code, still_works) == (130, False)
+    assert errors == "error: histodistill distill was interrupted: the same command goes on where it stopped\n"
+
+
+def test_handler_of_sigterm_is_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    assert launch._run([sys.executable, "-c", "raise SystemExit(4)"], dict(os.environ)) == 4
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_module_runs_from_another_thread():
+    codes = []
+    command = [sys.executable, "-c", "raise SystemExit(4)"]
+    thread = threading.Thread(target=lambda: codes.append(launch._run(command, dict(os.environ))))
+    thread.start()
+    thread.join()
+    assert codes == [4]
+
+
+@pytest.mark.launch
+def test_two_processes_on_a_cpu_know_of_each_other(tmp_path, monkeypatch):
+    (tmp_path / "probe.py").write_text(
+        "import json, sys\n"
+        "from histodistill.training.engine.accelerator import make_accelerator\n"
+        "from histodistill.training.running.errors import InputError\n"
+        "accelerator = make_accelerator('no', batch_size=2)\n"
+        "try:\n"
+        "    make_accelerator('no', batch_size=1)\n"
+        "except InputError as error:\n"
+        "    refused = str(error)\n"
+        "facts = [accelerator.process_index, accelerator.num_processes, accelerator.device.type, refused]\n"
+        "accelerator.wait_for_everyone()\n"
+        "open(f'{sys.argv[1]}/{accelerator.process_index}.json', 'w').write(json.dumps(facts))\n"
+        "accelerator.end_training()\n"
+    )
+    monkeypatch.setattr(launch, "_has_gpu", lambda: False)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    run_module("probe", [str(tmp_path)], 2)
+    facts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert [fact[:3] for fact in facts] == [[0, 2, "cpu"], [1, 2, "cpu"]]
+    assert facts[0][3].startswith("--batch-size=1 cannot be split evenly over 2 processes")
+
+
+def test_option():
+    parser = argparse.ArgumentParser()
+    add_launch_option(parser)
+    assert parser.parse_args([]).num_processes == 1
+    assert parser.parse_args(["--num-processes", "4"]).num_processes == 4

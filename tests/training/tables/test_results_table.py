@@ -1,0 +1,648 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from histodistill.selection import SELECTOR_NAMES
+from histodistill.training.commands import benchmark as command
+from histodistill.training.commands.benchmark import (
+    FIXED_ROWS,
+    MAIN_ROWS,
+    RECIPE_OPTIONS,
+    Row,
+    file_name,
+    parse_args,
+    parse_row,
+)
+from histodistill.training.data.image_dataset import read_image_dataset
+from histodistill.training.data.sources import load_tiles
+from histodistill.training.data.tiles import Tiles, sample_per_class
+from histodistill.training.models.classifiers import Classifier
+from histodistill.training.models.prediction import predict_proba
+from histodistill.training.running.errors import InputError
+from histodistill.training.running.files import read_json, write_json
+from histodistill.training.running.options import run_script
+from histodistill.training.running.stages import read_record
+from histodistill.training.tables import results_table as script
+from histodistill.training.tables.results_summary import markdown_table
+from histodistill.training.tables.results_table import (
+    Cell,
+    Worker,
+    kept_cells,
+    missing_cells,
+    plan_cells,
+    write_inputs,
+)
+from histodistill.training.train_classifier import ClassifierConfig
+
+
+# The command line.
+
+
+def test_defaults():
+    args = parse_args(["runs/one", "--data", "phantom"])
+    assert (args.run, args.output) == (Path("runs/one"), Path("runs/one/benchmark"))
+    assert (args.seeds, args.embedder, args.recipe) == ([0, 1, 2, 3, 4], "untrained", {})
+    assert args.jobs >= 1
+    # The whole table: the ConvNet has every selector, the others the rows that matter most.
+    rows = {name: {} for name in ("convnet", "resnet18", "vit")}
+    for config, row, size in args.plan:
+        rows[config.architecture].setdefault(row, []).append(size)
+    assert list(rows["convnet"])[: 3 + len(SELECTOR_NAMES)] == ["real_all", "pool_all", "real_random", *SELECTOR_NAMES]
+    assert tuple(rows["vit"]) == tuple(rows["resnet18"]) == MAIN_ROWS and set(MAIN_ROWS) < set(rows["convnet"])
+    for name, sizes in (("convnet", [10, 50, 100]), ("resnet18", [10, 100]), ("vit", [100])):
+        for row, found in rows[name].items():
+            assert found == ([None] if row.split("@")[0] in ("real_all", "pool_all") else sizes), (name, row)
+    assert set(args.specs) == set(rows["convnet"])
+    # The margins' baselines and the ceiling of recovery are there for every classifier.
+    assert all({"real_all", "random", "real_random"} <= set(found) for found in rows.values())
+    for config, row, _ in args.plan:
+        steps = {"convnet": 600, "resnet18": 300, "vit": 600}[config.architecture]
+        plain = ClassifierConfig(config.architecture, max_train_steps=steps, validation_steps=steps, batch_size=32)
+        assert config == replace(plain, **args.specs[row].recipe), row
+
+
+def test_rows_sizes_and_classifiers_may_be_chosen():
+    argv = ["r", "--data", "d", "--rows", "random", "real_all", "--sizes", "7", "3", "--train", "vit:9"]
+    plan = parse_args(argv).plan
+    assert [(config.architecture, row, size) for config, row, size in plan] == [
+        ("vit", "random", 7), ("vit", "random", 3), ("vit", "real_all", None),
+    ]  # fmt: skip
+
+
+def test_rows_have_options_of_select():
+    row = parse_row("infomap:quota=sqrt,n_neighbors=10,min-probability=0.5").options
+    assert (row.selector, row.quota, row.n_neighbors, row.min_probability) == ("infomap", "sqrt", 10, 0.5)
+    assert (row.markov_time, row.typical_share) == (1.0, None)
+    assert parse_row("random:typical_share=0.9").options.typical_share == 0.9
+    assert [parse_row(row) for row in FIXED_ROWS] == [Row(name, None) for name in FIXED_ROWS]
+
+
+def test_rows_may_change_the_recipe():
+    row = parse_row("infomap:quota=sqrt@loss=joint,stain-strength=0.1,max_shift=3,normalize_stain=1")
+    assert (row.tiles, row.options.quota) == ("infomap:quota=sqrt", "sqrt")
+    assert row.recipe == {"loss": "joint", "stain_strength": 0.1, "max_shift": 3, "normalize_stain": True}
+    assert [type(value) for value in row.recipe.values()] == [str, float, int, bool]
+    assert parse_row("real_all@soft_label_weight=1,normalize_stain=0").recipe == {
+        "soft_label_weight": 1.0, "normalize_stain": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECIPE_OPTIONS)
+def test_every_option_of_the_recipe_can_be_given(name):
+    value = getattr(ClassifierConfig(), name)
+    text = str(int(value)) if isinstance(value, bool) else str(value)
+    found = parse_row(f"random@{name}={text}").recipe
+    assert found == {name: value} and type(found[name]) is type(value)
+    assert name not in ("architecture", "max_train_steps", "batch_size", "seed")
+
+
+def test_a_rows_recipe_goes_before_the_classifiers_and_that_before_the_common_one():
+    argv = [
+        "r", "--data", "d", "--sizes", "5", "--rows", "random", "random@margin=0.3,alpha=3", "--batch-size", "8",
+        "--recipe", "margin=0.1", "alpha=1", "position=0.7", "--train", "convnet:7@margin=0.2,loss=joint", "vit:9",
+    ]  # fmt: skip
+    found = [config for config, _, _ in parse_args(argv).plan]
+    steps = {"max_train_steps": 7, "validation_steps": 7, "batch_size": 8, "position": 0.7}
+    convnet = ClassifierConfig("convnet", loss="joint", margin=0.2, alpha=1.0, **steps)
+    steps |= {"max_train_steps": 9, "validation_steps": 9}
+    vit = ClassifierConfig("vit", margin=0.1, alpha=1.0, **steps)
+    assert found == [
+        convnet, replace(convnet, margin=0.3, alpha=3.0), vit, replace(vit, margin=0.3, alpha=3.0),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--rows", "nonsense"], "--rows nonsense: argument --selector: invalid choice: 'nonsense' (choose from "),
+        (["--rows", "real_random:seed=1"], "--rows real_random:seed=1: argument --selector: invalid choice"),
+        (["--rows", "infomap:quota"], "--rows infomap:quota: 'quota' is not OPTION=VALUE: write a row as in "),
+        (["--rows", "infomap:quota=odd"], "--rows infomap:quota=odd: argument --quota: invalid choice: 'odd'"),
+        (["--rows", "infomap:n_neighbors=x"], "--rows infomap:n_neighbors=x: argument --n-neighbors: invalid int"),
+        (["--rows", "infomap:n_per_class=3"], "--rows infomap:n_per_class=3: unrecognized arguments: --n-per-class"),
+        (["--rows", "random:min_probability=2"], "--min-probability=2.0 is out of range: it must be 0 to 1"),
+        (
+            ["--rows", "random:copy_embedders=untrained"],
+            "--rows random:copy_embedders=untrained: 'copy_embedders=untrained' cannot be given, since rows choose "
+            "from the whole pool: leave it out",
+        ),
+        (["--rows", "random:drop_copies"], "--rows random:drop_copies: 'drop_copies' cannot be given, since rows"),
+        (["--rows", "random:drop-copies=1"], "--rows random:drop-copies=1: 'drop-copies=1' cannot be given, since"),
+        (["--rows", "random", "infomap", "random"], "--rows names a row twice: name each once"),
+        (["--jobs", "0"], "--jobs=0 is out of range: it must be at least 1"),
+        (["--sizes", "2", "0"], "--sizes=[2, 0] is out of range: each must be at least 1"),
+        (["--sizes", "2", "2"], "--sizes=[2, 2] is out of range: each may be named once"),
+        (["--seeds", "1", "1"], "--seeds=[1, 1] is out of range: each may be named once"),
+        (["--batch-size", "0"], "--batch-size=0 is out of range: it must be at least 1"),
+        (["--train", "convnet:0"], "--train=convnet:0: after the architecture comes the number of steps"),
+        (["--train", "convnet:5:random"], "--train=convnet:5:random: write ARCHITECTURE:STEPS, as in convnet:600"),
+        (["--train", "vgg:5@margin=0.1"], "--train=vgg:5: the architecture must be one of convnet, resnet18, vit"),
+        (["--train", "convnet:5@loss=ce", "convnet:5"], "--train names convnet twice"),
+        (
+            ["--train", "convnet:5@width=8"],
+            "--train convnet:5@width=8: 'width=8' is not OPTION=VALUE with one of loss",
+        ),
+        (["--train", "convnet:5@"], "--train convnet:5@: '' is not OPTION=VALUE with one of loss"),
+        (["--recipe", "seed=1"], "--recipe: 'seed=1' is not OPTION=VALUE with one of loss"),
+        (["--recipe", "margin"], "--recipe: 'margin' is not OPTION=VALUE with one of loss"),
+        (["--recipe", "margin=x"], "--recipe: 'margin=x' must be a number"),
+        (["--recipe", "max_shift=1.5"], "--recipe: 'max_shift=1.5' must be a number"),
+        (["--recipe", "margin=0.1", "margin=0.2"], "--recipe names margin twice: name it once"),
+        (["--rows", "random@batch_size=3"], "--rows random@batch_size=3: 'batch_size=3' is not OPTION=VALUE"),
+        (["--rows", "random@loss=mse"], "--rows random@loss=mse: loss='mse' is unknown: it must be one of ce"),
+        (["--rows", "random@margin=2"], "--rows random@margin=2: margin=2.0 is out of range"),
+        (
+            ["--rows", "real_all@normalize_stain=yes"],
+            "--rows real_all@normalize_stain=yes: 'normalize_stain=yes' must",
+        ),
+        (["--rows", "random@loss=joint,mixup=0.2"], "--rows random@loss=joint,mixup=0.2: loss='joint' does not go"),
+        (["--rows", "nonsense@loss=joint"], "--rows nonsense@loss=joint: argument --selector: invalid choice"),
+        (
+            ["--rows", "infomap:selector=random"],
+            "--rows infomap:selector=random: 'selector=random' is not OPTION=VALUE",
+        ),
+    ],
+)
+def test_bad_options_end_with_one_sentence(argv, message, monkeypatch, capsys):
+    monkeypatch.setattr(command, "run_module", lambda *call: pytest.fail("the script was started"))
+    with pytest.raises(SystemExit) as error:
+        command.main(["/no/such", "--data", "phantom", *argv])
+    assert error.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"error: {message}") and captured.err.count("\n") == 1
+
+
+def cell(architecture: str, row: str, size: int | None, seed: int, **options: object) -> Cell:
+    """One of 5 steps."""
+    return Cell(ClassifierConfig(architecture, seed=seed, max_train_steps=5, **options), row, size)
+
+
+def test_cells_have_files_of_their_own():
+    folder = Path("benchmark")
+    assert cell("convnet", "real_all", None, 3).path(folder) == folder / "cells" / "convnet-real_all-all-seed3.json"
+    rows = [
+        "infomap",
+        "infomap:quota=sqrt",
+        "infomap:quota=uniform",
+        "kmeans:typical_share=0.9",
+        "random",
+        "random@loss=joint",
+        "random@loss=joint,margin=0.2",
+    ]
+    cells = [
+        cell(architecture, row, size, seed)
+        for architecture in ("convnet", "vit") for row in rows for size in (None, 1, 11) for seed in (1, 11)
+    ]  # fmt: skip
+    paths = {cell.path(folder) for cell in cells}
+    assert len(paths) == len(cells)
+    assert all(re.fullmatch(r"[\w.-]+", path.name) and path.parent == folder / "cells" for path in paths)
+
+
+def test_a_plain_row_is_its_file_name():
+    assert file_name("facility_location") == "facility_location"
+
+
+def test_rows_that_differ_in_a_sign_have_files_of_their_own():
+    assert file_name("infomap:markov_time=1e+1") != file_name("infomap:markov_time=1e-1")
+
+
+def test_a_long_row_has_a_name_that_file_systems_take(tmp_path):
+    # The longest that stays as it was, and two that differ beyond what is kept of them.
+    assert file_name("a" * 120) == "a" * 120
+    assert re.fullmatch(r"infomap-quota-sqrt-[0-9a-f]{8}", file_name("infomap:quota=sqrt"))
+    long = "kernel_herding@" + ",".join(f"{name}=0.12345678" for name in RECIPE_OPTIONS)
+    names = {file_name("a" * 121), file_name("a" * 122), file_name(long), file_name(f"{long}9")}
+    assert len(long) > 255 and len(names) == 4 and all(len(name) == 120 + 1 + 8 for name in names)
+    write_json(Cell(ClassifierConfig(seed=2**31), long, 1000).path(tmp_path), {})
+
+
+def test_the_plan_goes_seed_by_seed():
+    argv = ["run", "--data", "phantom", "--rows", "real_all", "random", "--sizes", "5", "2", "--seeds", "4", "3"]
+    args = parse_args([*argv, "--train", "convnet:7", "vit:9"])
+    one_seed = [
+        (architecture, steps, row, size)
+        for architecture, steps in (("convnet", 7), ("vit", 9))
+        for row, size in (("real_all", None), ("random", 5), ("random", 2))
+    ]
+    cells = [(c.config.seed, c.config.architecture, c.config.max_train_steps, c.row, c.size) for c in plan_cells(args)]
+    assert cells == [(seed, *rest) for seed in (4, 3) for rest in one_seed]
+
+
+# Cells that are kept.
+
+
+def keep(folder: Path, cell: Cell) -> None:
+    about = {"architecture": cell.config.architecture, "row": cell.row, "size": cell.size, "seed": cell.config.seed}
+    write_json(cell.path(folder), {**about, "config": asdict(cell.config)})
+
+
+def test_cells_that_are_kept_are_not_missing(tmp_path):
+    cells = [cell("convnet", row, 5, seed) for row in ("random", "random@loss=joint") for seed in (0, 1)]
+    assert missing_cells(cells, tmp_path) == cells
+    keep(tmp_path, cells[2])
+    assert missing_cells(cells, tmp_path) == [cells[0], cells[1], cells[3]]
+    assert missing_cells([cells[2]], tmp_path) == []
+
+
+def test_a_cell_of_another_recipe_is_refused(tmp_path):
+    kept = cell("convnet", "random", 5, 0, margin=0.3)
+    keep(tmp_path, kept)
+    changed = Cell(replace(kept.config, margin=0.2), "random", 5)
+    with pytest.raises(InputError) as error:
+        missing_cells([cell("convnet", "random", 5, 7), changed], tmp_path)
+    assert str(error.value) == (
+        f"{kept.path(tmp_path)} was trained with another recipe (margin was 0.3 and is now 0.2): "
+        "give another --output, or delete it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("planned", "refused"),
+    [
+        (("random", {"margin": 0.2}), True),  # another seed of the row
+        (("kmeans", {"margin": 0.2}), True),  # another row of the table
+        (("kmeans@margin=0.2", {"margin": 0.2}), False),  # the row's own change
+        (("kmeans", {}), False),
+    ],
+)
+def test_a_table_has_one_recipe(tmp_path, planned, refused):
+    keep(tmp_path, cell("convnet", "random", 5, 0))
+    new = cell("convnet", planned[0], 5, 1, **planned[1])
+    if not refused:
+        assert missing_cells([new], tmp_path) == [new]
+        return
+    with pytest.raises(InputError, match=r"margin was 0\.3 and is now 0\.2"):
+        missing_cells([new], tmp_path)
+
+
+def test_order_of_the_cells_that_are_kept(tmp_path):
+    assert kept_cells(tmp_path, []) == []
+    cells = [
+        cell("convnet", "real_all", None, 0), cell("convnet", "random", 5, 0), cell("convnet", "random", 5, 11),
+        cell("convnet", "random", 40, 2), cell("convnet", "a", 5, 0), cell("convnet", "b", 5, 0),
+        cell("vit", "random", 5, 0),
+    ]  # fmt: skip
+    for one in reversed(cells):
+        keep(tmp_path, one)
+    found = kept_cells(tmp_path, ["real_all", "random"])
+    assert [(c["architecture"], c["row"], c["size"], c["seed"]) for c in found] == [
+        (c.config.architecture, c.row, c.size, c.config.seed) for c in cells
+    ]
+
+
+# Whole benchmarks. Each start of workers takes seconds, so there are few.
+
+
+SOFT = "random@soft_label_weight=0.5,temperature=2"
+SOFT_REAL = "real_random@soft_label_weight=1"
+# In the order of the table, and the one that is lost is the last.
+ROWS = [
+    "real_all", "pool_all", "real_random", "random", "infomap:n_neighbors=3", SOFT, SOFT_REAL,
+    "kmeans:typical_share=0.9",
+]  # fmt: skip
+OPTIONS = ["--train", "convnet:2", "--batch-size", "10", "--mixed-precision", "no"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_pool, tiny_teacher) -> Path:
+    """The folder of a run with a pool and a teacher."""
+    folder = tmp_path_factory.mktemp("results") / "run"
+    shutil.copytree(tiny_pool, folder / "pool")
+    shutil.copytree(tiny_teacher, folder / "teacher")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(folder, tiny_npz, run_main):
+    """`start("--option", …)` runs a benchmark in this process, and its trainings in one other."""
+
+    def start(*argv: object, jobs: int = 1) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            # The script sets it for its workers; here it is to be as before afterwards.
+            patch.setenv("OMP_NUM_THREADS", "1")
+            run_main(script, folder, "--data", tiny_npz, *OPTIONS, "--jobs", jobs, *argv)
+
+    return start
+
+
+def cell_files(output: Path) -> dict[str, Path]:
+    return {path.name.removesuffix(".json"): path for path in sorted((output / "cells").glob("*.json"))}
+
+
+def without_seconds(path: Path) -> dict:
+    return {name: value for name, value in read_json(path).items() if name != "seconds"}
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {name: path.stat().st_mtime_ns for name, path in cell_files(folder).items()}
+
+
+@pytest.fixture(scope="module")
+def benchmark(folder, start) -> Path:
+    """The benchmark with one seed."""
+    start("--rows", *ROWS, "--sizes", 1, 2, "--seeds", 0)
+    return folder / "benchmark"
+
+
+@pytest.fixture(scope="module")
+def grown(benchmark, start) -> tuple[Path, dict, dict, dict]:
+    """The same with one cell lost and one more seed: the folder, its cells and times before, and those after."""
+    lost = cell_files(benchmark)[f"convnet-{file_name(ROWS[-1])}-2-seed0"]
+    cells = {name: without_seconds(path) for name, path in cell_files(benchmark).items()}
+    before = times(benchmark)
+    lost.unlink()
+    start("--rows", *ROWS, "--sizes", 1, 2, "--seeds", 0, 1)
+    return benchmark, cells, before, times(benchmark)
+
+
+def test_what_is_missing_is_trained_and_nothing_else(grown):
+    folder, cells, before, after = grown
+    assert len(before) == 2 + 6 * 2 and len(after) == 2 * len(before)
+    written = {name for name in after if after[name] != before.get(name)}
+    lost = f"convnet-{file_name(ROWS[-1])}-2-seed0"
+    assert written == {lost} | {name for name in after if name.endswith("-seed1")}
+    # The lost cell comes out as it was.
+    assert {name: without_seconds(path) for name, path in cell_files(folder).items() if name in before} == cells
+    assert not (folder / "cells" / "checkpoints").exists() or not any((folder / "cells" / "checkpoints").iterdir())
+
+
+def test_cells_say_how_they_were_trained(grown, tiny_npz):
+    source = load_tiles(tiny_npz)
+    for name, path in cell_files(grown[0]).items():
+        cell = read_json(path)
+        row, size = cell["row"], name.split("-")[-2]
+        assert cell["size"] == (None if size == "all" else int(size))
+        assert cell["num_train"] == {"real_all": 120, "pool_all": 30}.get(row) or 5 * int(size), name
+        assert name == f"convnet-{file_name(row)}-{size}-seed{cell['seed']}"
+        assert (cell["config"]["seed"], cell["config"]["max_train_steps"], cell["best_step"]) == (cell["seed"], 2, 2)
+        assert cell["config"]["batch_size"] == 10
+        recipe = [cell["config"][option] for option in ("soft_label_weight", "temperature")]
+        usual = ClassifierConfig().temperature
+        assert recipe == {SOFT: [0.5, 2.0], SOFT_REAL: [1.0, usual]}.get(row, [0.0, usual])
+        for split in ("validation", "test"):
+            assert np.sum(cell[split]["confusion"]) == len(source.split(split))
+
+
+def test_rows_are_means_over_the_cells(grown):
+    folder = grown[0]
+    results = read_json(folder / "benchmark.json")
+    assert results["notes"] == [] and len(results["class_names"]) == 5
+    cells = [read_json(path) for path in cell_files(folder).values()]
+    expected = [(row, size) for row in ROWS for size in ([None] if row in ("real_all", "pool_all") else [1, 2])]
+    assert [(row["row"], row["size"]) for row in results["rows"]] == expected
+    for row in results["rows"]:
+        mine = [
+            cell for cell in cells
+            if cell["row"] == row["row"] and row["size"] in (None, cell["num_train"] / 5)
+        ]  # fmt: skip
+        assert row["seeds"] == [cell["seed"] for cell in mine] == [0, 1]
+        assert (row["architecture"], row["steps"]) == ("convnet", 2)
+        for split in ("validation", "test"):
+            for metric in ("accuracy", "auc", "f1"):
+                values = [cell[split][metric] for cell in mine]
+                assert row[split][metric]["values"] == values
+                assert row[split][metric]["mean"] == pytest.approx(np.mean(values))
+                assert row[split][metric]["std"] == pytest.approx(np.std(values, ddof=1))
+            for baseline, margin in row[split]["accuracy"]["margins"].items():
+                assert baseline != row["row"]
+                assert (margin is None) == (row["row"] in ("real_all", "pool_all"))
+            ceiling = results["rows"][0][split]["accuracy"]["mean"]
+            assert row[split]["recovery"] == pytest.approx(row[split]["accuracy"]["mean"] / ceiling)
+    assert results["rows"][0]["row"] == "real_all"
+
+
+def test_table_has_a_line_for_each_row_and_size(grown):
+    folder = grown[0]
+    text = (folder / "benchmark.md").read_text()
+    results = read_json(folder / "benchmark.json")
+    validation, test = text.split("## ")[1:]
+    assert validation.startswith("Validation tiles\n\n| classifier |") and test.startswith("Test tiles\n\n|")
+    assert validation.endswith(markdown_table(results["rows"], "validation") + "\n")
+    assert test.endswith(markdown_table(results["rows"], "test"))
+    assert [len(part.splitlines()) for part in (validation, test)] == [2 + 2 + 14 + 2 + 1, 2 + 2 + 14 + 2]
+    record = read_record(folder)
+    assert (record["complete"], record["num_cells"]) == (True, 28)
+    for name in ("accuracy_by_size", "confusion", "per_class_f1", "reliability"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    # The teacher says other things of other tiles, so the soft labels make a difference.
+    cells = {name: read_json(path) for name, path in cell_files(folder).items()}
+    for row, plain in ((SOFT, "random"), (SOFT_REAL, "real_random")):
+        one, other = (cells[f"convnet-{file_name(name)}-2-seed0"]["test"] for name in (row, plain))
+        assert one["ece"] != other["ece"], row
+
+
+def test_nothing_is_trained_again(grown, start, monkeypatch, capsys):
+    folder, _, _, after = grown
+    results, table = (folder / "benchmark.json").read_bytes(), (folder / "benchmark.md").read_bytes()
+    kept = (folder / "inputs.npz").stat().st_mtime_ns
+    for name in ("ProcessPoolExecutor", "embed_images"):
+        monkeypatch.setattr(script, name, lambda *call, **options: pytest.fail("something was started"))
+    start("--rows", *ROWS, "--sizes", 1, 2, "--seeds", 0, 1)
+    assert times(folder) == after and (folder / "inputs.npz").stat().st_mtime_ns == kept
+    assert (folder / "benchmark.json").read_bytes() == results and (folder / "benchmark.md").read_bytes() == table
+    assert capsys.readouterr().out.endswith(f"benchmark: saved to {folder}\n")
+
+    # A call for fewer rows and seeds makes the same table, with its own rows first, and leaves all cells.
+    start("--rows", "infomap:n_neighbors=3", "real_all", "--sizes", 2, "--seeds", 1)
+    again = read_json(folder / "benchmark.json")["rows"]
+    assert [row["row"] for row in again][:3] == ["infomap:n_neighbors=3"] * 2 + ["real_all"]
+
+    def by_name(rows):
+        return {(row["row"], row["size"]): row for row in rows}
+
+    assert by_name(again) == by_name(json.loads(results)["rows"]) and len(again) == 2 + 6 * 2
+    assert times(folder) == after
+    start("--rows", *ROWS, "--sizes", 1, 2, "--seeds", 0, 1)
+    assert (folder / "benchmark.json").read_bytes() == results
+
+
+def test_a_kept_cell_of_another_recipe_is_refused_by_the_script(grown, folder, tiny_npz, capsys):
+    before = {path: path.stat().st_mtime_ns for path in grown[0].rglob("*")}
+    argv = [str(folder), "--data", str(tiny_npz), *OPTIONS, "--rows", "random", "--sizes", "1", "--seeds", "0"]
+    kept = cell_files(grown[0])["convnet-random-1-seed0"]
+    for changed, message in (
+        (["--train", "convnet:3"], "max_train_steps was 2 and is now 3"),
+        (["--batch-size", "11"], "batch_size was 10 and is now 11"),
+        (["--recipe", "loss=joint"], 'loss was "ce" and is now "joint"'),
+    ):
+        with pytest.raises(SystemExit) as error:
+            run_script(parse_args, script.main, [*argv, *changed])
+        assert error.value.code == 2
+        assert capsys.readouterr().err == (
+            f"error: {kept} was trained with another recipe ({message}): give another --output, or delete it\n"
+        )
+    assert {path: path.stat().st_mtime_ns for path in grown[0].rglob("*")} == before
+
+
+def test_other_settings_are_refused(grown, folder, tiny_npz, capsys):
+    before = {path: path.stat().st_mtime_ns for path in grown[0].rglob("*")}
+    argv = [str(folder), "--data", str(tiny_npz), *OPTIONS, "--rows", "random", "--sizes", "1", "--seeds", "0"]
+    for changed, message in (
+        (["--embedder", "other"], 'embedder was "untrained" and is now "other"'),
+        (["--mixed-precision", "bf16"], 'mixed_precision was "no" and is now "bf16"'),
+    ):
+        with pytest.raises(SystemExit) as error:
+            run_script(parse_args, script.main, [*argv, *changed])
+        assert error.value.code == 2
+        assert capsys.readouterr().err == (
+            f"error: {grown[0]} was made with other settings ({message}): give another --output, or delete it\n"
+        )
+    assert {path: path.stat().st_mtime_ns for path in grown[0].rglob("*")} == before
+
+
+def test_two_jobs_give_the_same_scores_and_what_is_too_large_is_left_out(
+    benchmark, folder, tmp_path, tiny_npz, monkeypatch, capfd
+):
+    # As a user does it: the command starts a process, and this one its workers.
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    output = tmp_path / "output"
+    argv = [
+        "--rows",
+        "random",
+        "kmeans:typical_share=0.9",
+        "real_random",
+        "--sizes",
+        "2",
+        "7",
+        "--seeds",
+        "0",
+    ]
+    command.main([str(folder), "--data", str(tiny_npz), *OPTIONS, *argv, "--jobs", "2", "--output", str(output)])
+    captured = capfd.readouterr()
+    assert "Traceback" not in captured.err
+    cells, alone = cell_files(output), cell_files(benchmark)
+    both = {name for name in cells if name in alone}
+    assert both == {
+        "convnet-random-2-seed0", f"convnet-{file_name(ROWS[-1])}-2-seed0", "convnet-real_random-2-seed0",
+    }  # fmt: skip
+    for name in both:
+        one, other = read_json(cells[name]), read_json(alone[name])
+        assert one["config"] == other["config"]
+        for split in ("validation", "test"):
+            assert one[split]["confusion"] == other[split]["confusion"], name
+            assert one[split]["auc"] == pytest.approx(other[split]["auc"], abs=1e-3)
+
+    # 7 of 6 pool images are too many, 7 of 24 real ones are not.
+    assert set(cells) - both == {"convnet-real_random-7-seed0"}
+    results = read_json(output / "benchmark.json")
+    assert sorted(results["notes"]) == [
+        f"{row}, 7 per class, convnet: left out, since class 0 has 6 images but n_per_class=7: lower n_per_class or "
+        "generate more" for row in ("kmeans:typical_share=0.9", "random")
+    ]  # fmt: skip
+    # Without `real_all` there is nothing to recover.
+    assert {row["test"]["recovery"] for row in results["rows"]} == {None}
+    assert [(row["row"], row["size"]) for row in results["rows"]] == [
+        ("random", 2), ("kmeans:typical_share=0.9", 2), ("real_random", 2), ("real_random", 7),
+    ]  # fmt: skip
+    assert all(note in captured.out + captured.err for note in results["notes"])
+    assert f"benchmark: saved to {output}" in captured.out
+    assert len((output / "benchmark.md").read_text().split("## Test")[1].splitlines()) == 2 + 2 + 4 + 2
+    assert read_record(output)["complete"]
+
+
+def test_a_row_that_diverges_leaves_the_others_alone(folder, tiny_npz, tmp_path, capfd):
+    argv = ["--rows", "random", "random@learning_rate=1e30", "--sizes", "2", "--seeds", "0", "--jobs", "1"]
+    command.main([str(folder), "--data", str(tiny_npz), *OPTIONS, *argv, "--output", str(tmp_path)])
+    results = read_json(tmp_path / "benchmark.json")
+    assert [row["row"] for row in results["rows"]] == ["random"]
+    (note,) = results["notes"]
+    assert note.startswith("random@learning_rate=1e30, 2 per class, convnet: left out, since the loss is ")
+    assert note in "".join(capfd.readouterr())
+
+
+# What workers do, in this process.
+
+
+@pytest.fixture
+def worker(folder, tiny_npz, tmp_path, fresh_accelerate):
+    """`worker(row, …)` is one for these rows, with its inputs in a folder of its own."""
+
+    def make(*rows: str) -> Worker:
+        argv = [str(folder), "--data", str(tiny_npz), *OPTIONS, "--output", str(tmp_path), "--rows", *rows]
+        args = parse_args(argv)
+        images, columns, _ = read_image_dataset(folder / "pool")
+        write_inputs(args, Tiles(images, columns["label"]), load_tiles(tiny_npz))
+        return Worker(args)
+
+    return make
+
+
+def test_each_row_has_its_tiles(worker, folder, tiny_npz):
+    worker = worker(*ROWS)
+    real = load_tiles(tiny_npz).split("train")
+    images, columns, _ = read_image_dataset(folder / "pool")
+
+    def tiles(row: str, size: int | None, seed: int = 0) -> Tiles:
+        return worker.training_tiles(cell("convnet", row, size, seed))
+
+    assert np.array_equal(tiles("real_all", None).images, real.images)
+    assert np.array_equal(tiles("pool_all", None).images, images)
+    assert np.array_equal(tiles("pool_all", None).labels, columns["label"])
+    for seed in (0, 1):
+        drawn = tiles("real_random", 3, seed)
+        assert np.array_equal(drawn.images, real.images[sample_per_class(real.labels, 3, seed)])
+    pool = {image.tobytes(): label for image, label in zip(images, columns["label"], strict=True)}
+    for row in set(ROWS[3:]) - {SOFT_REAL}:
+        chosen = tiles(row, 2)
+        assert np.bincount(chosen.labels).tolist() == [2] * 5
+        assert [pool[image.tobytes()] for image in chosen.images] == chosen.labels.tolist()
+    # What a row changes of the recipe changes none of its tiles.
+    assert np.array_equal(tiles(SOFT, 2).images, tiles("random", 2).images)
+    assert np.array_equal(tiles(SOFT_REAL, 2).images, tiles("real_random", 2).images)
+    # The seed is that of the selection too.
+    assert not np.array_equal(tiles("random", 2, 0).images, tiles("random", 2, 1).images)
+
+
+def test_soft_labels_are_what_the_teacher_says(worker, folder):
+    worker = worker("pool_all", SOFT, "infomap:n_neighbors=3", SOFT_REAL, "real_all")
+    teacher = Classifier.from_pretrained(folder / "teacher")
+    for row, size in (("pool_all", None), (SOFT, 2), ("infomap:n_neighbors=3", 2), (SOFT_REAL, 2), ("real_all", None)):
+        chosen = worker.training_tiles(cell("convnet", row, size, 1))
+        assert chosen.soft_labels.shape == (len(chosen), 5), row
+        np.testing.assert_allclose(chosen.soft_labels, predict_proba(teacher, chosen.images), atol=1e-5)
+
+
+def test_inputs_are_made_again_only_where_real_tiles_are_new(worker, tmp_path, monkeypatch):
+    first = worker("random").inputs
+    assert first.real_embeddings is None and first.embeddings.shape == (30, 512)
+    assert worker("random").real.soft_labels is None
+    second = worker("random", "infomap:typical_share=0.9").inputs
+    assert second.real_embeddings.shape == (120, 512)
+    np.testing.assert_allclose(second.embeddings, first.embeddings, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(second.probabilities.sum(axis=1), 1, atol=1e-5)
+    # Soft labels of real tiles are one more thing that comes when a row asks for it.
+    monkeypatch.setattr(script, "embed_images", None)
+    assert worker("real_all@soft_label_weight=0.5").real.soft_labels.shape == (120, 5)
+    assert worker(SOFT).real.soft_labels is not None
+    for rows in (["random"], ["kmeans:typical_share=0.5"]):
+        assert worker(*rows).inputs.real_embeddings.shape == (120, 512)
+    assert [path.name for path in tmp_path.iterdir()] == ["inputs.npz"]
+
+
+def test_a_run_without_pool_is_refused(tmp_path, folder, run_main, tiny_npz):
+    argv = ["--data", tiny_npz, *OPTIONS, "--output", tmp_path / "output"]
+    with pytest.raises(InputError, match="holds no finished pool: run histodistill generate first"):
+        run_main(script, tmp_path, *argv)
+    shutil.copytree(folder / "pool", tmp_path / "pool")
+    with pytest.raises(InputError, match="holds no finished classifier: run train_classifier first"):
+        run_main(script, tmp_path, *argv)
+    assert not (tmp_path / "output").exists()
+
+
+def test_real_tiles_of_another_kind_are_refused(tmp_path, folder, run_main, tiny_npz):
+    with np.load(tiny_npz) as arrays:
+        arrays = dict(arrays)
+    np.savez(tmp_path / "classes.npz", **{**arrays, "class_names": np.array(list("abcde"))})
+    np.savez(tmp_path / "splits.npz", **{name: array for name, array in arrays.items() if "test" not in name})
+    for data, message in (("classes", "has the classes"), ("splits", "has no 'test' split")):
+        with pytest.raises(InputError, match=message):
+            run_main(script, folder, "--data", tmp_path / f"{data}.npz", *OPTIONS, "--output", tmp_path / "output")
+    assert not (tmp_path / "output").exists()

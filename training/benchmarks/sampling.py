@@ -1,0 +1,181 @@
+"""The speed of sampling, and how near its images come to real tiles: the second half of `benchmark`."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+
+from histodistill.training.benchmarks.peers import make_dit_pipeline, read_clock
+from histodistill.training.data.tiles import TileSource
+from histodistill.training.evaluation.evaluate_pool import draw_equal
+from histodistill.training.evaluation.generation_metrics import frechet_distance, neighbourhoods
+from histodistill.training.generate import generate_images, plan_pool
+from histodistill.training.models.embedders import embed_images
+from histodistill.training.running.errors import InputError
+
+
+OUR_STEPS = (8, 12, 16, 25)
+PEER_STEPS = 50
+N_NEIGHBORS = 5
+
+SAMPLING_NOTES = (
+    "All samplers share one set of weights, the starting noise of each image, its class, and the guidance scale; the "
+    "run's pipeline guides in the pool's guidance interval alone, DiTPipeline at every step.",
+    "Each is warmed up by one untimed batch of two steps; repeats alternate between all samplers.",
+    "The DiTPipelines run in float32 and the run's pipeline in the precision of its pool.",
+    "Fréchet distance and coverage compare equally many images and validation tiles of each class in the teacher's "
+    "features; each repeat has seeds of its own.",
+    "speedup is a sampler's median over that of the named peer.",
+)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A way of making images of classes; the pipelines of a benchmark share their weights."""
+
+    name: str
+    pipeline: DiffusionPipeline
+    num_inference_steps: int
+    mixed_precision: str = "no"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def make_samplers(pipeline: DiffusionPipeline, pool: dict[str, Any]) -> list[Sampler]:
+    """Ours with the pool's and with other numbers of steps, and the peers, whose names begin with DiTPipeline.
+
+    `pool` holds the settings of the pool's record.
+    """
+    options = {"guidance_interval": tuple(pool["guidance_interval"])}
+    ours = [
+        Sampler(f"histodistill, {steps} steps", pipeline, steps, pool["mixed_precision"], options)
+        for steps in sorted({*OUR_STEPS, pool["num_inference_steps"]})
+    ]
+    scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
+    peers = {"Euler": FlowMatchEulerDiscreteScheduler(), "our scheduler": scheduler}
+    return ours + [
+        Sampler(f"DiTPipeline, {name}, {PEER_STEPS} steps", make_dit_pipeline(pipeline, scheduler), PEER_STEPS)
+        for name, scheduler in peers.items()
+    ]
+
+
+def sample(
+    sampler: Sampler,
+    labels: np.ndarray,
+    seeds: np.ndarray,
+    guidance_scale: float,
+    chunk_size: int,
+    accelerator: Accelerator,
+) -> tuple[np.ndarray, float]:
+    """One image per label and seed, uint8 N×H×W×3, made `chunk_size` at a time, and how many a second."""
+    # `accelerator` is of the pool's precision: the others are in float32.
+    precision = accelerator.autocast if sampler.mixed_precision != "no" else contextlib.nullcontext
+    sampler.pipeline.set_progress_bar_config(disable=True)
+    options = {
+        "num_inference_steps": sampler.num_inference_steps, "guidance_scale": guidance_scale, **sampler.options
+    }  # fmt: skip
+    chunks = [slice(i, i + chunk_size) for i in range(0, len(labels), chunk_size)]
+    started = read_clock()
+    with precision():
+        images = [generate_images(sampler.pipeline, labels[chunk], seeds[chunk], **options) for chunk in chunks]
+    return np.concatenate(images), len(labels) / (read_clock() - started)
+
+
+def check_sampling(source: TileSource, num_images: int, guidance_scale: float) -> int:
+    """How many images of each class are made.
+
+    Raises:
+        InputError: If there are too few images or validation tiles to compare, or `DiTPipeline` could not guide so.
+    """
+    num_classes = len(source.class_names)
+    per_class = num_images // num_classes
+    counts = np.bincount(source.split("validation").labels, minlength=num_classes)
+    compared = int(np.minimum(per_class, counts).sum())
+    if compared <= N_NEIGHBORS:
+        raise InputError(
+            f"--num-images={num_images} and {counts.sum()} validation tiles in {num_classes} classes leave {compared} "
+            f"of each to compare, and more than {N_NEIGHBORS} are needed: give more images, or data with more "
+            "validation tiles"
+        )
+    if guidance_scale < 1:
+        raise InputError(
+            f"the pool has --guidance-scale={guidance_scale}, and DiTPipeline guides only above 1: "
+            "generate the pool with at least 1"
+        )
+    return per_class
+
+
+def measure_sampling(
+    run: Path, pool: dict[str, Any], source: TileSource, per_class: int, repeats: int, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Makes images with each sampler, taking turns, and compares them with validation tiles.
+
+    Args:
+        run: Folder with pipeline/ and teacher/.
+        pool: Settings from the record of the run's pool.
+        source: The real tiles.
+        per_class: Images of each class.
+        repeats: Times that each sampler makes them.
+        accelerator: Of the pool's precision.
+
+    Returns:
+        The `sampling` part of the results.
+    """
+    # The folder is this machine's own work, as in `generate`.
+    pipeline = DiffusionPipeline.from_pretrained(run / "pipeline", trust_remote_code=True)
+    pipeline.to(accelerator.device)
+    samplers = make_samplers(pipeline, pool)
+    num_classes, validation = len(source.class_names), source.split("validation")
+    real = embed_images(run / "teacher", validation.images)
+    options = (pool["guidance_scale"], pool["chunk_size"], accelerator)
+    measured = {sampler.name: {"speed": [], "frechet_distance": [], "coverage": []} for sampler in samplers}
+    labels, seeds = plan_pool(num_classes, per_class, seed=0)
+    for sampler in samplers:
+        warmup = replace(sampler, num_inference_steps=2)
+        sample(warmup, labels[: pool["chunk_size"]], seeds[: pool["chunk_size"]], *options)
+    for repeat in range(repeats):
+        labels, seeds = plan_pool(num_classes, per_class, seed=repeat)
+        real_rows, rows = (np.concatenate(rows) for rows in draw_equal([validation.labels, labels], num_classes, 0))
+        for sampler in samplers:
+            print(f"sampling {repeat + 1}/{repeats}: {sampler.name}", flush=True)
+            images, speed = sample(sampler, labels, seeds, *options)
+            generated = embed_images(run / "teacher", images[rows])
+            figures = measured[sampler.name]
+            figures["speed"].append(speed)
+            figures["frechet_distance"].append(frechet_distance(real[real_rows], generated))
+            figures["coverage"].append(neighbourhoods(real[real_rows], generated, N_NEIGHBORS).coverage)
+    speeds = {name: median(figures["speed"]) for name, figures in measured.items()}
+    peers = [sampler.name for sampler in samplers if sampler.pipeline is not pipeline]
+    return {
+        "num_images": len(labels),
+        "num_images_compared": len(rows),
+        "guidance_scale": pool["guidance_scale"],
+        "guidance_interval": pool["guidance_interval"],
+        "chunk_size": pool["chunk_size"],
+        "n_neighbors": N_NEIGHBORS,
+        "samplers": [
+            {
+                "name": sampler.name,
+                "scheduler": type(sampler.pipeline.scheduler).__name__,
+                "num_inference_steps": sampler.num_inference_steps,
+                "mixed_precision": sampler.mixed_precision,
+                "is_pool_setting": sampler.pipeline is pipeline
+                and sampler.num_inference_steps == pool["num_inference_steps"],
+                "images_per_second": speeds[sampler.name],
+                "images_per_second_values": measured[sampler.name]["speed"],
+                "frechet_distance": median(measured[sampler.name]["frechet_distance"]),
+                "frechet_distance_values": measured[sampler.name]["frechet_distance"],
+                "coverage": median(measured[sampler.name]["coverage"]),
+                "coverage_values": measured[sampler.name]["coverage"],
+                "speedup": {peer: speeds[sampler.name] / speeds[peer] for peer in peers},
+            }
+            for sampler in samplers
+        ],
+        "notes": SAMPLING_NOTES,
+    }

@@ -1,0 +1,43 @@
+"""The real tiles as the privacy audit takes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from histodistill.selection.image_audit import LabelledImages, RealTiles
+from histodistill.training.data.tiles import HELD_OUT, Tiles, TileSource
+from histodistill.training.running.errors import InputError
+from histodistill.training.running.files import read_json
+
+
+# Where there are fewer, nothing can be said. An attacker may have a quarter of them, and a density takes two.
+_FEWEST_VALIDATION_TILES = 8
+
+
+def real_tiles(source: TileSource) -> RealTiles:
+    """The tiles of a source by what models saw of them.
+
+    Raises:
+        InputError: If there are too few validation tiles, or none.
+    """
+    held_out = source.splits.get(HELD_OUT)
+    validation = source.split("validation")
+    if len(validation) < _FEWEST_VALIDATION_TILES:
+        raise InputError(
+            f"{source.name} has {len(validation)} validation tiles: to tell copies takes at least "
+            f"{_FEWEST_VALIDATION_TILES}"
+        )
+    return RealTiles(
+        labelled(source.split("train")), None if held_out is None else labelled(held_out), labelled(validation)
+    )
+
+
+def audit_share_of(run: Path) -> float:
+    """The share of the training tiles that a run keeps from its models; 0 for one that was not made by `distill`."""
+    file = run / "run.json"
+    return read_json(file)["settings"].get("audit_share", 0.0) if file.is_file() else 0.0
+
+
+def labelled(tiles: Tiles) -> LabelledImages:
+    """The same images and labels for `selection`."""
+    return LabelledImages(tiles.images, tiles.labels)

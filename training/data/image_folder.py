@@ -1,0 +1,140 @@
+"""Image files: decoding one with its checks, and folders laid out as `split/class/*.png`."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from histodistill.training.data.tiles import SPLITS, Tiles, TileSource, fit_tile, make_source
+from histodistill.training.running.errors import InputError
+
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+SPLIT_ALIASES = {
+    "train": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "test": "test",
+}
+# What systems leave beside the user's own folders.
+_NOT_THE_USERS = ("__MACOSX", "__pycache__")
+_BATCH = 1024
+
+
+def load_image_folder(path: Path, *, image_size: int | None = None, hold_out_validation: bool = True) -> TileSource:
+    """Load `path/split/class/**/*.png` (jpg, jpeg, tif, tiff, bmp, webp; any case of letters).
+
+    Splits are the folders `train` (required), `validation` (or `val`, `valid`) and `test`, in any case of letters.
+    Classes are the folders in `train`, in sorted order; tiles come in sorted order of their path. Names that begin
+    with a dot, `__MACOSX` and `__pycache__` are passed over.
+
+    Raises:
+        InputError: no train folder, another folder beside it, a class without training tiles, a class that train does
+            not have, a file that cannot be read, or sizes or modes that differ.
+    """
+    folders: dict[str, Path] = {}
+    others: list[Path] = []
+    for child in _folders(path):
+        split = SPLIT_ALIASES.get(child.name.lower())
+        if split is None:
+            others.append(child)
+            continue
+        if split in folders:
+            raise InputError(
+                f"{path} has both {folders[split].name} and {child.name}: keep one folder for the {split} split"
+            )
+        folders[split] = child
+    if "train" not in folders:
+        what = "is empty" if not any(path.iterdir()) else "has no folder train"
+        raise InputError(f"{path} {what}: tiles are expected as {path / 'train' / 'CLASS' / '*.png'}")
+    if others:
+        raise InputError(
+            f"{others[0]} is no split: folders beside {folders['train'].name} must be called validation (or val, "
+            "valid) or test; rename it or move it away"
+        )
+    class_names = [folder.name for folder in _folders(folders["train"])]
+    if not class_names:
+        raise InputError(f"{folders['train']} has no class folders: tiles are expected as train/CLASS/*.png")
+
+    files: list[Path] = []
+    labels: dict[str, list[int]] = {}
+    for split in (s for s in SPLITS if s in folders):
+        labels[split] = []
+        for folder in _folders(folders[split]):
+            found = _image_files(folder)
+            if folder.name not in class_names:
+                raise InputError(f"{folder} is a class that train does not have: add {folders['train'] / folder.name}")
+            if split == "train" and not found:
+                raise InputError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}): every class needs one")
+            files += found
+            labels[split] += [class_names.index(folder.name)] * len(found)
+        if not labels[split]:
+            raise InputError(f"{folders[split]} holds no image ({', '.join(IMAGE_SUFFIXES)}): add some or remove it")
+
+    images = decode_tiles(len(files), lambda start, stop: [(str(f), f) for f in files[start:stop]], image_size)
+    ends = np.cumsum([len(of_split) for of_split in labels.values()])[:-1]
+    splits = {
+        split: Tiles(part, np.array(of_split, dtype=np.int64))
+        for part, (split, of_split) in zip(np.split(images, ends), labels.items(), strict=True)
+    }
+    return make_source(path.resolve().name, class_names, splits, hold_out_validation=hold_out_validation)
+
+
+def decode_tiles(
+    count: int, entries: Callable[[int, int], list[tuple[str, Path | bytes]]], image_size: int | None = None
+) -> np.ndarray:
+    """Decode `count` images to uint8 N×H×W×3, resized by `fit_tile` when `image_size` is given.
+
+    `entries(start, stop)` gives, for each of these images, its name for messages, and its file or its bytes.
+
+    Raises:
+        InputError: names the first image that cannot be read, is not RGB, or has another size than the first.
+    """
+    tiles: np.ndarray | None = None
+    first_name = ""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        # In batches, so that a bad file ends the work soon, and that the entries need not all be in memory.
+        for start in range(0, count, _BATCH):
+            batch = entries(start, min(start + _BATCH, count))
+            for i, tile in enumerate(pool.map(lambda e: _decode(*e, image_size), batch), start):
+                name = batch[i - start][0]
+                if tiles is None:
+                    tiles, first_name = np.empty((count, *tile.shape), dtype=np.uint8), name
+                if tile.shape != tiles.shape[1:]:
+                    raise InputError(
+                        f"{name} is {tile.shape[1]}x{tile.shape[0]} pixels but {first_name} is "
+                        f"{tiles.shape[2]}x{tiles.shape[1]}: give --image-size to bring all to one size"
+                    )
+                tiles[i] = tile
+    return np.empty((0, 0, 0, 3), dtype=np.uint8) if tiles is None else tiles
+
+
+def _decode(name: str, source: Path | bytes, image_size: int | None) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            image.load()
+            mode = image.mode
+            tile = np.asarray(fit_tile(image, image_size) if image_size and mode == "RGB" else image)
+    except Exception as error:  # decoders raise errors of many kinds on damaged files
+        raise InputError(f"{name} cannot be read as an image: it may be damaged; replace it or take it out") from error
+    if mode != "RGB":
+        raise InputError(f"{name} has the colour mode {mode}: tiles must be RGB with 8 bits; convert it")
+    return tile
+
+
+def _folders(path: Path) -> Sequence[Path]:
+    found = (p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name not in _NOT_THE_USERS)
+    return sorted(found, key=lambda p: p.name)
+
+
+def _image_files(folder: Path) -> list[Path]:
+    found = [p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+    found = [p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    return sorted(found, key=lambda p: p.relative_to(folder).as_posix())

@@ -1,0 +1,50 @@
+"""Image grids as PNG files."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+
+from histodistill.training.data.pixels import to_uint8
+from histodistill.training.running.files import write_bytes
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def make_grid(images: np.ndarray, columns: int, scale: int = 1, gap: int = 2) -> Image.Image:
+    """Lays out uint8 N×H×W×3 images in rows on white, each enlarged `scale` times without smoothing."""
+    if scale > 1:
+        images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    count, height, width, _ = images.shape
+    rows = -(-count // columns)
+    canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for i, image in enumerate(images):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        canvas[top : top + height, left : left + width] = image
+    return Image.fromarray(canvas)
+
+
+def save_grid(images: torch.Tensor, path: str | Path, columns: int, scale: int = 2) -> None:
+    """Writes float N×3×H×W images in [-1, 1] as one PNG grid."""
+    write_bytes(path, png_bytes(make_grid(to_uint8(images), columns, scale)))
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """The PNG file of an image, without metadata."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def figure_png(figure: Figure, dpi: int = 130) -> bytes:
+    """A matplotlib figure as a PNG file, the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()

@@ -1,0 +1,390 @@
+"""`phantom`: a seeded, procedural set of tissue-like tiles for trying and testing the whole way through.
+
+The tiles are drawings. They imitate the look of haematoxylin and eosin (H&E) staining well enough to exercise every
+stage, and they are **not histology**: nothing measured on them says anything about tissue.
+
+Each tile is made in two steps. Geometry gives two concentration maps, one for each stain; then the Beer-Lambert law
+turns concentration into colour, `I = I0 * exp(-(c_H * v_H + c_E * v_E))`, with the stain vectors of Ruifrok and
+Johnston, "Quantification of histochemical staining by color deconvolution" (Anal. Quant. Cytol. Histol. 23, 2001).
+Vectors, amounts of stain, focus and sensor noise vary from tile to tile. The test split imitates another centre: its
+mean stain differs. About half of the tiles hold some of a second tissue; the label is the tissue that fills most.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from histodistill.training.data.tiles import SPLITS, Tiles, TileSource, check_integer
+from histodistill.training.running.errors import InputError
+
+
+PHANTOM_CLASSES = ("adipose", "glands", "lymphocytes", "mucus", "stroma")
+PHANTOM_SIZES = {"train": 300, "validation": 60, "test": 100}
+MIN_IMAGE_SIZE = 16
+
+# Optical density per unit of stain in R, G, B (Ruifrok and Johnston 2001, table 1; rows scaled to length 1).
+HAEMATOXYLIN = np.array([0.65, 0.70, 0.29])
+EOSIN = np.array([0.07, 0.99, 0.11])
+
+# Shared by the whole "centre": (shift of the H vector, shift of the E vector, factor on H, factor on E).
+_CENTRES = {
+    "train": ((0.00, 0.00, 0.00), (0.06, 0.00, 0.10), 1.00, 1.00),
+    "test": ((-0.07, 0.05, 0.07), (0.12, -0.05, 0.22), 1.12, 0.86),
+}
+
+
+def phantom_source(*, image_size: int = 28, seed: int = 0, sizes: dict[str, int] | None = None) -> TileSource:
+    """Make the phantom's splits in memory; nothing is read from disk or cached.
+
+    Args:
+        image_size: side of a tile in pixels, at least 16. The same seed shows the same fields of view at any size.
+        seed: at least 0.
+        sizes: tiles per class for each split; by default 300 / 60 / 100.
+
+    Raises:
+        InputError: `image_size`, `seed` or a size out of range.
+    """
+    sizes = PHANTOM_SIZES if sizes is None else sizes
+    splits = {name: phantom_tiles(name, n, image_size=image_size, seed=seed) for name, n in sizes.items()}
+    return TileSource(
+        name="phantom",
+        class_names=list(PHANTOM_CLASSES),
+        splits=splits,
+        image_size=image_size,
+        license="Apache-2.0",
+        attribution="Procedural drawings made by histodistill; not histology.",
+    )
+
+
+def phantom_tiles(split: str, n_per_class: int, *, image_size: int = 28, seed: int = 0) -> Tiles:
+    """Draw `n_per_class` tiles of each class, in class order: images uint8 N×H×W×3 RGB and labels int64 N.
+
+    Deterministic for (`split`, `n_per_class`, `image_size`, `seed`), up to the last bit of the machine's arithmetic.
+
+    Raises:
+        InputError: an unknown split, or a number out of range.
+    """
+    if split not in SPLITS:
+        raise InputError(f"split={split!r} is unknown: it must be one of {', '.join(SPLITS)}")
+    check_integer("n_per_class", n_per_class, 1)
+    check_integer("image_size", image_size, MIN_IMAGE_SIZE)
+    check_integer("seed", seed, 0)
+    images = []
+    for label in range(len(PHANTOM_CLASSES)):
+        rng = np.random.default_rng([seed, SPLITS.index(split), label])
+        images.append(
+            _class_tiles(rng, label, n_per_class, image_size, _CENTRES["test" if split == "test" else "train"])
+        )
+    return Tiles(np.concatenate(images), np.repeat(np.arange(len(PHANTOM_CLASSES)), n_per_class))
+
+
+def _class_tiles(rng: np.random.Generator, label: int, n: int, size: int, centre: tuple) -> np.ndarray:
+    # Small tiles are drawn at twice the size and averaged, for smooth edges.
+    factor = 2 if size < 128 else 1
+    grid = size * factor
+    stains = _TISSUES[PHANTOM_CLASSES[label]](rng, n, grid)
+
+    # A second tissue in about half of the tiles, never the larger part.
+    share = np.where(rng.random(n) < 0.5, rng.uniform(0.1, 0.49, n), 0.0)
+    other = (label + rng.integers(1, len(PHANTOM_CLASSES), n)) % len(PHANTOM_CLASSES)
+    relief = _gradient(rng, n, grid) + 0.35 * _waves(rng, n, grid, 4, 0.5, 1.5)
+    for neighbour, name in enumerate(PHANTOM_CLASSES):
+        chosen = np.flatnonzero((other == neighbour) & (share > 0))
+        if len(chosen):
+            foreign = _TISSUES[name](rng, len(chosen), grid)
+            for i, tile in enumerate(chosen):
+                edge = np.quantile(relief[tile], share[tile])
+                mask = np.clip((edge - relief[tile]) / 0.12 + 0.5, 0, 1)
+                stains[:, tile] += mask * (foreign[:, i] - stains[:, tile])
+
+    stains = stains.reshape(2, n, size, factor, size, factor).mean(axis=(3, 5))
+    stains *= 1 + 0.10 * np.stack([_waves(rng, n, size, 3, 0.3, 1.0) for _ in range(2)])
+    return _render(rng, _defocus(rng, stains), centre)
+
+
+def _render(rng: np.random.Generator, stains: np.ndarray, centre: tuple) -> np.ndarray:
+    """Beer-Lambert: concentrations 2×N×S×S to uint8 N×S×S×3."""
+    h_shift, e_shift, h_amount, e_amount = centre
+    n, size = stains.shape[1], stains.shape[2]
+    density = np.zeros((n, size, size, 3), dtype=np.float32)
+    for plane, vector, amount in (
+        (stains[0], HAEMATOXYLIN + h_shift, h_amount),
+        (stains[1], EOSIN + e_shift, e_amount),
+    ):
+        vectors = np.clip(vector + rng.normal(0, 0.035, (n, 3)), 0.01, None)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        amounts = amount * np.exp(rng.normal(0, 0.16, n))
+        density += (plane * amounts[:, None, None])[..., None] * vectors[:, None, None, :].astype(np.float32)
+    light = rng.normal(243, 3, (n, 1, 1, 1)) + rng.normal(0, 1.5, (n, 1, 1, 3))
+    image = light * np.exp(-density) + rng.normal(0, 3.0, density.shape)
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+def _defocus(rng: np.random.Generator, stains: np.ndarray) -> np.ndarray:
+    # A mixture of the sharp map and its 3×3 binomial blur stands for a focus that varies between tiles.
+    padded = np.pad(stains, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
+    rows = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]
+    blurred = (rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:]) / 16
+    weight = rng.uniform(0, 0.8, stains.shape[1])[:, None, None].astype(np.float32)
+    return np.maximum(stains + weight * (blurred - stains), 0)
+
+
+# --- tissues: each returns concentrations float32 2×N×S×S (haematoxylin, eosin); lengths are shares of the tile ---
+
+
+def _adipose(rng: np.random.Generator, n: int, grid: int) -> np.ndarray:
+    """Large empty cells with thin walls: the borders of a jittered Voronoi diagram."""
+    y, x = _coordinates(grid)
+    spacing = rng.uniform(0.36, 0.56, n)
+    steps = np.arange(-2.5, 3.0)
+    jitter = rng.uniform(-0.32, 0.32, (2, n, len(steps), len(steps)))
+    offset = rng.uniform(-0.5, 0.5, (2, n, 1, 1))
+    seeds_y = 0.5 + (steps[:, None] + offset[0] + jitter[0]) * spacing[:, None, None]
+    seeds_x = 0.5 + (steps[None, :] + offset[1] + jitter[1]) * spacing[:, None, None]
+    seeds_y, seeds_x = (s.reshape(n, -1).astype(np.float32) for s in (seeds_y, seeds_x))
+    warp = 0.018 * _waves(rng, n, grid, 3, 1.0, 2.5)
+    first = np.full((n, grid, grid), 9.0, dtype=np.float32)
+    second = first.copy()
+    for k in range(seeds_y.shape[1]):
+        distance = np.hypot(y - seeds_y[:, k, None, None] + warp, x - seeds_x[:, k, None, None] - warp)
+        second = np.minimum(second, np.maximum(first, distance))
+        first = np.minimum(first, distance)
+    gap = second - first
+    thickness = rng.uniform(0.035, 0.075, (n, 1, 1)).astype(np.float32)
+    wall = np.clip(1.4 - gap / thickness, 0, 1)
+    haematoxylin = 0.02 + 0.14 * wall
+    eosin = 0.03 + 0.60 * wall
+    # Flat nuclei lie in the walls: of a few random places, the one nearest to a wall is taken.
+    for _ in range(3):
+        places = rng.integers(0, grid, (2, n, 12))
+        rows = np.arange(n)
+        best = gap[rows[:, None], places[0], places[1]].argmin(axis=1)
+        keep = rng.random(n) < 0.6
+        spot = (places[:, rows, best] + 0.5) / grid
+        _stamp(
+            haematoxylin,
+            rows[keep],
+            spot[0][keep],
+            spot[1][keep],
+            length=rng.uniform(0.035, 0.05, keep.sum()),
+            width=rng.uniform(0.02, 0.028, keep.sum()),
+            angle=rng.uniform(0, np.pi, keep.sum()),
+            amount=rng.uniform(1.0, 1.5, keep.sum()),
+        )
+    return np.stack([haematoxylin, eosin])
+
+
+def _glands(rng: np.random.Generator, n: int, grid: int) -> np.ndarray:
+    """Crypts: a pale lumen, columnar cells around it, and their nuclei in a ring at the base."""
+    y, x = _coordinates(grid)
+    fibres = _waves(rng, n, grid, 5, 2.0, 5.0)
+    eosin = 0.50 + 0.14 * fibres
+    haematoxylin = 0.10 + 0.02 * fibres
+    _scatter_spindles(rng, haematoxylin, count=8, chance=0.5, angle=rng.uniform(0, np.pi, n), wobble=0.6)
+    radius = rng.uniform(0.27, 0.40, n)
+    centre_y, centre_x = rng.uniform(0.32, 0.68, (2, n))
+    for ring in range(2):
+        if ring == 1:  # a neighbour, mostly cut by the border of the tile
+            direction = rng.uniform(0, 2 * np.pi, n)
+            next_radius = rng.uniform(0.24, 0.38, n)
+            reach = radius + next_radius + rng.uniform(0.05, 0.16, n)
+            centre_y, centre_x = centre_y + reach * np.sin(direction), centre_x + reach * np.cos(direction)
+            radius = next_radius
+        squeeze, tilt = rng.uniform(0.68, 1.0, n), rng.uniform(0, np.pi, n)
+        dent, dent_angle = rng.uniform(0.0, 0.14, n), rng.uniform(0, 2 * np.pi, n)
+        lumen_share = rng.uniform(0.16, 0.48, n)
+
+        def each(values: np.ndarray) -> np.ndarray:
+            return values[:, None, None].astype(np.float32)
+
+        dy, dx = y - each(centre_y), x - each(centre_x)
+        u = dx * each(np.cos(tilt)) + dy * each(np.sin(tilt))
+        v = (dy * each(np.cos(tilt)) - dx * each(np.sin(tilt))) / each(squeeze)
+        outline = 1 + each(dent) * np.cos(3 * np.arctan2(v, u) + each(dent_angle))
+        r = np.hypot(u, v) / (each(radius) * outline)
+        body = np.clip((1.03 - r) / 0.08, 0, 1)
+        lumen = np.clip((each(lumen_share) - r) / 0.10 + 0.5, 0, 1)
+        eosin += body * (0.34 - eosin)
+        haematoxylin += body * (0.30 - haematoxylin)
+        eosin += lumen * (0.05 - eosin)
+        haematoxylin += lumen * (0.04 - haematoxylin)
+
+        count = np.rint(2 * np.pi * radius / rng.uniform(0.085, 0.115, n))
+        k = np.arange(int(count.max()))[None, :]
+        tile, slot = np.nonzero((k < count[:, None]) & (rng.random((n, k.size)) < 0.93))
+        theta = 2 * np.pi * (slot + rng.uniform(-0.22, 0.22, len(tile))) / count[tile]
+        depth = (
+            radius[tile] * (1 + dent[tile] * np.cos(3 * theta + dent_angle[tile])) * rng.normal(0.82, 0.045, len(tile))
+        )
+        pu, pv = depth * np.cos(theta), depth * np.sin(theta) * squeeze[tile]
+        cos, sin = np.cos(tilt[tile]), np.sin(tilt[tile])
+        py, px = pu * sin + pv * cos, pu * cos - pv * sin
+        _stamp(
+            haematoxylin,
+            tile,
+            centre_y[tile] + py,
+            centre_x[tile] + px,
+            length=rng.uniform(0.048, 0.066, len(tile)),
+            width=rng.uniform(0.026, 0.036, len(tile)),
+            angle=np.arctan2(py, px),
+            amount=rng.uniform(0.95, 1.55, len(tile)),
+        )
+    return np.stack([haematoxylin, eosin])
+
+
+def _lymphocytes(rng: np.random.Generator, n: int, grid: int) -> np.ndarray:
+    """A crowd of small, round, dark nuclei with little between them."""
+    between = _waves(rng, n, grid, 5, 1.0, 3.0)
+    eosin = 0.24 + 0.08 * between
+    haematoxylin = 0.16 + 0.04 * between
+    side = 10
+    spacing = rng.uniform(0.115, 0.165, n)
+    thinning = rng.uniform(0.03, 0.38, n)
+    rows, columns = np.divmod(np.arange(side * side), side)
+    jitter = rng.uniform(-0.34, 0.34, (2, n, side * side))
+    tile, slot = np.nonzero(rng.random((n, side * side)) > thinning[:, None])
+    centre_y = 0.5 + (rows[slot] - (side - 1) / 2 + jitter[0, tile, slot]) * spacing[tile]
+    centre_x = 0.5 + (columns[slot] - (side - 1) / 2 + 0.5 * (rows[slot] % 2) + jitter[1, tile, slot]) * spacing[tile]
+    size = rng.uniform(0.34, 0.44, n)[tile] * spacing[tile] * rng.uniform(0.85, 1.15, len(tile))
+    _stamp(
+        haematoxylin,
+        tile,
+        centre_y,
+        centre_x,
+        length=size * rng.uniform(1.0, 1.2, len(tile)),
+        width=size,
+        angle=rng.uniform(0, np.pi, len(tile)),
+        amount=rng.uniform(1.2, 1.9, len(tile)),
+    )
+    return np.stack([haematoxylin, eosin])
+
+
+def _mucus(rng: np.random.Generator, n: int, grid: int) -> np.ndarray:
+    """Pale bluish swirls: stripes whose phase is itself a smooth random field."""
+    phase = rng.uniform(0.35, 0.75, (n, 1, 1)).astype(np.float32) * _waves(rng, n, grid, 4, 0.5, 1.3)
+    y, x = _coordinates(grid)
+    direction = rng.uniform(0, np.pi, (n, 1, 1)).astype(np.float32)
+    frequency = rng.uniform(1.5, 4.0, (n, 1, 1)).astype(np.float32)
+    stripes = np.sin(2 * np.pi * (phase + frequency * (y * np.cos(direction) + x * np.sin(direction))))
+    clouds = _waves(rng, n, grid, 4, 0.5, 2.0)
+    haematoxylin = 0.20 + 0.10 * stripes + 0.05 * clouds
+    eosin = 0.07 + 0.03 * clouds - 0.02 * stripes
+    count = rng.integers(0, 5, n)
+    tile, _ = np.nonzero(np.arange(4)[None, :] < count[:, None])
+    size = rng.uniform(0.03, 0.045, len(tile))
+    _stamp(
+        haematoxylin,
+        tile,
+        *rng.uniform(0, 1, (2, len(tile))),
+        length=size * 1.15,
+        width=size,
+        angle=rng.uniform(0, np.pi, len(tile)),
+        amount=rng.uniform(0.8, 1.5, len(tile)),
+    )
+    return np.maximum(np.stack([haematoxylin, eosin]), 0.01)
+
+
+def _stroma(rng: np.random.Generator, n: int, grid: int) -> np.ndarray:
+    """Wavy pink fibres with clefts, and thin nuclei that follow them."""
+    y, x = _coordinates(grid)
+    angle = rng.uniform(0, np.pi, n)
+    across = y * np.cos(angle)[:, None, None] - x * np.sin(angle)[:, None, None]
+    bend = 0.075 * _waves(rng, n, grid, 3, 0.6, 1.4)
+    frequency = rng.uniform(4.5, 8.0, (n, 1, 1))
+    stripes = np.sin(2 * np.pi * frequency * (across + bend) + rng.uniform(0, 2 * np.pi, (n, 1, 1)))
+    fine = np.sin(2 * np.pi * 1.7 * frequency * (across + 1.1 * bend) + rng.uniform(0, 2 * np.pi, (n, 1, 1)))
+    fibre = (0.65 * stripes + 0.35 * fine).astype(np.float32)
+    patches = _waves(rng, n, grid, 4, 0.6, 2.0)
+    eosin = np.maximum(0.58 + 0.26 * fibre + 0.10 * patches, 0.08)
+    haematoxylin = np.maximum(0.10 + 0.04 * fibre, 0.02)
+    _scatter_spindles(rng, haematoxylin, count=9, chance=rng.uniform(0.25, 0.9, (n, 1)), angle=angle, wobble=0.15)
+    return np.stack([haematoxylin, eosin])
+
+
+_TISSUES = {
+    "adipose": _adipose,
+    "glands": _glands,
+    "lymphocytes": _lymphocytes,
+    "mucus": _mucus,
+    "stroma": _stroma,
+}
+
+
+# --- drawing ---
+
+
+def _coordinates(grid: int) -> tuple[np.ndarray, np.ndarray]:
+    centres = ((np.arange(grid) + 0.5) / grid).astype(np.float32)
+    return centres[:, None], centres[None, :]
+
+
+def _gradient(rng: np.random.Generator, n: int, grid: int) -> np.ndarray:
+    y, x = _coordinates(grid)
+    angle = rng.uniform(0, 2 * np.pi, (n, 1, 1)).astype(np.float32)
+    return (y - 0.5) * np.sin(angle) + (x - 0.5) * np.cos(angle)
+
+
+def _waves(rng: np.random.Generator, n: int, grid: int, count: int, low: float, high: float) -> np.ndarray:
+    """A smooth random field float32 N×S×S of mean about 0 and variance about 1: a sum of plane waves."""
+    y, x = _coordinates(grid)
+    total = np.zeros((n, grid, grid), dtype=np.float32)
+    for _ in range(count):
+        angle, phase = rng.uniform(0, 2 * np.pi, (2, n, 1, 1)).astype(np.float32)
+        frequency = 2 * np.pi * rng.uniform(low, high, (n, 1, 1)).astype(np.float32)
+        total += np.cos(frequency * (y * np.sin(angle) + x * np.cos(angle)) + phase)
+    return total * np.float32(np.sqrt(2 / count))
+
+
+def _scatter_spindles(
+    rng: np.random.Generator,
+    canvas: np.ndarray,
+    *,
+    count: int,
+    chance: float | np.ndarray,
+    angle: np.ndarray,
+    wobble: float,
+) -> None:
+    tile, _ = np.nonzero(rng.random((len(canvas), count)) < chance)
+    _stamp(
+        canvas,
+        tile,
+        *rng.uniform(0, 1, (2, len(tile))),
+        length=rng.uniform(0.065, 0.105, len(tile)),
+        width=rng.uniform(0.02, 0.028, len(tile)),
+        angle=angle[tile] + rng.normal(0, wobble, len(tile)),
+        amount=rng.uniform(0.9, 1.5, len(tile)),
+    )
+
+
+def _stamp(
+    canvas: np.ndarray,
+    tile: np.ndarray,
+    y: np.ndarray,
+    x: np.ndarray,
+    *,
+    length: np.ndarray,
+    width: np.ndarray,
+    angle: np.ndarray,
+    amount: np.ndarray,
+) -> None:
+    """Draw soft ellipses (nuclei) into canvas N×S×S, in place; `length` and `width` are half axes.
+
+    Only a small window around each nucleus is touched: a crowd of lymphocytes would be slow otherwise.
+    """
+    if not len(tile):
+        return
+    grid = canvas.shape[1]
+    half = int(np.ceil(1.3 * grid * float(np.max(length)))) + 1
+    offsets = np.arange(-half, half + 1)
+    rows = np.floor(y * grid).astype(int)[:, None, None] + offsets[None, :, None]
+    columns = np.floor(x * grid).astype(int)[:, None, None] + offsets[None, None, :]
+    dy = (rows + 0.5) / grid - y[:, None, None]
+    dx = (columns + 0.5) / grid - x[:, None, None]
+    cos, sin = np.cos(angle)[:, None, None], np.sin(angle)[:, None, None]
+    along = (dx * cos + dy * sin) / length[:, None, None]
+    across = (dy * cos - dx * sin) / width[:, None, None]
+    value = amount[:, None, None] * np.clip((1 - np.hypot(along, across)) / 0.4 + 0.5, 0, 1)
+    inside = (rows >= 0) & (rows < grid) & (columns >= 0) & (columns < grid) & (value > 0)
+    which, row, column = np.nonzero(inside)
+    target = (tile[which], rows[which, row, 0], columns[which, 0, column])
+    np.maximum.at(canvas, target, value[inside].astype(canvas.dtype))

@@ -1,0 +1,113 @@
+"""Where tiles come from: decides what a source is and loads it."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from histodistill.training.data.tiles import TileSource, check_integer, hold_out_for_audit
+from histodistill.training.running.errors import InputError
+
+
+if TYPE_CHECKING:
+    pass
+
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+def load_tiles(
+    source: str | Path,
+    *,
+    image_size: int | None = None,
+    cache_dir: str | Path | None = None,
+    download: bool = True,
+    hold_out_validation: bool = True,
+    audit_share: float = 0.0,
+) -> TileSource:
+    """Load labelled RGB tiles from any source.
+
+    What `source` is, is decided in this order (only text can be a name; a `Path` always means a file or folder):
+
+    1. `phantom`: the built-in drawings (`histodistill.training.data.phantom`).
+    2. A MedMNIST name: `pathmnist`, `dermamnist`, `retinamnist`, `bloodmnist`, in any case of letters. An
+       `image_size` of 28, 64, 128 or 224 takes the file of that size, anything else the 28-pixel file.
+       (To mean a folder with one of these names, write `./pathmnist`.)
+    3. An existing file: a `.npz` in the MedMNIST layout.
+    4. An existing folder with `dataset_dict.json` or `state.json`: `datasets`' `save_to_disk` layout.
+    5. An existing folder with `.parquet` files in it or one level down: opened with `datasets.load_dataset`.
+    6. Any other existing folder: images in `split/class/*.png` (jpg, jpeg, tif, tiff, bmp, webp).
+    7. `user/name`, where no folder `user` exists: a dataset id on the Hub.
+
+    Every source needs a train split. Where there is no validation split, the last tenth of each class's training tiles
+    in file order becomes validation (`hold_out_validation=False` leaves it out); where there is no test split, the
+    result has none. Odd sizes: with `image_size`, the shorter side is resized to it and the centre is cut out;
+    without, all tiles must be of one square size.
+
+    Args:
+        source: see above.
+        image_size: side of the tiles in pixels, at least 8 (phantom: 16); by default the tiles' own.
+        cache_dir: where downloads are kept; by default `MEDMNIST_ROOT` or `~/.medmnist` for MedMNIST, and the
+            Hugging Face cache for Hub datasets.
+        download: whether a MedMNIST file that is not there may be fetched. (Hub datasets obey `HF_HUB_OFFLINE`.)
+        hold_out_validation: see above.
+        audit_share: share of the training tiles that becomes the split "held_out": see `hold_out_for_audit`.
+
+    Returns:
+        A `TileSource`, with images uint8 N×H×W×3 and labels int64 N in every split.
+
+    Raises:
+        InputError: the source is not there or cannot be used; one sentence says why and what to do.
+    """
+    if image_size is not None:
+        check_integer("image_size", image_size, 8)
+    found = _load(source, image_size, cache_dir, download, hold_out_validation)
+    return hold_out_for_audit(found, audit_share)
+
+
+def _load(source, image_size, cache_dir, download, hold_out_validation) -> TileSource:
+    text = os.fspath(source)
+    if isinstance(source, str):
+        if text == "phantom":
+            from histodistill.training.data.phantom import phantom_source
+
+            return phantom_source(image_size=image_size or 28)
+        from histodistill.training.data.medmnist import MEDMNIST, load_medmnist
+
+        if text.lower() in MEDMNIST:
+            return load_medmnist(text.lower(), image_size=image_size, cache_dir=cache_dir, download=download)
+
+    if not text:
+        raise InputError(f"the source is empty: {_what_a_source_is()}")
+    path = Path(text).expanduser()
+    options = {"image_size": image_size, "hold_out_validation": hold_out_validation}
+    if path.is_file():
+        if path.suffix.lower() != ".npz":
+            raise InputError(f"{path} is neither a folder nor a .npz file: {_what_a_source_is()}")
+        from histodistill.training.data.medmnist import load_npz
+
+        return load_npz(path, **options)
+    if path.is_dir():
+        from histodistill.training.data.hub_datasets import is_datasets_folder, load_datasets_folder
+        from histodistill.training.data.image_folder import load_image_folder
+
+        if is_datasets_folder(path):
+            return load_datasets_folder(path, **options)
+        return load_image_folder(path, **options)
+    if isinstance(source, str) and _HUB_ID.fullmatch(text) and not path.parent.is_dir() and path.suffix != ".npz":
+        from histodistill.training.data.hub_datasets import load_hub_dataset
+
+        return load_hub_dataset(text, cache_dir=cache_dir, **options)
+    if isinstance(source, str) and "/" not in text and text.lower().removesuffix("3d").endswith("mnist"):
+        raise InputError(f"{text} is not a MedMNIST name that can be used: {_what_a_source_is()}")
+    raise InputError(f"{text} does not exist: {_what_a_source_is()}")
+
+
+def _what_a_source_is() -> str:
+    from histodistill.training.data.medmnist import MEDMNIST
+
+    return (
+        f"a source is phantom, one of {', '.join(MEDMNIST)}, a .npz in the MedMNIST layout, a folder of images "
+        "(split/class/*.png), a datasets folder, or a Hub dataset id (user/name)"
+    )

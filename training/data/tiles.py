@@ -1,0 +1,289 @@
+"""Labelled tiles in memory, the checks that every source must pass, and the rule for odd sizes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from histodistill.training.running.errors import InputError
+
+
+SPLITS = ("train", "validation", "test")
+#: The split that `hold_out_for_audit` makes.
+HELD_OUT = "held_out"
+MIN_IMAGE_SIZE = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Tiles:
+    """Images uint8 N×H×W×3 (RGB), their labels int64 N, and a teacher's probabilities float32 N×C or None.
+
+    Raises:
+        InputError: another dtype or shape, or not as many labels as images.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    soft_labels: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[-1] != 3:
+            raise InputError(f"images are {describe(self.images)}: they must be uint8 N x H x W x 3 RGB")
+        if self.labels.ndim != 1 or len(self.labels) != len(self.images):
+            raise InputError(f"labels are {describe(self.labels)}: there must be one for each of {len(self)} images")
+        object.__setattr__(self, "labels", self.labels.astype(np.int64))
+        if self.soft_labels is not None:
+            if self.soft_labels.ndim != 2 or len(self.soft_labels) != len(self.images):
+                found = describe(self.soft_labels)
+                raise InputError(f"soft labels are {found}: there must be one row for each of {len(self)} images")
+            object.__setattr__(self, "soft_labels", self.soft_labels.astype(np.float32))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, indices: np.ndarray | Sequence[int]) -> Tiles:
+        """The tiles at `indices`, in that order."""
+        indices = np.asarray(indices, dtype=np.int64)
+        soft_labels = None if self.soft_labels is None else self.soft_labels[indices]
+        return Tiles(self.images[indices], self.labels[indices], soft_labels)
+
+
+@dataclass(frozen=True, eq=False)
+class TileSource:
+    """All that the rest of the program knows about the data.
+
+    Attributes:
+        name: short name of the source, such as `pathmnist` or the name of the folder.
+        class_names: the name of each label; the index is the label.
+        splits: `Tiles` by name: "train", mostly "validation", often "test", and "held_out" where training tiles were
+            kept from all models for the privacy audit.
+        image_size: side of every tile in pixels.
+        license: licence of the tiles where known.
+        attribution: whom to credit, where known.
+    """
+
+    name: str
+    class_names: list[str]
+    splits: dict[str, Tiles]
+    image_size: int
+    license: str | None = None
+    attribution: str | None = None
+
+    def split(self, name: str) -> Tiles:
+        """The tiles of one split.
+
+        Raises:
+            InputError: the source has no such split.
+        """
+        if name not in self.splits:
+            raise InputError(f"{self.name} has no {name!r} split: it has {', '.join(self.splits)}")
+        return self.splits[name]
+
+    def fingerprint(self) -> str:
+        """SHA-256 (64 hex digits) of class names, images, labels and soft labels, to see whether inputs changed."""
+        digest = hashlib.sha256(json.dumps(self.class_names).encode())
+        for name in sorted(self.splits):
+            tiles = self.splits[name]
+            digest.update(json.dumps([name, list(tiles.images.shape)]).encode())
+            digest.update(np.ascontiguousarray(tiles.images).data)
+            digest.update(np.ascontiguousarray(tiles.labels.astype("<i8")).data)
+            if tiles.soft_labels is not None:
+                digest.update(np.ascontiguousarray(tiles.soft_labels.astype("<f4")).data)
+        return digest.hexdigest()
+
+
+def make_source(
+    name: str,
+    class_names: Sequence[str],
+    splits: dict[str, Tiles],
+    *,
+    license: str | None = None,
+    attribution: str | None = None,
+    hold_out_validation: bool = True,
+) -> TileSource:
+    """Check the splits against each other, hold out a validation split where there is none, and order the splits.
+
+    Raises:
+        InputError: fewer than two classes, a class with no training tile, a label that is no class, an empty split,
+            tiles of different size, tiles that are not square, or tiles smaller than 8 pixels.
+    """
+    class_names = [str(c) for c in class_names]
+    if "train" not in splits:
+        raise InputError(f"{name} has no train split: a source needs one")
+    if len(class_names) < 2:
+        raise InputError(f"{name} has only one class ({', '.join(class_names)}): at least 2 are needed")
+    if len(set(class_names)) < len(class_names):
+        raise InputError(f"{name} names two classes alike: class names must differ ({', '.join(class_names)})")
+    height, width = splits["train"].images.shape[1:3]
+    for split, tiles in splits.items():
+        if not len(tiles):
+            raise InputError(f"the {split} split of {name} is empty: it needs at least one tile")
+        if tiles.images.shape[1:3] != (height, width):
+            found = "x".join(map(str, tiles.images.shape[2:0:-1]))
+            raise InputError(
+                f"the {split} tiles of {name} are {found} pixels and the train tiles {width}x{height}: "
+                "give --image-size to bring all to one size"
+            )
+        low, high = int(tiles.labels.min()), int(tiles.labels.max())
+        if low < 0 or high >= len(class_names):
+            bad = low if low < 0 else high
+            raise InputError(
+                f"the {split} split of {name} holds the label {bad}: "
+                f"labels must be 0 to {len(class_names) - 1}, one of the {len(class_names)} classes that train has"
+            )
+    if height != width:
+        raise InputError(
+            f"the tiles of {name} are {width}x{height} pixels: they must be square; "
+            "give --image-size to resize the shorter side and cut out the centre"
+        )
+    if height < MIN_IMAGE_SIZE:
+        raise InputError(
+            f"the tiles of {name} are {width}x{height} pixels: they must be at least {MIN_IMAGE_SIZE}; "
+            "give a larger --image-size to enlarge them"
+        )
+    counts = np.bincount(splits["train"].labels, minlength=len(class_names))
+    if not counts.all():
+        empty = int(np.argmin(counts))
+        raise InputError(
+            f"class {class_names[empty]!r} (label {empty}) of {name} has no training tile: every class needs one; "
+            "add tiles or leave the class out"
+        )
+    if "validation" not in splits and hold_out_validation:
+        splits = {**splits, **_hold_out(splits["train"])}
+    ordered = {split: splits[split] for split in SPLITS if split in splits}
+    return TileSource(name, class_names, ordered, int(height), license, attribution)
+
+
+def _hold_out(train: Tiles) -> dict[str, Tiles]:
+    """The last tenth of each class's tiles, in order, becomes validation; a class of 2 or more gives at least one.
+
+    Tiles of one slide or region mostly lie side by side in file order, so the end of the list is a fairer test than
+    a random tenth.
+    """
+    held = np.zeros(len(train), dtype=bool)
+    for label in np.unique(train.labels):
+        members = np.flatnonzero(train.labels == label)
+        count = min(max(1, (len(members) + 5) // 10), len(members) - 1)
+        held[members[len(members) - count :]] = True
+    if not held.any():
+        raise InputError("there is one training tile per class and no validation split: give at least 2 per class")
+    return {"train": train.subset(np.flatnonzero(~held)), "validation": train.subset(np.flatnonzero(held))}
+
+
+def sample_per_class(labels: np.ndarray | Sequence[int], n_per_class: int, seed: int) -> np.ndarray:
+    """Draw `n_per_class` tiles of each class at random: the real-data baseline.
+
+    A smaller draw with the same seed is part of the larger one.
+
+    Args:
+        labels: integers N.
+        n_per_class: at least 1.
+        seed: at least 0.
+
+    Returns:
+        Indices int64, sorted, with no repeats.
+
+    Raises:
+        InputError: a class with fewer tiles, or a number out of range.
+    """
+    check_integer("n_per_class", n_per_class, 1)
+    check_integer("seed", seed, 0)
+    labels = np.asarray(labels)
+    chosen = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if len(members) < n_per_class:
+            raise InputError(
+                f"n_per_class={n_per_class} is too many: class {label} has only {len(members)} tiles; ask for fewer"
+            )
+        chosen.append(np.random.default_rng([seed, int(label)]).permutation(members)[:n_per_class])
+    return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)
+
+
+def hold_out_for_audit(source: TileSource, share: float) -> TileSource:
+    """Moves a random `share` of each class's training tiles, at least one of two or more, to the split "held_out".
+
+    The privacy audit asks whether training tiles can be told from tiles that no model has seen. The answer means
+    something only where chance alone decided which are which; validation tiles mostly come from other slides. The
+    draw is the same every time, so that all stages of a run agree on it.
+
+    Args:
+        source: With a train split.
+        share: At least 0 and below 1; 0 changes nothing.
+
+    Raises:
+        InputError: For another share, or where every class has a single tile.
+    """
+    if not 0 <= share < 1:
+        raise InputError(f"audit_share={share} is out of range: it must be at least 0 and below 1")
+    if share == 0:
+        return source
+    train = source.split("train")
+    held = np.zeros(len(train), dtype=bool)
+    for label in np.unique(train.labels):
+        members = np.flatnonzero(train.labels == label)
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        held[np.random.default_rng(int(label)).permutation(members)[:count]] = True
+    if not held.any():
+        raise InputError(f"{source.name} has one training tile per class: give more, or an audit_share of 0")
+    parts = {"train": train.subset(np.flatnonzero(~held)), HELD_OUT: train.subset(np.flatnonzero(held))}
+    return replace(source, splits={**source.splits, **parts})
+
+
+def fit_tile(image: Image.Image, size: int) -> Image.Image:
+    """Bring an RGB image to `size`×`size`: the shorter side is resized to `size`, then the centre is cut out.
+
+    Pillow's LANCZOS when shrinking, BICUBIC when enlarging. An image of that size already is returned as it is.
+    """
+    width, height = image.size
+    if (width, height) == (size, size):
+        return image
+    short = min(width, height)
+    if short != size:
+        resample = Image.Resampling.LANCZOS if short > size else Image.Resampling.BICUBIC
+        width, height = (max(size, round(side * size / short)) for side in (width, height))
+        image = image.resize((width, height), resample)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def fit_array(images: np.ndarray, size: int | None) -> np.ndarray:
+    """`fit_tile` for images uint8 N×H×W×3; `size=None` keeps them."""
+    if size is None or images.shape[1:3] == (size, size):
+        return images
+    out = np.empty((len(images), size, size, 3), dtype=np.uint8)
+    for i, image in enumerate(images):
+        out[i] = np.asarray(fit_tile(Image.fromarray(image), size))
+    return out
+
+
+def check_soft_labels(soft_labels: np.ndarray, where: str) -> None:
+    """Raise `InputError`, which names `where`, column and row, unless each row of N×C finite numbers is probabilities.
+
+    They are at least 0, and their sum is 1 to within 0.001, which a softmax in float32 keeps by far.
+    """
+    sums = soft_labels.sum(axis=1, dtype=np.float64)
+    wrong = np.flatnonzero((soft_labels < 0).any(axis=1) | (np.abs(sums - 1) > 1e-3))
+    if len(wrong):
+        row = int(wrong[0])
+        raise InputError(
+            f"{where} holds in column soft_label, row {row}, numbers from {soft_labels[row].min():.4g} with the sum "
+            f"{sums[row]:.4g}: a row must be probabilities, at least 0 and with the sum 1; save them so, or leave the "
+            "column out"
+        )
+
+
+def check_integer(option: str, value: int, minimum: int) -> None:
+    """Raise `InputError` unless `value` is a whole number of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
+        raise InputError(f"{option}={value!r} is out of range: it must be a whole number of at least {minimum}")
+
+
+def describe(array: np.ndarray) -> str:
+    """Type and shape of an array, for an error message."""
+    return f"{array.dtype} of shape {'x'.join(map(str, array.shape)) or 'scalar'}"

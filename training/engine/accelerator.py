@@ -1,0 +1,51 @@
+"""Makes the `Accelerator` of a script, after the checks that only the started processes can make."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from accelerate import Accelerator, PartialState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import parse_flag_from_env
+
+from histodistill.training.running.errors import InputError
+
+
+def make_accelerator(
+    mixed_precision: str,
+    *,
+    batch_size: int | None = None,
+    gradient_accumulation_steps: int = 1,
+    report_to: str | None = None,
+    project_dir: str | Path | None = None,
+) -> Accelerator:
+    """An `Accelerator` for this process.
+
+    Args:
+        mixed_precision: "no", "bf16" or "fp16".
+        batch_size: Tiles per batch over all processes, where the script splits batches.
+        gradient_accumulation_steps: Batches per optimizer step.
+        report_to: A tracker, "all" or None.
+        project_dir: Where trackers that write files put them.
+
+    Raises:
+        InputError: For fp16 without a GPU, a batch that cannot be shared evenly, or a tracker that is not installed.
+    """
+    # Accelerate reads this variable only when it makes an Accelerator: left to itself, a state made before that would
+    # count one process where several run on a CPU.
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    if mixed_precision == "fp16" and state.device.type == "cpu":
+        raise InputError("--mixed-precision=fp16 needs a GPU: give bf16 or no")
+    if batch_size is not None and batch_size % state.num_processes:
+        raise InputError(
+            f"--batch-size={batch_size} cannot be split evenly over {state.num_processes} processes: "
+            f"give a multiple of {state.num_processes}"
+        )
+    if report_to not in (None, "all") and report_to not in [str(t) for t in get_available_trackers()]:
+        raise InputError(f"--report-to={report_to} is not installed: install it with pip, or leave the option out")
+    return Accelerator(
+        mixed_precision=mixed_precision,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        log_with=report_to,
+        project_dir=project_dir,
+    )

@@ -1,0 +1,151 @@
+"""Augmentation of a batch of tiles at once: symmetries of the square, small shifts, changes of stain, light blur.
+
+What is random is drawn first, as a plan for the whole batch, and then applied. A process that holds a part of the
+batch applies its part of the plan, so the images are the same however the batch is split.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from histodistill.training.models.stain import change_stains
+from histodistill.training.running.errors import InputError
+
+
+@dataclass(frozen=True)
+class AugmentationPlan:
+    """The random choices for a batch of N images; slicing it gives the plan of that part of the batch.
+
+    `symmetries` int64 N in [0, 8); `shifts` int64 N×2 (down, right) in px; `stain_scales` and `stain_offsets`
+    float32 N×3 (H, E, DAB), or None for no change of stain; `blurs` float32 N, standard deviations in px, or None.
+    """
+
+    symmetries: torch.Tensor
+    shifts: torch.Tensor
+    stain_scales: torch.Tensor | None
+    stain_offsets: torch.Tensor | None
+    blurs: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.symmetries)
+
+    def __getitem__(self, part: slice | torch.Tensor) -> AugmentationPlan:
+        optional = (self.stain_scales, self.stain_offsets, self.blurs)
+        return AugmentationPlan(
+            self.symmetries[part], self.shifts[part], *(None if value is None else value[part] for value in optional)
+        )
+
+
+def draw_plan(
+    num_images: int,
+    generator: torch.Generator,
+    *,
+    symmetries: bool = True,
+    max_shift: int = 2,
+    stain_strength: float = 0.0,
+    max_blur: float = 0.0,
+) -> AugmentationPlan:
+    """Draws the random choices for `num_images` images from `generator` (a CPU generator).
+
+    `max_shift` is the largest shift in px along each axis; it must be smaller than the side of the images. With
+    `stain_strength` s, every stain's density is multiplied by a number in [1 − s, 1 + s] and raised by one in [−s, s];
+    0 leaves the colours alone. Each image is blurred by a Gaussian of a standard deviation in [0, `max_blur`] px.
+
+    Raises
+    ------
+    InputError : for a negative shift or blur, or a strength outside [0, 1).
+    """
+    if max_shift < 0:
+        raise InputError(f"max_shift={max_shift} is out of range: it must be at least 0")
+    if not 0 <= stain_strength < 1:
+        raise InputError(f"stain_strength={stain_strength} is out of range: it must be at least 0 and below 1")
+    if max_blur < 0:
+        raise InputError(f"max_blur={max_blur} is out of range: it must be at least 0")
+    scales = offsets = blurs = None
+    chosen = torch.randint(0, 8 if symmetries else 1, (num_images,), generator=generator)
+    shifts = torch.randint(-max_shift, max_shift + 1, (num_images, 2), generator=generator)
+    if stain_strength > 0:
+        scales = 1 + stain_strength * (2 * torch.rand(num_images, 3, generator=generator) - 1)
+        offsets = stain_strength * (2 * torch.rand(num_images, 3, generator=generator) - 1)
+    if max_blur > 0:
+        blurs = max_blur * torch.rand(num_images, generator=generator)
+    return AugmentationPlan(chosen, shifts, scales, offsets, blurs)
+
+
+def apply_plan(images: torch.Tensor, plan: AugmentationPlan) -> torch.Tensor:
+    """Augments `images`, float N×3×S×S in [-1, 1]; returns a new tensor of the same shape, type and range.
+
+    Raises
+    ------
+    ValueError : for images that aren't square, or a plan for another number of images.
+    """
+    if images.ndim != 4 or images.shape[2] != images.shape[3]:
+        raise ValueError(f"images {tuple(images.shape)} must be (N, 3, S, S): only a square has these symmetries")
+    if len(plan) != len(images):
+        raise ValueError(f"a plan for {len(plan)} images can't be applied to {len(images)}")
+    images = shift_reflected(apply_symmetries(images, plan.symmetries), plan.shifts)
+    if plan.stain_scales is not None and plan.stain_offsets is not None:
+        images = change_stains(images, plan.stain_scales, plan.stain_offsets)
+    if plan.blurs is not None:
+        images = blur(images, plan.blurs)
+    return images
+
+
+def random_symmetry(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Gives each image (of N×C×S×S, any type) one of the square's eight symmetries, drawn from a CPU `generator`."""
+    return apply_symmetries(images, torch.randint(0, 8, (len(images),), generator=generator))
+
+
+def apply_symmetries(images: torch.Tensor, symmetries: torch.Tensor) -> torch.Tensor:
+    """Turns image i (of N×C×S×S) by symmetries[i] % 4 quarter turns, then mirrors it when symmetries[i] ≥ 4."""
+    result = torch.empty_like(images)
+    symmetries = symmetries.to(images.device)
+    for symmetry in range(8):
+        group = torch.nonzero(symmetries == symmetry).squeeze(1)
+        turned = torch.rot90(images[group], symmetry % 4, dims=(2, 3))
+        result[group] = turned.flip(3) if symmetry >= 4 else turned
+    return result
+
+
+def shift_reflected(images: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
+    """Moves image i (of N×C×H×W) shifts[i] = (down, right) px; what comes in at the edge is the image's reflection.
+
+    The same as padding by reflection and cropping. A shift must be smaller than the side.
+    """
+    count, _, height, width = images.shape
+    shifts = shifts.to(images.device)
+    rows = _reflect(torch.arange(height, device=images.device) - shifts[:, :1], height)
+    columns = _reflect(torch.arange(width, device=images.device) - shifts[:, 1:], width)
+    each = torch.arange(count, device=images.device)[:, None, None]
+    # Indexing around the channel axis puts that axis last.
+    return images[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+def _reflect(positions: torch.Tensor, size: int) -> torch.Tensor:
+    positions = positions.abs()
+    return torch.where(positions >= size, 2 * (size - 1) - positions, positions)
+
+
+def blur(images: torch.Tensor, deviations: torch.Tensor) -> torch.Tensor:
+    """Blurs image i (of N×C×H×W) by a Gaussian of standard deviation deviations[i] px; edges are reflected.
+
+    An image's kernel reaches three times its deviation, rounded up, and at most the edge of the image.
+    """
+    count, channels, height, width = images.shape
+    reach = min(math.ceil(3 * float(deviations.max())), height - 1, width - 1)
+    place = torch.arange(-reach, reach + 1, dtype=torch.float32)
+    # A deviation of 0 leaves the middle of the kernel alone: the image as it is.
+    deviations = deviations.cpu()[:, None]
+    kernels = torch.exp(-(place**2) / (2 * deviations**2).clamp(min=1e-12))
+    # Cut off by its own deviation, so that an image is the same whatever else is in the batch.
+    kernels = kernels * (place.abs() <= (3 * deviations).ceil())
+    kernels = (kernels / kernels.sum(dim=1, keepdim=True)).to(images).repeat_interleave(channels, dim=0)
+    padded = F.pad(images, (reach,) * 4, mode="reflect")
+    result = padded.reshape(1, count * channels, *padded.shape[2:])
+    result = F.conv2d(result, kernels[:, None, :, None], groups=count * channels)
+    result = F.conv2d(result, kernels[:, None, None, :], groups=count * channels)
+    return result.reshape(images.shape)

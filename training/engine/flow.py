@@ -1,0 +1,47 @@
+"""Rectified flow, which the denoiser learns: its loss, and the random numbers of a batch.
+
+Between data x and noise e it sees z = (1 - s) x + s e and predicts the velocity e - x (Liu et al. 2023,
+arXiv:2209.03003; Lipman et al. 2023, arXiv:2210.02747). Noise levels s are logit-normal (Esser et al. 2024,
+arXiv:2403.03206).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from histodistill.training.models.denoiser import NUM_TRAIN_TIMESTEPS
+
+
+def flow_loss(
+    denoiser: torch.nn.Module,
+    latents: torch.Tensor,
+    class_ids: torch.Tensor,
+    noise: torch.Tensor,
+    noise_levels: torch.Tensor,
+) -> torch.Tensor:
+    """Mean squared error of the predicted velocity.
+
+    Args:
+        denoiser: Takes noisy latents, timesteps in [0, 1000) and class ids.
+        latents, noise: float N×C×h×w; normalised latents and standard normal noise.
+        class_ids: int64 N, null class included.
+        noise_levels: float N in (0, 1).
+
+    Returns:
+        Scalar tensor.
+    """
+    levels = noise_levels.view(-1, 1, 1, 1)
+    noisy = (1 - levels) * latents + levels * noise
+    prediction = denoiser(noisy, noise_levels * NUM_TRAIN_TIMESTEPS, class_labels=class_ids).sample
+    return torch.nn.functional.mse_loss(prediction.float(), noise - latents)
+
+
+def draw_step(
+    generator: torch.Generator, class_ids: torch.Tensor, latent_shape: tuple[int, ...], null_class: int, dropout: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random numbers of one batch of N: noise N×C×h×w, noise levels N, and class ids N with some dropped."""
+    count = len(class_ids)
+    noise = torch.randn(count, *latent_shape, generator=generator)
+    noise_levels = torch.sigmoid(torch.randn(count, generator=generator))
+    dropped = torch.rand(count, generator=generator) < dropout
+    return noise, noise_levels, torch.where(dropped, null_class, class_ids)

@@ -1,0 +1,392 @@
+"""Differential privacy of a training: DP-SGD (Abadi et al. 2016, arXiv:1607.00133), accounted for by Opacus.
+
+In each step every training tile takes part with the same probability, independently of the others (Poisson sampling).
+The gradient of each tile is clipped to a norm of C, the clipped gradients are summed up, Gaussian noise of standard
+deviation σC is added to the sum, and the sum is divided by the expected size of the batch. The result tells little
+about whether any one tile took part: (ε, δ) bounds how little, over all steps together. What is made of the noisy
+gradients (moments of the optimizer, moving averages, generated images) costs nothing more.
+
+Two sets of tiles are neighbours here where one of them lacks one training tile; the number of tiles is taken as known.
+
+Which tiles take part and the noise must stay secret, or the bound is void. Both are therefore functions of a random
+key of 256 bits and the step, through SHAKE-256, and never of the seed, which cards publish. The key lies in the output
+folder while a training lasts, so that a resumed training equals an uninterrupted one, and is deleted in the end.
+Symmetries, noise levels and noise of a tile's views are functions of the seed, the step and the tile, so that one tile
+more or less changes nothing about the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import secrets
+import struct
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.func import functional_call, grad, vmap
+
+from histodistill.training.engine.steps import step_generator
+from histodistill.training.running.errors import InputError
+from histodistill.training.running.options import check_option, fail
+
+
+KEY_FILE = "private.key"
+_KEY_BYTES = 32
+# Renyi differential privacy: an upper bound without numerical integration, at the price of 4 to 7 % more noise.
+_ACCOUNTANT = "rdp"
+# Tiles whose gradients are in memory at the same time.
+_CHUNK = 16
+# Streams of `step_generator` below this one belong to the trainings.
+_TILE_STREAM = 1 << 20
+# Purposes of the key.
+_SAMPLING, _NOISE = 0, 1
+
+
+@dataclass(frozen=True)
+class PrivacyPlan:
+    """How a training spends its budget.
+
+    Attributes:
+        epsilon, delta: The budget, for all steps together.
+        max_grad_norm: C, the norm to which the gradient of a tile is clipped.
+        noise_multiplier: σ; the noise on the sum of clipped gradients has a standard deviation of σC.
+        batch_size: Expected number of tiles in a step.
+        num_tiles: Training tiles.
+        steps: Steps.
+        views: Views of a tile whose mean gradient is the gradient of the tile.
+    """
+
+    epsilon: float
+    delta: float
+    max_grad_norm: float
+    noise_multiplier: float
+    batch_size: int
+    num_tiles: int
+    steps: int
+    views: int = 1
+
+    @property
+    def sample_rate(self) -> float:
+        """Probability that a tile takes part in a step."""
+        return self.batch_size / self.num_tiles
+
+
+def add_privacy_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of differential privacy to those of a training."""
+    group = parser.add_argument_group("differential privacy")
+    group.add_argument(
+        "--dp-epsilon",
+        type=float,
+        default=None,
+        help="trains with differential privacy and spends this much on each training tile; needs opacus",
+    )
+    group.add_argument(
+        "--dp-delta",
+        type=float,
+        default=None,
+        help="the δ that goes with it; default: a tenth of 1 / number of training tiles",
+    )
+    group.add_argument(
+        "--dp-max-grad-norm",
+        type=float,
+        default=1.0,
+        help="the gradient of each tile is clipped to this norm; --max-grad-norm then has no effect",
+    )
+    group.add_argument(
+        "--dp-views",
+        type=int,
+        default=4,
+        help="augmented views of a tile whose mean gradient is the tile's: more cost time, and no privacy",
+    )
+
+
+def check_privacy_options(args: argparse.Namespace) -> None:
+    """Checks these options and those that do not go with them; ends with code 2 where one is wrong.
+
+    Without a `--class-balance` it becomes 0 under differential privacy, where the counts of classes must not decide
+    which tiles are drawn, and 0.5 otherwise.
+    """
+    private = args.dp_epsilon is not None
+    if args.class_balance is None:
+        args.class_balance = 0.0 if private else 0.5
+    check_option(args, "dp_epsilon", not private or args.dp_epsilon > 0, "it must be above 0")
+    check_option(args, "dp_delta", args.dp_delta is None or 0 < args.dp_delta < 1, "it must be above 0 and below 1")
+    check_option(args, "dp_max_grad_norm", args.dp_max_grad_norm > 0, "it must be above 0")
+    check_option(args, "dp_views", args.dp_views >= 1, "it must be at least 1")
+    if not private:
+        if args.dp_delta is not None:
+            fail("--dp-delta says nothing without --dp-epsilon: give both or neither")
+        return
+    rule = "with --dp-epsilon it must be {}"
+    check_option(args, "class_balance", args.class_balance == 0, rule.format("0, which draws all tiles alike"))
+    check_option(
+        args,
+        "gradient_accumulation_steps",
+        args.gradient_accumulation_steps == 1,
+        rule.format("1: give a larger --batch-size, which needs no more memory"),
+    )
+    check_option(args, "mixed_precision", args.mixed_precision != "fp16", rule.format("bf16 or no"))
+    if getattr(args, "dropout", 0):
+        check_option(args, "dropout", False, rule.format("0"))
+
+
+def plan_privacy(args: argparse.Namespace, num_tiles: int, num_processes: int = 1) -> PrivacyPlan | None:
+    """The plan of a training with `--dp-epsilon`, and None without.
+
+    Raises:
+        InputError: If Opacus is missing, or a batch, δ or number of processes is out of range.
+    """
+    if args.dp_epsilon is None:
+        return None
+    if num_processes > 1:
+        raise InputError(f"--dp-epsilon trains in one process, and here are {num_processes}: start one")
+    if args.batch_size > num_tiles:
+        raise InputError(
+            f"--batch-size={args.batch_size} is out of range: with --dp-epsilon it must be at most {num_tiles}, "
+            "the number of training tiles"
+        )
+    delta = 0.1 / num_tiles if args.dp_delta is None else args.dp_delta
+    if delta >= 1 / num_tiles:
+        raise InputError(
+            f"--dp-delta={delta:g} is out of range: it must be below 1 / number of training tiles, {1 / num_tiles:.2g}"
+        )
+    return PrivacyPlan(
+        epsilon=args.dp_epsilon,
+        delta=delta,
+        max_grad_norm=args.dp_max_grad_norm,
+        noise_multiplier=noise_multiplier(args.dp_epsilon, delta, args.batch_size / num_tiles, args.max_train_steps),
+        batch_size=args.batch_size,
+        num_tiles=num_tiles,
+        steps=args.max_train_steps,
+        views=args.dp_views,
+    )
+
+
+def _opacus():
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it says while it is imported is about its own code
+            from opacus import accountants
+            from opacus.accountants import utils
+    except ImportError as error:
+        raise InputError(
+            "--dp-epsilon needs opacus, which is not installed: pip install 'histodistill[dp]', or pip install opacus"
+        ) from error
+    return accountants, utils
+
+
+def noise_multiplier(epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
+    """The σ with which so many steps spend no more than (ε, δ), by Opacus' accountant.
+
+    Raises:
+        InputError: If Opacus is missing, or no noise is enough.
+    """
+    _, utils = _opacus()
+    try:
+        with warnings.catch_warnings():
+            # That the best order is at the end of the range: the bound holds, and could be a little tighter.
+            warnings.filterwarnings("ignore", message="Optimal order")
+            return utils.get_noise_multiplier(
+                target_epsilon=epsilon,
+                target_delta=delta,
+                sample_rate=sample_rate,
+                steps=steps,
+                accountant=_ACCOUNTANT,
+            )
+    except ValueError as error:
+        raise InputError(f"--dp-epsilon={epsilon:g} is out of reach: give more, or fewer --max-train-steps") from error
+
+
+def epsilon_spent(sigma: float, delta: float, sample_rate: float, steps: int) -> float:
+    """The ε that so many steps with noise σ spend at δ, by Opacus' accountant.
+
+    Raises:
+        InputError: If Opacus is missing.
+    """
+    accountants, _ = _opacus()
+    accountant = accountants.create_accountant(_ACCOUNTANT)
+    accountant.history = [(sigma, sample_rate, steps)]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Optimal order")
+        return float(accountant.get_epsilon(delta=delta))
+
+
+def privacy_record(plan: PrivacyPlan) -> dict[str, Any]:
+    """What a stage's record says of the budget: what was spent, on what, and by which accountant."""
+    from importlib import metadata
+
+    return {
+        "epsilon": epsilon_spent(plan.noise_multiplier, plan.delta, plan.sample_rate, plan.steps),
+        "delta": plan.delta,
+        "neighbours": "with or without one training tile",
+        "noise_multiplier": plan.noise_multiplier,
+        "max_grad_norm": plan.max_grad_norm,
+        "sample_rate": plan.sample_rate,
+        "steps": plan.steps,
+        "views": plan.views,
+        "accountant": f"{_ACCOUNTANT}, opacus {metadata.version('opacus')}",
+    }
+
+
+def compose(*records: dict[str, Any]) -> dict[str, float]:
+    """ε and δ of several stages on the same tiles: by basic composition, their sums."""
+    return {name: sum(record[name] for record in records) for name in ("epsilon", "delta")}
+
+
+def autoencoder_privacy(record: dict[str, Any], data: str, is_public: bool) -> dict[str, Any] | None:
+    """What the autoencoder of a private denoiser has spent; None where its tiles are public.
+
+    Args:
+        record: The autoencoder's stage record.
+        data: Fingerprint of the denoiser's tiles.
+        is_public: Whether the user says that the autoencoder's tiles are public.
+
+    Raises:
+        InputError: If it is neither private nor public, or saw other tiles, or public ones that are these.
+    """
+    same = record["settings"]["data"] == data
+    if is_public:
+        if same:
+            raise InputError(
+                "--dp-public-autoencoder contradicts the autoencoder's record, by which it was trained on these very "
+                "tiles: train it with --dp-epsilon, or on public tiles"
+            )
+        return None
+    if "privacy" not in record:
+        raise InputError(
+            "the autoencoder was trained without differential privacy: train it with --dp-epsilon, or give "
+            "--dp-public-autoencoder where its tiles are public"
+        )
+    if not same:
+        raise InputError(
+            "the autoencoder was trained on other tiles than these: train it on the same, with the same --audit-share"
+        )
+    return record["privacy"]
+
+
+def secret_key(folder: str | Path) -> bytes:
+    """The key of a training, from its output folder; a new one from the operating system where there is none."""
+    path = Path(folder) / KEY_FILE
+    try:
+        key = path.read_bytes()
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        key = secrets.token_bytes(_KEY_BYTES)
+        # No moment at which somebody else may read it, or at which it is there but not whole.
+        partial = path.with_name(f"{KEY_FILE}.partial")
+        partial.unlink(missing_ok=True)
+        with open(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+            file.write(key)
+        os.replace(partial, path)
+    if len(key) != _KEY_BYTES:
+        raise InputError(f"{path} is damaged: delete it together with the checkpoints beside it, and begin anew")
+    return key
+
+
+def forget_key(folder: str | Path) -> None:
+    """Deletes the key of a finished training: nobody needs to make its noise again."""
+    (Path(folder) / KEY_FILE).unlink(missing_ok=True)
+
+
+def poisson_indices(num_items: int, sample_rate: float, key: bytes, step: int) -> np.ndarray:
+    """The items that take part in a step: each with that probability, independently of the others.
+
+    Returns:
+        Indices int64, ascending; their number differs from step to step and can be 0.
+    """
+    return np.flatnonzero(_uniform(num_items, key, _SAMPLING, step, 0) < sample_rate)
+
+
+def gaussian(shape: Sequence[int], key: bytes, step: int, part: int) -> torch.Tensor:
+    """Standard normal numbers float64 of a shape: those of one `part` of a step (Box & Muller 1958)."""
+    count = int(np.prod(shape))
+    radii, angles = _uniform(2 * ((count + 1) // 2), key, _NOISE, step, part).reshape(2, -1)
+    radii, angles = np.sqrt(-2 * np.log(radii)), 2 * np.pi * angles
+    numbers = np.concatenate([radii * np.cos(angles), radii * np.sin(angles)])[:count]
+    return torch.from_numpy(numbers.reshape(tuple(shape)))
+
+
+def _uniform(count: int, key: bytes, purpose: int, step: int, part: int) -> np.ndarray:
+    """Uniform numbers float64 in (0, 1] of 53 bits, which without the key cannot be told from random ones."""
+    message = key + struct.pack("<QQQ", purpose, step, part)
+    words = np.frombuffer(hashlib.shake_256(message).digest(8 * count), dtype="<u8")
+    return ((words >> np.uint64(11)).astype(np.float64) + 1) * 2.0**-53
+
+
+def tile_generators(seed: int, step: int, indices: Iterable[int]) -> list[torch.Generator]:
+    """A CPU generator for the views of each tile in one step, whichever other tiles take part."""
+    return [step_generator(seed, step, _TILE_STREAM + int(index)) for index in indices]
+
+
+def clipped_gradient_sum(
+    module: torch.nn.Module,
+    loss: Callable[..., torch.Tensor],
+    chunks: Iterable[Sequence[torch.Tensor]],
+    max_norm: float,
+) -> dict[str, torch.Tensor]:
+    """Sum over tiles of the gradient of each, clipped to `max_norm` over all parameters together.
+
+    Args:
+        module: Its layers must treat the tiles of a batch apart, as all but batch norms do.
+        loss: `loss(call, *tile)` gives the scalar loss of one tile; `call` stands for the module. Autocast belongs
+            in here: the sum of gradients must not be rounded.
+        chunks: Tensors with one entry per tile, as many tiles at a time as fit into memory.
+        max_norm: Above 0. A gradient that is not finite counts as 0.
+
+    Returns:
+        Tensors like the parameters, by name.
+    """
+    parameters = {name: value.detach() for name, value in module.named_parameters() if value.requires_grad}
+    sums = {name: torch.zeros_like(value) for name, value in parameters.items()}
+
+    def loss_of_tile(values: dict[str, torch.Tensor], *tile: torch.Tensor) -> torch.Tensor:
+        return loss(lambda *args, **kwargs: functional_call(module, values, args, kwargs), *tile)
+
+    for tiles in chunks:
+        gradients = vmap(grad(loss_of_tile), in_dims=(None, *(0 for _ in tiles)))(parameters, *tiles)
+        norms = sum(value.flatten(1).double().square().sum(dim=1) for value in gradients.values()).sqrt()
+        finite = torch.isfinite(norms)
+        # A little less than the norm, so that rounding does not exceed it.
+        factors = torch.where(finite, (1 - 1e-6) * max_norm / norms, 0).clamp(max=1).float()
+        for name, value in gradients.items():
+            if not finite.all():
+                value = torch.where(finite.view(-1, *[1] * (value.ndim - 1)), value, 0)
+            sums[name] += torch.tensordot(factors.to(value.dtype), value, dims=1)
+    return sums
+
+
+def set_private_gradients(
+    module: torch.nn.Module,
+    loss: Callable[..., torch.Tensor],
+    make_tiles: Callable[[np.ndarray], Sequence[torch.Tensor]],
+    plan: PrivacyPlan,
+    key: bytes,
+    step: int,
+) -> None:
+    """Gives each parameter of a module its noisy gradient of one step.
+
+    Args:
+        module, loss: See `clipped_gradient_sum`.
+        make_tiles: Makes the tensors of the tiles with given indices; what it makes of a tile must not depend on the
+            others.
+        plan: Of the training.
+        key: See `secret_key`.
+        step: From 0.
+    """
+    indices = poisson_indices(plan.num_tiles, plan.sample_rate, key, step)
+    chunks = (make_tiles(indices[first : first + _CHUNK]) for first in range(0, len(indices), _CHUNK))
+    sums = clipped_gradient_sum(module, loss, chunks, plan.max_grad_norm)
+    deviation = plan.noise_multiplier * plan.max_grad_norm
+    parameters = dict(module.named_parameters())
+    for part, (name, total) in enumerate(sums.items()):
+        noisy = total.double().cpu() + deviation * gaussian(total.shape, key, step, part)
+        # The expected size: the real one is not to be told. It lies in memory as its parameter does, which fused
+        # optimizers rely on.
+        parameters[name].grad = torch.empty_like(parameters[name]).copy_(noisy / plan.batch_size)

@@ -1,0 +1,82 @@
+"""Scores of class probabilities against labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from histodistill.training.data.tiles import Tiles
+from histodistill.training.metrics import load_metric
+from histodistill.training.models.classifiers import Classifier
+from histodistill.training.models.prediction import predict_proba
+from histodistill.training.running.errors import InputError
+
+
+def score(model: Classifier, tiles: Tiles) -> dict[str, Any]:
+    """Scores of `model` on labelled tiles: see `score_probabilities`. Errors are those of `predict_proba` too."""
+    return score_probabilities(predict_proba(model, tiles.images), tiles.labels)
+
+
+def score_probabilities(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Scores of class probabilities (float N×C) against labels (int N in [0, C)).
+
+    Returns
+    -------
+    dict, of values that JSON can hold:
+
+    - `accuracy`, `auc` (macro one-vs-rest) and `f1` (macro), in [0, 1], higher is better, from the modules in
+      `histodistill.training.metrics`. `auc` is None where a class has no sample, since it's undefined then;
+    - `per_class_f1`: C floats, 0 for a class that occurs neither among the labels nor the predictions;
+    - `confusion`: C×C counts, row the true class, column the predicted one;
+    - `reliability`: for each of ten equal ranges of confidence (the highest probability) the number of samples, their
+      mean confidence and their accuracy; 0, 0, 0 for a range without samples;
+    - `ece`: expected calibration error of these ranges, the mean distance of confidence and accuracy over samples
+      (Guo et al., ICML 2017).
+
+    Raises
+    ------
+    InputError : for no samples at all, or labels outside [0, C).
+    """
+    labels = np.asarray(labels)
+    num_classes = probabilities.shape[1]
+    if len(labels) == 0:
+        raise InputError("there are no tiles to score: give a split with at least one")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise InputError(
+            f"labels run from {labels.min()} to {labels.max()}, but the classifier knows {num_classes} classes: "
+            "score tiles of the classes that it was trained on"
+        )
+    predictions = probabilities.argmax(axis=1)
+    confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
+    np.add.at(confusion, (labels, predictions), 1)
+    occurrences = confusion.sum(axis=0) + confusion.sum(axis=1)
+    per_class_f1 = 2 * confusion.diagonal() / np.maximum(occurrences, 1)
+    reliability = reliability_bins(probabilities.max(axis=1), predictions == labels)
+    auc = None
+    if len(np.unique(labels)) == num_classes:
+        result = load_metric("auroc_macro_ovr").compute(
+            prediction_scores=np.asarray(probabilities, dtype=np.float64), references=labels
+        )
+        auc = result["auroc_macro_ovr"]
+    return {
+        "accuracy": load_metric("accuracy").compute(predictions=predictions, references=labels)["accuracy"],
+        "auc": auc,
+        "f1": load_metric("f1_macro").compute(predictions=predictions, references=labels)["f1_macro"],
+        "per_class_f1": per_class_f1.tolist(),
+        "confusion": confusion.tolist(),
+        "reliability": reliability,
+        "ece": sum(count * abs(confidence - accuracy) for count, confidence, accuracy in reliability) / len(labels),
+    }
+
+
+def reliability_bins(confidences: np.ndarray, is_right: np.ndarray, num_bins: int = 10) -> list[list[float]]:
+    """Count, mean confidence and accuracy of the predictions in each of `num_bins` equal ranges of confidence.
+
+    `confidences` is float N in [0, 1], `is_right` bool N; a range holds its upper end.
+    """
+    place = np.clip(np.ceil(confidences * num_bins).astype(int) - 1, 0, num_bins - 1)
+    counts = np.bincount(place, minlength=num_bins)
+    sums = (np.bincount(place, weights=weights, minlength=num_bins) for weights in (confidences, is_right))
+    means = [(total / np.maximum(counts, 1)).tolist() for total in sums]
+    return [[int(count), *mean] for count, *mean in zip(counts, *means, strict=True)]

@@ -1,0 +1,150 @@
+"""Cells of a results table: a classifier trained on some tiles and scored on real ones, each kept in a file."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histodistill.training.data.tiles import Tiles, TileSource
+from histodistill.training.engine.scoring import score_probabilities
+from histodistill.training.running.errors import InputError
+from histodistill.training.running.files import read_json, write_json
+from histodistill.training.train_classifier import ClassifierConfig, predict_shared, train_classifier
+
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+METRICS = ("accuracy", "auc", "f1")
+
+
+def check_same_kind(folder: Path, images: np.ndarray, class_names: list[str], source: TileSource) -> None:
+    """Checks that synthetic images have the classes and the size of the real tiles.
+
+    Raises:
+        InputError: If they do not.
+    """
+    if class_names != source.class_names:
+        raise InputError(
+            f"{folder} has the classes {', '.join(class_names)} and --data {', '.join(source.class_names)}: "
+            "they must be the same, in the same order"
+        )
+    if images.shape[1] != source.image_size:
+        raise InputError(
+            f"the images of {folder} are {images.shape[1]} px and the tiles of --data {source.image_size} px: "
+            f"give --image-size {images.shape[1]}"
+        )
+
+
+def train_cell(
+    path: Path,
+    row: str,
+    config: ClassifierConfig,
+    train: Tiles,
+    choose_on: Tiles | None,
+    score_on: dict[str, Tiles],
+    accelerator: Accelerator,
+    class_names: list[str],
+    progress: bool = True,
+    size: int | None = None,
+) -> dict[str, Any]:
+    """Trains and scores one classifier, and writes the cell; a training that was killed is resumed.
+
+    Args:
+        path: JSON file of the cell; checkpoints go beside it.
+        row: Name of what it is trained on.
+        config: How to train.
+        train: The tiles to train on.
+        choose_on: The tiles on which the best step is chosen; None takes the last.
+        score_on: Tiles that are scored, once, by the name of their split.
+        accelerator: Shared by all processes.
+        class_names: Names of the labels.
+        progress: Whether to show a progress bar.
+        size: Images per class, where a table has the row in several sizes.
+
+    Returns:
+        The cell, the same on every process: row, num_train, scores by name of the split, how it was trained.
+    """
+    checkpoints = path.parent / "checkpoints" / path.stem
+    trained = train_classifier(
+        config,
+        train,
+        choose_on,
+        accelerator,
+        class_names=class_names,
+        checkpoint_dir=checkpoints,
+        resume="latest",
+        progress=progress,
+    )
+    scores = {
+        split: score_probabilities(predict_shared(trained.model, tiles.images, accelerator), tiles.labels)
+        for split, tiles in score_on.items()
+    }
+    cell = {
+        "architecture": config.architecture,
+        "row": row,
+        "size": size,
+        "seed": config.seed,
+        "num_train": len(train),
+        "validation": trained.validation,
+        **scores,
+        "best_step": trained.best_step,
+        "config": asdict(config),
+        "seconds": round(trained.seconds, 1),
+    }
+    if accelerator.is_main_process:
+        write_json(path, cell)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    return cell
+
+
+def read_cell(path: Path) -> dict[str, Any] | None:
+    """A finished cell, or None."""
+    return read_json(path) if path.is_file() else None
+
+
+def spread(values: list[float | None]) -> dict[str, Any]:
+    """Mean, standard deviation (of a sample; None for one value) and values; no mean where a value is undefined."""
+    known = values if None not in values else []
+    return {
+        "mean": float(np.mean(known)) if known else None,
+        "std": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+        "values": values,
+    }
+
+
+def summarise_rows(cells: list[dict[str, Any]], titles: dict[str, str], split: str) -> list[dict[str, Any]]:
+    """One row per architecture and row name, in order of appearance, with its scores over seeds.
+
+    Args:
+        cells: As `train_cell` returns them.
+        titles: Title of each row name.
+        split: The split whose scores count.
+
+    Returns:
+        Dicts of row, title, architecture, num_train, steps, seeds, and for each of accuracy, auc and f1 the mean, the
+        standard deviation (of a sample; None for one seed) and the single values. An AUC that is undefined for one
+        cell, since the tiles lack a class, has no mean.
+    """
+    rows = []
+    for architecture, row in dict.fromkeys((cell["architecture"], cell["row"]) for cell in cells):
+        mine = [cell for cell in cells if (cell["architecture"], cell["row"]) == (architecture, row)]
+        scores = {}
+        for metric in METRICS:
+            scores[metric] = spread([cell[split][metric] for cell in mine])
+        rows.append(
+            {
+                "row": row,
+                "title": titles[row],
+                "architecture": architecture,
+                "num_train": mine[0]["num_train"],
+                "steps": mine[0]["config"]["max_train_steps"],
+                "seeds": [cell["seed"] for cell in mine],
+                **scores,
+            }
+        )
+    return rows

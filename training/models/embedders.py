@@ -1,0 +1,157 @@
+"""Embeddings of images: from a classifier or an autoencoder of this project, or any `transformers` vision model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderDC
+from PIL import Image
+from tqdm.auto import tqdm
+
+from histodistill.training.data.pixels import to_model_input
+from histodistill.training.models.classifiers import Classifier
+from histodistill.training.models.prediction import embed
+from histodistill.training.running.errors import InputError
+
+
+#: Names of embedders: the run's own teacher, and the one that needs no training and no files.
+TEACHER, UNTRAINED = "teacher", "untrained"
+
+
+def is_classifier(name_or_path: str | Path) -> bool:
+    """Whether a folder holds a `Classifier` of this project."""
+    config = Path(name_or_path) / "config.json"
+    # `architecture` alone would not do: timm's models, which transformers takes too, have it as well.
+    return config.is_file() and {"architecture", "class_names"} <= json.loads(config.read_text()).keys()
+
+
+def is_autoencoder(name_or_path: str | Path) -> bool:
+    """Whether a folder holds an autoencoder as `train_autoencoder` leaves it, or a pipeline in its `vae`."""
+    config = Path(name_or_path) / "config.json"
+    return config.is_file() and json.loads(config.read_text()).get("_class_name") == "AutoencoderDC"
+
+
+def resolve_embedder(name: str, teacher: Path) -> str | Path:
+    """What `embed_images` takes for the value of an option `--embedder`."""
+    return teacher if name == TEACHER else name
+
+
+def describe_embedder(name: str) -> str:
+    """The value of an option `--embedder` in words, without a path of this machine."""
+    if name == TEACHER:
+        return "features of a classifier trained on the same tiles"
+    if name == UNTRAINED:
+        return "features of a convolutional network with random weights"
+    if is_autoencoder(name):
+        return "latents of an autoencoder"
+    if is_classifier(name):
+        return "features of a classifier"
+    return Path(name).name if Path(name).exists() else name
+
+
+def embedder_fingerprint(name: str) -> str:
+    """What stands for the value of an option `--embedder` in a record: for a folder, not its path but its content."""
+    if not Path(name).is_dir():
+        return name
+    digest = hashlib.sha256()
+    for file in sorted(Path(name).rglob("*")):
+        if file.suffix in (".json", ".safetensors") and file.name != "stage.json":
+            digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    return f"{describe_embedder(name)}, sha256 {digest.hexdigest()}"
+
+
+def named_embeddings(names: list[str]) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """Values of an option `--embedders` as functions of images, by names without a path of this machine.
+
+    Raises:
+        InputError: If two have the same name.
+    """
+    embeddings = {}
+    for name in names:
+        label = "autoencoder" if is_autoencoder(name) else Path(name).name if Path(name).is_dir() else name
+        if label in embeddings or label == "pixels":
+            raise InputError(f"--embedders names {label} twice: give folders with different names")
+        embeddings[label] = partial(embed_images, name)
+    return embeddings
+
+
+def embed_images(name_or_path: str | Path, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
+    """Embeds images.
+
+    Args:
+        name_or_path: A `Classifier` folder, whose penultimate features are taken; or the folder or Hub id of a
+            `transformers` vision model, whose pooled output is taken where it was trained, or else the mean over its
+            last hidden states; or the folder of an `AutoencoderDC`, whose latents are taken as they are; or
+            `UNTRAINED`, the features of a ConvNet with random weights, always the same ones: colours and textures,
+            and nothing that was learned from private tiles (compare Zhao & Bilen, WACV 2023).
+        images: uint8 N×H×W×3.
+        batch_size: Images at a time.
+
+    Returns:
+        float32 N×D.
+
+    Raises:
+        InputError: If there is no such model.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if name_or_path == UNTRAINED:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = Classifier("convnet", class_names=["0", "1"], image_size=images.shape[1])
+        return embed(model.eval(), images, batch_size, device)
+    if is_classifier(name_or_path):
+        return embed(Classifier.from_pretrained(name_or_path), images, batch_size, device)
+    if is_autoencoder(name_or_path):
+        return _encode(name_or_path, images, batch_size, device)
+    return _embed_with_transformers(name_or_path, images, batch_size, device)
+
+
+@torch.no_grad()
+def _encode(folder, images, batch_size, device) -> np.ndarray:
+    autoencoder = AutoencoderDC.from_pretrained(folder).eval().to(device)
+    if images.shape[1] % autoencoder.spatial_compression_ratio:
+        raise InputError(
+            f"--embedder {folder} takes tiles whose side is a multiple of {autoencoder.spatial_compression_ratio} px, "
+            f"and these have {images.shape[1]} px: give the autoencoder of these tiles"
+        )
+    latents = [
+        autoencoder.encode(to_model_input(images[start : start + batch_size]).to(device)).latent.flatten(1)
+        for start in range(0, len(images), batch_size)
+    ]
+    return torch.cat(latents).float().cpu().numpy()
+
+
+@torch.no_grad()
+def _embed_with_transformers(name_or_path, images, batch_size, device) -> np.ndarray:
+    from transformers import AutoImageProcessor, AutoModel
+
+    try:
+        processor = AutoImageProcessor.from_pretrained(name_or_path)
+        model, info = AutoModel.from_pretrained(name_or_path, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--embedder {name_or_path} cannot be loaded: give a folder that train_classifier or train_autoencoder "
+            "left, or the folder or Hub id of a transformers vision model"
+        ) from error
+    model = model.eval().to(device)
+    # A pooler that the files do not hold is made at random, another one each time: leave it out.
+    has_pooler = not any("pooler" in key for key in info["missing_keys"])
+    embeddings = []
+    for start in tqdm(range(0, len(images), batch_size), desc="embed", unit="batch"):
+        batch = [Image.fromarray(image) for image in images[start : start + batch_size]]
+        output = model(**processor(images=batch, return_tensors="pt").to(device))
+        pooled = getattr(output, "pooler_output", None) if has_pooler else None
+        if pooled is None:
+            pooled = (
+                output.last_hidden_state.flatten(2).mean(2)
+                if output.last_hidden_state.ndim == 4
+                else (output.last_hidden_state.mean(1))
+            )
+        embeddings.append(pooled.flatten(1).float().cpu().numpy())
+    return np.concatenate(embeddings)

@@ -1,0 +1,166 @@
+"""The record that every stage of a run leaves: what it was made from, with which settings, and that it is complete.
+
+A stage folder holds `stage.json`. It is written with `"complete": false` when work starts, so that a killed stage is
+resumed with the same settings only, and with `"complete": true` as the very last file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from histodistill.training.running.errors import InputError
+from histodistill.training.running.files import read_json, write_json
+
+
+RECORD = "stage.json"
+PACKAGES = ("histodistill", "torch", "diffusers", "transformers", "datasets", "accelerate", "infomap", "faiss-cpu")
+
+
+#: What a stage makes, and how its record names the stage.
+STAGES = {
+    "autoencoder": "autoencoder",
+    "pipeline": "diffusion",
+    "classifier": "classifier",
+    "teacher": "classifier",
+    "pool": "pool",
+    "distilled set": "distilled",
+}
+
+
+def fingerprint(settings: dict[str, Any]) -> str:
+    """Sha256 of settings, independent of key order."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def read_record(folder: str | Path) -> dict[str, Any] | None:
+    """The stage record of a folder, or None where there is none that can be read."""
+    try:
+        record = read_json(Path(folder) / RECORD)
+    except (OSError, ValueError):
+        return None
+    needed = {"complete", "settings", "fingerprint", "seconds"}
+    return record if isinstance(record, dict) and needed <= record.keys() else None
+
+
+def is_complete(folder: str | Path, settings: dict[str, Any] | None = None) -> bool:
+    """Whether the stage in `folder` is finished, and was made with `settings` where they are given."""
+    record = read_record(folder)
+    return bool(record and record["complete"] and (settings is None or record["settings"] == _plain(settings)))
+
+
+def require_complete(folder: str | Path, what: str, remedy: str) -> dict[str, Any]:
+    """The record of a finished stage.
+
+    Args:
+        folder: Where it should be.
+        what: What the stage makes: a key of `STAGES`.
+        remedy: The end of the error's sentence.
+
+    Raises:
+        InputError: If the folder does not hold one, or that of another stage.
+    """
+    record = read_record(folder)
+    if not record or not record["complete"] or record["settings"].get("stage") != STAGES[what]:
+        raise InputError(f"{folder} holds no finished {what}: {remedy}")
+    return record
+
+
+class Stage:
+    """Bookkeeping of one stage while it runs.
+
+    Args:
+        folder: The stage's output folder.
+        settings: Everything that decides the result: options and fingerprints of inputs. Plain JSON values.
+        remedy: What to do where the folder holds other settings; the end of that error's sentence.
+
+    Raises:
+        InputError: If the folder holds a stage made with other settings.
+    """
+
+    def __init__(self, folder: str | Path, settings: dict[str, Any], remedy: str = "give another output folder"):
+        self.folder, self.settings = Path(folder), _plain(settings)
+        self._started = time.perf_counter()
+        record = read_record(self.folder)
+        self.seconds_before = 0.0
+        if record:
+            if record["settings"] != self.settings:
+                changed = first_difference(record["settings"], self.settings)
+                raise InputError(f"{folder} was made with other settings ({changed}): {remedy}")
+            self.seconds_before = record["seconds"]
+        self.complete = bool(record and record["complete"])
+
+    def require_own_folder(self) -> None:
+        """Sees that a stage which replaces folders in its folder, such as `data`, does not do so to somebody's own.
+
+        Raises:
+            InputError: If there is anything in the folder, but no record of a stage.
+        """
+        if not self.folder.is_dir() or (self.folder / RECORD).exists():
+            return
+        found = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
+        if found:
+            raise InputError(f"{self.folder} is not empty and holds no stage of a run ({found[0]}): give a new folder")
+
+    def begin(self) -> None:
+        """Claims the folder for these settings.
+
+        Raises:
+            InputError: If it cannot be written.
+        """
+        try:
+            self._write(complete=False, facts={})
+        except OSError as error:
+            raise InputError(f"{self.folder} cannot be written ({error.strerror}): give another folder") from error
+
+    def save_progress(self) -> None:
+        """Keeps the time spent so far, so that a resumed stage reports its whole duration."""
+        self._write(complete=False, facts={})
+
+    def finish(self, **facts: Any) -> dict[str, Any]:
+        """Marks the stage complete and stores measured facts with it."""
+        return self._write(complete=True, facts=facts)
+
+    def _write(self, complete: bool, facts: dict[str, Any]) -> dict[str, Any]:
+        record = {
+            "complete": complete,
+            "settings": self.settings,
+            "fingerprint": fingerprint(self.settings),
+            "seconds": round(self.seconds_before + time.perf_counter() - self._started, 1),
+            "versions": _versions(),
+            **facts,
+        }
+        write_json(self.folder / RECORD, record)
+        return record
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        # A library may be installed under another name, such as faiss-gpu for faiss-cpu.
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    # What comes back from JSON has lists for tuples; compare like with like.
+    return json.loads(json.dumps(settings))
+
+
+def first_difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """The first setting that differs, for an error message."""
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            return f"{key} was {_short(old.get(key))} and is now {_short(new.get(key))}"
+    return "unknown difference"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

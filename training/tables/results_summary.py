@@ -1,0 +1,155 @@
+"""Sums up the cells of a results table: means over seeds, recovery, margins, and the table as text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from histodistill.training.commands.benchmark import FIXED_ROWS
+from histodistill.training.evaluation.cells import METRICS, spread
+
+
+SPLITS = ("validation", "test")
+# The rows that margins are over, and what they are called in the table.
+BASELINES = {"random": "random pool images", "real_random": "random real tiles"}
+# The row whose accuracy is 100 % of recovery.
+CEILING = "real_all"
+# What stands below a table.
+_NOTE = (
+    "Recovery and margins are over the seeds in common with the baseline of the same recipe (the options beside a "
+    "row's name); † marks those over the plain baseline, where none of that recipe was trained."
+)
+
+
+def summarise(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One dict for each architecture, row and size, in order of appearance.
+
+    Args:
+        cells: As `train_cell` returns them.
+
+    Returns:
+        Dicts of architecture, row, size, num_train, steps, seeds, `against`, and for each split and metric the mean,
+        the standard deviation (None for one seed), the values, and `margins` over the rows of `BASELINES` of the same
+        architecture and size on the seeds that both have: see `paired_margin`, None where there is nothing to compare.
+        Each split also has `recovery`: the mean accuracy over that of the row `CEILING` of the same architecture, on
+        the seeds that both have, or None.
+
+        A row `X@R`, where R are the options of its recipe, is compared with the row `BASELINE@R`, and with the plain
+        `BASELINE` only where that was not trained; so is its recovery. `against` maps each of `BASELINES` and
+        `CEILING` to the row that was taken, or None. A baseline has no margin over itself, whatever its recipe.
+    """
+    groups: dict[tuple, dict[int, dict]] = {}
+    for cell in cells:
+        groups.setdefault((cell["architecture"], cell["row"], cell["size"]), {})[cell["seed"]] = cell
+    rows = []
+    for (architecture, row, size), by_seed in groups.items():
+        seeds = sorted(by_seed)
+        first = by_seed[seeds[0]]
+        tiles, _, recipe = row.partition("@")
+        sizes = {**{name: size for name in BASELINES if name != tiles}, CEILING: None}
+        against = {name: _counterpart(groups, architecture, name, recipe, of) for name, of in sizes.items()}
+        record = {
+            "architecture": architecture,
+            "row": row,
+            "size": size,
+            "num_train": first["num_train"],
+            "steps": first["config"]["max_train_steps"],
+            "seeds": seeds,
+            "against": against,
+        }
+        ceiling = groups.get((architecture, against[CEILING], None), {})
+        both = sorted(by_seed.keys() & ceiling.keys())
+        for split in SPLITS:
+            record[split] = {metric: spread([by_seed[seed][split][metric] for seed in seeds]) for metric in METRICS}
+            for metric in METRICS:
+                record[split][metric]["margins"] = {
+                    name: _margin(by_seed, groups.get((architecture, against[name], size), {}), split, metric)
+                    for name in BASELINES
+                    if name in against
+                }
+            mine, whole = (sum(cells[seed][split]["accuracy"] for seed in both) for cells in (by_seed, ceiling))
+            record[split]["recovery"] = mine / whole if whole else None
+        rows.append(record)
+    return rows
+
+
+def _counterpart(groups: dict[tuple, Any], architecture: str, name: str, recipe: str, size: int | None) -> str | None:
+    """The row `name` with this recipe where it was trained, or else the plain one; None where neither was."""
+    names = [f"{name}@{recipe}", name] if recipe else [name]
+    return next((name for name in names if (architecture, name, size) in groups), None)
+
+
+def _margin(mine: dict[int, dict], baseline: dict[int, dict], split: str, metric: str) -> dict[str, Any] | None:
+    both = sorted(mine.keys() & baseline.keys())
+    scores, theirs = ([cells[seed][split][metric] for seed in both] for cells in (mine, baseline))
+    if not both or None in scores + theirs:
+        return None
+    return paired_margin(np.array(scores), np.array(theirs))
+
+
+def paired_margin(scores: np.ndarray, baseline: np.ndarray) -> dict[str, float | None]:
+    """How much higher scores are than a baseline's of the same seeds.
+
+    Args:
+        scores, baseline: float S, pairs.
+
+    Returns:
+        The mean difference, its 95 % confidence interval (low, high) and the p-value of the two-sided paired t-test
+        that it is 0; None where one pair or equal differences leave these open.
+    """
+    difference = scores - baseline
+    margin = {"mean": float(difference.mean()), "low": None, "high": None, "p_value": None}
+    if np.ptp(difference) > 1e-9:  # beyond rounding
+        test = stats.ttest_rel(scores, baseline)
+        interval = test.confidence_interval(0.95)
+        margin |= {"low": float(interval.low), "high": float(interval.high), "p_value": float(test.pvalue)}
+    return margin
+
+
+def markdown_table(rows: list[dict[str, Any]], split: str) -> str:
+    """The table of one split: a block for each architecture and size, rows in their order, and a note below it."""
+    over = [f"ACC over {title}, 95 % interval | p" for title in BASELINES.values()]
+    header = ["classifier", "images per class", "trained on", "ACC", "AUC", "macro F1", "recovery", *over]
+    lines = [f"| {' | '.join(header)} |", "|" + "---|" * (7 + 2 * len(BASELINES))]
+    for architecture in dict.fromkeys(row["architecture"] for row in rows):
+        sizes = dict.fromkeys(row["size"] for row in rows)
+        for size in sorted(sizes, key=lambda size: (size is not None, size or 0)):
+            for row in rows:
+                if (row["architecture"], row["size"]) != (architecture, size):
+                    continue
+                scores = " | ".join(_score(row[split][metric]) for metric in METRICS)
+                recovery = row[split]["recovery"]
+                # A baseline that is plain where the row is not.
+                marks = {name: "†" for name, other in row["against"].items() if "@" in row["row"] and other == name}
+                share = "–" if recovery is None else f"{100 * recovery:.1f} %{marks.get(CEILING, '')}"
+                found = row[split]["accuracy"]["margins"]
+                margins = " | ".join(_text(found.get(name), marks.get(name, "")) for name in BASELINES)
+                images = "all" if size is None else size
+                lines.append(
+                    f"| {architecture} | {images} | {row_title(row['row'])} | {scores} | {share} | {margins} |"
+                )
+    return "\n".join([*lines, "", _NOTE]) + "\n"
+
+
+def row_title(row: str) -> str:
+    """A row as it is called in tables: fixed ones by what they are, others by their name."""
+    tiles, at, recipe = row.partition("@")
+    title = FIXED_ROWS.get(tiles, f"`{tiles}`")
+    return f"{title}, `{recipe}`" if at else title
+
+
+def _score(score: dict[str, Any]) -> str:
+    if score["mean"] is None:
+        return "–"
+    deviation = "" if score["std"] is None else f" ± {score['std']:.3f}"
+    return f"{score['mean']:.3f}{deviation}"
+
+
+def _text(margin: dict[str, Any] | None, mark: str) -> str:
+    if margin is None:
+        return " | "
+    if margin["low"] is None:
+        return f"{margin['mean']:+.3f}{mark} | "
+    return f"{margin['mean']:+.3f} ({margin['low']:+.3f} to {margin['high']:+.3f}){mark} | {margin['p_value']:.3f}"
