@@ -1,38 +1,77 @@
-"""The command line `histodistill`: dispatches to one small module per subcommand.
+"""The command line `histodistill`: finds the step that a command names, reads its options once and runs it.
 
-Subcommands import torch and the rest only when they have work to do, so that every `--help` is instant.
+Steps import torch and the rest only when they have work to do, so that every `--help` is instant.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
 from importlib import import_module, metadata
+
+from histodistill.training.running.launch import run_module
+from histodistill.training.running.options import run_config
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        step: The step's module in `histodistill.training`, with `make_parser` and `run`.
+        help: What it makes, in one line.
+        shares_work: Whether `--num-processes` of it run the step together, through Accelerate.
+    """
+
+    step: str
+    help: str
+    shares_work: bool = False
 
 
 COMMANDS = {
-    "distill": "everything: from labelled tiles to a distilled dataset, its scores and a report",
-    "generate": "the pool: many synthetic images of each class from a trained pipeline",
-    "select": "the distilled set: the most informative images of the pool",
-    "audit": "what the distilled set and the model give away about the real tiles; publishing goes by it",
-    "merge": "one distilled set out of those of several sites",
-    "compare": "the scores: classifiers trained on distilled and on real tiles, on real test tiles",
-    "evaluate-pool": "the pool's quality: distances to real tiles, and what a classifier learns from it",
-    "benchmark": "the results table: every selector and real tiles, several classifiers, sizes and seeds",
-    "publish": "pipeline, selector and distilled set to the Hugging Face Hub, with their cards",
-    "publish-metrics": "the metrics to the Hugging Face Hub, for evaluate.load",
-    "demo-app": "a page on this machine: generate, browse the distilled set, train on it (needs gradio)",
-    "report": "the report of a run again, as an HTML page",
+    "distill": Command(
+        "end_to_end.distill", "everything: from labelled tiles to a distilled dataset, its scores and a report"
+    ),
+    "generate": Command("generate", "the pool: many synthetic images of each class from a trained pipeline", True),
+    "select": Command("distillation.select", "the distilled set: the most informative images of the pool"),
+    "audit": Command(
+        "evaluation.audit",
+        "what the distilled set and the model give away about the real tiles; publishing goes by it",
+    ),
+    "merge": Command("distillation.merge", "one distilled set out of those of several sites"),
+    "compare": Command(
+        "evaluation.compare",
+        "the scores: classifiers trained on distilled and on real tiles, on real test tiles",
+        True,
+    ),
+    "evaluate-pool": Command(
+        "evaluation.evaluate_pool",
+        "the pool's quality: distances to real tiles, and what a classifier learns from it",
+        True,
+    ),
+    "benchmark": Command(
+        "tables.results_table",
+        "the results table: every selector and real tiles, several classifiers, sizes and seeds",
+    ),
+    "publish": Command(
+        "publishing.publish", "pipeline, selector and distilled set to the Hugging Face Hub, with their cards"
+    ),
+    "publish-metrics": Command("publishing.publish_metrics", "the metrics to the Hugging Face Hub, for evaluate.load"),
+    "demo-app": Command(
+        "demo_app.serve", "a page on this machine: generate, browse the distilled set, train on it (needs gradio)"
+    ),
+    "report": Command("reporting.report", "the report of a run again, as an HTML page"),
 }
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs one subcommand; prints help and exits with 2 where none is named.
+    """Runs one command; prints help and exits with 2 where none is named.
 
     Ctrl-C ends it with one sentence and 130, as shells have it.
     """
     argv = sys.argv[1:] if argv is None else argv
-    listing = "\n".join(f"  {name:<16} {text}" for name, text in COMMANDS.items())
+    listing = "\n".join(f"  {name:<16} {command.help}" for name, command in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="histodistill",
         description="Distils private histopathology tiles into a small synthetic dataset that can be shared.",
@@ -48,13 +87,24 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv[:1])
     if args.command not in COMMANDS:
         parser.exit(2, f"error: {args.command!r} is no command: use one of {', '.join(COMMANDS)}\n")
-    module = args.command.replace("-", "_")
     try:
-        import_module(f"histodistill.training.commands.{module}").main(argv[1:])
+        run_command(COMMANDS[args.command], argv[1:])
     except KeyboardInterrupt:
-        remedy = "the same command goes on where it stopped" if module == "distill" else "run the same command again"
+        again = args.command == "distill"
+        remedy = "the same command goes on where it stopped" if again else "run the same command again"
         print(f"error: histodistill {args.command} was interrupted: {remedy}", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def run_command(command: Command, argv: list[str]) -> None:
+    """Reads the options of a command and runs its step, here or in as many processes as `--num-processes` says."""
+    step = import_module(f"histodistill.training.{command.step}")
+    parser = step.make_parser()
+    config = parser.read(argv)
+    if command.shares_work and config.num_processes > 1:
+        run_module(step.__name__, argv, config.num_processes)
+    else:
+        run_config(step.run, config, parser.called)
 
 
 if __name__ == "__main__":

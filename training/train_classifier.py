@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from histodistill.training.running.errors import InputError
+from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import (
     add_training_options,
     check_training_options,
@@ -447,7 +447,7 @@ def train_classifier(
             steps_since = done - (history[-1]["step"] if history else 0)
             mean_loss = accelerator.reduce(running_loss, reduction="mean").item() / steps_since
             if not math.isfinite(mean_loss):
-                raise InputError(f"the loss is {mean_loss} at step {done}: lower --learning-rate")
+                raise InputError(f"the loss is {mean_loss} at step {done}: lower {param('learning_rate')}")
             running_loss = torch.zeros_like(running_loss)
             candidate.load_state_dict((unwrapped if average is None else average).state_dict())
             if num_processes > 1:
@@ -551,8 +551,8 @@ def fit_batch_size(config: ClassifierConfig, num_tiles: int, num_processes: int)
     batch_size = min(config.batch_size, num_tiles)
     if batch_size < num_processes:
         raise InputError(
-            f"a batch of {batch_size} tiles can't be split over {num_processes} processes: use fewer processes, "
-            "or a larger --batch-size and more tiles"
+            f"a batch of {batch_size} tiles can't be split over {num_processes} processes: use fewer processes, or a "
+            f"larger {param('batch_size')} and more tiles"
         )
     return batch_size
 
@@ -604,13 +604,15 @@ def main(args: argparse.Namespace) -> None:
     real = source if args.eval_data is None else load_tiles(args.eval_data, image_size=source.image_size)
     if real.class_names != source.class_names:
         raise InputError(
-            f"--data has the classes {', '.join(source.class_names)} and --eval-data {', '.join(real.class_names)}: "
-            "they must be the same, in the same order"
+            f"{param('data')} has the classes {', '.join(source.class_names)} and {param('eval_data')} "
+            f"{', '.join(real.class_names)}: they must be the same, in the same order"
         )
     for split in ("validation", "test"):
         if split not in real.splits:
             option = "--eval-data" if args.eval_data else "--data"
-            raise InputError(f"{option}={real.name} has no {split} split: give real tiles with one as --eval-data")
+            raise InputError(
+                f"{option}={real.name} has no {split} split: give real tiles with one as {param('eval_data')}"
+            )
     train = source.split("train")
     if args.n_per_class is not None:
         train = train.subset(sample_per_class(train.labels, args.n_per_class, args.seed))
@@ -682,13 +684,13 @@ def main(args: argparse.Namespace) -> None:
 
 def make_config(args: argparse.Namespace) -> ClassifierConfig:
     """The options of the command line that a `ClassifierConfig` has. Raises InputError as it does."""
-    from histodistill.training.models.classifiers import ARCHITECTURES
+    from histodistill.training.models.architectures import ARCHITECTURES
 
     if args.architecture not in ARCHITECTURES:
         choices = ", ".join(ARCHITECTURES)
-        raise InputError(f"--architecture={args.architecture} is unknown: it must be one of {choices}")
+        raise InputError(f"{param('architecture')}={args.architecture} is unknown: it must be one of {choices}")
     if args.n_per_class is not None and args.n_per_class < 1:
-        raise InputError(f"--n-per-class={args.n_per_class} is out of range: it must be at least 1")
+        raise InputError(f"{param('n_per_class')}={args.n_per_class} is out of range: it must be at least 1")
     names = [field.name for field in dataclasses.fields(ClassifierConfig)]
     return ClassifierConfig(**{name: getattr(args, name) for name in names})
 

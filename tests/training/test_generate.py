@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from histodistill.training import generate as script
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.sources import load_tiles
-from histodistill.training.generate import generate_images, plan_pool, read_chunk, write_chunk
+from histodistill.training.engine.pool import generate_images, plan_pool, read_chunk, write_chunk
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, write_json
 from histodistill.training.running.options import run_script

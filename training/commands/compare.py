@@ -72,7 +72,7 @@ def check_cell_options(args: argparse.Namespace, known_rows: list[str]) -> None:
 
 def parse_plan(texts: list[str], known_rows: list[str]) -> list[tuple[str, int, list[str]]]:
     """Architecture, steps and rows of each `ARCHITECTURE:STEPS[:ROW,ROW…]`; ends with code 2 where one is wrong."""
-    from histodistill.training.models.classifiers import ARCHITECTURES
+    from histodistill.training.models.architectures import ARCHITECTURES
 
     plan = []
     for text in texts:

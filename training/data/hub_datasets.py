@@ -11,7 +11,7 @@ import numpy as np
 
 from histodistill.training.data.image_folder import SPLIT_ALIASES, decode_tiles
 from histodistill.training.data.tiles import Tiles, TileSource, check_soft_labels, make_source
-from histodistill.training.running.errors import InputError
+from histodistill.training.running.errors import InputError, param
 
 
 if TYPE_CHECKING:
@@ -100,7 +100,9 @@ def _source(
         raise InputError(f"{where} has no train split (found {', '.join(map(str, parts)) or 'none'}): name one train")
     sizes = {tiles.images.shape[1:3] for tiles in splits.values()}
     if len(sizes) > 1:
-        raise InputError(f"the splits of {where} differ in image size: give --image-size to bring all to one size")
+        raise InputError(
+            f"the splits of {where} differ in image size: give {param('image_size')} to bring all to one size"
+        )
     return make_source(name, class_names, splits, license=license or None, hold_out_validation=hold_out_validation)
 
 

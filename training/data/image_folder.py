@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from histodistill.training.data.tiles import SPLITS, Tiles, TileSource, fit_tile, make_source
-from histodistill.training.running.errors import InputError
+from histodistill.training.running.errors import InputError, param
 
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
@@ -110,7 +110,7 @@ def decode_tiles(
                 if tile.shape != tiles.shape[1:]:
                     raise InputError(
                         f"{name} is {tile.shape[1]}x{tile.shape[0]} pixels but {first_name} is "
-                        f"{tiles.shape[2]}x{tiles.shape[1]}: give --image-size to bring all to one size"
+                        f"{tiles.shape[2]}x{tiles.shape[1]}: give {param('image_size')} to bring all to one size"
                     )
                 tiles[i] = tile
     return np.empty((0, 0, 0, 3), dtype=np.uint8) if tiles is None else tiles

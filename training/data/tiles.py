@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from histodistill.training.running.errors import InputError
+from histodistill.training.running.errors import InputError, param
 
 
 SPLITS = ("train", "validation", "test")
@@ -126,8 +126,8 @@ def make_source(
         if tiles.images.shape[1:3] != (height, width):
             found = "x".join(map(str, tiles.images.shape[2:0:-1]))
             raise InputError(
-                f"the {split} tiles of {name} are {found} pixels and the train tiles {width}x{height}: "
-                "give --image-size to bring all to one size"
+                f"the {split} tiles of {name} are {found} pixels and the train tiles {width}x{height}: give "
+                f"{param('image_size')} to bring all to one size"
             )
         low, high = int(tiles.labels.min()), int(tiles.labels.max())
         if low < 0 or high >= len(class_names):
@@ -138,13 +138,13 @@ def make_source(
             )
     if height != width:
         raise InputError(
-            f"the tiles of {name} are {width}x{height} pixels: they must be square; "
-            "give --image-size to resize the shorter side and cut out the centre"
+            f"the tiles of {name} are {width}x{height} pixels: they must be square; give {param('image_size')} to "
+            "resize the shorter side and cut out the centre"
         )
     if height < MIN_IMAGE_SIZE:
         raise InputError(
-            f"the tiles of {name} are {width}x{height} pixels: they must be at least {MIN_IMAGE_SIZE}; "
-            "give a larger --image-size to enlarge them"
+            f"the tiles of {name} are {width}x{height} pixels: they must be at least {MIN_IMAGE_SIZE}; give a larger "
+            f"{param('image_size')} to enlarge them"
         )
     counts = np.bincount(splits["train"].labels, minlength=len(class_names))
     if not counts.all():

@@ -15,8 +15,8 @@ from diffusers import DiffusionPipeline
 from histodistill.training.data.tiles import Tiles, TileSource
 from histodistill.training.demo_app.run_data import DemoRun
 from histodistill.training.engine.accelerator import make_accelerator
+from histodistill.training.engine.pool import generate_images
 from histodistill.training.engine.scoring import score
-from histodistill.training.generate import generate_images
 from histodistill.training.running.errors import InputError
 from histodistill.training.train_classifier import ClassifierConfig, train_classifier
 

@@ -8,7 +8,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import parse_flag_from_env
 
-from histodistill.training.running.errors import InputError
+from histodistill.training.running.errors import InputError, param
 
 
 def make_accelerator(
@@ -35,14 +35,16 @@ def make_accelerator(
     # count one process where several run on a CPU.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     if mixed_precision == "fp16" and state.device.type == "cpu":
-        raise InputError("--mixed-precision=fp16 needs a GPU: give bf16 or no")
+        raise InputError(f"{param('mixed_precision')}=fp16 needs a GPU: give bf16 or no")
     if batch_size is not None and batch_size % state.num_processes:
         raise InputError(
-            f"--batch-size={batch_size} cannot be split evenly over {state.num_processes} processes: "
-            f"give a multiple of {state.num_processes}"
+            f"{param('batch_size')}={batch_size} cannot be split evenly over {state.num_processes} processes: give a "
+            f"multiple of {state.num_processes}"
         )
     if report_to not in (None, "all") and report_to not in [str(t) for t in get_available_trackers()]:
-        raise InputError(f"--report-to={report_to} is not installed: install it with pip, or leave the option out")
+        raise InputError(
+            f"{param('report_to')}={report_to} is not installed: install it with pip, or leave the option out"
+        )
     return Accelerator(
         mixed_precision=mixed_precision,
         gradient_accumulation_steps=gradient_accumulation_steps,

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from histodistill.training.running.errors import InputError
+from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.files import new_folder, read_json, write_json
 from histodistill.training.running.stages import first_difference
 
@@ -92,7 +92,7 @@ def check_finite(module: torch.nn.Module, step: int, figures: Mapping[str, float
     if not all(torch.isfinite(value).all() for value in module.state_dict().values() if value.is_floating_point()):
         wrong = ["the weights are not finite"]
     if wrong:
-        raise InputError(f"{wrong[0]} after step {step}: lower --learning-rate")
+        raise InputError(f"{wrong[0]} after step {step}: lower {param('learning_rate')}")
 
 
 def list_checkpoints(root: str | Path) -> list[Path]:
@@ -113,7 +113,9 @@ def find_checkpoint(root: str | Path, resume: str | None) -> Path | None:
         found = list_checkpoints(root)
         return found[-1] if found else None
     if not (Path(resume) / "state.json").is_file():
-        raise InputError(f"--resume {resume} is not a checkpoint: give 'latest' or a checkpoint-<step> folder")
+        raise InputError(
+            f"{param('resume')} {resume} is not a checkpoint: give 'latest' or a checkpoint-<step> folder"
+        )
     return Path(resume)
 
 
@@ -137,12 +139,12 @@ def load_checkpoint(
         old, new = state["settings"], json.loads(json.dumps(settings))
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(
-            f"checkpoint {folder} is damaged or of an earlier version: delete it, or leave --resume out"
+            f"checkpoint {folder} is damaged or of an earlier version: delete it, or leave {param('resume')} out"
         ) from error
     if old != new:
         raise InputError(
-            f"checkpoint {folder} is of a training with other settings ({first_difference(old, new)}): give those, or "
-            "leave --resume out"
+            f"checkpoint {folder} is of a training with other settings ({first_difference(old, new)}): give those, "
+            f"or leave {param('resume')} out"
         )
     try:
         for name, module in modules.items():
@@ -150,7 +152,8 @@ def load_checkpoint(
         moments = load_file(folder / "optimizer.safetensors")
     except (OSError, RuntimeError, SafetensorError) as error:
         raise InputError(
-            f"checkpoint {folder} does not fit this model: give the settings it was made with, or leave --resume out"
+            f"checkpoint {folder} does not fit this model: give the settings it was made with, or leave "
+            f"{param('resume')} out"
         ) from error
     per_parameter: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in moments.items():

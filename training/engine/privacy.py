@@ -17,7 +17,6 @@ more or less changes nothing about the others.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import secrets
@@ -33,8 +32,8 @@ import torch
 from torch.func import functional_call, grad, vmap
 
 from histodistill.training.engine.steps import step_generator
-from histodistill.training.running.errors import InputError
-from histodistill.training.running.options import check_option, fail
+from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.training_options import PrivateTrainingConfig
 
 
 KEY_FILE = "private.key"
@@ -78,94 +77,38 @@ class PrivacyPlan:
         return self.batch_size / self.num_tiles
 
 
-def add_privacy_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of differential privacy to those of a training."""
-    group = parser.add_argument_group("differential privacy")
-    group.add_argument(
-        "--dp-epsilon",
-        type=float,
-        default=None,
-        help="trains with differential privacy and spends this much on each training tile; needs opacus",
-    )
-    group.add_argument(
-        "--dp-delta",
-        type=float,
-        default=None,
-        help="the δ that goes with it; default: a tenth of 1 / number of training tiles",
-    )
-    group.add_argument(
-        "--dp-max-grad-norm",
-        type=float,
-        default=1.0,
-        help="the gradient of each tile is clipped to this norm; --max-grad-norm then has no effect",
-    )
-    group.add_argument(
-        "--dp-views",
-        type=int,
-        default=4,
-        help="augmented views of a tile whose mean gradient is the tile's: more cost time, and no privacy",
-    )
-
-
-def check_privacy_options(args: argparse.Namespace) -> None:
-    """Checks these options and those that do not go with them; ends with code 2 where one is wrong.
-
-    Without a `--class-balance` it becomes 0 under differential privacy, where the counts of classes must not decide
-    which tiles are drawn, and 0.5 otherwise.
-    """
-    private = args.dp_epsilon is not None
-    if args.class_balance is None:
-        args.class_balance = 0.0 if private else 0.5
-    check_option(args, "dp_epsilon", not private or args.dp_epsilon > 0, "it must be above 0")
-    check_option(args, "dp_delta", args.dp_delta is None or 0 < args.dp_delta < 1, "it must be above 0 and below 1")
-    check_option(args, "dp_max_grad_norm", args.dp_max_grad_norm > 0, "it must be above 0")
-    check_option(args, "dp_views", args.dp_views >= 1, "it must be at least 1")
-    if not private:
-        if args.dp_delta is not None:
-            fail("--dp-delta says nothing without --dp-epsilon: give both or neither")
-        return
-    rule = "with --dp-epsilon it must be {}"
-    check_option(args, "class_balance", args.class_balance == 0, rule.format("0, which draws all tiles alike"))
-    check_option(
-        args,
-        "gradient_accumulation_steps",
-        args.gradient_accumulation_steps == 1,
-        rule.format("1: give a larger --batch-size, which needs no more memory"),
-    )
-    check_option(args, "mixed_precision", args.mixed_precision != "fp16", rule.format("bf16 or no"))
-    if getattr(args, "dropout", 0):
-        check_option(args, "dropout", False, rule.format("0"))
-
-
-def plan_privacy(args: argparse.Namespace, num_tiles: int, num_processes: int = 1) -> PrivacyPlan | None:
-    """The plan of a training with `--dp-epsilon`, and None without.
+def plan_privacy(config: PrivateTrainingConfig, num_tiles: int, num_processes: int = 1) -> PrivacyPlan | None:
+    """The plan of a training with `dp_epsilon`, and None without.
 
     Raises:
         InputError: If Opacus is missing, or a batch, δ or number of processes is out of range.
     """
-    if args.dp_epsilon is None:
+    if config.dp_epsilon is None:
         return None
     if num_processes > 1:
-        raise InputError(f"--dp-epsilon trains in one process, and here are {num_processes}: start one")
-    if args.batch_size > num_tiles:
+        raise InputError(f"{param('dp_epsilon')} trains in one process, and here are {num_processes}: start one")
+    if config.batch_size > num_tiles:
         raise InputError(
-            f"--batch-size={args.batch_size} is out of range: with --dp-epsilon it must be at most {num_tiles}, "
-            "the number of training tiles"
+            f"{param('batch_size')}={config.batch_size} is out of range: with {param('dp_epsilon')} it must be at "
+            f"most {num_tiles}, the number of training tiles"
         )
-    delta = 0.1 / num_tiles if args.dp_delta is None else args.dp_delta
+    delta = 0.1 / num_tiles if config.dp_delta is None else config.dp_delta
     if delta >= 1 / num_tiles:
         raise InputError(
-            f"--dp-delta={delta:g} is out of range: it must be below 1 / number of training tiles, {1 / num_tiles:.2g}"
+            f"{param('dp_delta')}={delta:g} is out of range: it must be below 1 / number of training tiles, "
+            f"{1 / num_tiles:.2g}"
         )
     return PrivacyPlan(
-        epsilon=args.dp_epsilon,
+        epsilon=config.dp_epsilon,
         delta=delta,
-        max_grad_norm=args.dp_max_grad_norm,
-        noise_multiplier=noise_multiplier(args.dp_epsilon, delta, args.batch_size / num_tiles, args.max_train_steps),
-        batch_size=args.batch_size,
+        max_grad_norm=config.dp_max_grad_norm,
+        noise_multiplier=noise_multiplier(
+            config.dp_epsilon, delta, config.batch_size / num_tiles, config.max_train_steps
+        ),
+        batch_size=config.batch_size,
         num_tiles=num_tiles,
-        steps=args.max_train_steps,
-        views=args.dp_views,
+        steps=config.max_train_steps,
+        views=config.dp_views,
     )
 
 
@@ -177,7 +120,8 @@ def _opacus():
             from opacus.accountants import utils
     except ImportError as error:
         raise InputError(
-            "--dp-epsilon needs opacus, which is not installed: pip install 'histodistill[dp]', or pip install opacus"
+            f"{param('dp_epsilon')} needs opacus, which is not installed: pip install 'histodistill[dp]', or pip "
+            "install opacus"
         ) from error
     return accountants, utils
 
@@ -201,7 +145,9 @@ def noise_multiplier(epsilon: float, delta: float, sample_rate: float, steps: in
                 accountant=_ACCOUNTANT,
             )
     except ValueError as error:
-        raise InputError(f"--dp-epsilon={epsilon:g} is out of reach: give more, or fewer --max-train-steps") from error
+        raise InputError(
+            f"{param('dp_epsilon')}={epsilon:g} is out of reach: give more, or fewer {param('max_train_steps')}"
+        ) from error
 
 
 def epsilon_spent(sigma: float, delta: float, sample_rate: float, steps: int) -> float:
@@ -255,18 +201,19 @@ def autoencoder_privacy(record: dict[str, Any], data: str, is_public: bool) -> d
     if is_public:
         if same:
             raise InputError(
-                "--dp-public-autoencoder contradicts the autoencoder's record, by which it was trained on these very "
-                "tiles: train it with --dp-epsilon, or on public tiles"
+                f"{param('dp_public_autoencoder')} contradicts the autoencoder's record, by which it was trained on "
+                f"these very tiles: train it with {param('dp_epsilon')}, or on public tiles"
             )
         return None
     if "privacy" not in record:
         raise InputError(
-            "the autoencoder was trained without differential privacy: train it with --dp-epsilon, or give "
-            "--dp-public-autoencoder where its tiles are public"
+            f"the autoencoder was trained without differential privacy: train it with {param('dp_epsilon')}, or give "
+            f"{param('dp_public_autoencoder')} where its tiles are public"
         )
     if not same:
         raise InputError(
-            "the autoencoder was trained on other tiles than these: train it on the same, with the same --audit-share"
+            "the autoencoder was trained on other tiles than these: train it on the same, with the same "
+            f"{param('audit_share')}"
         )
     return record["privacy"]
 

@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderDC
 from diffusers.models.autoencoders.autoencoder_dc import ResBlock
 
-from histodistill.training.running.errors import InputError
+from histodistill.training.running.errors import InputError, param
 
 
 def build_autoencoder(image_size: int, channels: list[int], latent_channels: int, layers_per_block: int):
@@ -28,15 +28,16 @@ def build_autoencoder(image_size: int, channels: list[int], latent_channels: int
     factor = 2 ** (len(channels) - 1)
     if image_size % factor:
         raise InputError(
-            f"image size {image_size} is not divisible by {factor}: "
-            f"give --image-size {max(factor, round(image_size / factor) * factor)}, or fewer --channels"
+            f"image size {image_size} is not divisible by {factor}: give {param('image_size')} "
+            f"{max(factor, round(image_size / factor) * factor)}, or fewer {param('channels')}"
         )
     for width, next_width in itertools.pairwise(channels):
         if 4 * width % next_width or next_width % 4:
             suitable = 4 * width if width % 2 else 2 * width
             raise InputError(
-                f"--channels {' '.join(map(str, channels))} cannot be joined by shortcuts: every width after the "
-                f"first must be divisible by 4 and divide 4 times the width before it; give {suitable} after {width}"
+                f"{param('channels')} {' '.join(map(str, channels))} cannot be joined by shortcuts: every width "
+                f"after the first must be divisible by 4 and divide 4 times the width before it; give {suitable} "
+                f"after {width}"
             )
     levels = len(channels)
     has_shortcut = channels[-1] % latent_channels == 0

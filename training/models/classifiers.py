@@ -9,12 +9,11 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
+from histodistill.training.models.architectures import ARCHITECTURES, DEFAULT_WIDTHS
 from histodistill.training.models.stain import standardize_stain
 from histodistill.training.running.errors import InputError
 
 
-ARCHITECTURES = ("convnet", "resnet18", "vit")
-DEFAULT_WIDTHS = {"convnet": 128, "resnet18": 64, "vit": 192}
 SMALLEST_IMAGE = 8
 
 _CARD = """---

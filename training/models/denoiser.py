@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, UNet2DModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
 
-from histodistill.training.running.errors import InputError
+from histodistill.training.running.errors import InputError, param
 
 
 # Timesteps that noise levels 0 to 1 are mapped to: what diffusers' schedulers and time embeddings are made for.
@@ -32,7 +32,8 @@ def build_denoiser(
     factor = 2 ** (len(channels) - 1)
     if latent_size % factor:
         raise InputError(
-            f"latents of {latent_size}×{latent_size} cannot be halved {len(channels) - 1} times: give fewer --channels"
+            f"latents of {latent_size}×{latent_size} cannot be halved {len(channels) - 1} times: give fewer "
+            f"{param('channels')}"
         )
     has_attention = [level >= len(channels) - attention_levels for level in range(len(channels))]
     # Few, wide groups: a norm over one or two channels takes away their mean, and colour is in the means.

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.prediction import embed
-from histodistill.training.running.errors import InputError
+from histodistill.training.running.errors import InputError, param
 
 
 #: Names of embedders: the run's own teacher, and the one that needs no training and no files.
@@ -76,7 +76,7 @@ def named_embeddings(names: list[str]) -> dict[str, Callable[[np.ndarray], np.nd
     for name in names:
         label = "autoencoder" if is_autoencoder(name) else Path(name).name if Path(name).is_dir() else name
         if label in embeddings or label == "pixels":
-            raise InputError(f"--embedders names {label} twice: give folders with different names")
+            raise InputError(f"{param('embedders')} names {label} twice: give folders with different names")
         embeddings[label] = partial(embed_images, name)
     return embeddings
 
@@ -117,8 +117,9 @@ def _encode(folder, images, batch_size, device) -> np.ndarray:
     autoencoder = AutoencoderDC.from_pretrained(folder).eval().to(device)
     if images.shape[1] % autoencoder.spatial_compression_ratio:
         raise InputError(
-            f"--embedder {folder} takes tiles whose side is a multiple of {autoencoder.spatial_compression_ratio} px, "
-            f"and these have {images.shape[1]} px: give the autoencoder of these tiles"
+            f"{param('embedder')} {folder} takes tiles whose side is a multiple of "
+            f"{autoencoder.spatial_compression_ratio} px, and these have {images.shape[1]} px: give the autoencoder "
+            "of these tiles"
         )
     latents = [
         autoencoder.encode(to_model_input(images[start : start + batch_size]).to(device)).latent.flatten(1)
@@ -136,8 +137,8 @@ def _embed_with_transformers(name_or_path, images, batch_size, device) -> np.nda
         model, info = AutoModel.from_pretrained(name_or_path, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"--embedder {name_or_path} cannot be loaded: give a folder that train_classifier or train_autoencoder "
-            "left, or the folder or Hub id of a transformers vision model"
+            f"{param('embedder')} {name_or_path} cannot be loaded: give a folder that train_classifier or "
+            "train_autoencoder left, or the folder or Hub id of a transformers vision model"
         ) from error
     model = model.eval().to(device)
     # A pooler that the files do not hold is made at random, another one each time: leave it out.

@@ -2,10 +2,55 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
+
+# Characters of Unicode's private use area, which stand for nothing: text that comes from outside does not hold them.
+_OPEN, _CLOSE = "\ue000", "\ue001"
+_MARKED = re.compile(f"{_OPEN}([a-z0-9_]+){_CLOSE}")
+
+
+def param(name: str) -> str:
+    """What stands for a parameter in the message of an `InputError`.
+
+    Who calls a function reads the parameter's name, as in `n_per_class=0 is out of range`; who types a command reads
+    the option's, as in `--n-per-class=0 is out of range`.
+    """
+    return f"{_OPEN}{name}{_CLOSE}"
+
 
 class InputError(ValueError):
     """Something that the user gave cannot be used.
 
-    The message is one sentence that names the option or file, the rule and the remedy. The command line prints it
-    alone, with no traceback, and exits with code 2.
+    The message is one sentence that names the parameter or file, the rule and the remedy. The command line prints it
+    alone, with options in place of parameters and no traceback, and exits with code 2.
+
+    Args:
+        message: The sentence; parameters in it are written as `param` returns them.
     """
+
+    def __init__(self, message: str):
+        self._marked = message
+        super().__init__(_MARKED.sub(r"\1", message))
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[str]]:
+        return type(self), (self._marked,)
+
+    def marked(self) -> str:
+        """The message with its parameters as `param` wrote them, for a longer message that quotes it."""
+        return self._marked
+
+    def for_command_line(self, called: Mapping[str, str] | None = None) -> str:
+        """The message with options in place of parameters.
+
+        Args:
+            called: What the command line calls some parameters, where that is not `--name-with-dashes`.
+        """
+        called = called or {}
+        return _MARKED.sub(lambda match: called.get(match[1], option_string(match[1])), self._marked)
+
+
+def option_string(name: str) -> str:
+    """What the command line calls a parameter: `n_per_class` is `--n-per-class`."""
+    return f"--{name.replace('_', '-')}"

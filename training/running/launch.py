@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import subprocess
@@ -10,13 +9,9 @@ import sys
 import threading
 
 
+NUM_PROCESSES_HELP = "processes that share the work"
 # Seconds that a module has to end by itself after Ctrl-C.
 _PATIENCE = 10
-
-
-def add_launch_option(parser: argparse.ArgumentParser) -> None:
-    """Adds `--num-processes`."""
-    parser.add_argument("--num-processes", type=int, default=1, help="processes that share the work")
 
 
 def usable_cores() -> int:

@@ -1,168 +1,410 @@
-"""Command-line options that the training scripts share."""
+"""Options of a step: one frozen dataclass says what they are, for Python and for the command line alike.
+
+    @config
+    class GenerateConfig(StepConfig):
+        output: Path = option("folder for the pool")
+        per_class: int = option("images of each class", default=1000, at_least=1)
+
+
+    def make_parser() -> StepParser[GenerateConfig]:
+        return StepParser(GenerateConfig, prog="histodistill generate", description=__doc__)
+
+A configuration checks itself when it is made. The parser is built from its fields, and what it reads is a
+configuration. Nothing here imports torch, so that every `--help` is instant.
+"""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import os
 import sys
-from collections.abc import Callable
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, NoReturn, TypeVar, Union, dataclass_transform
+
+from histodistill.training.running.errors import InputError, option_string, param
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, unless a help text tells its own, and keeps the lines of a script's docstring."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        # None is no value that a user could give: it stands for an option that is required, or for a choice that the
-        # program makes later.
-        if action.default is None or "default" in action.help:
-            return action.help
-        return super()._get_help_string(action)
+_Config = TypeVar("_Config", bound="StepConfig")
+_METADATA = "option"
+# The widest help that stays readable where a terminal is wider.
+_HELP_WIDTH = 119
 
 
-# These say where and how a script runs, not what comes out; all other options are recorded as settings of the result.
-_NOT_SETTINGS = {
-    "data",
-    "audit_share",  # the fingerprint of the tiles tells it
-    "eval_data",
-    "output",
-    "resume",
-    "report_to",
-    "checkpointing_steps",
-    "autoencoder",
-    "pipeline",
-    "pool",
-    "teacher",
-    "embedder",
-    "copy_embedders",
-    "jobs",
-    "num_processes",
-}
+@dataclass(frozen=True)
+class Option:
+    """What is known of an option beside its type and default.
+
+    Attributes:
+        help: What it says, for `--help`; a part "default: …" replaces the default that is shown otherwise.
+        at_least, above, at_most, below: Bounds of a number, or of each number of several.
+        choices: The only values it takes.
+        metavar: What stands for its value, or values, in `--help`.
+        group: Title of the group that `--help` shows it in.
+        positional: Whether the command line takes it without a name.
+        setting: Whether it decides what comes out, and so is recorded as a setting of the result; others say where
+            from, where to and how a script runs.
+    """
+
+    help: str
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    choices: tuple[str, ...] | None = None
+    metavar: str | tuple[str, ...] | None = None
+    group: str | None = None
+    positional: bool = False
+    setting: bool = True
+
+    def rule(self) -> str:
+        """The bounds in words: "at least 0 and below 1"."""
+        if self.at_least is not None and self.at_most is not None:
+            return f"{_number(self.at_least)} to {_number(self.at_most)}"
+        words = {"at least": self.at_least, "above": self.above, "at most": self.at_most, "below": self.below}
+        return " and ".join(f"{word} {_number(bound)}" for word, bound in words.items() if bound is not None)
+
+    def allows(self, number: float) -> bool:
+        """Whether a number is within the bounds; NaN is not."""
+        return (
+            number == number
+            and (self.at_least is None or number >= self.at_least)
+            and (self.above is None or number > self.above)
+            and (self.at_most is None or number <= self.at_most)
+            and (self.below is None or number < self.below)
+        )
 
 
-def add_training_options(
-    parser: argparse.ArgumentParser,
-    *,
-    max_train_steps: int,
-    batch_size: int,
-    learning_rate: float | None,
-    weight_decay: float,
-    class_balance: float | None = 0.5,
-) -> None:
-    """Adds the options that every training script has; the keywords are this script's defaults."""
-    parser.formatter_class = HelpFormatter
-    data = parser.add_argument_group("data")
-    data.add_argument("--data", required=True, help="phantom, a MedMNIST name, .npz file, folder or Hub dataset id")
-    data.add_argument("--image-size", type=int, default=None, help="side in pixels; default: the size the tiles have")
-    data.add_argument(
-        "--class-balance",
-        type=float,
-        default=class_balance,
-        help="0 draws classes as often as they occur, 1 equally often, between: n^(1 - value)"
-        + ("; default: 0.5, and 0 with --dp-epsilon" if class_balance is None else ""),
-    )
-    add_audit_share_option(data)
-    data.add_argument("--output", type=Path, required=True, help="folder for the result")
-    optim = parser.add_argument_group("optimisation")
-    optim.add_argument("--max-train-steps", type=int, default=max_train_steps, help="optimizer steps")
-    optim.add_argument("--batch-size", type=int, default=batch_size, help="tiles per batch over all processes")
-    optim.add_argument("--gradient-accumulation-steps", type=int, default=1, help="batches per optimizer step")
-    optim.add_argument(
-        "--learning-rate",
-        type=float,
-        default=learning_rate,
-        help="peak learning rate of AdamW" + ("" if learning_rate else "; default: by architecture"),
-    )
-    optim.add_argument("--weight-decay", type=float, default=weight_decay, help="weight decay of AdamW")
-    optim.add_argument("--warmup", type=float, default=0.05, help="share of the steps with rising learning rate")
-    optim.add_argument("--max-grad-norm", type=float, default=1.0, help="gradients are clipped to this norm")
-    optim.add_argument("--mixed-precision", choices=["no", "bf16", "fp16"], default="bf16", help="fp16 needs a GPU")
-    optim.add_argument("--seed", type=int, default=0, help="seed of weights, order, augmentation and noise")
-    run = parser.add_argument_group("running")
-    run.add_argument("--validation-steps", type=int, default=250, help="steps between validations")
-    run.add_argument("--validation-tiles", type=int, default=512, help="validation tiles looked at, at most")
-    run.add_argument("--checkpointing-steps", type=int, default=250, help="steps between checkpoints")
-    run.add_argument("--resume", default=None, metavar="latest|FOLDER", help="goes on from a checkpoint")
-    run.add_argument("--report-to", default=None, choices=["tensorboard", "wandb", "all"], help="optional tracker")
+def option(help: str, *, default: Any = MISSING, **about: Any) -> Any:
+    """A field of a configuration: `name: type = option("what it says", default=…, at_least=…)`.
+
+    Args:
+        help: See `Option`.
+        default: Its value where none is given; without one it must be given.
+        about: The other attributes of `Option`.
+    """
+    if isinstance(default, list):
+        default = tuple(default)
+    return dataclasses.field(default=default, metadata={_METADATA: Option(help, **about)})
 
 
-def add_audit_share_option(group: argparse.ArgumentParser, default: float = 0.0) -> None:
-    """Adds `--audit-share`."""
-    group.add_argument(
-        "--audit-share",
-        type=float,
-        default=default,
-        help="random share of the training tiles that no model sees, for the privacy audit; the same in all stages",
+def like(base: type[StepConfig], name: str, *, default: Any = MISSING, **changes: Any) -> Any:
+    """The field `name` of another configuration again, with another default or other attributes of `Option`."""
+    (field,) = [field for field in dataclasses.fields(base) if field.name == name]
+    default = field.default if default is MISSING else default
+    return dataclasses.field(
+        default=default, metadata={_METADATA: dataclasses.replace(field.metadata[_METADATA], **changes)}
     )
 
 
-def check_audit_share(args: argparse.Namespace) -> None:
-    """Checks that option; ends with code 2 where it is wrong."""
-    check_option(args, "audit_share", 0 <= args.audit_share < 1, "it must be at least 0 and below 1")
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(option, like))
+def config(cls: type[_Config]) -> type[_Config]:
+    """Makes a subclass of `StepConfig` a frozen dataclass whose fields are given by name."""
+    return dataclass(frozen=True, kw_only=True, repr=False)(cls)
 
 
-def check_training_options(args: argparse.Namespace) -> None:
-    """Checks the ranges of the shared options; ends the program with code 2 and one sentence where one is wrong."""
-    at_least_one = (
-        "max_train_steps",
-        "batch_size",
-        "gradient_accumulation_steps",
-        "validation_steps",
-        "validation_tiles",
-        "checkpointing_steps",
-    )
-    for name in at_least_one:
-        check_option(args, name, getattr(args, name) >= 1, "it must be at least 1")
-    for name in ("learning_rate", "max_grad_norm"):
-        check_option(args, name, getattr(args, name) is None or getattr(args, name) > 0, "it must be above 0")
-    check_option(args, "weight_decay", args.weight_decay >= 0, "it must be at least 0")
-    check_option(args, "seed", args.seed >= 0, "it must be at least 0")
-    check_audit_share(args)
-    for name in ("warmup", "class_balance"):
-        check_option(args, name, getattr(args, name) is None or 0 <= getattr(args, name) <= 1, "it must be 0 to 1")
+@dataclass(frozen=True, kw_only=True, repr=False)
+class StepConfig:
+    """The options of a step; a subclass is decorated with `config` and has fields made by `option`.
+
+    Lists become tuples and texts paths where a field is one.
+
+    Raises:
+        InputError: For a value of another type or out of range, and for what a subclass refuses in `check`.
+    """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            kind = Kind.of(type(self), field.name)
+            value = kind.take(field.name, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+            _check_option(field.name, value, field.metadata[_METADATA])
+        self.check()
+
+    def check(self) -> None:
+        """Raises `InputError` for values that do not go together."""
+
+    def __repr__(self) -> str:
+        given = (
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        )
+        return f"{type(self).__name__}({', '.join(given)})"
+
+    def settings(self) -> dict[str, Any]:
+        """The options that decide the result, by name in alphabetical order."""
+        fields = sorted(dataclasses.fields(self), key=lambda field: field.name)
+        return {field.name: getattr(self, field.name) for field in fields if field.metadata[_METADATA].setting}
 
 
-def check_option(args: argparse.Namespace, name: str, is_right: bool, rule: str) -> None:
-    """Ends the program with code 2 and one sentence that names option, value and rule, unless `is_right`."""
+@dataclass(frozen=True)
+class Kind:
+    """The type of a field.
+
+    Attributes:
+        item: str, int, float, bool or Path: of the value, or of each of several.
+        count: 0 for one value, a number for as many values, None for any number of them.
+        optional: Whether it may be None.
+        text_or_path: Whether it is text where a `Path` is never a name: `Path("phantom")` is kept as `./phantom`.
+    """
+
+    item: type
+    count: int | None = 0
+    optional: bool = False
+    text_or_path: bool = False
+
+    @classmethod
+    def of(cls, config_class: type[StepConfig], name: str) -> Kind:
+        """The kind of a field."""
+        return _kinds(config_class)[name]
+
+    @classmethod
+    def read(cls, hint: Any) -> Kind:
+        """The kind that a type hint says."""
+        optional = False
+        if typing.get_origin(hint) in (Union, types.UnionType):
+            parts = [part for part in typing.get_args(hint) if part is not type(None)]
+            optional = len(parts) < len(typing.get_args(hint))
+            if set(parts) == {str, Path}:
+                return cls(str, 0, optional, text_or_path=True)
+            (hint,) = parts
+        if typing.get_origin(hint) is not tuple:
+            return cls(hint, 0, optional)
+        items = typing.get_args(hint)
+        return cls(items[0], None if items[-1] is Ellipsis else len(items), optional)
+
+    def take(self, name: str, value: Any) -> Any:
+        """A value as the field holds it.
+
+        Raises:
+            InputError: For a value of another type.
+        """
+        if value is None and self.optional:
+            return None
+        if self.count == 0:
+            return self._take_item(name, value)
+        is_text = isinstance(value, (str, bytes, Path))
+        if is_text or not isinstance(value, Iterable):
+            raise InputError(f"{param(name)}={value!r} must be several values: give a list")
+        values = tuple(self._take_item(name, item) for item in value)
+        if self.count is not None and len(values) != self.count:
+            raise InputError(f"{param(name)}={_shown(values)} must be {self.count} values: give as many")
+        return values
+
+    def _take_item(self, name: str, value: Any) -> Any:
+        wanted = {int: "a whole number", float: "a number", bool: "True or False", str: "text", Path: "a path"}
+        if self.item is Path and isinstance(value, str):
+            return Path(value)
+        if self.item is str and isinstance(value, Path):
+            is_name = self.text_or_path and len(value.parts) == 1 and not value.is_absolute()
+            return os.path.join(os.curdir, value) if is_name else str(value)
+        is_bool = isinstance(value, bool) or type(value).__name__ == "bool_"
+        if self.item in (int, float) and not is_bool and hasattr(value, "__index__"):
+            return self.item(value)
+        if self.item is float and not is_bool and hasattr(value, "__float__") and not isinstance(value, str):
+            return float(value)
+        if isinstance(value, self.item) and is_bool == (self.item is bool):
+            return value
+        raise InputError(f"{param(name)}={value!r} is of another type: it must be {wanted[self.item]}")
+
+    def read_text(self, name: str, text: str) -> Any:
+        """The value that a text stands for; several values are separated by commas.
+
+        Raises:
+            InputError: If it stands for none.
+        """
+        try:
+            if self.item is bool:
+                return {"true": True, "false": False}[text.lower()]
+            if text.lower() == "none" and self.optional:
+                return None
+            if self.count == 0:
+                return self.item(text)
+            return tuple(self.item(item) for item in text.split(",") if item)
+        except (ValueError, LookupError) as error:
+            wanted = {int: "a whole number", float: "a number", bool: "true or false"}.get(self.item, "text")
+            several = "" if self.count == 0 else ", or several with commas between them"
+            raise InputError(f"{param(name)}={text} cannot be read: it must be {wanted}{several}") from error
+
+
+@functools.cache
+def _kinds(config_class: type[StepConfig]) -> dict[str, Kind]:
+    hints = typing.get_type_hints(config_class)
+    return {field.name: Kind.read(hints[field.name]) for field in dataclasses.fields(config_class)}
+
+
+def _check_option(name: str, value: Any, about: Option) -> None:
+    several = isinstance(value, tuple)
+    values = value if several else (value,)
+    for item in values:
+        if item is None:
+            continue
+        if about.choices is not None and item not in about.choices:
+            raise InputError(f"{param(name)}={item} is unknown: it must be one of {', '.join(about.choices)}")
+        if isinstance(item, (int, float)) and not isinstance(item, bool) and not about.allows(item):
+            rule = f"{'each' if several else 'it'} must be {about.rule()}"
+            raise InputError(f"{param(name)}={_shown(value)} is out of range: {rule}")
+
+
+def _number(value: float) -> str:
+    # Powers of two are how limits of whole numbers are known.
+    if value >= 2**20 and float(value).is_integer() and int(value) & (int(value) - 1) == 0:
+        return f"2^{int(value).bit_length() - 1}"
+    return f"{value:g}" if abs(value) < 1e6 else str(value)
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def require(is_right: bool, name: str, value: Any, rule: str) -> None:
+    """Raises `InputError`, which names parameter, value and rule, unless `is_right`."""
     if not is_right:
-        fail(f"--{name.replace('_', '-')}={getattr(args, name)} is out of range: {rule}")
+        raise InputError(f"{param(name)}={_shown(value)} is out of range: {rule}")
 
 
-def fail(message: str) -> None:
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of a module's docstring."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, width=min(_HELP_WIDTH, argparse.HelpFormatter(prog)._width))
+
+
+class StepParser(argparse.ArgumentParser, Generic[_Config]):
+    """Reads a command line into a configuration.
+
+    Args:
+        config_class: What it reads; its fields are the options.
+        prog: What the user typed.
+        description: For `--help`, mostly the module's docstring.
+        epilog: What stands below the options.
+    """
+
+    def __init__(
+        self, config_class: type[_Config], *, prog: str, description: str | None = None, epilog: str | None = None
+    ):
+        super().__init__(
+            prog=prog, description=description, epilog=epilog, allow_abbrev=False, formatter_class=HelpFormatter
+        )
+        self.config_class = config_class
+        self.called: dict[str, str] = {}
+        groups: dict[str | None, Any] = {None: self}
+        for field in dataclasses.fields(config_class):
+            about: Option = field.metadata[_METADATA]
+            if about.group not in groups:
+                groups[about.group] = self.add_argument_group(about.group)
+            self._add_option(groups[about.group], field, about)
+
+    def _add_option(self, group: Any, field: dataclasses.Field[Any], about: Option) -> None:
+        kind = Kind.of(self.config_class, field.name)
+        required = field.default is MISSING
+        options: dict[str, Any] = {"help": _help_text(about, field.default), "metavar": about.metavar}
+        if kind.item is bool:
+            del options["metavar"]
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options["type"] = kind.item
+            if about.choices is not None:
+                options["choices"] = list(about.choices)
+            if kind.count is None:
+                options["nargs"] = "+" if required or field.default else "*"
+            elif kind.count:
+                options["nargs"] = kind.count
+        if about.positional:
+            metavar = about.metavar if isinstance(about.metavar, str) else field.name.upper()
+            self.called[field.name] = metavar
+            group.add_argument(field.name, **{**options, "metavar": metavar})
+            return
+        default = None if required else field.default
+        group.add_argument(option_string(field.name), dest=field.name, required=required, default=default, **options)
+
+    def read(self, argv: Sequence[str] | None = None) -> _Config:
+        """The configuration that a command line stands for; ends with code 2 and one sentence where it is wrong."""
+        args = self.parse_args(argv)
+        try:
+            return self.config_class(**vars(args))
+        except InputError as error:
+            fail(error.for_command_line(self.called))
+
+
+def _help_text(about: Option, default: Any) -> str:
+    text = about.help.replace("%", "%%")
+    # None is no value that a user could give: it stands for a choice that the program makes later.
+    if default is MISSING or default is None or default == () or "default" in about.help:
+        return text
+    return f"{text} (default: {_shown(default)})".replace("\n", " ")
+
+
+def to_argv(configuration: StepConfig) -> list[str]:
+    """A configuration as the words of a command line, those alone that are not the defaults.
+
+    A value of its own word could look like an option, so it shares the word of its option: `--output=-folder`.
+    """
+    words, positional = [], []
+    for field in dataclasses.fields(configuration):
+        value = getattr(configuration, field.name)
+        about: Option = field.metadata[_METADATA]
+        if about.positional:
+            items = value if isinstance(value, tuple) else (value,)
+            # A path that begins with a dash is no option.
+            positional += [f"./{item}" if str(item).startswith("-") else str(item) for item in items]
+        elif value != field.default:
+            words += _words(field.name, value)
+    return [*positional, *words]
+
+
+def _words(name: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{'' if value else 'no-'}{name.replace('_', '-')}"]
+    if isinstance(value, tuple):
+        return [option_string(name), *map(str, value)]
+    return [f"{option_string(name)}={value}"]
+
+
+def fail(message: str) -> NoReturn:
     """Prints one sentence to standard error and exits with 2."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)
 
 
-def result_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The options that decide the result, as plain values."""
-    left_out = set(_NOT_SETTINGS)
-    if getattr(args, "dp_epsilon", None) is None:
-        left_out |= {name for name in vars(args) if name.startswith("dp_")}
-    return {name: value for name, value in sorted(vars(args).items()) if name not in left_out}
+def run_config(run: Callable[[_Config], Any], configuration: _Config, called: Mapping[str, str] | None = None) -> None:
+    """Runs a step as a program does: bad input ends it with one sentence and exit code 2, not with a traceback.
 
-
-def run_script(
-    parse_args: Callable[[list[str] | None], argparse.Namespace],
-    main: Callable[[argparse.Namespace], None],
-    argv: list[str] | None = None,
-) -> None:
-    """Runs a script: bad input ends it with one sentence and exit code 2, not with a traceback.
-
-    Ctrl-C ends it with 130, as shells have it, and in silence: what started it says what to do.
+    Args:
+        run: The step.
+        configuration: Its options.
+        called: What the command line calls some parameters: see `InputError.for_command_line`.
     """
     from histodistill.training.running.allocator import keep_freed_memory
-    from histodistill.training.running.errors import InputError
 
-    args = parse_args(argv)
     keep_freed_memory()
     try:
-        main(args)
+        run(configuration)
     except InputError as error:
         # With several processes all of them fail alike; one sentence is enough.
         if os.environ.get("LOCAL_RANK", "0") != "0":
             raise SystemExit(2) from None
-        fail(str(error))
+        fail(error.for_command_line(called))
+
+
+def run_script(
+    make_parser: Callable[[], StepParser[_Config]],
+    run: Callable[[_Config], Any],
+    argv: Sequence[str] | None = None,
+) -> None:
+    """What `python -m` does with a step: reads the command line once and runs the step.
+
+    Ctrl-C ends it with 130, as shells have it, and in silence: what started it says what to do.
+    """
+    parser = make_parser()
+    configuration = parser.read(argv)
+    try:
+        run_config(run, configuration, parser.called)
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -22,7 +22,7 @@ from histodistill.training.data.phantom import phantom_source
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.engine.accelerator import make_accelerator
-from histodistill.training.generate import plan_pool
+from histodistill.training.engine.pool import plan_pool
 from histodistill.training.models.autoencoder import build_autoencoder
 from histodistill.training.models.denoiser import build_denoiser, make_scheduler
 from histodistill.training.running.errors import InputError

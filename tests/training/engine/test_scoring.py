@@ -10,7 +10,8 @@ from sklearn.metrics import confusion_matrix, f1_score
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.engine.scoring import reliability_bins, score, score_probabilities
-from histodistill.training.models.classifiers import ARCHITECTURES, Classifier
+from histodistill.training.models.architectures import ARCHITECTURES
+from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.prediction import embed, predict_proba
 from histodistill.training.running.errors import InputError
 

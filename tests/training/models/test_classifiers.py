@@ -6,13 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from histodistill.training.models.classifiers import (
-    ARCHITECTURES,
-    DEFAULT_WIDTHS,
-    Classifier,
-    ConvNetBackbone,
-    _HalvePool,
-)
+from histodistill.training.models.architectures import ARCHITECTURES, DEFAULT_WIDTHS
+from histodistill.training.models.classifiers import Classifier, ConvNetBackbone, _HalvePool
 from histodistill.training.models.stain import standardize_stain
 from histodistill.training.running.errors import InputError
 

@@ -1,0 +1,120 @@
+"""The training of the autoencoder: its loss, its figures on validation tiles, and the scale of its latents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from histodistill.training.data.images import save_grid
+from histodistill.training.data.pixels import to_model_input
+from histodistill.training.data.tiles import TileSource
+from histodistill.training.engine.augment import random_symmetry
+from histodistill.training.engine.loop import GenerativeTraining
+from histodistill.training.engine.privacy import PrivacyPlan
+from histodistill.training.engine.steps import spread_indices
+from histodistill.training.models.autoencoder import VariationalAutoencoder, measure_latent_scale, reconstruction_loss
+from histodistill.training.running.training_options import PrivateTrainingConfig
+
+
+# Tiles that the scale of the latents is measured on, at most: its error is then below a hundredth.
+_SCALE_TILES = 10_000
+# Validation tiles in a picture of the progress, above their reconstructions.
+_SHOWN_TILES = 16
+
+
+class AutoencoderTraining(GenerativeTraining):
+    """Learns to reconstruct tiles from noisy latents.
+
+    Args:
+        config, accelerator, plan: See `GenerativeTraining`.
+        source: The tiles; the autoencoder is trained on its training tiles and judged by its validation tiles.
+        model: The autoencoder.
+        frequency_weight: See `reconstruction_loss`.
+        kl_weight: Weight of the mean KL divergence per latent value from N(0, 1), in nats.
+    """
+
+    name = "autoencoder"
+    model: VariationalAutoencoder
+
+    def __init__(
+        self,
+        config: PrivateTrainingConfig,
+        source: TileSource,
+        accelerator: Accelerator,
+        plan: PrivacyPlan | None,
+        model: VariationalAutoencoder,
+        *,
+        frequency_weight: float,
+        kl_weight: float,
+    ):
+        super().__init__(config, source.split("train"), accelerator, plan)
+        self.model, self.autoencoder = model, model.autoencoder
+        self.frequency_weight, self.kl_weight = frequency_weight, kl_weight
+        self.validation = source.split("validation")
+        latent_size = source.image_size // self.autoencoder.spatial_compression_ratio
+        self.latent_shape = (self.autoencoder.config.latent_channels, latent_size, latent_size)
+        shown = spread_indices(len(self.validation), config.validation_tiles)
+        self.validation_images = to_model_input(self.validation.images[shown])
+        self.optimizer = torch.optim.AdamW(
+            self.autoencoder.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+
+    def draw_batch(self, indices: np.ndarray, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        """Tiles in random symmetries, and standard normal noise of the shape of their latents."""
+        images = random_symmetry(to_model_input(self.train.images[indices]), generator)
+        return images, torch.randn(len(images), *self.latent_shape, generator=generator)
+
+    def loss(self, call: Callable[..., Any], inputs: torch.Tensor, *drawn: torch.Tensor) -> torch.Tensor:
+        """The distance of the reconstruction, in pixels and frequencies, and the KL divergence of the latents."""
+        with self.accelerator.autocast():
+            reconstruction, kl = call(inputs, *drawn)
+        return reconstruction_loss(reconstruction, inputs, self.frequency_weight) + self.kl_weight * kl
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """PSNR in dB and L1 distance, in units of [-1, 1], of reconstructions without noise."""
+        self.autoencoder.eval()
+        squared, absolute = 0.0, 0.0
+        for batch in self.validation_images.split(self.config.batch_size):
+            batch = batch.to(self.accelerator.device)
+            with self.accelerator.autocast():
+                difference = self.autoencoder(batch).sample.float().clamp(-1, 1) - batch
+            squared += difference.square().sum().item()
+            absolute += difference.abs().sum().item()
+        self.autoencoder.train()
+        count = self.validation_images.numel()
+        # The range of values is 2, so the peak signal is 2.
+        psnr = 10 * math.log10(4 / max(squared / count, 1e-12))
+        return {"validation_psnr": psnr, "validation_l1": absolute / count}
+
+    @torch.no_grad()
+    def draw_progress(self, path: Path) -> None:
+        """Validation tiles, and below them their reconstructions."""
+        shown = spread_indices(len(self.validation_images), _SHOWN_TILES)
+        originals = self.validation_images[shown].to(self.accelerator.device)
+        save_grid(torch.cat([originals, self.autoencoder(originals).sample]), path, columns=_SHOWN_TILES)
+
+    def saved_modules(self) -> dict[str, torch.nn.Module]:
+        """The autoencoder."""
+        return {"autoencoder": self.autoencoder}
+
+    def measure_scale(self) -> float:
+        """What brings the latents of training tiles to a mean square of 1.
+
+        Under differential privacy, where training tiles may be looked at through noisy gradients alone, it is measured
+        on validation tiles.
+        """
+        tiles = self.validation if self.plan else self.train
+        measured = spread_indices(len(tiles), _SCALE_TILES)
+        size = self.config.batch_size
+        batches = (
+            to_model_input(tiles.images[measured[first : first + size]]).to(self.accelerator.device)
+            for first in range(0, len(measured), size)
+        )
+        return measure_latent_scale(self.autoencoder, batches)

@@ -1,0 +1,186 @@
+"""The training of the denoiser: rectified flow on the latents of a frozen autoencoder, with averaged weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderDC, UNet2DModel
+from diffusers.training_utils import EMAModel
+
+from histodistill.pipelines import HistologyPipeline
+from histodistill.training.data.images import save_grid
+from histodistill.training.data.pixels import to_model_input
+from histodistill.training.data.tiles import TileSource
+from histodistill.training.engine.augment import random_symmetry
+from histodistill.training.engine.flow import draw_step, flow_loss
+from histodistill.training.engine.loop import GenerativeTraining
+from histodistill.training.engine.privacy import PrivacyPlan
+from histodistill.training.engine.steps import spread_indices, step_generator
+from histodistill.training.models.denoiser import make_scheduler, normalised_latents, use_plain_attention
+from histodistill.training.running.training_options import PrivateTrainingConfig
+
+
+# Tiles of each class in a picture of the progress.
+_SHOWN_PER_CLASS = 8
+# Of `step_generator`: the noise of validation, and from the second on the dropout of each process.
+_VALIDATION_STREAM, _DROPOUT_STREAM = 1, 2
+
+
+class DiffusionTraining(GenerativeTraining):
+    """Learns to take noise out of latents, class by class.
+
+    Args:
+        config, accelerator, plan: See `GenerativeTraining`.
+        source: The tiles; the denoiser is trained on its training tiles and judged by its validation tiles.
+        autoencoder: Makes the latents; it stays as it is.
+        denoiser: What is trained; its last class is the null class.
+        ema_decay: Decay of the moving average of the weights, which is what is validated and saved.
+        class_dropout: Share of tiles that are shown with the null class.
+        symmetries: Whether tiles are shown in the eight symmetries of the square.
+
+    Attributes:
+        average: The denoiser with the averaged weights.
+    """
+
+    name = "diffusion"
+    model: UNet2DModel
+
+    def __init__(
+        self,
+        config: PrivateTrainingConfig,
+        source: TileSource,
+        accelerator: Accelerator,
+        plan: PrivacyPlan | None,
+        autoencoder: AutoencoderDC,
+        denoiser: UNet2DModel,
+        *,
+        ema_decay: float,
+        class_dropout: float,
+        symmetries: bool,
+    ):
+        super().__init__(config, source.split("train"), accelerator, plan)
+        self.autoencoder = autoencoder.to(accelerator.device)
+        self.class_dropout, self.symmetries = class_dropout, symmetries
+        self.num_classes = len(source.class_names)
+        self.null_class = denoiser.config.num_class_embeds - 1
+        self.has_dropout = denoiser.config.dropout > 0
+        latent_size = source.image_size // autoencoder.spatial_compression_ratio
+        self.latent_shape = (autoencoder.config.latent_channels, latent_size, latent_size)
+        if accelerator.device.type == "cpu" or plan:  # the fused kernel gives no gradients tile by tile
+            use_plain_attention(denoiser)
+        # Tensor cores prefer this layout; on a CPU it makes group norm four times as slow.
+        self.layout = torch.channels_last if accelerator.device.type == "cuda" else torch.contiguous_format
+        self.model = denoiser.to(memory_format=self.layout)
+        self.average = UNet2DModel.from_config(denoiser.config).to(accelerator.device, memory_format=self.layout)
+        self.average.load_state_dict(denoiser.state_dict())
+        self.average.eval()
+        self.ema = EMAModel(denoiser.parameters(), decay=ema_decay, use_ema_warmup=True, power=0.75)
+        self.ema.to(accelerator.device)
+        validation = source.split("validation")
+        self.validation = validation.subset(spread_indices(len(validation), config.validation_tiles))
+        self.optimizer = torch.optim.AdamW(
+            denoiser.parameters(),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            betas=(0.9, 0.99),
+            fused=True,
+        )
+
+    def draw_batch(self, indices: np.ndarray, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        """Tiles, each as a random view; noise, noise levels, and class ids of which some are the null class."""
+        images = to_model_input(self.train.images[indices])
+        if self.symmetries:
+            images = random_symmetry(images, generator)
+        class_ids = torch.from_numpy(self.train.labels[indices])
+        return images, *draw_step(generator, class_ids, self.latent_shape, self.null_class, self.class_dropout)
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """The latents of the images."""
+        return normalised_latents(self.autoencoder, images).contiguous(memory_format=self.layout)
+
+    def loss(self, call: Callable[..., Any], inputs: torch.Tensor, *drawn: torch.Tensor) -> torch.Tensor:
+        """The error of the predicted velocity."""
+        noise, noise_levels, class_ids = drawn
+        with self.accelerator.autocast():
+            return flow_loss(call, inputs, class_ids, noise, noise_levels)
+
+    def validate(self) -> dict[str, float]:
+        """Flow loss of the averaged weights on validation tiles, with the same noise every time."""
+        losses = []
+        device, size = self.accelerator.device, self.config.batch_size
+        for number, first in enumerate(range(0, len(self.validation), size)):
+            batch = slice(first, first + size)
+            class_ids = torch.from_numpy(self.validation.labels[batch])
+            generator = step_generator(0, number, _VALIDATION_STREAM)
+            drawn = draw_step(generator, class_ids, self.latent_shape, self.null_class, 0.0)
+            noise, levels, class_ids = (part.to(device) for part in drawn)
+            images = to_model_input(self.validation.images[batch]).to(device)
+            with torch.no_grad(), self.accelerator.autocast():
+                latents = normalised_latents(self.autoencoder, images)
+                losses.append(flow_loss(self.average, latents, class_ids, noise, levels).item() * len(images))
+        return {"validation_loss": sum(losses) / len(self.validation)}
+
+    def draw_progress(self, path: Path) -> None:
+        """Tiles of each class, one class per row, from the averaged weights and always the same noise."""
+        pipeline = HistologyPipeline(self.autoencoder, self.average, make_scheduler())
+        pipeline.set_progress_bar_config(disable=True)
+        rows = [label for label in range(self.num_classes) for _ in range(_SHOWN_PER_CLASS)]
+        generators = [torch.Generator().manual_seed(i) for i in range(len(rows))]
+        with self.accelerator.autocast():
+            images = pipeline(rows, generator=generators, output_type="pt").images
+        save_grid(images.float() * 2 - 1, path, columns=_SHOWN_PER_CLASS)
+
+    def before_batch(self, position: int) -> None:
+        """Makes dropout, which draws from the global generator, a function of (seed, step) alone, too."""
+        if self.has_dropout:
+            stream = _DROPOUT_STREAM + self.accelerator.process_index
+            torch.manual_seed(step_generator(self.config.seed, position, stream).initial_seed())
+
+    def after_step(self) -> None:
+        """Updates the moving average."""
+        self.ema.step(self.model.parameters())
+
+    def before_look(self) -> None:
+        """Puts the averaged weights into `average`."""
+        self.ema.copy_to(self.average.parameters())
+
+    def saved_modules(self) -> dict[str, torch.nn.Module]:
+        """The denoiser and its average."""
+        return {"unet": self.model, "ema": self.average}
+
+    def saved_state(self) -> dict[str, Any]:
+        """How many steps the average has seen, which decides its decay."""
+        return {"ema_step": self.ema.optimization_step}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on with the average of the checkpoint."""
+        self.ema.optimization_step = state["ema_step"]
+        self.ema.shadow_params = [parameter.detach().clone() for parameter in self.average.parameters()]
+
+    def pipeline(self, class_names: list[str]) -> HistologyPipeline:
+        """The pipeline of the averaged weights, on the CPU."""
+        id2label = {str(label): name for label, name in enumerate(class_names)}
+        average = self.average.cpu().to(memory_format=torch.contiguous_format)
+        return HistologyPipeline(self.autoencoder.cpu(), average, make_scheduler(), id2label)
+
+
+def overfitting_warning(history: list[dict[str, Any]]) -> str | None:
+    """What to tell the user where the validation loss rose again by more than a tenth: tiles are learned by heart.
+
+    `selection/AUDIT.md` shows how copies and membership come with it.
+
+    Args:
+        history: One dict for each validation, with `step` and `validation_loss`.
+    """
+    best, last = min(history, key=lambda record: record["validation_loss"]), history[-1]
+    if last["validation_loss"] <= 1.1 * best["validation_loss"]:
+        return None
+    return (
+        f"the validation loss rose from {best['validation_loss']:.4f} at step {best['step']} to "
+        f"{last['validation_loss']:.4f}, so the model learns its tiles by heart: train fewer steps, or on more tiles"
+    )

@@ -1,0 +1,268 @@
+"""The loop that trains the generative models: steps, validations, checkpoints, and the noise of differential privacy.
+
+What is trained, on what and how it is judged is a `GenerativeTraining`. Everything random in a step is a function of
+(seed, step): see `steps.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from histodistill.training.data.tiles import Tiles
+from histodistill.training.engine.checkpoints import check_finite, find_checkpoint, load_checkpoint, save_checkpoint
+from histodistill.training.engine.privacy import PrivacyPlan, secret_key, set_private_gradients, tile_generators
+from histodistill.training.engine.steps import (
+    batch_indices,
+    class_weights,
+    cosine_learning_rate,
+    process_slice,
+    set_learning_rate,
+    step_generator,
+)
+from histodistill.training.running.stages import Stage
+from histodistill.training.running.training_options import PrivateTrainingConfig
+
+
+class GenerativeTraining(ABC):
+    """One training: the state that changes from step to step, and what a model has to say of itself.
+
+    Args:
+        config: The options.
+        train: The tiles to train on.
+        accelerator: Decides device, processes and precision.
+        plan: How the training spends its privacy budget; None without differential privacy.
+
+    Attributes:
+        name: What progress bar and trackers call it.
+        model: The module whose forward pass gives the loss, before Accelerate wraps it. Subclasses make it.
+        optimizer: Of its parameters. Subclasses make it.
+        start: The first step of this process: 0, or that of the checkpoint.
+        history: One dict for each validation.
+        training_seconds: Spent by this process, without validations.
+    """
+
+    name: str
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def __init__(
+        self, config: PrivateTrainingConfig, train: Tiles, accelerator: Accelerator, plan: PrivacyPlan | None
+    ):
+        self.config, self.train, self.accelerator, self.plan = config, train, accelerator, plan
+        self.start = 0
+        self.history: list[dict[str, Any]] = []
+        self.training_seconds = 0.0
+
+    @abstractmethod
+    def draw_batch(self, indices: np.ndarray, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        """A batch on the CPU: the images of these training tiles, N×3×H×W in [-1, 1], and whatever else is drawn."""
+
+    @abstractmethod
+    def loss(self, call: Callable[..., Any], inputs: torch.Tensor, *drawn: torch.Tensor) -> torch.Tensor:
+        """The scalar loss of a batch.
+
+        Args:
+            call: The model, or what stands for it where gradients are taken tile by tile.
+            inputs: What `encode` made of the images, on the device.
+            drawn: The rest of the batch, on the device.
+        """
+
+    @abstractmethod
+    def validate(self) -> dict[str, float]:
+        """Figures of the model on validation tiles, by the names that the history has for them."""
+
+    @abstractmethod
+    def draw_progress(self, path: Path) -> None:
+        """Writes a picture that shows how far the model has come."""
+
+    @abstractmethod
+    def saved_modules(self) -> dict[str, torch.nn.Module]:
+        """The modules of a checkpoint by name; the first one is what is trained."""
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """What the loss takes in place of images N×3×H×W on the device; called without gradients."""
+        return images
+
+    def before_batch(self, position: int) -> None:
+        """Called before the forward pass of a batch, numbered over all steps."""
+
+    def after_step(self) -> None:
+        """Called when the weights have changed."""
+
+    def before_look(self) -> None:
+        """Called before the model is validated or saved."""
+
+    def saved_state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside modules, moments and history, as JSON can hold it."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes what `saved_state` gave, after the modules are loaded."""
+
+    @property
+    def trained(self) -> torch.nn.Module:
+        """The module whose weights are trained."""
+        return next(iter(self.saved_modules().values()))
+
+    @property
+    def tiles_seen(self) -> int:
+        """Tiles shown by this process's steps, over all processes."""
+        config = self.config
+        return (config.max_train_steps - self.start) * config.gradient_accumulation_steps * config.batch_size
+
+
+def fit(training: GenerativeTraining, stage: Stage) -> None:
+    """Trains from the beginning, or from the checkpoint that `resume` names, to the last step.
+
+    Args:
+        training: What is trained; its `history` and weights are the result.
+        stage: The stage that it makes; claimed here, when all that can be wrong with the options is known to be right.
+
+    Raises:
+        InputError: For a checkpoint of another training, or one that has diverged.
+    """
+    config, accelerator = training.config, training.accelerator
+    checkpoint = find_checkpoint(config.output / "checkpoints", config.resume)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        stage.begin()
+    if config.report_to:
+        tracked = {name: str(value) for name, value in stage.settings.items()}
+        accelerator.init_trackers(f"histodistill-{training.name}", config=tracked)
+    model, optimizer = accelerator.prepare(training.model, training.optimizer)
+    if checkpoint:
+        state = load_checkpoint(checkpoint, stage.settings, training.saved_modules(), optimizer, accelerator.scaler)
+        training.start, training.history = state["step"], state["history"]
+        training.load_state(state)
+
+    make_step = _private_steps(training, optimizer) if training.plan else _plain_steps(training, model, optimizer)
+    progress = tqdm(
+        total=config.max_train_steps,
+        initial=training.start,
+        desc=training.name,
+        unit="step",
+        disable=not accelerator.is_local_main_process,
+    )
+    warmup_steps = math.ceil(config.warmup * config.max_train_steps)
+    resumed = time.perf_counter()
+    for step in range(training.start, config.max_train_steps):
+        set_learning_rate(
+            optimizer, cosine_learning_rate(step, config.max_train_steps, warmup_steps, config.learning_rate)
+        )
+        loss = make_step(step)
+        training.after_step()
+        progress.update()
+
+        done = step + 1
+        is_last = done == config.max_train_steps
+        if done % config.validation_steps == 0 or is_last:
+            training.before_look()
+            # The loss of training tiles is nothing that differential privacy may tell.
+            losses = {} if loss is None else {"train_loss": loss.item()}  # waits for the device, so the clock is right
+            training.training_seconds += time.perf_counter() - resumed
+            _look(training, {"step": done, **losses}, progress)
+            resumed = time.perf_counter()
+        if (done % config.checkpointing_steps == 0 or is_last) and accelerator.is_main_process:
+            training.before_look()
+            _save(training, stage, optimizer, done)
+    progress.close()
+    accelerator.wait_for_everyone()
+
+
+def _plain_steps(
+    training: GenerativeTraining, model: torch.nn.Module, optimizer: Any
+) -> Callable[[int], torch.Tensor | None]:
+    """What makes one optimizer step and returns the loss of its last batch, on this process's share of it.
+
+    One step takes `gradient_accumulation_steps` batches of `batch_size` tiles over all processes.
+    """
+    config, accelerator = training.config, training.accelerator
+    weights = class_weights(training.train.labels, config.class_balance)
+
+    def positions(step: int) -> Iterator[int]:
+        first = step * config.gradient_accumulation_steps
+        yield from range(first, first + config.gradient_accumulation_steps)
+
+    def make_step(step: int) -> torch.Tensor:
+        for position in positions(step):
+            indices = batch_indices(len(training.train), config.batch_size, position, config.seed, weights)
+            batch = training.draw_batch(indices, step_generator(config.seed, position))
+            images, *drawn = (
+                process_slice(part, accelerator.process_index, accelerator.num_processes).to(accelerator.device)
+                for part in batch
+            )
+            training.before_batch(position)
+            with accelerator.accumulate(model):
+                with torch.no_grad(), accelerator.autocast():
+                    inputs = training.encode(images)
+                loss = training.loss(model, inputs, *drawn)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+        return loss
+
+    return make_step
+
+
+def _private_steps(training: GenerativeTraining, optimizer: Any) -> Callable[[int], torch.Tensor | None]:
+    """What makes one optimizer step with differential privacy: gradients tile by tile, and no loss to tell of."""
+    config, accelerator, plan = training.config, training.accelerator, training.plan
+    assert plan is not None
+    key = secret_key(config.output)
+
+    def make_step(step: int) -> None:
+        def make_tiles(indices: np.ndarray) -> list[torch.Tensor]:
+            tiles = [
+                training.draw_batch(np.repeat(index, plan.views), generator)
+                for index, generator in zip(indices, tile_generators(config.seed, step, indices), strict=True)
+            ]
+            images, *drawn = (torch.stack(parts).to(accelerator.device) for parts in zip(*tiles, strict=True))
+            with torch.no_grad(), accelerator.autocast():
+                inputs = training.encode(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+            return [inputs, *drawn]
+
+        set_private_gradients(training.model, training.loss, make_tiles, plan, key, step)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return make_step
+
+
+def _look(training: GenerativeTraining, record: dict[str, Any], progress: tqdm) -> None:
+    """Validates, keeps and shows the figures, and draws a picture."""
+    config, accelerator = training.config, training.accelerator
+    figures = training.validate()
+    record |= figures
+    check_finite(training.trained, record["step"], record)
+    training.history.append(record)
+    name, value = next(iter(figures.items()))
+    progress.set_postfix({name: f"{value:.4g}"})
+    if config.report_to:
+        accelerator.log(record, step=record["step"])
+    if accelerator.is_main_process:
+        training.draw_progress(config.output / "progress" / f"step-{record['step']:07d}.png")
+
+
+def _save(training: GenerativeTraining, stage: Stage, optimizer: Any, done: int) -> None:
+    save_checkpoint(
+        training.config.output / "checkpoints",
+        done,
+        stage.settings,
+        training.saved_modules(),
+        optimizer,
+        {"history": training.history, **training.saved_state()},
+        training.accelerator.scaler,
+    )
+    stage.save_progress()

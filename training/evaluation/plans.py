@@ -1,0 +1,73 @@
+"""Options of a table whose cells are trainings: which architectures, for how many steps, on which rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from histodistill.training.models.architectures import ARCHITECTURES
+from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.launch import NUM_PROCESSES_HELP
+from histodistill.training.running.options import StepConfig, config, option
+from histodistill.training.running.training_options import PRECISIONS
+
+
+@config
+class CellsConfig(StepConfig):
+    """The options, beside `train`, of a table whose cells are trainings."""
+
+    seeds: tuple[int, ...] = option("one training each", default=(0,), at_least=0)
+    batch_size: int = option("tiles per batch", default=128, at_least=1)
+    mixed_precision: str = option("fp16 needs a GPU", default="bf16", choices=PRECISIONS)
+    num_processes: int = option(NUM_PROCESSES_HELP, default=1, at_least=1, setting=False)
+
+    def check(self) -> None:
+        """Checks that no seed is named twice."""
+        require_once("seeds", self.seeds)
+
+
+class Planned(NamedTuple):
+    """What `ARCHITECTURE:STEPS[:ROW,ROW…]` says."""
+
+    architecture: str
+    steps: int
+    rows: tuple[str, ...]
+
+
+def parse_plan(texts: Sequence[str], known_rows: Sequence[str]) -> list[Planned]:
+    """Architecture, steps and rows of each `ARCHITECTURE:STEPS[:ROW,ROW…]`; all rows where none is named.
+
+    Raises:
+        InputError: For a text that is none, an architecture or a row that is unknown or named twice.
+    """
+    plan: list[Planned] = []
+    for text in texts:
+        architecture, _, rest = text.partition(":")
+        steps, _, rows = rest.partition(":")
+        names = rows.split(",") if rows else list(known_rows)
+        where = f"{param('train')}={text}"
+        if architecture not in ARCHITECTURES:
+            raise InputError(f"{where}: the architecture must be one of {', '.join(ARCHITECTURES)}")
+        if not steps.isdecimal() or int(steps) < 1:
+            raise InputError(
+                f"{where}: after the architecture comes the number of steps, at least 1, as in convnet:1000"
+            )
+        unknown = [name for name in names if name not in known_rows]
+        if unknown:
+            raise InputError(f"{where}: {unknown[0]!r} is no row: use {', '.join(known_rows)}")
+        if len(set(names)) < len(names):
+            raise InputError(f"{where} names a row twice: name each once")
+        if architecture in (other.architecture for other in plan):
+            raise InputError(
+                f"{param('train')} names {architecture} twice: all rows of an architecture are trained for the same "
+                "steps"
+            )
+        plan.append(Planned(architecture, int(steps), tuple(names)))
+    return plan
+
+
+def require_once(name: str, values: Sequence[object]) -> None:
+    """Raises `InputError` where a value is named twice."""
+    if len(set(values)) < len(values):
+        shown = " ".join(map(str, values))
+        raise InputError(f"{param(name)}={shown} is out of range: each may be named once")

@@ -1,0 +1,138 @@
+"""Options that the training scripts share, with differential privacy and without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.options import StepConfig, config, option, require
+
+
+PRECISIONS = ("no", "bf16", "fp16")
+_DATA, _OPTIMISATION, _RUNNING = "data", "optimisation", "running"
+_PRIVACY = "differential privacy"
+AUDIT_SHARE_HELP = (
+    "random share of the training tiles that no model sees, for the privacy audit; the same in all stages"
+)
+
+
+@config
+class TrainingConfig(StepConfig):
+    """Options that every training has."""
+
+    data: str | Path = option(
+        "phantom, a MedMNIST name, .npz file, folder or Hub dataset id", group=_DATA, setting=False
+    )
+    image_size: int | None = option("side in pixels; default: the size tiles have", default=None, group=_DATA)
+    class_balance: float | None = option(
+        "0 draws classes as often as they occur, 1 equally often, between: n^(1 - value)",
+        default=0.5,
+        at_least=0,
+        at_most=1,
+        group=_DATA,
+    )
+    audit_share: float = option(
+        AUDIT_SHARE_HELP,
+        default=0.0,
+        at_least=0,
+        below=1,
+        group=_DATA,
+        setting=False,  # the fingerprint of the tiles tells it
+    )
+    output: Path = option("folder for the result", group=_DATA, setting=False)
+    max_train_steps: int = option("optimizer steps", default=5000, at_least=1, group=_OPTIMISATION)
+    batch_size: int = option("tiles per batch over all processes", default=64, at_least=1, group=_OPTIMISATION)
+    gradient_accumulation_steps: int = option("batches per optimizer step", default=1, at_least=1, group=_OPTIMISATION)
+    learning_rate: float | None = option("peak learning rate of AdamW", default=1e-3, above=0, group=_OPTIMISATION)
+    weight_decay: float = option("weight decay of AdamW", default=0.01, at_least=0, group=_OPTIMISATION)
+    warmup: float = option(
+        "share of the steps with rising learning rate", default=0.05, at_least=0, at_most=1, group=_OPTIMISATION
+    )
+    max_grad_norm: float = option("gradients are clipped to this norm", default=1.0, above=0, group=_OPTIMISATION)
+    mixed_precision: str = option("fp16 needs a GPU", default="bf16", choices=PRECISIONS, group=_OPTIMISATION)
+    seed: int = option("seed of weights, order, augmentation and noise", default=0, at_least=0, group=_OPTIMISATION)
+    validation_steps: int = option("steps between validations", default=250, at_least=1, group=_RUNNING)
+    validation_tiles: int = option("validation tiles looked at, at most", default=512, at_least=1, group=_RUNNING)
+    checkpointing_steps: int = option(
+        "steps between checkpoints", default=250, at_least=1, group=_RUNNING, setting=False
+    )
+    resume: str | Path | None = option(
+        "goes on from a checkpoint", default=None, metavar="latest|FOLDER", group=_RUNNING, setting=False
+    )
+    report_to: str | None = option(
+        "optional tracker", default=None, choices=("tensorboard", "wandb", "all"), group=_RUNNING, setting=False
+    )
+
+
+@config
+class PrivateTrainingConfig(TrainingConfig):
+    """The same with differential privacy: see `histodistill.training.engine.privacy`.
+
+    Without a `class_balance` it becomes 0 under differential privacy, where the counts of classes must not decide
+    which tiles are drawn, and 0.5 otherwise.
+    """
+
+    class_balance: float | None = option(
+        "0 draws classes as often as they occur, 1 equally often, between: n^(1 - value); default: 0.5, and 0 with "
+        "--dp-epsilon",
+        default=None,
+        at_least=0,
+        at_most=1,
+        group=_DATA,
+    )
+    dp_epsilon: float | None = option(
+        "trains with differential privacy and spends this much on each training tile; needs opacus",
+        default=None,
+        above=0,
+        group=_PRIVACY,
+    )
+    dp_delta: float | None = option(
+        "the δ that goes with it; default: a tenth of 1 / number of training tiles",
+        default=None,
+        above=0,
+        below=1,
+        group=_PRIVACY,
+    )
+    dp_max_grad_norm: float = option(
+        "the gradient of each tile is clipped to this norm; --max-grad-norm then has no effect",
+        default=1.0,
+        above=0,
+        group=_PRIVACY,
+    )
+    dp_views: int = option(
+        "augmented views of a tile whose mean gradient is the tile's: more cost time, and no privacy",
+        default=4,
+        at_least=1,
+        group=_PRIVACY,
+    )
+
+    def check(self) -> None:
+        """Checks the options that do not go with differential privacy."""
+        private = self.dp_epsilon is not None
+        if self.class_balance is None:
+            object.__setattr__(self, "class_balance", 0.0 if private else 0.5)
+        if not private:
+            if self.dp_delta is not None:
+                raise InputError(
+                    f"{param('dp_delta')} says nothing without {param('dp_epsilon')}: give both or neither"
+                )
+            return
+        rule = f"with {param('dp_epsilon')} it must be {{}}"
+        require(
+            self.class_balance == 0, "class_balance", self.class_balance, rule.format("0, which draws all tiles alike")
+        )
+        require(
+            self.gradient_accumulation_steps == 1,
+            "gradient_accumulation_steps",
+            self.gradient_accumulation_steps,
+            rule.format(f"1: give a larger {param('batch_size')}, which needs no more memory"),
+        )
+        require(self.mixed_precision != "fp16", "mixed_precision", self.mixed_precision, rule.format("bf16 or no"))
+
+    def settings(self) -> dict[str, Any]:
+        """The options that decide the result; those of differential privacy only where there is any."""
+        settings = super().settings()
+        if self.dp_epsilon is None:
+            settings = {name: value for name, value in settings.items() if not name.startswith("dp_")}
+        return settings
