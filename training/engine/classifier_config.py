@@ -100,7 +100,7 @@ class ClassifierConfig(StepConfig):
     seed: int = option("seed of weights, order and augmentation", default=0, at_least=0, group=_OPTIMISATION)
 
     def check(self) -> None:
-        """Checks the values that do not go together, and takes the architecture's learning rate where none is given."""
+        """Takes the learning rate of the architecture where none is given, and checks what does not go together."""
         if self.learning_rate is None:
             object.__setattr__(self, "learning_rate", LEARNING_RATES.get(self.architecture, 1e-3))
         check_recipe(self)
