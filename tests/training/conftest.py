@@ -56,7 +56,7 @@ def run_main() -> Callable[..., None]:
         # Accelerate keeps its state for the whole process; each run is to begin as in a process of its own.
         _reset_accelerate()
         try:
-            module.main(module.parse_args([str(word) for word in argv]))
+            module.run(module.make_parser().read([str(word) for word in argv]))
         finally:
             _reset_accelerate()
 
