@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from histodistill.training.data.tiles import Tiles, check_integer
+from histodistill.training.engine.classifier_config import ClassifierConfig
+from histodistill.training.engine.classifier_training import build_classifier, fit_classifier
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.running.errors import InputError
-from histodistill.training.train_classifier import ClassifierConfig, build_classifier, train_classifier
 
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def federated_averaging(
     it would alone.
 
     Raises:
-        InputError: For a number out of range, or what `train_classifier` refuses.
+        InputError: For a number out of range, or what `fit_classifier` refuses.
     """
     check_integer("num_rounds", num_rounds, 1)
     steps, rest = divmod(config.max_train_steps, num_rounds)
@@ -101,7 +102,7 @@ def federated_averaging(
                 # Another order and other augmentations in each round and at each site.
                 seed=(config.seed * num_rounds + number) * len(sites) + place,
             )
-            trained = train_classifier(
+            trained = fit_classifier(
                 local, site, None, accelerator, class_names=class_names, initial=common, progress=False
             )
             returned.append(trained.model.state_dict())

@@ -24,10 +24,10 @@ from pathlib import Path
 from histodistill.selection import SELECTOR_NAMES
 from histodistill.training.commands.compare import check_cell_options
 from histodistill.training.commands.select import add_selector_options, check_selector_options
+from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.launch import run_module, usable_cores
 from histodistill.training.running.options import HelpFormatter, check_option, fail
-from histodistill.training.train_classifier import ClassifierConfig
 
 
 # Rows whose tiles are not selected, and what they are.

@@ -48,6 +48,7 @@ class Option:
         group: Title of the group that `--help` shows it in.
         positional: Whether the command line takes it without a name.
         repeatable: Whether the command line takes it, with one value or several, more than once.
+        may_be_empty: Whether the command line takes none of several values, though there are some by default.
         setting: Whether it decides what comes out, and so is recorded as a setting of the result; others say where
             from, where to and how a script runs.
     """
@@ -62,6 +63,7 @@ class Option:
     group: str | None = None
     positional: bool = False
     repeatable: bool = False
+    may_be_empty: bool = False
     setting: bool = True
 
     def rule(self) -> str:
@@ -328,7 +330,7 @@ class StepParser(argparse.ArgumentParser, Generic[_Config]):
             if about.choices is not None:
                 options["choices"] = list(about.choices)
             if kind.count is None:
-                options["nargs"] = "+" if required or field.default else "*"
+                options["nargs"] = "+" if (required or field.default) and not about.may_be_empty else "*"
             elif kind.count:
                 options["nargs"] = kind.count
         if about.positional:

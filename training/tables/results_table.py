@@ -22,6 +22,7 @@ from histodistill.training.data.sources import load_tiles
 from histodistill.training.data.tiles import Tiles, TileSource, sample_per_class
 from histodistill.training.distillation.pool_selection import SelectionInputs, fit_selector, make_selector
 from histodistill.training.engine.accelerator import make_accelerator
+from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.evaluation.cells import check_same_kind, read_cell, train_cell
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.embedders import embed_images, embedder_fingerprint, resolve_embedder
@@ -34,7 +35,6 @@ from histodistill.training.running.options import run_script
 from histodistill.training.running.stages import Stage, first_difference, require_complete
 from histodistill.training.tables.results_figures import draw_results
 from histodistill.training.tables.results_summary import SPLITS, markdown_table, summarise
-from histodistill.training.train_classifier import ClassifierConfig
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from accelerate import Accelerator
 from histodistill.training.benchmarks.sites import average_weights, federated_averaging, split_over_sites
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.engine import scoring
+from histodistill.training.engine.classifier_config import ClassifierConfig
+from histodistill.training.engine.classifier_training import fit_classifier
 from histodistill.training.running.errors import InputError
-from histodistill.training.train_classifier import ClassifierConfig, train_classifier
 
 
 LABELS = np.repeat(np.arange(3), [300, 200, 100])
@@ -81,7 +82,7 @@ def test_weights_are_averaged_by_shares_and_counters_are_not():
 
 def test_one_site_and_one_round_is_plain_training(accelerator):
     tiles = toy_tiles(10, seed=0)
-    plain = train_classifier(TINY, tiles, None, accelerator, class_names=NAMES, progress=False).model
+    plain = fit_classifier(TINY, tiles, None, accelerator, class_names=NAMES, progress=False).model
     config = dataclasses.replace(TINY, seed=0)
     federated = federated_averaging(config, [tiles], accelerator, class_names=NAMES, num_rounds=1)
     pairs = zip(plain.state_dict().values(), federated.state_dict().values(), strict=True)
