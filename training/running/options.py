@@ -330,7 +330,8 @@ class StepParser(argparse.ArgumentParser, Generic[_Config]):
             if about.choices is not None:
                 options["choices"] = list(about.choices)
             if kind.count is None:
-                options["nargs"] = "+" if (required or field.default) and not about.may_be_empty else "*"
+                # No value at all is one that can be given only where it is the default, or means something.
+                options["nargs"] = "*" if field.default == () or about.may_be_empty else "+"
             elif kind.count:
                 options["nargs"] = kind.count
         if about.positional:
