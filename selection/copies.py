@@ -20,11 +20,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from histodistill.selection.stains import optical_density
 from histodistill.selection.views import (
     SYMMETRIES,
     apply_symmetry,
     has_content,
-    optical_density,
     resample,
     window_weights,
 )

@@ -6,11 +6,11 @@ from typing import Any, Self
 
 import numpy as np
 
-from histodistill.selection import RANKINGS
 from histodistill.selection.base import BaseSelector, ClassSelection
 from histodistill.selection.checks import check_choice, check_integer, check_positive
 from histodistill.selection.communities import find_communities
 from histodistill.selection.graph import WEIGHTINGS, knn_graph
+from histodistill.selection.names import RANKINGS
 from histodistill.selection.quotas import QUOTA_RULES, community_quotas
 
 
@@ -111,7 +111,7 @@ class DistillSelector(BaseSelector):
         quotas = community_quotas(sizes, self.n_per_class, self.quota)
         score = rng.random(len(embeddings)) if self.ranking == "random" else found.modular_centrality
         return ClassSelection(
-            ranked=_round_robin(found.module_labels, score, quotas),
+            ranked=round_robin(found.module_labels, score, quotas),
             per_image={
                 "module_labels": found.module_labels,
                 "modular_centrality": found.modular_centrality,
@@ -121,8 +121,17 @@ class DistillSelector(BaseSelector):
         )
 
 
-def _round_robin(module_labels: np.ndarray, score: np.ndarray, quotas: np.ndarray) -> np.ndarray:
-    """The first `quotas[m]` nodes of each community by score, ordered by place in it, then by its label."""
+def round_robin(module_labels: np.ndarray, score: np.ndarray, quotas: np.ndarray) -> np.ndarray:
+    """The first `quotas[m]` nodes of each community by score, ordered by place in it, then by its label.
+
+    Args:
+        module_labels: N int64, the community of each node.
+        score: N real numbers, higher is better; equal ones are taken by lower index.
+        quotas: M int64, the places of each community, none above its size.
+
+    Returns:
+        int64, as many indices of nodes as there are places.
+    """
     by_community = np.lexsort((np.arange(len(module_labels)), -score, module_labels))
     sizes = np.bincount(module_labels, minlength=len(quotas))
     starts = np.cumsum(sizes) - sizes

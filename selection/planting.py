@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from histodistill.selection.checks import check_integer
+from histodistill.selection.stains import change_stains
 from histodistill.selection.views import (
     SYMMETRIES,
     apply_symmetry,
     blend,
-    change_stains,
     compress_jpeg,
     crop_and_resize,
     shift,

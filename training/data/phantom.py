@@ -14,17 +14,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from histodistill.training.data.tiles import SPLITS, Tiles, TileSource, check_integer
-from histodistill.training.running.errors import InputError
+from histodistill.selection.checks import check_integer
+from histodistill.selection.stains import STAIN_VECTORS
+from histodistill.training.data.tiles import SPLITS, Tiles, TileSource
+from histodistill.training.running.errors import InputError, param
 
 
 PHANTOM_CLASSES = ("adipose", "glands", "lymphocytes", "mucus", "stroma")
 PHANTOM_SIZES = {"train": 300, "validation": 60, "test": 100}
 MIN_IMAGE_SIZE = 16
 
-# Optical density per unit of stain in R, G, B (Ruifrok and Johnston 2001, table 1; rows scaled to length 1).
-HAEMATOXYLIN = np.array([0.65, 0.70, 0.29])
-EOSIN = np.array([0.07, 0.99, 0.11])
+# Optical density per unit of stain (red, green, blue) of the two stains of H&E.
+_HAEMATOXYLIN, _EOSIN, _ = STAIN_VECTORS
 
 # Shared by the whole "centre": (shift of the H vector, shift of the E vector, factor on H, factor on E).
 _CENTRES = {
@@ -66,9 +67,9 @@ def phantom_tiles(split: str, n_per_class: int, *, image_size: int = 28, seed: i
     """
     if split not in SPLITS:
         raise InputError(f"split={split!r} is unknown: it must be one of {', '.join(SPLITS)}")
-    check_integer("n_per_class", n_per_class, 1)
-    check_integer("image_size", image_size, MIN_IMAGE_SIZE)
-    check_integer("seed", seed, 0)
+    check_integer(param("n_per_class"), n_per_class, 1, error=InputError)
+    check_integer(param("image_size"), image_size, MIN_IMAGE_SIZE, error=InputError)
+    check_integer(param("seed"), seed, 0, error=InputError)
     images = []
     for label in range(len(PHANTOM_CLASSES)):
         rng = np.random.default_rng([seed, SPLITS.index(split), label])
@@ -108,8 +109,8 @@ def _render(rng: np.random.Generator, stains: np.ndarray, centre: tuple) -> np.n
     n, size = stains.shape[1], stains.shape[2]
     density = np.zeros((n, size, size, 3), dtype=np.float32)
     for plane, vector, amount in (
-        (stains[0], HAEMATOXYLIN + h_shift, h_amount),
-        (stains[1], EOSIN + e_shift, e_amount),
+        (stains[0], _HAEMATOXYLIN + h_shift, h_amount),
+        (stains[1], _EOSIN + e_shift, e_amount),
     ):
         vectors = np.clip(vector + rng.normal(0, 0.035, (n, 3)), 0.01, None)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from histodistill.training.data.tiles import TileSource, check_integer, hold_out_for_audit
-from histodistill.training.running.errors import InputError
+from histodistill.selection.checks import check_integer
+from histodistill.training.data.tiles import MIN_IMAGE_SIZE, TileSource, hold_out_for_audit
+from histodistill.training.running.errors import InputError, param
 
-
-if TYPE_CHECKING:
-    pass
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -61,7 +58,7 @@ def load_tiles(
         InputError: the source is not there or cannot be used; one sentence says why and what to do.
     """
     if image_size is not None:
-        check_integer("image_size", image_size, 8)
+        check_integer(param("image_size"), image_size, MIN_IMAGE_SIZE, error=InputError)
     found = _load(source, image_size, cache_dir, download, hold_out_validation)
     return hold_out_for_audit(found, audit_share)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
+from histodistill.selection.checks import check_integer
 from histodistill.training.running.errors import InputError, param
 
 
@@ -191,15 +192,16 @@ def sample_per_class(labels: np.ndarray | Sequence[int], n_per_class: int, seed:
     Raises:
         InputError: a class with fewer tiles, or a number out of range.
     """
-    check_integer("n_per_class", n_per_class, 1)
-    check_integer("seed", seed, 0)
+    check_integer(param("n_per_class"), n_per_class, 1, error=InputError)
+    check_integer(param("seed"), seed, 0, error=InputError)
     labels = np.asarray(labels)
     chosen = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         if len(members) < n_per_class:
             raise InputError(
-                f"n_per_class={n_per_class} is too many: class {label} has only {len(members)} tiles; ask for fewer"
+                f"{param('n_per_class')}={n_per_class} is too many: class {label} has only {len(members)} tiles; ask "
+                "for fewer"
             )
         chosen.append(np.random.default_rng([seed, int(label)]).permutation(members)[:n_per_class])
     return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)
@@ -220,7 +222,7 @@ def hold_out_for_audit(source: TileSource, share: float) -> TileSource:
         InputError: For another share, or where every class has a single tile.
     """
     if not 0 <= share < 1:
-        raise InputError(f"audit_share={share} is out of range: it must be at least 0 and below 1")
+        raise InputError(f"{param('audit_share')}={share} is out of range: it must be at least 0 and below 1")
     if share == 0:
         return source
     train = source.split("train")
@@ -276,12 +278,6 @@ def check_soft_labels(soft_labels: np.ndarray, where: str) -> None:
             f"{sums[row]:.4g}: a row must be probabilities, at least 0 and with the sum 1; save them so, or leave the "
             "column out"
         )
-
-
-def check_integer(option: str, value: int, minimum: int) -> None:
-    """Raise `InputError` unless `value` is a whole number of at least `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
-        raise InputError(f"{option}={value!r} is out of range: it must be a whole number of at least {minimum}")
 
 
 def describe(array: np.ndarray) -> str:
