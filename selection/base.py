@@ -46,9 +46,9 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
     - images that rank equal are taken by lower index;
     - images that are no candidates are not looked at at all: the choice is as if they were not there.
 
-    Parameters:
-        n_per_class: images to choose of each class, at least 1.
-        random_state: whole number from 0 to 2³¹ − 1.
+    Args:
+        n_per_class: Images to choose of each class, at least 1.
+        random_state: Whole number from 0 to 2³¹ − 1.
 
     Attributes:
         selected_indices_: int64, `n_per_class` × number of classes; grouped by class in ascending order, within a
@@ -76,7 +76,7 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
             self.
 
         Raises:
-            ValueError: for a parameter out of range, an array of the wrong shape, type or range, or a class with
+            ValueError: For a parameter out of range, an array of the wrong shape, type or range, or a class with
                 fewer than `n_per_class` candidates. The fitted attributes are then as before.
         """
         self.check_params()
@@ -140,8 +140,8 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
 
         Args:
             embeddings: n×D float32, finite, n ≥ `n_per_class`, in the order of the input.
-            rng: the only source of chance.
-            name: what a message calls the class, such as `"class 3"`.
+            rng: The only source of chance.
+            name: What a message calls the class, such as `"class 3"`.
         """
 
 

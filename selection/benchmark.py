@@ -109,8 +109,8 @@ def make_embeddings(size: int, dimensions: int, seed: int, label: int = 0) -> np
     Args:
         size: N, number of points.
         dimensions: D; the clusters lie in a random subspace of 16 of them, or of all if there are fewer.
-        seed: at least 0.
-        label: class of the points, at least 0; each class has clusters of its own.
+        seed: At least 0.
+        label: Class of the points, at least 0; each class has clusters of its own.
 
     Returns:
         N×D float32: 50 equally likely Gaussian clusters whose centres are twice as spread as they are.
@@ -211,7 +211,7 @@ def select_timed(embeddings: np.ndarray, task: dict[str, Any]) -> tuple[np.ndarr
 
     Args:
         embeddings: N×D float32.
-        task: see `measure`; its `seed` is the `random_state` of the selector, its `n_per_class` at most N.
+        task: See `measure`; its `seed` is the `random_state` of the selector, its `n_per_class` at most N.
 
     Returns:
         `n_per_class` int64 indices in rank order; seconds of the `PARTS`; `num_links` and `num_communities`.

@@ -58,8 +58,8 @@ def plant(images: np.ndarray, n_per_kind: int, seed: int = 0, usable: np.ndarray
 
     Args:
         images: uint8 N×S×S×3, the real tiles.
-        n_per_kind: at least 1.
-        seed: of what is random.
+        n_per_kind: At least 1.
+        seed: Of what is random.
         usable: N bool, which tiles may be copied; all by default.
 
     Returns:

@@ -40,7 +40,7 @@ class PretrainedMixin:
 
         Raises:
             NotFittedError: (a ValueError) if the selector is not fitted.
-            ValueError: if `save_directory` is a file.
+            ValueError: If `save_directory` is a file.
         """
         from safetensors.numpy import save
 
@@ -76,18 +76,18 @@ class PretrainedMixin:
         """Loads a fitted selector from a folder or from the Hub.
 
         Args:
-            pretrained_name_or_path: a folder that `save_pretrained` wrote, or a Hub id such as
+            pretrained_name_or_path: A folder that `save_pretrained` wrote, or a Hub id such as
                 `"user/histology-selector"`.
-            revision: branch, tag or commit of the Hub repository.
+            revision: Branch, tag or commit of the Hub repository.
             token: Hub token for a private repository.
-            cache_dir: where downloads are kept; the usual Hugging Face cache by default.
-            local_files_only: use only what is in that cache.
+            cache_dir: Where downloads are kept; the usual Hugging Face cache by default.
+            local_files_only: Use only what is in that cache.
 
         Returns:
             The fitted selector. `BaseSelector.from_pretrained` takes a selector of any class, a subclass only its own.
 
         Raises:
-            ValueError: if there is no such folder or repository, if it is incomplete or damaged, or if it holds a
+            ValueError: If there is no such folder or repository, if it is incomplete or damaged, or if it holds a
                 selector of another class.
         """
         folder = Path(pretrained_name_or_path)

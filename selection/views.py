@@ -66,10 +66,10 @@ def resample(images: np.ndarray, size: int, scale: float = 1.0, down: float = 0.
     """A square window of each image as `size`×`size` pixels, each the mean over the area that it covers.
 
     Args:
-        images: real numbers N×S×S×C.
-        size: pixels along a side of the result.
-        scale: side of the window, as a share of that of the image.
-        down, right: its upper left corner, as shares of the side; beyond an edge the image is reflected.
+        images: Real numbers N×S×S×C.
+        size: Pixels along a side of the result.
+        scale: Side of the window, as a share of that of the image.
+        down, right: Its upper left corner, as shares of the side; beyond an edge the image is reflected.
 
     Returns:
         float32 N×size×size×C.

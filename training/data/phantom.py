@@ -35,12 +35,12 @@ _CENTRES = {
 
 
 def phantom_source(*, image_size: int = 28, seed: int = 0, sizes: dict[str, int] | None = None) -> TileSource:
-    """Make the phantom's splits in memory; nothing is read from disk or cached.
+    """Makes the phantom's splits in memory; nothing is read from disk or cached.
 
     Args:
-        image_size: side of a tile in pixels, at least 16. The same seed shows the same fields of view at any size.
-        seed: at least 0.
-        sizes: tiles per class for each split; by default 300 / 60 / 100.
+        image_size: Side of a tile in pixels, at least 16. The same seed shows the same fields of view at any size.
+        seed: At least 0.
+        sizes: Tiles per class for each split; by default 300 / 60 / 100.
 
     Raises:
         InputError: `image_size`, `seed` or a size out of range.
@@ -58,12 +58,12 @@ def phantom_source(*, image_size: int = 28, seed: int = 0, sizes: dict[str, int]
 
 
 def phantom_tiles(split: str, n_per_class: int, *, image_size: int = 28, seed: int = 0) -> Tiles:
-    """Draw `n_per_class` tiles of each class, in class order: images uint8 N×H×W×3 RGB and labels int64 N.
+    """Draws `n_per_class` tiles of each class, in class order: images uint8 N×H×W×3 RGB and labels int64 N.
 
     Deterministic for (`split`, `n_per_class`, `image_size`, `seed`), up to the last bit of the machine's arithmetic.
 
     Raises:
-        InputError: an unknown split, or a number out of range.
+        InputError: An unknown split, or a number out of range.
     """
     if split not in SPLITS:
         raise InputError(f"split={split!r} is unknown: it must be one of {', '.join(SPLITS)}")
@@ -368,7 +368,7 @@ def _stamp(
     angle: np.ndarray,
     amount: np.ndarray,
 ) -> None:
-    """Draw soft ellipses (nuclei) into canvas N×S×S, in place; `length` and `width` are half axes.
+    """Draws soft ellipses (nuclei) into canvas N×S×S, in place; `length` and `width` are half axes.
 
     Only a small window around each nucleus is touched: a crowd of lymphocytes would be slow otherwise.
     """

@@ -25,7 +25,7 @@ class Tiles:
     """Images uint8 N×H×W×3 (RGB), their labels int64 N, and a teacher's probabilities float32 N×C or None.
 
     Raises:
-        InputError: another dtype or shape, or not as many labels as images.
+        InputError: Another dtype or shape, or not as many labels as images.
     """
 
     images: np.ndarray
@@ -59,13 +59,13 @@ class TileSource:
     """All that the rest of the program knows about the data.
 
     Attributes:
-        name: short name of the source, such as `pathmnist` or the name of the folder.
-        class_names: the name of each label; the index is the label.
+        name: Short name of the source, such as `pathmnist` or the name of the folder.
+        class_names: The name of each label; the index is the label.
         splits: `Tiles` by name: "train", mostly "validation", often "test", and "held_out" where training tiles were
             kept from all models for the privacy audit.
-        image_size: side of every tile in pixels.
-        license: licence of the tiles where known.
-        attribution: whom to credit, where known.
+        image_size: Side of every tile in pixels.
+        license: Licence of the tiles where known.
+        attribution: Whom to credit, where known.
     """
 
     name: str
@@ -79,7 +79,7 @@ class TileSource:
         """The tiles of one split.
 
         Raises:
-            InputError: the source has no such split.
+            InputError: The source has no such split.
         """
         if name not in self.splits:
             raise InputError(f"{self.name} has no {name!r} split: it has {', '.join(self.splits)}")
@@ -107,10 +107,10 @@ def make_source(
     attribution: str | None = None,
     hold_out_validation: bool = True,
 ) -> TileSource:
-    """Check the splits against each other, hold out a validation split where there is none, and order the splits.
+    """Checks the splits against each other, hold out a validation split where there is none, and order the splits.
 
     Raises:
-        InputError: fewer than two classes, a class with no training tile, a label that is no class, an empty split,
+        InputError: Fewer than two classes, a class with no training tile, a label that is no class, an empty split,
             tiles of different size, tiles that are not square, or tiles smaller than 8 pixels.
     """
     class_names = [str(c) for c in class_names]
@@ -177,20 +177,20 @@ def _hold_out(train: Tiles) -> dict[str, Tiles]:
 
 
 def sample_per_class(labels: np.ndarray | Sequence[int], n_per_class: int, seed: int) -> np.ndarray:
-    """Draw `n_per_class` tiles of each class at random: the real-data baseline.
+    """Draws `n_per_class` tiles of each class at random: the real-data baseline.
 
     A smaller draw with the same seed is part of the larger one.
 
     Args:
-        labels: integers N.
-        n_per_class: at least 1.
-        seed: at least 0.
+        labels: Integers N.
+        n_per_class: At least 1.
+        seed: At least 0.
 
     Returns:
         Indices int64, sorted, with no repeats.
 
     Raises:
-        InputError: a class with fewer tiles, or a number out of range.
+        InputError: A class with fewer tiles, or a number out of range.
     """
     check_integer(param("n_per_class"), n_per_class, 1, error=InputError)
     check_integer(param("seed"), seed, 0, error=InputError)
@@ -238,7 +238,7 @@ def hold_out_for_audit(source: TileSource, share: float) -> TileSource:
 
 
 def fit_tile(image: Image.Image, size: int) -> Image.Image:
-    """Bring an RGB image to `size`×`size`: the shorter side is resized to `size`, then the centre is cut out.
+    """Brings an RGB image to `size`×`size`: the shorter side is resized to `size`, then the centre is cut out.
 
     Pillow's LANCZOS when shrinking, BICUBIC when enlarging. An image of that size already is returned as it is.
     """
@@ -265,7 +265,7 @@ def fit_array(images: np.ndarray, size: int | None) -> np.ndarray:
 
 
 def check_soft_labels(soft_labels: np.ndarray, where: str) -> None:
-    """Raise `InputError`, which names `where`, column and row, unless each row of N×C finite numbers is probabilities.
+    """Raises `InputError`, which names `where`, column and row, unless each row of N×C finite numbers is probabilities.
 
     They are at least 0, and their sum is 1 to within 0.001, which a softmax in float32 keeps by far.
     """
