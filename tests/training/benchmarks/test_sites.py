@@ -62,7 +62,7 @@ def test_the_seed_decides_the_split():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((1, 0.3, 0), "num_sites=1 is out of range: it must be a whole number of at least 2"),
+        ((1, 0.3, 0), "num_sites=1 is out of range: it must be at least 2"),
         ((2, 0.0, 0), "concentration=0.0 is out of range: it must be above 0"),
         ((4, 0.3, 0, 26), "min_per_class=26 is too many: class 2 has 100 tiles for 4 sites; ask for fewer"),
     ],
