@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,6 +164,25 @@ def spread(values: list[float | None]) -> dict[str, Any]:
     }
 
 
+def summarise_seeds(cells: Sequence[dict[str, Any]], splits: Sequence[str]) -> dict[str, Any]:
+    """What cells that differ in their seed alone say together.
+
+    Args:
+        cells: As `train_cell` returns them, at least one, in the order of their seeds.
+        splits: The splits whose scores count.
+
+    Returns:
+        Dict of num_train, steps, seeds, and for each split a dict with the `spread` of each of `METRICS`. An AUC that
+        is undefined for one cell, since the tiles lack a class, has no mean.
+    """
+    return {
+        "num_train": cells[0]["num_train"],
+        "steps": cells[0]["config"]["max_train_steps"],
+        "seeds": [cell["seed"] for cell in cells],
+        **{split: {metric: spread([cell[split][metric] for cell in cells]) for metric in METRICS} for split in splits},
+    }
+
+
 def summarise_rows(cells: list[dict[str, Any]], titles: dict[str, str], split: str) -> list[dict[str, Any]]:
     """One row per architecture and row name, in order of appearance, with its scores over seeds.
 
@@ -173,25 +192,13 @@ def summarise_rows(cells: list[dict[str, Any]], titles: dict[str, str], split: s
         split: The split whose scores count.
 
     Returns:
-        Dicts of row, title, architecture, num_train, steps, seeds, and for each of accuracy, auc and f1 the mean, the
-        standard deviation (of a sample; None for one seed) and the single values. An AUC that is undefined for one
-        cell, since the tiles lack a class, has no mean.
+        Dicts of row, title, architecture, and what `summarise_seeds` says of the row's cells, the scores of the split
+        beside the rest.
     """
     rows = []
     for architecture, row in dict.fromkeys((cell["architecture"], cell["row"]) for cell in cells):
         mine = [cell for cell in cells if (cell["architecture"], cell["row"]) == (architecture, row)]
-        scores = {}
-        for metric in METRICS:
-            scores[metric] = spread([cell[split][metric] for cell in mine])
-        rows.append(
-            {
-                "row": row,
-                "title": titles[row],
-                "architecture": architecture,
-                "num_train": mine[0]["num_train"],
-                "steps": mine[0]["config"]["max_train_steps"],
-                "seeds": [cell["seed"] for cell in mine],
-                **scores,
-            }
-        )
+        summary = summarise_seeds(mine, [split])
+        scores = summary.pop(split)
+        rows.append({"row": row, "title": titles[row], "architecture": architecture, **summary, **scores})
     return rows

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from histodistill.hub_cards import PrivacyFacts, RunFacts
-from histodistill.training.commands.benchmark import FIXED_ROWS
 from histodistill.training.data.medmnist import MEDMNIST
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json
 from histodistill.training.running.stages import read_record
+from histodistill.training.tables.rows import FIXED_ROWS
 
 
 _STAGES = {
