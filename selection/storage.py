@@ -7,12 +7,13 @@ import json
 import os
 import re
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from sklearn.exceptions import NotFittedError
+
+from histodistill.selection.versions import installed_versions
 
 
 CONFIG_NAME = "config.json"
@@ -57,7 +58,7 @@ class PretrainedMixin:
             "params": {name: _plain(value) for name, value in sorted(self.get_params(deep=False).items())},
             "fitted": numbers,
             "arrays_sha256": hashlib.sha256(payload).hexdigest(),
-            "versions": _versions(),
+            "versions": installed_versions(_VERSIONS_OF),
         }
         _write_atomically(folder / ARRAYS_NAME, payload)
         _write_atomically(folder / CONFIG_NAME, (json.dumps(config, indent=2) + "\n").encode())
@@ -145,16 +146,6 @@ def _fitted_state(selector: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]
 
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _VERSIONS_OF:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # run from a source tree, or faiss installed under another name
-            continue
-    return found
 
 
 def _write_atomically(path: Path, payload: bytes) -> None:

@@ -276,7 +276,8 @@ def main(argv: list[str]) -> None:
         print(f"[{number}/{len(plan)}] {stage.title}", flush=True)
         run_module(stage.module, stage.argv, stage.num_processes)
 
-    from histodistill.training.reporting.report import summary_lines, write_report
+    from histodistill.training.reporting.report_page import write_report
+    from histodistill.training.reporting.summary import summary_lines
 
     write_report(args.output)
     print("\n".join(summary_lines(args.output)))

@@ -16,6 +16,7 @@ from histodistill.training.engine.accelerator import make_accelerator
 from histodistill.training.evaluation.cells import check_same_kind, read_cell, summarise_rows, train_cell
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import write_json
+from histodistill.training.running.formats import RESULTS_FORMAT
 from histodistill.training.running.options import run_script
 from histodistill.training.running.stages import Stage, require_complete
 from histodistill.training.train_classifier import ClassifierConfig
@@ -49,6 +50,7 @@ def summarise(cells: list[dict[str, Any]], source: TileSource, n_per_class: int,
         if accuracy.get((architecture, "real_all")) and (architecture, RECOVERY_ROW) in accuracy
     }
     return {
+        "format": RESULTS_FORMAT,
         "data": source.name,
         "class_names": source.class_names,
         "n_per_class": n_per_class,
