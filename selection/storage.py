@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +13,7 @@ import numpy as np
 from sklearn.exceptions import NotFittedError
 
 from histodistill.selection.files import write_bytes
+from histodistill.selection.versions import installed_versions
 
 
 CONFIG_NAME = "config.json"
@@ -58,7 +58,7 @@ class PretrainedMixin:
             "params": {name: _plain(value) for name, value in sorted(self.get_params(deep=False).items())},
             "fitted": numbers,
             "arrays_sha256": hashlib.sha256(payload).hexdigest(),
-            "versions": _versions(),
+            "versions": installed_versions(_VERSIONS_OF),
         }
         write_bytes(folder / ARRAYS_NAME, payload)
         write_bytes(folder / CONFIG_NAME, (json.dumps(config, indent=2) + "\n").encode())
@@ -151,16 +151,6 @@ def _fitted_state(selector: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]
 
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _VERSIONS_OF:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # run from a source tree, or faiss installed under another name
-            continue
-    return found
 
 
 def _download(name: str, hub_options: dict[str, Any]) -> dict[str, Path]:

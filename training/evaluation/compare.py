@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.evaluation.plans import CellsConfig, Planned, PlannedCell, parse_plan, planned_cells
 from histodistill.training.running.errors import InputError
+from histodistill.training.running.formats import RESULTS_FORMAT
 from histodistill.training.running.options import StepParser, config, option, run_script
 
 
@@ -234,6 +235,7 @@ def summarise(cells: list[dict[str, Any]], source: TileSource, n_per_class: int,
         if accuracy.get((architecture, "real_all")) and (architecture, RECOVERY_ROW) in accuracy
     }
     return {
+        "format": RESULTS_FORMAT,
         "data": source.name,
         "class_names": source.class_names,
         "n_per_class": n_per_class,
