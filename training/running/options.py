@@ -47,6 +47,7 @@ class Option:
         metavar: What stands for its value, or values, in `--help`.
         group: Title of the group that `--help` shows it in.
         positional: Whether the command line takes it without a name.
+        repeatable: Whether the command line takes it, with one value or several, more than once.
         setting: Whether it decides what comes out, and so is recorded as a setting of the result; others say where
             from, where to and how a script runs.
     """
@@ -60,6 +61,7 @@ class Option:
     metavar: str | tuple[str, ...] | None = None
     group: str | None = None
     positional: bool = False
+    repeatable: bool = False
     setting: bool = True
 
     def rule(self) -> str:
@@ -252,6 +254,19 @@ def _check_option(name: str, value: Any, about: Option) -> None:
             raise InputError(f"{param(name)}={_shown(value)} is out of range: {rule}")
 
 
+def check_values(config_class: type[StepConfig], values: Mapping[str, Any]) -> None:
+    """Checks values for some fields of a configuration, one by one, as the configuration itself would.
+
+    Raises:
+        InputError: For a name that is no field, or a value that the field does not take.
+    """
+    options = {field.name: field.metadata[_METADATA] for field in dataclasses.fields(config_class)}
+    for name, value in values.items():
+        if name not in options:
+            raise InputError(f"{name} is no option: it must be one of {', '.join(options)}")
+        _check_option(name, Kind.of(config_class, name).take(name, value), options[name])
+
+
 def _number(value: float) -> str:
     # Powers of two are how limits of whole numbers are known.
     if value >= 2**20 and float(value).is_integer() and int(value) & (int(value) - 1) == 0:
@@ -322,6 +337,8 @@ class StepParser(argparse.ArgumentParser, Generic[_Config]):
             group.add_argument(field.name, **{**options, "metavar": metavar})
             return
         default = None if required else field.default
+        if about.repeatable:
+            options["action"], default = "extend", list(default or ())
         group.add_argument(option_string(field.name), dest=field.name, required=required, default=default, **options)
 
     def read(self, argv: Sequence[str] | None = None) -> _Config:
