@@ -64,7 +64,7 @@ class Option:
         group: Title of the group that `--help` shows it in.
         positional: Whether the command line takes it without a name.
         repeatable: Whether the command line takes it, with one value or several, more than once.
-        may_be_empty: Whether the command line takes none of several values, though there are some by default.
+        may_be_empty: Whether there may be none of several values, though there are some by default.
         setting: Whether it decides what comes out, and so is recorded as a setting of the result; others say where
             from, where to and how a script runs.
     """
@@ -159,7 +159,8 @@ class StepConfig:
             # The fields are frozen for all others; here they get their types.
             object.__setattr__(self, field.name, value)
             _check_value(field.name, value, field.metadata[_METADATA])
-            if value == () and field.default != ():
+            may_be_empty = field.default == () or field.metadata[_METADATA].may_be_empty
+            if value == () and not may_be_empty:
                 raise InputError(f"{param(field.name)} has no values: give at least one")
         self.check()
 
