@@ -13,11 +13,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from histodistill.selection.names import QUOTA_RULES, RANKINGS, SELECTOR_NAMES, WEIGHTINGS
 
-#: The name of every selector, cheap to read (for instance for the choices of a command line option).
-SELECTOR_NAMES = ("infomap", "random", "kmeans", "herding", "kernel_herding", "k_center", "facility_location")
-#: Which images of a community a `DistillSelector` can choose.
-RANKINGS = ("modular_centrality", "random")
 
 _HOME_OF_NAME = {
     "BaseSelector": "base",
@@ -32,14 +29,12 @@ _HOME_OF_NAME = {
     "DegenerateGraphWarning": "communities",
     "find_communities": "communities",
     "DistillSelector": "distill_selector",
-    "WEIGHTINGS": "graph",
     "at_least": "filters",
     "knn_graph": "graph",
     "nearest_among": "graph",
     "nearest_neighbors": "graph",
     "recognised": "filters",
     "typical": "filters",
-    "QUOTA_RULES": "quotas",
     "community_quotas": "quotas",
     "SELECTORS": "registry",
 }

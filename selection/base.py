@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -9,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from sklearn.base import BaseEstimator
 
-from histodistill.selection.checks import check_candidates, check_embeddings, check_integer, check_labels
+from histodistill.selection.checks import check_candidates, check_classes, check_embeddings, check_integer
 from histodistill.selection.communities import LARGEST_RANDOM_STATE
 from histodistill.selection.storage import PretrainedMixin
 
@@ -49,7 +50,7 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
     Attributes:
         selected_indices_: int64, `n_per_class` × number of classes; grouped by class in ascending order, within a
             class in rank order, best first.
-        classes_: int64, the labels that occur, ascending.
+        classes_: int64 or texts, the labels that occur, ascending.
         n_features_in_: D, the width of the embeddings.
 
     A subclass implements `_select_class`, and `check_params` if it has parameters of its own.
@@ -64,7 +65,7 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
 
         Args:
             embeddings: N×D real numbers, finite; used as float32.
-            labels: N whole numbers ≥ 0, the class of each image.
+            labels: N whole numbers ≥ 0 or N texts, the class of each image.
             candidates: N truth values, False for images that must not be chosen; all may be by default. See
                 `histodistill.selection.filters`.
 
@@ -77,7 +78,7 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
         """
         self.check_params()
         embeddings = check_embeddings(embeddings)
-        labels = check_labels(labels, len(embeddings))
+        labels = check_classes(labels, len(embeddings))
         candidates = check_candidates(candidates, len(embeddings))
         classes, counts = np.unique(labels, return_counts=True)
         for label, count in zip(classes, counts, strict=True):
@@ -95,7 +96,7 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
         for label in classes:
             rows = np.flatnonzero((labels == label) & candidates)
             # Seeded by the label itself, so that the other classes do not matter.
-            rng = np.random.default_rng([int(self.random_state), int(label)])
+            rng = np.random.default_rng([int(self.random_state), _seed_of(label)])
             chosen = self._select_class(embeddings[rows], rng, name=f"class {label}")
             selected.append(rows[chosen.ranked])
             for name, values in chosen.per_image.items():
@@ -129,3 +130,12 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
             rng: the only source of chance.
             name: what a message calls the class, such as `"class 3"`.
         """
+
+
+def _seed_of(label: np.int64 | np.str_) -> int:
+    """A number for a class that depends on nothing but its label, in any process."""
+    if isinstance(label, str):
+        # Not Python's hash, which is another one in every process. A text may hold half of a character.
+        digest = hashlib.sha256(label.encode("utf-8", "surrogatepass")).digest()
+        return int.from_bytes(digest[:8], "big")
+    return int(label)

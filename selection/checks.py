@@ -34,16 +34,49 @@ def check_embeddings(embeddings: Any, name: str = "embeddings") -> np.ndarray:
 def check_labels(labels: Any, n_images: int, name: str = "labels") -> np.ndarray:
     """`labels` as an int64 array of length `n_images` with values ≥ 0, or ValueError that calls them `name`."""
     array = np.asarray(labels)
-    if array.ndim != 1 or len(array) != n_images:
-        raise ValueError(
-            f"{name} has shape {array.shape}: it must be one-dimensional with one label for each of the "
-            f"{n_images} embeddings"
-        )
+    _check_length(array, n_images, name)
     if array.dtype.kind not in "iu":
         raise ValueError(f"{name} has dtype {array.dtype}: it must hold whole numbers, such as int64")
     array = array.astype(np.int64)
     if array.min() < 0:
         raise ValueError(f"{name} has the value {int(array.min())}: labels must be at least 0")
+    return array
+
+
+def _check_length(labels: np.ndarray, n_images: int, name: str) -> None:
+    if labels.ndim != 1 or len(labels) != n_images:
+        raise ValueError(
+            f"{name} has shape {labels.shape}: it must be one-dimensional with one label for each of the "
+            f"{n_images} embeddings"
+        )
+
+
+def check_classes(labels: Any, n_images: int) -> np.ndarray:
+    """The class of each image, as selectors take them.
+
+    Args:
+        labels: N whole numbers ≥ 0, or N texts, also as Python objects, which is how pandas holds them.
+        n_images: N.
+
+    Returns:
+        N int64, or N of numpy's texts (dtype `<U…`).
+
+    Raises:
+        ValueError: For another number of labels, for other values, and for numbers mixed with texts.
+    """
+    array = np.asarray(labels)
+    if array.ndim != 1 or array.dtype.kind not in "OTU":
+        return check_labels(array, n_images)
+    # Of a list with numbers and texts, numpy alone would make texts of all.
+    values = np.asarray(labels, dtype=object)
+    others = [index for index, value in enumerate(values) if not isinstance(value, str)]
+    if others:
+        raise ValueError(
+            f"labels has the value {values[others[0]]!r} at index {others[0]}: it must hold whole numbers alone, such "
+            "as int64, or texts alone"
+        )
+    array = values.astype(str)
+    _check_length(array, n_images, "labels")
     return array
 
 
