@@ -341,9 +341,9 @@ def test_from_python_it_takes_a_configuration_and_returns_the_folder(sites, tmp_
     assert read_image_dataset(tmp_path / "merged")[1]["site"].max() == 1
     assert script.run(config) == tmp_path / "merged"
     assert "already finished" in capsys.readouterr().out
-    with pytest.raises(InputError, match="^sites=a is the only one: name at least two sites to merge$"):
+    with pytest.raises(InputError, match=r"^sites=a is the only one: name at least two sites to merge$"):
         MergeConfig(sites=["a"], output="o")
-    with pytest.raises(InputError, match="^names=x does not fit 2 sites: give one name for each$"):
+    with pytest.raises(InputError, match=r"^names=x does not fit 2 sites: give one name for each$"):
         MergeConfig(sites=["a", "b"], names=["x"], output="o")
 
 

@@ -149,7 +149,7 @@ def test_from_python_it_takes_a_configuration_and_returns_the_folder(selected, t
     )
     assert script.run(config) == selected / "distilled"
     assert "already finished" in capsys.readouterr().out
-    with pytest.raises(InputError, match="^data is missing: drop_copies goes by the real tiles, so name them$"):
+    with pytest.raises(InputError, match=r"^data is missing: drop_copies goes by the real tiles, so name them$"):
         SelectConfig(pool=tiny_pool, teacher=tiny_teacher, output=selected, drop_copies=True)
 
 
