@@ -11,10 +11,8 @@ from scipy.sparse import csr_matrix
 
 from histodistill.selection.checks import check_choice, check_embeddings, check_integer
 from histodistill.selection.distances import cosine_between, squared_distances_between
+from histodistill.selection.names import WEIGHTINGS
 
-
-#: How `knn_graph` can weigh a link.
-WEIGHTINGS = ("local_gaussian", "inverse_distance", "cosine")
 
 # No link is weaker than this, so that an outlier keeps its links where exp() would round them to 0.
 _LARGEST_EXPONENT = 50.0

@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 from scipy.stats import binomtest
 
+from histodistill.selection.checks import check_embeddings, check_images, check_integer, check_labels
 from histodistill.selection.copies import (
     CopyIndex,
     CopyLimits,
@@ -52,6 +54,14 @@ MAX_TRUE_POSITIVES = 0.03
 #: Probability that a verdict of a kind fails by chance alone, over all spaces and attacks of that kind.
 FAILS_BY_CHANCE = 0.05
 ATTACKS = ("distance", "density_ratio")
+#: Validation tiles that an audit takes at least. An attacker may have a quarter of them, and a density takes two.
+FEWEST_VALIDATION_TILES = 8
+# Tiles of each part that `audit_images` takes at least: of those that are attacked there must be two for an interval.
+_FEWEST_TILES = {"train": 2, "validation": FEWEST_VALIDATION_TILES, "held_out": 2}
+# Parts that it does without.
+_OPTIONAL_PARTS = ("held_out", "pool")
+# What the audit itself calls two of its scores, so that no embedding can have these names.
+_OWN_SCORES = ("pixels", "structure")
 # More say little more, and take their time.
 _MOST_CALIBRATING = 2000
 _MOST_FOR_DENSITY = 4000
@@ -69,6 +79,21 @@ class LabelledImages:
 
     def __getitem__(self, rows: np.ndarray) -> LabelledImages:
         return LabelledImages(self.images[rows], self.labels[rows])
+
+    def __repr__(self) -> str:
+        return f"LabelledImages({len(self)} images of {self.images.shape[1]} px)"
+
+
+class HasLabelledImages(Protocol):
+    """Anything with images and their labels, such as `LabelledImages`, or the tiles that `load_tiles` gives."""
+
+    @property
+    def images(self) -> np.ndarray:
+        """uint8 N×S×S×3."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """N whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +233,29 @@ class Finding:
     sentence: str
 
 
+@dataclass(frozen=True, repr=False)
+class Verdict:
+    """Whether a set of images gives nothing away, and why; printed, it says so in sentences.
+
+    Attributes:
+        passed: whether all findings hold.
+        findings: the points that were looked at.
+        figures: all that was measured.
+    """
+
+    passed: bool
+    findings: tuple[Finding, ...]
+    figures: AuditResult
+
+    def __repr__(self) -> str:
+        failed = "".join(f", {finding.name}" for finding in self.findings if not finding.passed)
+        return f"Verdict(passed={self.passed}{failed and f', failed: {failed[2:]}'})"
+
+    def __str__(self) -> str:
+        lines = ["passed" if self.passed else "NOT PASSED: the images should not be published"]
+        return "\n".join(lines + [f"{'✓' if f.passed else '✗'} {f.sentence}" for f in self.findings])
+
+
 def find_limits(real: RealTiles, index: CopyIndex, seed: int = 0) -> CopyLimits:
     """Where copying begins: what validation tiles score against the other real tiles.
 
@@ -240,6 +288,113 @@ def find_copies(
     limits = find_limits(real, index, seed)
     scores = index.search(images)
     return limits.score(scores) < 1.05 * limits.limit, scores
+
+
+def audit_images(
+    images: Any,
+    labels: Any,
+    *,
+    train: HasLabelledImages | tuple[Any, Any],
+    validation: HasLabelledImages | tuple[Any, Any],
+    held_out: HasLabelledImages | tuple[Any, Any] | None = None,
+    pool: HasLabelledImages | tuple[Any, Any] | None = None,
+    embeddings: Mapping[str, Embed] | None = None,
+    n_planted: int = 100,
+    seed: int = 0,
+) -> Verdict:
+    """Whether synthetic images give anything away about the real tiles that their model was trained on.
+
+    Sets of real tiles are pairs of images and labels, or anything with `images` and `labels`. All images are uint8
+    N×S×S×3 of the same side, and labels N whole numbers ≥ 0, the same number for the same class.
+
+    Args:
+        images: the synthetic images, those that are to be published.
+        labels: the classes that they were made as.
+        train: the real tiles that the model was trained on, at least 2.
+        validation: real tiles that no model was trained on, at least 8; they tell how alike independent tiles are.
+        held_out: a random part of the training tiles that no model has seen, at least 2: the better control. Without
+            it validation tiles stand in for them, and may differ from training tiles for other reasons.
+        pool: all images of the model, of which `images` were chosen; by default these themselves.
+        embeddings: name → a function that embeds uint8 M×S×S×3 images as M×D real numbers, in which copies and
+            attacks are looked for beside pixels; none by default. It must not come from a model that was trained on
+            the labels of these tiles.
+        n_planted: copies of training tiles, of each kind, that are planted to see whether they are found; with fewer
+            than 20 nothing passes.
+        seed: of all that is random, from 0 on.
+
+    Returns:
+        The verdict on the images. On the weights of their model nothing is said.
+
+    Raises:
+        ValueError: for arrays of another shape, type or size, too few tiles, an embedding that returns something
+            else, or tiles that have nothing on them.
+
+    Examples:
+        verdict = audit_images(images, labels, train=(tiles, classes), validation=source.split("validation"))
+        print(verdict)
+    """
+    check_integer("n_planted", n_planted, 0)
+    check_integer("seed", seed, 0)
+    published = LabelledImages(*_check_arrays(images, labels, "images", "labels"))
+    size = published.images.shape[1]
+    tiles = {"train": train, "validation": validation, "held_out": held_out}
+    real = RealTiles(**{name: _check_part(name, part, size) for name, part in tiles.items()})
+    if n_planted and not has_content(real.train.images).any():
+        raise ValueError("images of train show nothing: there must be a tile that is not of one grey level")
+    figures = audit(
+        published,
+        _check_part("pool", pool, size) or published,
+        real,
+        _check_embeddings(embeddings or {}),
+        n_planted=n_planted,
+        seed=seed,
+    )
+    findings = tuple(judge_set(figures))
+    return Verdict(all(finding.passed for finding in findings), findings, figures)
+
+
+def _check_part(name: str, part: HasLabelledImages | tuple[Any, Any] | None, size: int) -> LabelledImages | None:
+    """A set of images of that size with their labels, or ValueError that calls it `name`."""
+    if part is None and name in _OPTIONAL_PARTS:
+        return None
+    if isinstance(part, (tuple, list)) and len(part) == 2:
+        images, labels = part
+    elif hasattr(part, "images") and hasattr(part, "labels"):
+        images, labels = part.images, part.labels
+    else:
+        raise ValueError(f"{name} is a {type(part).__name__}: it must be a pair of images and labels")
+    images, labels = _check_arrays(images, labels, f"images of {name}", f"labels of {name}")
+    if images.shape[1] != size:
+        raise ValueError(
+            f"images of {name} are {images.shape[1]} px wide and images {size} px: they must have the same size"
+        )
+    fewest = _FEWEST_TILES.get(name, 1)
+    if len(images) < fewest:
+        raise ValueError(f"{name} has {len(images)} tiles: it must be at least {fewest}")
+    return LabelledImages(images, labels)
+
+
+def _check_arrays(images: Any, labels: Any, images_name: str, labels_name: str) -> tuple[np.ndarray, np.ndarray]:
+    images = check_images(images, images_name)
+    return images, check_labels(labels, len(images), labels_name, of="images")
+
+
+def _check_embeddings(embeddings: Mapping[str, Embed]) -> dict[str, Embed]:
+    """The same functions, which raise ValueError with one sentence for what is no embedding of their images."""
+
+    def checked(name: str, embed: Embed) -> Embed:
+        def embed_and_check(images: np.ndarray) -> np.ndarray:
+            points = check_embeddings(embed(images), f"what embeddings[{name!r}] returned")
+            if len(points) != len(images):
+                raise ValueError(f"embeddings[{name!r}] returned {len(points)} rows for {len(images)} images")
+            return points
+
+        return embed_and_check
+
+    for name in _OWN_SCORES:
+        if name in embeddings:
+            raise ValueError(f"embeddings has the name {name!r}, which the audit uses itself: give it another name")
+    return {name: checked(name, embed) for name, embed in embeddings.items()}
 
 
 def audit(
