@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -92,11 +93,33 @@ def escape_markdown(value: Any) -> str:
     return _MARKUP.sub(lambda found: f"&#{ord(found.group())};", " ".join(str(value).split()))
 
 
+@dataclass(frozen=True)
+class ScoreText:
+    """A score as text; as a whole, `0.757` or `0.757 ± 0.004`.
+
+    Attributes:
+        mean: With three decimals; a dash where there is none.
+        std: The standard deviation likewise; None where there is one seed.
+    """
+
+    mean: str
+    std: str | None = None
+
+    @classmethod
+    def of(cls, score: Mapping[str, Any] | None) -> ScoreText:
+        """The text of `{"mean": .., "std": ..}`, either of which may be None."""
+        if not score or score["mean"] is None:
+            return cls("–")
+        std = score.get("std")
+        return cls(f"{score['mean']:.3f}", None if std is None else f"{std:.3f}")
+
+    def __str__(self) -> str:
+        return self.mean if self.std is None else f"{self.mean} ± {self.std}"
+
+
 def format_score(score: Mapping[str, float | None] | None) -> str:
     """`{"mean": .., "std": ..}` as 0.757 or 0.757 ± 0.004; a dash where there is no mean."""
-    if not score or score["mean"] is None:
-        return "–"
-    return f"{score['mean']:.3f}" + ("" if score.get("std") is None else f" ± {score['std']:.3f}")
+    return str(ScoreText.of(score))
 
 
 def size_category(count: int) -> str:

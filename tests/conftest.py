@@ -7,33 +7,51 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from histodistill.training.data.phantom import phantom_source
-from histodistill.training.running.presets import Preset
 from histodistill.training.running.stages import read_record
 
 
 # Nothing here is trained enough to be good: only the way through counts.
-TINY_PRESET = Preset(
-    autoencoder={"channels": [8, 8], "latent_channels": 2, "max_train_steps": 150, "batch_size": 8,
-                 "validation_steps": 150, "checkpointing_steps": 5},
-    diffusion={"channels": [8], "layers_per_block": 1, "attention_levels": 1, "max_train_steps": 10, "batch_size": 8},
-    teacher={"architecture": "convnet", "width": 8, "max_train_steps": 10, "batch_size": 20},
-    generate={"per_class": 8, "num_inference_steps": 2, "guidance_scale": 1.5, "chunk_size": 20},
-    select={"n_per_class": 3, "n_neighbors": 3},
-    compare=("convnet:2:real_all,real_random,distilled_ce",),
-)  # fmt: skip
+TINY_PRESET = """
+[autoencoder]
+channels = [8, 8]
+latent_channels = 2
+max_train_steps = 150
+batch_size = 8
+validation_steps = 150
+checkpointing_steps = 5
 
-# `histodistill` with one more preset.
-TINY_COMMAND = f"""
-from histodistill.training import cli, presets
-presets.PRESETS["tiny"] = presets.Preset(**{asdict(TINY_PRESET)!r})
-cli.main()
+[diffusion]
+channels = [8]
+layers_per_block = 1
+attention_levels = 1
+max_train_steps = 10
+batch_size = 8
+
+[teacher]
+architecture = "convnet"
+width = 8
+max_train_steps = 10
+batch_size = 20
+
+[generate]
+per_class = 8
+num_inference_steps = 2
+guidance_scale = 1.5
+chunk_size = 20
+
+[select]
+n_per_class = 3
+n_neighbors = 3
+
+[compare]
+train = ["convnet:2:real_all,real_random,distilled_ce"]
 """
 
 
@@ -60,9 +78,11 @@ class TinyRun:
 
 
 @pytest.fixture(scope="session")
-def tiny_preset() -> Preset:
-    """The preset of `tiny_run`, there called "tiny"."""
-    return TINY_PRESET
+def tiny_preset(tmp_path_factory) -> Path:
+    """The file of the preset of `tiny_run`, which is called "tiny"."""
+    path = tmp_path_factory.mktemp("preset") / "tiny.toml"
+    path.write_text(TINY_PRESET)
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -86,12 +106,12 @@ def offline_environment(tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory, tiny_tiles, offline_environment) -> TinyRun:
+def tiny_run(tmp_path_factory, tiny_tiles, tiny_preset, offline_environment) -> TinyRun:
     """A whole run, made by two processes: one that was killed while it trained, and the same command again."""
     place = tmp_path_factory.mktemp("distill")
     folder = place / "run"
-    argv = ["--data", str(tiny_tiles), "--output", str(folder), "--preset", "tiny"]
-    command = [sys.executable, "-c", TINY_COMMAND, "distill", *argv]
+    argv = ["--data", str(tiny_tiles), "--output", str(folder), "--preset", str(tiny_preset)]
+    command = [sys.executable, "-m", "histodistill.training.cli", "distill", *argv]
 
     with open(place / "first.log", "w") as log:
         first = subprocess.Popen(

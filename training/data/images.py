@@ -1,7 +1,8 @@
-"""Image grids as PNG files."""
+"""Images, grids of images and figures as PNG files."""
 
 from __future__ import annotations
 
+import base64
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +42,19 @@ def png_bytes(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
+
+
+def base64_png(pixels: np.ndarray, largest_side: int) -> str:
+    """An image as a PNG file in base64, to be put into an HTML page.
+
+    Args:
+        pixels: uint8 H×W×3.
+        largest_side: In pixels; an image with a longer side is shrunk to it.
+    """
+    image = Image.fromarray(pixels)
+    if max(image.size) > largest_side:
+        image.thumbnail((largest_side, largest_side), Image.Resampling.LANCZOS)
+    return base64.b64encode(png_bytes(image)).decode()
 
 
 def figure_png(figure: Figure, dpi: int = 130) -> bytes:

@@ -17,9 +17,9 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from histodistill.hub_cards.gate import AUDIT_FORMAT, audit_sentences
-from histodistill.training.commands.generate import PIPELINE_OPTIONS
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.images import png_bytes
+from histodistill.training.generate import PIPELINE_OPTIONS
 from histodistill.training.reporting.report import (
     BENCHMARK_PICTURES,
     SELECTION_PICTURES,

@@ -2,8 +2,9 @@
 
     histodistill distill --data phantom --output runs/phantom --preset cpu-demo
 
-Stages that are finished are skipped, and one that was killed goes on from its last checkpoint: run the same command
-again. The output folder then holds
+Steps that are finished are skipped, and one that was killed goes on from its last checkpoint: run the same command
+again. A preset sets the options of all steps; --set changes single ones, as in --set diffusion.learning_rate=1e-4.
+The output folder then holds
 
     run.json  autoencoder/  pipeline/  teacher/  pool/  selector/  distilled/  audit/  audit.json  comparison/
     results.json  report.html
@@ -11,22 +12,33 @@ again. The output folder then holds
 
 from __future__ import annotations
 
-import argparse
+import functools
+import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-from histodistill.training.running.errors import InputError
-from histodistill.training.running.launch import add_launch_option, run_module
+from histodistill.training import generate, train_autoencoder, train_classifier, train_diffusion
+from histodistill.training.distillation import select
+from histodistill.training.evaluation import audit, compare
+from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.formats import RUN_FORMAT, check_format
+from histodistill.training.running.launch import NUM_PROCESSES_HELP, run_module
 from histodistill.training.running.options import (
-    HelpFormatter,
-    add_audit_share_option,
-    check_audit_share,
-    check_option,
-    fail,
+    Kind,
+    StepConfig,
+    StepParser,
+    check_values,
+    config,
+    option,
+    run_script,
+    to_argv,
 )
-from histodistill.training.running.presets import PRESETS, Preset, to_argv
+from histodistill.training.running.presets import PRESET_NAMES, Preset, load_preset, preset_name
+from histodistill.training.running.training_options import AUDIT_SHARE_HELP, PRECISIONS
 
 
 # What is made of the models, and so can be made anew with other options.
@@ -41,65 +53,147 @@ _OF_SELECTION = {
     "benchmark",
 }
 _AFTER = {"select": _OF_SELECTION, "generate": {"pool", "evaluation", *_OF_SELECTION}}
+# The steps by the name of their section in a preset, in order.
+STEPS: dict[str, type[StepConfig]] = {
+    "autoencoder": train_autoencoder.TrainAutoencoderConfig,
+    "diffusion": train_diffusion.TrainDiffusionConfig,
+    "teacher": train_classifier.TrainClassifierConfig,
+    "generate": generate.GenerateConfig,
+    "select": select.SelectConfig,
+    "audit": audit.AuditConfig,
+    "compare": compare.CompareConfig,
+}
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Reads and checks the command line; ends with code 2 and one sentence where it is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="histodistill distill", description=__doc__, allow_abbrev=False, formatter_class=HelpFormatter
+@config
+class DistillConfig(StepConfig):
+    """Options of `distill`."""
+
+    data: str | Path = option("phantom, a MedMNIST name, .npz file, image folder, datasets folder or Hub dataset id")
+    output: Path = option("folder of the run")
+    preset: str | None = option(
+        f"{', '.join(PRESET_NAMES)} or a .toml file; default: gpu where there is one, or cpu", default=None
     )
-    parser.add_argument(
-        "--data",
-        required=True,
-        help="phantom, a MedMNIST name, .npz file, image folder, datasets folder or Hub dataset id",
+    set: tuple[str, ...] = option(
+        f"options of single steps in place of the preset's; the steps are {', '.join(STEPS)}",
+        default=(),
+        metavar="STEP.OPTION=VALUE",
+        repeatable=True,
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder of the run")
-    parser.add_argument(
-        "--preset", choices=list(PRESETS), default=None, help="default: gpu where there is one, or cpu"
-    )
-    parser.add_argument("--image-size", type=int, default=None, help="side in pixels; default: the size tiles have")
-    parser.add_argument("--n-per-class", type=int, default=None, help="images to keep of each class; default: preset")
-    parser.add_argument("--per-class", type=int, default=None, help="pool images of each class; default: preset")
-    add_audit_share_option(parser, default=0.1)
-    parser.add_argument("--seed", type=int, default=0, help="seed of every stage")
-    parser.add_argument("--mixed-precision", choices=["no", "bf16", "fp16"], default="bf16", help="of the trainings")
-    add_launch_option(parser)
-    args = parser.parse_args(argv)
-    for name in ("n_per_class", "per_class", "num_processes"):
-        check_option(args, name, getattr(args, name) is None or getattr(args, name) >= 1, "it must be at least 1")
+    image_size: int | None = option("side in pixels; default: the size tiles have", default=None)
+    n_per_class: int | None = option("images to keep of each class; default: preset", default=None, at_least=1)
+    per_class: int | None = option("pool images of each class; default: preset", default=None, at_least=1)
+    audit_share: float = option(AUDIT_SHARE_HELP, default=0.1, at_least=0, below=1)
     # What the selection can take.
-    check_option(args, "seed", 0 <= args.seed < 2**31, "it must be at least 0 and below 2^31")
-    check_audit_share(args)
-    return args
+    seed: int = option("seed of every step", default=0, at_least=0, below=2**31)
+    mixed_precision: str = option("of the trainings", default="bf16", choices=PRECISIONS)
+    num_processes: int = option(NUM_PROCESSES_HELP, default=1, at_least=1)
+
+    def check(self) -> None:
+        """Reads the preset, where one is named, and the changes of it."""
+        if self.preset is not None:
+            load_preset(self.preset)
+        _ = self.changes
+
+    @functools.cached_property
+    def changes(self) -> dict[str, dict[str, Any]]:
+        """What `set` says: step → option → value, as JSON holds it."""
+        changes: dict[str, dict[str, Any]] = {}
+        for text in self.set:
+            step, name, value = _read_change(text, _given_by_distill(self))
+            if name in changes.setdefault(step, {}):
+                raise InputError(f"{param('set')} names {step}.{name} twice: name it once")
+            for own, place in (("per_class", "generate"), ("n_per_class", "select")):
+                if (step, name) == (place, own) and getattr(self, own) is not None:
+                    raise InputError(f"{param('set')} {text} and {param(own)} are the same option: give one of them")
+            changes[step][name] = value
+        return changes
 
 
-def resolve_preset(args: argparse.Namespace) -> Preset:
-    """The preset with the command line's own choices put in.
+def make_parser() -> StepParser[DistillConfig]:
+    """The parser of the command line."""
+    return StepParser(DistillConfig, prog="histodistill distill", description=__doc__)
+
+
+def run(config: DistillConfig) -> Path:
+    """Runs all steps that are not finished, then writes the report and prints a summary.
+
+    Returns:
+        The folder of the run.
 
     Raises:
-        InputError: If there are not enough images to keep so many, since some are dropped as copies, or more images
-            than the selector takes.
+        InputError: For tiles or options that cannot be used, or a folder that holds another run.
+        SystemExit: With the exit code of a step that failed, which has said why.
+    """
+    from histodistill.training.reporting.report_page import write_report
+    from histodistill.training.reporting.summary import summary_lines
+    from histodistill.training.running.stages import is_complete
+
+    plan = stages(config, open_run(config))
+    for number, stage in enumerate(plan, start=1):
+        leaves = [config.output / name for name in stage.also_leaves]
+        if is_complete(config.output / stage.folder) and all(path.is_file() for path in leaves):
+            print(f"[{number}/{len(plan)}] {stage.title}: finished before", flush=True)
+            continue
+        print(f"[{number}/{len(plan)}] {stage.title}", flush=True)
+        run_module(stage.module, stage.argv, stage.num_processes)
+
+    write_report(config.output)
+    print("\n".join(summary_lines(config.output)))
+    return config.output
+
+
+def resolve_preset(config: DistillConfig) -> Preset:
+    """The preset with the configuration's own choices put in, but for what depends on the tiles.
+
+    Raises:
+        InputError: If it names options that a step does not take, there are not enough images to keep so many, since
+            some are dropped as copies, or more images than the selector takes.
     """
     from histodistill.selection.baselines import LARGEST_DISTANCE_MATRIX
 
-    preset = PRESETS[args.preset]
-    generate, select = dict(preset.generate), dict(preset.select)
-    if args.per_class is not None:
-        generate["per_class"] = args.per_class
-    if args.n_per_class is not None:
-        select["n_per_class"] = args.n_per_class
+    where = config.preset or default_preset()
+    preset = load_preset(where)
+    given = _given_by_distill(config)
+    for step in STEPS:
+        try:
+            _refuse_given(preset.options(step), given[step])
+            check_values(STEPS[step], preset.options(step))
+        except InputError as error:
+            raise InputError(f"{where}, section [{step}]: {error}") from error
+    if config.per_class is not None:
+        preset = preset.with_options("generate", {"per_class": config.per_class})
+    if config.n_per_class is not None:
+        preset = preset.with_options("select", {"n_per_class": config.n_per_class})
+    preset = with_changes(preset, config, ("generate", "select"))
+    per_class, n_per_class = preset.generate["per_class"], preset.select["n_per_class"]
     # Images that are copies of real tiles are dropped: too few would be left, and hours later.
-    if select["n_per_class"] > 0.9 * generate["per_class"]:
+    if n_per_class > 0.9 * per_class:
         raise InputError(
-            f"--n-per-class={select['n_per_class']} is more than nine tenths of the {generate['per_class']} pool "
-            "images of a class, and copies are dropped: raise --per-class or lower --n-per-class"
+            f"{param('n_per_class')}={n_per_class} is more than nine tenths of the {per_class} pool images of a "
+            f"class, and copies are dropped: raise {param('per_class')} or lower {param('n_per_class')}"
         )
     most = math.isqrt(LARGEST_DISTANCE_MATRIX)
-    if generate["per_class"] > most:
+    if per_class > most:
         raise InputError(
-            f"--per-class={generate['per_class']} is more than the selection can compare: it must be at most {most}"
+            f"{param('per_class')}={per_class} is more than the selection can compare: it must be at most {most}"
         )
-    return replace(preset, generate=generate, select=select)
+    return preset
+
+
+def default_preset() -> str:
+    """The preset that suits this machine."""
+    import torch
+
+    return "gpu" if torch.cuda.is_available() else "cpu"
+
+
+def with_changes(preset: Preset, config: DistillConfig, steps: Sequence[str]) -> Preset:
+    """The preset with what `set` says of some steps."""
+    for step in steps:
+        if changes := config.changes.get(step):
+            preset = preset.with_options(step, changes)
+    return preset
 
 
 def check_image_size(preset: Preset, image_size: int) -> None:
@@ -114,169 +208,257 @@ def check_image_size(preset: Preset, image_size: int) -> None:
         nearest = next(size for size in sizes if size % 2 ** preset.halvings(size) == 0)
         raise InputError(
             f"tiles of {image_size} px do not suit this preset, whose models halve them {halvings} times: "
-            f"give --image-size {nearest}"
+            f"give {param('image_size')} {nearest}"
         )
 
 
-def open_run(args: argparse.Namespace, max_train_steps: Mapping[str, int] | None = None) -> dict:
-    """Checks the data, and claims the output folder for them and these settings; returns what run.json holds.
+def _require_gpu_for_fp16(precision: str) -> None:
+    """Says at once what the first step would say, too, but with the folder claimed for fp16."""
+    if precision == "fp16":
+        import torch
+
+        if not torch.accelerator.is_available():
+            raise InputError(f"{param('mixed_precision')}=fp16 needs a GPU: give bf16 or no")
+
+
+def open_run(config: DistillConfig, max_train_steps: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """Checks the data and all options, and claims the output folder for them; returns what run.json holds.
 
     Nothing is written before everything is known to be right.
 
     Args:
-        args: The options of `parse_args`.
-        max_train_steps: Optimizer steps of the stages that are named here, in place of the preset's.
+        config: The options.
+        max_train_steps: Optimizer steps of the steps that are named here, in place of the preset's.
 
     Raises:
-        InputError: For data that cannot be used, or a folder that holds another run.
+        InputError: For data or options that cannot be used, or a folder that holds another run.
     """
     from histodistill.training.data.audit_tiles import real_tiles
     from histodistill.training.data.sources import load_tiles
-    from histodistill.training.running.files import read_json, write_json
 
-    preset = resolve_preset(args)
-    source = load_tiles(args.data, image_size=args.image_size, audit_share=args.audit_share)
+    _require_gpu_for_fp16(config.mixed_precision)
+    preset = resolve_preset(config)
+    source = load_tiles(config.data, image_size=config.image_size, audit_share=config.audit_share)
     check_image_size(preset, source.image_size)
-    preset = preset.for_image_size(source.image_size)
     real_tiles(source)
     source.split("test")
-    diffusion = dict(preset.diffusion, max_train_steps=preset.diffusion_steps(len(source.split("train"))))
+    preset = preset.for_image_size(source.image_size)
+    steps = preset.diffusion_steps(len(source.split("train")))
+    preset = with_changes(preset.with_options("diffusion", {"max_train_steps": steps}), config, list(STEPS))
+    for step, number in (max_train_steps or {}).items():
+        preset = preset.with_options(step, {"max_train_steps": number})
     settings = {
-        **asdict(replace(preset, diffusion=diffusion)),
-        "seed": args.seed,
+        **preset.settings(),
+        "seed": config.seed,
         "image_size": source.image_size,
-        "mixed_precision": args.mixed_precision,
+        "mixed_precision": config.mixed_precision,
         "fingerprint": source.fingerprint(),
     }
-    for stage, steps in (max_train_steps or {}).items():
-        settings[stage]["max_train_steps"] = steps
-    if args.audit_share:
-        settings["audit_share"] = args.audit_share
-    settings["compare"] = list(settings["compare"])
+    if config.audit_share:
+        settings["audit_share"] = config.audit_share
     run = {
+        "format": RUN_FORMAT,
         "data": source.name,
-        "preset": args.preset,
+        "preset": preset_name(config.preset or default_preset()),
+        **({"set": list(config.set)} if config.set else {}),
         "class_names": source.class_names,
         "num_tiles": {name: len(tiles) for name, tiles in source.splits.items()},
         "image_size": source.image_size,
-        "seed": args.seed,
-        "settings": settings,
+        "seed": config.seed,
+        # As it comes back from the file.
+        "settings": json.loads(json.dumps(settings)),
     }
-    file = args.output / "run.json"
-    if file.is_file():
-        try:
-            old = read_json(file)["settings"]
-            changed = [name for name in settings | old if old.get(name) != settings.get(name)]
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise InputError(f"{file} is not a run's record or is damaged: give another --output") from error
-        names = ", ".join("the tiles" if name == "fingerprint" else name for name in changed)
-        refusal = f"{args.output} holds a run with other settings ({names}): give another --output"
-        if not set(changed) <= _AFTER.keys():
-            raise InputError(refusal)
-        later = set().union(*(_AFTER[name] for name in changed))
-        if made := sorted(name for name in later if (args.output / name).exists()):
-            raise InputError(
-                f"{refusal}, or move {', '.join(made)} away to make them anew from the models that are there"
-            )
-        if changed:
-            write_json(file, run)
-    elif args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
-        raise InputError(f"--output={args.output} is not a run and not empty: give a new folder")
-    else:
-        try:
-            write_json(file, run)
-        except OSError as error:
-            raise InputError(f"--output={args.output} cannot be written ({error.strerror}): give another") from error
+    if source.image_size % 2**preset.model_halvings:
+        raise InputError(
+            f"{param('set')} makes models that halve tiles {preset.model_halvings} times, and these are of "
+            f"{source.image_size} px: set fewer channels"
+        )
+    stages(config, run)  # refuses what a step would refuse
+    _claim(config.output, run)
     return run
+
+
+def _claim(output: Path, run: dict[str, Any]) -> None:
+    """Writes run.json, where the folder is new, or holds this run.
+
+    Raises:
+        InputError: If it holds another run or something else, or cannot be written.
+    """
+    from histodistill.training.running.files import write_json
+
+    file = output / "run.json"
+    if file.is_file():
+        if _changed_settings(output, run["settings"]):
+            write_json(file, run)
+        return
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{param('output')}={output} is not a run and not empty: give a new folder")
+    try:
+        write_json(file, run)
+    except OSError as error:
+        raise InputError(f"{param('output')}={output} cannot be written ({error.strerror}): give another") from error
+
+
+def _changed_settings(output: Path, settings: dict[str, Any]) -> list[str]:
+    """The settings in which a run that is there differs, where what was made with them is not there any more.
+
+    Raises:
+        InputError: If it is there, or the record is damaged.
+    """
+    from histodistill.training.running.files import read_json
+
+    file = output / "run.json"
+    try:
+        record = read_json(file)
+        old = record["settings"]
+        changed = [name for name in settings | old if old.get(name) != settings.get(name)]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{file} is not a run's record or is damaged: give another {param('output')}") from error
+    check_format(record, file, RUN_FORMAT)
+    names = ", ".join("the tiles" if name == "fingerprint" else name for name in changed)
+    refusal = f"{output} holds a run with other settings ({names}): give another {param('output')}"
+    if not set(changed) <= _AFTER.keys():
+        raise InputError(refusal)
+    later = set().union(*(_AFTER[name] for name in changed))
+    if made := sorted(name for name in later if (output / name).exists()):
+        raise InputError(f"{refusal}, or move {', '.join(made)} away to make them anew from the models that are there")
+    return changed
 
 
 @dataclass(frozen=True)
 class StageCall:
-    """How `distill` runs one stage.
+    """How `distill` runs one step.
 
     Attributes:
         title: What the user is told.
-        folder: Folder in the run that holds the stage's record.
-        module: The script.
-        options: Its options.
+        folder: Folder in the run that holds the step's record.
+        step: The step's module.
+        config: Its options.
         num_processes: Processes that share its work.
-        also_leaves: What the stage leaves outside its folder.
-        arguments: What its script takes without an option's name.
+        also_leaves: What the step leaves outside its folder.
     """
 
     title: str
     folder: str
-    module: str
-    options: dict[str, object]
+    step: ModuleType
+    config: StepConfig
     num_processes: int
     also_leaves: tuple[str, ...] = ()
-    arguments: tuple[object, ...] = ()
+
+    @property
+    def module(self) -> str:
+        """The name of the step's module."""
+        return self.step.__name__
 
     @property
     def argv(self) -> list[str]:
-        """What the script is started with."""
-        return [*(str(argument) for argument in self.arguments), *to_argv(self.options)]
+        """What the module is started with."""
+        return to_argv(self.config)
 
 
-def stages(args: argparse.Namespace, run: dict) -> list[StageCall]:
-    """Every stage, in order."""
-    out, settings, many = args.output, run["settings"], args.num_processes
-    package = "histodistill.training"
-    data = {"data": args.data, "image_size": run["image_size"]}
-    models = {**data, "audit_share": args.audit_share}
-    seed, precision = {"seed": args.seed}, {"mixed_precision": args.mixed_precision}
-    training = {**seed, **precision, "resume": "latest"}
-    autoencoder = {**models, "output": out / "autoencoder", **settings["autoencoder"], **training}
-    diffusion = {
-        **models, "autoencoder": out / "autoencoder", "output": out / "pipeline", **settings["diffusion"], **training
-    }  # fmt: skip
-    teacher = {**models, "output": out / "teacher", **settings["teacher"], **training}
-    generate = {"pipeline": out / "pipeline", "output": out / "pool", **seed, **settings["generate"]}
-    made = {"pool": out / "pool", "teacher": out / "teacher", "data": args.data, "output": out}
-    embedders = ["untrained", out / "autoencoder"]
-    select = {**made, **seed, **settings["select"], "copy_embedders": embedders, "drop_copies": []}
-    audit = {"data": args.data, "audit_share": args.audit_share, "embedders": embedders, **seed}
-    compare = {"run": out, **data, "train": settings["compare"], "seeds": [args.seed], **precision}
+def stages(config: DistillConfig, run: Mapping[str, Any]) -> list[StageCall]:
+    """Every step, in order.
+
+    Args:
+        config: The options.
+        run: What run.json holds.
+
+    Raises:
+        InputError: For options that a step refuses.
+    """
+    settings, many = run["settings"], config.num_processes
+    embedders = ["untrained", str(config.output / "autoencoder")]
+    # What distill would have and a preset may change.
+    usual: dict[str, dict[str, Any]] = {
+        "select": {"copy_embedders": embedders, "drop_copies": True},
+        "audit": {"embedders": embedders},
+    }
+    given = _given_by_distill(config, run["image_size"])
+    options = {step: {**usual.get(step, {}), **_options_of(settings, step), **given[step]} for step in STEPS}
+    configs = {}
+    for step, config_class in STEPS.items():
+        try:
+            configs[step] = config_class(**options[step])
+        except InputError as error:
+            raise InputError(f"step {step}: {error}") from error
     return [
-        StageCall("autoencoder", "autoencoder", f"{package}.train_autoencoder", autoencoder, many),
-        StageCall("denoiser", "pipeline", f"{package}.train_diffusion", diffusion, many),
-        StageCall("teacher", "teacher", f"{package}.train_classifier", teacher, many),
-        StageCall("pool", "pool", f"{package}.generate", generate, many),
-        StageCall("selection", "distilled", f"{package}.select", select, 1, ("selector/config.json",)),
-        StageCall("privacy audit", "audit", f"{package}.audit", audit, 1, ("audit.json",), (out,)),
-        StageCall("comparison", "comparison", f"{package}.compare", compare, many, ("results.json",)),
+        StageCall("autoencoder", "autoencoder", train_autoencoder, configs["autoencoder"], many),
+        StageCall("denoiser", "pipeline", train_diffusion, configs["diffusion"], many),
+        StageCall("teacher", "teacher", train_classifier, configs["teacher"], many),
+        StageCall("pool", "pool", generate, configs["generate"], many),
+        StageCall("selection", "distilled", select, configs["select"], 1, ("selector/config.json",)),
+        StageCall("privacy audit", "audit", audit, configs["audit"], 1, ("audit.json",)),
+        StageCall("comparison", "comparison", compare, configs["compare"], many, ("results.json",)),
     ]
 
 
-def main(argv: list[str]) -> None:
-    """Runs all stages that are not finished, then writes the report and a summary."""
-    args = parse_args(argv)
-    if args.preset is None:
-        import torch
+def _options_of(settings: Mapping[str, Any], step: str) -> dict[str, Any]:
+    """The options of a step as run.json has them."""
+    if step == "compare":
+        return {"train": settings["compare"], **settings.get("compare_options", {})}
+    return settings.get(step, {})
 
-        args.preset = "gpu" if torch.cuda.is_available() else "cpu"
-    if args.mixed_precision == "fp16":
-        import torch
 
-        # The first stage would say so as well, but with the folder claimed for fp16.
-        if not torch.accelerator.is_available():
-            fail("--mixed-precision=fp16 needs a GPU: give bf16 or no")
-    from histodistill.training.running.stages import is_complete
+def _given_by_distill(config: DistillConfig, image_size: int | None = None) -> dict[str, dict[str, Any]]:
+    """What `distill` itself says to each step: where things lie, and what all steps must agree on."""
+    out = config.output
+    data = {"data": config.data, "image_size": image_size}
+    training = {
+        **data,
+        "audit_share": config.audit_share,
+        "seed": config.seed,
+        "mixed_precision": config.mixed_precision,
+        "resume": "latest",
+    }
+    return {
+        "autoencoder": {**training, "output": out / "autoencoder"},
+        "diffusion": {**training, "output": out / "pipeline", "autoencoder": out / "autoencoder"},
+        "teacher": {**training, "output": out / "teacher"},
+        "generate": {"pipeline": out / "pipeline", "output": out / "pool", "seed": config.seed},
+        "select": {
+            "pool": out / "pool",
+            "teacher": out / "teacher",
+            "data": config.data,
+            "output": out,
+            "seed": config.seed,
+        },
+        "audit": {"run": out, "data": config.data, "audit_share": config.audit_share, "seed": config.seed},
+        "compare": {"run": out, **data, "seeds": [config.seed], "mixed_precision": config.mixed_precision},
+    }
 
+
+def _read_change(text: str, given: Mapping[str, Mapping[str, Any]]) -> tuple[str, str, Any]:
+    """Step, option and value of a text `STEP.OPTION=VALUE`.
+
+    Raises:
+        InputError: If it is none, or no option that may be set.
+    """
+    place, equals, value = text.partition("=")
+    step, dot, name = place.partition(".")
+    name = name.replace("-", "_")
+    if not equals or not dot or step not in STEPS:
+        raise InputError(
+            f"{param('set')} {text} is not STEP.OPTION=VALUE with one of the steps {', '.join(STEPS)}: write it as in "
+            "diffusion.learning_rate=1e-4"
+        )
+    known = [field.name for field in fields(STEPS[step])]
     try:
-        run = open_run(args)
+        _refuse_given({name: None}, given[step])
+        if name not in known:
+            raise InputError(f"{name} is no option of {step}: it must be one of {', '.join(known)}")
+        read = Kind.of(STEPS[step], name).read_text(name, value)
+        check_values(STEPS[step], {name: read})
     except InputError as error:
-        fail(str(error))
-    plan = stages(args, run)
-    for number, stage in enumerate(plan, start=1):
-        leaves = [args.output / name for name in stage.also_leaves]
-        if is_complete(args.output / stage.folder) and all(path.is_file() for path in leaves):
-            print(f"[{number}/{len(plan)}] {stage.title}: finished before", flush=True)
-            continue
-        print(f"[{number}/{len(plan)}] {stage.title}", flush=True)
-        run_module(stage.module, stage.argv, stage.num_processes)
+        raise InputError(f"{param('set')} {text}: {error}") from error
+    return step, name, list(read) if isinstance(read, tuple) else read
 
-    from histodistill.training.reporting.report import summary_lines, write_report
 
-    write_report(args.output)
-    print("\n".join(summary_lines(args.output)))
+def _refuse_given(options: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuses options that are the same for all steps, or say where things lie."""
+    for name in options:
+        if name in given or name == "num_processes":
+            raise InputError(f"{name} cannot be set for one step, since distill gives it to all: leave it out here")
+
+
+if __name__ == "__main__":
+    run_script(make_parser, run)

@@ -30,10 +30,10 @@ from histodistill.hub_cards import (
     render_selector_card,
 )
 from histodistill.hub_cards.uploading import is_allowed
-from histodistill.training.commands.generate import PIPELINE_OPTIONS
 from histodistill.training.commands.publish import SUFFIXES, parse_args
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.images import make_grid, png_bytes
+from histodistill.training.generate import PIPELINE_OPTIONS
 from histodistill.training.models.embedders import describe_embedder
 from histodistill.training.publishing.pushing import show_or_push
 from histodistill.training.reporting.run_facts import public_name, read_optional, read_run_facts, source_name

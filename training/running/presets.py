@@ -1,35 +1,81 @@
-"""Presets of `histodistill distill`: the options of every stage for a given machine.
+"""Presets of `histodistill distill`: the options of every step for a given machine, as TOML files.
 
 `cpu-demo` is for trying the built-in phantom in minutes; `cpu` is for real 28-pixel tiles, in one to two hours on two
 cores; `gpu` is for one modern GPU. They are written for 28-pixel tiles, and `Preset.for_image_size` makes
-them fit larger ones. A preset is only a set of options: each stage can be run by hand with others.
+them fit larger ones. A preset is only a set of options: each step can be run by hand with others, and a file of your
+own with the same sections is a preset, too.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from histodistill.training.running.errors import InputError, param
+
+
+PRESET_NAMES = ("cpu-demo", "cpu", "gpu")
+# What `Preset` reckons with, and so every file must have.
+_NEEDED = {
+    "autoencoder": ("channels", "latent_channels", "batch_size"),
+    "diffusion": ("channels", "max_train_steps", "batch_size"),
+    "generate": ("per_class",),
+    "select": ("n_per_class",),
+    "compare": ("train",),
+}
+# Tiles in a batch, at least: gradients of fewer are too noisy for the learning rates of the presets.
+_SMALLEST_BATCH = 16
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Options per stage, named as on the command line.
+    """Options of each step, by the names of its configuration's fields, as TOML and JSON hold them.
 
     Attributes:
-        autoencoder, diffusion, teacher, generate, select: Options of that stage. The first must have channels,
+        autoencoder, diffusion, teacher, generate, select, audit: Options of that step. The first must have channels,
             latent_channels and batch_size, the second channels, max_train_steps and batch_size.
-        compare: The values of `histodistill compare --train`.
+        compare: What `histodistill compare --train` takes.
+        compare_options: The other options of that step.
         max_epochs: A denoiser that sees few tiles too often learns them by heart, so its steps are cut where they
             would show each training tile more often than this.
     """
 
-    autoencoder: dict[str, object] = field(default_factory=dict)
-    diffusion: dict[str, object] = field(default_factory=dict)
-    teacher: dict[str, object] = field(default_factory=dict)
-    generate: dict[str, object] = field(default_factory=dict)
-    select: dict[str, object] = field(default_factory=dict)
+    autoencoder: dict[str, Any] = field(default_factory=dict)
+    diffusion: dict[str, Any] = field(default_factory=dict)
+    teacher: dict[str, Any] = field(default_factory=dict)
+    generate: dict[str, Any] = field(default_factory=dict)
+    select: dict[str, Any] = field(default_factory=dict)
     compare: tuple[str, ...] = ()
     max_epochs: int = 200
+    audit: dict[str, Any] = field(default_factory=dict)
+    compare_options: dict[str, Any] = field(default_factory=dict)
+
+    def options(self, step: str) -> dict[str, Any]:
+        """The options of a step by the name of its section."""
+        if step == "compare":
+            return {"train": list(self.compare), **self.compare_options}
+        return dict(getattr(self, step))
+
+    def with_options(self, step: str, changes: Mapping[str, Any]) -> Preset:
+        """The same with other options of a step."""
+        options = {**self.options(step), **changes}
+        if step == "compare":
+            return replace(self, compare=tuple(options.pop("train")), compare_options=options)
+        return replace(self, **{step: options})
+
+    def settings(self) -> dict[str, Any]:
+        """All options as JSON holds them; sections that came later are there only where they say something."""
+        settings = {**dataclasses.asdict(self), "compare": list(self.compare)}
+        for name in ("audit", "compare_options"):
+            if not settings[name]:
+                del settings[name]
+        return settings
 
     def diffusion_steps(self, num_train: int) -> int:
         """Optimizer steps of the denoiser for so many training tiles."""
@@ -60,96 +106,67 @@ class Preset:
 
     def halvings(self, image_size: int) -> int:
         """How often the models for tiles of that size halve them: it must be divisible by 2 to that power."""
-        preset = self.for_image_size(image_size)
-        return len(preset.autoencoder["channels"]) + len(preset.diffusion["channels"]) - 2
+        return self.for_image_size(image_size).model_halvings
+
+    @property
+    def model_halvings(self) -> int:
+        """How often autoencoder and denoiser, as they are here, halve a tile."""
+        return len(self.autoencoder["channels"]) + len(self.diffusion["channels"]) - 2
 
 
 def _smaller(batch_size: int, scale: float) -> int:
     """A batch of images `scale` times as wide: a power of two with as many pixels or fewer, but at least 16."""
     if scale <= 1:
         return batch_size
-    return max(min(16, batch_size), 2 ** int(math.log2(batch_size / scale**2)))
+    return max(min(_SMALLEST_BATCH, batch_size), 2 ** int(math.log2(batch_size / scale**2)))
 
 
-# Guided at medium noise levels alone, tiles come nearer to real ones and cost less: see README.md beside this file.
-_GUIDANCE = {"guidance_scale": 1.5, "guidance_interval": [0.3, 0.9]}
+def load_preset(name_or_path: str | Path) -> Preset:
+    """A built-in preset by its name, or that of a `.toml` file.
 
-PRESETS = {
-    "cpu-demo": Preset(
-        autoencoder={
-            "channels": [16, 32],
-            "latent_channels": 8,
-            "max_train_steps": 400,
-            "batch_size": 32,
-            "learning_rate": 2e-3,
-        },
-        diffusion={
-            "channels": [32, 96],
-            "max_train_steps": 1200,
-            "batch_size": 32,
-            "learning_rate": 1e-3,
-            "ema_decay": 0.995,
-            "validation_steps": 300,
-        },
-        teacher={"architecture": "convnet", "width": 64, "max_train_steps": 300},
-        generate={"per_class": 200, "num_inference_steps": 16, "mixed_precision": "bf16", **_GUIDANCE},
-        select={"n_per_class": 20, "n_neighbors": 10},
-        compare=("convnet:250:real_all,real_random,distilled_ce,distilled_joint,distilled_soft",),
-    ),
-    "cpu": Preset(
-        autoencoder={
-            "channels": [32, 64],
-            "latent_channels": 8,
-            "max_train_steps": 2000,
-            "batch_size": 32,
-            "learning_rate": 2e-3,
-        },
-        diffusion={
-            "channels": [64, 128],
-            "max_train_steps": 14_000,
-            "batch_size": 32,
-            "learning_rate": 8e-4,
-            "ema_decay": 0.999,
-            "validation_steps": 2000,
-        },
-        teacher={"architecture": "convnet", "max_train_steps": 1000},
-        generate={"per_class": 1000, "num_inference_steps": 16, "mixed_precision": "bf16", **_GUIDANCE},
-        select={"n_per_class": 100},
-        compare=(
-            "convnet:800:real_all,real_random,distilled_ce,distilled_joint,distilled_soft",
-            "resnet18:300:real_all,real_random,distilled_ce,distilled_soft",
-        ),
-    ),
-    "gpu": Preset(
-        autoencoder={
-            "channels": [64, 128],
-            "latent_channels": 8,
-            "max_train_steps": 10_000,
-            "batch_size": 256,
-            "learning_rate": 2e-3,
-        },
-        diffusion={
-            "channels": [128, 256],
-            "max_train_steps": 60_000,
-            "batch_size": 256,
-            "learning_rate": 4e-4,
-            "ema_decay": 0.9999,
-        },
-        teacher={"architecture": "resnet18", "max_train_steps": 3000},
-        generate={"per_class": 1000, "num_inference_steps": 25, "mixed_precision": "bf16", **_GUIDANCE},
-        select={"n_per_class": 100},
-        compare=("convnet:3000", "resnet18:3000"),
-    ),
-}
+    Whether the sections' options and values are such as the steps take is for who knows the steps to check.
+
+    Raises:
+        InputError: For a name that is none, or a file that is missing, no TOML, or lacks what a preset needs.
+    """
+    if name_or_path in PRESET_NAMES:
+        text = resources.files("histodistill.training").joinpath("presets", f"{name_or_path}.toml").read_text("utf-8")
+        return _read_preset(text, str(name_or_path))
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        known = ", ".join(PRESET_NAMES)
+        raise InputError(f"{param('preset')}={name_or_path} is unknown: it must be one of {known}, or a .toml file")
+    try:
+        return _read_preset(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise InputError(f"{param('preset')}={path} cannot be read ({reason}): give a .toml file") from error
 
 
-def to_argv(options: dict[str, object]) -> list[str]:
-    """Options as command-line words: `{"steps": 64, "symmetries": False}` becomes `--steps 64 --no-symmetries`."""
-    argv = []
-    for name, value in options.items():
-        if isinstance(value, bool):
-            argv.append(f"--{'' if value else 'no-'}{name.replace('_', '-')}")
-            continue
-        values = value if isinstance(value, (list, tuple)) else [value]
-        argv += [f"--{name.replace('_', '-')}", *(str(v) for v in values)]
-    return argv
+def preset_name(name_or_path: str | Path) -> str:
+    """What a record calls a preset: its name, or that of its file without the folder."""
+    return str(name_or_path) if name_or_path in PRESET_NAMES else Path(name_or_path).stem
+
+
+def _read_preset(text: str, where: str) -> Preset:
+    try:
+        sections = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{param('preset')}={where} is no TOML ({error}): mend the file") from error
+    max_epochs = sections.pop("max_epochs", Preset.max_epochs)
+    if not isinstance(max_epochs, int) or isinstance(max_epochs, bool) or max_epochs < 1:
+        raise InputError(f"{where}: max_epochs={max_epochs} is out of range: it must be a whole number, at least 1")
+    known = [name for name in Preset.__dataclass_fields__ if name not in ("max_epochs", "compare_options")]
+    for name, options in sections.items():
+        if name not in known:
+            raise InputError(f"{where}: {name!r} is no section of a preset: use max_epochs and {', '.join(known)}")
+        if not isinstance(options, dict):
+            raise InputError(f"{where}: {name!r} must be a section with options: write [{name}] and its options below")
+    for name, needed in _NEEDED.items():
+        for option in needed:
+            if option not in sections.get(name, {}):
+                raise InputError(f"{where} lacks {option} in section [{name}]: a preset needs it")
+    compare = sections.pop("compare")
+    if not isinstance(compare["train"], list):
+        raise InputError(f"{where}: train in section [compare] must be a list: write it in brackets")
+    return Preset(**sections, max_epochs=max_epochs).with_options("compare", compare)

@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -19,19 +18,23 @@ from histodistill.training.data.phantom import phantom_tiles
 from histodistill.training.end_to_end import distill
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, write_json
-from histodistill.training.running.presets import PRESETS
+from histodistill.training.running.options import run_script
+from histodistill.training.running.presets import load_preset
 from histodistill.training.running.stages import is_complete, read_record
 
 
 TITLES = ["autoencoder", "denoiser", "teacher", "pool", "selection", "privacy audit", "comparison"]
 FOLDERS = ["autoencoder", "pipeline", "teacher", "pool", "distilled", "audit", "comparison"]
 SCRIPTS = ["train_autoencoder", "train_diffusion", "train_classifier", "generate", "select", "audit", "compare"]
+ROOMS = ["", "", "", "", "distillation.", "evaluation.", "evaluation."]
+TINY = Path()
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch, tiny_preset):
-    """Makes the preset "tiny" known to this process as well."""
-    monkeypatch.setitem(PRESETS, "tiny", tiny_preset)
+def tiny(tiny_preset):
+    """Makes the file of the preset known to the functions here."""
+    global TINY
+    TINY = tiny_preset
 
 
 @pytest.fixture
@@ -49,7 +52,8 @@ def copy(tiny_run, tmp_path) -> Path:
 
 
 def call(data: object, output: object, *argv: object) -> None:
-    distill.main(["--data", str(data), "--output", str(output), "--preset", "tiny", *map(str, argv)])
+    argv = ["--data", str(data), "--output", str(output), "--preset", str(TINY), *map(str, argv)]
+    run_script(distill.make_parser, distill.run, argv)
 
 
 def refused(capsys, data: object, output: object, *argv: object) -> str:
@@ -191,7 +195,7 @@ def test_finished_stages_are_skipped(tiny_run, copy, started, capsys):
 def test_only_what_is_missing_runs(gone, scripts, tiny_run, copy, started, monkeypatch):
     for name in gone:
         shutil.rmtree(copy / name) if (copy / name).is_dir() else (copy / name).unlink()
-    monkeypatch.setattr("histodistill.training.reporting.report.write_report", lambda _: None)
+    monkeypatch.setattr("histodistill.training.reporting.report_page.write_report", lambda _: None)
     call(tiny_run.data, copy)
     assert started == scripts
 
@@ -266,7 +270,7 @@ def test_pool_and_selection_are_made_anew_once_the_old_ones_are_away(argv, named
     run = tmp_path / "run"
     shutil.copytree(tiny_run.folder, run, ignore=lambda folder, names: set(made.split(", ")) & set(names))
     opened = distill.open_run(
-        distill.parse_args(["--data", str(tiny_run.data), "--output", str(run), "--preset", "tiny", *argv])
+        distill.make_parser().read(["--data", str(tiny_run.data), "--output", str(run), "--preset", str(TINY), *argv])
     )
     assert read_json(run / "run.json") == opened
     assert {
@@ -306,12 +310,16 @@ def test_how_it_runs_may_change(tiny_run, copy, started):
 
 
 def plan(data: Path, output: Path, *argv: object) -> list[distill.StageCall]:
-    args = distill.parse_args(["--data", str(data), "--output", str(output), "--preset", "tiny", *map(str, argv)])
-    return distill.stages(args, distill.open_run(args))
+    argv = ["--data", str(data), "--output", str(output), "--preset", str(TINY), *map(str, argv)]
+    config = distill.make_parser().read(argv)
+    return distill.stages(config, distill.open_run(config))
 
 
 def parsed(stage: distill.StageCall):
-    return import_module(stage.module).parse_args(stage.argv)
+    """What the process of a stage reads from its command line."""
+    config = import_module(stage.module).make_parser().read(stage.argv)
+    assert config == stage.config
+    return config
 
 
 def test_options_reach_the_scripts(tiny_tiles, tmp_path):
@@ -321,14 +329,15 @@ def test_options_reach_the_scripts(tiny_tiles, tmp_path):
     stages = plan(tiny_tiles, out, *options)
     assert [stage.title for stage in stages] == TITLES
     assert [stage.folder for stage in stages] == FOLDERS
-    assert [stage.module for stage in stages] == [f"histodistill.training.{script}" for script in SCRIPTS]
+    modules = [f"histodistill.training.{room}{script}" for room, script in zip(ROOMS, SCRIPTS, strict=True)]
+    assert [stage.module for stage in stages] == modules
     # Selection has nothing to share.
     assert [stage.num_processes for stage in stages] == [2, 2, 2, 2, 1, 1, 2]
     autoencoder, diffusion, teacher, generate, select, audit, compare = map(parsed, stages)
     for args in (autoencoder, diffusion, teacher):
         assert (args.data, args.image_size, args.resume) == (str(tiny_tiles), 16, "latest")
         assert (args.mixed_precision, args.seed) == ("no", 3)
-    assert (generate.seed, select.seed, compare.seeds) == (3, 3, [3])
+    assert (generate.seed, select.seed, compare.seeds) == (3, 3, (3,))
     assert (generate.per_class, select.n_per_class) == (9, 4)
     assert (autoencoder.output, diffusion.output, teacher.output) == (
         out / "autoencoder",
@@ -343,17 +352,17 @@ def test_options_reach_the_scripts(tiny_tiles, tmp_path):
         out,
     )
     assert [args.audit_share for args in (autoencoder, diffusion, teacher, audit)] == [0.2] * 4
-    embedders = ["untrained", str(out / "autoencoder")]
+    embedders = ("untrained", str(out / "autoencoder"))
     assert (select.drop_copies, select.copy_embedders, select.data) == (True, embedders, str(tiny_tiles))
     assert (audit.run, audit.data, audit.embedders, audit.seed) == (out, str(tiny_tiles), embedders, 3)
     assert (compare.run, compare.data, compare.image_size) == (out, str(tiny_tiles), 16)
-    assert compare.plan == [("convnet", 2, ["real_all", "real_random", "distilled_ce"])]
+    assert compare.plan == [("convnet", 2, ("real_all", "real_random", "distilled_ce"))]
     assert teacher.n_per_class is None
 
 
-def test_denoiser_sees_few_tiles_less_often(tiny_tiles, tmp_path, monkeypatch, tiny_preset):
-    monkeypatch.setitem(PRESETS, "tiny", replace(tiny_preset, max_epochs=1))
-    [_, diffusion, *_] = plan(tiny_tiles, tmp_path / "run")
+def test_denoiser_sees_few_tiles_less_often(tiny_tiles, tmp_path, tiny_preset):
+    (tmp_path / "few.toml").write_text(f"max_epochs = 1\n{tiny_preset.read_text()}")
+    [_, diffusion, *_] = plan(tiny_tiles, tmp_path / "run", "--preset", tmp_path / "few.toml")
     assert parsed(diffusion).max_train_steps == 55 // 8  # one tile in twelve is held out for the audit
 
 
@@ -367,10 +376,99 @@ def test_record_of_a_run(tiny_run):
 @pytest.mark.parametrize(("has_gpu", "preset"), [(True, "gpu"), (False, "cpu")])
 def test_default_preset_suits_the_machine(has_gpu, preset, tiny_tiles, tmp_path, monkeypatch, started):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
-    monkeypatch.setattr("histodistill.training.reporting.report.write_report", lambda _: None)
-    distill.main(["--data", str(tiny_tiles), "--output", str(tmp_path / "run")])
+    monkeypatch.setattr("histodistill.training.reporting.report_page.write_report", lambda _: None)
+    run_script(distill.make_parser, distill.run, ["--data", str(tiny_tiles), "--output", str(tmp_path / "run")])
     assert read_json(tmp_path / "run" / "run.json")["preset"] == preset
     assert started == SCRIPTS
+
+
+# Options of single steps.
+
+
+def test_what_is_set_reaches_the_step_and_the_record(tiny_tiles, tmp_path):
+    argv = ["--set", "diffusion.learning_rate=1e-4", "autoencoder.channels=16,8", "--set", "select.drop_copies=false"]
+    argv += ["--set", "audit.plant=7", "--set", "compare.batch_size=9", "--set", "teacher.normalize-stain=true"]
+    stages = plan(tiny_tiles, tmp_path / "run", *argv)
+    autoencoder, diffusion, teacher, _, select, audit, compare = map(parsed, stages)
+    assert (diffusion.learning_rate, autoencoder.channels, teacher.normalize_stain) == (1e-4, (16, 8), True)
+    assert (select.drop_copies, audit.plant, compare.batch_size) == (False, 7, 9)
+    # The rest is the preset's.
+    assert (diffusion.max_train_steps, autoencoder.latent_channels, compare.plan[0].steps) == (10, 2, 2)
+    run = read_json(tmp_path / "run" / "run.json")
+    assert run["set"] == [word for word in argv if word != "--set"]
+    assert run["settings"]["diffusion"]["learning_rate"] == 1e-4
+    assert run["settings"]["audit"] == {"plant": 7} and run["settings"]["compare_options"] == {"batch_size": 9}
+
+
+def test_nothing_set_leaves_the_record_as_it_always_was(tiny_run):
+    run = read_json(tiny_run.folder / "run.json")
+    assert "set" not in run
+    assert not {"audit", "compare_options"} & set(run["settings"])
+
+
+def test_steps_that_are_set_are_not_cut(tiny_tiles, tmp_path):
+    _, diffusion, *_ = plan(tiny_tiles, tmp_path / "run", "--set", "diffusion.max_train_steps=5000")
+    assert diffusion.config.max_train_steps == 5000  # the preset's 200 epochs of 55 tiles would be 1,375
+
+
+def test_run_with_other_set_options_is_left_untouched(tiny_run, capsys):
+    message = refused(capsys, tiny_run.data, tiny_run.folder, "--set", "teacher.width=4")
+    assert message == f"{tiny_run.folder} holds a run with other settings (teacher): give another --output"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rate=1", "--set learning_rate=1 is not STEP.OPTION=VALUE with one of the steps autoencoder, "),
+        ("denoiser.seed=1", "--set denoiser.seed=1 is not STEP.OPTION=VALUE with one of the steps autoencoder, "),
+        ("diffusion.channels", "--set diffusion.channels is not STEP.OPTION=VALUE"),
+        ("diffusion.learning=1", "--set diffusion.learning=1: learning is no option of diffusion: it must be one of "),
+        ("teacher.width=wide", "--set teacher.width=wide: width=wide cannot be read: it must be a whole number"),
+        ("teacher.width=0", "--set teacher.width=0: width=0 is out of range: it must be at least 1"),
+        ("select.selector=best", "--set select.selector=best: selector=best is unknown: it must be one of infomap, "),
+        ("teacher.output=x", "--set teacher.output=x: output cannot be set for one step, since distill gives it to "),
+        ("generate.seed=3", "--set generate.seed=3: seed cannot be set for one step, since distill gives it to all"),
+        ("diffusion.dropout=2", "--set diffusion.dropout=2: dropout=2.0 is out of range: it must be at least 0 and "),
+        ("select.n_per_class=9", "--n-per-class=9 is more than nine tenths of the 8 pool images of a class"),
+        ("autoencoder.channels=8,8,8,8,8,8", "--set makes models that halve tiles 5 times, and these are of 16 px"),
+        ("teacher.loss=worst", "step teacher: loss=worst is unknown: it must be one of ce, joint, contrastive"),
+    ],
+)
+def test_bad_set_options(text, message, tiny_tiles, tmp_path, started, capsys):
+    assert refused(capsys, tiny_tiles, tmp_path / "run", "--set", text).startswith(message)
+    assert started == [] and not (tmp_path / "run").exists()
+
+
+def test_an_option_is_set_once(tiny_tiles, tmp_path, capsys):
+    twice = ["--set", "teacher.width=4", "teacher.width=8"]
+    assert refused(capsys, tiny_tiles, tmp_path / "run", *twice) == "--set names teacher.width twice: name it once"
+    both = ["--set", "generate.per_class=9", "--per-class", 9]
+    message = "--set generate.per_class=9 and --per-class are the same option: give one of them"
+    assert refused(capsys, tiny_tiles, tmp_path / "run", *both) == message
+
+
+def test_a_preset_whose_option_no_step_knows(tiny_tiles, tmp_path, tiny_preset, capsys):
+    text = tiny_preset.read_text()
+    (tmp_path / "a.toml").write_text(text.replace("[teacher]", "[teacher]\nwidht = 3"))
+    (tmp_path / "b.toml").write_text(text.replace("width = 8", 'width = "8"'))
+    (tmp_path / "c.toml").write_text(text.replace("[teacher]", "[teacher]\nseed = 3"))
+    for name, expected in {
+        "a": "section [teacher]: widht is no option: it must be one of ",
+        "b": "section [teacher]: width='8' is of another type: it must be a whole number",
+        "c": "section [teacher]: seed cannot be set for one step, since distill gives it to all: leave it out here",
+    }.items():
+        message = refused(capsys, tiny_tiles, tmp_path / "run", "--preset", tmp_path / f"{name}.toml")
+        assert message.startswith(f"{tmp_path / name}.toml, {expected}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_from_python(tiny_tiles, tmp_path, tiny_preset, started, monkeypatch):
+    monkeypatch.setattr("histodistill.training.reporting.report_page.write_report", lambda _: None)
+    config = distill.DistillConfig(data=tiny_tiles, output=tmp_path / "run", preset=str(tiny_preset))
+    assert distill.run(config) == tmp_path / "run"
+    assert started == SCRIPTS
+    with pytest.raises(InputError, match=r"^n_per_class=0 is out of range: it must be at least 1$"):
+        distill.DistillConfig(data=tiny_tiles, output=tmp_path / "run", n_per_class=0)
 
 
 # Bad input.
@@ -399,7 +497,7 @@ def test_default_preset_suits_the_machine(has_gpu, preset, tiny_tiles, tmp_path,
             "--n-per-class=3 is more than nine tenths of the 2 pool images of a class, and copies are dropped: "
             "raise --per-class or lower --n-per-class",
         ),
-        (["--image-size", 4], "image_size=4 is out of range: it must be a whole number of at least 8"),
+        (["--image-size", 4], "--image-size=4 is out of range: it must be at least 8"),
         (
             ["--image-size", 17],
             "tiles of 17 px do not suit this preset, whose models halve them 1 times: give --image-size 16",
@@ -420,9 +518,9 @@ def test_fp16_without_a_gpu(tiny_tiles, tmp_path, started, capsys, monkeypatch):
 
 @pytest.mark.parametrize(("image_size", "better"), [(27, 28), (30, 28)])
 def test_size_that_the_models_of_a_preset_cannot_halve(image_size, better, tiny_preset):
-    preset = replace(tiny_preset, diffusion={**tiny_preset.diffusion, "channels": [8, 8]})
+    preset = load_preset(tiny_preset).with_options("diffusion", {"channels": [8, 8]})
     # 30 px can be halved once: the autoencoder would be trained before the denoiser failed.
-    with pytest.raises(InputError, match=rf"halve them 2 times: give --image-size {better}$"):
+    with pytest.raises(InputError, match=rf"halve them 2 times: give image_size {better}$"):
         distill.check_image_size(preset, image_size)
     distill.check_image_size(preset, better)
 
@@ -582,7 +680,7 @@ def test_bad_tiles(make, tiny_tiles, tmp_path, started, capsys, monkeypatch):
 
 def test_good_folder_of_images_is_taken(tmp_path, started, monkeypatch):
     # The one from which the bad ones above are made.
-    monkeypatch.setattr("histodistill.training.reporting.report.write_report", lambda _: None)
+    monkeypatch.setattr("histodistill.training.reporting.report_page.write_report", lambda _: None)
     call(image_folder(tmp_path / "tiles"), tmp_path / "run")
     assert started == SCRIPTS
     assert read_json(tmp_path / "run" / "run.json")["class_names"] == ["fat", "gland"]

@@ -1,47 +1,44 @@
 from __future__ import annotations
 
-from importlib import import_module
-
 import pytest
 import torch
 
-from histodistill.training.commands import compare
 from histodistill.training.end_to_end import distill
+from histodistill.training.evaluation import compare
 from histodistill.training.models.autoencoder import build_autoencoder
 from histodistill.training.models.denoiser import build_denoiser
-from histodistill.training.running.presets import PRESETS, Preset, to_argv
-from histodistill.training.train_classifier import make_config
+from histodistill.training.running.errors import InputError
+from histodistill.training.running.presets import PRESET_NAMES, Preset, load_preset, preset_name
 
 
-SCRIPTS = {
-    "autoencoder": ("train_autoencoder", ["--data", "d", "--output", "o"]),
-    "diffusion": ("train_diffusion", ["--data", "d", "--output", "o", "--autoencoder", "a"]),
-    "teacher": ("train_classifier", ["--data", "d", "--output", "o"]),
-    "generate": ("commands.generate", ["--pipeline", "p", "--output", "o"]),
-    "select": ("commands.select", ["--pool", "p", "--teacher", "t", "--output", "o"]),
+PRESETS = {name: load_preset(name) for name in PRESET_NAMES}
+REQUIRED = {
+    "autoencoder": {"data": "d", "output": "o"},
+    "diffusion": {"data": "d", "output": "o", "autoencoder": "a"},
+    "teacher": {"data": "d", "output": "o"},
+    "generate": {"pipeline": "p", "output": "o"},
+    "select": {"pool": "p", "teacher": "t", "output": "o"},
+    "compare": {"run": "r", "data": "d"},
 }
 
 
-def parsed(stage: str, preset: Preset):
-    name, required = SCRIPTS[stage]
-    module = import_module(f"histodistill.training.{name}")
-    return module.parse_args([*required, *to_argv(getattr(preset, stage))])
+def configured(step: str, preset: Preset):
+    return distill.STEPS[step](**REQUIRED[step], **preset.options(step))
 
 
-@pytest.mark.parametrize("stage", SCRIPTS)
+@pytest.mark.parametrize("step", REQUIRED)
 @pytest.mark.parametrize("name", PRESETS)
-def test_scripts_understand_every_option(name, stage):
-    options = getattr(PRESETS[name], stage)
-    args = parsed(stage, PRESETS[name])
+def test_steps_understand_every_option(name, step):
+    options = PRESETS[name].options(step)
+    config = configured(step, PRESETS[name])
     assert options
-    assert {option: getattr(args, option) for option in options} == options
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
+    assert {option: plain[option] for option in options} == options
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_comparison_is_understood_and_gives_the_recovery(name):
-    train = PRESETS[name].compare
-    args = compare.parse_args(["--run", "r", "--data", "d", "--train", *train])
-    for _, _, rows in args.plan:
+def test_comparison_gives_the_recovery(name):
+    for _, _, rows in configured("compare", PRESETS[name]).plan:
         assert {"real_all", "real_random", compare.RECOVERY_ROW} <= set(rows)
 
 
@@ -58,8 +55,7 @@ def test_stages_fit_each_other(name):
 @pytest.mark.parametrize("name", PRESETS)
 def test_models_can_be_built_for_every_size(name, image_size):
     preset = PRESETS[name].for_image_size(image_size)
-    autoencoder, diffusion = parsed("autoencoder", preset), parsed("diffusion", preset)
-    make_config(parsed("teacher", preset))
+    autoencoder, diffusion = configured("autoencoder", preset), configured("diffusion", preset)
     with torch.device("meta"):
         vae = build_autoencoder(
             image_size, autoencoder.channels, autoencoder.latent_channels, autoencoder.layers_per_block
@@ -67,7 +63,7 @@ def test_models_can_be_built_for_every_size(name, image_size):
         latent_size = image_size // 2 ** (len(autoencoder.channels) - 1)
         assert 14 <= latent_size <= 28
         denoiser = build_denoiser(
-            latent_size, vae.config.latent_channels, 5, diffusion.channels, diffusion.layers_per_block,
+            latent_size, vae.config.latent_channels, 5, list(diffusion.channels), diffusion.layers_per_block,
             diffusion.attention_levels, diffusion.dropout,
         )  # fmt: skip
         latents = torch.empty(2, vae.config.latent_channels, latent_size, latent_size)
@@ -125,18 +121,66 @@ def test_phantom_gets_all_steps_of_the_demo():
     assert preset.diffusion_steps(1500) == preset.diffusion["max_train_steps"]
 
 
-def test_to_argv():
-    options = {"batch_size": 64, "learning_rate": 1e-4, "channels": [32, 64], "loss": "ce", "names": ("a",)}
-    assert to_argv(options) == [
-        "--batch-size", "64", "--learning-rate", "0.0001", "--channels", "32", "64", "--loss", "ce", "--names", "a",
-    ]  # fmt: skip
-    assert to_argv({"symmetries": True, "normalize_stain": False}) == ["--symmetries", "--no-normalize-stain"]
-    assert to_argv({}) == []
+GOOD = """
+[autoencoder]
+channels = [8, 8]
+latent_channels = 2
+batch_size = 8
+[diffusion]
+channels = [8]
+max_train_steps = 10
+batch_size = 8
+[generate]
+per_class = 8
+[select]
+n_per_class = 3
+[compare]
+train = ["convnet:2"]
+seeds = [0, 1]
+"""
+
+
+def test_a_file_is_a_preset(tmp_path):
+    file = tmp_path / "my preset[1].toml"
+    file.write_text(f"max_epochs = 3\n{GOOD}")
+    preset = load_preset(file)
+    assert (preset.max_epochs, preset.diffusion["max_train_steps"]) == (3, 10)
+    assert preset.options("compare") == {"train": ["convnet:2"], "seeds": [0, 1]}
+    assert preset.settings()["compare_options"] == {"seeds": [0, 1]} and "audit" not in preset.settings()
+    assert (preset_name(file), preset_name("cpu")) == ("my preset[1]", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[autoencoder", "is no TOML"),
+        (f"[denoiser]\nseed = 1\n{GOOD}", "'denoiser' is no section of a preset: use max_epochs and autoencoder, "),
+        (f"teacher = 3\n{GOOD}", "'teacher' must be a section with options"),
+        (f"max_epochs = 0\n{GOOD}", "max_epochs=0 is out of range: it must be a whole number, at least 1"),
+        (GOOD.replace("per_class = 8", ""), "lacks per_class in section [generate]: a preset needs it"),
+        (GOOD.replace("latent_channels = 2", ""), "lacks latent_channels in section [autoencoder]"),
+        (GOOD.replace('["convnet:2"]', '"convnet:2"'), "train in section [compare] must be a list"),
+        ("", "lacks channels in section [autoencoder]"),
+    ],
+)
+def test_a_file_that_is_no_preset(text, message, tmp_path):
+    (tmp_path / "p.toml").write_text(text)
+    with pytest.raises(InputError) as raised:
+        load_preset(tmp_path / "p.toml")
+    assert message in str(raised.value) and str(tmp_path / "p.toml") in str(raised.value)
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    with pytest.raises(InputError, match=r"cannot be read \(No such file or directory\): give a \.toml file"):
+        load_preset(tmp_path / "none.toml")
+    (tmp_path / "latin.toml").write_bytes(b"# \xe9")
+    with pytest.raises(InputError, match=r"cannot be read \(it is not UTF-8 text\)"):
+        load_preset(tmp_path / "latin.toml")
 
 
 def test_unknown_preset(capsys):
     with pytest.raises(SystemExit) as stopped:
-        distill.parse_args(["--data", "phantom", "--output", "o", "--preset", "huge"])
+        distill.make_parser().read(["--data", "phantom", "--output", "o", "--preset", "huge"])
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert "huge" in error and all(name in error for name in PRESETS)
