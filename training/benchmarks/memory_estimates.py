@@ -1,26 +1,10 @@
-"""States how much memory on the device the two trainings of a preset need, without training and without a GPU.
+"""Follows a training step of the models through on torch's "meta" device, and counts what would be kept in memory.
 
-    python -m histodistill.training.benchmarks.memory --preset gpu --image-size 28 64 128 224 --num-classes 9
-
-Models and one batch are made on torch's "meta" device, where tensors have shapes and no values, and the forward pass
-of a training step is followed through. What the table adds up, in MiB, is
-
-    weights and optimizer   parameters, gradients and AdamW's two moments in float32, and with mixed precision the
-                            16-bit copies of the weights that autocast makes in each step; for the denoiser also the
-                            two copies of its moving average, and the frozen autoencoder
-    saved activations       every tensor that autograd keeps for the backward pass, counted once
-
-It is an estimate: workspaces of kernels, fragments of the caching allocator and the peak of temporary tensors come on
-top. With large tiles temporary tensors can be more than the saved activations: the denoiser's tiles are encoded by the
-frozen autoencoder.
-
-Autocast does not apply to meta tensors, so its rules for a GPU are followed by hand. On a CPU it leaves group norms in
-16 bits, and the denoiser's training saves less there.
+`memory` tells what is counted, and what is not.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -30,39 +14,25 @@ import torch.nn.functional as F
 from diffusers import AutoencoderDC
 from torch.overrides import TorchFunctionMode
 
-from histodistill.training import train_autoencoder, train_diffusion
 from histodistill.training.end_to_end.distill import check_image_size
 from histodistill.training.engine.flow import flow_loss
 from histodistill.training.models.autoencoder import VariationalAutoencoder, build_autoencoder, reconstruction_loss
 from histodistill.training.models.denoiser import build_denoiser
-from histodistill.training.running.options import HelpFormatter, check_option, run_script
-from histodistill.training.running.presets import PRESETS, Preset, to_argv
+from histodistill.training.running.presets import Preset
+from histodistill.training.train_autoencoder import TrainAutoencoderConfig
+from histodistill.training.train_diffusion import TrainDiffusionConfig
 
 
+# Bytes of the unit that the table is in.
 MIB = 2**20
-PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Parameters, gradients and the two moments of AdamW; the shadow of `EMAModel` and the model with the averaged weights.
-TRAINED_COPIES, AVERAGED_COPIES = 4, 2
-
-NOTE = (
-    "This is an estimate: workspaces of kernels, fragments of the caching allocator and the peak of temporary tensors "
-    "come on top. With large tiles, encoding the denoiser's batch can need more than the saved activations."
-)
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Reads and checks the command line; ends with code 2 and one sentence where it is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="memory", description=__doc__, allow_abbrev=False, formatter_class=HelpFormatter
-    )
-    parser.add_argument("--preset", choices=list(PRESETS), default="gpu", help="the preset whose trainings are meant")
-    parser.add_argument("--image-size", type=int, nargs="+", default=[28, 64, 128, 224], help="sides in pixels")
-    parser.add_argument("--num-classes", type=int, default=9, help="classes of the tiles")
-    parser.add_argument("--mixed-precision", choices=list(PRECISIONS), default="bf16", help="of the trainings")
-    args = parser.parse_args(argv)
-    check_option(args, "image_size", min(args.image_size) >= 1, "every size must be at least 1")
-    check_option(args, "num_classes", args.num_classes >= 1, "it must be at least 1")
-    return args
+# What autocast makes of a precision: None leaves float32.
+DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+# float32 copies of a model that is trained: parameters, gradients and the two moments of AdamW.
+TRAINED_COPIES = 4
+# Those that the moving average adds: the shadow of `EMAModel`, and the model with the averaged weights.
+AVERAGED_COPIES = 2
+# Stands for files that a training would read or write.
+_UNUSED = "unused"
 
 
 @dataclass(frozen=True)
@@ -178,7 +148,7 @@ def estimate_autoencoder(
     """Memory of `train_autoencoder`.
 
     Args:
-        preset: As it stands in `PRESETS`; it is fitted to the image size here.
+        preset: As `load_preset` returns it; it is fitted to the image size here.
         image_size: Side of a tile in pixels.
         mixed_precision: "no", "bf16" or "fp16".
         batch_size: Tiles in a batch; the preset's by default.
@@ -187,13 +157,13 @@ def estimate_autoencoder(
         InputError: If the preset's models cannot halve tiles of that size.
     """
     check_image_size(preset, image_size)
-    args = _script_args(train_autoencoder, preset.for_image_size(image_size).autoencoder)
-    batch_size = args.batch_size if batch_size is None else batch_size
-    autocast = GpuAutocast(PRECISIONS[mixed_precision])
+    config = _autoencoder_config(preset.for_image_size(image_size))
+    batch_size = config.batch_size if batch_size is None else batch_size
+    autocast = GpuAutocast(DTYPES[mixed_precision])
     with torch.device("meta"):
-        autoencoder = _build_autoencoder(args, image_size)
+        autoencoder = _build_autoencoder(config, image_size)
         latent_shape = _latent_shape(autoencoder, image_size)
-        model = VariationalAutoencoder(autoencoder, args.posterior_std)
+        model = VariationalAutoencoder(autoencoder, config.posterior_std)
         images = torch.empty(batch_size, 3, image_size, image_size)
         noise = torch.empty(batch_size, *latent_shape)
 
@@ -201,7 +171,7 @@ def estimate_autoencoder(
         with autocast:
             reconstruction, kl = model(images, noise)
         # Outside of autocast, as in the training.
-        return reconstruction_loss(reconstruction, images, args.frequency_weight) + kl
+        return reconstruction_loss(reconstruction, images, config.frequency_weight) + kl
 
     return _estimate("autoencoder", autoencoder, autoencoder, image_size, batch_size, step, autocast)
 
@@ -212,7 +182,7 @@ def estimate_denoiser(
     """Memory of `train_diffusion`.
 
     Args:
-        preset: As it stands in `PRESETS`; it is fitted to the image size here.
+        preset: As `load_preset` returns it; it is fitted to the image size here.
         image_size: Side of a tile in pixels.
         num_classes: Classes of the tiles, at least 1.
         mixed_precision: "no", "bf16" or "fp16".
@@ -223,20 +193,21 @@ def estimate_denoiser(
     """
     check_image_size(preset, image_size)
     preset = preset.for_image_size(image_size)
-    args = _script_args(train_diffusion, preset.diffusion, "--autoencoder", "unused")
-    batch_size = args.batch_size if batch_size is None else batch_size
-    autocast = GpuAutocast(PRECISIONS[mixed_precision])
+    # What the preset leaves open has the default of the training.
+    config = TrainDiffusionConfig(**preset.diffusion, data=_UNUSED, output=_UNUSED, autoencoder=_UNUSED)
+    batch_size = config.batch_size if batch_size is None else batch_size
+    autocast = GpuAutocast(DTYPES[mixed_precision])
     with torch.device("meta"):
-        autoencoder = _build_autoencoder(_script_args(train_autoencoder, preset.autoencoder), image_size)
+        autoencoder = _build_autoencoder(_autoencoder_config(preset), image_size)
         latent_shape = _latent_shape(autoencoder, image_size)
         denoiser = build_denoiser(
             latent_shape[1],
             latent_shape[0],
             num_classes,
-            args.channels,
-            args.layers_per_block,
-            args.attention_levels,
-            args.dropout,
+            config.channels,
+            config.layers_per_block,
+            config.attention_levels,
+            config.dropout,
         )
         latents = torch.empty(batch_size, *latent_shape)
         class_ids, noise_levels = torch.empty(batch_size, dtype=torch.int64), torch.empty(batch_size)
@@ -248,13 +219,13 @@ def estimate_denoiser(
     return _estimate("denoiser", denoiser, autoencoder, image_size, batch_size, step, autocast)
 
 
-def _script_args(script, options: dict[str, object], *required: str) -> argparse.Namespace:
-    # What the preset leaves open has the default of the script.
-    return script.parse_args(["--data", "unused", "--output", "unused", *required, *to_argv(options)])
+def _autoencoder_config(preset: Preset) -> TrainAutoencoderConfig:
+    # What the preset leaves open has the default of the training.
+    return TrainAutoencoderConfig(**preset.autoencoder, data=_UNUSED, output=_UNUSED)
 
 
-def _build_autoencoder(args: argparse.Namespace, image_size: int) -> AutoencoderDC:
-    return build_autoencoder(image_size, args.channels, args.latent_channels, args.layers_per_block)
+def _build_autoencoder(config: TrainAutoencoderConfig, image_size: int) -> AutoencoderDC:
+    return build_autoencoder(image_size, config.channels, config.latent_channels, config.layers_per_block)
 
 
 def _latent_shape(autoencoder: AutoencoderDC, image_size: int) -> tuple[int, int, int]:
@@ -307,19 +278,3 @@ def table_lines(estimates: Iterable[MemoryEstimate]) -> list[str]:
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(word.rjust(width) for word, width in zip(row, widths, strict=True)) for row in rows]
-
-
-def main(args: argparse.Namespace) -> None:
-    """Prints the table."""
-    preset, precision = PRESETS[args.preset], {"mixed_precision": args.mixed_precision}
-    estimates = []
-    for image_size in args.image_size:
-        estimates.append(estimate_autoencoder(preset, image_size, **precision))
-        estimates.append(estimate_denoiser(preset, image_size, args.num_classes, **precision))
-    print(f"preset {args.preset}, {args.num_classes} classes, mixed precision {args.mixed_precision}")
-    print("\n".join(table_lines(estimates)))
-    print(NOTE)
-
-
-if __name__ == "__main__":
-    run_script(parse_args, main)
