@@ -105,12 +105,12 @@ def check_audit(
         reasons = "; ".join(finding["sentence"] for finding in verdict["findings"] if not finding["passed"])
         raise AuditError(
             f"{part} did not pass the privacy audit ({reasons}): mend it, or publish it all the same with "
-            "--i-accept-the-risk"
+            "`i_accept_the_risk`"
         )
 
 
 def risk_statement(refusal: str) -> str:
-    """What the card of something published with --i-accept-the-risk says in its first lines.
+    """What the card of something published with `i_accept_the_risk` says in its first lines.
 
     Args:
         refusal: the message of the `AuditError`.

@@ -170,7 +170,7 @@ def _check_namespaces(api: HfApi, uploads: Sequence[Upload]) -> None:
         if namespace not in mine:
             raise PublishError(
                 f"the token belongs to {me['name']}, who has no rights in {namespace!r}: give one of "
-                f"{', '.join(mine)} as --namespace, or use another token"
+                f"{', '.join(mine)} as `namespace`, or use another token"
             )
 
 
@@ -186,7 +186,7 @@ def _prepare(api: HfApi, upload: Upload, tag: str | None) -> _State:
         except HfHubHTTPError as error:
             if error.response is not None and error.response.status_code == 409:
                 raise PublishError(
-                    f"the name {upload.repo_id} is taken by a repository of another type: give another --name"
+                    f"the name {upload.repo_id} is taken by a repository of another type: give another `name`"
                 ) from error
             raise
         info, is_new = api.repo_info(**where), True
@@ -194,7 +194,7 @@ def _prepare(api: HfApi, upload: Upload, tag: str | None) -> _State:
     files = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
     if not is_new and not _is_ours(info, files):
         raise PublishError(
-            f"{upload.repo_id} holds something that histodistill did not make: give another --name, or delete it"
+            f"{upload.repo_id} holds something that histodistill did not make: give another `name`, or delete it"
         )
     tagged = None
     if tag is not None:
@@ -209,10 +209,10 @@ def _is_ours(info: ModelInfo, files: Mapping[str, RepoFile]) -> bool:
 
 def _check_state(upload: Upload, state: _State, public: bool, tag: str | None) -> None:
     if not public and not state.private:
-        raise PublishError(f"{upload.repo_id} is public already: add --public to update it, or make it private first")
+        raise PublishError(f"{upload.repo_id} is public already: add `public` to update it, or make it private first")
     if state.tagged is not None and (state.tagged != state.commit or _operations(upload, state)):
         raise PublishError(
-            f"the tag {tag} of {upload.repo_id} stands for another version: give another --revision-tag"
+            f"the tag {tag} of {upload.repo_id} stands for another version: give another `revision_tag`"
         )
 
 
