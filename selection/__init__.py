@@ -11,16 +11,32 @@ neither faiss nor infomap.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from histodistill.selection.names import RANKINGS, SELECTOR_NAMES
 
 
-#: The name of every selector, cheap to read (for instance for the choices of a command line option).
-SELECTOR_NAMES = ("infomap", "random", "kmeans", "herding", "kernel_herding", "k_center", "facility_location")
-#: Which images of a community a `DistillSelector` can choose.
-RANKINGS = ("modular_centrality", "random")
+if TYPE_CHECKING:
+    from histodistill.selection.base import BaseSelector, ClassSelection
+    from histodistill.selection.baselines import (
+        FacilityLocationSelector,
+        HerdingSelector,
+        KCenterSelector,
+        KernelHerdingSelector,
+        KMeansSelector,
+        RandomSelector,
+    )
+    from histodistill.selection.communities import Communities, DegenerateGraphWarning, find_communities
+    from histodistill.selection.distill_selector import DistillSelector
+    from histodistill.selection.filters import at_least, recognised, typical
+    from histodistill.selection.graph import WEIGHTINGS, knn_graph, nearest_among, nearest_neighbors
+    from histodistill.selection.quotas import QUOTA_RULES, community_quotas
+    from histodistill.selection.registry import SELECTORS
 
+# The module of each name that is imported on first use. `BaseSelector` comes by way of the registry, so that its
+# `from_pretrained` knows every selector of this package.
 _HOME_OF_NAME = {
-    "BaseSelector": "base",
+    "BaseSelector": "registry",
     "ClassSelection": "base",
     "FacilityLocationSelector": "baselines",
     "HerdingSelector": "baselines",

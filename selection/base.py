@@ -20,14 +20,18 @@ class ClassSelection:
 
     Attributes:
         ranked: int64, `n_per_class` different indices in 0 … n − 1, best first.
-        per_image: name → array of length n; `fit` gathers them into the attribute `name_` over all images, those
+        per_image: Name → array of length n; `fit` gathers them into the attribute `name_` over all images, those
             that are no candidates having −1 (whole numbers) or 0 (others).
-        per_class: name → number; `fit` gathers them into the attribute `name_`, one entry per class in order.
+        per_class: Name → number; `fit` gathers them into the attribute `name_`, one entry per class in order.
     """
 
     ranked: np.ndarray
     per_image: dict[str, np.ndarray] = field(default_factory=dict)
     per_class: dict[str, float | int] = field(default_factory=dict)
+
+
+#: Class name → class, of all selectors that `BaseSelector.from_pretrained` can load; see `register_selector`.
+_REGISTERED: dict[str, type[BaseSelector]] = {}
 
 
 class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
@@ -42,9 +46,9 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
     - images that rank equal are taken by lower index;
     - images that are no candidates are not looked at at all: the choice is as if they were not there.
 
-    Parameters:
-        n_per_class: images to choose of each class, at least 1.
-        random_state: whole number from 0 to 2³¹ − 1.
+    Args:
+        n_per_class: Images to choose of each class, at least 1.
+        random_state: Whole number from 0 to 2³¹ − 1.
 
     Attributes:
         selected_indices_: int64, `n_per_class` × number of classes; grouped by class in ascending order, within a
@@ -72,7 +76,7 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
             self.
 
         Raises:
-            ValueError: for a parameter out of range, an array of the wrong shape, type or range, or a class with
+            ValueError: For a parameter out of range, an array of the wrong shape, type or range, or a class with
                 fewer than `n_per_class` candidates. The fitted attributes are then as before.
         """
         self.check_params()
@@ -115,8 +119,18 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
             setattr(self, f"{name}_", np.array(values))
         return self
 
+    @classmethod
+    def loadable_classes(cls) -> dict[str, type[Self]]:
+        """What `from_pretrained` can load, by class name: `BaseSelector` all registered ones, a subclass itself."""
+        # The registered ones are subclasses of `BaseSelector`, which is `Self` here.
+        return dict(_REGISTERED) if cls is BaseSelector else super().loadable_classes()
+
     def check_params(self) -> None:
-        """Raises ValueError for a parameter that is out of range."""
+        """Checks the parameters; a subclass that has more of them checks these, too.
+
+        Raises:
+            ValueError: For a parameter that is out of range.
+        """
         check_integer("n_per_class", self.n_per_class, 1)
         check_integer("random_state", self.random_state, 0, LARGEST_RANDOM_STATE)
 
@@ -126,6 +140,17 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
 
         Args:
             embeddings: n×D float32, finite, n ≥ `n_per_class`, in the order of the input.
-            rng: the only source of chance.
-            name: what a message calls the class, such as `"class 3"`.
+            rng: The only source of chance.
+            name: What a message calls the class, such as `"class 3"`.
         """
+
+
+def register_selector(selector: type[BaseSelector]) -> None:
+    """Makes a class known to `BaseSelector.from_pretrained`, which then loads what it saved.
+
+    The selectors of this package are registered by `histodistill.selection.registry`.
+
+    Args:
+        selector: A subclass of `BaseSelector`; one of the same name that was registered before is replaced.
+    """
+    _REGISTERED[selector.__name__] = selector

@@ -60,14 +60,27 @@ def check_candidates(candidates: Any, n_images: int) -> np.ndarray:
     return array
 
 
-def check_integer(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
-    """`value` as an int within the bounds, or ValueError naming the option."""
+def check_integer(
+    name: str, value: Any, minimum: int, maximum: int | None = None, *, error: type[ValueError] = ValueError
+) -> int:
+    """`value` as an int within the bounds, both of them included.
+
+    Args:
+        name: What the message calls the value.
+        value: Anything; numpy's whole numbers are fine, booleans are not.
+        minimum: The least allowed value.
+        maximum: The largest one; none by default.
+        error: What is raised, for callers with an error of their own.
+
+    Raises:
+        ValueError: (or `error`) if `value` is no whole number or out of range.
+    """
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
-        raise ValueError(f"{name}={value!r} is not valid: it must be a whole number of at least {minimum}")
+        raise error(f"{name}={value!r} is not valid: it must be a whole number of at least {minimum}")
     if value < minimum:
-        raise ValueError(f"{name}={value} is out of range: it must be at least {minimum}")
+        raise error(f"{name}={value} is out of range: it must be at least {minimum}")
     if maximum is not None and value > maximum:
-        raise ValueError(f"{name}={value} is out of range: it must be at most {maximum}")
+        raise error(f"{name}={value} is out of range: it must be at most {maximum}")
     return int(value)
 
 

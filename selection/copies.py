@@ -20,11 +20,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from histodistill.selection.stains import optical_density
 from histodistill.selection.views import (
     SYMMETRIES,
     apply_symmetry,
     has_content,
-    optical_density,
     resample,
     window_weights,
 )
@@ -97,14 +97,14 @@ class CopyLimits:
     """Where copying begins, set by calibrating tiles: validation tiles in the audit, see `calibrate`.
 
     Attributes:
-        scale: of each score, what 10 % of the calibrating tiles fall below.
-        power: of each score, how fast calibrating tiles become fewer below that: as this power of the score.
-        limit: an image is a copy if any score, over its scale and to its power, is below this. Then a score that is
+        scale: Of each score, what 10 % of the calibrating tiles fall below.
+        power: Of each score, how fast calibrating tiles become fewer below that: as this power of the score.
+        limit: An image is a copy if any score, over its scale and to its power, is below this. Then a score that is
             small for many an independent tile counts for less than one that is not.
-        false_alarms: share of calibrating tiles that limits set by other ones take for copies.
-        num_held_out: tiles that the limits were set by. Not those that an audit share holds out from all models.
-        num_same: calibrating tiles that are copies of real ones in the data as given; no limit was set by them.
-        guaranteed: whether there were enough calibrating tiles for the allowed share of false alarms to hold.
+        false_alarms: Share of calibrating tiles that limits set by other ones take for copies.
+        num_held_out: Tiles that the limits were set by. Not those that an audit share holds out from all models.
+        num_same: Calibrating tiles that are copies of real ones in the data as given; no limit was set by them.
+        guaranteed: Whether there were enough calibrating tiles for the allowed share of false alarms to hold.
     """
 
     scale: dict[str, float]
@@ -169,7 +169,7 @@ class CopyIndex:
         Args:
             images: uint8 M×S×S×3 of the same size as the tiles.
             views: `views_of` the images in each of the `spaces`, where they are known already.
-            num_tiles: at least 1; the images are searched for among so many of the tiles, the first; all by default.
+            num_tiles: At least 1; the images are searched for among so many of the tiles, the first; all by default.
         """
         count = len(self._rows) if num_tiles is None else int(np.searchsorted(self._rows, num_tiles))
         found = {"structure": self._structure(images, count)}
@@ -249,7 +249,7 @@ class _WindowSearch:
 
     Args:
         points: P×D float32.
-        few: some of them, to make cells by.
+        few: Some of them, to make cells by.
     """
 
     def __init__(self, points: np.ndarray, few: np.ndarray):
@@ -288,13 +288,13 @@ def calibrate(scores: CopyScores, max_false_alarms: float = 0.01, seed: int = 0)
     promises less.
 
     Args:
-        scores: of the calibrating tiles, real ones that were searched for among the others; the audit takes at most
+        scores: Of the calibrating tiles, real ones that were searched for among the others; the audit takes at most
             2,000 validation tiles.
-        max_false_alarms: the share, above 0 and below 1.
-        seed: of the draws by which false alarms are counted.
+        max_false_alarms: The share, above 0 and below 1.
+        seed: Of the draws by which false alarms are counted.
 
     Raises:
-        ValueError: if fewer than two tiles are left.
+        ValueError: If fewer than two tiles are left.
     """
     same = scores.values["structure"] < SAME_TILE
     kept = scores[~same & np.isfinite(scores.values["structure"])]
@@ -371,7 +371,7 @@ def nearest_under_views(views: np.ndarray, points: np.ndarray, k: int) -> tuple[
     Args:
         views: V×N×D float32.
         points: M×D float32.
-        k: at least 1; the number of points if there are fewer.
+        k: At least 1; the number of points if there are fewer.
 
     Returns:
         Indices N×k int64, no point twice, and Euclidean distances N×k float64.

@@ -76,9 +76,9 @@ class RealTiles:
     """The real tiles.
 
     Attributes:
-        train: what the models were trained on.
-        held_out: a random part of the same tiles that no model has seen; none where nothing was held out.
-        validation: other tiles, that no model was trained on.
+        train: What the models were trained on.
+        held_out: A random part of the same tiles that no model has seen; none where nothing was held out.
+        validation: Other tiles, that no model was trained on.
     """
 
     train: LabelledImages
@@ -108,15 +108,15 @@ class Copies:
 
     Attributes:
         num_images: N.
-        of_training: images that are copies of a training tile.
-        of_others: images that are copies of a tile that no model was trained on: the control.
-        num_training, num_others: tiles of either kind.
+        of_training: Images that are copies of a training tile.
+        of_others: Images that are copies of a tile that no model was trained on: the control.
+        num_training, num_others: Tiles of either kind.
         share: `of_training` over N, with its interval.
         control: `of_others` over N, as if there were as many of these tiles as training tiles.
-        naive: share of independent real tiles that are taken for copies.
-        p_value: probability of so many training tiles among those that were copied, if all tiles were alike to the
+        naive: Share of independent real tiles that are taken for copies.
+        p_value: Probability of so many training tiles among those that were copied, if all tiles were alike to the
             model; each tile counts once.
-        per_class: copies of training tiles by class.
+        per_class: Copies of training tiles by class.
     """
 
     num_images: int
@@ -136,9 +136,9 @@ class MembershipAttack:
     """One attack in one space: on the training tiles, its control, and by class.
 
     Attributes:
-        main: members are training tiles, non-members tiles that no model has seen.
-        control: the same with independent real tiles in place of the synthetic images.
-        advantage: what the images add at 1 % false positives, beyond the control: from 0 for nothing to 1.
+        main: Members are training tiles, non-members tiles that no model has seen.
+        control: The same with independent real tiles in place of the synthetic images.
+        advantage: What the images add at 1 % false positives, beyond the control: from 0 for nothing to 1.
         naive: AUC of an attacker who guesses.
         per_class: AUC within each class, where it has two tiles of either kind or more.
     """
@@ -155,12 +155,12 @@ class SetAudit:
     """What one set of synthetic images gives away.
 
     Attributes:
-        copies: see `Copies`.
-        overfitting: space → of all images.
-        overfitting_per_class: space → class → of its images.
-        membership: space → attack → figures, of an attacker who has nothing but the images.
-        closest: rows of the images and of `RealTiles.all_images` that are most alike, at most 10×2.
-        closest_scores: their scores; below the limit is a copy.
+        copies: See `Copies`.
+        overfitting: Space → of all images.
+        overfitting_per_class: Space → class → of its images.
+        membership: Space → attack → figures, of an attacker who has nothing but the images.
+        closest: Rows of the images and of `RealTiles.all_images` that are most alike, at most 10×2.
+        closest_scores: Their scores; below the limit is a copy.
     """
 
     copies: Copies
@@ -176,16 +176,16 @@ class AuditResult:
     """All figures.
 
     Attributes:
-        limits: where copying begins.
-        is_random: whether non-members were held out at random. If not, validation tiles stand in for them, and
+        limits: Where copying begins.
+        is_random: Whether non-members were held out at random. If not, validation tiles stand in for them, and
             figures of overfitting and membership hold whatever else makes these differ.
-        published: of the images to be published.
-        pool: of all generated images, before any was dropped; no attacks on membership by class.
-        planted: kind of copy → share found, with its interval; empty where none was planted.
-        num_planted: copies of each kind.
-        weights: the attack of one who holds the weights, where it was made.
-        num_weight_tiles: members and non-members whose losses it had, the fewer of the two.
-        least_weight_tiles: how many it must have had, of those that there are.
+        published: Of the images to be published.
+        pool: Of all generated images, before any was dropped; no attacks on membership by class.
+        planted: Kind of copy → share found, with its interval; empty where none was planted.
+        num_planted: Copies of each kind.
+        weights: The attack of one who holds the weights, where it was made.
+        num_weight_tiles: Members and non-members whose losses it had, the fewer of the two.
+        least_weight_tiles: How many it must have had, of those that there are.
     """
 
     limits: CopyLimits
@@ -214,12 +214,12 @@ def find_limits(real: RealTiles, index: CopyIndex, seed: int = 0) -> CopyLimits:
     They come from other regions or slides where a source has such, as an independent tile would.
 
     Args:
-        real: the real tiles.
-        index: of `real.all_images`.
-        seed: of what is random.
+        real: The real tiles.
+        index: Of `real.all_images`.
+        seed: Of what is random.
 
     Raises:
-        ValueError: if hardly any validation tile is left that is no copy of another tile.
+        ValueError: If hardly any validation tile is left that is no copy of another tile.
     """
     rows = np.random.default_rng(seed).permutation(len(real.validation))[:_MOST_CALIBRATING]
     others = len(real) - len(real.validation)  # validation tiles come last
@@ -255,13 +255,13 @@ def audit(
     """Audits a set to be published, and the pool that it was chosen from.
 
     Args:
-        published, pool: synthetic images with the classes that they were made as.
-        real: the real tiles; validation needs 4 or more.
+        published, pool: Synthetic images with the classes that they were made as.
+        real: The real tiles; validation needs 4 or more.
         embeddings: name → function, as for `CopyIndex`. None should have been trained on the training tiles with
             labels: it would know them, whatever the images say.
-        n_planted: copies of each kind that are planted, to see whether they are found; 0 plants none.
-        weight_losses: losses of members and of non-members under the model, from one who holds its weights.
-        seed: of all that is random.
+        n_planted: Copies of each kind that are planted, to see whether they are found; 0 plants none.
+        weight_losses: Losses of members and of non-members under the model, from one who holds its weights.
+        seed: Of all that is random.
     """
     index = CopyIndex(real.all_images, embeddings)
     limits = find_limits(real, index, seed)

@@ -42,8 +42,8 @@ class Attack:
     """How well an attacker tells members from non-members.
 
     Attributes:
-        auc: area under the ROC curve; 0.5 is guessing.
-        true_positives: false positive rate → share of members that are told at it, or None where there are too few
+        auc: Area under the ROC curve; 0.5 is guessing.
+        true_positives: False positive rate → share of members that are told at it, or None where there are too few
             non-members to know that rate.
     """
 
@@ -56,9 +56,9 @@ class Overfitting:
     """Whether synthetic images lie nearer to training tiles than to held-out ones.
 
     Attributes:
-        share: share of images whose nearest real tile is a training tile, as if there were as many held-out ones; 0.5
+        share: Share of images whose nearest real tile is a training tile, as if there were as many held-out ones; 0.5
             is chance, 1 is for a model that draws nothing but what it has seen.
-        p_value: probability of a share as high or higher if training and held-out tiles were drawn alike.
+        p_value: Probability of a share as high or higher if training and held-out tiles were drawn alike.
     """
 
     share: Interval
@@ -74,11 +74,11 @@ def measure_attack(members: Any, non_members: Any, confidence: float = 0.95, see
     Args:
         members: N real numbers, the scores of members.
         non_members: M real numbers.
-        confidence: of the intervals.
-        seed: of the bootstrap.
+        confidence: Of the intervals.
+        seed: Of the bootstrap.
 
     Raises:
-        ValueError: for scores that are not finite, or fewer than two of either.
+        ValueError: For scores that are not finite, or fewer than two of either.
     """
     members, non_members = (_check_scores(scores) for scores in (members, non_members))
     check_share("confidence", confidence)
@@ -140,8 +140,8 @@ def measure_overfitting(
         nearest: G int64, of each image the nearest of all N real tiles.
         is_held_out: N bool.
         labels: N whole numbers, the classes of the real tiles.
-        confidence: of the interval.
-        seed: of the draws.
+        confidence: Of the interval.
+        seed: Of the draws.
     """
     held = np.asarray(is_held_out)
     odds = (len(held) - held.sum()) / max(1, held.sum())

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from histodistill.selection.checks import check_integer
+from histodistill.selection.stains import change_stains
 from histodistill.selection.views import (
     SYMMETRIES,
     apply_symmetry,
     blend,
-    change_stains,
     compress_jpeg,
     crop_and_resize,
     shift,
@@ -58,8 +58,8 @@ def plant(images: np.ndarray, n_per_kind: int, seed: int = 0, usable: np.ndarray
 
     Args:
         images: uint8 N×S×S×3, the real tiles.
-        n_per_kind: at least 1.
-        seed: of what is random.
+        n_per_kind: At least 1.
+        seed: Of what is random.
         usable: N bool, which tiles may be copied; all by default.
 
     Returns:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import tempfile
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 from sklearn.exceptions import NotFittedError
 
+from histodistill.selection.files import write_bytes
 from histodistill.selection.versions import installed_versions
 
 
@@ -40,7 +40,7 @@ class PretrainedMixin:
 
         Raises:
             NotFittedError: (a ValueError) if the selector is not fitted.
-            ValueError: if `save_directory` is a file.
+            ValueError: If `save_directory` is a file.
         """
         from safetensors.numpy import save
 
@@ -60,8 +60,8 @@ class PretrainedMixin:
             "arrays_sha256": hashlib.sha256(payload).hexdigest(),
             "versions": installed_versions(_VERSIONS_OF),
         }
-        _write_atomically(folder / ARRAYS_NAME, payload)
-        _write_atomically(folder / CONFIG_NAME, (json.dumps(config, indent=2) + "\n").encode())
+        write_bytes(folder / ARRAYS_NAME, payload)
+        write_bytes(folder / CONFIG_NAME, (json.dumps(config, indent=2) + "\n").encode())
 
     @classmethod
     def from_pretrained(
@@ -76,18 +76,18 @@ class PretrainedMixin:
         """Loads a fitted selector from a folder or from the Hub.
 
         Args:
-            pretrained_name_or_path: a folder that `save_pretrained` wrote, or a Hub id such as
+            pretrained_name_or_path: A folder that `save_pretrained` wrote, or a Hub id such as
                 `"user/histology-selector"`.
-            revision: branch, tag or commit of the Hub repository.
+            revision: Branch, tag or commit of the Hub repository.
             token: Hub token for a private repository.
-            cache_dir: where downloads are kept; the usual Hugging Face cache by default.
-            local_files_only: use only what is in that cache.
+            cache_dir: Where downloads are kept; the usual Hugging Face cache by default.
+            local_files_only: Use only what is in that cache.
 
         Returns:
             The fitted selector. `BaseSelector.from_pretrained` takes a selector of any class, a subclass only its own.
 
         Raises:
-            ValueError: if there is no such folder or repository, if it is incomplete or damaged, or if it holds a
+            ValueError: If there is no such folder or repository, if it is incomplete or damaged, or if it holds a
                 selector of another class.
         """
         folder = Path(pretrained_name_or_path)
@@ -102,6 +102,11 @@ class PretrainedMixin:
             }
             files = _download(str(pretrained_name_or_path), hub_options)
         return _load(cls, str(pretrained_name_or_path), files)
+
+    @classmethod
+    def loadable_classes(cls) -> dict[str, type[Self]]:
+        """The classes that `from_pretrained` can load, by their names; here this class alone."""
+        return {cls.__name__: cls}
 
     def push_to_hub(
         self,
@@ -148,21 +153,6 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _write_atomically(path: Path, payload: bytes) -> None:
-    # A name that no other process uses, so that two writers cannot mix their bytes.
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(payload)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes private files; these are to be shared like any other
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
 def _download(name: str, hub_options: dict[str, Any]) -> dict[str, Path]:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -179,7 +169,7 @@ def _download(name: str, hub_options: dict[str, Any]) -> dict[str, Path]:
         ) from error
 
 
-def _load(cls: type, name: str, files: dict[str, Path]) -> Any:
+def _load(cls: type[PretrainedMixin], name: str, files: dict[str, Path]) -> Any:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -214,17 +204,12 @@ def _load(cls: type, name: str, files: dict[str, Path]) -> Any:
     return selector
 
 
-def _class_to_load(cls: type, class_name: str, name: str) -> type:
-    from histodistill.selection.base import BaseSelector
-    from histodistill.selection.registry import SELECTORS
-
-    if cls.__name__ == class_name:
-        return cls
-    if cls is not BaseSelector:
+def _class_to_load(cls: type[PretrainedMixin], class_name: str, name: str) -> type[PretrainedMixin]:
+    loadable = cls.loadable_classes()
+    if class_name in loadable:
+        return loadable[class_name]
+    if cls.__name__ in loadable:  # only itself: it is no common base of several
         raise ValueError(
             f"{name!r} holds a {class_name}, not a {cls.__name__}: load it with {class_name}.from_pretrained"
         )
-    by_class_name = {selector.__name__: selector for selector in SELECTORS.values()}
-    if class_name not in by_class_name:
-        raise ValueError(f"{name!r} holds a {class_name!r}: the known selectors are {', '.join(by_class_name)}")
-    return by_class_name[class_name]
+    raise ValueError(f"{name!r} holds a {class_name!r}: the known selectors are {', '.join(loadable)}")

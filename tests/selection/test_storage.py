@@ -90,7 +90,7 @@ def test_a_failed_save_leaves_the_folder_as_it_was(saved, monkeypatch):
     def full_disk(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("histodistill.selection.storage.os.replace", full_disk)
+    monkeypatch.setattr("histodistill.selection.files.os.replace", full_disk)
     with pytest.raises(OSError, match="no space"):
         fitted("random").save_pretrained(saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before

@@ -26,7 +26,7 @@ from histodistill.selection.image_audit import LabelledImages, RealTiles, audit
 from histodistill.selection.planting import MUST_FIND
 from histodistill.training.data.sources import load_tiles
 from histodistill.training.data.tiles import Tiles
-from histodistill.training.evaluation.audit import measure_losses
+from histodistill.training.evaluation.run_audit import measure_losses
 from histodistill.training.models.embedders import named_embeddings
 from histodistill.training.running.files import write_json
 from histodistill.training.running.options import HelpFormatter, check_option, run_script

@@ -15,8 +15,8 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from histodistill.training.benchmarks.peers import make_dit_pipeline, read_clock
 from histodistill.training.data.tiles import TileSource
 from histodistill.training.engine.pool import generate_images, plan_pool
-from histodistill.training.evaluation.evaluate_pool import draw_equal
 from histodistill.training.evaluation.generation_metrics import frechet_distance, neighbourhoods
+from histodistill.training.evaluation.pool_quality import draw_equal
 from histodistill.training.models.embedders import embed_images
 from histodistill.training.running.errors import InputError
 

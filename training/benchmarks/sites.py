@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from histodistill.training.data.tiles import Tiles, check_integer
+from histodistill.selection.checks import check_integer
+from histodistill.training.data.tiles import Tiles
+from histodistill.training.engine.classifier_config import ClassifierConfig
+from histodistill.training.engine.classifier_training import build_classifier, fit_classifier
 from histodistill.training.models.classifiers import Classifier
-from histodistill.training.running.errors import InputError
-from histodistill.training.train_classifier import ClassifierConfig, build_classifier, train_classifier
+from histodistill.training.running.errors import InputError, param
 
 
 if TYPE_CHECKING:
@@ -41,8 +43,8 @@ def split_over_sites(
     Raises:
         InputError: For a number out of range, or a class with fewer tiles than S·min_per_class.
     """
-    check_integer("num_sites", num_sites, 2)
-    check_integer("min_per_class", min_per_class, 1)
+    check_integer(param("num_sites"), num_sites, 2, error=InputError)
+    check_integer(param("min_per_class"), min_per_class, 1, error=InputError)
     if not concentration > 0:
         raise InputError(f"concentration={concentration} is out of range: it must be above 0")
     rng = np.random.default_rng(seed)
@@ -80,9 +82,9 @@ def federated_averaging(
     it would alone.
 
     Raises:
-        InputError: For a number out of range, or what `train_classifier` refuses.
+        InputError: For a number out of range, or what `fit_classifier` refuses.
     """
-    check_integer("num_rounds", num_rounds, 1)
+    check_integer(param("num_rounds"), num_rounds, 1, error=InputError)
     steps, rest = divmod(config.max_train_steps, num_rounds)
     if rest:
         raise InputError(
@@ -101,7 +103,7 @@ def federated_averaging(
                 # Another order and other augmentations in each round and at each site.
                 seed=(config.seed * num_rounds + number) * len(sites) + place,
             )
-            trained = train_classifier(
+            trained = fit_classifier(
                 local, site, None, accelerator, class_names=class_names, initial=common, progress=False
             )
             returned.append(trained.model.state_dict())

@@ -35,7 +35,8 @@ from histodistill.training.data.sources import load_tiles
 from histodistill.training.data.tiles import Tiles, TileSource, sample_per_class
 from histodistill.training.end_to_end import distill
 from histodistill.training.engine.accelerator import make_accelerator
-from histodistill.training.engine.scoring import score_probabilities
+from histodistill.training.engine.classifier_config import ClassifierConfig
+from histodistill.training.engine.scoring import predict_shared, score_probabilities
 from histodistill.training.evaluation.cells import METRICS, read_cell, spread, train_cell
 from histodistill.training.running.files import write_json, write_text
 from histodistill.training.running.launch import run_module
@@ -43,7 +44,6 @@ from histodistill.training.running.options import HelpFormatter, check_option, f
 from histodistill.training.running.presets import PRESETS, to_argv
 from histodistill.training.running.stages import Stage, is_complete
 from histodistill.training.tables.results_summary import SPLITS, paired_margin
-from histodistill.training.train_classifier import ClassifierConfig, predict_shared
 
 
 # What each site trains.

@@ -19,14 +19,14 @@ _PIECE = 1 << 16  # what is lost when a connection breaks
 
 
 def fetch(url: str, path: Path, md5: str) -> None:
-    """Fetch `url` to `path`, with a progress bar; `path` appears only once it is whole and its MD5 is right.
+    """Fetches `url` to `path`, with a progress bar; `path` appears only once it is whole and its MD5 is right.
 
     The bytes go to `path` + `.part`, where a later call takes up what an earlier one left (HTTP Range). A
     connection that breaks after some progress is taken up again at once, a few times. Several processes may call this
     at the same time: one fetches, the others wait.
 
     Raises:
-        InputError: no connection, an HTTP error, a folder that cannot be written, or a wrong checksum.
+        InputError: No connection, an HTTP error, a folder that cannot be written, or a wrong checksum.
     """
     part = path.with_name(path.name + ".part")
     by_hand = f"put {url} there by hand (MD5 {md5})"
@@ -73,7 +73,7 @@ def _fetch_part(url: str, part: Path, why: str, by_hand: str) -> None:
 
 
 def _transfer(url: str, part: Path, start: int) -> bool:
-    """Append what is missing to `part`; whether it is then whole as far as the server's lengths tell."""
+    """Appends what is missing to `part`; whether it is then whole as far as the server's lengths tell."""
     headers = {"Accept-Encoding": "identity"}  # a packed answer would have other byte positions
     if start:
         headers["Range"] = f"bytes={start}-"

@@ -27,14 +27,14 @@ def is_datasets_folder(path: Path) -> bool:
 
 
 def load_datasets_folder(path: Path, *, image_size: int | None = None, hold_out_validation: bool = True) -> TileSource:
-    """Load a folder that `datasets` can open: `save_to_disk`'s layout, or Parquet files.
+    """Loads a folder that `datasets` can open: `save_to_disk`'s layout, or Parquet files.
 
     Columns are found by their type: one of type Image (else the one called `image`) and one of type ClassLabel (else
     `label`). A column `soft_label` with one probability per class is taken along. A dataset without splits counts as
     train; splits are those that `load_image_folder` knows, in any case of letters, and others are passed over.
 
     Raises:
-        InputError: a folder that cannot be opened, or columns, labels, soft labels or images that cannot be used.
+        InputError: A folder that cannot be opened, or columns, labels, soft labels or images that cannot be used.
     """
     from datasets import load_dataset, load_from_disk
 
@@ -55,10 +55,10 @@ def load_hub_dataset(
     cache_dir: str | Path | None = None,
     hold_out_validation: bool = True,
 ) -> TileSource:
-    """Load a dataset of the Hub by its id `user/name`, from the Hugging Face cache when it is there.
+    """Loads a dataset of the Hub by its id `user/name`, from the Hugging Face cache when it is there.
 
     Raises:
-        InputError: as `load_datasets_folder`; also when there is neither a network nor a cached copy.
+        InputError: As `load_datasets_folder`; also when there is neither a network nor a cached copy.
     """
     from datasets import load_dataset
 

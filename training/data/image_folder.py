@@ -29,14 +29,14 @@ _BATCH = 1024
 
 
 def load_image_folder(path: Path, *, image_size: int | None = None, hold_out_validation: bool = True) -> TileSource:
-    """Load `path/split/class/**/*.png` (jpg, jpeg, tif, tiff, bmp, webp; any case of letters).
+    """Loads `path/split/class/**/*.png` (jpg, jpeg, tif, tiff, bmp, webp; any case of letters).
 
     Splits are the folders `train` (required), `validation` (or `val`, `valid`) and `test`, in any case of letters.
     Classes are the folders in `train`, in sorted order; tiles come in sorted order of their path. Names that begin
     with a dot, `__MACOSX` and `__pycache__` are passed over.
 
     Raises:
-        InputError: no train folder, another folder beside it, a class without training tiles, a class that train does
+        InputError: No train folder, another folder beside it, a class without training tiles, a class that train does
             not have, a file that cannot be read, or sizes or modes that differ.
     """
     folders: dict[str, Path] = {}
@@ -90,12 +90,12 @@ def load_image_folder(path: Path, *, image_size: int | None = None, hold_out_val
 def decode_tiles(
     count: int, entries: Callable[[int, int], list[tuple[str, Path | bytes]]], image_size: int | None = None
 ) -> np.ndarray:
-    """Decode `count` images to uint8 N×H×W×3, resized by `fit_tile` when `image_size` is given.
+    """Decodes `count` images to uint8 N×H×W×3, resized by `fit_tile` when `image_size` is given.
 
     `entries(start, stop)` gives, for each of these images, its name for messages, and its file or its bytes.
 
     Raises:
-        InputError: names the first image that cannot be read, is not RGB, or has another size than the first.
+        InputError: Names the first image that cannot be read, is not RGB, or has another size than the first.
     """
     tiles: np.ndarray | None = None
     first_name = ""

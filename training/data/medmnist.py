@@ -42,10 +42,10 @@ class MedMNISTFacts:
 
     Attributes:
         title: name as written in prose.
-        class_names: the name of each label.
-        md5: checksum of the file for each size in pixels.
-        license: licence of the tiles.
-        attribution: whom to credit.
+        class_names: The name of each label.
+        md5: Checksum of the file for each size in pixels.
+        license: Licence of the tiles.
+        attribution: Whom to credit.
     """
 
     title: str
@@ -146,16 +146,16 @@ def load_medmnist(
     cache_dir: str | Path | None = None,
     download: bool = True,
 ) -> TileSource:
-    """Load one of `MEDMNIST` with its official splits, fetching its file first when it is not in the cache folder.
+    """Loads one of `MEDMNIST` with its official splits, fetching its file first when it is not in the cache folder.
 
     Args:
-        name: a key of `MEDMNIST`.
+        name: A key of `MEDMNIST`.
         image_size: 28, 64, 128 or 224 takes the file of that size; another size resizes the 28-pixel file.
-        cache_dir: by default the environment variable `MEDMNIST_ROOT`, else `~/.medmnist`.
-        download: whether a missing file may be fetched.
+        cache_dir: By default the environment variable `MEDMNIST_ROOT`, else `~/.medmnist`.
+        download: Whether a missing file may be fetched.
 
     Raises:
-        InputError: the file is missing and cannot be fetched, or it is damaged.
+        InputError: The file is missing and cannot be fetched, or it is damaged.
     """
     facts = MEDMNIST[name]
     size = image_size if image_size in facts.md5 else 28
@@ -181,7 +181,7 @@ def load_medmnist(
 
 
 def load_npz(path: Path, *, image_size: int | None = None, hold_out_validation: bool = True) -> TileSource:
-    """Load a `.npz` file in the MedMNIST layout.
+    """Loads a `.npz` file in the MedMNIST layout.
 
     The layout: `train_images` uint8 N×H×W×3 and `train_labels` integers N or N×1, and the same with `val_` and
     `test_`, each pair of which may be missing. Class names are, in this order: the array of text `class_names` in the
@@ -189,7 +189,7 @@ def load_npz(path: Path, *, image_size: int | None = None, hold_out_validation: 
     "class 0", "class 1", ...
 
     Raises:
-        InputError: a damaged file, missing arrays, a wrong dtype or shape, or labels out of range.
+        InputError: A damaged file, missing arrays, a wrong dtype or shape, or labels out of range.
     """
     splits = _read_layout(path)
     found = np.unique(splits["train"].labels)

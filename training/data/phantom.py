@@ -14,17 +14,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from histodistill.training.data.tiles import SPLITS, Tiles, TileSource, check_integer
-from histodistill.training.running.errors import InputError
+from histodistill.selection.checks import check_integer
+from histodistill.selection.stains import STAIN_VECTORS
+from histodistill.training.data.tiles import SPLITS, Tiles, TileSource
+from histodistill.training.running.errors import InputError, param
 
 
 PHANTOM_CLASSES = ("adipose", "glands", "lymphocytes", "mucus", "stroma")
 PHANTOM_SIZES = {"train": 300, "validation": 60, "test": 100}
 MIN_IMAGE_SIZE = 16
 
-# Optical density per unit of stain in R, G, B (Ruifrok and Johnston 2001, table 1; rows scaled to length 1).
-HAEMATOXYLIN = np.array([0.65, 0.70, 0.29])
-EOSIN = np.array([0.07, 0.99, 0.11])
+# Optical density per unit of stain (red, green, blue) of the two stains of H&E.
+_HAEMATOXYLIN, _EOSIN, _ = STAIN_VECTORS
 
 # Shared by the whole "centre": (shift of the H vector, shift of the E vector, factor on H, factor on E).
 _CENTRES = {
@@ -34,12 +35,12 @@ _CENTRES = {
 
 
 def phantom_source(*, image_size: int = 28, seed: int = 0, sizes: dict[str, int] | None = None) -> TileSource:
-    """Make the phantom's splits in memory; nothing is read from disk or cached.
+    """Makes the phantom's splits in memory; nothing is read from disk or cached.
 
     Args:
-        image_size: side of a tile in pixels, at least 16. The same seed shows the same fields of view at any size.
-        seed: at least 0.
-        sizes: tiles per class for each split; by default 300 / 60 / 100.
+        image_size: Side of a tile in pixels, at least 16. The same seed shows the same fields of view at any size.
+        seed: At least 0.
+        sizes: Tiles per class for each split; by default 300 / 60 / 100.
 
     Raises:
         InputError: `image_size`, `seed` or a size out of range.
@@ -57,18 +58,18 @@ def phantom_source(*, image_size: int = 28, seed: int = 0, sizes: dict[str, int]
 
 
 def phantom_tiles(split: str, n_per_class: int, *, image_size: int = 28, seed: int = 0) -> Tiles:
-    """Draw `n_per_class` tiles of each class, in class order: images uint8 N×H×W×3 RGB and labels int64 N.
+    """Draws `n_per_class` tiles of each class, in class order: images uint8 N×H×W×3 RGB and labels int64 N.
 
     Deterministic for (`split`, `n_per_class`, `image_size`, `seed`), up to the last bit of the machine's arithmetic.
 
     Raises:
-        InputError: an unknown split, or a number out of range.
+        InputError: An unknown split, or a number out of range.
     """
     if split not in SPLITS:
         raise InputError(f"split={split!r} is unknown: it must be one of {', '.join(SPLITS)}")
-    check_integer("n_per_class", n_per_class, 1)
-    check_integer("image_size", image_size, MIN_IMAGE_SIZE)
-    check_integer("seed", seed, 0)
+    check_integer(param("n_per_class"), n_per_class, 1, error=InputError)
+    check_integer(param("image_size"), image_size, MIN_IMAGE_SIZE, error=InputError)
+    check_integer(param("seed"), seed, 0, error=InputError)
     images = []
     for label in range(len(PHANTOM_CLASSES)):
         rng = np.random.default_rng([seed, SPLITS.index(split), label])
@@ -108,8 +109,8 @@ def _render(rng: np.random.Generator, stains: np.ndarray, centre: tuple) -> np.n
     n, size = stains.shape[1], stains.shape[2]
     density = np.zeros((n, size, size, 3), dtype=np.float32)
     for plane, vector, amount in (
-        (stains[0], HAEMATOXYLIN + h_shift, h_amount),
-        (stains[1], EOSIN + e_shift, e_amount),
+        (stains[0], _HAEMATOXYLIN + h_shift, h_amount),
+        (stains[1], _EOSIN + e_shift, e_amount),
     ):
         vectors = np.clip(vector + rng.normal(0, 0.035, (n, 3)), 0.01, None)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -367,7 +368,7 @@ def _stamp(
     angle: np.ndarray,
     amount: np.ndarray,
 ) -> None:
-    """Draw soft ellipses (nuclei) into canvas N×S×S, in place; `length` and `width` are half axes.
+    """Draws soft ellipses (nuclei) into canvas N×S×S, in place; `length` and `width` are half axes.
 
     Only a small window around each nucleus is touched: a crowd of lymphocytes would be slow otherwise.
     """

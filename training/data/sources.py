@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from histodistill.training.data.tiles import TileSource, check_integer, hold_out_for_audit
-from histodistill.training.running.errors import InputError
+from histodistill.selection.checks import check_integer
+from histodistill.training.data.tiles import MIN_IMAGE_SIZE, TileSource, hold_out_for_audit
+from histodistill.training.running.errors import InputError, param
 
-
-if TYPE_CHECKING:
-    pass
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -26,7 +23,7 @@ def load_tiles(
     hold_out_validation: bool = True,
     audit_share: float = 0.0,
 ) -> TileSource:
-    """Load labelled RGB tiles from any source.
+    """Loads labelled RGB tiles from any source.
 
     What `source` is, is decided in this order (only text can be a name; a `Path` always means a file or folder):
 
@@ -46,22 +43,22 @@ def load_tiles(
     without, all tiles must be of one square size.
 
     Args:
-        source: see above.
-        image_size: side of the tiles in pixels, at least 8 (phantom: 16); by default the tiles' own.
-        cache_dir: where downloads are kept; by default `MEDMNIST_ROOT` or `~/.medmnist` for MedMNIST, and the
+        source: See above.
+        image_size: Side of the tiles in pixels, at least 8 (phantom: 16); by default the tiles' own.
+        cache_dir: Where downloads are kept; by default `MEDMNIST_ROOT` or `~/.medmnist` for MedMNIST, and the
             Hugging Face cache for Hub datasets.
-        download: whether a MedMNIST file that is not there may be fetched. (Hub datasets obey `HF_HUB_OFFLINE`.)
-        hold_out_validation: see above.
-        audit_share: share of the training tiles that becomes the split "held_out": see `hold_out_for_audit`.
+        download: Whether a MedMNIST file that is not there may be fetched. (Hub datasets obey `HF_HUB_OFFLINE`.)
+        hold_out_validation: See above.
+        audit_share: Share of the training tiles that becomes the split "held_out": see `hold_out_for_audit`.
 
     Returns:
         A `TileSource`, with images uint8 N×H×W×3 and labels int64 N in every split.
 
     Raises:
-        InputError: the source is not there or cannot be used; one sentence says why and what to do.
+        InputError: The source is not there or cannot be used; one sentence says why and what to do.
     """
     if image_size is not None:
-        check_integer("image_size", image_size, 8)
+        check_integer(param("image_size"), image_size, MIN_IMAGE_SIZE, error=InputError)
     found = _load(source, image_size, cache_dir, download, hold_out_validation)
     return hold_out_for_audit(found, audit_share)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
+from histodistill.selection.checks import check_integer
 from histodistill.training.running.errors import InputError, param
 
 
@@ -24,7 +25,7 @@ class Tiles:
     """Images uint8 N×H×W×3 (RGB), their labels int64 N, and a teacher's probabilities float32 N×C or None.
 
     Raises:
-        InputError: another dtype or shape, or not as many labels as images.
+        InputError: Another dtype or shape, or not as many labels as images.
     """
 
     images: np.ndarray
@@ -58,13 +59,13 @@ class TileSource:
     """All that the rest of the program knows about the data.
 
     Attributes:
-        name: short name of the source, such as `pathmnist` or the name of the folder.
-        class_names: the name of each label; the index is the label.
+        name: Short name of the source, such as `pathmnist` or the name of the folder.
+        class_names: The name of each label; the index is the label.
         splits: `Tiles` by name: "train", mostly "validation", often "test", and "held_out" where training tiles were
             kept from all models for the privacy audit.
-        image_size: side of every tile in pixels.
-        license: licence of the tiles where known.
-        attribution: whom to credit, where known.
+        image_size: Side of every tile in pixels.
+        license: Licence of the tiles where known.
+        attribution: Whom to credit, where known.
     """
 
     name: str
@@ -78,7 +79,7 @@ class TileSource:
         """The tiles of one split.
 
         Raises:
-            InputError: the source has no such split.
+            InputError: The source has no such split.
         """
         if name not in self.splits:
             raise InputError(f"{self.name} has no {name!r} split: it has {', '.join(self.splits)}")
@@ -106,10 +107,10 @@ def make_source(
     attribution: str | None = None,
     hold_out_validation: bool = True,
 ) -> TileSource:
-    """Check the splits against each other, hold out a validation split where there is none, and order the splits.
+    """Checks the splits against each other, hold out a validation split where there is none, and order the splits.
 
     Raises:
-        InputError: fewer than two classes, a class with no training tile, a label that is no class, an empty split,
+        InputError: Fewer than two classes, a class with no training tile, a label that is no class, an empty split,
             tiles of different size, tiles that are not square, or tiles smaller than 8 pixels.
     """
     class_names = [str(c) for c in class_names]
@@ -176,30 +177,31 @@ def _hold_out(train: Tiles) -> dict[str, Tiles]:
 
 
 def sample_per_class(labels: np.ndarray | Sequence[int], n_per_class: int, seed: int) -> np.ndarray:
-    """Draw `n_per_class` tiles of each class at random: the real-data baseline.
+    """Draws `n_per_class` tiles of each class at random: the real-data baseline.
 
     A smaller draw with the same seed is part of the larger one.
 
     Args:
-        labels: integers N.
-        n_per_class: at least 1.
-        seed: at least 0.
+        labels: Integers N.
+        n_per_class: At least 1.
+        seed: At least 0.
 
     Returns:
         Indices int64, sorted, with no repeats.
 
     Raises:
-        InputError: a class with fewer tiles, or a number out of range.
+        InputError: A class with fewer tiles, or a number out of range.
     """
-    check_integer("n_per_class", n_per_class, 1)
-    check_integer("seed", seed, 0)
+    check_integer(param("n_per_class"), n_per_class, 1, error=InputError)
+    check_integer(param("seed"), seed, 0, error=InputError)
     labels = np.asarray(labels)
     chosen = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         if len(members) < n_per_class:
             raise InputError(
-                f"n_per_class={n_per_class} is too many: class {label} has only {len(members)} tiles; ask for fewer"
+                f"{param('n_per_class')}={n_per_class} is too many: class {label} has only {len(members)} tiles; ask "
+                "for fewer"
             )
         chosen.append(np.random.default_rng([seed, int(label)]).permutation(members)[:n_per_class])
     return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)
@@ -220,7 +222,7 @@ def hold_out_for_audit(source: TileSource, share: float) -> TileSource:
         InputError: For another share, or where every class has a single tile.
     """
     if not 0 <= share < 1:
-        raise InputError(f"audit_share={share} is out of range: it must be at least 0 and below 1")
+        raise InputError(f"{param('audit_share')}={share} is out of range: it must be at least 0 and below 1")
     if share == 0:
         return source
     train = source.split("train")
@@ -236,7 +238,7 @@ def hold_out_for_audit(source: TileSource, share: float) -> TileSource:
 
 
 def fit_tile(image: Image.Image, size: int) -> Image.Image:
-    """Bring an RGB image to `size`×`size`: the shorter side is resized to `size`, then the centre is cut out.
+    """Brings an RGB image to `size`×`size`: the shorter side is resized to `size`, then the centre is cut out.
 
     Pillow's LANCZOS when shrinking, BICUBIC when enlarging. An image of that size already is returned as it is.
     """
@@ -263,7 +265,7 @@ def fit_array(images: np.ndarray, size: int | None) -> np.ndarray:
 
 
 def check_soft_labels(soft_labels: np.ndarray, where: str) -> None:
-    """Raise `InputError`, which names `where`, column and row, unless each row of N×C finite numbers is probabilities.
+    """Raises `InputError`, which names `where`, column and row, unless each row of N×C finite numbers is probabilities.
 
     They are at least 0, and their sum is 1 to within 0.001, which a softmax in float32 keeps by far.
     """
@@ -276,12 +278,6 @@ def check_soft_labels(soft_labels: np.ndarray, where: str) -> None:
             f"{sums[row]:.4g}: a row must be probabilities, at least 0 and with the sum 1; save them so, or leave the "
             "column out"
         )
-
-
-def check_integer(option: str, value: int, minimum: int) -> None:
-    """Raise `InputError` unless `value` is a whole number of at least `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
-        raise InputError(f"{option}={value!r} is out of range: it must be a whole number of at least {minimum}")
 
 
 def describe(array: np.ndarray) -> str:

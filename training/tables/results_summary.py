@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from histodistill.training.commands.benchmark import FIXED_ROWS
-from histodistill.training.evaluation.cells import METRICS, spread
+from histodistill.training.evaluation.cells import METRICS, summarise_seeds
+from histodistill.training.tables.rows import FIXED_ROWS
 
 
+# Splits of the real tiles that the table scores on, in the order in which they are shown.
 SPLITS = ("validation", "test")
 # The rows that margins are over, and what they are called in the table.
 BASELINES = {"random": "random pool images", "real_random": "random real tiles"}
@@ -45,33 +46,23 @@ def summarise(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
         groups.setdefault((cell["architecture"], cell["row"], cell["size"]), {})[cell["seed"]] = cell
     rows = []
     for (architecture, row, size), by_seed in groups.items():
-        seeds = sorted(by_seed)
-        first = by_seed[seeds[0]]
         tiles, _, recipe = row.partition("@")
         sizes = {**{name: size for name in BASELINES if name != tiles}, CEILING: None}
         against = {name: _counterpart(groups, architecture, name, recipe, of) for name, of in sizes.items()}
-        record = {
-            "architecture": architecture,
-            "row": row,
-            "size": size,
-            "num_train": first["num_train"],
-            "steps": first["config"]["max_train_steps"],
-            "seeds": seeds,
-            "against": against,
+        summary = summarise_seeds([by_seed[seed] for seed in sorted(by_seed)], SPLITS)
+        scores = {split: summary.pop(split) for split in SPLITS}
+        baselines = {
+            name: groups.get((architecture, against[name], size), {}) for name in BASELINES if name in against
         }
         ceiling = groups.get((architecture, against[CEILING], None), {})
-        both = sorted(by_seed.keys() & ceiling.keys())
         for split in SPLITS:
-            record[split] = {metric: spread([by_seed[seed][split][metric] for seed in seeds]) for metric in METRICS}
             for metric in METRICS:
-                record[split][metric]["margins"] = {
-                    name: _margin(by_seed, groups.get((architecture, against[name], size), {}), split, metric)
-                    for name in BASELINES
-                    if name in against
+                scores[split][metric]["margins"] = {
+                    name: _margin(by_seed, baseline, split, metric) for name, baseline in baselines.items()
                 }
-            mine, whole = (sum(cells[seed][split]["accuracy"] for seed in both) for cells in (by_seed, ceiling))
-            record[split]["recovery"] = mine / whole if whole else None
-        rows.append(record)
+            scores[split]["recovery"] = _recovery(by_seed, ceiling, split)
+        place = {"architecture": architecture, "row": row, "size": size}
+        rows.append({**place, **summary, "against": against, **scores})
     return rows
 
 
@@ -79,6 +70,12 @@ def _counterpart(groups: dict[tuple, Any], architecture: str, name: str, recipe:
     """The row `name` with this recipe where it was trained, or else the plain one; None where neither was."""
     names = [f"{name}@{recipe}", name] if recipe else [name]
     return next((name for name in names if (architecture, name, size) in groups), None)
+
+
+def _recovery(mine: dict[int, dict], ceiling: dict[int, dict], split: str) -> float | None:
+    both = sorted(mine.keys() & ceiling.keys())
+    own, whole = (sum(cells[seed][split]["accuracy"] for seed in both) for cells in (mine, ceiling))
+    return own / whole if whole else None
 
 
 def _margin(mine: dict[int, dict], baseline: dict[int, dict], split: str, metric: str) -> dict[str, Any] | None:

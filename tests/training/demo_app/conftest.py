@@ -1,4 +1,4 @@
-"""Makes a skip of a test of the page an error where `.ci/page-tests` runs them: it has installed all that they need."""
+"""Makes a skip of a test of the page an error where `.ci/page-tests` runs them, which installs what they need."""
 
 from __future__ import annotations
 

@@ -497,7 +497,7 @@ def test_from_python(tiny_tiles, tmp_path, tiny_preset, started, monkeypatch):
             "--n-per-class=3 is more than nine tenths of the 2 pool images of a class, and copies are dropped: "
             "raise --per-class or lower --n-per-class",
         ),
-        (["--image-size", 4], "--image-size=4 is out of range: it must be a whole number of at least 8"),
+        (["--image-size", 4], "--image-size=4 is out of range: it must be at least 8"),
         (
             ["--image-size", 17],
             "tiles of 17 px do not suit this preset, whose models halve them 1 times: give --image-size 16",

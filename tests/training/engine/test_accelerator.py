@@ -35,13 +35,13 @@ def test_the_cpu_can_be_asked_for(monkeypatch):
 
 
 def test_fp16_needs_a_gpu(state):
-    with pytest.raises(InputError, match=r"^--mixed-precision=fp16 needs a GPU: give bf16 or no$"):
+    with pytest.raises(InputError, match=r"^mixed_precision=fp16 needs a GPU: give bf16 or no$"):
         make_accelerator("fp16")
 
 
 @pytest.mark.parametrize("batch_size", [3, 6])
 def test_every_process_gets_as_many_tiles(state, batch_size):
-    message = rf"^--batch-size={batch_size} cannot be split evenly over 4 processes: give a multiple of 4$"
+    message = rf"^batch_size={batch_size} cannot be split evenly over 4 processes: give a multiple of 4$"
     with pytest.raises(InputError, match=message):
         make_accelerator("no", batch_size=batch_size)
     make_accelerator("no", batch_size=8)
@@ -54,7 +54,7 @@ def test_a_script_that_splits_no_batches_has_no_such_limit(state):
 @pytest.mark.filterwarnings("ignore:`log_with=all` was passed but no supported trackers")
 def test_tracker_must_be_installed(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "get_available_trackers", lambda: ["wandb"])
-    with pytest.raises(InputError, match=r"^--report-to=tensorboard is not installed: install it with pip"):
+    with pytest.raises(InputError, match=r"^report_to=tensorboard is not installed: install it with pip"):
         make_accelerator("no", report_to="tensorboard")
     # "all" is whatever there is.
     make_accelerator("no", report_to="all", project_dir=tmp_path)

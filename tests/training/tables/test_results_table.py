@@ -23,6 +23,7 @@ from histodistill.training.commands.benchmark import (
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.sources import load_tiles
 from histodistill.training.data.tiles import Tiles, sample_per_class
+from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.prediction import predict_proba
 from histodistill.training.running.errors import InputError
@@ -39,7 +40,6 @@ from histodistill.training.tables.results_table import (
     plan_cells,
     write_inputs,
 )
-from histodistill.training.train_classifier import ClassifierConfig
 
 
 # The command line.
