@@ -25,6 +25,7 @@ from histodistill.training import generate, train_autoencoder, train_classifier,
 from histodistill.training.distillation import select
 from histodistill.training.evaluation import audit, compare
 from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.formats import RUN_FORMAT, check_format
 from histodistill.training.running.launch import NUM_PROCESSES_HELP, run_module
 from histodistill.training.running.options import (
     Kind,
@@ -256,6 +257,7 @@ def open_run(config: DistillConfig, max_train_steps: Mapping[str, int] | None = 
     if config.audit_share:
         settings["audit_share"] = config.audit_share
     run = {
+        "format": RUN_FORMAT,
         "data": source.name,
         "preset": preset_name(config.preset or default_preset()),
         **({"set": list(config.set)} if config.set else {}),
@@ -307,10 +309,12 @@ def _changed_settings(output: Path, settings: dict[str, Any]) -> list[str]:
 
     file = output / "run.json"
     try:
-        old = read_json(file)["settings"]
+        record = read_json(file)
+        old = record["settings"]
         changed = [name for name in settings | old if old.get(name) != settings.get(name)]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{file} is not a run's record or is damaged: give another {param('output')}") from error
+    check_format(record, file, RUN_FORMAT)
     names = ", ".join("the tiles" if name == "fingerprint" else name for name in changed)
     refusal = f"{output} holds a run with other settings ({names}): give another {param('output')}"
     if not set(changed) <= _AFTER.keys():

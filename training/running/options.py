@@ -326,7 +326,7 @@ def check_values(config_class: type[StepConfig], values: Mapping[str, Any]) -> N
     for name, value in values.items():
         if name not in options:
             raise InputError(f"{name} is no option: it must be one of {', '.join(options)}")
-        _check_option(name, Kind.of(config_class, name).take(name, value), options[name])
+        _check_value(name, Kind.of(config_class, name).take(name, value), options[name])
 
 
 def _number(value: float) -> str:

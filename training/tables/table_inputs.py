@@ -1,4 +1,4 @@
-"""What the rows of the results table select by and learn from, computed once: embeddings and the teacher's soft labels."""
+"""What the rows of the results table select by and learn from, computed once: embeddings and soft labels."""
 
 from __future__ import annotations
 
