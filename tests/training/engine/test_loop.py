@@ -57,7 +57,8 @@ class MeanColour(GenerativeTraining):
         path.write_text("")
 
     def saved_modules(self):
-        self.calls.append("save") if self.calls[-1:] == ["look"] else None
+        if self.calls[-1:] == ["look"]:
+            self.calls.append("save")
         return {"net": self.model}
 
     def before_batch(self, position):
@@ -198,6 +199,6 @@ def test_accelerator_has_the_options(tmp_path):
 def test_a_missing_checkpoint_claims_no_folder(tmp_path):
     config = make_config(tmp_path / "run", resume="/no/checkpoint")
     stage = Stage(config.output, config.settings())
-    with pytest.raises(InputError, match="^resume /no/checkpoint is not a checkpoint"):
+    with pytest.raises(InputError, match=r"^resume /no/checkpoint is not a checkpoint"):
         fit(MeanColour(config, make_accelerator("no")), stage)
     assert not config.output.exists()
