@@ -265,7 +265,7 @@ def fit_array(images: np.ndarray, size: int | None) -> np.ndarray:
 
 
 def check_soft_labels(soft_labels: np.ndarray, where: str) -> None:
-    """Raises `InputError`, which names `where`, column and row, unless each row of N×C finite numbers is probabilities.
+    """Checks that each row of N×C finite numbers is probabilities; the error names `where`, column and row.
 
     They are at least 0, and their sum is 1 to within 0.001, which a softmax in float32 keeps by far.
     """
