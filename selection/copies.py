@@ -57,15 +57,15 @@ _WINDOWS_PER_CELL = 256
 # Cells that are searched for an image: those whose centres are nearest to it.
 _CELLS_SEARCHED = 32
 
-# `structure` goes from coarse to fine. First, for each of the eight views of an image, so many windows are proposed:
-# those whose coarse pictures are nearest.
+# The search for `structure` goes from coarse to fine, in three steps.
+# 1. Windows that are proposed for each of the eight views of an image: those whose coarse pictures are nearest.
 _PROPOSALS = 24
-# Then, of the tiles of all proposals together, so many different ones are kept and compared pixel by pixel.
+# 2. Different tiles among all that were proposed for an image that are kept, and compared with it pixel by pixel.
 _CANDIDATES = 12
-# At last, so many of the best of these are compared again under windows that are moved in finer steps,
+# 3. Tiles, the best of these, that are compared once more with windows moved in finer steps.
 _FINELY = 3
-# but only where the best tile leaves less than this share unexplained of what the median candidate leaves: an image
-# that is no more like its best tile than like other tiles would not become a copy by looking more finely.
+# Step 3 is made only for an image whose best tile leaves less unexplained than this share of what its median candidate
+# leaves: one that is no more like its best tile than like others would not become a copy by looking more finely.
 _LIKELY = 0.9
 # The least that the median candidate is taken to leave unexplained, so that nothing is divided by 0.
 _LEAST_USUAL = 1e-3

@@ -37,6 +37,7 @@ from histodistill.selection.membership import (
     measure_overfitting,
 )
 from histodistill.selection.planting import MUST_FIND, plant
+from histodistill.selection.summaries import summarise
 from histodistill.selection.views import has_content
 
 
@@ -74,6 +75,9 @@ class LabelledImages:
     def __getitem__(self, rows: np.ndarray) -> LabelledImages:
         return LabelledImages(self.images[rows], self.labels[rows])
 
+    def __repr__(self) -> str:
+        return f"LabelledImages({summarise(self.images, self.labels)})"
+
 
 @dataclass(frozen=True)
 class RealTiles:
@@ -91,6 +95,11 @@ class RealTiles:
 
     def __len__(self) -> int:
         return sum(len(part) for part in self._parts)
+
+    def __repr__(self) -> str:
+        held_out = "nothing held out" if self.held_out is None else f"{len(self.held_out):,} held out"
+        train = summarise(self.train.images, self.train.labels, "training tile")
+        return f"RealTiles({train}; {held_out}; {len(self.validation):,} for validation)"
 
     @cached_property
     def all_images(self) -> np.ndarray:

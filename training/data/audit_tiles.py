@@ -10,12 +10,19 @@ from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json
 
 
-# Where there are fewer, nothing can be said. An attacker may have a quarter of them, and a density takes two.
+# Validation tiles that an audit needs at least. Where no tile was held out for it, a quarter of them is the attacker's
+# own reference, whose density is estimated, and that takes two tiles.
 _FEWEST_VALIDATION_TILES = 8
 
 
 def real_tiles(source: TileSource) -> RealTiles:
-    """The tiles of a source by what models saw of them.
+    """The tiles of a source, by what models saw of them.
+
+    Args:
+        source: With a split "validation", and "held_out" where tiles were held out for the audit.
+
+    Returns:
+        The tiles of these splits and of train.
 
     Raises:
         InputError: If there are too few validation tiles, or none.
