@@ -39,22 +39,27 @@ from histodistill.selection.membership import (
     measure_overfitting,
 )
 from histodistill.selection.planting import MUST_FIND, plant
+from histodistill.selection.summaries import summarise
 from histodistill.selection.views import has_content
 
 
 #: Share of independent real tiles that may be taken for copies.
 MAX_FALSE_ALARMS = 0.01
-#: Copies of a kind that must be planted, and tiles of either kind whose loss must be measured where there are so many:
-#: fewer could not tell that the audit finds what it must.
-FEWEST_PLANTED, FEWEST_WEIGHT_TILES = 20, 200
+#: Copies of each kind that must be planted: fewer could not tell that the audit finds what it must.
+FEWEST_PLANTED = 20
+#: Members, and as many non-members, whose losses the attack on the weights must have where there are so many tiles: an
+#: attack on fewer says little.
+FEWEST_WEIGHT_TILES = 200
 #: An attack whose AUC is at most this far from 0.5 is as good as guessing.
 AUC_TOLERANCE = 0.02
 #: An attack that surely tells more than this share of the training tiles, at 1 % false positives, tells some.
 MAX_TRUE_POSITIVES = 0.03
 #: Probability that a verdict of a kind fails by chance alone, over all spaces and attacks of that kind.
 FAILS_BY_CHANCE = 0.05
+#: The attacks of one who has the images alone: see `distance_scores` and `density_ratio_scores`.
 ATTACKS = ("distance", "density_ratio")
-#: Validation tiles that an audit takes at least. An attacker may have a quarter of them, and a density takes two.
+#: Validation tiles that an audit takes at least. Where no tile was held out for it, a quarter of
+# them is the attacker's own reference, whose density is estimated, and that takes two tiles.
 FEWEST_VALIDATION_TILES = 8
 # Tiles of each part that `audit_images` takes at least: of those that are attacked there must be two for an interval.
 _FEWEST_TILES = {"train": 2, "validation": FEWEST_VALIDATION_TILES, "held_out": 2}
@@ -62,8 +67,9 @@ _FEWEST_TILES = {"train": 2, "validation": FEWEST_VALIDATION_TILES, "held_out": 
 _OPTIONAL_PARTS = ("held_out", "pool")
 # What the audit itself calls two of its scores, so that no embedding can have these names.
 _OWN_SCORES = ("pixels", "structure")
-# More say little more, and take their time.
+# Validation tiles that the limits of copying are set by: more would say little more, and take their time.
 _MOST_CALIBRATING = 2000
+# Views of synthetic images by which their density is estimated, for the same reason.
 _MOST_FOR_DENSITY = 4000
 
 
@@ -81,7 +87,7 @@ class LabelledImages:
         return LabelledImages(self.images[rows], self.labels[rows])
 
     def __repr__(self) -> str:
-        return f"LabelledImages({len(self)} images of {self.images.shape[1]} px)"
+        return f"LabelledImages({summarise(self.images, self.labels)})"
 
 
 class HasLabelledImages(Protocol):
@@ -98,7 +104,7 @@ class HasLabelledImages(Protocol):
 
 @dataclass(frozen=True)
 class RealTiles:
-    """The real tiles.
+    """The real tiles, by what a model saw of them.
 
     Attributes:
         train: What the models were trained on.
@@ -113,13 +119,18 @@ class RealTiles:
     def __len__(self) -> int:
         return sum(len(part) for part in self._parts)
 
+    def __repr__(self) -> str:
+        held_out = "nothing held out" if self.held_out is None else f"{len(self.held_out):,} held out"
+        train = summarise(self.train.images, self.train.labels, "training tile")
+        return f"RealTiles({train}; {held_out}; {len(self.validation):,} for validation)"
+
     @cached_property
     def all_images(self) -> np.ndarray:
-        """Those of all three, in this order."""
+        """The images of train, held-out and validation tiles, in this order, uint8 N×S×S×3."""
         return np.concatenate([part.images for part in self._parts])
 
     def at(self, rows: np.ndarray) -> LabelledImages:
-        """The tiles at rows of all."""
+        """The tiles at these rows of `all_images`."""
         return LabelledImages(self.all_images[rows], np.concatenate([part.labels for part in self._parts])[rows])
 
     @property
@@ -181,8 +192,8 @@ class SetAudit:
 
     Attributes:
         copies: See `Copies`.
-        overfitting: Space → of all images.
-        overfitting_per_class: Space → class → of its images.
+        overfitting: Space → overfitting of all images.
+        overfitting_per_class: Space → class → overfitting of its images.
         membership: Space → attack → figures, of an attacker who has nothing but the images.
         closest: Rows of the images and of `RealTiles.all_images` that are most alike, at most 10×2.
         closest_scores: Their scores; below the limit is a copy.
@@ -204,8 +215,8 @@ class AuditResult:
         limits: Where copying begins.
         is_random: Whether non-members were held out at random. If not, validation tiles stand in for them, and
             figures of overfitting and membership hold whatever else makes these differ.
-        published: Of the images to be published.
-        pool: Of all generated images, before any was dropped; no attacks on membership by class.
+        published: The audit of the images to be published.
+        pool: The audit of all generated images, before any was dropped; no attacks on membership by class.
         planted: Kind of copy → share found, with its interval; empty where none was planted.
         num_planted: Copies of each kind.
         weights: The attack of one who holds the weights, where it was made.
@@ -226,7 +237,13 @@ class AuditResult:
 
 @dataclass(frozen=True)
 class Finding:
-    """One point of a verdict: whether it holds, and a sentence for people."""
+    """One point of a verdict.
+
+    Attributes:
+        name: What was looked at, such as `"copies"`.
+        passed: Whether the point holds.
+        sentence: The figures for people, in one sentence.
+    """
 
     name: str
     passed: bool
@@ -263,8 +280,8 @@ def find_limits(real: RealTiles, index: CopyIndex, seed: int = 0) -> CopyLimits:
 
     Args:
         real: The real tiles.
-        index: Of `real.all_images`.
-        seed: Of what is random.
+        index: The index of `real.all_images`.
+        seed: Seed of the draw of validation tiles.
 
     Raises:
         ValueError: If hardly any validation tile is left that is no copy of another tile.
@@ -416,7 +433,7 @@ def audit(
             labels: it would know them, whatever the images say.
         n_planted: Copies of each kind that are planted, to see whether they are found; 0 plants none.
         weight_losses: Losses of members and of non-members under the model, from one who holds its weights.
-        seed: Of all that is random.
+        seed: Seed of all that is random.
     """
     index = CopyIndex(real.all_images, embeddings)
     limits = find_limits(real, index, seed)

@@ -16,11 +16,16 @@ from histodistill.selection.files import write_bytes
 from histodistill.selection.versions import installed_versions
 
 
+#: The file with the class, its parameters, plain numbers and versions, in JSON.
 CONFIG_NAME = "config.json"
+#: The file with the fitted arrays.
 ARRAYS_NAME = "selector.safetensors"
+#: Version of this layout of two files, written into `config.json`.
 FORMAT_VERSION = 1
 
+# What an id on the Hub looks like: user/name.
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# Packages whose versions are recorded, since the choice may depend on them.
 _VERSIONS_OF = ("histodistill", "infomap", "faiss-cpu", "scikit-learn", "scipy", "numpy")
 
 
@@ -139,6 +144,7 @@ class PretrainedMixin:
 
 
 def _fitted_state(selector: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Attributes that `fit` has set, by name: arrays, and plain values."""
     arrays, numbers = {}, {}
     for name, value in sorted(vars(selector).items()):
         if not name.endswith("_") or name.startswith("_"):
@@ -153,6 +159,7 @@ def _fitted_state(selector: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]
 
 
 def _plain(value: Any) -> Any:
+    """A number of numpy as one of Python, which JSON takes; anything else as it is."""
     return value.item() if isinstance(value, np.generic) else value
 
 

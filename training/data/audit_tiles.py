@@ -11,7 +11,13 @@ from histodistill.training.running.files import read_json
 
 
 def real_tiles(source: TileSource) -> RealTiles:
-    """The tiles of a source by what models saw of them.
+    """The tiles of a source, by what models saw of them.
+
+    Args:
+        source: With a split "validation", and "held_out" where tiles were held out for the audit.
+
+    Returns:
+        The tiles of these splits and of train.
 
     Raises:
         InputError: If there are too few validation tiles, or none.

@@ -20,14 +20,16 @@ from histodistill.training.models.prediction import embed
 from histodistill.training.running.errors import InputError, param
 
 
-#: Names of embedders: the run's own teacher, and the one that needs no training and no files.
-TEACHER, UNTRAINED = "teacher", "untrained"
+#: Name of the embedder that is a run's own teacher.
+TEACHER = "teacher"
+#: Name of the embedder with random weights, which needs no training and no files.
+UNTRAINED = "untrained"
 
 
 def is_classifier(name_or_path: str | Path) -> bool:
     """Whether a folder holds a `Classifier` of this project."""
     config = Path(name_or_path) / "config.json"
-    # `architecture` alone would not do: timm's models, which transformers takes too, have it as well.
+    # The key `architecture` alone does not tell: timm's models, which transformers loads, have it, too.
     return config.is_file() and {"architecture", "class_names"} <= json.loads(config.read_text()).keys()
 
 
@@ -38,12 +40,12 @@ def is_autoencoder(name_or_path: str | Path) -> bool:
 
 
 def resolve_embedder(name: str, teacher: Path) -> str | Path:
-    """What `embed_images` takes for the value of an option `--embedder`."""
+    """What `embed_images` takes for the value of an option `embedder`."""
     return teacher if name == TEACHER else name
 
 
 def describe_embedder(name: str) -> str:
-    """The value of an option `--embedder` in words, without a path of this machine."""
+    """The value of an option `embedder` in words, without a path of this machine."""
     if name == TEACHER:
         return "features of a classifier trained on the same tiles"
     if name == UNTRAINED:
@@ -56,7 +58,7 @@ def describe_embedder(name: str) -> str:
 
 
 def embedder_fingerprint(name: str) -> str:
-    """What stands for the value of an option `--embedder` in a record: for a folder, not its path but its content."""
+    """What stands for the value of an option `embedder` in a record: for a folder, not its path but its content."""
     if not Path(name).is_dir():
         return name
     digest = hashlib.sha256()
@@ -67,12 +69,18 @@ def embedder_fingerprint(name: str) -> str:
 
 
 def named_embeddings(names: list[str]) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """Values of an option `--embedders` as functions of images, by names without a path of this machine.
+    """Embedders as functions of images, by names without a path of this machine.
+
+    Args:
+        names: Values of the option `embedders`, each what `embed_images` takes.
+
+    Returns:
+        Name → a function from images uint8 N×H×W×3 to embeddings float32 N×D.
 
     Raises:
         InputError: If two have the same name.
     """
-    embeddings = {}
+    embeddings: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
     for name in names:
         label = "autoencoder" if is_autoencoder(name) else Path(name).name if Path(name).is_dir() else name
         if label in embeddings or label == "pixels":
@@ -88,8 +96,8 @@ def embed_images(name_or_path: str | Path, images: np.ndarray, batch_size: int =
         name_or_path: A `Classifier` folder, whose penultimate features are taken; or the folder or Hub id of a
             `transformers` vision model, whose pooled output is taken where it was trained, or else the mean over its
             last hidden states; or the folder of an `AutoencoderDC`, whose latents are taken as they are; or
-            `UNTRAINED`, the features of a ConvNet with random weights, always the same ones: colours and textures,
-            and nothing that was learned from private tiles (compare Zhao & Bilen, WACV 2023).
+            `UNTRAINED`, the features of a ConvNet with random weights, always the same ones: they tell of colours and
+            textures, and of nothing that was learned from private tiles (compare Zhao & Bilen, WACV 2023).
         images: uint8 N×H×W×3.
         batch_size: Images at a time.
 
@@ -113,7 +121,8 @@ def embed_images(name_or_path: str | Path, images: np.ndarray, batch_size: int =
 
 
 @torch.no_grad()
-def _encode(folder, images, batch_size, device) -> np.ndarray:
+def _encode(folder: str | Path, images: np.ndarray, batch_size: int, device: str) -> np.ndarray:
+    """Latents of an autoencoder, flattened."""
     autoencoder = AutoencoderDC.from_pretrained(folder).eval().to(device)
     if images.shape[1] % autoencoder.spatial_compression_ratio:
         raise InputError(
@@ -129,7 +138,8 @@ def _encode(folder, images, batch_size, device) -> np.ndarray:
 
 
 @torch.no_grad()
-def _embed_with_transformers(name_or_path, images, batch_size, device) -> np.ndarray:
+def _embed_with_transformers(name_or_path: str | Path, images: np.ndarray, batch_size: int, device: str) -> np.ndarray:
+    """Pooled outputs of a `transformers` vision model, or means over its last hidden states."""
     from transformers import AutoImageProcessor, AutoModel
 
     try:
@@ -141,7 +151,7 @@ def _embed_with_transformers(name_or_path, images, batch_size, device) -> np.nda
             "train_autoencoder left, or the folder or Hub id of a transformers vision model"
         ) from error
     model = model.eval().to(device)
-    # A pooler that the files do not hold is made at random, another one each time: leave it out.
+    # Where the files hold no pooler, transformers makes one with random weights, others each time: it is not used.
     has_pooler = not any("pooler" in key for key in info["missing_keys"])
     embeddings = []
     for start in tqdm(range(0, len(images), batch_size), desc="embed", unit="batch"):
@@ -149,10 +159,8 @@ def _embed_with_transformers(name_or_path, images, batch_size, device) -> np.nda
         output = model(**processor(images=batch, return_tensors="pt").to(device))
         pooled = getattr(output, "pooler_output", None) if has_pooler else None
         if pooled is None:
-            pooled = (
-                output.last_hidden_state.flatten(2).mean(2)
-                if output.last_hidden_state.ndim == 4
-                else (output.last_hidden_state.mean(1))
-            )
+            states = output.last_hidden_state
+            # Convolutional networks have a map N×D×h×w, transformers a row of tokens N×T×D.
+            pooled = states.flatten(2).mean(2) if states.ndim == 4 else states.mean(1)
         embeddings.append(pooled.flatten(1).float().cpu().numpy())
     return np.concatenate(embeddings)
