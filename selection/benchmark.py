@@ -45,14 +45,18 @@ from histodistill.selection.graph import knn_graph
 from histodistill.selection.quotas import community_quotas
 
 
+#: The graphs that are compared; see the text at the top of this file.
 METHODS = ("knn", "dense", "dense, by link")
+#: What is timed, in this order: making the graph, finding communities, choosing, and all three.
 PARTS = ("graph", "communities", "choice", "total")
-# A measurement is repeated while both allow it.
+#: A measurement is repeated until it was done so often, or has taken so many seconds in all.
 MAX_REPEATS, MAX_SECONDS = 9, 5.0
+#: Bytes in a mebibyte, the unit in which memory is told.
 MIB = 2**20
-# Measured with 1,000 to 4,000 images: 39 to 44 bytes for each pair of them, two fifths of which become links.
+#: Bytes of memory that the dense graph takes for each pair of images, and a little more. Measured with 1,000 to 4,000
+#: images: 39 to 44 bytes, two fifths of the pairs being links.
 DENSE_BYTES_PER_PAIR = 48
-# What the process of one measurement does with its task; the result is one line of JSON.
+#: What the process of one measurement does with its task; the result is one line of JSON.
 MEASURE = "import sys; from histodistill.selection import benchmark; print(benchmark.measure(sys.argv[1]))"
 
 

@@ -64,7 +64,7 @@ class Option:
         group: Title of the group that `--help` shows it in.
         positional: Whether the command line takes it without a name.
         repeatable: Whether the command line takes it, with one value or several, more than once.
-        may_be_empty: Whether the command line takes none of several values, though there are some by default.
+        may_be_empty: Whether there may be none of several values, though there are some by default.
         setting: Whether it decides what comes out, and so is recorded as a setting of the result; others say where
             from, where to and how a script runs.
     """
@@ -154,13 +154,8 @@ class StepConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            kind = Kind.of(type(self), field.name)
-            value = kind.take(field.name, getattr(self, field.name))
             # The fields are frozen for all others; here they get their types.
-            object.__setattr__(self, field.name, value)
-            _check_value(field.name, value, field.metadata[_METADATA])
-            if value == () and field.default != ():
-                raise InputError(f"{param(field.name)} has no values: give at least one")
+            object.__setattr__(self, field.name, _take(type(self), field, getattr(self, field.name)))
         self.check()
 
     def check(self) -> None:
@@ -301,6 +296,15 @@ def _kinds(config_class: type[StepConfig]) -> dict[str, Kind]:
     return kinds
 
 
+def _take(config_class: type[StepConfig], field: dataclasses.Field[Any], value: Any) -> Any:
+    """A value as a field holds it, checked."""
+    value = Kind.of(config_class, field.name).take(field.name, value)
+    if value == () and field.default != () and not field.metadata[_METADATA].may_be_empty:
+        raise InputError(f"{param(field.name)} has no values: give at least one")
+    _check_value(field.name, value, field.metadata[_METADATA])
+    return value
+
+
 def _check_value(name: str, value: Any, about: Option) -> None:
     several = isinstance(value, tuple)
     for item in value if several else (value,):
@@ -319,14 +323,18 @@ def _check_value(name: str, value: Any, about: Option) -> None:
 def check_values(config_class: type[StepConfig], values: Mapping[str, Any]) -> None:
     """Checks values for some fields of a configuration, one by one, as the configuration itself would.
 
+    Args:
+        config_class: The configuration.
+        values: By the name of the field.
+
     Raises:
         InputError: For a name that is no field, or a value that the field does not take.
     """
-    options = {field.name: field.metadata[_METADATA] for field in dataclasses.fields(config_class)}
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
     for name, value in values.items():
-        if name not in options:
-            raise InputError(f"{name} is no option: it must be one of {', '.join(options)}")
-        _check_value(name, Kind.of(config_class, name).take(name, value), options[name])
+        if name not in fields:
+            raise InputError(f"{name} is no option: it must be one of {', '.join(fields)}")
+        _take(config_class, fields[name], value)
 
 
 def _number(value: float) -> str:
