@@ -11,25 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from histodistill.selection.files import write_bytes
 
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Writes a file under a temporary name beside it, then renames it into place.
 
-    Args:
-        path: The file; its folder is made where there is none.
-        data: What it holds.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+#: `write_bytes` is `selection`'s, which saves selectors with it; here it stands beside the others.
+__all__ = ["md5_of", "new_folder", "read_json", "write_bytes", "write_json", "write_text"]
 
 
 def write_text(path: str | Path, text: str) -> None:

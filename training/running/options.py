@@ -64,6 +64,7 @@ class Option:
         group: Title of the group that `--help` shows it in.
         positional: Whether the command line takes it without a name.
         repeatable: Whether the command line takes it, with one value or several, more than once.
+        may_be_empty: Whether there may be none of several values, though there are some by default.
         setting: Whether it decides what comes out, and so is recorded as a setting of the result; others say where
             from, where to and how a script runs.
     """
@@ -78,6 +79,7 @@ class Option:
     group: str | None = None
     positional: bool = False
     repeatable: bool = False
+    may_be_empty: bool = False
     setting: bool = True
 
     def rule(self) -> str:
@@ -297,7 +299,7 @@ def _kinds(config_class: type[StepConfig]) -> dict[str, Kind]:
 def _take(config_class: type[StepConfig], field: dataclasses.Field[Any], value: Any) -> Any:
     """A value as a field holds it, checked."""
     value = Kind.of(config_class, field.name).take(field.name, value)
-    if value == () and field.default != ():
+    if value == () and field.default != () and not field.metadata[_METADATA].may_be_empty:
         raise InputError(f"{param(field.name)} has no values: give at least one")
     _check_value(field.name, value, field.metadata[_METADATA])
     return value
@@ -415,7 +417,8 @@ class StepParser(argparse.ArgumentParser, Generic[_Config]):
             if about.choices is not None:
                 options["choices"] = list(about.choices)
             if kind.count is None:
-                options["nargs"] = "+" if required or field.default else "*"
+                # No value at all is one that can be given only where it is the default, or means something.
+                options["nargs"] = "*" if field.default == () or about.may_be_empty else "+"
             elif kind.count:
                 options["nargs"] = kind.count
         if about.positional:

@@ -6,14 +6,13 @@ resumed with the same settings only, and with `"complete": true` as the very las
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from histodistill.selection.versions import installed_versions
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, write_json
 
@@ -150,20 +149,11 @@ class Stage:
             "settings": self.settings,
             "fingerprint": fingerprint(self.settings),
             "seconds": round(self.seconds_before + time.perf_counter() - self._started, 1),
-            "versions": _versions(),
+            "versions": installed_versions(PACKAGES),
             **facts,
         }
         write_json(self.folder / RECORD, record)
         return record
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        # A library may be installed under another name, such as faiss-gpu for faiss-cpu.
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
