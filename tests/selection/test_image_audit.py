@@ -147,3 +147,13 @@ def test_same_seed_gives_the_same_audit(real, honest):
     losses = np.random.default_rng(0).uniform(size=300), np.random.default_rng(1).uniform(size=100)
     again = audit(tiles(60, 3), tiles(200, 4), real, {"colours": colours}, n_planted=20, weight_losses=losses)
     assert judge_weights(again) == judge_weights(honest)
+
+
+def test_real_tiles_and_images_print_in_a_line():
+    images = LabelledImages(np.zeros((1200, 8, 8, 3), dtype=np.uint8), np.arange(1200) % 3)
+    assert repr(images) == "LabelledImages(1,200 images of 8×8 px, 3 classes)"
+    some = images[np.arange(40)]
+    assert repr(RealTiles(images, None, some)) == (
+        "RealTiles(1,200 training tiles of 8×8 px, 3 classes; nothing held out; 40 for validation)"
+    )
+    assert "; 40 held out; 40 for validation)" in repr(RealTiles(images, some, some))
