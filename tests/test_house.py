@@ -157,14 +157,13 @@ def training_arrows() -> Iterator[tuple[str, str]]:
     """Each import between modules of `training`: who imports, and what."""
     graph = import_graph(module_files())
     modules = set(in_folder("training")) - {"training"}
-    modules = {module for module in modules if room(module, module_files()) != "commands"}  # Goes with that folder.
     for module in sorted(modules):
         yield from ((module, target) for target in sorted(graph[module] & modules))
 
 
 def test_every_room_has_a_floor():
     rooms = {room(module, module_files()) for module in in_folder("training") if module != "training"}
-    assert rooms - {"commands"} == {name for floor in FLOORS for name in floor}
+    assert rooms == {name for floor in FLOORS for name in floor}
 
 
 def test_imports_go_up_the_table():

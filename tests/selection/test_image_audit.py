@@ -253,3 +253,13 @@ def test_arrays_that_cannot_be_audited_are_refused_in_one_sentence(changes, mess
     with pytest.raises(ValueError, match=message) as caught:
         audit_images(**{**given, "n_planted": 1, **changes})
     assert "\n" not in str(caught.value)
+
+
+def test_real_tiles_and_images_print_in_a_line():
+    images = LabelledImages(np.zeros((1200, 8, 8, 3), dtype=np.uint8), np.arange(1200) % 3)
+    assert repr(images) == "LabelledImages(1,200 images of 8×8 px, 3 classes)"
+    some = images[np.arange(40)]
+    assert repr(RealTiles(images, None, some)) == (
+        "RealTiles(1,200 training tiles of 8×8 px, 3 classes; nothing held out; 40 for validation)"
+    )
+    assert "; 40 held out; 40 for validation)" in repr(RealTiles(images, some, some))
