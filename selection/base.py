@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -9,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from sklearn.base import BaseEstimator
 
-from histodistill.selection.checks import check_candidates, check_embeddings, check_integer, check_labels
+from histodistill.selection.checks import check_candidates, check_classes, check_embeddings, check_integer
 from histodistill.selection.communities import LARGEST_RANDOM_STATE
 from histodistill.selection.storage import PretrainedMixin
 
@@ -20,14 +21,18 @@ class ClassSelection:
 
     Attributes:
         ranked: int64, `n_per_class` different indices in 0 … n − 1, best first.
-        per_image: name → array of length n; `fit` gathers them into the attribute `name_` over all images, those
+        per_image: Name → array of length n; `fit` gathers them into the attribute `name_` over all images, those
             that are no candidates having −1 (whole numbers) or 0 (others).
-        per_class: name → number; `fit` gathers them into the attribute `name_`, one entry per class in order.
+        per_class: Name → number; `fit` gathers them into the attribute `name_`, one entry per class in order.
     """
 
     ranked: np.ndarray
     per_image: dict[str, np.ndarray] = field(default_factory=dict)
     per_class: dict[str, float | int] = field(default_factory=dict)
+
+
+#: Class name → class, of all selectors that `BaseSelector.from_pretrained` can load; see `register_selector`.
+_REGISTERED: dict[str, type[BaseSelector]] = {}
 
 
 class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
@@ -42,14 +47,14 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
     - images that rank equal are taken by lower index;
     - images that are no candidates are not looked at at all: the choice is as if they were not there.
 
-    Parameters:
-        n_per_class: images to choose of each class, at least 1.
-        random_state: whole number from 0 to 2³¹ − 1.
+    Args:
+        n_per_class: Images to choose of each class, at least 1.
+        random_state: Whole number from 0 to 2³¹ − 1.
 
     Attributes:
         selected_indices_: int64, `n_per_class` × number of classes; grouped by class in ascending order, within a
             class in rank order, best first.
-        classes_: int64, the labels that occur, ascending.
+        classes_: int64 or texts, the labels that occur, ascending.
         n_features_in_: D, the width of the embeddings.
 
     A subclass implements `_select_class`, and `check_params` if it has parameters of its own.
@@ -64,7 +69,7 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
 
         Args:
             embeddings: N×D real numbers, finite; used as float32.
-            labels: N whole numbers ≥ 0, the class of each image.
+            labels: N whole numbers ≥ 0 or N texts, the class of each image.
             candidates: N truth values, False for images that must not be chosen; all may be by default. See
                 `histodistill.selection.filters`.
 
@@ -72,12 +77,12 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
             self.
 
         Raises:
-            ValueError: for a parameter out of range, an array of the wrong shape, type or range, or a class with
+            ValueError: For a parameter out of range, an array of the wrong shape, type or range, or a class with
                 fewer than `n_per_class` candidates. The fitted attributes are then as before.
         """
         self.check_params()
         embeddings = check_embeddings(embeddings)
-        labels = check_labels(labels, len(embeddings))
+        labels = check_classes(labels, len(embeddings))
         candidates = check_candidates(candidates, len(embeddings))
         classes, counts = np.unique(labels, return_counts=True)
         for label, count in zip(classes, counts, strict=True):
@@ -95,7 +100,7 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
         for label in classes:
             rows = np.flatnonzero((labels == label) & candidates)
             # Seeded by the label itself, so that the other classes do not matter.
-            rng = np.random.default_rng([int(self.random_state), int(label)])
+            rng = np.random.default_rng([int(self.random_state), _seed_of(label)])
             chosen = self._select_class(embeddings[rows], rng, name=f"class {label}")
             selected.append(rows[chosen.ranked])
             for name, values in chosen.per_image.items():
@@ -115,8 +120,18 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
             setattr(self, f"{name}_", np.array(values))
         return self
 
+    @classmethod
+    def loadable_classes(cls) -> dict[str, type[Self]]:
+        """What `from_pretrained` can load, by class name: `BaseSelector` all registered ones, a subclass itself."""
+        # The registered ones are subclasses of `BaseSelector`, which is `Self` here.
+        return dict(_REGISTERED) if cls is BaseSelector else super().loadable_classes()
+
     def check_params(self) -> None:
-        """Raises ValueError for a parameter that is out of range."""
+        """Checks the parameters; a subclass that has more of them checks these, too.
+
+        Raises:
+            ValueError: For a parameter that is out of range.
+        """
         check_integer("n_per_class", self.n_per_class, 1)
         check_integer("random_state", self.random_state, 0, LARGEST_RANDOM_STATE)
 
@@ -126,6 +141,26 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
 
         Args:
             embeddings: n×D float32, finite, n ≥ `n_per_class`, in the order of the input.
-            rng: the only source of chance.
-            name: what a message calls the class, such as `"class 3"`.
+            rng: The only source of chance.
+            name: What a message calls the class, such as `"class 3"`.
         """
+
+
+def register_selector(selector: type[BaseSelector]) -> None:
+    """Makes a class known to `BaseSelector.from_pretrained`, which then loads what it saved.
+
+    The selectors of this package are registered by `histodistill.selection.registry`.
+
+    Args:
+        selector: A subclass of `BaseSelector`; one of the same name that was registered before is replaced.
+    """
+    _REGISTERED[selector.__name__] = selector
+
+
+def _seed_of(label: np.int64 | np.str_) -> int:
+    """A number for a class that depends on nothing but its label, in any process."""
+    if isinstance(label, str):
+        # Not Python's hash, which is another one in every process. A text may hold half of a character.
+        digest = hashlib.sha256(label.encode("utf-8", "surrogatepass")).digest()
+        return int.from_bytes(digest[:8], "big")
+    return int(label)

@@ -39,20 +39,24 @@ from threadpoolctl import threadpool_info
 from tqdm import tqdm
 
 from histodistill.selection.communities import LARGEST_RANDOM_STATE, DegenerateGraphWarning, find_communities
-from histodistill.selection.distill_selector import _round_robin
+from histodistill.selection.distill_selector import round_robin
+from histodistill.selection.files import write_bytes
 from histodistill.selection.graph import knn_graph
 from histodistill.selection.quotas import community_quotas
-from histodistill.selection.storage import _write_atomically
 
 
+#: The graphs that are compared; see the text at the top of this file.
 METHODS = ("knn", "dense", "dense, by link")
+#: What is timed, in this order: making the graph, finding communities, choosing, and all three.
 PARTS = ("graph", "communities", "choice", "total")
-# A measurement is repeated while both allow it.
+#: A measurement is repeated until it was done so often, or has taken so many seconds in all.
 MAX_REPEATS, MAX_SECONDS = 9, 5.0
+#: Bytes in a mebibyte, the unit in which memory is told.
 MIB = 2**20
-# Measured with 1,000 to 4,000 images: 39 to 44 bytes for each pair of them, two fifths of which become links.
+#: Bytes of memory that the dense graph takes for each pair of images, and a little more. Measured with 1,000 to 4,000
+#: images: 39 to 44 bytes, two fifths of the pairs being links.
 DENSE_BYTES_PER_PAIR = 48
-# What the process of one measurement does with its task; the result is one line of JSON.
+#: What the process of one measurement does with its task; the result is one line of JSON.
 MEASURE = "import sys; from histodistill.selection import benchmark; print(benchmark.measure(sys.argv[1]))"
 
 
@@ -109,8 +113,8 @@ def make_embeddings(size: int, dimensions: int, seed: int, label: int = 0) -> np
     Args:
         size: N, number of points.
         dimensions: D; the clusters lie in a random subspace of 16 of them, or of all if there are fewer.
-        seed: at least 0.
-        label: class of the points, at least 0; each class has clusters of its own.
+        seed: At least 0.
+        label: Class of the points, at least 0; each class has clusters of its own.
 
     Returns:
         N×D float32: 50 equally likely Gaussian clusters whose centres are twice as spread as they are.
@@ -211,7 +215,7 @@ def select_timed(embeddings: np.ndarray, task: dict[str, Any]) -> tuple[np.ndarr
 
     Args:
         embeddings: N×D float32.
-        task: see `measure`; its `seed` is the `random_state` of the selector, its `n_per_class` at most N.
+        task: See `measure`; its `seed` is the `random_state` of the selector, its `n_per_class` at most N.
 
     Returns:
         `n_per_class` int64 indices in rank order; seconds of the `PARTS`; `num_links` and `num_communities`.
@@ -225,7 +229,7 @@ def select_timed(embeddings: np.ndarray, task: dict[str, Any]) -> tuple[np.ndarr
     clock.append(perf_counter())
     sizes = np.bincount(found.module_labels, minlength=found.num_modules)
     quotas = community_quotas(sizes, task["n_per_class"])
-    chosen = _round_robin(found.module_labels, found.modular_centrality, quotas)
+    chosen = round_robin(found.module_labels, found.modular_centrality, quotas)
     clock.append(perf_counter())
     seconds = [end - start for start, end in pairwise(clock)]
     counts = {"num_links": int(graph.nnz), "num_communities": found.num_modules}
@@ -340,8 +344,7 @@ def main(argv: list[str] | None = None) -> None:
     results = {"settings": settings, "machine": machine, "rows": rows}
     print("\n".join(table_lines(rows)))
     if args.output is not None:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        _write_atomically(args.output, (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
+        write_bytes(args.output, (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
         print(f"benchmark: saved to {args.output}")
 
 

@@ -32,8 +32,8 @@ class Communities:
             nothing links.
         modular_centrality: N float64 ≥ 0, −(pₘ − pᵤ)·log₂((pₘ − pᵤ) / pₘ) with pᵤ the flow of the node and pₘ that of
             its community; 0 for a node alone in its community.
-        codelength: bits per step of the two-level map equation (Rosvall and Bergstrom, PNAS 2008), lower is better.
-        num_modules: number of communities.
+        codelength: Bits per step of the two-level map equation (Rosvall and Bergstrom, PNAS 2008), lower is better.
+        num_modules: Number of communities.
         degenerate: None, or which degenerate result this is: `"no_links"`, `"all_singletons"`, `"mostly_singletons"`
             (more than half of the nodes are alone) or `"one_module"`.
     """
@@ -60,20 +60,20 @@ def find_communities(
 
     Args:
         graph: N×N sparse, entry (i, j) the weight ≥ 0 of the link from i to j; zeros are no links.
-        markov_time: above 0; larger gives fewer, larger communities.
-        num_trials: independent searches, of which the one with the shortest code is kept; at least 1.
-        random_state: at least 0.
-        name: what messages call the graph, for instance `"class 3"`.
+        markov_time: Above 0; larger gives fewer, larger communities.
+        num_trials: Independent searches, of which the one with the shortest code is kept; at least 1.
+        random_state: At least 0.
+        name: What messages call the graph, for instance `"class 3"`.
 
     Returns:
         `Communities`.
 
     Raises:
-        ValueError: for a graph that is not sparse, square, finite and ≥ 0, or an argument out of range.
-        ImportError: if infomap was imported before faiss, see `_import_infomap`.
+        ValueError: For a graph that is not sparse, square, finite and ≥ 0, or an argument out of range.
+        ImportError: If infomap was imported before faiss, see `_import_infomap`.
 
     Warns:
-        DegenerateGraphWarning: when `Communities.degenerate` is not None.
+        DegenerateGraphWarning: When `Communities.degenerate` is not None.
     """
     check_positive("markov_time", markov_time)
     check_integer("num_trials", num_trials, 1)

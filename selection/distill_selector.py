@@ -6,12 +6,12 @@ from typing import Any, Self
 
 import numpy as np
 
-from histodistill.selection import RANKINGS
 from histodistill.selection.base import BaseSelector, ClassSelection
-from histodistill.selection.checks import check_choice, check_integer, check_positive
+from histodistill.selection.checks import check_choice, check_classes, check_integer, check_positive
 from histodistill.selection.communities import find_communities
-from histodistill.selection.graph import WEIGHTINGS, knn_graph
-from histodistill.selection.quotas import QUOTA_RULES, community_quotas
+from histodistill.selection.graph import knn_graph
+from histodistill.selection.names import QUOTA_RULES, RANKINGS, WEIGHTINGS
+from histodistill.selection.quotas import community_quotas
 
 
 class DistillSelector(BaseSelector):
@@ -26,16 +26,16 @@ class DistillSelector(BaseSelector):
     central image of each, then the second of each that has a second place, and so on. So the first images of a class
     are already spread over its communities.
 
-    Parameters:
-        n_per_class: images to choose of each class, at least 1.
-        n_neighbors: links from each image, at least 1; one less than the images of the class if there are fewer.
+    Args:
+        n_per_class: Images to choose of each class, at least 1.
+        n_neighbors: Links from each image, at least 1; one less than the images of the class if there are fewer.
         weighting: `"local_gaussian"`, `"inverse_distance"` or `"cosine"`, see `knn_graph`.
-        markov_time: above 0; larger gives fewer, larger communities.
+        markov_time: Above 0; larger gives fewer, larger communities.
         num_trials: Infomap's independent searches, at least 1.
         quota: `"proportional"` to the size of a community, `"uniform"`, or by its square root `"sqrt"`.
-        ranking: which images of a community are chosen: those of highest `"modular_centrality"`, as in the paper, or
+        ranking: Which images of a community are chosen: those of highest `"modular_centrality"`, as in the paper, or
             `"random"` ones, so that the communities are strata of a random choice.
-        random_state: whole number from 0 to 2³¹ − 1.
+        random_state: Whole number from 0 to 2³¹ − 1.
 
     Attributes:
         selected_indices_: int64, `n_per_class` × number of classes; grouped by class in ascending order, within a
@@ -47,11 +47,11 @@ class DistillSelector(BaseSelector):
         flow_: N float64 ≥ 0, sums to 1 in each class whose graph has links.
         codelength_: float64 per class, bits per step of the partition.
         num_communities_: int64 per class.
-        classes_: int64, the labels that occur, ascending.
+        classes_: int64 or texts, the labels that occur, ascending.
         n_features_in_: D, the width of the embeddings.
 
     Warns:
-        DegenerateGraphWarning: in `fit`, for a class without links, whose images are mostly alone, or with only one
+        DegenerateGraphWarning: In `fit`, for a class without links, whose images are mostly alone, or with only one
             community. The choice is still exactly `n_per_class`.
 
     Examples:
@@ -87,7 +87,8 @@ class DistillSelector(BaseSelector):
         super().fit(embeddings, labels, **options)
         first_community = np.cumsum(self.num_communities_) - self.num_communities_
         found = self.module_labels_ >= 0
-        self.module_labels_[found] += first_community[np.searchsorted(self.classes_, np.asarray(labels)[found])]
+        _, place = np.unique(check_classes(labels, len(found)), return_inverse=True)
+        self.module_labels_[found] += first_community[place[found]]
         return self
 
     def check_params(self) -> None:
@@ -111,7 +112,7 @@ class DistillSelector(BaseSelector):
         quotas = community_quotas(sizes, self.n_per_class, self.quota)
         score = rng.random(len(embeddings)) if self.ranking == "random" else found.modular_centrality
         return ClassSelection(
-            ranked=_round_robin(found.module_labels, score, quotas),
+            ranked=round_robin(found.module_labels, score, quotas),
             per_image={
                 "module_labels": found.module_labels,
                 "modular_centrality": found.modular_centrality,
@@ -121,8 +122,17 @@ class DistillSelector(BaseSelector):
         )
 
 
-def _round_robin(module_labels: np.ndarray, score: np.ndarray, quotas: np.ndarray) -> np.ndarray:
-    """The first `quotas[m]` nodes of each community by score, ordered by place in it, then by its label."""
+def round_robin(module_labels: np.ndarray, score: np.ndarray, quotas: np.ndarray) -> np.ndarray:
+    """The first `quotas[m]` nodes of each community by score, ordered by place in it, then by its label.
+
+    Args:
+        module_labels: N int64, the community of each node.
+        score: N real numbers, higher is better; equal ones are taken by lower index.
+        quotas: M int64, the places of each community, none above its size.
+
+    Returns:
+        int64, as many indices of nodes as there are places.
+    """
     by_community = np.lexsort((np.arange(len(module_labels)), -score, module_labels))
     sizes = np.bincount(module_labels, minlength=len(quotas))
     starts = np.cumsum(sizes) - sizes

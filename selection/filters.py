@@ -27,7 +27,7 @@ def recognised(probabilities: Any, labels: Any, min_probability: float = 0.5) ->
         N bool.
 
     Raises:
-        ValueError: for arrays that do not fit, or a `min_probability` outside [0, 1].
+        ValueError: For arrays that do not fit, or a `min_probability` outside [0, 1].
     """
     return own_probability(probabilities, labels) >= np.float32(check_share("min_probability", min_probability))
 
@@ -63,13 +63,13 @@ def typical(
         real_embeddings: M×D, real tiles embedded by the same model.
         real_labels: M whole numbers, with every class of `labels`.
         share: 0 to 1; 1 lets pass what is as near as the loneliest real tile.
-        n_neighbors: at least 1; fewer where a class has fewer real tiles. A class with a single one lets all pass.
+        n_neighbors: At least 1; fewer where a class has fewer real tiles. A class with a single one lets all pass.
 
     Returns:
         N bool.
 
     Raises:
-        ValueError: for arrays that do not fit, a class without real tiles, or a number out of range.
+        ValueError: For arrays that do not fit, a class without real tiles, or a number out of range.
     """
     check_share("share", share)
     check_integer("n_neighbors", n_neighbors, 1)
@@ -103,7 +103,7 @@ def at_least(candidates: np.ndarray, scores: np.ndarray, labels: np.ndarray, n_p
         candidates: N bool.
         scores: N real numbers, higher is better; equal ones are taken by lower index.
         labels: N whole numbers, the classes.
-        n_per_class: at least 1.
+        n_per_class: At least 1.
 
     Returns:
         N bool, with `n_per_class` candidates or more in each class that has so many images, and all of any other.

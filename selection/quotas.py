@@ -8,10 +8,7 @@ from typing import Any
 import numpy as np
 
 from histodistill.selection.checks import check_choice, check_integer
-
-
-#: The rules that `community_quotas` knows.
-QUOTA_RULES = ("proportional", "uniform", "sqrt")
+from histodistill.selection.names import QUOTA_RULES
 
 
 def community_quotas(sizes: Any, n: int, rule: str = "proportional") -> np.ndarray:
@@ -24,14 +21,14 @@ def community_quotas(sizes: Any, n: int, rule: str = "proportional") -> np.ndarr
 
     Args:
         sizes: M whole numbers ≥ 0, the size of each community by label.
-        n: number of places, at least 0.
-        rule: one of `QUOTA_RULES`.
+        n: Number of places, at least 0.
+        rule: One of `QUOTA_RULES`.
 
     Returns:
         M int64, none above its size, with the sum exactly `n`.
 
     Raises:
-        ValueError: for sizes that are not whole numbers ≥ 0, `n` above their sum, or an unknown rule.
+        ValueError: For sizes that are not whole numbers ≥ 0, `n` above their sum, or an unknown rule.
     """
     check_choice("quota", rule, QUOTA_RULES)
     check_integer("n", n, 0)

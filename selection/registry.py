@@ -1,8 +1,8 @@
-"""Every selector by its name."""
+"""Every selector by its name. Importing this module makes them known to `BaseSelector.from_pretrained`."""
 
 from __future__ import annotations
 
-from histodistill.selection.base import BaseSelector
+from histodistill.selection.base import BaseSelector, register_selector
 from histodistill.selection.baselines import (
     FacilityLocationSelector,
     HerdingSelector,
@@ -24,3 +24,6 @@ SELECTORS: dict[str, type[BaseSelector]] = {
     "k_center": KCenterSelector,
     "facility_location": FacilityLocationSelector,
 }
+
+for _selector in SELECTORS.values():
+    register_selector(_selector)

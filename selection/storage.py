@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from sklearn.exceptions import NotFittedError
 
+from histodistill.selection.files import write_bytes
+from histodistill.selection.versions import installed_versions
 
+
+#: The file with the class, its parameters, plain numbers and versions, in JSON.
 CONFIG_NAME = "config.json"
+#: The file with the fitted arrays.
 ARRAYS_NAME = "selector.safetensors"
+#: Version of this layout of two files, written into `config.json`.
 FORMAT_VERSION = 1
 
+# What an id on the Hub looks like: user/name.
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# Packages whose versions are recorded, since the choice may depend on them.
 _VERSIONS_OF = ("histodistill", "infomap", "faiss-cpu", "scikit-learn", "scipy", "numpy")
 
 
@@ -27,8 +33,9 @@ class PretrainedMixin:
     """`save_pretrained`, `from_pretrained` and `push_to_hub` for a scikit-learn style estimator.
 
     Parameters are what `get_params` returns and must be plain numbers and strings. Fitted state is every attribute
-    whose name ends in one underscore and does not begin with one: arrays go to `selector.safetensors`, plain numbers
-    to `config.json`, which also names the class and the versions of the libraries that made the selection.
+    whose name ends in one underscore and does not begin with one: arrays go to `selector.safetensors`, but for arrays
+    of texts, which it cannot hold; these and plain numbers go to `config.json`, which also names the class and the
+    versions of the libraries that made the selection.
     """
 
     def save_pretrained(self, save_directory: str | Path) -> None:
@@ -39,7 +46,7 @@ class PretrainedMixin:
 
         Raises:
             NotFittedError: (a ValueError) if the selector is not fitted.
-            ValueError: if `save_directory` is a file.
+            ValueError: If `save_directory` is a file.
         """
         from safetensors.numpy import save
 
@@ -57,10 +64,10 @@ class PretrainedMixin:
             "params": {name: _plain(value) for name, value in sorted(self.get_params(deep=False).items())},
             "fitted": numbers,
             "arrays_sha256": hashlib.sha256(payload).hexdigest(),
-            "versions": _versions(),
+            "versions": installed_versions(_VERSIONS_OF),
         }
-        _write_atomically(folder / ARRAYS_NAME, payload)
-        _write_atomically(folder / CONFIG_NAME, (json.dumps(config, indent=2) + "\n").encode())
+        write_bytes(folder / ARRAYS_NAME, payload)
+        write_bytes(folder / CONFIG_NAME, (json.dumps(config, indent=2) + "\n").encode())
 
     @classmethod
     def from_pretrained(
@@ -75,18 +82,18 @@ class PretrainedMixin:
         """Loads a fitted selector from a folder or from the Hub.
 
         Args:
-            pretrained_name_or_path: a folder that `save_pretrained` wrote, or a Hub id such as
+            pretrained_name_or_path: A folder that `save_pretrained` wrote, or a Hub id such as
                 `"user/histology-selector"`.
-            revision: branch, tag or commit of the Hub repository.
+            revision: Branch, tag or commit of the Hub repository.
             token: Hub token for a private repository.
-            cache_dir: where downloads are kept; the usual Hugging Face cache by default.
-            local_files_only: use only what is in that cache.
+            cache_dir: Where downloads are kept; the usual Hugging Face cache by default.
+            local_files_only: Use only what is in that cache.
 
         Returns:
             The fitted selector. `BaseSelector.from_pretrained` takes a selector of any class, a subclass only its own.
 
         Raises:
-            ValueError: if there is no such folder or repository, if it is incomplete or damaged, or if it holds a
+            ValueError: If there is no such folder or repository, if it is incomplete or damaged, or if it holds a
                 selector of another class.
         """
         folder = Path(pretrained_name_or_path)
@@ -101,6 +108,11 @@ class PretrainedMixin:
             }
             files = _download(str(pretrained_name_or_path), hub_options)
         return _load(cls, str(pretrained_name_or_path), files)
+
+    @classmethod
+    def loadable_classes(cls) -> dict[str, type[Self]]:
+        """The classes that `from_pretrained` can load, by their names; here this class alone."""
+        return {cls.__name__: cls}
 
     def push_to_hub(
         self,
@@ -132,11 +144,14 @@ class PretrainedMixin:
 
 
 def _fitted_state(selector: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Attributes that `fit` has set, by name: arrays, and plain values."""
     arrays, numbers = {}, {}
     for name, value in sorted(vars(selector).items()):
         if not name.endswith("_") or name.startswith("_"):
             continue
-        if isinstance(value, np.ndarray):
+        if isinstance(value, np.ndarray) and value.dtype.kind == "U":
+            numbers[name] = value.tolist()  # safetensors holds no texts
+        elif isinstance(value, np.ndarray):
             arrays[name] = np.ascontiguousarray(value)
         else:
             numbers[name] = _plain(value)
@@ -144,32 +159,8 @@ def _fitted_state(selector: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]
 
 
 def _plain(value: Any) -> Any:
+    """A number of numpy as one of Python, which JSON takes; anything else as it is."""
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _VERSIONS_OF:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # run from a source tree, or faiss installed under another name
-            continue
-    return found
-
-
-def _write_atomically(path: Path, payload: bytes) -> None:
-    # A name that no other process uses, so that two writers cannot mix their bytes.
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(payload)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes private files; these are to be shared like any other
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _download(name: str, hub_options: dict[str, Any]) -> dict[str, Path]:
@@ -188,7 +179,7 @@ def _download(name: str, hub_options: dict[str, Any]) -> dict[str, Path]:
         ) from error
 
 
-def _load(cls: type, name: str, files: dict[str, Path]) -> Any:
+def _load(cls: type[PretrainedMixin], name: str, files: dict[str, Path]) -> Any:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -218,22 +209,18 @@ def _load(cls: type, name: str, files: dict[str, Path]) -> Any:
             "version, install that one or save the selector again"
         )
     selector = selector_class(**params)
-    for attribute, value in {**numbers, **arrays}.items():
+    texts = {attribute: np.array(value, dtype=str) for attribute, value in numbers.items() if isinstance(value, list)}
+    for attribute, value in {**numbers, **texts, **arrays}.items():
         setattr(selector, attribute, value)
     return selector
 
 
-def _class_to_load(cls: type, class_name: str, name: str) -> type:
-    from histodistill.selection.base import BaseSelector
-    from histodistill.selection.registry import SELECTORS
-
-    if cls.__name__ == class_name:
-        return cls
-    if cls is not BaseSelector:
+def _class_to_load(cls: type[PretrainedMixin], class_name: str, name: str) -> type[PretrainedMixin]:
+    loadable = cls.loadable_classes()
+    if class_name in loadable:
+        return loadable[class_name]
+    if cls.__name__ in loadable:  # only itself: it is no common base of several
         raise ValueError(
             f"{name!r} holds a {class_name}, not a {cls.__name__}: load it with {class_name}.from_pretrained"
         )
-    by_class_name = {selector.__name__: selector for selector in SELECTORS.values()}
-    if class_name not in by_class_name:
-        raise ValueError(f"{name!r} holds a {class_name!r}: the known selectors are {', '.join(by_class_name)}")
-    return by_class_name[class_name]
+    raise ValueError(f"{name!r} holds a {class_name!r}: the known selectors are {', '.join(loadable)}")

@@ -12,21 +12,14 @@ import numpy as np
 from PIL import Image
 
 
+#: Ways to turn and mirror a square, the one that leaves it as it is included.
 SYMMETRIES = 8
-#: Of a compressed copy, on Pillow's scale of 1 to 95.
+#: JPEG quality of a compressed copy on Pillow's scale of 1 to 95; 75 is what Pillow and many programs take.
 JPEG_QUALITY = 75
-#: How much of a blended copy is the tile itself.
+#: Share of a blended copy that is the tile itself; the rest is another tile.
 BLENDED_SHARE = 0.8
 #: Standard deviation of grey levels (of 255) below which an image shows nothing.
 LEAST_CONTENT = 8.0
-
-# Optical densities (red, green, blue) of haematoxylin, eosin and DAB: Ruifrok & Johnston, Analytical and
-# Quantitative Cytology and Histology 23, 2001. Rows are scaled to length one.
-_STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
-_RGB_FROM_HED = _STAINS / np.linalg.norm(_STAINS, axis=1, keepdims=True)
-_HED_FROM_RGB = np.linalg.inv(_RGB_FROM_HED)
-# The darkest value that counts: below it, one grey level would be a large step in density.
-_DARKEST = 2.0
 
 
 def apply_symmetry(images: np.ndarray, symmetry: int) -> np.ndarray:
@@ -41,17 +34,6 @@ def shift(images: np.ndarray, down: int, right: int) -> np.ndarray:
     padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect")
     height, width = images.shape[1:3]
     return padded[:, pad - down : pad - down + height, pad - right : pad - right + width]
-
-
-def change_stains(images: np.ndarray, scales: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Changes the amounts of stain: densities × scales[i] + offsets[i] (N×3 each: H, E, DAB), then uint8 again.
-
-    The colours are taken apart by Beer–Lambert with the stain vectors of Ruifrok & Johnston (2001); the change is
-    that of Tellez et al. (IEEE TMI 2018).
-    """
-    stains = -np.log(np.maximum(images, 1) / 255) @ _HED_FROM_RGB
-    stains = stains * scales[:, None, None, :] + offsets[:, None, None, :]
-    return (np.exp(-(stains @ _RGB_FROM_HED)).clip(0, 1) * 255).round().astype(np.uint8)
 
 
 def crop_and_resize(images: np.ndarray, side: int, corners: np.ndarray) -> np.ndarray:
@@ -81,19 +63,14 @@ def has_content(images: np.ndarray) -> np.ndarray:
     return np.array([image.mean(axis=2).std() for image in images]) >= LEAST_CONTENT
 
 
-def optical_density(images: np.ndarray) -> np.ndarray:
-    """−ln of the share of light that passes, float32 of the same shape: stains add up in it, unlike in grey levels."""
-    return -np.log(np.maximum(images.astype(np.float32), _DARKEST) / 255)
-
-
 def resample(images: np.ndarray, size: int, scale: float = 1.0, down: float = 0.0, right: float = 0.0) -> np.ndarray:
     """A square window of each image as `size`×`size` pixels, each the mean over the area that it covers.
 
     Args:
-        images: real numbers N×S×S×C.
-        size: pixels along a side of the result.
-        scale: side of the window, as a share of that of the image.
-        down, right: its upper left corner, as shares of the side; beyond an edge the image is reflected.
+        images: Real numbers N×S×S×C.
+        size: Pixels along a side of the result.
+        scale: Side of the window, as a share of that of the image.
+        down, right: Its upper left corner, as shares of the side; beyond an edge the image is reflected.
 
     Returns:
         float32 N×size×size×C.

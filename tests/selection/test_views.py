@@ -6,14 +6,13 @@ import torch
 from PIL import Image
 
 from histodistill.selection.planting import MUST_FIND, plant
+from histodistill.selection.stains import change_stains, optical_density
 from histodistill.selection.views import (
     apply_symmetry,
     blend,
-    change_stains,
     compress_jpeg,
     crop_and_resize,
     has_content,
-    optical_density,
     resample,
     shift,
 )

@@ -5,14 +5,21 @@ import shutil
 import subprocess
 import sys
 from importlib import import_module, metadata
-from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from histodistill.training import cli, commands
+from histodistill.training import cli
+from histodistill.training.running.options import StepConfig, StepParser, config, option
 
 
-HEAVY = ("torch", "diffusers", "transformers", "datasets", "accelerate", "sklearn", "faiss", "infomap")
+# What takes seconds to import, or is an extra.
+HEAVY = (
+    "torch", "diffusers", "transformers", "datasets", "accelerate", "matplotlib", "sklearn", "faiss", "infomap",
+    "safetensors", "opacus", "gradio",
+)  # fmt: skip
+# What one starts with `accelerate launch`, and the command line does not name.
+SCRIPTS = ("train_autoencoder", "train_diffusion", "train_classifier")
 
 
 def run(*argv: str) -> int:
@@ -21,9 +28,33 @@ def run(*argv: str) -> int:
     return stopped.value.code
 
 
-def test_every_command_is_a_module_and_the_other_way_round():
-    files = {path.stem for path in Path(commands.__file__).parent.glob("*.py")} - {"__init__"}
-    assert files == {name.replace("-", "_") for name in cli.COMMANDS}
+def step_of(name: str) -> ModuleType:
+    return import_module(f"histodistill.training.{cli.COMMANDS[name].step}")
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_a_step(name):
+    step = step_of(name)
+    parser = step.make_parser()
+    assert isinstance(parser, StepParser)
+    assert issubclass(parser.config_class, StepConfig)
+    assert callable(step.run)
+    # What the user typed, and what the step's module says it does.
+    assert parser.prog == f"histodistill {name}"
+    assert parser.description == step.__doc__
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_processes_can_be_asked_for_where_they_share_the_work(name):
+    fields = step_of(name).make_parser().config_class.__dataclass_fields__
+    if cli.COMMANDS[name].shares_work:
+        assert fields["num_processes"].default == 1
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_training_has_a_step(name):
+    step = import_module(f"histodistill.training.{name}")
+    assert isinstance(step.make_parser(), StepParser) and callable(step.run)
 
 
 def test_no_command_prints_help(capsys):
@@ -37,7 +68,7 @@ def test_no_command_prints_help(capsys):
 def test_help_lists_the_commands(capsys):
     assert run("--help") == 0
     text = capsys.readouterr().out
-    assert all(f"\n  {name} " in text and about in text for name, about in cli.COMMANDS.items())
+    assert all(f"\n  {name} " in text and command.help in text for name, command in cli.COMMANDS.items())
 
 
 def test_unknown_command_is_refused_in_one_sentence(capsys):
@@ -56,53 +87,86 @@ def test_version(capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "remedy"),
-    [("distill", "the same command goes on where it stopped"), ("publish-metrics", "run the same command again")],
+    ("name", "argv", "remedy"),
+    [
+        ("distill", ["--data", "phantom", "--output", "o"], "the same command goes on where it stopped"),
+        ("generate", ["--pipeline", "p", "--output", "o"], "run the same command again"),
+    ],
 )
-def test_interrupted_command_ends_with_one_sentence(name, remedy, monkeypatch, capsys):
+def test_interrupted_command_ends_with_one_sentence(name, argv, remedy, monkeypatch, capsys):
     def interrupted(_):
         raise KeyboardInterrupt
 
-    module = import_module(f"histodistill.training.commands.{name.replace('-', '_')}")
-    monkeypatch.setattr(module, "main", interrupted)
-    assert run(name) == 130
+    monkeypatch.setattr(step_of(name), "run", interrupted)
+    assert run(name, *argv) == 130
     assert capsys.readouterr().err == f"error: histodistill {name} was interrupted: {remedy}\n"
 
 
+@config
+class AnyConfig(StepConfig):
+    """Stands for the options of a step."""
+
+    anything: str = option("whatever it is")
+    num_processes: int = option("how many", default=1)
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """`called(name)` replaces the step of a command and returns the list of what it is run with."""
+
+    def replace(name: str) -> list[StepConfig]:
+        seen = []
+        step = step_of(name)
+        monkeypatch.setattr(step, "make_parser", lambda: StepParser(AnyConfig, prog=f"histodistill {name}"))
+        monkeypatch.setattr(step, "run", seen.append)
+        return seen
+
+    return replace
+
+
 @pytest.mark.parametrize("name", cli.COMMANDS)
-def test_arguments_reach_the_command(name, monkeypatch):
-    seen = []
-    module = import_module(f"histodistill.training.commands.{name.replace('-', '_')}")
-    monkeypatch.setattr(module, "main", seen.append)
-    cli.main([name, "--anything", "at all", "--help"])
-    assert seen == [["--anything", "at all", "--help"]]
+def test_arguments_reach_the_command(name, called, capsys):
+    seen = called(name)
+    cli.main([name, "--anything", "at all"])
+    assert seen == [AnyConfig(anything="at all")]
+    assert run(name, "--anything", "at all", "--help") == 0
+    assert capsys.readouterr().out.startswith(f"usage: histodistill {name} ")
+    assert run(name, "--nothing") == 2
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_several_processes_run_the_step_where_they_share_the_work(name, called, monkeypatch):
+    seen, started = called(name), []
+    monkeypatch.setattr(cli, "run_module", lambda *call: started.append(call))
+    argv = ["--anything", "at all", "--num-processes", "2"]
+    cli.main([name, *argv])
+    if cli.COMMANDS[name].shares_work:
+        assert seen == [] and started == [(f"histodistill.training.{cli.COMMANDS[name].step}", argv, 2)]
+    else:
+        assert started == [] and seen == [AnyConfig(anything="at all", num_processes=2)]
+
+
+def test_wrong_options_start_no_processes(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "run_module", lambda *call: pytest.fail("a process was started"))
+    argv = ["--pipeline", "p", "--output", "o", "--num-processes", "2", "--per-class", "0"]
+    assert run("generate", *argv) == 2
+    assert capsys.readouterr().err == "error: --per-class=0 is out of range: it must be at least 1\n"
 
 
 @pytest.mark.parametrize(
-    ("name", "argv", "num_processes"),
+    ("name", "step"),
     [
-        ("generate", ["--pipeline", "p", "--output", "o", "--num-processes", "2"], (2,)),
-        ("select", ["--pool", "p", "--teacher", "t", "--output", "o"], ()),
-        ("compare", ["--run", "r", "--data", "phantom"], (1,)),
-        ("evaluate-pool", ["r", "--data", "phantom"], (1,)),
+        ("generate", "generate"),
+        ("select", "distillation.select"),
+        ("compare", "evaluation.compare"),
+        ("evaluate-pool", "evaluation.evaluate_pool"),
+        # What measures how fast training is lies in another room.
+        ("benchmark", "tables.results_table"),
     ],
 )
-def test_commands_start_the_script_of_their_name(name, argv, num_processes, monkeypatch):
-    started = []
-    stem = name.replace("-", "_")
-    module = import_module(f"histodistill.training.commands.{stem}")
-    monkeypatch.setattr(module, "run_module", lambda *call: started.append(call))
-    cli.main([name, *argv])
-    assert started == [(f"histodistill.training.{stem}", argv, *num_processes)]
-
-
-def test_benchmark_starts_the_script_of_the_table(monkeypatch):
-    # The module called benchmark measures how fast training is.
-    started = []
-    argv = ["r", "--data", "phantom", "--rows", "random", "infomap:quota=sqrt", "--jobs", "2"]
-    monkeypatch.setattr("histodistill.training.commands.benchmark.run_module", lambda *call: started.append(call))
-    cli.main(["benchmark", *argv])
-    assert started == [("histodistill.training.tables.results_table", argv)]
+def test_steps_of_commands(name, step):
+    assert cli.COMMANDS[name].step == step
 
 
 @pytest.mark.parametrize(
@@ -142,28 +206,34 @@ def test_help_is_quick(tmp_path):
     # In a process of its own, since this one has imported everything by now.
     code = f"""
 import contextlib, io, json, sys
+from importlib import import_module
 from histodistill.training.cli import COMMANDS, main
-found = {{}}
+found, before = {{}}, set()
 def show(name, call):
-    text = io.StringIO()
+    text, code = io.StringIO(), None
     with contextlib.redirect_stdout(text):
         try:
             call()
         except SystemExit as stop:
-            found[name] = [stop.code, text.getvalue(), [m for m in {HEAVY!r} if m in sys.modules]]
-show("", lambda: main(["--help"]))
+            code = stop.code
+    imported = {{m for m in {HEAVY!r} if m in sys.modules}}
+    found[name] = [code, text.getvalue(), sorted(imported - before)]
+    before.update(imported)
+show("histodistill", lambda: main(["--help"]))
 for name in COMMANDS:
-    show(name, lambda: main([name, "--help"]))
+    show(f"histodistill {{name}}", lambda: main([name, "--help"]))
+for name in {SCRIPTS!r}:
+    show(name, lambda: import_module(f"histodistill.training.{{name}}").make_parser().read(["--help"]))
 print(json.dumps(found))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert set(found) == {"", *cli.COMMANDS}
+    assert set(found) == {"histodistill", *(f"histodistill {name}" for name in cli.COMMANDS), *SCRIPTS}
     for name, (exit_code, text, imported) in found.items():
         assert exit_code == 0, name
-        assert text.startswith(f"usage: histodistill {name}".rstrip() + " "), name
-        assert imported == [], f"{name or 'histodistill'} --help imports {imported}"
+        assert text.startswith(f"usage: {name} "), name
+        assert imported == [], f"{name} --help imports {imported}"
 
 
 def test_module_is_the_command(tmp_path):

@@ -5,14 +5,14 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from datasets import ClassLabel, Image, Value, load_dataset
 from diffusers import DiffusionPipeline
 
 from histodistill.training import generate as script
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.sources import load_tiles
-from histodistill.training.engine.pool import generate_images, plan_pool, read_chunk, write_chunk
+from histodistill.training.engine import pool
+from histodistill.training.engine.pool import generate_images, plan_pool, write_chunk
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, write_json
 from histodistill.training.running.options import run_script
@@ -33,7 +33,7 @@ def made(monkeypatch) -> list[np.ndarray]:
         limit = None
 
     made = Made()
-    generate = script.generate_images
+    generate = pool.generate_images
 
     def recorded(pipeline, labels, seeds, **options):
         if len(made) == made.limit:
@@ -41,33 +41,8 @@ def made(monkeypatch) -> list[np.ndarray]:
         made.append(seeds.tolist())
         return generate(pipeline, labels, seeds, **options)
 
-    monkeypatch.setattr(script, "generate_images", recorded)
+    monkeypatch.setattr(pool, "generate_images", recorded)
     return made
-
-
-def test_plan_pool():
-    labels, seeds = plan_pool(3, 4, seed=7)
-    assert (labels.dtype, seeds.dtype) == (np.int64, np.int64)
-    assert labels.tolist() == [0, 1, 2] * 4
-    assert len(set(seeds.tolist())) == 12
-    larger_labels, larger_seeds = plan_pool(3, 6, seed=7)
-    np.testing.assert_array_equal(larger_labels[:12], labels)
-    np.testing.assert_array_equal(larger_seeds[:12], seeds)
-    assert plan_pool(3, 4, seed=0)[1].tolist() == list(range(12))
-    largest = plan_pool(2, 3, seed=2**31 - 1)[1]
-    assert len(set(largest.tolist())) == 6 and largest.min() >= 0  # no overflow
-    for seed in (-1, 2**31):
-        with pytest.raises(ValueError, match="out of range"):
-            plan_pool(2, 3, seed)
-
-
-def test_pools_of_other_seeds_have_other_images():
-    # With 5 classes, seeds that differ by a multiple of 5 gave the same images with the same labels.
-    pools = [plan_pool(5, 200, seed)[1] for seed in (*range(100), 1234, 2**31 - 1)]
-    assert len(np.unique(np.concatenate(pools))) == len(pools) * 1000
-    # torch reads the low 32 bits of a seed: the noise itself is to differ.
-    noise = {torch.randn(1, generator=torch.Generator().manual_seed(int(seeds[0]))).item() for seeds in pools}
-    assert len(noise) == len(pools)
 
 
 def test_pool_is_a_dataset(tiny_pool, tiny_npz):
@@ -138,27 +113,6 @@ def test_finished_chunks_are_kept_and_damaged_ones_made_again(tmp_path, tiny_poo
     np.testing.assert_array_equal(columns["seed"], seeds)
 
 
-def test_read_chunk(tmp_path):
-    labels, seeds = plan_pool(2, 2, 0)
-    images = np.random.default_rng(0).integers(0, 255, (4, 4, 4, 3), dtype=np.uint8)
-    path = tmp_path / "deep" / "chunk.npz"
-    assert read_chunk(path, labels, seeds) is None
-    write_chunk(path, images, labels, seeds)
-    assert list(path.parent.iterdir()) == [path]
-    np.testing.assert_array_equal(read_chunk(path, labels, seeds), images)
-    assert read_chunk(path, labels, seeds + 1) is None
-    assert read_chunk(path, labels[::-1], seeds) is None
-
-    whole = path.read_bytes()
-    for damaged in (b"", whole[:10], whole[:-30], whole[:100] + bytes([whole[100] ^ 1]) + whole[101:], b"no archive"):
-        path.write_bytes(damaged)
-        assert read_chunk(path, labels, seeds) is None
-    np.savez(path, labels=labels, seeds=seeds)
-    assert read_chunk(path, labels, seeds) is None
-    np.savez(path, images=np.array([object()]), labels=labels, seeds=seeds)
-    assert read_chunk(path, labels, seeds) is None  # pickled objects are not loaded
-
-
 def test_finished_pool_is_left_alone(tiny_pool, run_main, pool_argv, made, capsys):
     before = {path: path.stat().st_mtime_ns for path in tiny_pool.rglob("*")}
     run_main(script, *pool_argv, "--output", tiny_pool)
@@ -189,6 +143,15 @@ def test_pool_is_guided_in_the_interval_alone(tmp_path, run_main, pool_argv):
     assert read_json(tmp_path / "half" / "stage.json")["settings"]["guidance_interval"] == [0.0, 0.7]
 
 
+def test_number_of_processes():
+    argv = ["--pipeline", "p", "--output", "o"]
+    assert script.make_parser().read(argv).num_processes == 1
+    several = script.make_parser().read([*argv, "--num-processes", "4"])
+    assert several.num_processes == 4
+    # The pool is the same whatever their number.
+    assert several.settings() == script.make_parser().read(argv).settings()
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -198,11 +161,11 @@ def test_pool_is_guided_in_the_interval_alone(tmp_path, run_main, pool_argv):
         (["--guidance-scale", "-1"], "--guidance-scale=-1.0 is out of range: it must be at least 0"),
         (
             ["--guidance-interval", "0.8", "0.2"],
-            "--guidance-interval=[0.8, 0.2] is out of range: it must be LOW HIGH with 0 <= LOW <= HIGH <= 1",
+            "--guidance-interval=0.8 0.2 is out of range: it must be LOW HIGH with 0 <= LOW <= HIGH <= 1",
         ),
         (
             ["--guidance-interval", "0", "1.5"],
-            "--guidance-interval=[0.0, 1.5] is out of range: it must be LOW HIGH with 0 <= LOW <= HIGH <= 1",
+            "--guidance-interval=0.0 1.5 is out of range: it must be LOW HIGH with 0 <= LOW <= HIGH <= 1",
         ),
         (["--seed", "-1"], "--seed=-1 is out of range: it must be at least 0 and below 2^31"),
         (["--pipeline", "/no/such"], "/no/such holds no finished pipeline: run train_diffusion on it first"),
@@ -211,7 +174,7 @@ def test_pool_is_guided_in_the_interval_alone(tmp_path, run_main, pool_argv):
 def test_bad_input_ends_with_one_sentence(tmp_path, pool_argv, argv, message, capsys, fresh_accelerate):
     output = tmp_path / "output"
     with pytest.raises(SystemExit) as error:
-        run_script(script.parse_args, script.main, [*pool_argv, "--output", str(output), *argv])
+        run_script(script.make_parser, script.run, [*pool_argv, "--output", str(output), *argv])
     assert error.value.code == 2
     captured = capsys.readouterr().err
     assert captured.startswith(f"error: {message}")

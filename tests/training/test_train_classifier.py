@@ -13,11 +13,13 @@ from accelerate.state import AcceleratorState, GradientState
 
 from histodistill.training import train_classifier as script
 from histodistill.training.data.tiles import Tiles
-from histodistill.training.engine import scoring
+from histodistill.training.engine import classifier_training, scoring
+from histodistill.training.engine.classifier_config import ClassifierConfig
+from histodistill.training.engine.classifier_training import TrainedClassifier, fit_classifier
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.running.errors import InputError
-from histodistill.training.running.options import run_script
-from histodistill.training.train_classifier import ClassifierConfig, TrainedClassifier, parse_args, train_classifier
+from histodistill.training.running.options import run_script, to_argv
+from histodistill.training.train_classifier import TrainClassifierConfig, make_parser
 
 
 NAMES = ["smooth", "striped", "spotted"]
@@ -61,7 +63,7 @@ def validation() -> Tiles:
 
 def fit(accelerator, train, validation=None, config=TINY, **options) -> TrainedClassifier:
     options = {"class_names": NAMES, "progress": False, **options}
-    return train_classifier(config, train, validation, accelerator, **options)
+    return fit_classifier(config, train, validation, accelerator, **options)
 
 
 def same_weights(first: Classifier, second: Classifier) -> bool:
@@ -176,7 +178,7 @@ def test_average_of_weights_worked_out_by_hand():
                     value.copy_(torch.randn(value.shape, generator=generator))
                 else:
                     value += 1
-        script.update_average(average, model, 0.7, step)
+        classifier_training.update_average(average, model, 0.7, step)
         decay = min(0.7, (1 + step) / (10 + step))
         expected = [
             decay * old + (1 - decay) * new if new.is_floating_point() else new
@@ -189,18 +191,18 @@ def test_average_of_weights_worked_out_by_hand():
 
 def test_what_is_kept_is_the_average_of_the_weights_of_all_steps(accelerator, train):
     config = dataclasses.replace(TINY, max_train_steps=4, ema_decay=0.5)
-    weights, original = [], script.update_average
+    weights, original = [], classifier_training.update_average
 
     def watch(average, model, decay, step):
         weights.append(copy.deepcopy(model))
         original(average, model, decay, step)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script, "update_average", watch)
+        patch.setattr(classifier_training, "update_average", watch)
         averaged = fit(accelerator, train, config=config).model
     # The average is not what is trained: the weights themselves go the way they go without it.
     assert same_weights(weights[-1], fit(accelerator, train, config=dataclasses.replace(config, ema_decay=0.0)).model)
-    expected = script.build_classifier(config, 16, NAMES)
+    expected = classifier_training.build_classifier(config, 16, NAMES)
     for step, model in enumerate(weights):
         decay = min(0.5, (1 + step) / (10 + step))
         for mine, theirs in zip(expected.state_dict().values(), model.state_dict().values(), strict=True):
@@ -240,8 +242,9 @@ def test_keeps_the_step_that_does_best_on_validation(accelerator, train, validat
 
 
 def test_ties_go_to_the_higher_auc():
-    assert script._rank({"accuracy": 0.5, "auc": 0.7}) > script._rank({"accuracy": 0.5, "auc": 0.6})
-    assert script._rank({"accuracy": 0.6, "auc": None}) > script._rank({"accuracy": 0.5, "auc": 0.9})
+    rank_of = classifier_training.rank_of
+    assert rank_of({"accuracy": 0.5, "auc": 0.7}) > rank_of({"accuracy": 0.5, "auc": 0.6})
+    assert rank_of({"accuracy": 0.6, "auc": None}) > rank_of({"accuracy": 0.5, "auc": 0.9})
 
 
 @pytest.mark.parametrize("architecture", ["convnet", "resnet18"])
@@ -320,14 +323,15 @@ def test_bf16_training_gives_a_float32_model(train, validation):
 
 def test_diverging_run_is_stopped(accelerator, train):
     config = dataclasses.replace(TINY, learning_rate=1e30, max_grad_norm=1e30, warmup=0.0)
-    with pytest.raises(InputError, match="lower --learning-rate"):
+    with pytest.raises(InputError, match="lower learning_rate") as error:
         fit(accelerator, train, config=config)
+    assert error.value.for_command_line().endswith("lower --learning-rate")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss": "mse"}, "loss='mse' is unknown: it must be one of ce, joint, contrastive"),
+        ({"loss": "mse"}, "loss=mse is unknown: it must be one of ce, joint, contrastive"),
         ({"max_train_steps": 0}, "max_train_steps=0 is out of range: it must be at least 1"),
         ({"learning_rate": 0.0}, "learning_rate=0.0 is out of range: it must be above 0"),
         ({"weight_decay": -1.0}, "weight_decay=-1.0 is out of range"),
@@ -342,17 +346,56 @@ def test_diverging_run_is_stopped(accelerator, train):
         ({"mixup": -1.0}, "mixup=-1.0 is out of range: it must be at least 0"),
         ({"cutmix": -1.0}, "cutmix=-1.0 is out of range: it must be at least 0"),
         ({"ema_decay": 1.0}, "ema_decay=1.0 is out of range: it must be at least 0 and below 1"),
-        ({"loss": "joint", "mixup": 0.2}, "loss='joint' does not go with mixed tiles, which are of no one class"),
-        ({"loss": "contrastive", "cutmix": 1}, "loss='contrastive' does not go with mixed tiles"),
+        ({"loss": "joint", "mixup": 0.2}, "loss=joint does not go with mixed tiles, which are of no one class"),
+        ({"loss": "contrastive", "cutmix": 1}, "loss=contrastive does not go with mixed tiles"),
     ],
 )
 def test_bad_config(options, message):
     with pytest.raises(InputError, match=message):
         ClassifierConfig(**options)
+    # What is wrong with a recipe is wrong with the options of the step.
+    with pytest.raises(InputError, match=message):
+        TrainClassifierConfig(data="phantom", output="out", **options)
+
+
+def read(*argv: str) -> TrainClassifierConfig:
+    return make_parser().read(["--data", "phantom", "--output", "out", *argv])
 
 
 def test_command_line_defaults_are_the_configs():
-    assert script.make_config(parse_args(["--data", "phantom", "--output", "out"])) == ClassifierConfig()
+    assert read() == TrainClassifierConfig(data="phantom", output=Path("out"))
+    assert read().recipe == ClassifierConfig()
+
+
+def test_settings_are_the_options_that_decide_the_result():
+    # The last three say from where and how, or the fingerprints of the tiles tell it.
+    argv = ["--n-per-class", "5", "--eval-data", "other", "--resume", "latest", "--audit-share", "0.1"]
+    settings = read(*argv).settings()
+    assert settings == {
+        "alpha": 1.0, "architecture": "convnet", "batch_size": 128, "class_balance": 0.0, "cutmix": 0.0,
+        "ema_decay": 0.0, "gradient_accumulation_steps": 1, "image_size": None, "learning_rate": None, "loss": "ce",
+        "margin": 0.3, "max_blur": 0.0, "max_grad_norm": 1.0, "max_shift": 2, "max_train_steps": 1000,
+        "mixed_precision": "bf16", "mixup": 0.0, "n_per_class": 5, "normalize_stain": False, "position": 0.9,
+        "seed": 0, "soft_label_weight": 0.0, "stain_strength": 0.1, "temperature": 4.0, "validation_steps": 100,
+        "validation_tiles": 10_000, "warmup": 0.05, "weight_decay": 0.0005, "width": None,
+    }  # fmt: skip
+    assert list(settings) == sorted(settings)
+
+
+@pytest.mark.parametrize(("architecture", "rate"), [("convnet", 3e-3), ("resnet18", 1e-3), ("vit", 1e-3)])
+def test_learning_rate_is_that_of_the_architecture_unless_one_is_given(architecture, rate):
+    config = read("--architecture", architecture)
+    # That none was given is what the settings say.
+    assert (config.learning_rate, config.recipe.learning_rate) == (None, rate)
+    given = read("--architecture", architecture, "--learning-rate", "0.5")
+    assert given.learning_rate == given.recipe.learning_rate == 0.5
+
+
+def test_options_go_to_a_command_line_and_back():
+    config = TrainClassifierConfig(
+        data="phantom", output="out", eval_data="real", n_per_class=5, normalize_stain=True, loss="joint"
+    )
+    assert make_parser().read(to_argv(config)) == config
 
 
 def test_command_line_reaches_the_config():
@@ -360,12 +403,10 @@ def test_command_line_reaches_the_config():
         "--loss", "joint", "--soft-label-weight", "0.5", "--temperature", "4", "--max-blur", "0.7",
         "--ema-decay", "0.9", "--normalize-stain",
     ]  # fmt: skip
-    found = script.make_config(parse_args(["--data", "phantom", "--output", "out", *argv]))
-    assert found == ClassifierConfig(
+    assert read(*argv).recipe == ClassifierConfig(
         loss="joint", soft_label_weight=0.5, temperature=4, max_blur=0.7, ema_decay=0.9, normalize_stain=True
     )
-    mixed = script.make_config(parse_args(["--data", "phantom", "--output", "out", "--mixup", "0.2", "--cutmix", "1"]))
-    assert mixed == ClassifierConfig(mixup=0.2, cutmix=1.0)
+    assert read("--mixup", "0.2", "--cutmix", "1").recipe == ClassifierConfig(mixup=0.2, cutmix=1.0)
 
 
 # The script, as a user has it.
@@ -387,7 +428,7 @@ OPTIONS = ["--width", "8", "--batch-size", "15", "--max-train-steps", "4", "--va
 def run_in_process(*argv: object) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
-        run_script(parse_args, script.main, [str(value) for value in argv])
+        run_script(make_parser, script.run, [str(value) for value in argv])
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -430,12 +471,12 @@ def test_script(tmp_path, capsys):
     [
         (["--max-train-steps", "0"], "max-train-steps=0 is out of range"),
         (["--architecture", "vgg"], "--architecture=vgg is unknown: it must be one of convnet, resnet18, vit"),
-        (["--loss", "mse"], "loss='mse' is unknown: it must be one of ce, joint, contrastive"),
-        (["--margin", "2"], "margin=2.0 is out of range"),
-        (["--loss", "joint", "--mixup", "0.2"], "loss='joint' does not go with mixed tiles"),
+        (["--loss", "mse"], "--loss=mse is unknown: it must be one of ce, joint, contrastive"),
+        (["--margin", "2"], "--margin=2.0 is out of range"),
+        (["--loss", "joint", "--mixup", "0.2"], "--loss=joint does not go with mixed tiles"),
         (["--n-per-class", "0"], "n-per-class=0 is out of range"),
-        (["--n-per-class", "13"], "n_per_class=13 is too many"),
-        (["--architecture", "vit", "--width", "129"], "width=129 doesn't suit a vit"),
+        (["--n-per-class", "13"], "--n-per-class=13 is too many"),
+        (["--architecture", "vit", "--width", "129"], "--width=129 doesn't suit a vit"),
         (["--mixed-precision", "fp16"], "fp16 needs a GPU"),
         (["--data", "no/such/folder"], "no/such/folder"),
         (["--resume", "no/such/checkpoint"], "no/such/checkpoint"),
@@ -492,6 +533,29 @@ def test_one_source_for_both_holds_its_validation_tiles_out(tmp_path):
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     num_validation = int(np.sum(results["validation"]["confusion"]))
     assert num_validation > 0 and results["data"]["num_train"] == 12 - num_validation
+
+
+def test_from_python_the_results_come_back(tmp_path, capsys, fresh_accelerate):
+    options = {"data": write_npz(tmp_path / "toy.npz"), "output": tmp_path / "out", "width": 8, "batch_size": 15}
+    config = TrainClassifierConfig(
+        **options, max_train_steps=4, validation_steps=2, mixed_precision="no", n_per_class=9
+    )
+    results = script.run(config)
+    assert check_output(tmp_path / "out", num_processes=1) == results
+    # And once more, without a training.
+    capsys.readouterr()
+    assert script.run(config) == results
+    assert "already finished" in capsys.readouterr().out
+
+
+def test_lost_results_are_made_again(tmp_path):
+    arguments = ["--data", write_npz(tmp_path / "toy.npz"), "--output", tmp_path / "out", *OPTIONS]
+    run_in_process(*arguments)
+    before = json.loads((tmp_path / "out" / "results.json").read_text())
+    (tmp_path / "out" / "results.json").unlink()
+    run_in_process(*arguments)
+    after = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {**after, "seconds": 0} == {**before, "seconds": 0}
 
 
 @pytest.mark.launch

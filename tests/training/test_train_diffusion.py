@@ -3,11 +3,9 @@ from __future__ import annotations
 import json
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderDC
-from diffusers.models.attention_processor import Attention
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -15,7 +13,7 @@ from histodistill.pipelines import HistologyPipeline
 from histodistill.training import train_diffusion as script
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.data.sources import load_tiles
-from histodistill.training.engine.steps import step_generator
+from histodistill.training.engine import diffusion_training
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json
 from histodistill.training.running.options import run_script
@@ -38,7 +36,7 @@ def assert_same_weights(first, second) -> None:
 def kill_at(monkeypatch, call: int) -> None:
     """The `call`th batch from 1 is never made."""
     calls = []
-    random_symmetry = script.random_symmetry
+    random_symmetry = diffusion_training.random_symmetry
 
     def counted(*args):
         calls.append(1)
@@ -46,7 +44,7 @@ def kill_at(monkeypatch, call: int) -> None:
             raise Killed
         return random_symmetry(*args)
 
-    monkeypatch.setattr(script, "random_symmetry", counted)
+    monkeypatch.setattr(diffusion_training, "random_symmetry", counted)
 
 
 def load(folder) -> HistologyPipeline:
@@ -132,27 +130,18 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path, run_main, diffusi
 
 def test_a_training_that_diverges_keeps_its_good_checkpoints(tmp_path, run_main, diffusion_argv):
     argv = [*diffusion_argv, "--max-train-steps", 4, "--checkpointing-steps", 1, "--learning-rate", 1e30]
-    with pytest.raises(InputError, match=r" after step \d: lower --learning-rate"):
+    with pytest.raises(InputError, match=r" after step \d: lower learning_rate"):
         run_main(script, *argv, "--output", tmp_path)
     assert not (tmp_path / "model_index.json").exists()
-
-
-def test_warning_of_overfitting():
-    def history(*losses):
-        return [{"step": step, "validation_loss": loss} for step, loss in enumerate(losses, start=1)]
-
-    assert script.overfitting_warning(history(1.0, 0.7, 0.76)) is None
-    warning = script.overfitting_warning(history(1.0, 0.7, 0.8))
-    assert warning.startswith(
-        "the validation loss rose from 0.7000 at step 2 to 0.8000, so the model learns its tiles"
-    )
 
 
 @pytest.mark.parametrize("symmetries", [True, False])
 def test_tiles_are_turned_unless_told_otherwise(tmp_path, run_main, diffusion_argv, tiny_npz, monkeypatch, symmetries):
     shown = []
-    encode = script.normalised_latents
-    monkeypatch.setattr(script, "normalised_latents", lambda vae, x: shown.append(x.clone()) or encode(vae, x))
+    encode = diffusion_training.normalised_latents
+    monkeypatch.setattr(
+        diffusion_training, "normalised_latents", lambda vae, x: shown.append(x.clone()) or encode(vae, x)
+    )
     option = [] if symmetries else ["--no-symmetries"]
     run_main(script, *diffusion_argv, "--max-train-steps", 2, *option, "--output", tmp_path / "run")
     train = to_model_input(load_tiles(tiny_npz).split("train").images)
@@ -166,8 +155,8 @@ def test_accumulated_gradients_are_those_of_one_large_batch(tmp_path, run_main, 
     def draw_nothing(generator, class_ids, latent_shape, *_):
         return torch.zeros(len(class_ids), *latent_shape), torch.full((len(class_ids),), 0.5), class_ids
 
-    monkeypatch.setattr(script, "draw_step", draw_nothing)
-    monkeypatch.setattr(script, "random_symmetry", lambda images, _: images)
+    monkeypatch.setattr(diffusion_training, "draw_step", draw_nothing)
+    monkeypatch.setattr(diffusion_training, "random_symmetry", lambda images, _: images)
     argv = [*diffusion_argv, "--max-train-steps", 1, "--class-balance", 0, "--max-grad-norm", 1e9]
     sizes = {"large": (8, 1), "halves": (4, 2), "half": (4, 1)}
     moments = {}
@@ -194,7 +183,7 @@ def test_mixed_precision_keeps_weights_in_single(tmp_path, run_main, diffusion_a
 
 def test_finished_folder_is_left_alone(tiny_pipeline, run_main, diffusion_argv, capsys, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in tiny_pipeline.rglob("*")}
-    monkeypatch.setattr(script, "build_denoiser", None)
+    monkeypatch.setattr("histodistill.training.models.denoiser.build_denoiser", None)
     run_main(script, *diffusion_argv, "--output", tiny_pipeline, "--max-train-steps", 6, "--validation-steps", 3)
     assert "already finished" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in tiny_pipeline.rglob("*")} == before
@@ -215,7 +204,7 @@ def test_another_autoencoder_is_another_setting(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--channels", "0"], "--channels=[0] is out of range: every width must be at least 1"),
+        (["--channels", "0"], "--channels=0 is out of range: each must be at least 1"),
         (["--layers-per-block", "0"], "--layers-per-block=0 is out of range: it must be at least 1"),
         (["--attention-levels", "-1"], "--attention-levels=-1 is out of range: it must be at least 0"),
         (["--dropout", "1"], "--dropout=1.0 is out of range: it must be at least 0 and below 1"),
@@ -229,60 +218,12 @@ def test_another_autoencoder_is_another_setting(
 def test_bad_input_ends_with_one_sentence(tmp_path, diffusion_argv, argv, message, capsys, fresh_accelerate):
     output = tmp_path / "output"
     with pytest.raises(SystemExit) as error:
-        run_script(script.parse_args, script.main, [*diffusion_argv, "--output", str(output), *argv])
+        run_script(script.make_parser, script.run, [*diffusion_argv, "--output", str(output), *argv])
     assert error.value.code == 2
     captured = capsys.readouterr().err
     assert captured.startswith(f"error: {message}")
     assert captured.count("\n") == 1
     assert not output.exists()
-
-
-@pytest.mark.parametrize(
-    ("channels", "attention_levels", "kinds"),
-    [
-        ([8], 0, ["DownBlock2D"]),
-        ([8], 2, ["AttnDownBlock2D"]),
-        ([8, 16, 24], 1, ["DownBlock2D", "DownBlock2D", "AttnDownBlock2D"]),
-    ],
-)
-def test_build_denoiser(channels, attention_levels, kinds):
-    denoiser = script.build_denoiser(8, 3, 4, channels, 1, attention_levels)
-    assert denoiser.config.num_class_embeds == 5
-    assert list(denoiser.config.down_block_types) == kinds
-    assert list(denoiser.config.up_block_types) == [kind.replace("Down", "Up") for kind in reversed(kinds)]
-    latents = torch.zeros(2, 3, 8, 8)
-    with torch.no_grad():
-        assert denoiser(latents, 10, class_labels=torch.tensor([0, 4])).sample.shape == latents.shape
-
-
-def test_class_scales_the_maps_and_does_not_only_shift_them():
-    denoiser = script.build_denoiser(8, 2, 3, [12], layers_per_block=1, attention_levels=0)
-    block = denoiser.down_blocks[0].resnets[0]
-    assert block.time_emb_proj.out_features == 2 * 12
-
-
-def test_plain_attention_is_the_fused_one(tmp_path):
-    torch.manual_seed(0)
-    denoiser = script.build_denoiser(8, 2, 3, [12, 24], layers_per_block=1, attention_levels=1)
-    inputs = torch.randn(3, 2, 8, 8), torch.tensor([1.0, 500.0, 900.0]), torch.tensor([0, 1, 3])
-    results = []
-    for change in (lambda model: None, script.use_plain_attention):
-        change(denoiser)
-        denoiser.zero_grad()
-        output = denoiser(inputs[0], inputs[1], class_labels=inputs[2]).sample
-        output.square().sum().backward()
-        attention = next(module for module in denoiser.modules() if isinstance(module, Attention))
-        results.append((type(attention.processor).__name__, output.detach(), attention.to_q.weight.grad.clone()))
-    (fused, output, gradient), (plain, plain_output, plain_gradient) = results
-    assert (fused, plain) == ("AttnProcessor2_0", "AttnProcessor")
-    torch.testing.assert_close(plain_output, output)
-    torch.testing.assert_close(plain_gradient, gradient, atol=1e-5, rtol=1e-4)
-    assert gradient.abs().max() > 1e-3
-    # What is saved does not know of it.
-    denoiser.save_pretrained(tmp_path)
-    loaded = type(denoiser).from_pretrained(tmp_path)
-    loaded_attention = next(module for module in loaded.modules() if isinstance(module, Attention))
-    assert type(loaded_attention.processor).__name__ == "AttnProcessor2_0"
 
 
 def test_autoencoder_of_an_earlier_version_is_refused(tmp_path, tiny_autoencoder, diffusion_argv, capsys):
@@ -293,85 +234,13 @@ def test_autoencoder_of_an_earlier_version_is_refused(tmp_path, tiny_autoencoder
     (folder / "stage.json").write_text(json.dumps(record))
     with pytest.raises(SystemExit) as ended:
         run_script(
-            script.parse_args, script.main,
+            script.make_parser, script.run,
             [*diffusion_argv, "--autoencoder", str(folder), "--output", str(tmp_path / "o"), "--max-train-steps", "1"],
         )  # fmt: skip
     assert ended.value.code == 2
     sentence = "holds an autoencoder of an earlier version: train one anew, in another folder"
     assert capsys.readouterr().err == f"error: {folder} {sentence}\n"
     assert not (tmp_path / "o").exists()
-
-
-def test_scheduler_follows_the_flow_back_to_the_data():
-    """With the true velocity, which is constant along a straight path, the sampler arrives at the data exactly."""
-    generator = torch.Generator().manual_seed(0)
-    data, noise = torch.randn(2, 1, 2, 4, 4, generator=generator)
-    scheduler = script.make_scheduler()
-    scheduler.set_timesteps(8)
-    latents = noise
-    for t in scheduler.timesteps:
-        latents = scheduler.step(noise - data, t, latents).prev_sample
-    torch.testing.assert_close(latents, data, atol=2e-2, rtol=0)
-
-
-def test_scheduler_and_training_agree_on_noise_levels():
-    """At timestep t the sampler mixes data and noise as the training does, which calls t = 1000 s."""
-    scheduler = script.make_scheduler()
-    scheduler.set_timesteps(10)
-    sigmas = scheduler.sigmas[:-1].numpy()
-    np.testing.assert_allclose(scheduler.timesteps.numpy() / script.NUM_TRAIN_TIMESTEPS, sigmas, atol=2e-3)
-
-
-def test_normalised_latents(tiny_autoencoder, tiny_npz):
-    autoencoder = AutoencoderDC.from_pretrained(tiny_autoencoder)
-    images = to_model_input(load_tiles(tiny_npz).split("train").images)
-    with torch.no_grad():
-        latents = script.normalised_latents(autoencoder, images)
-        assert latents.shape == (len(images), 2, 8, 8)
-        assert latents.square().mean().item() == pytest.approx(1, abs=1e-3)
-        torch.testing.assert_close(latents / autoencoder.config.scaling_factor, autoencoder.encode(images).latent)
-        half = script.normalised_latents(autoencoder.to(torch.bfloat16), images.to(torch.bfloat16))
-    assert latents.dtype == half.dtype == torch.float32
-    torch.testing.assert_close(half, latents, atol=0.1, rtol=0)
-
-
-def test_flow_loss_is_zero_for_the_true_velocity():
-    generator = torch.Generator().manual_seed(0)
-    latents, noise = torch.randn(2, 3, 2, 4, 4, generator=generator)
-    levels = torch.tensor([0.1, 0.5, 0.9])
-    seen = {}
-
-    class Denoiser(torch.nn.Module):
-        def forward(self, noisy, timesteps, class_labels):
-            seen.update(noisy=noisy, timesteps=timesteps, class_labels=class_labels)
-            return type("Output", (), {"sample": noise - latents + error})
-
-    class_ids = torch.tensor([0, 1, 5])
-    error = 0.0
-    assert script.flow_loss(Denoiser(), latents, class_ids, noise, levels) == 0
-    torch.testing.assert_close(seen["noisy"][1], (latents[1] + noise[1]) / 2)
-    torch.testing.assert_close(seen["timesteps"], torch.tensor([100.0, 500.0, 900.0]))
-    assert seen["class_labels"] is class_ids
-    error = 0.5
-    assert script.flow_loss(Denoiser(), latents, class_ids, noise, levels).item() == pytest.approx(0.25)
-
-
-def test_draw_step():
-    count = 4000
-    class_ids = torch.arange(count) % 3
-    noise, levels, shown = script.draw_step(step_generator(0, 0), class_ids, (2, 4, 4), 3, 0.25)
-    assert noise.shape == (count, 2, 4, 4)
-    assert noise.mean().item() == pytest.approx(0, abs=0.02)
-    assert noise.std().item() == pytest.approx(1, abs=0.02)
-    assert levels.shape == (count,)
-    assert 0 < levels.min() < levels.max() < 1
-    assert torch.logit(levels).std().item() == pytest.approx(1, abs=0.05)  # logit-normal
-    dropped = shown == 3
-    assert dropped.float().mean().item() == pytest.approx(0.25, abs=0.03)
-    assert torch.equal(shown[~dropped], class_ids[~dropped])
-    again = script.draw_step(step_generator(0, 0), class_ids, (2, 4, 4), 3, 0.25)
-    assert all(torch.equal(a, b) for a, b in zip(again, (noise, levels, shown), strict=True))
-    assert torch.equal(script.draw_step(step_generator(0, 0), class_ids, (2, 4, 4), 3, 0.0)[2], class_ids)
 
 
 @pytest.mark.launch

@@ -17,7 +17,7 @@ def to_model_input(images: np.ndarray | torch.Tensor) -> torch.Tensor:
     """Images uint8 N×H×W×3 to float32 N×3×H×W in [-1, 1] (`x / 127.5 - 1`), on the same device.
 
     Raises:
-        InputError: another dtype or shape.
+        InputError: Another dtype or shape.
     """
     import torch
 
@@ -33,7 +33,7 @@ def to_uint8(pixels: np.ndarray | torch.Tensor) -> np.ndarray:
     """The inverse of `to_model_input`: float N×3×H×W to uint8 N×H×W×3 on the CPU, rounded; what exceeds is clipped.
 
     Raises:
-        InputError: another dtype or shape, or values that are not finite.
+        InputError: Another dtype or shape, or values that are not finite.
     """
     import torch
 

@@ -15,10 +15,11 @@ from diffusers import DiffusionPipeline
 from histodistill.training.data.tiles import Tiles, TileSource
 from histodistill.training.demo_app.run_data import DemoRun
 from histodistill.training.engine.accelerator import make_accelerator
+from histodistill.training.engine.classifier_config import ClassifierConfig
+from histodistill.training.engine.classifier_training import fit_classifier
 from histodistill.training.engine.pool import generate_images
 from histodistill.training.engine.scoring import score
 from histodistill.training.running.errors import InputError
-from histodistill.training.train_classifier import ClassifierConfig, train_classifier
 
 
 #: What a classifier can learn from, and how the page calls it.
@@ -29,7 +30,9 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # Points of the curves; each costs a look at the validation tiles.
 _UPDATES = 20
+# Validation tiles that are looked at for each point, at most, which keeps a look short.
 _VALIDATION_TILES = 500
+# Precisions other than float32 that a pool may have been generated with.
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # One training after the other: one that was stopped may still be in its last steps.
 _turn = threading.Lock()
@@ -41,7 +44,7 @@ class TrainingProgress:
 
     Attributes:
         step, num_steps: Optimizer steps done and in all.
-        history: What `train_classifier` measured so far.
+        history: What `fit_classifier` measured so far.
         finished: Whether it has ended.
         test: Scores on the real test tiles, at the end and where there are such tiles.
         best_step: The step whose weights are scored, at the end.
@@ -118,7 +121,7 @@ def train_live(run: DemoRun, real: TileSource | None, recipe: str, num_steps: in
             with _turn:
                 if stopped.is_set():
                     return
-                trained = train_classifier(
+                trained = fit_classifier(
                     config,
                     train,
                     validation,

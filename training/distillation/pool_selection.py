@@ -1,8 +1,7 @@
-"""Fits a selector to a pool, as the options of `histodistill select` say."""
+"""Fits a selector to a pool: filters, the selector itself, and the communities that describe the pool."""
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from dataclasses import dataclass
 
@@ -18,14 +17,15 @@ from histodistill.selection import (
     typical,
 )
 from histodistill.selection.filters import own_probability
+from histodistill.training.distillation.selector_options import SelectorConfig
 from histodistill.training.running.errors import InputError
 
 
-# What decides the communities.
+# Options of a selection that decide the communities of the pool.
 GRAPH_OPTIONS = ("n_neighbors", "weighting", "markov_time", "num_trials")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SelectionInputs:
     """What a selection goes by.
 
@@ -46,7 +46,7 @@ class SelectionInputs:
     copies: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Selection:
     """What came out.
 
@@ -63,17 +63,22 @@ class Selection:
     candidates: np.ndarray
     notes: list[str]
 
+    @property
+    def chosen(self) -> np.ndarray:
+        """int64 K, the indices of the chosen images: grouped by class, best first."""
+        return self.selector.selected_indices_
 
-def make_selector(args: argparse.Namespace) -> BaseSelector:
+
+def make_selector(config: SelectorConfig) -> BaseSelector:
     """The selector that the options describe, not yet fitted.
 
     Raises:
         InputError: For a parameter out of range.
     """
-    options = {"n_per_class": args.n_per_class, "random_state": args.seed}
-    if args.selector == "infomap":
-        options |= {name: getattr(args, name) for name in (*GRAPH_OPTIONS, "quota", "ranking")}
-    selector = SELECTORS[args.selector](**options)
+    options = {"n_per_class": config.n_per_class, "random_state": config.seed}
+    if config.selector == "infomap":
+        options |= {name: getattr(config, name) for name in (*GRAPH_OPTIONS, "quota", "ranking")}
+    selector = SELECTORS[config.selector](**options)
     try:
         selector.check_params()
     except ValueError as error:
@@ -81,7 +86,7 @@ def make_selector(args: argparse.Namespace) -> BaseSelector:
     return selector
 
 
-def fit_selector(args: argparse.Namespace, inputs: SelectionInputs, class_names: list[str]) -> Selection:
+def fit_selector(config: SelectorConfig, inputs: SelectionInputs, class_names: list[str]) -> Selection:
     """Filters the pool and fits the selector to what is left.
 
     Where a filter leaves fewer images of a class than are to be chosen, those that the teacher recognises best are
@@ -90,27 +95,15 @@ def fit_selector(args: argparse.Namespace, inputs: SelectionInputs, class_names:
     Raises:
         InputError: For options or a pool that the selector refuses.
     """
-    selector = make_selector(args)
+    selector = make_selector(config)
     try:
-        passes = recognised(inputs.probabilities, inputs.labels, args.min_probability)
-        if args.typical_share is not None:
-            passes &= typical(
-                inputs.embeddings, inputs.labels, inputs.real_embeddings, inputs.real_labels, args.typical_share
-            )
-        own = own_probability(inputs.probabilities, inputs.labels)
-        copies = np.zeros(len(passes), dtype=bool) if inputs.copies is None else inputs.copies
-        passes &= ~copies
-        candidates = at_least(passes, np.where(copies, -1, own), inputs.labels, args.n_per_class) & ~copies
+        passes, candidates = _find_candidates(config, inputs)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", DegenerateGraphWarning)
             selector.fit(inputs.embeddings, inputs.labels, candidates=candidates)
         communities = selector
         if not isinstance(selector, DistillSelector):
-            graph = {name: getattr(args, name) for name in GRAPH_OPTIONS}
-            communities = DistillSelector(n_per_class=1, random_state=args.seed, **graph)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DegenerateGraphWarning)  # nothing is chosen by these
-                communities.fit(inputs.embeddings, inputs.labels, candidates=candidates)
+            communities = _find_communities(config, inputs, candidates)
     except ValueError as error:
         raise InputError(str(error)) from error
     notes = []
@@ -119,10 +112,41 @@ def fit_selector(args: argparse.Namespace, inputs: SelectionInputs, class_names:
             notes.append(str(caught_warning.message))
         else:
             warnings.warn(caught_warning.message, caught_warning.category, stacklevel=2)
-    for label in np.unique(inputs.labels[candidates & ~passes]):
-        mine = passes[inputs.labels == label]
+    notes += _filled_notes(passes, candidates, inputs.labels, class_names, config.n_per_class)
+    return Selection(selector, communities, candidates, notes)
+
+
+def _find_candidates(config: SelectorConfig, inputs: SelectionInputs) -> tuple[np.ndarray, np.ndarray]:
+    """Which images pass every filter, and which may be chosen since a class must be filled: N bool each."""
+    passes = recognised(inputs.probabilities, inputs.labels, config.min_probability)
+    if config.typical_share is not None:
+        passes &= typical(
+            inputs.embeddings, inputs.labels, inputs.real_embeddings, inputs.real_labels, config.typical_share
+        )
+    own = own_probability(inputs.probabilities, inputs.labels)
+    copies = np.zeros(len(passes), dtype=bool) if inputs.copies is None else inputs.copies
+    passes &= ~copies
+    return passes, at_least(passes, np.where(copies, -1, own), inputs.labels, config.n_per_class) & ~copies
+
+
+def _find_communities(config: SelectorConfig, inputs: SelectionInputs, candidates: np.ndarray) -> DistillSelector:
+    """A fitted selector of which only the communities count."""
+    graph = {name: getattr(config, name) for name in GRAPH_OPTIONS}
+    communities = DistillSelector(n_per_class=1, random_state=config.seed, **graph)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateGraphWarning)  # nothing is chosen by these
+        return communities.fit(inputs.embeddings, inputs.labels, candidates=candidates)
+
+
+def _filled_notes(
+    passes: np.ndarray, candidates: np.ndarray, labels: np.ndarray, class_names: list[str], n_per_class: int
+) -> list[str]:
+    """A sentence for each class in which images were taken back that a filter had dropped."""
+    notes = []
+    for label in np.unique(labels[candidates & ~passes]):
+        mine = passes[labels == label]
         notes.append(
             f"class {label} ({class_names[label]}): {mine.sum()} of {len(mine)} images pass the filter, so those that "
-            f"the teacher recognises best fill the {args.n_per_class} places: lower the filter or generate more"
+            f"the teacher recognises best fill the {n_per_class} places: lower the filter or generate more"
         )
-    return Selection(selector, communities, candidates, notes)
+    return notes

@@ -6,7 +6,10 @@ from histodistill.selection import QUOTA_RULES, RANKINGS, SELECTOR_NAMES, WEIGHT
 from histodistill.training.running.options import StepConfig, config, option
 
 
-_FILTERS, _INFOMAP = "what may be selected at all", "communities, and the selector infomap"
+#: Title of the group of options that leave out images before anything is chosen.
+FILTERS = "what may be selected at all"
+# Title of the group of options that `DistillSelector` has beyond those of every selector.
+_INFOMAP = "communities, and the selector infomap"
 
 
 @config
@@ -21,7 +24,7 @@ class SelectorConfig(StepConfig):
         default=0.0,
         at_least=0,
         at_most=1,
-        group=_FILTERS,
+        group=FILTERS,
     )
     typical_share: float | None = option(
         "drop images that lie farther from the real tiles of their class than this share of these do from each "
@@ -29,7 +32,7 @@ class SelectorConfig(StepConfig):
         default=None,
         at_least=0,
         at_most=1,
-        group=_FILTERS,
+        group=FILTERS,
     )
     n_neighbors: int = option("neighbours of each image in the graph", default=15, group=_INFOMAP)
     weighting: str = option("weights of the links", default="local_gaussian", choices=WEIGHTINGS, group=_INFOMAP)

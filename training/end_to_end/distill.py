@@ -16,26 +16,14 @@ import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from histodistill.training import generate, train_autoencoder, train_classifier, train_diffusion
-from histodistill.training.distillation import select
-from histodistill.training.evaluation import audit, compare
+from histodistill.training.end_to_end.steps import STEPS, Common, StageCall, read_change, refuse_given, stage_calls
 from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.formats import RUN_FORMAT, check_format
 from histodistill.training.running.launch import NUM_PROCESSES_HELP, run_module
-from histodistill.training.running.options import (
-    Kind,
-    StepConfig,
-    StepParser,
-    check_values,
-    config,
-    option,
-    run_script,
-    to_argv,
-)
+from histodistill.training.running.options import StepConfig, StepParser, check_values, config, option, run_script
 from histodistill.training.running.presets import PRESET_NAMES, Preset, load_preset, preset_name
 from histodistill.training.running.training_options import AUDIT_SHARE_HELP, PRECISIONS
 
@@ -52,16 +40,6 @@ _OF_SELECTION = {
     "benchmark",
 }
 _AFTER = {"select": _OF_SELECTION, "generate": {"pool", "evaluation", *_OF_SELECTION}}
-# The steps by the name of their section in a preset, in order.
-STEPS: dict[str, type[StepConfig]] = {
-    "autoencoder": train_autoencoder.TrainAutoencoderConfig,
-    "diffusion": train_diffusion.TrainDiffusionConfig,
-    "teacher": train_classifier.TrainClassifierConfig,
-    "generate": generate.GenerateConfig,
-    "select": select.SelectConfig,
-    "audit": audit.AuditConfig,
-    "compare": compare.CompareConfig,
-}
 
 
 @config
@@ -94,12 +72,17 @@ class DistillConfig(StepConfig):
             load_preset(self.preset)
         _ = self.changes
 
+    @property
+    def common(self) -> Common:
+        """What all steps are told."""
+        return Common(self.data, self.output, self.audit_share, self.seed, self.mixed_precision, self.num_processes)
+
     @functools.cached_property
     def changes(self) -> dict[str, dict[str, Any]]:
         """What `set` says: step → option → value, as JSON holds it."""
         changes: dict[str, dict[str, Any]] = {}
         for text in self.set:
-            step, name, value = _read_change(text, _given_by_distill(self))
+            step, name, value = read_change(text, self.common.given())
             if name in changes.setdefault(step, {}):
                 raise InputError(f"{param('set')} names {step}.{name} twice: name it once")
             for own, place in (("per_class", "generate"), ("n_per_class", "select")):
@@ -124,7 +107,8 @@ def run(config: DistillConfig) -> Path:
         InputError: For tiles or options that cannot be used, or a folder that holds another run.
         SystemExit: With the exit code of a step that failed, which has said why.
     """
-    from histodistill.training.reporting.report import summary_lines, write_report
+    from histodistill.training.reporting.report_page import write_report
+    from histodistill.training.reporting.summary import summary_lines
     from histodistill.training.running.stages import is_complete
 
     plan = stages(config, open_run(config))
@@ -152,10 +136,10 @@ def resolve_preset(config: DistillConfig) -> Preset:
 
     where = config.preset or default_preset()
     preset = load_preset(where)
-    given = _given_by_distill(config)
+    given = config.common.given()
     for step in STEPS:
         try:
-            _refuse_given(preset.options(step), given[step])
+            refuse_given(preset.options(step), given[step])
             check_values(STEPS[step], preset.options(step))
         except InputError as error:
             raise InputError(f"{where}, section [{step}]: {error}") from error
@@ -255,6 +239,7 @@ def open_run(config: DistillConfig, max_train_steps: Mapping[str, int] | None = 
     if config.audit_share:
         settings["audit_share"] = config.audit_share
     run = {
+        "format": RUN_FORMAT,
         "data": source.name,
         "preset": preset_name(config.preset or default_preset()),
         **({"set": list(config.set)} if config.set else {}),
@@ -306,10 +291,12 @@ def _changed_settings(output: Path, settings: dict[str, Any]) -> list[str]:
 
     file = output / "run.json"
     try:
-        old = read_json(file)["settings"]
+        record = read_json(file)
+        old = record["settings"]
         changed = [name for name in settings | old if old.get(name) != settings.get(name)]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{file} is not a run's record or is damaged: give another {param('output')}") from error
+    check_format(record, file, RUN_FORMAT)
     names = ", ".join("the tiles" if name == "fingerprint" else name for name in changed)
     refusal = f"{output} holds a run with other settings ({names}): give another {param('output')}"
     if not set(changed) <= _AFTER.keys():
@@ -320,139 +307,9 @@ def _changed_settings(output: Path, settings: dict[str, Any]) -> list[str]:
     return changed
 
 
-@dataclass(frozen=True)
-class StageCall:
-    """How `distill` runs one step.
-
-    Attributes:
-        title: What the user is told.
-        folder: Folder in the run that holds the step's record.
-        step: The step's module.
-        config: Its options.
-        num_processes: Processes that share its work.
-        also_leaves: What the step leaves outside its folder.
-    """
-
-    title: str
-    folder: str
-    step: ModuleType
-    config: StepConfig
-    num_processes: int
-    also_leaves: tuple[str, ...] = ()
-
-    @property
-    def module(self) -> str:
-        """The name of the step's module."""
-        return self.step.__name__
-
-    @property
-    def argv(self) -> list[str]:
-        """What the module is started with."""
-        return to_argv(self.config)
-
-
 def stages(config: DistillConfig, run: Mapping[str, Any]) -> list[StageCall]:
-    """Every step, in order.
-
-    Args:
-        config: The options.
-        run: What run.json holds.
-
-    Raises:
-        InputError: For options that a step refuses.
-    """
-    settings, many = run["settings"], config.num_processes
-    embedders = ["untrained", str(config.output / "autoencoder")]
-    # What distill would have and a preset may change.
-    usual: dict[str, dict[str, Any]] = {
-        "select": {"copy_embedders": embedders, "drop_copies": True},
-        "audit": {"embedders": embedders},
-    }
-    given = _given_by_distill(config, run["image_size"])
-    options = {step: {**usual.get(step, {}), **_options_of(settings, step), **given[step]} for step in STEPS}
-    configs = {}
-    for step, config_class in STEPS.items():
-        try:
-            configs[step] = config_class(**options[step])
-        except InputError as error:
-            raise InputError(f"step {step}: {error}") from error
-    return [
-        StageCall("autoencoder", "autoencoder", train_autoencoder, configs["autoencoder"], many),
-        StageCall("denoiser", "pipeline", train_diffusion, configs["diffusion"], many),
-        StageCall("teacher", "teacher", train_classifier, configs["teacher"], many),
-        StageCall("pool", "pool", generate, configs["generate"], many),
-        StageCall("selection", "distilled", select, configs["select"], 1, ("selector/config.json",)),
-        StageCall("privacy audit", "audit", audit, configs["audit"], 1, ("audit.json",)),
-        StageCall("comparison", "comparison", compare, configs["compare"], many, ("results.json",)),
-    ]
-
-
-def _options_of(settings: Mapping[str, Any], step: str) -> dict[str, Any]:
-    """The options of a step as run.json has them."""
-    if step == "compare":
-        return {"train": settings["compare"], **settings.get("compare_options", {})}
-    return settings.get(step, {})
-
-
-def _given_by_distill(config: DistillConfig, image_size: int | None = None) -> dict[str, dict[str, Any]]:
-    """What `distill` itself says to each step: where things lie, and what all steps must agree on."""
-    out = config.output
-    data = {"data": config.data, "image_size": image_size}
-    training = {
-        **data,
-        "audit_share": config.audit_share,
-        "seed": config.seed,
-        "mixed_precision": config.mixed_precision,
-        "resume": "latest",
-    }
-    return {
-        "autoencoder": {**training, "output": out / "autoencoder"},
-        "diffusion": {**training, "output": out / "pipeline", "autoencoder": out / "autoencoder"},
-        "teacher": {**training, "output": out / "teacher"},
-        "generate": {"pipeline": out / "pipeline", "output": out / "pool", "seed": config.seed},
-        "select": {
-            "pool": out / "pool",
-            "teacher": out / "teacher",
-            "data": config.data,
-            "output": out,
-            "seed": config.seed,
-        },
-        "audit": {"run": out, "data": config.data, "audit_share": config.audit_share, "seed": config.seed},
-        "compare": {"run": out, **data, "seeds": [config.seed], "mixed_precision": config.mixed_precision},
-    }
-
-
-def _read_change(text: str, given: Mapping[str, Mapping[str, Any]]) -> tuple[str, str, Any]:
-    """Step, option and value of a text `STEP.OPTION=VALUE`.
-
-    Raises:
-        InputError: If it is none, or no option that may be set.
-    """
-    place, equals, value = text.partition("=")
-    step, dot, name = place.partition(".")
-    name = name.replace("-", "_")
-    if not equals or not dot or step not in STEPS:
-        raise InputError(
-            f"{param('set')} {text} is not STEP.OPTION=VALUE with one of the steps {', '.join(STEPS)}: write it as in "
-            "diffusion.learning_rate=1e-4"
-        )
-    known = [field.name for field in fields(STEPS[step])]
-    try:
-        _refuse_given({name: None}, given[step])
-        if name not in known:
-            raise InputError(f"{name} is no option of {step}: it must be one of {', '.join(known)}")
-        read = Kind.of(STEPS[step], name).read_text(name, value)
-        check_values(STEPS[step], {name: read})
-    except InputError as error:
-        raise InputError(f"{param('set')} {text}: {error}") from error
-    return step, name, list(read) if isinstance(read, tuple) else read
-
-
-def _refuse_given(options: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuses options that are the same for all steps, or say where things lie."""
-    for name in options:
-        if name in given or name == "num_processes":
-            raise InputError(f"{name} cannot be set for one step, since distill gives it to all: leave it out here")
+    """Every step, in order, of a run whose run.json holds `run`; see `stage_calls`."""
+    return stage_calls(config.common, run)
 
 
 if __name__ == "__main__":

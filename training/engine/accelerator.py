@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import parse_flag_from_env
 
@@ -19,7 +20,10 @@ def make_accelerator(
     report_to: str | None = None,
     project_dir: str | Path | None = None,
 ) -> Accelerator:
-    """An `Accelerator` for this process.
+    """An `Accelerator` for this process, whatever the one made before it was like.
+
+    Several steps may run in one process, as in a notebook, each with a precision of its own. An accelerator of a step
+    that has ended is not to be used any more.
 
     Args:
         mixed_precision: "no", "bf16" or "fp16".
@@ -45,6 +49,10 @@ def make_accelerator(
         raise InputError(
             f"{param('report_to')}={report_to} is not installed: install it with pip, or leave the option out"
         )
+    # Accelerate keeps one precision for the whole process and refuses another. What it knows of devices and processes
+    # stays: that is the same for all steps.
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
     return Accelerator(
         mixed_precision=mixed_precision,
         gradient_accumulation_steps=gradient_accumulation_steps,

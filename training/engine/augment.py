@@ -13,15 +13,18 @@ import torch
 from torch.nn import functional as F
 
 from histodistill.training.models.stain import change_stains
-from histodistill.training.running.errors import InputError
+from histodistill.training.running.options import require
 
 
 @dataclass(frozen=True)
 class AugmentationPlan:
     """The random choices for a batch of N images; slicing it gives the plan of that part of the batch.
 
-    `symmetries` int64 N in [0, 8); `shifts` int64 N×2 (down, right) in px; `stain_scales` and `stain_offsets`
-    float32 N×3 (H, E, DAB), or None for no change of stain; `blurs` float32 N, standard deviations in px, or None.
+    Attributes:
+        symmetries: int64 N in [0, 8): see `apply_symmetries`.
+        shifts: int64 N×2 (down, right) in px.
+        stain_scales, stain_offsets: float32 N×3 (haematoxylin, eosin, DAB); None for no change of stain.
+        blurs: float32 N, standard deviations in px; None for no blur.
     """
 
     symmetries: torch.Tensor
@@ -49,22 +52,23 @@ def draw_plan(
     stain_strength: float = 0.0,
     max_blur: float = 0.0,
 ) -> AugmentationPlan:
-    """Draws the random choices for `num_images` images from `generator` (a CPU generator).
+    """Draws the random choices for a batch.
 
-    `max_shift` is the largest shift in px along each axis; it must be smaller than the side of the images. With
-    `stain_strength` s, every stain's density is multiplied by a number in [1 − s, 1 + s] and raised by one in [−s, s];
-    0 leaves the colours alone. Each image is blurred by a Gaussian of a standard deviation in [0, `max_blur`] px.
+    Args:
+        num_images: Images of the batch.
+        generator: A CPU generator.
+        symmetries: Whether images are turned and mirrored.
+        max_shift: The largest shift in px along each axis; it must be smaller than the side of the images.
+        stain_strength: With s, every stain's density is multiplied by a number in [1 − s, 1 + s] and raised by one in
+            [−s, s]; 0 leaves the colours alone.
+        max_blur: Each image is blurred by a Gaussian whose standard deviation, in px, is in [0, max_blur].
 
-    Raises
-    ------
-    InputError : for a negative shift or blur, or a strength outside [0, 1).
+    Raises:
+        InputError: For a negative shift or blur, or a strength outside [0, 1).
     """
-    if max_shift < 0:
-        raise InputError(f"max_shift={max_shift} is out of range: it must be at least 0")
-    if not 0 <= stain_strength < 1:
-        raise InputError(f"stain_strength={stain_strength} is out of range: it must be at least 0 and below 1")
-    if max_blur < 0:
-        raise InputError(f"max_blur={max_blur} is out of range: it must be at least 0")
+    require(max_shift >= 0, "max_shift", max_shift, "it must be at least 0")
+    require(0 <= stain_strength < 1, "stain_strength", stain_strength, "it must be at least 0 and below 1")
+    require(max_blur >= 0, "max_blur", max_blur, "it must be at least 0")
     scales = offsets = blurs = None
     chosen = torch.randint(0, 8 if symmetries else 1, (num_images,), generator=generator)
     shifts = torch.randint(-max_shift, max_shift + 1, (num_images, 2), generator=generator)
@@ -77,11 +81,17 @@ def draw_plan(
 
 
 def apply_plan(images: torch.Tensor, plan: AugmentationPlan) -> torch.Tensor:
-    """Augments `images`, float N×3×S×S in [-1, 1]; returns a new tensor of the same shape, type and range.
+    """Augments images.
 
-    Raises
-    ------
-    ValueError : for images that aren't square, or a plan for another number of images.
+    Args:
+        images: float N×3×S×S in [-1, 1].
+        plan: What `draw_plan` drew for N images, or the part of it that belongs to these.
+
+    Returns:
+        A new tensor of the same shape, type and range.
+
+    Raises:
+        ValueError: For images that are not square, or a plan for another number of images.
     """
     if images.ndim != 4 or images.shape[2] != images.shape[3]:
         raise ValueError(f"images {tuple(images.shape)} must be (N, 3, S, S): only a square has these symmetries")

@@ -7,14 +7,34 @@ import math
 import torch
 from torch.nn import functional as F
 
-from histodistill.training.running.errors import InputError
+from histodistill.training.engine.classifier_config import ClassifierConfig
+from histodistill.training.running.options import require
 
 
-def _check(position: float, margin: float) -> None:
-    if not 0 < position <= 1:
-        raise InputError(f"position={position} is out of range: it must be above 0 and at most 1")
-    if not 0 <= margin < 1:
-        raise InputError(f"margin={margin} is out of range: it must be at least 0 and below 1")
+def batch_loss(
+    config: ClassifierConfig, logits: torch.Tensor, labels: torch.Tensor, soft_labels: torch.Tensor | None
+) -> torch.Tensor:
+    """The loss of a batch that a config asks for.
+
+    Args:
+        config: Its loss and the numbers that go with it count.
+        logits: float N×C.
+        labels: int64 N, or float N×C where tiles were mixed.
+        soft_labels: float N×C at the config's temperature, or None where the config gives them no weight.
+
+    Returns:
+        A float32 scalar.
+    """
+    if config.loss != "ce":
+        contrastive = boundary_contrastive_loss(logits, labels, config.position, config.margin)
+        if config.loss == "contrastive":
+            return contrastive
+    if soft_labels is None:
+        cross_entropy = F.cross_entropy(logits.float(), labels)
+    else:
+        weight = config.soft_label_weight
+        cross_entropy = soft_cross_entropy(logits, labels, soft_labels, weight, config.temperature)
+    return cross_entropy + config.alpha * contrastive if config.loss == "joint" else cross_entropy
 
 
 def boundary_contrastive_loss(
@@ -41,23 +61,21 @@ def boundary_contrastive_loss(
     to class probabilities, one class after the other against the rest, as InfoDist does (Li & Kainz, MICCAI 2024;
     position β = 0.9, margin τ = 0.3). The softmax is taken once, here: give logits.
 
-    Parameters
-    ----------
-    logits : float N×C.
-    labels : int64 N in [0, C). Soft labels are not supported.
-    position : β in (0, 1].
-    margin : τ in [0, 1).
+    Args:
+        logits: float N×C.
+        labels: int64 N in [0, C). Soft labels are not supported.
+        position: β in (0, 1].
+        margin: τ in [0, 1).
 
-    Returns
-    -------
-    A float32 scalar, at least 0.
+    Returns:
+        A float32 scalar, at least 0.
 
-    Raises
-    ------
-    InputError : for `position` or `margin` out of range.
-    ValueError : for logits or labels of another shape or type.
+    Raises:
+        InputError: For `position` or `margin` out of range.
+        ValueError: For logits or labels of another shape or type.
     """
-    _check(position, margin)
+    require(0 < position <= 1, "position", position, "it must be above 0 and at most 1")
+    require(0 <= margin < 1, "margin", margin, "it must be at least 0 and below 1")
     if logits.ndim != 2 or labels.ndim != 1 or len(logits) != len(labels):
         shapes = f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)}"
         raise ValueError(f"{shapes}: there must be N rows of C logits, and N labels")
@@ -90,17 +108,15 @@ def soft_cross_entropy(
     Knowledge distillation of Hinton, Vinyals & Dean (2015, arXiv:1503.02531, section 2): logits are divided by the
     temperature T, and T² keeps the size of the gradient.
 
-    Parameters
-    ----------
-    logits : float N×C.
-    labels : int64 N, or float N×C that sum to one where tiles were mixed.
-    soft_labels : float N×C that sum to one, already at temperature T: see `at_temperature`.
-    weight : w in [0, 1].
-    temperature : T, above 0.
+    Args:
+        logits: float N×C.
+        labels: int64 N, or float N×C that sum to one where tiles were mixed.
+        soft_labels: float N×C that sum to one, already at temperature T: see `at_temperature`.
+        weight: w in [0, 1].
+        temperature: T, above 0.
 
-    Returns
-    -------
-    A float32 scalar, at least 0.
+    Returns:
+        A float32 scalar, at least 0.
     """
     logits = logits.float()
     loss = weight * temperature**2 * F.cross_entropy(logits / temperature, soft_labels)
@@ -108,6 +124,14 @@ def soft_cross_entropy(
 
 
 def at_temperature(probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
-    """What `probabilities` (float N×C) would be, had their logits been divided by `temperature` before the softmax."""
+    """What class probabilities would be, had their logits been divided by `temperature` before the softmax.
+
+    Args:
+        probabilities: float N×C that sum to one.
+        temperature: Above 0; above 1 evens them out.
+
+    Returns:
+        float N×C that sum to one.
+    """
     powers = probabilities ** (1 / temperature)
     return powers / powers.sum(dim=1, keepdim=True)

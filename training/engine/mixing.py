@@ -15,9 +15,10 @@ import torch
 class MixingPlan:
     """The random choices for a batch of N images; slicing it gives the plan of that part of the batch.
 
-    `partners` int64 N, places in the whole batch; `shares` float32 N in [0, 1], the share of an image's own pixels and
-    label in the mixture; `boxes` int64 N×4 (top, bottom, left, right) in px, what CutMix fills with the partner, or
-    None for mixup.
+    Attributes:
+        partners: int64 N, places in the whole batch.
+        shares: float32 N in [0, 1], the share of an image's own pixels and label in the mixture.
+        boxes: int64 N×4 (top, bottom, left, right) in px, what CutMix fills with the partner; None for mixup.
     """
 
     partners: torch.Tensor
@@ -34,7 +35,17 @@ def draw_mixing(
     """Draws partners and shares for a batch of square images.
 
     Shares are drawn from Beta(a, a), one for each image, with a the value of `mixup` or `cutmix`; where both are
-    above 0, half of the batches get one, half the other. With both 0 there is no plan.
+    above 0, half of the batches get one, half the other.
+
+    Args:
+        num_images: Images of the batch.
+        image_size: Their side in px.
+        generator: A CPU generator.
+        mixup: a for blended tiles; 0 for none.
+        cutmix: a for tiles with a box of another; 0 for none.
+
+    Returns:
+        The plan; None where both are 0.
     """
     kinds = [(name, value) for name, value in (("mixup", mixup), ("cutmix", cutmix)) if value > 0]
     if not kinds:
@@ -56,13 +67,30 @@ def draw_mixing(
 
 
 def mix(values: torch.Tensor, partners: torch.Tensor, plan: MixingPlan) -> torch.Tensor:
-    """Mixes `values`, float N×… (labels as N×C, or the images of mixup), with those of their partners."""
+    """Blends values with those of their partners.
+
+    Args:
+        values: float N×… : labels as N×C, or the images of mixup.
+        partners: The same of the partners.
+        plan: Its shares count.
+
+    Returns:
+        float N×…, on the device of `values`.
+    """
     shares = plan.shares.to(values.device).reshape(-1, *[1] * (values.ndim - 1))
     return shares * values + (1 - shares) * partners
 
 
 def mix_images(images: torch.Tensor, partners: torch.Tensor, plan: MixingPlan) -> torch.Tensor:
-    """Mixes images, float N×3×S×S, with those of their partners: blended, or with a box of the partner pasted in."""
+    """Mixes images with those of their partners: blended, or with a box of the partner pasted in.
+
+    Args:
+        images, partners: float N×3×S×S.
+        plan: Shares, and boxes where there are any.
+
+    Returns:
+        float N×3×S×S, on the device of `images`.
+    """
     if plan.boxes is None:
         return mix(images, partners, plan)
     top, bottom, left, right = (edge[:, None] for edge in plan.boxes.to(images.device).unbind(dim=1))

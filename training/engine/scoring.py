@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
+import torch
+from accelerate import Accelerator
 
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.metrics import load_metric
@@ -14,29 +17,34 @@ from histodistill.training.running.errors import InputError
 
 
 def score(model: Classifier, tiles: Tiles) -> dict[str, Any]:
-    """Scores of `model` on labelled tiles: see `score_probabilities`. Errors are those of `predict_proba` too."""
+    """Scores of a classifier on labelled tiles: see `score_probabilities`.
+
+    Raises:
+        InputError: As `predict_proba` and `score_probabilities` do.
+    """
     return score_probabilities(predict_proba(model, tiles.images), tiles.labels)
 
 
 def score_probabilities(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Scores of class probabilities (float N×C) against labels (int N in [0, C)).
+    """Scores of class probabilities against labels.
 
-    Returns
-    -------
-    dict, of values that JSON can hold:
+    Args:
+        probabilities: float N×C.
+        labels: int N in [0, C).
 
-    - `accuracy`, `auc` (macro one-vs-rest) and `f1` (macro), in [0, 1], higher is better, from the modules in
-      `histodistill.training.metrics`. `auc` is None where a class has no sample, since it's undefined then;
-    - `per_class_f1`: C floats, 0 for a class that occurs neither among the labels nor the predictions;
-    - `confusion`: C×C counts, row the true class, column the predicted one;
-    - `reliability`: for each of ten equal ranges of confidence (the highest probability) the number of samples, their
-      mean confidence and their accuracy; 0, 0, 0 for a range without samples;
-    - `ece`: expected calibration error of these ranges, the mean distance of confidence and accuracy over samples
-      (Guo et al., ICML 2017).
+    Returns:
+        Values that JSON can hold, by name:
 
-    Raises
-    ------
-    InputError : for no samples at all, or labels outside [0, C).
+        - `accuracy`, `auc` (macro one-vs-rest) and `f1` (macro), in [0, 1], higher is better, from the modules in
+          `histodistill.training.metrics`. `auc` is None where a class has no sample, since it is undefined then;
+        - `per_class_f1`: C floats, 0 for a class that occurs neither among the labels nor the predictions;
+        - `confusion`: C×C counts, row the true class, column the predicted one;
+        - `reliability`: see `reliability_bins`, for ten ranges;
+        - `ece`: expected calibration error of these ranges, the mean distance of confidence and accuracy over samples
+          (Guo et al., ICML 2017).
+
+    Raises:
+        InputError: For no samples at all, or labels outside [0, C).
     """
     labels = np.asarray(labels)
     num_classes = probabilities.shape[1]
@@ -70,10 +78,38 @@ def score_probabilities(probabilities: np.ndarray, labels: np.ndarray) -> dict[s
     }
 
 
-def reliability_bins(confidences: np.ndarray, is_right: np.ndarray, num_bins: int = 10) -> list[list[float]]:
-    """Count, mean confidence and accuracy of the predictions in each of `num_bins` equal ranges of confidence.
+def predict_shared(model: Classifier, images: np.ndarray, accelerator: Accelerator) -> np.ndarray:
+    """`predict_proba` with the work shared by the processes.
 
-    `confidences` is float N in [0, 1], `is_right` bool N; a range holds its upper end.
+    Args:
+        model: The classifier, the same on every process.
+        images: uint8 N×H×W×3, the same on every process.
+        accelerator: Tells the processes.
+
+    Returns:
+        float32 N×C, all of them on every process.
+    """
+    num_processes = accelerator.num_processes
+    if num_processes == 1:
+        return predict_proba(model, images)
+    # Shares must be of one length to be gathered: the last image fills up, and is cut off again.
+    share = math.ceil(len(images) / num_processes)
+    positions = np.minimum(np.arange(share) * num_processes + accelerator.process_index, len(images) - 1)
+    probabilities = torch.from_numpy(predict_proba(model, images[positions])).to(accelerator.device)
+    gathered = accelerator.gather(probabilities).cpu().numpy().reshape(num_processes, share, -1)
+    return gathered.transpose(1, 0, 2).reshape(num_processes * share, -1)[: len(images)]
+
+
+def reliability_bins(confidences: np.ndarray, is_right: np.ndarray, num_bins: int = 10) -> list[list[float]]:
+    """Groups predictions by confidence, in equal ranges of which each holds its upper end.
+
+    Args:
+        confidences: float N in [0, 1], the highest probability of each prediction.
+        is_right: bool N, whether it is the true class.
+        num_bins: Number of ranges.
+
+    Returns:
+        For each range the number of predictions, their mean confidence and their accuracy; 0, 0, 0 without any.
     """
     place = np.clip(np.ceil(confidences * num_bins).astype(int) - 1, 0, num_bins - 1)
     counts = np.bincount(place, minlength=num_bins)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,33 +11,43 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histodistill.training.data.tiles import Tiles, TileSource
-from histodistill.training.engine.scoring import score_probabilities
-from histodistill.training.running.errors import InputError
+from histodistill.training.engine.classifier_config import ClassifierConfig
+from histodistill.training.engine.classifier_training import fit_classifier
+from histodistill.training.engine.scoring import predict_shared, score_probabilities
+from histodistill.training.evaluation.plans import PlannedCell
+from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.files import read_json, write_json
-from histodistill.training.train_classifier import ClassifierConfig, predict_shared, train_classifier
+from histodistill.training.running.stages import Stage
 
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+# The scores that a table shows, each in [0, 1], by the names that `score_probabilities` gives them.
 METRICS = ("accuracy", "auc", "f1")
 
 
 def check_same_kind(folder: Path, images: np.ndarray, class_names: list[str], source: TileSource) -> None:
     """Checks that synthetic images have the classes and the size of the real tiles.
 
+    Args:
+        folder: Where the images are from, for the message.
+        images: uint8 N×H×W×3.
+        class_names: Names of their labels.
+        source: The real tiles.
+
     Raises:
         InputError: If they do not.
     """
     if class_names != source.class_names:
         raise InputError(
-            f"{folder} has the classes {', '.join(class_names)} and --data {', '.join(source.class_names)}: "
-            "they must be the same, in the same order"
+            f"{folder} has the classes {', '.join(class_names)} and {param('data')} "
+            f"{', '.join(source.class_names)}: they must be the same, in the same order"
         )
     if images.shape[1] != source.image_size:
         raise InputError(
-            f"the images of {folder} are {images.shape[1]} px and the tiles of --data {source.image_size} px: "
-            f"give --image-size {images.shape[1]}"
+            f"the images of {folder} are {images.shape[1]} px and the tiles of {param('data')} "
+            f"{source.image_size} px: give {param('image_size')} {images.shape[1]}"
         )
 
 
@@ -70,7 +81,7 @@ def train_cell(
         The cell, the same on every process: row, num_train, scores by name of the split, how it was trained.
     """
     checkpoints = path.parent / "checkpoints" / path.stem
-    trained = train_classifier(
+    trained = fit_classifier(
         config,
         train,
         choose_on,
@@ -107,13 +118,68 @@ def read_cell(path: Path) -> dict[str, Any] | None:
     return read_json(path) if path.is_file() else None
 
 
+def fill_cells(
+    planned: Iterable[PlannedCell],
+    stage: Stage,
+    accelerator: Accelerator,
+    make: Callable[[PlannedCell, Path], dict[str, Any] | None],
+) -> list[dict[str, Any]]:
+    """Reads the cells that are finished and makes the others, one after the other.
+
+    Args:
+        planned: The cells of a table.
+        stage: The stage whose folder holds them; its time is kept whenever a cell is made.
+        accelerator: Shared by all processes.
+        make: Makes a cell and writes it to the path; gives None where the cell has to be left out.
+
+    Returns:
+        Cells as `train_cell` returns them, in the order of `planned`, without those that were left out.
+    """
+    cells = []
+    for cell in planned:
+        path = stage.folder / cell.file_name
+        finished = read_cell(path)
+        if finished is None:
+            finished = make(cell, path)
+            if finished is None:
+                continue
+            if accelerator.is_main_process:
+                stage.save_progress()
+        cells.append(finished)
+    return cells
+
+
 def spread(values: list[float | None]) -> dict[str, Any]:
-    """Mean, standard deviation (of a sample; None for one value) and values; no mean where a value is undefined."""
+    """Sums up the values of one score over several trainings.
+
+    Returns:
+        `mean`, None where a value is undefined; `std`, the standard deviation of a sample, None for fewer than two
+        values; and `values`.
+    """
     known = values if None not in values else []
     return {
         "mean": float(np.mean(known)) if known else None,
         "std": float(np.std(known, ddof=1)) if len(known) > 1 else None,
         "values": values,
+    }
+
+
+def summarise_seeds(cells: Sequence[dict[str, Any]], splits: Sequence[str]) -> dict[str, Any]:
+    """What cells that differ in their seed alone say together.
+
+    Args:
+        cells: As `train_cell` returns them, at least one, in the order of their seeds.
+        splits: The splits whose scores count.
+
+    Returns:
+        Dict of num_train, steps, seeds, and for each split a dict with the `spread` of each of `METRICS`. An AUC that
+        is undefined for one cell, since the tiles lack a class, has no mean.
+    """
+    return {
+        "num_train": cells[0]["num_train"],
+        "steps": cells[0]["config"]["max_train_steps"],
+        "seeds": [cell["seed"] for cell in cells],
+        **{split: {metric: spread([cell[split][metric] for cell in cells]) for metric in METRICS} for split in splits},
     }
 
 
@@ -126,25 +192,13 @@ def summarise_rows(cells: list[dict[str, Any]], titles: dict[str, str], split: s
         split: The split whose scores count.
 
     Returns:
-        Dicts of row, title, architecture, num_train, steps, seeds, and for each of accuracy, auc and f1 the mean, the
-        standard deviation (of a sample; None for one seed) and the single values. An AUC that is undefined for one
-        cell, since the tiles lack a class, has no mean.
+        Dicts of row, title, architecture, and what `summarise_seeds` says of the row's cells, the scores of the split
+        beside the rest.
     """
     rows = []
     for architecture, row in dict.fromkeys((cell["architecture"], cell["row"]) for cell in cells):
         mine = [cell for cell in cells if (cell["architecture"], cell["row"]) == (architecture, row)]
-        scores = {}
-        for metric in METRICS:
-            scores[metric] = spread([cell[split][metric] for cell in mine])
-        rows.append(
-            {
-                "row": row,
-                "title": titles[row],
-                "architecture": architecture,
-                "num_train": mine[0]["num_train"],
-                "steps": mine[0]["config"]["max_train_steps"],
-                "seeds": [cell["seed"] for cell in mine],
-                **scores,
-            }
-        )
+        summary = summarise_seeds(mine, [split])
+        scores = summary.pop(split)
+        rows.append({"row": row, "title": titles[row], "architecture": architecture, **summary, **scores})
     return rows

@@ -1,32 +1,204 @@
-"""Scores classifiers trained on distilled and on real tiles: what `histodistill compare` runs."""
+"""Trains classifiers on the distilled set and on real tiles, and scores them on real test tiles.
+
+    histodistill compare --run runs/phantom --data phantom --train convnet:1000
+
+Each combination is one training; finished ones are kept in `RUN/comparison/`. All rows of an architecture share the
+same recipe and number of steps; the best step is chosen on the validation tiles, and the test tiles are scored once.
+Leaves `RUN/results.json`.
+"""
 
 from __future__ import annotations
 
-import argparse
+import functools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from histodistill.training.commands.compare import RECOVERY_ROW, ROWS, parse_args
-from histodistill.training.data.image_dataset import read_image_dataset
-from histodistill.training.data.sources import load_tiles
-from histodistill.training.data.tiles import Tiles, TileSource, sample_per_class
-from histodistill.training.engine.accelerator import make_accelerator
-from histodistill.training.evaluation.cells import check_same_kind, read_cell, summarise_rows, train_cell
+from histodistill.training.engine.classifier_config import ClassifierConfig
+from histodistill.training.evaluation.plans import CellsConfig, Planned, PlannedCell, parse_plan, planned_cells
 from histodistill.training.running.errors import InputError
-from histodistill.training.running.files import write_json
-from histodistill.training.running.options import run_script
-from histodistill.training.running.stages import Stage, require_complete
-from histodistill.training.train_classifier import ClassifierConfig
+from histodistill.training.running.formats import RESULTS_FORMAT
+from histodistill.training.running.options import StepParser, config, option, run_script
+
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from histodistill.training.data.tiles import Tiles, TileSource
+    from histodistill.training.running.stages import Stage
+
+# What classifiers are trained on, and what tables call it.
+ROWS = {
+    "real_all": "All real tiles",
+    "real_random": "Random real tiles, as many as distilled",
+    "pool_random": "Random synthetic tiles, as many as distilled",
+    "distilled_ce": "Distilled, cross-entropy",
+    "distilled_joint": "Distilled, joint loss",
+    "distilled_soft": "Distilled, soft labels of the teacher",
+}
+# The row whose accuracy is divided by that of real_all.
+RECOVERY_ROW = "distilled_ce"
+# How often a training is validated: after each tenth of its steps.
+_VALIDATIONS = 10
+
+
+@config
+class CompareConfig(CellsConfig):
+    """Options of `compare`."""
+
+    run: Path = option("folder with pool/ and distilled/", setting=False)
+    data: str | Path = option("the real tiles: any source that train_classifier takes", setting=False)
+    image_size: int | None = option("side in pixels; default: the size tiles have", default=None, setting=False)
+    train: tuple[str, ...] = option(
+        "what to train for how many steps on which rows, all rows where none is named",
+        default=("convnet:1000",),
+        metavar="ARCHITECTURE:STEPS[:ROW,ROW…]",
+    )
+
+    def check(self) -> None:
+        """Checks seeds and plan."""
+        super().check()
+        _ = self.plan
+
+    @functools.cached_property
+    def plan(self) -> list[Planned]:
+        """What `train` says."""
+        return parse_plan(self.train, list(ROWS))
+
+
+def make_parser() -> StepParser[CompareConfig]:
+    """The parser of the command line."""
+    rows = "rows: " + "; ".join(f"{name}: {title}" for name, title in ROWS.items())
+    return StepParser(CompareConfig, prog="histodistill compare", description=__doc__, epilog=rows)
+
+
+def run(config: CompareConfig) -> dict[str, Any]:
+    """Trains what is missing, one combination after the other, and sums all up in results.json.
+
+    Returns:
+        What `results.json` in the run's folder holds: see `summarise`.
+
+    Raises:
+        InputError: For a run that lacks a stage, tiles that are not of its kind, or a comparison of other settings.
+    """
+    from histodistill.training.data.sources import load_tiles
+    from histodistill.training.engine.accelerator import make_accelerator
+    from histodistill.training.running.files import read_json, write_json
+    from histodistill.training.running.stages import Stage, require_complete
+
+    distilled = require_complete(config.run / "distilled", "distilled set", "run histodistill select first")
+    pool = require_complete(config.run / "pool", "pool", "run histodistill generate first")
+    source = load_tiles(config.data, image_size=config.image_size)
+    n_per_class = distilled_per_class(config.run / "distilled", source)
+    settings = {
+        "stage": "comparison",
+        "data": source.fingerprint(),
+        "pool": pool["fingerprint"],
+        "distilled": distilled["fingerprint"],
+        **config.settings(),
+    }
+    folder, results_path = config.run / "comparison", config.run / "results.json"
+    # There is no other output folder to give: a run has one comparison.
+    stage = Stage(folder, settings, remedy=f"delete {folder} to compare anew")
+    accelerator = make_accelerator(config.mixed_precision)
+    # Every process has now read what an earlier run left in the folder, so the main process may overwrite it.
+    accelerator.wait_for_everyone()
+    if stage.complete and results_path.is_file():
+        accelerator.print(f"compare: {folder} is already finished")
+        return read_json(results_path)
+    if accelerator.is_main_process:
+        stage.begin()
+
+    cells, notes = train_rows(config, source, n_per_class, stage, accelerator)
+    accelerator.wait_for_everyone()
+    results = summarise(cells, source, n_per_class, notes)
+    if accelerator.is_main_process:
+        write_json(results_path, results)
+        stage.finish(recovery=results["recovery"], num_processes=accelerator.num_processes)
+    accelerator.end_training()
+    return results
+
+
+def distilled_per_class(folder: Path, source: TileSource) -> int:
+    """How many images of each class a distilled set has; of its smallest class, where they differ.
+
+    Raises:
+        InputError: If it is not of the classes and the size of the real tiles.
+    """
+    import numpy as np
+
+    from histodistill.training.data.image_dataset import read_image_dataset
+    from histodistill.training.evaluation.cells import check_same_kind
+
+    images, columns, class_names = read_image_dataset(folder)
+    check_same_kind(folder, images, class_names, source)
+    return int(np.bincount(columns["label"]).min())
+
+
+def train_rows(
+    config: CompareConfig, source: TileSource, n_per_class: int, stage: Stage, accelerator: Accelerator
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Trains and scores the cells of the plan that are not finished.
+
+    Returns:
+        All cells, and a note for each row that there are too few tiles for.
+    """
+    from histodistill.training.evaluation.cells import fill_cells, train_cell
+
+    notes: list[str] = []
+
+    def make_cell(cell: PlannedCell, path: Path) -> dict[str, Any] | None:
+        try:
+            train = training_tiles(cell.row, config.run, source, n_per_class, cell.seed)
+        except InputError as error:
+            note = f"{ROWS[cell.row]}: left out, since {error}"
+            if note not in notes:
+                notes.append(note)
+                accelerator.print(note)
+            return None
+        accelerator.print(f"{cell.architecture} on {len(train)} tiles: {ROWS[cell.row]}, seed {cell.seed}")
+        return train_cell(
+            path,
+            cell.row,
+            recipe(cell, config.batch_size),
+            train,
+            source.split("validation"),
+            {"test": source.split("test")},
+            accelerator,
+            source.class_names,
+        )
+
+    return fill_cells(planned_cells(config.plan, config.seeds), stage, accelerator, make_cell), notes
+
+
+def recipe(cell: PlannedCell, batch_size: int) -> ClassifierConfig:
+    """How a cell is trained: the rows differ in their tiles, and two of them in the loss."""
+    return ClassifierConfig(
+        architecture=cell.architecture,
+        loss="joint" if cell.row == "distilled_joint" else "ce",
+        soft_label_weight=1.0 if cell.row == "distilled_soft" else 0.0,
+        seed=cell.seed,
+        max_train_steps=cell.steps,
+        batch_size=batch_size,
+        validation_steps=max(1, cell.steps // _VALIDATIONS),
+    )
 
 
 def training_tiles(row: str, run: Path, source: TileSource, n_per_class: int, seed: int) -> Tiles:
     """The tiles that a row trains on.
 
+    Args:
+        row: One of `ROWS`.
+        run: Folder of the run.
+        source: The real tiles.
+        n_per_class: Tiles of each class where they are drawn at random.
+        seed: Of the draw.
+
     Raises:
         InputError: If a class has fewer tiles than the row needs, or the distilled set lacks the soft labels.
     """
+    from histodistill.training.data.image_dataset import read_image_dataset
+    from histodistill.training.data.tiles import Tiles, sample_per_class
+
     if row == "real_all":
         return source.split("train")
     if row == "real_random":
@@ -40,7 +212,21 @@ def training_tiles(row: str, run: Path, source: TileSource, n_per_class: int, se
 
 
 def summarise(cells: list[dict[str, Any]], source: TileSource, n_per_class: int, notes: list[str]) -> dict[str, Any]:
-    """Mean, standard deviation and single values of each row and architecture over seeds, and the recovery."""
+    """Sums up the cells of a comparison.
+
+    Args:
+        cells: As `train_cell` returns them.
+        source: The real tiles.
+        n_per_class: Tiles of each class in the distilled set.
+        notes: What to tell of rows that were left out.
+
+    Returns:
+        A dict that JSON can hold: `rows` as `summarise_rows` gives them for the test tiles, and `recovery`, by
+        architecture: the mean accuracy of `RECOVERY_ROW` over that of all real tiles. It lacks architectures that were
+        not trained on both, or learned nothing of the real tiles.
+    """
+    from histodistill.training.evaluation.cells import summarise_rows
+
     rows = summarise_rows(cells, ROWS, "test")
     accuracy = {(r["architecture"], r["row"]): r["accuracy"]["mean"] for r in rows}
     recovery = {
@@ -49,6 +235,7 @@ def summarise(cells: list[dict[str, Any]], source: TileSource, n_per_class: int,
         if accuracy.get((architecture, "real_all")) and (architecture, RECOVERY_ROW) in accuracy
     }
     return {
+        "format": RESULTS_FORMAT,
         "data": source.name,
         "class_names": source.class_names,
         "n_per_class": n_per_class,
@@ -59,75 +246,5 @@ def summarise(cells: list[dict[str, Any]], source: TileSource, n_per_class: int,
     }
 
 
-def main(args: argparse.Namespace) -> None:
-    """Trains what is missing, one combination after the other, and sums all up in results.json."""
-    distilled_record = require_complete(args.run / "distilled", "distilled set", "run histodistill select first")
-    pool_record = require_complete(args.run / "pool", "pool", "run histodistill generate first")
-    source = load_tiles(args.data, image_size=args.image_size)
-    images, columns, class_names = read_image_dataset(args.run / "distilled")
-    check_same_kind(args.run / "distilled", images, class_names, source)
-    n_per_class = int(np.bincount(columns["label"]).min())
-    settings = {
-        "stage": "comparison",
-        "data": source.fingerprint(),
-        "pool": pool_record["fingerprint"],
-        "distilled": distilled_record["fingerprint"],
-        "train": args.train,
-        "seeds": args.seeds,
-        "batch_size": args.batch_size,
-        "mixed_precision": args.mixed_precision,
-    }
-    folder = args.run / "comparison"
-    # There is no other output folder to give: a run has one comparison.
-    stage = Stage(folder, settings, remedy=f"delete {folder} to compare anew")
-    accelerator = make_accelerator(args.mixed_precision)
-    accelerator.wait_for_everyone()
-    if stage.complete and (args.run / "results.json").is_file():
-        accelerator.print(f"compare: {folder} is already finished")
-        return
-    if accelerator.is_main_process:
-        stage.begin()
-
-    cells, notes = [], []
-    for architecture, steps, rows in args.plan:
-        for row in rows:
-            for seed in args.seeds:
-                path = folder / f"{architecture}-{row}-seed{seed}.json"
-                if cell := read_cell(path):
-                    cells.append(cell)
-                    continue
-                try:
-                    train = training_tiles(row, args.run, source, n_per_class, seed)
-                except InputError as error:
-                    note = f"{ROWS[row]}: left out, since {error}"
-                    if note not in notes:
-                        notes.append(note)
-                        accelerator.print(note)
-                    continue
-                accelerator.print(f"{architecture} on {len(train)} tiles: {ROWS[row]}, seed {seed}")
-                config = ClassifierConfig(
-                    architecture=architecture,
-                    loss="joint" if row == "distilled_joint" else "ce",
-                    soft_label_weight=1.0 if row == "distilled_soft" else 0.0,
-                    seed=seed,
-                    max_train_steps=steps,
-                    batch_size=args.batch_size,
-                    validation_steps=max(1, steps // 10),
-                )
-                validation, test = source.split("validation"), source.split("test")
-                cell = train_cell(
-                    path, row, config, train, validation, {"test": test}, accelerator, source.class_names
-                )
-                cells.append(cell)
-                if accelerator.is_main_process:
-                    stage.save_progress()
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        results = summarise(cells, source, n_per_class, notes)
-        write_json(args.run / "results.json", results)
-        stage.finish(recovery=results["recovery"], num_processes=accelerator.num_processes)
-    accelerator.end_training()
-
-
 if __name__ == "__main__":
-    run_script(parse_args, main)
+    run_script(make_parser, run)

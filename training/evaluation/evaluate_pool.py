@@ -1,112 +1,284 @@
-"""Measures the generated pool against real validation tiles: what `histodistill evaluate-pool` runs."""
+"""Measures how good the generated pool is, against real validation tiles.
+
+    histodistill evaluate-pool runs/phantom --data phantom
+
+Two questions are asked, and each figure stands beside that of the real training tiles, which is its ceiling:
+
+- are the generated tiles distributed as the real ones are? Fréchet and kernel distance, precision, recall, density
+  and coverage, overall and for each class, in the feature space of the run's teacher or of `--embedder`;
+- does a classifier trained on them know real tiles (classification accuracy score, Ravuri & Vinyals 2019)? Also
+  trained on real tiles that the autoencoder has reconstructed, which tells what is lost there.
+
+Test tiles are not touched. Leaves `RUN/evaluation/` with metrics.json, metrics.png, and tiles.png, which shows real
+tiles beside generated ones and must not be shared.
+"""
 
 from __future__ import annotations
 
-import argparse
 import functools
-from dataclasses import asdict
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from diffusers import AutoencoderDC
-
-from histodistill.training.commands.evaluate_pool import ROWS, parse_args
-from histodistill.training.data.image_dataset import read_image_dataset
-from histodistill.training.data.pixels import to_model_input, to_uint8
-from histodistill.training.data.sources import load_tiles
-from histodistill.training.data.tiles import Tiles
-from histodistill.training.engine.accelerator import make_accelerator
-from histodistill.training.evaluation.cells import check_same_kind, read_cell, summarise_rows, train_cell
-from histodistill.training.evaluation.evaluation_figures import (
-    CANDIDATES,
-    DISTANCES,
-    distance_lines,
-    draw_distances,
-    draw_tiles,
+from histodistill.training.engine.classifier_config import ClassifierConfig
+from histodistill.training.evaluation.plans import (
+    CellsConfig,
+    Planned,
+    PlannedCell,
+    parse_plan,
+    planned_cells,
 )
-from histodistill.training.evaluation.generation_metrics import frechet_distance, kernel_distance, neighbourhoods
-from histodistill.training.models.embedders import embed_images, embedder_fingerprint
-from histodistill.training.running.errors import InputError
-from histodistill.training.running.files import read_json, write_bytes, write_json
-from histodistill.training.running.options import run_script
-from histodistill.training.running.stages import Stage, require_complete
-from histodistill.training.train_classifier import ClassifierConfig
+from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.options import StepParser, config, option, run_script
 
 
-@torch.no_grad()
-def reconstruct(autoencoder: AutoencoderDC, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
-    """What is left of uint8 N×H×W×3 images after encoding and decoding; uint8 N×H×W×3."""
-    parts = []
-    for start in range(0, len(images), batch_size):
-        batch = to_model_input(images[start : start + batch_size]).to(autoencoder.device)
-        parts.append(to_uint8(autoencoder.decode(autoencoder.encode(batch).latent).sample.float().cpu()))
-    return np.concatenate(parts)
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from histodistill.training.data.tiles import Tiles
+    from histodistill.training.running.stages import Stage
+
+# What classifiers are trained on, and what tables call it.
+ROWS = {
+    "real_all": "All real tiles",
+    "reconstructed": "All real tiles, reconstructed by the autoencoder",
+    "pool_all": "The whole pool",
+}
 
 
-def draw_equal(label_sets: list[np.ndarray], num_classes: int, seed: int) -> list[list[np.ndarray]]:
-    """As many rows of each class from every set as the set with the fewest has: sizes and class shares then agree.
+@config
+class EvaluatePoolConfig(CellsConfig):
+    """Options of `evaluate_pool`."""
 
-    Args:
-        label_sets: int64 N_i each.
-        num_classes: Number of classes C.
-        seed: Of the draw.
+    run: Path = option("folder with pipeline/, teacher/ and pool/", positional=True, setting=False)
+    data: str | Path = option("the real tiles: the source that the run was made from", setting=False)
+    pool: Path | None = option("another pool of the same pipeline; default: RUN/pool", default=None, setting=False)
+    output: Path | None = option("folder for the result; default: RUN/evaluation", default=None, setting=False)
+    image_size: int | None = option("side in pixels; default: the size tiles have", default=None, setting=False)
+    embedder: str | Path | None = option(
+        "untrained: a ConvNet with random weights; a transformers vision model; or the folder of a classifier or "
+        "an autoencoder; default: the features of RUN/teacher",
+        default=None,
+        setting=False,  # what a folder holds counts, not where it is
+    )
+    n_neighbors: int = option("of precision, recall, density and coverage", default=5, at_least=1)
+    train: tuple[str, ...] = option(
+        "what to train for how many steps on which rows, all rows where none is named; nothing after it trains none",
+        default=("resnet18:300",),
+        metavar="ARCHITECTURE:STEPS[:ROW,ROW…]",
+        may_be_empty=True,
+    )
+
+    def check(self) -> None:
+        """Checks seeds and plan."""
+        super().check()
+        _ = self.plan
+
+    @functools.cached_property
+    def plan(self) -> list[Planned]:
+        """What `train` says."""
+        return parse_plan(self.train, list(ROWS))
+
+    @property
+    def pool_folder(self) -> Path:
+        """The pool that is measured."""
+        return self.pool or self.run / "pool"
+
+    @property
+    def output_folder(self) -> Path:
+        """Where the result goes."""
+        return self.output or self.run / "evaluation"
+
+
+def make_parser() -> StepParser[EvaluatePoolConfig]:
+    """The parser of the command line."""
+    rows = "rows: " + "; ".join(f"{name}: {title}" for name, title in ROWS.items())
+    return StepParser(EvaluatePoolConfig, prog="histodistill evaluate-pool", description=__doc__, epilog=rows)
+
+
+def run(config: EvaluatePoolConfig) -> dict[str, Any]:
+    """Measures what is missing, and sums all up in metrics.json.
 
     Returns:
-        For each set, C arrays of row numbers.
+        What `metrics.json` in the output folder holds.
+
+    Raises:
+        InputError: For a run that lacks a stage, tiles that are not of its kind or too few, or an output folder of
+            other settings.
     """
-    counts = np.stack([np.bincount(labels, minlength=num_classes) for labels in label_sets]).min(axis=0)
-    return [
-        [
-            np.random.default_rng([seed, number, label]).permutation(np.flatnonzero(labels == label))[:count]
-            for label, count in enumerate(counts)
-        ]
-        for number, labels in enumerate(label_sets)
-    ]
+    from histodistill.training.engine.accelerator import make_accelerator
+    from histodistill.training.evaluation.cells import summarise_rows
+    from histodistill.training.models.embedders import embedder_fingerprint
+    from histodistill.training.running.files import read_json, write_json
+    from histodistill.training.running.stages import Stage
 
-
-def measure_distances(real: np.ndarray, generated: np.ndarray, n_neighbors: int) -> dict[str, float | None]:
-    """All distances of two sets of embeddings, float N×D; None where there are too few of them."""
-    if len(real) <= n_neighbors:
-        return dict.fromkeys(DISTANCES)
-    return {
-        "frechet_distance": frechet_distance(real, generated),
-        "kernel_distance": kernel_distance(real, generated),
-        **asdict(neighbourhoods(real, generated, n_neighbors)),
+    fingerprints = require_stages(config)
+    # For a folder, its content and not its path.
+    embedder = None if config.embedder is None else embedder_fingerprint(config.embedder)
+    tiles = load_measured(config)
+    settings = {
+        "stage": "evaluation",
+        "data": tiles.fingerprint,
+        **fingerprints,
+        "embedder": embedder,
+        **config.settings(),
     }
+    folder, results_path = config.output_folder, config.output_folder / "metrics.json"
+    stage = Stage(folder, settings, remedy=f"give another {param('output')}")
+    accelerator = make_accelerator(config.mixed_precision)
+    # Every process has now read what an earlier run left in the folder, so the main process may overwrite it.
+    accelerator.wait_for_everyone()
+    if stage.complete and results_path.is_file():
+        accelerator.print(f"evaluate-pool: {folder} is already finished")
+        return read_json(results_path)
+    if accelerator.is_main_process:
+        stage.begin()
+        show_distances(config, tiles, folder)
+        stage.save_progress()
+    accelerator.wait_for_everyone()
+
+    rows = summarise_rows(train_rows(config, tiles, stage, accelerator), ROWS, "validation")
+    results = {
+        "data": tiles.name,
+        "class_names": tiles.class_names,
+        "embedder": embedder or "teacher",
+        "n_neighbors": config.n_neighbors,
+        "distances": read_json(folder / "distances.json"),
+        "rows": rows,
+        "accuracy_score": accuracy_scores(rows),
+    }
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        write_json(results_path, results)
+        stage.finish(num_processes=accelerator.num_processes)
+        print("\n".join([*row_lines(rows), f"evaluate-pool: saved to {folder}"]))
+    accelerator.end_training()
+    return results
 
 
-def compare_with_validation(
-    embeddings: dict[str, np.ndarray], labels: dict[str, np.ndarray], class_names: list[str], n_neighbors: int
-) -> list[dict[str, Any]]:
-    """Distances of the pool, and of real training tiles, to validation tiles: of all classes, then of each.
+def require_stages(config: EvaluatePoolConfig) -> dict[str, str]:
+    """The fingerprints of the stages that are measured, by name; that of the teacher where it makes the features.
 
-    Args:
-        embeddings: float32 N×D of "validation" and of each of `CANDIDATES`.
-        labels: int64 N of the same.
-        class_names: Names of the labels.
-        n_neighbors: Of the neighbourhoods.
-
-    Returns:
-        Dicts of class (None for all), num_images (of each kind), and the distances of each candidate.
+    Raises:
+        InputError: If one is not finished.
     """
-    names = ["validation", *CANDIDATES]
-    drawn = dict(zip(names, draw_equal([labels[name] for name in names], len(class_names), seed=0), strict=True))
-    groups = [(None, list(range(len(class_names)))), *((name, [i]) for i, name in enumerate(class_names))]
-    records = []
-    for class_name, members in groups:
-        points = {name: embeddings[name][np.concatenate([drawn[name][i] for i in members])] for name in names}
-        record = {"class": class_name, "num_images": len(points["validation"])}
-        for name in CANDIDATES:
-            record[name] = measure_distances(points["validation"], points[name], n_neighbors)
-        records.append(record)
-    return records
+    from histodistill.training.running.stages import require_complete
+
+    records = {
+        "pool": require_complete(config.pool_folder, "pool", "run histodistill generate first"),
+        "pipeline": require_complete(config.run / "pipeline", "pipeline", "run train_diffusion first"),
+    }
+    if config.embedder is None:
+        remedy = f"run train_classifier, or give {param('embedder')}"
+        records["teacher"] = require_complete(config.run / "teacher", "teacher", remedy)
+    return {name: record["fingerprint"] for name, record in records.items()}
+
+
+@dataclass(frozen=True)
+class MeasuredTiles:
+    """What is compared with what.
+
+    Attributes:
+        train, validation: The real tiles.
+        pool: The generated ones.
+        class_names: Names of the labels.
+        name, fingerprint: Of the source of the real tiles.
+    """
+
+    train: Tiles
+    validation: Tiles
+    pool: Tiles
+    class_names: list[str]
+    name: str
+    fingerprint: str
+
+
+def load_measured(config: EvaluatePoolConfig) -> MeasuredTiles:
+    """Loads the real tiles and the pool.
+
+    Raises:
+        InputError: If they are not of one kind, or there are too few validation tiles.
+    """
+    from histodistill.training.data.image_dataset import read_image_dataset
+    from histodistill.training.data.sources import load_tiles
+    from histodistill.training.data.tiles import Tiles
+    from histodistill.training.evaluation.cells import check_same_kind
+
+    source = load_tiles(config.data, image_size=config.image_size)
+    train, validation = source.split("train"), source.split("validation")
+    images, columns, class_names = read_image_dataset(config.pool_folder)
+    check_same_kind(config.pool_folder, images, class_names, source)
+    if len(validation) <= config.n_neighbors:
+        raise InputError(
+            f"{param('n_neighbors')}={config.n_neighbors} is too many for {len(validation)} validation tiles: give "
+            "fewer"
+        )
+    pool = Tiles(images, columns["label"])
+    return MeasuredTiles(train, validation, pool, class_names, source.name, source.fingerprint())
+
+
+def show_distances(config: EvaluatePoolConfig, tiles: MeasuredTiles, folder: Path) -> None:
+    """Writes tiles.png, distances.json where it is not there yet, and metrics.png; prints the distances."""
+    from histodistill.training.evaluation.pool_figures import distance_lines, draw_distances, draw_tiles
+    from histodistill.training.evaluation.pool_quality import measure_pool
+    from histodistill.training.running.files import read_json, write_bytes, write_json
+
+    # The tiles first: they are there at once.
+    write_bytes(folder / "tiles.png", draw_tiles(tiles.validation, tiles.pool, tiles.class_names))
+    path = folder / "distances.json"
+    if not path.is_file():
+        sets = {"validation": tiles.validation, "pool": tiles.pool, "real_train": tiles.train}
+        embedder = config.run / "teacher" if config.embedder is None else config.embedder
+        write_json(path, measure_pool(sets, tiles.class_names, embedder, config.n_neighbors))
+    distances = read_json(path)
+    write_bytes(folder / "metrics.png", draw_distances(distances))
+    print("\n".join(distance_lines(distances)), flush=True)
+
+
+def train_rows(
+    config: EvaluatePoolConfig, tiles: MeasuredTiles, stage: Stage, accelerator: Accelerator
+) -> list[dict[str, Any]]:
+    """Trains and scores the cells of the plan that are not finished; returns all."""
+    from diffusers import AutoencoderDC
+
+    from histodistill.training.data.tiles import Tiles
+    from histodistill.training.evaluation.cells import fill_cells, train_cell
+    from histodistill.training.evaluation.pool_quality import reconstruct
+
+    @functools.cache
+    def training_tiles(row: str) -> Tiles:
+        if row != "reconstructed":
+            return tiles.pool if row == "pool_all" else tiles.train
+        autoencoder = AutoencoderDC.from_pretrained(config.run / "pipeline" / "vae").eval().to(accelerator.device)
+        return Tiles(reconstruct(autoencoder, tiles.train.images), tiles.train.labels)
+
+    def make_cell(cell: PlannedCell, path: Path) -> dict[str, Any]:
+        train = training_tiles(cell.row)
+        accelerator.print(f"{cell.architecture} on {len(train)} tiles: {ROWS[cell.row]}, seed {cell.seed}")
+        recipe = ClassifierConfig(
+            architecture=cell.architecture,
+            seed=cell.seed,
+            max_train_steps=cell.steps,
+            batch_size=config.batch_size,
+        )
+        # No step is chosen on the validation tiles: they are what is scored.
+        score_on = {"validation": tiles.validation}
+        return train_cell(path, cell.row, recipe, train, None, score_on, accelerator, tiles.class_names)
+
+    return fill_cells(planned_cells(config.plan, config.seeds), stage, accelerator, make_cell)
 
 
 def accuracy_scores(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Of each architecture trained on all real tiles: accuracy of the other rows ÷ accuracy of that one."""
+    """The classification accuracy scores.
+
+    Args:
+        rows: As `summarise_rows` gives them.
+
+    Returns:
+        Of each architecture trained on all real tiles: accuracy of the other rows ÷ accuracy of that one.
+    """
     accuracy = {(row["architecture"], row["row"]): row["accuracy"]["mean"] for row in rows}
-    shares = {}
+    shares: dict[str, dict[str, float]] = {}
     for (architecture, row), value in accuracy.items():
         full = accuracy.get((architecture, "real_all"))
         if row != "real_all" and full:
@@ -114,110 +286,16 @@ def accuracy_scores(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return shares
 
 
-def main(args: argparse.Namespace) -> None:
-    """Measures what is missing, and sums all up in metrics.json."""
-    folder = args.output
-    records = {
-        "pool": require_complete(args.pool, "pool", "run histodistill generate first"),
-        "pipeline": require_complete(args.run / "pipeline", "pipeline", "run train_diffusion first"),
-    }
-    embedder = args.embedder
-    if embedder is None:
-        embedder = args.run / "teacher"
-        records["teacher"] = require_complete(embedder, "teacher", "run train_classifier, or give --embedder")
-    # For a folder, its content and not its path.
-    embedder_name = None if args.embedder is None else embedder_fingerprint(args.embedder)
-    source = load_tiles(args.data, image_size=args.image_size)
-    train, validation = source.split("train"), source.split("validation")
-    images, columns, class_names = read_image_dataset(args.pool)
-    check_same_kind(args.pool, images, class_names, source)
-    pool = Tiles(images, columns["label"])
-    if len(validation) <= args.n_neighbors:
-        raise InputError(
-            f"--n-neighbors={args.n_neighbors} is too many for {len(validation)} validation tiles: give fewer"
-        )
-    settings = {
-        "stage": "evaluation",
-        "data": source.fingerprint(),
-        **{name: record["fingerprint"] for name, record in records.items()},
-        "embedder": embedder_name,
-        "n_neighbors": args.n_neighbors,
-        "train": args.train,
-        "seeds": args.seeds,
-        "batch_size": args.batch_size,
-        "mixed_precision": args.mixed_precision,
-    }
-    stage = Stage(folder, settings, remedy="give another --output")
-    accelerator = make_accelerator(args.mixed_precision)
-    accelerator.wait_for_everyone()
-    if stage.complete:
-        accelerator.print(f"evaluate-pool: {folder} is already finished")
-        return
-    if accelerator.is_main_process:
-        stage.begin()
-
-    # The pictures first: they are there at once.
-    if accelerator.is_main_process:
-        write_bytes(folder / "tiles.png", draw_tiles(validation, pool, class_names))
-        if not (folder / "distances.json").is_file():
-            sets = {"validation": validation, "pool": pool, "real_train": train}
-            embeddings = {name: embed_images(embedder, tiles.images) for name, tiles in sets.items()}
-            labels = {name: tiles.labels for name, tiles in sets.items()}
-            distances = compare_with_validation(embeddings, labels, class_names, args.n_neighbors)
-            write_json(folder / "distances.json", distances)
-        distances = read_json(folder / "distances.json")
-        write_bytes(folder / "metrics.png", draw_distances(distances))
-        print("\n".join(distance_lines(distances)), flush=True)
-        stage.save_progress()
-    accelerator.wait_for_everyone()
-
-    @functools.cache
-    def reconstructed() -> Tiles:
-        autoencoder = AutoencoderDC.from_pretrained(args.run / "pipeline" / "vae").eval().to(accelerator.device)
-        return Tiles(reconstruct(autoencoder, train.images), train.labels)
-
-    cells = []
-    for architecture, steps, rows in args.plan:
-        for row in rows:
-            for seed in args.seeds:
-                path = folder / f"{architecture}-{row}-seed{seed}.json"
-                if cell := read_cell(path):
-                    cells.append(cell)
-                    continue
-                tiles = pool if row == "pool_all" else train
-                if row == "reconstructed":
-                    tiles = reconstructed()
-                accelerator.print(f"{architecture} on {len(tiles)} tiles: {ROWS[row]}, seed {seed}")
-                config = ClassifierConfig(
-                    architecture=architecture, seed=seed, max_train_steps=steps, batch_size=args.batch_size
-                )
-                # No step is chosen on the validation tiles: they are what is scored.
-                score_on = {"validation": validation}
-                cells.append(train_cell(path, row, config, tiles, None, score_on, accelerator, class_names))
-                if accelerator.is_main_process:
-                    stage.save_progress()
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        rows = summarise_rows(cells, ROWS, "validation")
-        shares = accuracy_scores(rows)
-        results = {
-            "data": source.name,
-            "class_names": class_names,
-            "embedder": embedder_name or "teacher",
-            "n_neighbors": args.n_neighbors,
-            "distances": distances,
-            "rows": rows,
-            "accuracy_score": shares,
-        }
-        write_json(folder / "metrics.json", results)
-        stage.finish(num_processes=accelerator.num_processes)
-        for row in rows:
-            share = shares.get(row["architecture"], {}).get(row["row"])
-            of_real = f", {100 * share:.1f}% of all real tiles" if share else ""
-            print(f"{row['architecture']} · {row['title']}: validation ACC {row['accuracy']['mean']:.3f}{of_real}")
-        print(f"evaluate-pool: saved to {folder}")
-    accelerator.end_training()
+def row_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """The accuracies of the rows as lines of text."""
+    shares = accuracy_scores(rows)
+    lines = []
+    for row in rows:
+        share = shares.get(row["architecture"], {}).get(row["row"])
+        of_real = f", {100 * share:.1f}% of all real tiles" if share else ""
+        lines.append(f"{row['architecture']} · {row['title']}: validation ACC {row['accuracy']['mean']:.3f}{of_real}")
+    return lines
 
 
 if __name__ == "__main__":
-    run_script(parse_args, main)
+    run_script(make_parser, run)

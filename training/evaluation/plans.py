@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from histodistill.training.models.architectures import ARCHITECTURES
@@ -64,6 +64,35 @@ def parse_plan(texts: Sequence[str], known_rows: Sequence[str]) -> list[Planned]
             )
         plan.append(Planned(architecture, int(steps), tuple(names)))
     return plan
+
+
+class PlannedCell(NamedTuple):
+    """One training of a plan.
+
+    Attributes:
+        architecture: One of `ARCHITECTURES`.
+        steps: Optimizer steps.
+        row: Name of what it is trained on.
+        seed: Of the training, and of what is drawn at random to be trained on.
+    """
+
+    architecture: str
+    steps: int
+    row: str
+    seed: int
+
+    @property
+    def file_name(self) -> str:
+        """The file that keeps the cell, within the folder of its table."""
+        return f"{self.architecture}-{self.row}-seed{self.seed}.json"
+
+
+def planned_cells(plan: Sequence[Planned], seeds: Sequence[int]) -> Iterator[PlannedCell]:
+    """Every training of a plan: architecture by architecture, row by row, seed by seed."""
+    for architecture, steps, rows in plan:
+        for row in rows:
+            for seed in seeds:
+                yield PlannedCell(architecture, steps, row, seed)
 
 
 def require_once(name: str, values: Sequence[object]) -> None:

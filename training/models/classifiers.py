@@ -11,11 +11,14 @@ from torch import nn
 
 from histodistill.training.models.architectures import ARCHITECTURES, DEFAULT_WIDTHS
 from histodistill.training.models.stain import standardize_stain
-from histodistill.training.running.errors import InputError
+from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.options import require
 
 
+# Side in px of the smallest tiles that a classifier takes: the ConvNet halves them three times.
 SMALLEST_IMAGE = 8
 
+# The model card that `save_pretrained` writes, filled in by huggingface_hub.
 _CARD = """---
 {{ card_data }}
 ---
@@ -30,7 +33,9 @@ The architecture, the image size and the names of the classes are in `config.jso
 class ClassifierOutput(NamedTuple):
     """What a `Classifier` returns.
 
-    `logits` is float N×C, before any softmax; `features` is float N×D, the input of the linear head.
+    Attributes:
+        logits: float N×C, before any softmax.
+        features: float N×D, the input of the linear head.
     """
 
     logits: torch.Tensor
@@ -144,10 +149,14 @@ class ViTBackbone(nn.Module):
 
         patch_size = 4 if image_size <= 32 else 8 if image_size <= 96 else 16
         if image_size % patch_size:
-            raise InputError(f"image_size={image_size} doesn't suit a vit: it must be a multiple of {patch_size}")
+            raise InputError(
+                f"{param('image_size')}={image_size} doesn't suit a vit: it must be a multiple of {patch_size}"
+            )
         heads = max(1, width // 64)
         if width % heads:
-            raise InputError(f"width={width} doesn't suit a vit: it must be a multiple of {heads}, its heads")
+            raise InputError(
+                f"{param('width')}={width} doesn't suit a vit: it must be a multiple of {heads}, its heads"
+            )
         config = ViTConfig(
             image_size=image_size,
             patch_size=patch_size,
@@ -165,6 +174,7 @@ class ViTBackbone(nn.Module):
         return self.vit(pixel_values).last_hidden_state[:, 0]
 
 
+# What stands before the linear head, by architecture; each takes the side of the tiles in px and a width.
 _BACKBONES = {"convnet": ConvNetBackbone, "resnet18": ResNet18Backbone, "vit": ViTBackbone}
 
 
@@ -181,18 +191,16 @@ class Classifier(
     `save_pretrained(folder)` writes `config.json` (with the names of the classes) and `model.safetensors`;
     `Classifier.from_pretrained(folder_or_hub_id)` reads them back.
 
-    Parameters
-    ----------
-    architecture : one of `ARCHITECTURES`.
-    num_classes : number of classes, at least 2; may be left out when `class_names` is given.
-    image_size : side of the (square) input in px, at least 8.
-    class_names : one name per class; the index is the label. "0", "1", … when left out.
-    width : base width of the network; None takes 128 for the ConvNet, 64 for ResNet-18 and 192 for the ViT.
-    normalize_stain : whether tiles go through `stain.standardize_stain` first, in training and afterwards.
+    Args:
+        architecture: One of `ARCHITECTURES`.
+        num_classes: Number of classes, at least 2; may be left out where `class_names` is given.
+        image_size: Side of the (square) input in px, at least 8.
+        class_names: One name per class; the index is the label. "0", "1", … where left out.
+        width: Base width of the network; None takes 128 for the ConvNet, 64 for ResNet-18 and 192 for the ViT.
+        normalize_stain: Whether tiles go through `stain.standardize_stain` first, in training and afterwards.
 
-    Raises
-    ------
-    InputError : for an unknown architecture, or sizes that it cannot have.
+    Raises:
+        InputError: For an unknown architecture, or sizes that it cannot have.
     """
 
     def __init__(
@@ -206,23 +214,21 @@ class Classifier(
     ) -> None:
         super().__init__()
         if architecture not in ARCHITECTURES:
-            raise InputError(f"architecture={architecture!r} is unknown: it must be one of {', '.join(ARCHITECTURES)}")
+            known = ", ".join(ARCHITECTURES)
+            raise InputError(f"{param('architecture')}={architecture!r} is unknown: it must be one of {known}")
         if num_classes is None:
             num_classes = len(class_names) if class_names is not None else 0
-        if num_classes < 2:
-            raise InputError(f"num_classes={num_classes} is out of range: it must be at least 2")
+        require(num_classes >= 2, "num_classes", num_classes, "it must be at least 2")
         if class_names is None:
             class_names = [str(label) for label in range(num_classes)]
         if len(class_names) != num_classes:
             raise InputError(
                 f"class_names has {len(class_names)} names and num_classes={num_classes}: there must be one per class"
             )
-        if image_size < SMALLEST_IMAGE:
-            raise InputError(f"image_size={image_size} is out of range: it must be at least {SMALLEST_IMAGE}")
+        require(image_size >= SMALLEST_IMAGE, "image_size", image_size, f"it must be at least {SMALLEST_IMAGE}")
         if width is None:
             width = DEFAULT_WIDTHS[architecture]
-        if width < 1:
-            raise InputError(f"width={width} is out of range: it must be at least 1")
+        require(width >= 1, "width", width, "it must be at least 1")
         self.architecture = architecture
         self.image_size = image_size
         self.class_names = list(class_names)
@@ -250,7 +256,11 @@ class Classifier(
         return self.head.weight.device
 
     def forward(self, pixel_values: torch.Tensor) -> ClassifierOutput:
-        """Classifies `pixel_values`, float N×3×image_size×image_size in [-1, 1]."""
+        """Classifies tiles.
+
+        Args:
+            pixel_values: float N×3×image_size×image_size in [-1, 1].
+        """
         if self.normalize_stain:
             pixel_values = standardize_stain(pixel_values)
         features = self.backbone(pixel_values.contiguous(memory_format=self.memory_format))

@@ -22,14 +22,16 @@ from histodistill.training.models.prediction import embed
 from histodistill.training.running.errors import InputError, param
 
 
-#: Names of embedders: the run's own teacher, and the one that needs no training and no files.
-TEACHER, UNTRAINED = "teacher", "untrained"
+#: Name of the embedder that is a run's own teacher.
+TEACHER = "teacher"
+#: Name of the embedder with random weights, which needs no training and no files.
+UNTRAINED = "untrained"
 
 
 def is_classifier(name_or_path: str | Path) -> bool:
     """Whether a folder holds a `Classifier` of this project."""
     config = Path(name_or_path) / "config.json"
-    # `architecture` alone would not do: timm's models, which transformers takes too, have it as well.
+    # The key `architecture` alone does not tell: timm's models, which transformers loads, have it, too.
     return config.is_file() and {"architecture", "class_names"} <= json.loads(config.read_text()).keys()
 
 
@@ -40,12 +42,12 @@ def is_autoencoder(name_or_path: str | Path) -> bool:
 
 
 def resolve_embedder(name: str, teacher: Path) -> str | Path:
-    """What `embed_images` takes for the value of an option `--embedder`."""
+    """What `embed_images` takes for the value of an option `embedder`."""
     return teacher if name == TEACHER else name
 
 
 def describe_embedder(name: str) -> str:
-    """The value of an option `--embedder` in words, without a path of this machine."""
+    """The value of an option `embedder` in words, without a path of this machine."""
     if name == TEACHER:
         return "features of a classifier trained on the same tiles"
     if name == UNTRAINED:
@@ -58,7 +60,7 @@ def describe_embedder(name: str) -> str:
 
 
 def embedder_fingerprint(name: str) -> str:
-    """What stands for the value of an option `--embedder` in a record: for a folder, not its path but its content."""
+    """What stands for the value of an option `embedder` in a record: for a folder, not its path but its content."""
     if not Path(name).is_dir():
         return name
     digest = hashlib.sha256()
@@ -69,7 +71,13 @@ def embedder_fingerprint(name: str) -> str:
 
 
 def named_embeddings(names: list[str]) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """Values of an option `--embedders` as functions of images, by names without a path of this machine.
+    """Embedders as functions of images, by names without a path of this machine.
+
+    Args:
+        names: Values of the option `embedders`, each what `embed_images` takes.
+
+    Returns:
+        Name → a function from images uint8 N×H×W×3 to embeddings float32 N×D.
 
     Raises:
         InputError: If two have the same name.
@@ -115,8 +123,8 @@ def load_embedder(name_or_path: str | Path) -> Embedder:
         name_or_path: A `Classifier` folder, whose penultimate features are taken; or the folder or Hub id of a
             `transformers` vision model, whose pooled output is taken where it was trained, or else the mean over its
             last hidden states; or the folder of an `AutoencoderDC`, whose latents are taken as they are; or
-            `UNTRAINED`, the features of a ConvNet with random weights, always the same ones: colours and textures,
-            and nothing that was learned from private tiles (compare Zhao & Bilen, WACV 2023).
+            `UNTRAINED`, the features of a ConvNet with random weights, always the same ones: they tell of colours and
+            textures, and of nothing that was learned from private tiles (compare Zhao & Bilen, WACV 2023).
 
     Returns:
         What takes images, uint8 N×H×W×3, and returns embeddings, float32 N×D. It computes on the GPU if there is one.

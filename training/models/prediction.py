@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
 from histodistill.training.data.pixels import to_model_input
-from histodistill.training.models.classifiers import Classifier
-from histodistill.training.running.errors import InputError
+from histodistill.training.models.classifiers import Classifier, ClassifierOutput
+from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.options import require
 
 
 def predict_proba(
     model: Classifier, images: np.ndarray, batch_size: int = 256, device: torch.device | str | None = None
 ) -> np.ndarray:
-    """Class probabilities, float32 N×C with rows that sum to 1, of `images`, uint8 N×H×W×3.
+    """Class probabilities of images.
 
-    The model is used in evaluation mode, in float32, on `device` (None: where it is), and left as it was found.
+    Args:
+        model: The classifier. It is used in evaluation mode, in float32, and left as it was found.
+        images: uint8 N×H×W×3, at least one.
+        batch_size: Images at a time, at least 1.
+        device: Where the work is done; None for where the model is.
 
-    Raises
-    ------
-    InputError : for images of another size than the model's, or a batch size below 1.
+    Returns:
+        float32 N×C with rows that sum to 1.
+
+    Raises:
+        InputError: For images of another size than the model's, none at all, or a batch size below 1.
     """
     return _run(model, images, batch_size, device, lambda output: output.logits.float().softmax(dim=1))
 
@@ -27,21 +36,33 @@ def predict_proba(
 def embed(
     model: Classifier, images: np.ndarray, batch_size: int = 256, device: torch.device | str | None = None
 ) -> np.ndarray:
-    """Embeddings, float32 N×D, of `images`, uint8 N×H×W×3: the features that the model's linear head takes.
+    """Embeddings of images: the features that the model's linear head takes.
 
-    Arguments and errors are those of `predict_proba`.
+    Args:
+        model, images, batch_size, device: See `predict_proba`.
+
+    Returns:
+        float32 N×D.
+
+    Raises:
+        InputError: As `predict_proba` does.
     """
     return _run(model, images, batch_size, device, lambda output: output.features.float())
 
 
 @torch.no_grad()
-def _run(model, images, batch_size, device, take) -> np.ndarray:
-    if batch_size < 1:
-        raise InputError(f"batch_size={batch_size} is out of range: it must be at least 1")
+def _run(
+    model: Classifier,
+    images: np.ndarray,
+    batch_size: int,
+    device: torch.device | str | None,
+    take: Callable[[ClassifierOutput], torch.Tensor],
+) -> np.ndarray:
+    require(batch_size >= 1, "batch_size", batch_size, "it must be at least 1")
     if images.shape[1:3] != (model.image_size, model.image_size):
         raise InputError(
             f"images are {images.shape[1]} by {images.shape[2]} px and the classifier takes {model.image_size} px: "
-            f"load them with image_size={model.image_size}"
+            f"load them with {param('image_size')}={model.image_size}"
         )
     was_training, was_on = model.training, model.device
     model.eval()

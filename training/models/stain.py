@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import torch
 
+from histodistill.selection.stains import DARKEST, STAIN_VECTORS
 
-# Optical densities (red, green, blue) of haematoxylin, eosin and DAB: Ruifrok & Johnston, Analytical and
-# Quantitative Cytology and Histology 23, 2001. Rows are scaled to length one.
-_STAINS = torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+
+# The vectors of `selection.stains`, but scaled and inverted in float32. Its matrices, made in float64 and rounded,
+# would differ in the last bit, and with them every classifier that was trained with changed stains.
+_STAINS = torch.tensor(STAIN_VECTORS, dtype=torch.float32)
+#: From amounts of stain (haematoxylin, eosin, DAB) to optical densities (red, green, blue), float32 3×3.
 RGB_FROM_HED = _STAINS / _STAINS.norm(dim=1, keepdim=True)
+#: From optical densities to amounts of stain, float32 3×3.
 HED_FROM_RGB = torch.linalg.inv(RGB_FROM_HED)
-_DARKEST = 1 / 255
-# Tiles of bare glass have no contrast to be brought to one; this keeps their noise from being blown up.
+# The least share of light that counts, in [0, 1]: black has no finite density.
+_DARKEST = DARKEST / 255
+# The least deviation of density that is brought to one: bare glass has no contrast, and its noise would be blown up.
 _LEAST_DEVIATION = 0.02
 
 

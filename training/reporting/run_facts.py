@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from histodistill.hub_cards import PrivacyFacts, RunFacts
-from histodistill.training.commands.benchmark import FIXED_ROWS
 from histodistill.training.data.medmnist import MEDMNIST
-from histodistill.training.running.errors import InputError
-from histodistill.training.running.files import read_json
+from histodistill.training.reporting.run_files import read_optional, read_results, read_run_record
 from histodistill.training.running.stages import read_record
+from histodistill.training.tables.rows import FIXED_ROWS
 
 
+# Folders of the stages that cards tell of, and what they call them.
 _STAGES = {
     "autoencoder": "autoencoder",
     "pipeline": "denoiser",
@@ -25,6 +25,7 @@ _STAGES = {
 _FINGERPRINTS = {
     "stage", "data", "eval_data", "autoencoder", "pipeline", "pool", "teacher", "embedder", "copy_embedders",
 }  # fmt: skip
+# What the record of a stage says of its result: stage and key → what a card calls it, and how it writes the number.
 _VALIDATION = {
     ("autoencoder", "validation_psnr"): ("PSNR of reconstructed real validation tiles", "{:.1f} dB"),
     ("pipeline", "validation_loss"): ("loss of the denoiser on real validation tiles", "{:.4f}"),
@@ -32,24 +33,10 @@ _VALIDATION = {
 }
 
 
-def read_optional(path: Path) -> Any:
-    """A JSON file, or None where there is none.
-
-    Raises:
-        InputError: If it cannot be read.
-    """
-    try:
-        return read_json(path)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}): delete it and run the command that made it") from error
-
-
 def source_name(run: Path) -> str | None:
     """What the stages call the real tiles, which may be the name of a file; None where none of them says."""
-    for file in ("run.json", "results.json"):
-        if name := (read_optional(run / file) or {}).get("data"):
+    for read in (read_run_record, read_results):
+        if name := (read(run) or {}).get("data"):
             return name
     return ((read_optional(run / "teacher" / "results.json") or {}).get("data") or {}).get("train")
 
@@ -82,13 +69,13 @@ def read_run_facts(
         license, attribution: Of the real tiles; by default those of MedMNIST where they are its tiles.
 
     Raises:
-        InputError: If a file of the run cannot be read.
+        InputError: If a file of the run cannot be read or is of a later format.
     """
     known = public_name(source_name(run), class_names)
     if known in MEDMNIST:
         license = license or MEDMNIST[known].license.lower().replace(" ", "-")
         attribution = attribution or MEDMNIST[known].attribution
-    results = read_optional(run / "results.json") or {}
+    results = read_results(run) or {}
     records = {stage: read_record(run / stage) or {} for stage in _STAGES}
     return RunFacts(
         repos=repos,
@@ -97,7 +84,7 @@ def read_run_facts(
         class_names=class_names,
         image_size=image_size,
         num_distilled=num_distilled,
-        num_tiles=(read_optional(run / "run.json") or {}).get("num_tiles"),
+        num_tiles=(read_run_record(run) or {}).get("num_tiles"),
         license=license,
         attribution=attribution,
         results=results.get("rows", []),

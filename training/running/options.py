@@ -18,11 +18,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import math
+import numbers
 import os
+import shutil
 import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar, Union, dataclass_transform
@@ -31,9 +35,20 @@ from histodistill.training.running.errors import InputError, option_string, para
 
 
 _Config = TypeVar("_Config", bound="StepConfig")
+# Where a field's metadata holds its `Option`.
 _METADATA = "option"
-# The widest help that stays readable where a terminal is wider.
+# Characters of a line of `--help`, at most: longer ones are hard to read where a terminal is wider.
 _HELP_WIDTH = 119
+# What a value must be, by the type of its field; of a command line's text, true and false are written small.
+_WANTED: dict[type, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    str: "text",
+    Path: "a path",
+}
+# From here on a power of two is shown as one: 2^31 is easier to read than 2147483648.
+_SHOWN_AS_POWER = 2**20
 
 
 @dataclass(frozen=True)
@@ -42,12 +57,14 @@ class Option:
 
     Attributes:
         help: What it says, for `--help`; a part "default: …" replaces the default that is shown otherwise.
-        at_least, above, at_most, below: Bounds of a number, or of each number of several.
+        at_least, above, at_most, below: Bounds of a number, or of each number of several. Where there is one, NaN and
+            infinity are refused, too; without any, the step checks the number itself.
         choices: The only values it takes.
         metavar: What stands for its value, or values, in `--help`.
         group: Title of the group that `--help` shows it in.
         positional: Whether the command line takes it without a name.
         repeatable: Whether the command line takes it, with one value or several, more than once.
+        may_be_empty: Whether there may be none of several values, though there are some by default.
         setting: Whether it decides what comes out, and so is recorded as a setting of the result; others say where
             from, where to and how a script runs.
     """
@@ -62,17 +79,18 @@ class Option:
     group: str | None = None
     positional: bool = False
     repeatable: bool = False
+    may_be_empty: bool = False
     setting: bool = True
 
     def rule(self) -> str:
-        """The bounds in words: "at least 0 and below 1"."""
+        """The bounds in words, such as "at least 0 and below 1"; empty where there are none."""
         if self.at_least is not None and self.at_most is not None:
             return f"{_number(self.at_least)} to {_number(self.at_most)}"
         words = {"at least": self.at_least, "above": self.above, "at most": self.at_most, "below": self.below}
         return " and ".join(f"{word} {_number(bound)}" for word, bound in words.items() if bound is not None)
 
     def allows(self, number: float) -> bool:
-        """Whether a number is within the bounds; NaN is not."""
+        """Whether a number is within the bounds; NaN never is."""
         return (
             number == number
             and (self.at_least is None or number >= self.at_least)
@@ -87,8 +105,12 @@ def option(help: str, *, default: Any = MISSING, **about: Any) -> Any:
 
     Args:
         help: See `Option`.
-        default: Its value where none is given; without one it must be given.
+        default: Its value where none is given; without one it must be given. None stands for a choice that the
+            program makes later; where the default is another, None is refused.
         about: The other attributes of `Option`.
+
+    Returns:
+        What a dataclass takes for a field; typed as anything, since it stands where a value of the field's type does.
     """
     if isinstance(default, list):
         default = tuple(default)
@@ -96,7 +118,17 @@ def option(help: str, *, default: Any = MISSING, **about: Any) -> Any:
 
 
 def like(base: type[StepConfig], name: str, *, default: Any = MISSING, **changes: Any) -> Any:
-    """The field `name` of another configuration again, with another default or other attributes of `Option`."""
+    """The field of another configuration again, with another default or other attributes.
+
+    Args:
+        base: The other configuration.
+        name: The field's name there.
+        default: The new default; without one it stays what it is.
+        changes: The attributes of `Option` that change.
+
+    Returns:
+        See `option`.
+    """
     (field,) = [field for field in dataclasses.fields(base) if field.name == name]
     default = field.default if default is MISSING else default
     return dataclasses.field(
@@ -114,7 +146,7 @@ def config(cls: type[_Config]) -> type[_Config]:
 class StepConfig:
     """The options of a step; a subclass is decorated with `config` and has fields made by `option`.
 
-    Lists become tuples and texts paths where a field is one.
+    Lists become tuples, numbers of NumPy plain ones, and texts paths where a field is one.
 
     Raises:
         InputError: For a value of another type or out of range, and for what a subclass refuses in `check`.
@@ -122,10 +154,8 @@ class StepConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            kind = Kind.of(type(self), field.name)
-            value = kind.take(field.name, getattr(self, field.name))
-            object.__setattr__(self, field.name, value)
-            _check_option(field.name, value, field.metadata[_METADATA])
+            # The fields are frozen for all others; here they get their types.
+            object.__setattr__(self, field.name, _take(type(self), field, getattr(self, field.name)))
         self.check()
 
     def check(self) -> None:
@@ -184,6 +214,10 @@ class Kind:
     def take(self, name: str, value: Any) -> Any:
         """A value as the field holds it.
 
+        Args:
+            name: The field's, for messages.
+            value: What was given for it.
+
         Raises:
             InputError: For a value of another type.
         """
@@ -191,8 +225,8 @@ class Kind:
             return None
         if self.count == 0:
             return self._take_item(name, value)
-        is_text = isinstance(value, (str, bytes, Path))
-        if is_text or not isinstance(value, Iterable):
+        # The characters of a text, the keys of a mapping and a set in whatever order are not what somebody meant.
+        if not isinstance(value, Iterable) or isinstance(value, (str, bytes, os.PathLike, Mapping, AbstractSet)):
             raise InputError(f"{param(name)}={value!r} must be several values: give a list")
         values = tuple(self._take_item(name, item) for item in value)
         if self.count is not None and len(values) != self.count:
@@ -200,23 +234,34 @@ class Kind:
         return values
 
     def _take_item(self, name: str, value: Any) -> Any:
-        wanted = {int: "a whole number", float: "a number", bool: "True or False", str: "text", Path: "a path"}
-        if self.item is Path and isinstance(value, str):
-            return Path(value)
-        if self.item is str and isinstance(value, Path):
-            is_name = self.text_or_path and len(value.parts) == 1 and not value.is_absolute()
-            return os.path.join(os.curdir, value) if is_name else str(value)
-        is_bool = isinstance(value, bool) or type(value).__name__ == "bool_"
-        if self.item in (int, float) and not is_bool and hasattr(value, "__index__"):
+        is_path = isinstance(value, os.PathLike) and isinstance(os.fspath(value), str)
+        if self.item is str and is_path:
+            return self._text_of_path(Path(value))
+        fits = {
+            str: isinstance(value, str),
+            Path: isinstance(value, str) or is_path,
+            bool: isinstance(value, bool) or _is_numpy_bool(value),
+            int: isinstance(value, numbers.Integral) and not isinstance(value, bool),
+            float: isinstance(value, numbers.Real) and not isinstance(value, bool),
+        }
+        if fits[self.item]:
             return self.item(value)
-        if self.item is float and not is_bool and hasattr(value, "__float__") and not isinstance(value, str):
-            return float(value)
-        if isinstance(value, self.item) and is_bool == (self.item is bool):
-            return value
-        raise InputError(f"{param(name)}={value!r} is of another type: it must be {wanted[self.item]}")
+        remedy = f": give {int(value)}" if self.item is int and isinstance(value, float) and value.is_integer() else ""
+        raise InputError(f"{param(name)}={value!r} is of another type: it must be {_WANTED[self.item]}{remedy}")
+
+    def _text_of_path(self, path: Path) -> str:
+        is_name = self.text_or_path and len(path.parts) == 1 and not path.is_absolute()
+        return os.path.join(os.curdir, path) if is_name else str(path)
 
     def read_text(self, name: str, text: str) -> Any:
         """The value that a text stands for; several values are separated by commas.
+
+        Args:
+            name: The field's, for messages.
+            text: Such as "3", "true", "none" or "8,16".
+
+        Returns:
+            The value, which `take` has still to see.
 
         Raises:
             InputError: If it stands for none.
@@ -230,46 +275,70 @@ class Kind:
                 return self.item(text)
             return tuple(self.item(item) for item in text.split(",") if item)
         except (ValueError, LookupError) as error:
-            wanted = {int: "a whole number", float: "a number", bool: "true or false"}.get(self.item, "text")
+            wanted = _WANTED[self.item].lower()
             several = "" if self.count == 0 else ", or several with commas between them"
             raise InputError(f"{param(name)}={text} cannot be read: it must be {wanted}{several}") from error
+
+
+def _is_numpy_bool(value: Any) -> bool:
+    # Without importing NumPy, which a command line of plain words does not need.
+    return getattr(getattr(value, "dtype", None), "kind", None) == "b" and value.shape == ()
 
 
 @functools.cache
 def _kinds(config_class: type[StepConfig]) -> dict[str, Kind]:
     hints = typing.get_type_hints(config_class)
-    return {field.name: Kind.read(hints[field.name]) for field in dataclasses.fields(config_class)}
+    kinds = {}
+    for field in dataclasses.fields(config_class):
+        kind = Kind.read(hints[field.name])
+        # A subclass may have a default where its base leaves a choice to the program: then None is no value any more.
+        kinds[field.name] = dataclasses.replace(kind, optional=kind.optional and field.default is None)
+    return kinds
 
 
-def _check_option(name: str, value: Any, about: Option) -> None:
+def _take(config_class: type[StepConfig], field: dataclasses.Field[Any], value: Any) -> Any:
+    """A value as a field holds it, checked."""
+    value = Kind.of(config_class, field.name).take(field.name, value)
+    if value == () and field.default != () and not field.metadata[_METADATA].may_be_empty:
+        raise InputError(f"{param(field.name)} has no values: give at least one")
+    _check_value(field.name, value, field.metadata[_METADATA])
+    return value
+
+
+def _check_value(name: str, value: Any, about: Option) -> None:
     several = isinstance(value, tuple)
-    values = value if several else (value,)
-    for item in values:
-        if item is None:
+    for item in value if several else (value,):
+        if item is None or isinstance(item, bool):
             continue
         if about.choices is not None and item not in about.choices:
             raise InputError(f"{param(name)}={item} is unknown: it must be one of {', '.join(about.choices)}")
-        if isinstance(item, (int, float)) and not isinstance(item, bool) and not about.allows(item):
-            rule = f"{'each' if several else 'it'} must be {about.rule()}"
-            raise InputError(f"{param(name)}={_shown(value)} is out of range: {rule}")
+        if isinstance(item, (int, float)) and about.rule():
+            is_within = about.allows(item)
+            # The record of the settings is JSON, which knows no infinity.
+            is_infinite = is_within and isinstance(item, float) and math.isinf(item)
+            rule = f"a finite number {about.rule()}" if is_infinite else about.rule()
+            require(is_within and not is_infinite, name, value, f"{'each' if several else 'it'} must be {rule}")
 
 
 def check_values(config_class: type[StepConfig], values: Mapping[str, Any]) -> None:
     """Checks values for some fields of a configuration, one by one, as the configuration itself would.
 
+    Args:
+        config_class: The configuration.
+        values: By the name of the field.
+
     Raises:
         InputError: For a name that is no field, or a value that the field does not take.
     """
-    options = {field.name: field.metadata[_METADATA] for field in dataclasses.fields(config_class)}
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
     for name, value in values.items():
-        if name not in options:
-            raise InputError(f"{name} is no option: it must be one of {', '.join(options)}")
-        _check_option(name, Kind.of(config_class, name).take(name, value), options[name])
+        if name not in fields:
+            raise InputError(f"{name} is no option: it must be one of {', '.join(fields)}")
+        _take(config_class, fields[name], value)
 
 
 def _number(value: float) -> str:
-    # Powers of two are how limits of whole numbers are known.
-    if value >= 2**20 and float(value).is_integer() and int(value) & (int(value) - 1) == 0:
+    if value >= _SHOWN_AS_POWER and float(value).is_integer() and int(value) & (int(value) - 1) == 0:
         return f"2^{int(value).bit_length() - 1}"
     return f"{value:g}" if abs(value) < 1e6 else str(value)
 
@@ -279,16 +348,31 @@ def _shown(value: Any) -> str:
 
 
 def require(is_right: bool, name: str, value: Any, rule: str) -> None:
-    """Raises `InputError`, which names parameter, value and rule, unless `is_right`."""
+    """Refuses a value that breaks a rule.
+
+    Args:
+        is_right: Whether it keeps the rule.
+        name: The parameter's.
+        value: Its value.
+        rule: The end of the sentence, such as "it must be at least 1".
+
+    Raises:
+        InputError: Unless `is_right`.
+    """
     if not is_right:
         raise InputError(f"{param(name)}={_shown(value)} is out of range: {rule}")
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of a module's docstring."""
+    """Keeps the lines of a module's docstring, and its own short enough to be read.
+
+    Args:
+        prog: What the user typed.
+    """
 
     def __init__(self, prog: str):
-        super().__init__(prog, width=min(_HELP_WIDTH, argparse.HelpFormatter(prog)._width))
+        # argparse, too, leaves two columns free.
+        super().__init__(prog, width=min(_HELP_WIDTH, shutil.get_terminal_size().columns - 2))
 
 
 class StepParser(argparse.ArgumentParser, Generic[_Config]):
@@ -299,6 +383,11 @@ class StepParser(argparse.ArgumentParser, Generic[_Config]):
         prog: What the user typed.
         description: For `--help`, mostly the module's docstring.
         epilog: What stands below the options.
+
+    Attributes:
+        config_class: What it reads.
+        called: What the command line calls the parameters that are no options there: see
+            `InputError.for_command_line`.
     """
 
     def __init__(
@@ -328,7 +417,8 @@ class StepParser(argparse.ArgumentParser, Generic[_Config]):
             if about.choices is not None:
                 options["choices"] = list(about.choices)
             if kind.count is None:
-                options["nargs"] = "+" if required or field.default else "*"
+                # No value at all is one that can be given only where it is the default, or means something.
+                options["nargs"] = "*" if field.default == () or about.may_be_empty else "+"
             elif kind.count:
                 options["nargs"] = kind.count
         if about.positional:
@@ -342,12 +432,25 @@ class StepParser(argparse.ArgumentParser, Generic[_Config]):
         group.add_argument(option_string(field.name), dest=field.name, required=required, default=default, **options)
 
     def read(self, argv: Sequence[str] | None = None) -> _Config:
-        """The configuration that a command line stands for; ends with code 2 and one sentence where it is wrong."""
+        """The configuration that a command line stands for.
+
+        Args:
+            argv: Its words without the program's name; None takes those that this process was started with.
+
+        Raises:
+            SystemExit: With code 2 where it is wrong, after one sentence about it.
+        """
         args = self.parse_args(argv)
         try:
             return self.config_class(**vars(args))
         except InputError as error:
-            fail(error.for_command_line(self.called))
+            _end(error, self.called)
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program as argparse does: one of several processes speaks for all."""
+        if not _speaks():
+            raise SystemExit(2)
+        super().error(message)
 
 
 def _help_text(about: Option, default: Any) -> str:
@@ -359,18 +462,17 @@ def _help_text(about: Option, default: Any) -> str:
 
 
 def to_argv(configuration: StepConfig) -> list[str]:
-    """A configuration as the words of a command line, those alone that are not the defaults.
+    """A configuration as the words of a command line, which its parser reads back: those that are not the defaults.
 
-    A value of its own word could look like an option, so it shares the word of its option: `--output=-folder`.
+    Raises:
+        InputError: For several texts of which one begins with a dash: a command line takes it for an option.
     """
-    words, positional = [], []
+    words: list[str] = []
+    positional: list[str] = []
     for field in dataclasses.fields(configuration):
         value = getattr(configuration, field.name)
-        about: Option = field.metadata[_METADATA]
-        if about.positional:
-            items = value if isinstance(value, tuple) else (value,)
-            # A path that begins with a dash is no option.
-            positional += [f"./{item}" if str(item).startswith("-") else str(item) for item in items]
+        if field.metadata[_METADATA].positional:
+            positional += _items(field.name, value if isinstance(value, tuple) else (value,))
         elif value != field.default:
             words += _words(field.name, value)
     return [*positional, *words]
@@ -380,8 +482,17 @@ def _words(name: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [f"--{'' if value else 'no-'}{name.replace('_', '-')}"]
     if isinstance(value, tuple):
-        return [option_string(name), *map(str, value)]
+        return [option_string(name), *_items(name, value)]
+    # In a word of its own a value such as "-folder" would look like an option.
     return [f"{option_string(name)}={value}"]
+
+
+def _items(name: str, values: tuple[Any, ...]) -> list[str]:
+    for value in values:
+        if isinstance(value, str) and value.startswith("-"):
+            raise InputError(f"{param(name)}={value} looks like an option on a command line: begin it otherwise")
+    # A path that begins with a dash is the same path behind "./".
+    return [f"./{value}" if isinstance(value, Path) and str(value).startswith("-") else str(value) for value in values]
 
 
 def fail(message: str) -> NoReturn:
@@ -390,13 +501,27 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
+def _speaks() -> bool:
+    """Whether this process tells the user what is wrong: of several that fail alike, the first one."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _end(error: InputError, called: Mapping[str, str] | None) -> NoReturn:
+    if not _speaks():
+        raise SystemExit(2) from None
+    fail(error.for_command_line(called))
+
+
 def run_config(run: Callable[[_Config], Any], configuration: _Config, called: Mapping[str, str] | None = None) -> None:
-    """Runs a step as a program does: bad input ends it with one sentence and exit code 2, not with a traceback.
+    """Runs a step as a program does: bad input ends it with one sentence, not with a traceback.
 
     Args:
         run: The step.
         configuration: Its options.
         called: What the command line calls some parameters: see `InputError.for_command_line`.
+
+    Raises:
+        SystemExit: With code 2 for bad input.
     """
     from histodistill.training.running.allocator import keep_freed_memory
 
@@ -404,10 +529,7 @@ def run_config(run: Callable[[_Config], Any], configuration: _Config, called: Ma
     try:
         run(configuration)
     except InputError as error:
-        # With several processes all of them fail alike; one sentence is enough.
-        if os.environ.get("LOCAL_RANK", "0") != "0":
-            raise SystemExit(2) from None
-        fail(error.for_command_line(called))
+        _end(error, called)
 
 
 def run_script(
@@ -417,7 +539,14 @@ def run_script(
 ) -> None:
     """What `python -m` does with a step: reads the command line once and runs the step.
 
-    Ctrl-C ends it with 130, as shells have it, and in silence: what started it says what to do.
+    Args:
+        make_parser: Makes the step's parser.
+        run: The step.
+        argv: See `StepParser.read`.
+
+    Raises:
+        SystemExit: With code 2 for bad input. With 130 after Ctrl-C, as shells have it, and in silence: what started
+            the step says what to do.
     """
     parser = make_parser()
     configuration = parser.read(argv)

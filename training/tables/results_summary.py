@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from histodistill.training.commands.benchmark import FIXED_ROWS
-from histodistill.training.evaluation.cells import METRICS, spread
+from histodistill.hub_cards.rendering import format_score
+from histodistill.training.evaluation.cells import METRICS, summarise_seeds
+from histodistill.training.tables.rows import FIXED_ROWS
 
 
+# Splits of the real tiles that the table scores on, in the order in which they are shown.
 SPLITS = ("validation", "test")
 # The rows that margins are over, and what they are called in the table.
 BASELINES = {"random": "random pool images", "real_random": "random real tiles"}
@@ -45,33 +47,23 @@ def summarise(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
         groups.setdefault((cell["architecture"], cell["row"], cell["size"]), {})[cell["seed"]] = cell
     rows = []
     for (architecture, row, size), by_seed in groups.items():
-        seeds = sorted(by_seed)
-        first = by_seed[seeds[0]]
         tiles, _, recipe = row.partition("@")
         sizes = {**{name: size for name in BASELINES if name != tiles}, CEILING: None}
         against = {name: _counterpart(groups, architecture, name, recipe, of) for name, of in sizes.items()}
-        record = {
-            "architecture": architecture,
-            "row": row,
-            "size": size,
-            "num_train": first["num_train"],
-            "steps": first["config"]["max_train_steps"],
-            "seeds": seeds,
-            "against": against,
+        summary = summarise_seeds([by_seed[seed] for seed in sorted(by_seed)], SPLITS)
+        scores = {split: summary.pop(split) for split in SPLITS}
+        baselines = {
+            name: groups.get((architecture, against[name], size), {}) for name in BASELINES if name in against
         }
         ceiling = groups.get((architecture, against[CEILING], None), {})
-        both = sorted(by_seed.keys() & ceiling.keys())
         for split in SPLITS:
-            record[split] = {metric: spread([by_seed[seed][split][metric] for seed in seeds]) for metric in METRICS}
             for metric in METRICS:
-                record[split][metric]["margins"] = {
-                    name: _margin(by_seed, groups.get((architecture, against[name], size), {}), split, metric)
-                    for name in BASELINES
-                    if name in against
+                scores[split][metric]["margins"] = {
+                    name: _margin(by_seed, baseline, split, metric) for name, baseline in baselines.items()
                 }
-            mine, whole = (sum(cells[seed][split]["accuracy"] for seed in both) for cells in (by_seed, ceiling))
-            record[split]["recovery"] = mine / whole if whole else None
-        rows.append(record)
+            scores[split]["recovery"] = _recovery(by_seed, ceiling, split)
+        place = {"architecture": architecture, "row": row, "size": size}
+        rows.append({**place, **summary, "against": against, **scores})
     return rows
 
 
@@ -79,6 +71,12 @@ def _counterpart(groups: dict[tuple, Any], architecture: str, name: str, recipe:
     """The row `name` with this recipe where it was trained, or else the plain one; None where neither was."""
     names = [f"{name}@{recipe}", name] if recipe else [name]
     return next((name for name in names if (architecture, name, size) in groups), None)
+
+
+def _recovery(mine: dict[int, dict], ceiling: dict[int, dict], split: str) -> float | None:
+    both = sorted(mine.keys() & ceiling.keys())
+    own, whole = (sum(cells[seed][split]["accuracy"] for seed in both) for cells in (mine, ceiling))
+    return own / whole if whole else None
 
 
 def _margin(mine: dict[int, dict], baseline: dict[int, dict], split: str, metric: str) -> dict[str, Any] | None:
@@ -119,13 +117,13 @@ def markdown_table(rows: list[dict[str, Any]], split: str) -> str:
             for row in rows:
                 if (row["architecture"], row["size"]) != (architecture, size):
                     continue
-                scores = " | ".join(_score(row[split][metric]) for metric in METRICS)
+                scores = " | ".join(format_score(row[split][metric]) for metric in METRICS)
                 recovery = row[split]["recovery"]
                 # A baseline that is plain where the row is not.
                 marks = {name: "†" for name, other in row["against"].items() if "@" in row["row"] and other == name}
                 share = "–" if recovery is None else f"{100 * recovery:.1f} %{marks.get(CEILING, '')}"
                 found = row[split]["accuracy"]["margins"]
-                margins = " | ".join(_text(found.get(name), marks.get(name, "")) for name in BASELINES)
+                margins = " | ".join(_margin_cells(found.get(name), marks.get(name, "")) for name in BASELINES)
                 images = "all" if size is None else size
                 lines.append(
                     f"| {architecture} | {images} | {row_title(row['row'])} | {scores} | {share} | {margins} |"
@@ -140,16 +138,20 @@ def row_title(row: str) -> str:
     return f"{title}, `{recipe}`" if at else title
 
 
-def _score(score: dict[str, Any]) -> str:
-    if score["mean"] is None:
-        return "–"
-    deviation = "" if score["std"] is None else f" ± {score['std']:.3f}"
-    return f"{score['mean']:.3f}{deviation}"
+def margin_text(margin: dict[str, Any], mark: str = "") -> str:
+    """A margin as +0.150, with its interval where there is one: `+0.150 (-0.485 to +0.785)`.
+
+    Args:
+        margin: As `paired_margin` returns it.
+        mark: What follows.
+    """
+    interval = "" if margin["low"] is None else f" ({margin['low']:+.3f} to {margin['high']:+.3f})"
+    return f"{margin['mean']:+.3f}{interval}{mark}"
 
 
-def _text(margin: dict[str, Any] | None, mark: str) -> str:
+def _margin_cells(margin: dict[str, Any] | None, mark: str) -> str:
+    """The two cells of a table that show a margin: with its interval, and the p-value."""
     if margin is None:
         return " | "
-    if margin["low"] is None:
-        return f"{margin['mean']:+.3f}{mark} | "
-    return f"{margin['mean']:+.3f} ({margin['low']:+.3f} to {margin['high']:+.3f}){mark} | {margin['p_value']:.3f}"
+    p_value = "" if margin["p_value"] is None else f"{margin['p_value']:.3f}"
+    return f"{margin_text(margin, mark)} | {p_value}"

@@ -10,8 +10,9 @@ from accelerate import Accelerator
 from histodistill.training.benchmarks.sites import average_weights, federated_averaging, split_over_sites
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.engine import scoring
+from histodistill.training.engine.classifier_config import ClassifierConfig
+from histodistill.training.engine.classifier_training import fit_classifier
 from histodistill.training.running.errors import InputError
-from histodistill.training.train_classifier import ClassifierConfig, train_classifier
 
 
 LABELS = np.repeat(np.arange(3), [300, 200, 100])
@@ -61,7 +62,7 @@ def test_the_seed_decides_the_split():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((1, 0.3, 0), "num_sites=1 is out of range: it must be a whole number of at least 2"),
+        ((1, 0.3, 0), "num_sites=1 is out of range: it must be at least 2"),
         ((2, 0.0, 0), "concentration=0.0 is out of range: it must be above 0"),
         ((4, 0.3, 0, 26), "min_per_class=26 is too many: class 2 has 100 tiles for 4 sites; ask for fewer"),
     ],
@@ -81,7 +82,7 @@ def test_weights_are_averaged_by_shares_and_counters_are_not():
 
 def test_one_site_and_one_round_is_plain_training(accelerator):
     tiles = toy_tiles(10, seed=0)
-    plain = train_classifier(TINY, tiles, None, accelerator, class_names=NAMES, progress=False).model
+    plain = fit_classifier(TINY, tiles, None, accelerator, class_names=NAMES, progress=False).model
     config = dataclasses.replace(TINY, seed=0)
     federated = federated_averaging(config, [tiles], accelerator, class_names=NAMES, num_rounds=1)
     pairs = zip(plain.state_dict().values(), federated.state_dict().values(), strict=True)

@@ -108,7 +108,7 @@ def test_classes_can_be_learned_but_are_not_trivial(small):
     [
         ({"split": "val"}, "split='val' is unknown: it must be one of train, validation, test"),
         ({"n_per_class": 0}, "n_per_class=0 is out of range"),
-        ({"image_size": 15}, "image_size=15 is out of range: it must be a whole number of at least 16"),
+        ({"image_size": 15}, "image_size=15 is out of range: it must be at least 16"),
         ({"seed": -1}, "seed=-1 is out of range"),
     ],
 )

@@ -88,7 +88,7 @@ def test_training_ends_when_nobody_looks_on(run, monkeypatch):
             log({"step": step, "loss": 1.0}, step)
             time.sleep(0.001)
 
-    monkeypatch.setattr(jobs, "train_classifier", endless)
+    monkeypatch.setattr(jobs, "fit_classifier", endless)
     progress = jobs.train_live(run, None, "labels", 60_000)
     assert [next(progress).step, next(progress).step] == [0, 1]
     assert len(training_threads()) == 1
@@ -110,7 +110,7 @@ def test_errors_of_the_training_reach_who_looks_on(run, monkeypatch):
     def fail(*args, **kwargs):
         raise InputError("the loss is nan at step 1: lower --learning-rate")
 
-    monkeypatch.setattr(jobs, "train_classifier", fail)
+    monkeypatch.setattr(jobs, "fit_classifier", fail)
     with pytest.raises(InputError, match="the loss is nan"):
         list(jobs.train_live(run, None, "labels", 2))
     with pytest.raises(InputError, match="max_train_steps=0 is out of range"):

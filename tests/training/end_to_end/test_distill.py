@@ -195,7 +195,7 @@ def test_finished_stages_are_skipped(tiny_run, copy, started, capsys):
 def test_only_what_is_missing_runs(gone, scripts, tiny_run, copy, started, monkeypatch):
     for name in gone:
         shutil.rmtree(copy / name) if (copy / name).is_dir() else (copy / name).unlink()
-    monkeypatch.setattr("histodistill.training.reporting.report.write_report", lambda _: None)
+    monkeypatch.setattr("histodistill.training.reporting.report_page.write_report", lambda _: None)
     call(tiny_run.data, copy)
     assert started == scripts
 
@@ -376,7 +376,7 @@ def test_record_of_a_run(tiny_run):
 @pytest.mark.parametrize(("has_gpu", "preset"), [(True, "gpu"), (False, "cpu")])
 def test_default_preset_suits_the_machine(has_gpu, preset, tiny_tiles, tmp_path, monkeypatch, started):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
-    monkeypatch.setattr("histodistill.training.reporting.report.write_report", lambda _: None)
+    monkeypatch.setattr("histodistill.training.reporting.report_page.write_report", lambda _: None)
     run_script(distill.make_parser, distill.run, ["--data", str(tiny_tiles), "--output", str(tmp_path / "run")])
     assert read_json(tmp_path / "run" / "run.json")["preset"] == preset
     assert started == SCRIPTS
@@ -463,7 +463,7 @@ def test_a_preset_whose_option_no_step_knows(tiny_tiles, tmp_path, tiny_preset, 
 
 
 def test_from_python(tiny_tiles, tmp_path, tiny_preset, started, monkeypatch):
-    monkeypatch.setattr("histodistill.training.reporting.report.write_report", lambda _: None)
+    monkeypatch.setattr("histodistill.training.reporting.report_page.write_report", lambda _: None)
     config = distill.DistillConfig(data=tiny_tiles, output=tmp_path / "run", preset=str(tiny_preset))
     assert distill.run(config) == tmp_path / "run"
     assert started == SCRIPTS
@@ -497,7 +497,7 @@ def test_from_python(tiny_tiles, tmp_path, tiny_preset, started, monkeypatch):
             "--n-per-class=3 is more than nine tenths of the 2 pool images of a class, and copies are dropped: "
             "raise --per-class or lower --n-per-class",
         ),
-        (["--image-size", 4], "--image-size=4 is out of range: it must be a whole number of at least 8"),
+        (["--image-size", 4], "--image-size=4 is out of range: it must be at least 8"),
         (
             ["--image-size", 17],
             "tiles of 17 px do not suit this preset, whose models halve them 1 times: give --image-size 16",
@@ -680,7 +680,7 @@ def test_bad_tiles(make, tiny_tiles, tmp_path, started, capsys, monkeypatch):
 
 def test_good_folder_of_images_is_taken(tmp_path, started, monkeypatch):
     # The one from which the bad ones above are made.
-    monkeypatch.setattr("histodistill.training.reporting.report.write_report", lambda _: None)
+    monkeypatch.setattr("histodistill.training.reporting.report_page.write_report", lambda _: None)
     call(image_folder(tmp_path / "tiles"), tmp_path / "run")
     assert started == SCRIPTS
     assert read_json(tmp_path / "run" / "run.json")["class_names"] == ["fat", "gland"]

@@ -103,7 +103,7 @@ def test_a_training_that_diverged_replaces_no_checkpoint(tmp_path, value):
         save_checkpoint(tmp_path, step, SETTINGS, {"net": net}, optimizer)
     with torch.no_grad():
         net.conv.weight[0, 0, 0, 0] = value
-    with pytest.raises(InputError, match="the weights are not finite after step 3: lower --learning-rate"):
+    with pytest.raises(InputError, match="the weights are not finite after step 3: lower learning_rate"):
         save_checkpoint(tmp_path, 3, SETTINGS, {"net": net}, optimizer)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-2"]
 
@@ -141,7 +141,7 @@ def test_checkpoint_of_another_model_is_refused(tmp_path):
     train(net, optimizer, range(1))
     folder = save_checkpoint(tmp_path, 1, SETTINGS, {"net": net}, optimizer)
     with pytest.raises(
-        InputError, match='other settings \\(data was "a" and is now "b"\\): give those, or leave --resume'
+        InputError, match='other settings \\(data was "a" and is now "b"\\): give those, or leave resume'
     ):
         load_checkpoint(folder, {**SETTINGS, "data": "b"}, {"net": net}, optimizer)
     with pytest.raises(InputError, match="does not fit this model: give the settings it was made with, or leave"):
@@ -158,7 +158,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, text):
     net, optimizer = make()
     folder = save_checkpoint(tmp_path, 1, SETTINGS, {"net": net}, optimizer)
     (folder / "state.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(InputError, match="is damaged or of an earlier version: delete it, or leave --resume out"):
+    with pytest.raises(InputError, match="is damaged or of an earlier version: delete it, or leave resume out"):
         load_checkpoint(folder, SETTINGS, {"net": net}, optimizer)
 
 

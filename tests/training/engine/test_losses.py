@@ -6,9 +6,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from histodistill.training.engine.losses import at_temperature, boundary_contrastive_loss, soft_cross_entropy
+from histodistill.training.engine.classifier_config import ClassifierConfig
+from histodistill.training.engine.losses import (
+    at_temperature,
+    batch_loss,
+    boundary_contrastive_loss,
+    soft_cross_entropy,
+)
 from histodistill.training.running.errors import InputError
-from histodistill.training.train_classifier import ClassifierConfig, batch_loss
 
 
 def logits_of(probabilities: list[list[float]]) -> torch.Tensor:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -9,11 +8,12 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderDC
 from safetensors.torch import load_file
 from scipy import stats
 
 from histodistill.training import train_autoencoder, train_diffusion
-from histodistill.training.engine import privacy
+from histodistill.training.engine import loop, privacy
 from histodistill.training.engine.flow import draw_step
 from histodistill.training.engine.privacy import (
     KEY_FILE,
@@ -36,6 +36,7 @@ from histodistill.training.models.denoiser import NUM_TRAIN_TIMESTEPS, build_den
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json
 from histodistill.training.running.options import run_script
+from histodistill.training.running.training_options import PrivateTrainingConfig
 
 
 needs_opacus = pytest.mark.skipif(
@@ -282,19 +283,19 @@ def test_budgets_of_stages_add_up():
 
 def test_missing_opacus_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "opacus", None)
-    with pytest.raises(InputError, match="--dp-epsilon needs opacus, which is not installed"):
+    with pytest.raises(InputError, match="dp_epsilon needs opacus, which is not installed"):
         noise_multiplier(1.0, 1e-5, 0.1, 10)
 
 
 def test_plan_without_epsilon_needs_nothing(monkeypatch):
     monkeypatch.setitem(sys.modules, "opacus", None)
-    assert plan_privacy(argparse.Namespace(dp_epsilon=None), 10) is None
+    assert plan_privacy(PrivateTrainingConfig(data="phantom", output="x"), 10) is None
 
 
 @pytest.mark.parametrize(
     ("record", "is_public", "message"),
     [
-        ({"settings": {"data": "a"}}, False, "trained without differential privacy: train it with --dp-epsilon"),
+        ({"settings": {"data": "a"}}, False, "trained without differential privacy: train it with dp_epsilon"),
         ({"settings": {"data": "a"}}, True, "contradicts the autoencoder's record"),
         ({"settings": {"data": "b"}, "privacy": {"epsilon": 1}}, False, "was trained on other tiles"),
         ({"settings": {"data": "b"}}, True, None),
@@ -328,7 +329,7 @@ def test_bad_options_end_with_one_sentence(tmp_path, autoencoder_argv, argv, mes
     output = tmp_path / "output"
     with pytest.raises(SystemExit) as error:
         run_script(
-            train_autoencoder.parse_args, train_autoencoder.main, [*autoencoder_argv, "--output", str(output), *argv]
+            train_autoencoder.make_parser, train_autoencoder.run, [*autoencoder_argv, "--output", str(output), *argv]
         )
     assert error.value.code == 2
     captured = capsys.readouterr().err
@@ -338,7 +339,7 @@ def test_bad_options_end_with_one_sentence(tmp_path, autoencoder_argv, argv, mes
 
 def test_dropout_does_not_go_with_it(diffusion_argv, capsys):
     with pytest.raises(SystemExit):
-        train_diffusion.parse_args([*diffusion_argv, "--output", "x", "--dp-epsilon", "1", "--dropout", "0.1"])
+        train_diffusion.make_parser().read([*diffusion_argv, "--output", "x", "--dp-epsilon", "1", "--dropout", "0.1"])
     assert "--dropout=0.1 is out of range: with --dp-epsilon it must be 0" in capsys.readouterr().err
 
 
@@ -362,7 +363,7 @@ def private_autoencoder(tmp_path_factory, run_main, autoencoder_argv, private_ar
     return folder
 
 
-def kill_at(patch, script, step: int) -> None:
+def kill_at(patch, step: int) -> None:
     """The given step, from 0, is never taken."""
 
     def stopped(*args):
@@ -370,7 +371,7 @@ def kill_at(patch, script, step: int) -> None:
             raise Killed
         set_private_gradients(*args)
 
-    patch.setattr(script, "set_private_gradients", stopped)
+    patch.setattr(loop, "set_private_gradients", stopped)
 
 
 @needs_opacus
@@ -387,7 +388,7 @@ def test_autoencoder_records_what_it_spent(private_autoencoder, tiny_npz):
     assert record["settings"]["class_balance"] == 0 and record["settings"]["dp_epsilon"] == 4
     # Nothing else of the training tiles: no loss, and the scale is that of validation tiles.
     assert all("train_loss" not in entry for entry in read_json(private_autoencoder / "history.json"))
-    autoencoder = train_diffusion.AutoencoderDC.from_pretrained(private_autoencoder)
+    autoencoder = AutoencoderDC.from_pretrained(private_autoencoder)
     with torch.no_grad():
         images = to_model_input(load_tiles(tiny_npz).split("validation").images)
         latents = autoencoder.encode(images).latent * record["scaling_factor"]
@@ -397,7 +398,7 @@ def test_autoencoder_records_what_it_spent(private_autoencoder, tiny_npz):
 @needs_opacus
 def test_the_key_is_gone_and_told_nowhere(tmp_path, run_main, autoencoder_argv, private_argv, monkeypatch):
     keys = []
-    monkeypatch.setattr(train_autoencoder, "secret_key", lambda folder: keys.append(secret_key(folder)) or keys[-1])
+    monkeypatch.setattr(loop, "secret_key", lambda folder: keys.append(secret_key(folder)) or keys[-1])
     run_main(train_autoencoder, *autoencoder_argv, *private_argv, "--output", tmp_path)
     assert len(keys) == 1 and not (tmp_path / KEY_FILE).exists()
     for path in tmp_path.rglob("*"):
@@ -442,10 +443,10 @@ def test_resumed_run_equals_an_uninterrupted_one(
     (tmp_path / "killed" / KEY_FILE).write_bytes(KEY)
     run_main(script, *argv, "--output", tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_at(patch, script, 5)
+        kill_at(patch, 5)
         run_main(script, *argv, "--output", tmp_path / "killed")
     with monkeypatch.context() as patch:
-        kill_at(patch, script, 2)  # only steps 3 to 5 are left, so this is never reached
+        kill_at(patch, 2)  # only steps 3 to 5 are left, so this is never reached
         run_main(script, *argv, "--output", tmp_path / "killed", "--resume", "latest")
     run_main(script, *argv, "--output", tmp_path / "other")
     whole, killed, other = (load_file(tmp_path / name / weights) for name in ("whole", "killed", "other"))

@@ -9,10 +9,11 @@ import pytest
 from histodistill.training.data.phantom import phantom_source
 from histodistill.training.data.tiles import Tiles, TileSource
 from histodistill.training.engine.accelerator import make_accelerator
+from histodistill.training.engine.classifier_config import ClassifierConfig
+from histodistill.training.engine.classifier_training import fit_classifier
 from histodistill.training.engine.scoring import score
 from histodistill.training.evaluation.cells import check_same_kind, read_cell, summarise_rows, train_cell
 from histodistill.training.running.errors import InputError
-from histodistill.training.train_classifier import ClassifierConfig, train_classifier
 
 
 # One kind of tiles.
@@ -34,7 +35,7 @@ def test_other_classes_are_refused(source):
     for other in (["a", "b"], names[::-1], names[:-1]):
         with pytest.raises(InputError) as error:
             check_same_kind(Path("run/pool"), images, other, source)
-        assert str(error.value) == (
+        assert error.value.for_command_line() == (
             f"{Path('run/pool')} has the classes {', '.join(other)} and --data {', '.join(names)}: "
             "they must be the same, in the same order"
         )
@@ -43,9 +44,10 @@ def test_other_classes_are_refused(source):
 def test_another_size_is_refused(source):
     with pytest.raises(InputError) as error:
         check_same_kind(Path("run/pool"), np.zeros((1, 24, 24, 3), np.uint8), source.class_names, source)
-    assert str(error.value) == (
+    assert error.value.for_command_line() == (
         f"the images of {Path('run/pool')} are 24 px and the tiles of --data 16 px: give --image-size 24"
     )
+    assert str(error.value).endswith("the tiles of data 16 px: give image_size 24")
 
 
 # Training.
@@ -80,7 +82,7 @@ def without_seconds(cell: dict) -> dict:
 def test_a_cell_is_written_with_all_that_is_known_of_it(source, accelerator, train, tmp_path):
     validation, test = source.split("validation"), source.split("test")
     cell = train(CONFIG, validation, {"test": test})
-    alone = train_classifier(
+    alone = fit_classifier(
         CONFIG, source.split("train"), validation, accelerator, class_names=source.class_names, progress=False
     )
     assert without_seconds(cell) == {
@@ -102,7 +104,7 @@ def test_a_cell_is_written_with_all_that_is_known_of_it(source, accelerator, tra
 def test_validation_tiles_may_be_what_is_scored(source, accelerator, train):
     validation = source.split("validation")
     cell = train(CONFIG, None, {"validation": validation})
-    last = train_classifier(
+    last = fit_classifier(
         CONFIG, source.split("train"), None, accelerator, class_names=source.class_names, progress=False
     )
     assert last.validation is None
@@ -114,7 +116,7 @@ def test_validation_tiles_may_be_what_is_scored(source, accelerator, train):
 def test_several_splits_are_scored_by_the_same_weights(source, accelerator, train, tmp_path):
     splits = {name: source.split(name) for name in ("test", "validation", "train")}
     cell = train(CONFIG, None, splits)
-    last = train_classifier(
+    last = fit_classifier(
         CONFIG, source.split("train"), None, accelerator, class_names=source.class_names, progress=False
     )
     scores = {name: score(last.model, tiles) for name, tiles in splits.items()}
@@ -132,7 +134,7 @@ def test_the_bar_can_be_left_out(source, train, tmp_path, capsys):
 
 
 def leave_checkpoints(folder: Path, config: ClassifierConfig, source: TileSource, accelerator) -> None:
-    train_classifier(
+    fit_classifier(
         config, source.split("train"), None, accelerator, class_names=source.class_names, checkpoint_dir=folder,
         checkpointing_steps=4, progress=False,
     )  # fmt: skip

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from histodistill.training.commands import compare as command
-from histodistill.training.commands.compare import RECOVERY_ROW, ROWS, parse_args
+from histodistill.training import cli
 from histodistill.training.data.image_dataset import write_image_dataset
 from histodistill.training.data.phantom import phantom_source, phantom_tiles
 from histodistill.training.data.sources import load_tiles
+from histodistill.training.engine.classifier_training import TrainedClassifier
 from histodistill.training.evaluation import cells, compare
+from histodistill.training.evaluation.compare import RECOVERY_ROW, ROWS, CompareConfig, make_parser
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json
 from histodistill.training.running.stages import Stage, is_complete, read_record
-from histodistill.training.train_classifier import TrainedClassifier
 
 
 SIZE = 16
@@ -27,14 +28,26 @@ PER_CLASS = 3  # distilled; there are 6 in the pool and 12 real ones
 # The command line.
 
 
-def parse(*argv: str):
-    return parse_args(["--run", "run", "--data", "phantom", *argv])
+def read(*argv: str) -> CompareConfig:
+    return make_parser().read(["--run", "run", "--data", "phantom", *argv])
 
 
 def test_plan():
-    args = parse("--train", "convnet:1000", "resnet18:400:real_all,distilled_joint", "--seeds", "0", "1")
-    assert args.plan == [("convnet", 1000, list(ROWS)), ("resnet18", 400, ["real_all", "distilled_joint"])]
-    assert args.seeds == [0, 1]
+    config = read("--train", "convnet:1000", "resnet18:400:real_all,distilled_joint", "--seeds", "0", "1")
+    assert config.plan == [("convnet", 1000, tuple(ROWS)), ("resnet18", 400, ("real_all", "distilled_joint"))]
+    assert config.seeds == (0, 1)
+
+
+def test_defaults():
+    assert read() == CompareConfig(run=Path("run"), data="phantom")
+    assert read().plan == [("convnet", 1000, tuple(ROWS))]
+
+
+def test_settings_are_the_options_that_decide_the_result():
+    # The tiles' fingerprint tells the image size.
+    assert read("--num-processes", "2", "--image-size", "28").settings() == {
+        "batch_size": 128, "mixed_precision": "bf16", "seeds": (0,), "train": ("convnet:1000",),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -49,26 +62,34 @@ def test_plan():
         (["--train", "convnet:5:real_all,"], "--train=convnet:5:real_all,: '' is no row"),
         (["--train", "convnet:5:real_all,real_all"], "--train=convnet:5:real_all,real_all names a row twice"),
         (["--train", "convnet:5:real_all", "convnet:9"], "--train names convnet twice"),
-        (["--seeds", "0", "-1"], "--seeds=[0, -1] is out of range: each must be at least 0"),
-        (["--seeds", "1", "1"], "--seeds=[1, 1] is out of range: each may be named once"),
+        (["--seeds", "0", "-1"], "--seeds=0 -1 is out of range: each must be at least 0"),
+        (["--seeds", "1", "1"], "--seeds=1 1 is out of range: each may be named once"),
         (["--batch-size", "0"], "--batch-size=0 is out of range: it must be at least 1"),
         (["--num-processes", "0"], "--num-processes=0 is out of range: it must be at least 1"),
     ],
 )
 def test_bad_options(argv, message, capsys):
     with pytest.raises(SystemExit) as stopped:
-        parse(*argv)
+        read(*argv)
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}")
     assert error.count("\n") == 1
 
 
-def test_command_hands_everything_to_the_script(monkeypatch):
+def test_nothing_to_train_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        read("--train")
+    assert "argument --train: expected at least one argument" in capsys.readouterr().err
+    with pytest.raises(InputError, match="train has no values: give at least one"):
+        CompareConfig(run="run", data="phantom", train=[])
+
+
+def test_several_processes_are_launched_with_every_option(monkeypatch):
     started = []
-    monkeypatch.setattr(command, "run_module", lambda *call: started.append(call))
+    monkeypatch.setattr(cli, "run_module", lambda *call: started.append(call))
     argv = ["--run", "run", "--data", "phantom", "--num-processes", "2"]
-    command.main(argv)
+    cli.main(["compare", *argv])
     assert started == [("histodistill.training.evaluation.compare", argv, 2)]
 
 
@@ -133,7 +154,7 @@ def test_classifier_that_learns_nothing_has_no_recovery():
 
 @dataclass
 class Trainer:
-    """Stands for `train_classifier`; keeps what it was asked for, and fails when it has trained `limit` times."""
+    """Stands for `fit_classifier`; keeps what it was asked for, and fails when it has trained `limit` times."""
 
     calls: list
     limit: int = 1000
@@ -155,7 +176,7 @@ def trainer(monkeypatch) -> Trainer:
         labels[::5] = (labels[::5] + 1) % 5
         return np.eye(5)[labels] * 0.8 + 0.04
 
-    monkeypatch.setattr(cells, "train_classifier", trainer)
+    monkeypatch.setattr(cells, "fit_classifier", trainer)
     monkeypatch.setattr(cells, "predict_shared", predict)
     return trainer
 
@@ -233,6 +254,16 @@ def test_results(run, start, trainer, tiny_tiles):
     assert record["complete"] and record["recovery"] == results["recovery"]
 
 
+def test_from_python_the_results_come_back(run, trainer, tiny_tiles, fresh_accelerate, capsys):
+    config = CompareConfig(run=run, data=tiny_tiles, train=["convnet:7:real_all,distilled_ce"], mixed_precision="no")
+    results = compare.run(config)
+    assert results == read_json(run / "results.json")
+    capsys.readouterr()
+    # And once more, without a training.
+    assert compare.run(config) == results
+    assert "already finished" in capsys.readouterr().out and len(trainer.calls) == 2
+
+
 def test_finished_cells_are_not_trained_again(run, start, trainer):
     options = ("--train", "convnet:7:real_all,real_random,distilled_joint")
     trainer.limit = 2
@@ -304,18 +335,20 @@ def test_stage_before_must_be_finished(missing, run, start, trainer):
 def test_other_classes_are_refused(run, start, trainer):
     shutil.rmtree(run / "distilled")
     write_set(run / "distilled", PER_CLASS, class_names=["a", "b", "c", "d", "e"])
-    with pytest.raises(
-        InputError, match=r"has the classes a, b, c, d, e and --data adipose, .*: they must be the same"
-    ):
+    with pytest.raises(InputError) as error:
         start()
+    message = error.value.for_command_line()
+    assert re.search(r"has the classes a, b, c, d, e and --data adipose, .*: they must be the same", message)
     assert not (run / "comparison").exists() and trainer.calls == []
 
 
 def test_another_size_is_refused(run, start, trainer, run_main, tiny_tiles):
     shutil.rmtree(run / "distilled")
     write_set(run / "distilled", PER_CLASS, size=24)
-    with pytest.raises(InputError, match=r"distilled are 24 px and the tiles of --data 16 px: give --image-size 24$"):
+    with pytest.raises(InputError) as error:
         start()
+    message = error.value.for_command_line()
+    assert message.endswith("distilled are 24 px and the tiles of --data 16 px: give --image-size 24")
     assert not (run / "comparison").exists() and trainer.calls == []
     start("--train", "convnet:7:real_all", "--image-size", 24)
     assert trainer.calls[0][1].images.shape == (60, 24, 24, 3)

@@ -11,7 +11,9 @@ from PIL import Image
 
 from histodistill.hub_cards.gate import AUDIT_FORMAT, files_to_audit, hash_files
 from histodistill.training.data.image_dataset import write_image_dataset
-from histodistill.training.reporting.report import IMAGES_PER_CLASS, summary_lines, write_report
+from histodistill.training.reporting import report
+from histodistill.training.reporting.report_page import IMAGES_PER_CLASS, write_report
+from histodistill.training.reporting.summary import summary_lines
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, write_json
 
@@ -121,6 +123,13 @@ def run(tmp_path):
         common = {"complete": name != "pool", "settings": settings, "fingerprint": "", "versions": {"torch": "2.13.0"}}
         write_json(folder / name / "stage.json", {**common, **record})
     return folder
+
+
+def test_the_step_writes_the_page_and_says_where_it_is(run, capsys):
+    path = report.run(report.make_parser().read(["--run", str(run)]))
+    assert path == run / "report.html" == report.run(report.ReportConfig(run=str(run)))
+    assert path.read_bytes() == write_report(run).read_bytes()
+    assert capsys.readouterr().out == 2 * f"report: {path}\n"
 
 
 def test_page_stands_alone_and_is_well_formed(run):
@@ -253,6 +262,18 @@ def test_without_distilled_set_nothing_is_written(tmp_path):
 def test_damaged_results_are_one_sentence(run):
     (run / "results.json").write_text('{"rows": [')
     with pytest.raises(InputError, match=r"results\.json cannot be read .*: delete it and"):
+        write_report(run)
+
+
+@pytest.mark.parametrize("file", ["run.json", "results.json"])
+def test_files_of_a_later_format_are_one_sentence(run, file):
+    before = write_report(run).read_bytes()
+    values = read_json(run / file)
+    # The number itself is nothing to show.
+    write_json(run / file, {"format": 1, **values})
+    assert write_report(run).read_bytes() == before
+    write_json(run / file, {"format": 2, **values})
+    with pytest.raises(InputError, match=rf"{file} has the format 2, .* install the version that made it"):
         write_report(run)
 
 

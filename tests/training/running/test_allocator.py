@@ -12,7 +12,7 @@ from histodistill.training.running import allocator
 FAULTS = """
 import resource, sys
 import numpy as np
-from histodistill.training.allocator import keep_freed_memory
+from histodistill.training.running.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 np.ones(2**22)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -13,7 +12,7 @@ import time
 import pytest
 
 from histodistill.training.running import launch
-from histodistill.training.running.launch import add_launch_option, run_module
+from histodistill.training.running.launch import run_module
 
 
 @pytest.fixture
@@ -93,26 +92,32 @@ def test_module_runs_and_its_arguments_arrive(tmp_path, monkeypatch):
 
 # A script that works until it is ended, and the command that starts it.
 LONG_WORK = """
-import os, sys, time
-from histodistill.training.options import run_script
+import os, time
+from pathlib import Path
+from histodistill.training.running.options import StepConfig, StepParser, config, option, run_script
 
-def work(path):
-    with open(path + ".new", "w") as file:
-        file.write(str(os.getpid()))
-    os.rename(path + ".new", path)
+@config
+class ProbeConfig(StepConfig):
+    begun: Path = option("file that says so", positional=True)
+
+
+def work(probe):
+    new = probe.begun.with_suffix(".new")
+    new.write_text(str(os.getpid()))
+    new.rename(probe.begun)
     time.sleep(600)
 
-run_script(lambda _: sys.argv[1], work)
+run_script(lambda: StepParser(ProbeConfig, prog="probe"), work)
 """
 COMMAND = """
 import signal, sys
-from histodistill.training import cli, launch
-from histodistill.training.commands import distill
+from histodistill.training import cli
+from histodistill.training.running import launch
 
 # Where these tests run in the background of a shell, Ctrl-C is switched off.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 launch._PATIENCE = float(sys.argv[2])
-distill.main = lambda argv: launch.run_module("probe", argv)
+cli.run_command = lambda command, argv: launch.run_module("probe", argv)
 cli.main(["distill", sys.argv[1]])
 """
 
@@ -206,11 +211,4 @@ def test_two_processes_on_a_cpu_know_of_each_other(tmp_path, monkeypatch):
     run_module("probe", [str(tmp_path)], 2)
     facts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert [fact[:3] for fact in facts] == [[0, 2, "cpu"], [1, 2, "cpu"]]
-    assert facts[0][3].startswith("--batch-size=1 cannot be split evenly over 2 processes")
-
-
-def test_option():
-    parser = argparse.ArgumentParser()
-    add_launch_option(parser)
-    assert parser.parse_args([]).num_processes == 1
-    assert parser.parse_args(["--num-processes", "4"]).num_processes == 4
+    assert facts[0][3].startswith("batch_size=1 cannot be split evenly over 2 processes")

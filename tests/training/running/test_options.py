@@ -1,105 +1,460 @@
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
+import dataclasses
+import pickle
+import subprocess
+import sys
+from functools import cached_property
+from pathlib import Path, PurePosixPath
 
+import numpy as np
 import pytest
 
-from histodistill.training.running.errors import InputError
+from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import (
-    HelpFormatter,
-    add_training_options,
-    check_option,
-    check_training_options,
+    Kind,
+    StepConfig,
+    StepParser,
+    config,
     fail,
-    result_settings,
+    like,
+    option,
+    require,
+    run_config,
     run_script,
+    to_argv,
 )
 
 
-def parse(*argv: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="First line.\n\n    second line")
-    add_training_options(parser, max_train_steps=70, batch_size=5, learning_rate=0.25, weight_decay=0.125)
-    args = parser.parse_args(["--data", "phantom", "--output", "out", *argv])
-    check_training_options(args)
-    return args
+@config
+class EveryKind(StepConfig):
+    """A field of every kind."""
+
+    run: Path = option("folder of the run", positional=True, setting=False)
+    data: str | Path = option("tiles", setting=False)
+    output: Path = option("where to", default=Path("out"), setting=False)
+    name: str = option("what to call it", default="it")
+    mode: str = option("how", default="slow", choices=("slow", "quick"))
+    count: int = option("how many", default=3, at_least=1, group="numbers")
+    seed: int = option("where it begins", default=0, at_least=0, below=2**31, group="numbers")
+    rate: float = option("how fast", default=0.25, above=0, group="numbers")
+    share: float = option("of what", default=0.5, at_least=0, at_most=1, group="numbers")
+    limit: float | None = option("at most so many; default: by mode", default=None, above=0, group="numbers")
+    free: float = option("any number at all", default=0.0)
+    flag: bool = option("whether", default=False)
+    other_flag: bool = option("whether not", default=True)
+    widths: tuple[int, ...] = option("of each level", default=[8, 16], at_least=1)
+    interval: tuple[float, float] = option("from and to", default=(0.0, 1.0), metavar=("LOW", "HIGH"))
+    names: tuple[str, ...] = option("of sites", default=())
+    folders: tuple[Path, ...] = option("of sites", default=())
+    modes: tuple[str, ...] = option("several", default=("slow",), choices=("slow", "quick"))
+    model: str | Path | None = option("name or folder", default=None, setting=False)
+
+    def check(self) -> None:
+        low, high = self.interval
+        require(low <= high, "interval", self.interval, "LOW must not be above HIGH")
+
+    @cached_property
+    def doubled(self) -> int:
+        return 2 * self.count
 
 
-def test_defaults_are_those_of_the_script():
-    args = parse()
-    assert (args.max_train_steps, args.batch_size, args.learning_rate, args.weight_decay) == (70, 5, 0.25, 0.125)
-    assert args.output == Path("out")
+def make_parser() -> StepParser[EveryKind]:
+    return StepParser(EveryKind, prog="every-kind", description="First line.\n\n    second line", epilog="The end.")
+
+
+def make(**values) -> EveryKind:
+    return EveryKind(**{"run": "r", "data": "phantom", **values})
+
+
+def read(*argv: str) -> EveryKind:
+    return make_parser().read(["r", "--data", "phantom", *argv])
+
+
+# ------------------------------------------------------------------------------------------------- in Python
+
+
+def test_defaults():
+    made = make()
+    assert (made.run, made.data, made.output) == (Path("r"), "phantom", Path("out"))
+    assert (made.count, made.rate, made.flag, made.other_flag, made.limit) == (3, 0.25, False, True, None)
+    assert (made.widths, made.interval, made.names) == ((8, 16), (0.0, 1.0), ())
+    assert made == read()
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "kept"),
+    [
+        ("run", "a/b", Path("a/b")),
+        ("run", PurePosixPath("a/b"), Path("a/b")),
+        ("data", "phantom", "phantom"),
+        ("data", Path("phantom"), "./phantom"),  # a path is never a name
+        ("data", Path("a/b"), "a/b"),
+        ("data", Path("/phantom"), "/phantom"),
+        ("model", None, None),
+        ("model", Path("a"), "./a"),
+        ("name", "x", "x"),
+        ("name", Path("x"), "x"),
+        ("name", np.str_("x"), "x"),
+        ("count", np.int64(4), 4),
+        ("rate", 2, 2.0),
+        ("rate", np.float32(0.5), 0.5),
+        ("rate", np.int16(2), 2.0),
+        ("limit", None, None),
+        ("limit", 1, 1.0),
+        ("free", float("inf"), float("inf")),  # without bounds the step checks it
+        ("flag", True, True),
+        ("flag", np.bool_(True), True),
+        ("widths", [4, 8], (4, 8)),
+        ("widths", np.array([4, 8]), (4, 8)),
+        ("widths", (width for width in (4, 8)), (4, 8)),
+        ("widths", range(1, 4), (1, 2, 3)),
+        ("interval", [0, 1], (0.0, 1.0)),
+        ("names", [], ()),
+        ("folders", ["a", Path("b")], (Path("a"), Path("b"))),
+        ("seed", 2**31 - 1, 2**31 - 1),
+        ("share", 1, 1.0),
+    ],
+)
+def test_values_are_kept_as_their_field_has_them(name, given, kept):
+    value = getattr(make(**{name: given}), name)
+    assert value == kept
+    assert type(value) is type(kept)
+    if isinstance(kept, tuple):
+        assert [type(item) for item in value] == [type(item) for item in kept]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("run", 3, "run=3 is of another type: it must be a path"),
+        ("run", b"r", "run=b'r' is of another type: it must be a path"),
+        ("data", None, "data=None is of another type: it must be text"),
+        ("name", 3, "name=3 is of another type: it must be text"),
+        ("count", "3", "count='3' is of another type: it must be a whole number"),
+        ("count", 3.0, "count=3.0 is of another type: it must be a whole number: give 3"),
+        ("count", 3.5, "count=3.5 is of another type: it must be a whole number"),
+        ("count", True, "count=True is of another type: it must be a whole number"),
+        ("count", None, "count=None is of another type: it must be a whole number"),
+        ("count", 0, "count=0 is out of range: it must be at least 1"),
+        ("rate", "0.5", "rate='0.5' is of another type: it must be a number"),
+        ("rate", False, "rate=False is of another type: it must be a number"),
+        ("rate", 1j, "rate=1j is of another type: it must be a number"),
+        ("rate", 0, "rate=0.0 is out of range: it must be above 0"),
+        ("rate", float("nan"), "rate=nan is out of range: it must be above 0"),
+        ("rate", float("inf"), "rate=inf is out of range: it must be a finite number above 0"),
+        ("limit", float("nan"), "limit=nan is out of range: it must be above 0"),
+        ("seed", 2**31, "seed=2147483648 is out of range: it must be at least 0 and below 2^31"),
+        ("share", 1.5, "share=1.5 is out of range: it must be 0 to 1"),
+        ("share", float("-inf"), "share=-inf is out of range: it must be 0 to 1"),
+        ("flag", 1, "flag=1 is of another type: it must be True or False"),
+        ("flag", "yes", "flag='yes' is of another type: it must be True or False"),
+        ("mode", "fast", "mode=fast is unknown: it must be one of slow, quick"),
+        ("modes", ["slow", "fast"], "modes=fast is unknown: it must be one of slow, quick"),
+        ("widths", 8, "widths=8 must be several values: give a list"),
+        ("widths", "8 16", "widths='8 16' must be several values: give a list"),
+        ("widths", {8, 16}, "widths={8, 16} must be several values: give a list"),
+        ("widths", {8: 1}, "widths={8: 1} must be several values: give a list"),
+        ("widths", [], "widths has no values: give at least one"),
+        ("widths", [8, 0], "widths=8 0 is out of range: each must be at least 1"),
+        ("widths", [8, 1.5], "widths=1.5 is of another type: it must be a whole number"),
+        ("widths", [[8], [16]], "widths=[8] is of another type: it must be a whole number"),
+        ("interval", [0.5], "interval=0.5 must be 2 values: give as many"),
+        ("interval", [0, 0.5, 1], "interval=0.0 0.5 1.0 must be 2 values: give as many"),
+        ("interval", [0.8, 0.2], "interval=0.8 0.2 is out of range: LOW must not be above HIGH"),
+        ("interval", [0, float("nan")], "interval=0.0 nan is out of range: LOW must not be above HIGH"),
+        ("folders", Path("a"), "folders=PosixPath('a') must be several values: give a list"),
+    ],
+)
+def test_wrong_values_are_one_sentence(name, value, message):
+    with pytest.raises(InputError) as error:
+        make(**{name: value})
+    assert str(error.value) == message
+    assert error.value.for_command_line() == f"--{message}"
+
+
+@pytest.mark.parametrize("value", [np.array([3]), np.array([True])], ids=["number", "bool"])
+@pytest.mark.parametrize("name", ["count", "rate", "flag"])
+def test_an_array_is_no_single_value(name, value):
+    with pytest.raises(InputError, match="is of another type"):
+        make(**{name: value})
+
+
+def test_unknown_and_missing_parameters_are_errors_of_the_call():
+    with pytest.raises(TypeError, match="counts"):
+        make(counts=3)
+    with pytest.raises(TypeError, match="data"):
+        EveryKind(run="r")
+    with pytest.raises(TypeError):
+        EveryKind("r", "phantom")
+
+
+def test_configuration_is_frozen_and_can_be_changed_into_another():
+    made = make()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.count = 4
+    assert made.doubled == 6
+    other = dataclasses.replace(made, count=4)
+    assert (other.count, other.doubled, made.count) == (4, 8, 3)
+    with pytest.raises(InputError, match="count=0 is out of range"):
+        dataclasses.replace(made, count=0)
+    assert len({made, make(), other}) == 2
+
+
+def test_short_repr():
+    assert repr(make()) == f"EveryKind(run={Path('r')!r}, data='phantom')"
+    text = repr(make(count=4, widths=[8], output="out"))
+    assert text == f"EveryKind(run={Path('r')!r}, data='phantom', count=4, widths=(8,))"
+
+
+def test_pickling():
+    made = make(count=4, interval=[0, 0.5])
+    assert made.doubled == 8
+    again = pickle.loads(pickle.dumps(made))
+    assert again == made and again.doubled == 8
+
+
+def test_settings_are_sorted_and_leave_out_where_and_how():
+    settings = make(data=Path("a"), model="m", output="x").settings()
+    assert settings == make().settings()
+    assert list(settings) == sorted(settings)
+    assert not settings.keys() & {"run", "data", "output", "model"}
+    assert settings != make(count=4).settings()
+    assert settings["widths"] == (8, 16) and settings["rate"] == 0.25
+
+
+def test_like_is_the_field_with_another_default():
+    @config
+    class Base(StepConfig):
+        rate: float | None = option("how fast", default=None, above=0, group="numbers")
+        folder: Path = option("where", setting=False)
+
+    @config
+    class Other(Base):
+        rate: float = like(Base, "rate", default=0.5, at_most=2)
+        folder: Path = like(Base, "folder", help="where to")
+
+    assert Base(folder="a").rate is None
+    assert Other(folder="a").rate == 0.5
+    assert Other(folder="a").settings() == {"rate": 0.5}
+    for value, rule in ((0, "above 0 and at most 2"), (3, "above 0 and at most 2")):
+        with pytest.raises(InputError, match=rf"rate={float(value)} is out of range: it must be {rule}"):
+            Other(folder="a", rate=value)
+    with pytest.raises(TypeError):
+        Other()  # what has no default keeps none
+    assert "where to" in StepParser(Other, prog="other").format_help()
+
+
+def test_none_is_a_value_where_it_is_the_default_alone():
+    @config
+    class Base(StepConfig):
+        rate: float | None = option("how fast", default=0.5)
+
+    @config
+    class Other(Base):
+        rate: float | None = like(Base, "rate", default=None)
+
+    assert Other().rate is None
+    with pytest.raises(InputError, match="rate=None is of another type: it must be a number"):
+        Base(rate=None)
+
+
+def test_require():
+    require(True, "n", 1, "it must be more")
+    with pytest.raises(InputError, match=r"^n=1 2 is out of range: it must be more$"):
+        require(False, "n", (1, 2), "it must be more")
+
+
+# ------------------------------------------------------------------------------------------- on the command line
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "value"),
+    [
+        (["--data", "other"], "data", "other"),
+        (["--output", "a"], "output", Path("a")),
+        (["--mode", "quick"], "mode", "quick"),
+        (["--count", "5"], "count", 5),
+        (["--rate", "1e-3"], "rate", 0.001),
+        (["--limit", "2"], "limit", 2.0),
+        (["--free", "-2.5"], "free", -2.5),
+        (["--flag"], "flag", True),
+        (["--no-flag"], "flag", False),
+        (["--no-other-flag"], "other_flag", False),
+        (["--widths", "4", "8", "16"], "widths", (4, 8, 16)),
+        (["--interval", "0.2", "0.9"], "interval", (0.2, 0.9)),
+        (["--names"], "names", ()),
+        (["--names", "a", "b"], "names", ("a", "b")),
+        (["--folders", "a", "b"], "folders", (Path("a"), Path("b"))),
+        (["--model", "phantom"], "model", "phantom"),
+    ],
+)
+def test_words_of_a_command_line(argv, name, value):
+    assert read(*argv) == make(**{name: value})
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--max-train-steps", "0"], "--max-train-steps=0 is out of range: it must be at least 1"),
-        (["--batch-size", "-3"], "--batch-size=-3 is out of range: it must be at least 1"),
-        (["--gradient-accumulation-steps", "0"], "--gradient-accumulation-steps=0 is out of range"),
-        (["--validation-steps", "0"], "--validation-steps=0 is out of range: it must be at least 1"),
-        (["--validation-tiles", "0"], "--validation-tiles=0 is out of range: it must be at least 1"),
-        (["--checkpointing-steps", "0"], "--checkpointing-steps=0 is out of range: it must be at least 1"),
-        (["--learning-rate", "0"], "--learning-rate=0.0 is out of range: it must be above 0"),
-        (["--learning-rate", "nan"], "--learning-rate=nan is out of range: it must be above 0"),
-        (["--max-grad-norm", "-1"], "--max-grad-norm=-1.0 is out of range: it must be above 0"),
-        (["--weight-decay", "-0.1"], "--weight-decay=-0.1 is out of range: it must be at least 0"),
-        (["--seed", "-1"], "--seed=-1 is out of range: it must be at least 0"),
-        (["--warmup", "1.5"], "--warmup=1.5 is out of range: it must be 0 to 1"),
-        (["--class-balance", "-0.5"], "--class-balance=-0.5 is out of range: it must be 0 to 1"),
+        (["--count", "0"], "--count=0 is out of range: it must be at least 1"),
+        (["--rate", "nan"], "--rate=nan is out of range: it must be above 0"),
+        (["--rate", "inf"], "--rate=inf is out of range: it must be a finite number above 0"),
+        (["--widths", "8", "0"], "--widths=8 0 is out of range: each must be at least 1"),
+        (["--interval", "0.8", "0.2"], "--interval=0.8 0.2 is out of range: LOW must not be above HIGH"),
     ],
 )
 def test_values_out_of_range(argv, message, capsys):
     with pytest.raises(SystemExit) as error:
-        parse(*argv)
+        read(*argv)
     assert error.value.code == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith(f"error: {message}")
-    assert captured.err.count("\n") == 1
+    assert captured.err == f"error: {message}\n"
     assert captured.out == ""
 
 
-@pytest.mark.parametrize("argv", [["--mixed-precision", "fp8"], ["--unknown", "1"], ["--batch-size", "many"]])
-def test_what_argparse_refuses(argv, capsys):
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--mode", "fast"], "argument --mode: invalid choice: 'fast'"),
+        (["--unknown", "1"], "unrecognized arguments: --unknown 1"),
+        (["--coun", "1"], "unrecognized arguments: --coun 1"),
+        (["--count", "many"], "argument --count: invalid int value: 'many'"),
+        (["--count", "3.0"], "argument --count: invalid int value: '3.0'"),
+        (["--widths"], "argument --widths: expected at least one argument"),
+        (["--interval", "0.5"], "argument --interval: expected 2 arguments"),
+        (["--flag", "true"], "unrecognized arguments: true"),
+    ],
+)
+def test_what_argparse_refuses(argv, message, capsys):
     with pytest.raises(SystemExit) as error:
-        parse(*argv)
+        read(*argv)
     assert error.value.code == 2
-    assert argv[0] in capsys.readouterr().err
+    assert f"every-kind: error: {message}" in capsys.readouterr().err
 
 
-def test_help_shows_defaults_and_keeps_lines(capsys):
+def test_what_must_be_given(capsys):
+    with pytest.raises(SystemExit):
+        make_parser().read(["r"])
+    assert "the following arguments are required: --data" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        make_parser().read(["--data", "phantom"])
+    assert "the following arguments are required: RUN" in capsys.readouterr().err
+
+
+def test_a_positional_is_called_by_its_name_in_messages(capsys):
+    @config
+    class One(StepConfig):
+        run: Path = option("folder", positional=True)
+
+        def check(self) -> None:
+            raise InputError(f"{param('run')} is not {param('n_per_class')}")
+
+    with pytest.raises(SystemExit):
+        StepParser(One, prog="one").read(["r"])
+    assert capsys.readouterr().err == "error: RUN is not --n-per-class\n"
+
+
+def test_help_shows_defaults_and_keeps_lines(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
     with pytest.raises(SystemExit) as error:
-        parse("--help")
+        read("--help")
     assert error.value.code == 0
     text = capsys.readouterr().out
-    assert "\n    second line\n" in text
-    assert "(default: 0.25)" in text
+    assert "\n    second line\n" in text and text.endswith("\nThe end.\n")
+    assert "\nnumbers:\n" in text
+    assert max(map(len, text.splitlines())) <= 119  # however wide the terminal is
+    lines = dict(line.split("  ", 1) for line in map(str.strip, text.splitlines()) if "  " in line)
+    lines = {name: about.strip() for name, about in lines.items()}
+    assert lines["--count COUNT"] == "how many (default: 3)"
+    assert lines["--mode {slow,quick}"] == "how (default: slow)"
+    assert lines["--interval LOW HIGH"] == "from and to (default: 0.0 1.0)"
+    assert lines["RUN"] == "folder of the run"
+    # Each default once: not where the help tells it, nor where there is none.
+    assert lines["--limit LIMIT"] == "at most so many; default: by mode"
+    assert lines["--model MODEL"] == "name or folder"
+    assert lines["--data DATA"] == "tiles"
 
 
-def test_help_shows_each_default_once():
-    parser = argparse.ArgumentParser(formatter_class=HelpFormatter)
-    parser.add_argument("--told", default="a", help="which; default: b or a")
-    parser.add_argument("--needed", required=True, help="what is needed")
-    parser.add_argument("--empty", default=None, help="nothing")
-    parser.add_argument("--shown", type=int, default=3, help="how many")
-    lines = [line.split(maxsplit=2)[2] for line in parser.format_help().splitlines()[-4:]]
-    assert lines == ["which; default: b or a", "what is needed", "nothing", "how many (default: 3)"]
+def test_per_cent_in_a_help_text():
+    @config
+    class Share(StepConfig):
+        share: float = option("at most 50 % of them", default=0.5)
+
+    assert "at most 50 % of them (default: 0.5)" in StepParser(Share, prog="share").format_help()
 
 
-def test_settings_leave_out_where_and_how():
-    first = result_settings(parse("--output", "a", "--resume", "latest", "--checkpointing-steps", "3"))
-    assert first == result_settings(parse("--output", "b", "--report-to", "tensorboard"))
-    assert first != result_settings(parse("--seed", "1"))
-    assert first["learning_rate"] == 0.25
-    assert "data" not in first  # its content counts, which the scripts add as a fingerprint
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"run": "-r", "data": "-phantom", "output": "-out", "name": "--name"},
+        {"data": Path("phantom"), "model": "--model"},
+        {"name": "", "mode": "quick"},
+        {"name": "two words"},
+        {"count": 7, "rate": 1e-7, "limit": 2.5, "free": -1e-9},
+        {"free": float("-inf")},
+        {"flag": True, "other_flag": False},
+        {"widths": [1], "interval": [0.1 + 0.2, 1], "modes": ["quick", "slow"]},
+        {"interval": [-2.5, -1]},
+        {"names": ["a b", "c"], "folders": ["-a", "b"]},
+    ],
+)
+def test_command_line_of_a_configuration_is_read_back(values):
+    made = make(**values)
+    assert make_parser().read(to_argv(made)) == made
 
 
-def test_check_option_names_option_value_and_rule(capsys):
-    args = argparse.Namespace(kl_weight=-1.0)
-    check_option(args, "kl_weight", True, "it must be at least 0")
-    with pytest.raises(SystemExit):
-        check_option(args, "kl_weight", False, "it must be at least 0")
-    assert capsys.readouterr().err == "error: --kl-weight=-1.0 is out of range: it must be at least 0\n"
+def test_command_line_names_what_is_not_a_default_alone():
+    assert to_argv(make(count=4, flag=True, output="-x")) == [
+        "r",
+        "--data=phantom",
+        "--output=-x",
+        "--count=4",
+        "--flag",
+    ]
+
+
+def test_texts_that_look_like_options_have_no_command_line():
+    with pytest.raises(InputError, match=r"^names=-b looks like an option on a command line: begin it otherwise$"):
+        to_argv(make(names=["a", "-b"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("run", "a/b", Path("a/b")),
+        ("data", "phantom", "phantom"),
+        ("count", "4", 4),
+        ("rate", "1e-3", 0.001),
+        ("limit", "none", None),
+        ("limit", "None", None),
+        ("name", "none", "none"),
+        ("flag", "true", True),
+        ("flag", "False", False),
+        ("widths", "8,16", (8, 16)),
+        ("widths", "8", (8,)),
+        ("names", "", ()),
+    ],
+)
+def test_value_of_a_text(name, text, value):
+    assert Kind.of(EveryKind, name).read_text(name, text) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("count", "many", "count=many cannot be read: it must be a whole number"),
+        ("rate", "none", "rate=none cannot be read: it must be a number"),
+        ("flag", "yes", "flag=yes cannot be read: it must be true or false"),
+        ("widths", "8 16", "widths=8 16 cannot be read: it must be a whole number, or several with commas between"),
+    ],
+)
+def test_a_text_that_stands_for_no_value(name, text, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        Kind.of(EveryKind, name).read_text(name, text)
+
+
+# ------------------------------------------------------------------------------------------------ as a program
 
 
 def test_fail(capsys):
@@ -109,24 +464,37 @@ def test_fail(capsys):
     assert capsys.readouterr().err == "error: there is no such thing\n"
 
 
+ARGV = ["r", "--data", "phantom"]
+
+
 def bad_input(_):
-    raise InputError("x does not exist: give another")
+    raise InputError(f"{param('n_per_class')}=0 does not go with {param('run')}: give another")
 
 
-def test_run_script_turns_bad_input_into_one_sentence(capsys, monkeypatch):
+@pytest.fixture
+def alone(monkeypatch):
+    """This process is not one of several."""
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    with pytest.raises(SystemExit) as error:
-        run_script(lambda argv: argv, bad_input, [])
-    assert error.value.code == 2
-    assert capsys.readouterr().err == "error: x does not exist: give another\n"
 
 
-def test_only_the_first_of_several_processes_speaks(capsys, monkeypatch):
-    monkeypatch.setenv("LOCAL_RANK", "1")
+def test_run_script_turns_bad_input_into_one_sentence(capsys, alone):
     with pytest.raises(SystemExit) as error:
-        run_script(lambda argv: argv, bad_input, [])
+        run_script(make_parser, bad_input, ARGV)
     assert error.value.code == 2
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "error: --n-per-class=0 does not go with RUN: give another\n"
+
+
+@pytest.mark.parametrize(("rank", "speaks"), [("0", True), ("1", False)])
+@pytest.mark.parametrize("argv", [ARGV, [*ARGV, "--count", "0"], [*ARGV, "--count", "many"]])
+def test_only_the_first_of_several_processes_speaks(argv, rank, speaks, capsys, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    with pytest.raises(SystemExit) as error:
+        run_script(make_parser, bad_input, argv)
+    assert error.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("error: ") == (1 if speaks else 0)
+    assert speaks or captured.err == ""
 
 
 def test_interrupted_script_ends_in_silence(capsys):
@@ -134,7 +502,7 @@ def test_interrupted_script_ends_in_silence(capsys):
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as error:
-        run_script(lambda argv: argv, interrupted, [])
+        run_script(make_parser, interrupted, ARGV)
     assert error.value.code == 130
     assert capsys.readouterr().err == ""
 
@@ -144,10 +512,34 @@ def test_other_errors_keep_their_traceback():
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        run_script(lambda argv: argv, broken, [])
+        run_script(make_parser, broken, ARGV)
 
 
-def test_run_script_hands_over_what_it_parsed():
+def test_run_script_hands_over_what_it_parsed(monkeypatch):
     seen = []
-    run_script(lambda argv: [*argv, "parsed"], seen.append, ["given"])
-    assert seen == [["given", "parsed"]]
+    run_script(make_parser, seen.append, [*ARGV, "--count", "5"])
+    assert seen == [make(count=5)]
+    monkeypatch.setattr(sys, "argv", ["every-kind", *ARGV])
+    run_script(make_parser, seen.append)
+    assert seen[1:] == [make()]
+
+
+def test_run_config_says_it_with_options(capsys, alone):
+    seen = []
+    run_config(seen.append, make())
+    assert seen == [make()]
+    with pytest.raises(SystemExit) as error:
+        run_config(bad_input, make(), {"run": "RUN"})
+    assert error.value.code == 2
+    assert capsys.readouterr().err == "error: --n-per-class=0 does not go with RUN: give another\n"
+
+
+def test_options_import_nothing_heavy(tmp_path):
+    code = """
+import sys
+import histodistill.training.running.options
+import histodistill.training.running.training_options
+print([name for name in ("numpy", "torch", "accelerate") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from histodistill.training.end_to_end import distill
+from histodistill.training.end_to_end import distill, steps
 from histodistill.training.evaluation import compare
 from histodistill.training.models.autoencoder import build_autoencoder
 from histodistill.training.models.denoiser import build_denoiser
@@ -23,7 +23,7 @@ REQUIRED = {
 
 
 def configured(step: str, preset: Preset):
-    return distill.STEPS[step](**REQUIRED[step], **preset.options(step))
+    return steps.STEPS[step](**REQUIRED[step], **preset.options(step))
 
 
 @pytest.mark.parametrize("step", REQUIRED)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from histodistill.training.commands.benchmark import DEFAULT_ROWS
 from histodistill.training.engine.scoring import score_probabilities
 from histodistill.training.tables import results_figures
 from histodistill.training.tables.results_figures import draw_results, shown_rows
 from histodistill.training.tables.results_summary import summarise
+from histodistill.training.tables.rows import DEFAULT_ROWS
 
 
 NAMES = ["adipose", "stroma", "mucus"]

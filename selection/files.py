@@ -1,0 +1,33 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Writes a file under a temporary name beside it, then renames it into place.
+
+    Whoever reads `path` meanwhile finds the old file or the new one, never a part of it. Folders that are missing are
+    made.
+
+    Args:
+        path: The file, replaced if it is there.
+        data: What shall be in it.
+
+    Raises:
+        OSError: If the file cannot be written; what was at `path` is then still there, and nothing beside it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A name that no other process or thread uses, so that two writers cannot mix their bytes.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        # Made anew ("x") and with the permissions of any other file, which `tempfile` would not give it.
+        with open(temporary, "xb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

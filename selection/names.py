@@ -1,0 +1,13 @@
+"""The names that options can have, cheap to read: nothing here imports numpy or any other library."""
+
+from __future__ import annotations
+
+
+#: The name of every selector, in the order of `histodistill.selection.SELECTORS`; also the choices of an option.
+SELECTOR_NAMES = ("infomap", "random", "kmeans", "herding", "kernel_herding", "k_center", "facility_location")
+#: Which images of a community a `DistillSelector` can choose.
+RANKINGS = ("modular_centrality", "random")
+#: The rules by which `community_quotas` shares places among communities.
+QUOTA_RULES = ("proportional", "uniform", "sqrt")
+#: The weights that `knn_graph` can give to links.
+WEIGHTINGS = ("local_gaussian", "inverse_distance", "cosine")

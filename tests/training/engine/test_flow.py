@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from histodistill.training.engine.flow import draw_step, flow_loss
+from histodistill.training.engine.steps import step_generator
+
+
+def test_flow_loss_is_zero_for_the_true_velocity():
+    generator = torch.Generator().manual_seed(0)
+    latents, noise = torch.randn(2, 3, 2, 4, 4, generator=generator)
+    levels = torch.tensor([0.1, 0.5, 0.9])
+    seen = {}
+
+    class Denoiser(torch.nn.Module):
+        def forward(self, noisy, timesteps, class_labels):
+            seen.update(noisy=noisy, timesteps=timesteps, class_labels=class_labels)
+            return type("Output", (), {"sample": noise - latents + error})
+
+    class_ids = torch.tensor([0, 1, 5])
+    error = 0.0
+    assert flow_loss(Denoiser(), latents, class_ids, noise, levels) == 0
+    torch.testing.assert_close(seen["noisy"][1], (latents[1] + noise[1]) / 2)
+    torch.testing.assert_close(seen["timesteps"], torch.tensor([100.0, 500.0, 900.0]))
+    assert seen["class_labels"] is class_ids
+    error = 0.5
+    assert flow_loss(Denoiser(), latents, class_ids, noise, levels).item() == pytest.approx(0.25)
+
+
+def test_draw_step():
+    count = 4000
+    class_ids = torch.arange(count) % 3
+    noise, levels, shown = draw_step(step_generator(0, 0), class_ids, (2, 4, 4), 3, 0.25)
+    assert noise.shape == (count, 2, 4, 4)
+    assert noise.mean().item() == pytest.approx(0, abs=0.02)
+    assert noise.std().item() == pytest.approx(1, abs=0.02)
+    assert levels.shape == (count,)
+    assert 0 < levels.min() < levels.max() < 1
+    assert torch.logit(levels).std().item() == pytest.approx(1, abs=0.05)  # logit-normal
+    dropped = shown == 3
+    assert dropped.float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert torch.equal(shown[~dropped], class_ids[~dropped])
+    again = draw_step(step_generator(0, 0), class_ids, (2, 4, 4), 3, 0.25)
+    assert all(torch.equal(a, b) for a, b in zip(again, (noise, levels, shown), strict=True))
+    assert torch.equal(draw_step(step_generator(0, 0), class_ids, (2, 4, 4), 3, 0.0)[2], class_ids)

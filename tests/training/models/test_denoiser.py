@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderDC
+from diffusers.models.attention_processor import Attention
+
+from histodistill.training.data.pixels import to_model_input
+from histodistill.training.data.sources import load_tiles
+from histodistill.training.models.denoiser import (
+    NUM_TRAIN_TIMESTEPS,
+    build_denoiser,
+    make_scheduler,
+    normalised_latents,
+    use_plain_attention,
+)
+
+
+@pytest.mark.parametrize(
+    ("channels", "attention_levels", "kinds"),
+    [
+        ([8], 0, ["DownBlock2D"]),
+        ([8], 2, ["AttnDownBlock2D"]),
+        ([8, 16, 24], 1, ["DownBlock2D", "DownBlock2D", "AttnDownBlock2D"]),
+    ],
+)
+def test_build_denoiser(channels, attention_levels, kinds):
+    denoiser = build_denoiser(8, 3, 4, channels, 1, attention_levels)
+    assert denoiser.config.num_class_embeds == 5
+    assert list(denoiser.config.down_block_types) == kinds
+    assert list(denoiser.config.up_block_types) == [kind.replace("Down", "Up") for kind in reversed(kinds)]
+    latents = torch.zeros(2, 3, 8, 8)
+    with torch.no_grad():
+        assert denoiser(latents, 10, class_labels=torch.tensor([0, 4])).sample.shape == latents.shape
+
+
+def test_class_scales_the_maps_and_does_not_only_shift_them():
+    denoiser = build_denoiser(8, 2, 3, [12], layers_per_block=1, attention_levels=0)
+    block = denoiser.down_blocks[0].resnets[0]
+    assert block.time_emb_proj.out_features == 2 * 12
+
+
+def test_plain_attention_is_the_fused_one(tmp_path):
+    torch.manual_seed(0)
+    denoiser = build_denoiser(8, 2, 3, [12, 24], layers_per_block=1, attention_levels=1)
+    inputs = torch.randn(3, 2, 8, 8), torch.tensor([1.0, 500.0, 900.0]), torch.tensor([0, 1, 3])
+    results = []
+    for change in (lambda model: None, use_plain_attention):
+        change(denoiser)
+        denoiser.zero_grad()
+        output = denoiser(inputs[0], inputs[1], class_labels=inputs[2]).sample
+        output.square().sum().backward()
+        attention = next(module for module in denoiser.modules() if isinstance(module, Attention))
+        results.append((type(attention.processor).__name__, output.detach(), attention.to_q.weight.grad.clone()))
+    (fused, output, gradient), (plain, plain_output, plain_gradient) = results
+    assert (fused, plain) == ("AttnProcessor2_0", "AttnProcessor")
+    torch.testing.assert_close(plain_output, output)
+    torch.testing.assert_close(plain_gradient, gradient, atol=1e-5, rtol=1e-4)
+    assert gradient.abs().max() > 1e-3
+    # What is saved does not know of it.
+    denoiser.save_pretrained(tmp_path)
+    loaded = type(denoiser).from_pretrained(tmp_path)
+    loaded_attention = next(module for module in loaded.modules() if isinstance(module, Attention))
+    assert type(loaded_attention.processor).__name__ == "AttnProcessor2_0"
+
+
+def test_scheduler_follows_the_flow_back_to_the_data():
+    """With the true velocity, which is constant along a straight path, the sampler arrives at the data exactly."""
+    generator = torch.Generator().manual_seed(0)
+    data, noise = torch.randn(2, 1, 2, 4, 4, generator=generator)
+    scheduler = make_scheduler()
+    scheduler.set_timesteps(8)
+    latents = noise
+    for t in scheduler.timesteps:
+        latents = scheduler.step(noise - data, t, latents).prev_sample
+    torch.testing.assert_close(latents, data, atol=2e-2, rtol=0)
+
+
+def test_scheduler_and_training_agree_on_noise_levels():
+    """At timestep t the sampler mixes data and noise as the training does, which calls t = 1000 s."""
+    scheduler = make_scheduler()
+    scheduler.set_timesteps(10)
+    sigmas = scheduler.sigmas[:-1].numpy()
+    np.testing.assert_allclose(scheduler.timesteps.numpy() / NUM_TRAIN_TIMESTEPS, sigmas, atol=2e-3)
+
+
+def test_normalised_latents(tiny_autoencoder, tiny_npz):
+    autoencoder = AutoencoderDC.from_pretrained(tiny_autoencoder)
+    images = to_model_input(load_tiles(tiny_npz).split("train").images)
+    with torch.no_grad():
+        latents = normalised_latents(autoencoder, images)
+        assert latents.shape == (len(images), 2, 8, 8)
+        assert latents.square().mean().item() == pytest.approx(1, abs=1e-3)
+        torch.testing.assert_close(latents / autoencoder.config.scaling_factor, autoencoder.encode(images).latent)
+        half = normalised_latents(autoencoder.to(torch.bfloat16), images.to(torch.bfloat16))
+    assert latents.dtype == half.dtype == torch.float32
+    torch.testing.assert_close(half, latents, atol=0.1, rtol=0)

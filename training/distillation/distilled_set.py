@@ -1,0 +1,282 @@
+"""What a distilled set is made from, and how it is written: images, selector, pictures and card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import Features
+
+from histodistill.hub_cards import DistilledDatasetCardData, render_dataset_card
+from histodistill.selection.image_audit import find_copies
+from histodistill.training.data.audit_tiles import real_tiles
+from histodistill.training.data.image_dataset import read_image_dataset, write_image_dataset
+from histodistill.training.data.sources import load_tiles
+from histodistill.training.data.tiles import TileSource
+from histodistill.training.distillation.community_figures import community_map, community_tiles
+from histodistill.training.distillation.pool_selection import Selection, SelectionInputs
+from histodistill.training.generate import PIPELINE_OPTIONS
+from histodistill.training.models.classifiers import Classifier
+from histodistill.training.models.embedders import (
+    describe_embedder,
+    embed_images,
+    embedder_fingerprint,
+    named_embeddings,
+    resolve_embedder,
+)
+from histodistill.training.models.prediction import predict_proba
+from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.files import read_json, write_text
+from histodistill.training.running.stages import require_complete
+
+
+if TYPE_CHECKING:
+    from histodistill.training.distillation.select import SelectConfig
+
+
+@dataclass(frozen=True, repr=False)
+class Sources:
+    """What a distilled set is made from, read but not looked into.
+
+    Attributes:
+        images: uint8 N×S×S×3, the pool.
+        columns: Name → array of N: the pool's other columns, with `label` and `seed`.
+        class_names: Names of the labels.
+        pool_record, teacher_record: The stage records of pool and teacher.
+        real: The real tiles, or None where no option goes by them.
+    """
+
+    images: np.ndarray
+    columns: dict[str, np.ndarray]
+    class_names: list[str]
+    pool_record: dict[str, Any]
+    teacher_record: dict[str, Any]
+    real: TileSource | None
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 N, the classes that the images were generated as."""
+        return self.columns["label"]
+
+    def fingerprints(self, config: SelectConfig) -> dict[str, Any]:
+        """What the record of the stage says of its inputs, none of them by its path."""
+        inputs = {
+            "pool": self.pool_record["fingerprint"],
+            "teacher": self.teacher_record["fingerprint"],
+            "embedder": embedder_fingerprint(config.embedder),
+        }
+        if config.drop_copies:
+            inputs["copy_embedders"] = [embedder_fingerprint(name) for name in config.copy_embedders]
+        if self.real is not None:
+            inputs["data"] = self.real.fingerprint()
+        return inputs
+
+
+def read_sources(config: SelectConfig) -> Sources:
+    """Reads the pool, the records, and the real tiles where an option goes by them.
+
+    Raises:
+        InputError: If pool or teacher is not finished, the pool is damaged, or the real tiles cannot be read or have
+            other classes than the pool.
+    """
+    pool_record = require_complete(config.pool, "pool", "run histodistill generate first")
+    teacher_record = require_complete(config.teacher, "classifier", "run train_classifier on the real tiles first")
+    images, columns, class_names = read_image_dataset(config.pool)
+    real = None
+    if config.needs_real_tiles:
+        real = load_tiles(config.data, image_size=images.shape[1])
+        if real.class_names != class_names:
+            raise InputError(
+                f"{param('data')} {config.data} has other classes than the pool ({_short(real.class_names)} and not "
+                f"{_short(class_names)}): give the tiles that the pipeline was trained on"
+            )
+    return Sources(images, columns, class_names, pool_record, teacher_record, real)
+
+
+def tiles_of(teacher: Path) -> str:
+    """Name of the tiles that a classifier was trained on, from the results beside it.
+
+    Raises:
+        InputError: If these are missing or damaged.
+    """
+    path = teacher / "results.json"
+    try:
+        return read_json(path)["data"]["train"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(
+            f"{path} is missing or damaged: give a classifier with all that train_classifier left beside it"
+        ) from error
+
+
+def gather_inputs(config: SelectConfig, sources: Sources) -> SelectionInputs:
+    """Embeds pool and real tiles, asks the teacher, and looks for copies, each as far as the options need it.
+
+    Raises:
+        InputError: For a teacher of other classes, an embedder that cannot be loaded, or tiles by which copies cannot
+            be told.
+    """
+    teacher = load_teacher(config.teacher, sources.class_names)
+    embedder = resolve_embedder(config.embedder, config.teacher)
+    copies = np.zeros(len(sources.images), dtype=bool)
+    if config.drop_copies:
+        copies = copies_in_pool(config, sources)
+        require_enough(copies, sources.labels, sources.class_names, config.n_per_class)
+    # Nothing else goes by embeddings of real tiles.
+    real = sources.real.split("train") if config.typical_share is not None else None
+    return SelectionInputs(
+        embeddings=embed_images(embedder, sources.images),
+        labels=sources.labels,
+        probabilities=predict_proba(teacher, sources.images).astype(np.float32),
+        real_embeddings=embed_images(embedder, real.images) if real else None,
+        real_labels=real.labels if real else None,
+        copies=copies,
+    )
+
+
+def load_teacher(folder: Path, class_names: list[str]) -> Classifier:
+    """The teacher.
+
+    Raises:
+        InputError: If it tells other classes than those of the pool.
+    """
+    teacher = Classifier.from_pretrained(folder)
+    if teacher.class_names != class_names:
+        raise InputError(
+            f"{param('teacher')} {folder} knows other classes than the pool ({_short(teacher.class_names)} and not "
+            f"{_short(class_names)}): give a classifier trained on the tiles that the pipeline was trained on"
+        )
+    return teacher
+
+
+def copies_in_pool(config: SelectConfig, sources: Sources) -> np.ndarray:
+    """Which images of the pool are copies of a real tile: N bool.
+
+    Raises:
+        InputError: If that cannot be told by the real tiles.
+    """
+    tiles, embeddings = real_tiles(sources.real), named_embeddings(config.copy_embedders)
+    try:
+        copies, _ = find_copies(sources.images, tiles, embeddings, config.seed)
+    except ValueError as error:  # what the tiles are not fit for
+        raise InputError(
+            f"{param('drop_copies')} cannot tell copies by the tiles of {config.data}: {error}"
+        ) from error
+    return copies
+
+
+def require_enough(copies: np.ndarray, labels: np.ndarray, class_names: list[str], n_per_class: int) -> None:
+    """Refuses a pool that is copies of real tiles, but for too few images.
+
+    Args:
+        copies: N bool.
+        labels: int64 N.
+        class_names: Names of the labels.
+        n_per_class: Images that are to be chosen of each class.
+
+    Raises:
+        InputError: Names the class with the fewest left, and what may mend it.
+    """
+    left = np.bincount(labels[~copies], minlength=len(class_names))
+    worst = int(left.argmin())
+    if left[worst] < n_per_class:
+        total = int((labels == worst).sum())
+        raise InputError(
+            f"{param('drop_copies')} leaves {left[worst]} of the {total} images of {class_names[worst]}, fewer than "
+            f"{param('n_per_class')}={n_per_class}: the model repeats real tiles; train it on more tiles, for fewer "
+            "steps or with fewer channels, or generate more images"
+        )
+
+
+def write_selector(folder: Path, selection: Selection, inputs: SelectionInputs, sources: Sources) -> None:
+    """Writes the fitted selector, and the pictures of the pool's communities beside it."""
+    communities, centrality = selection.communities.module_labels_, selection.communities.modular_centrality_
+    labels, chosen, names = sources.labels, selection.chosen, sources.class_names
+    selection.selector.save_pretrained(folder)
+    community_map(inputs.embeddings, labels, communities, chosen, names, folder / "community_map.png")
+    community_tiles(sources.images, labels, communities, centrality, chosen, names, folder / "community_tiles.png")
+
+
+def write_images(folder: Path, selection: Selection, inputs: SelectionInputs, sources: Sources) -> Features:
+    """Writes the chosen images, best first within a class, with what is known of each.
+
+    Returns:
+        The features of the dataset.
+    """
+    chosen = selection.chosen
+    columns = {
+        "label": sources.labels[chosen],
+        "soft_label": inputs.probabilities[chosen],
+        "seed": sources.columns["seed"][chosen],
+        "community": selection.communities.module_labels_[chosen],
+        "modular_centrality": selection.communities.modular_centrality_[chosen],
+    }
+    return write_image_dataset(folder, sources.images[chosen], columns, sources.class_names)
+
+
+def write_card(
+    path: Path,
+    config: SelectConfig,
+    selection: Selection,
+    inputs: SelectionInputs,
+    sources: Sources,
+    features: Features,
+    tiles_name: str,
+) -> None:
+    """Writes the card of the distilled set, a README.md."""
+    filters = {name: getattr(config, name) for name in ("min_probability", "typical_share") if getattr(config, name)}
+    if config.drop_copies:
+        filters["copies of real tiles"] = f"{int(inputs.copies.sum())} of {len(inputs.copies)} images dropped"
+    card = DistilledDatasetCardData(
+        class_names=sources.class_names,
+        n_per_class=config.n_per_class,
+        image_size=sources.images.shape[1],
+        pool_size=len(sources.images),
+        selector=type(selection.selector).__name__,
+        selector_params=selection.selector.get_params(),
+        embedder=describe_embedder(config.embedder),
+        filters=filters,
+        generation={name: sources.pool_record["settings"][name] for name in PIPELINE_OPTIONS},
+        features=features,
+        source_name=tiles_name,
+    )
+    write_text(path, render_dataset_card(card))
+
+
+def count_images(
+    selection: Selection, inputs: SelectionInputs, class_names: list[str], drop_copies: bool
+) -> dict[str, Any]:
+    """What the record of the stage says of the images: how many were chosen and dropped, and their communities.
+
+    Args:
+        selection, inputs: What came out, and of what.
+        class_names: Names of the labels.
+        drop_copies: Whether copies were looked for; if not, their number is None.
+    """
+    labels, copies = inputs.labels, inputs.copies
+    return {
+        "num_images": len(selection.chosen),
+        "community_sizes": community_sizes(selection.communities.module_labels_, labels, class_names),
+        "dropped": count_by_class(~selection.candidates & ~copies, labels, class_names),
+        "copies_dropped": count_by_class(copies, labels, class_names) if drop_copies else None,
+        "warnings": selection.notes,
+    }
+
+
+def count_by_class(chosen: np.ndarray, labels: np.ndarray, class_names: list[str]) -> dict[str, int]:
+    """How many of each class `chosen`, bool N, holds."""
+    return {name: int(chosen[labels == label].sum()) for label, name in enumerate(class_names)}
+
+
+def community_sizes(communities: np.ndarray, labels: np.ndarray, class_names: list[str]) -> dict[str, list[int]]:
+    """Sizes of the communities of each class, largest first; -1 is none."""
+    sizes = {}
+    for label, name in enumerate(class_names):
+        mine = communities[labels == label]
+        sizes[name] = sorted(np.unique(mine[mine >= 0], return_counts=True)[1].tolist(), reverse=True)
+    return sizes
+
+
+def _short(class_names: list[str]) -> str:
+    return ", ".join(class_names[:4]) + (", …" if len(class_names) > 4 else "")

@@ -1,0 +1,466 @@
+"""The training of a classifier on tiles, and the choice of its best step on others.
+
+Everything random in a step is a function of (seed, step), so a training that was resumed, and one that is shared by
+another number of processes, sees the same batches and augmentations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from histodistill.training.data.pixels import to_model_input
+from histodistill.training.data.tiles import Tiles
+from histodistill.training.engine.augment import AugmentationPlan, apply_plan, draw_plan
+from histodistill.training.engine.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from histodistill.training.engine.classifier_config import ClassifierConfig
+from histodistill.training.engine.losses import at_temperature, batch_loss
+from histodistill.training.engine.mixing import draw_mixing, mix, mix_images
+from histodistill.training.engine.scoring import predict_shared, score_probabilities
+from histodistill.training.engine.steps import (
+    batch_indices,
+    class_weights,
+    cosine_learning_rate,
+    process_slice,
+    set_learning_rate,
+    step_generator,
+)
+from histodistill.training.models.classifiers import Classifier
+from histodistill.training.running.errors import InputError, param
+
+
+# Of `step_generator`: what mixup and CutMix draw. The augmentations have the stream 0.
+_MIXING_STREAM = 1
+
+
+@dataclass(frozen=True)
+class TrainedClassifier:
+    """What `fit_classifier` returns, the same on every process.
+
+    Attributes:
+        model: With the weights of the best step, on the accelerator's device, in evaluation mode.
+        history: One dict for each validation: step, loss (mean over the steps since the last), learning_rate, and with
+            validation tiles validation_accuracy and validation_auc.
+        best_step: Step of the highest validation accuracy; ties go to the higher AUC, then to the earlier step. The
+            last step where there are no validation tiles.
+        validation: `scoring.score` at that step, or None.
+        seconds: Spent since the start or the resumption; that of a stage is in its record.
+    """
+
+    model: Classifier
+    history: list[dict[str, Any]]
+    best_step: int
+    validation: dict[str, Any] | None
+    seconds: float
+
+
+def fit_classifier(
+    config: ClassifierConfig,
+    train: Tiles,
+    validation: Tiles | None,
+    accelerator: Accelerator,
+    *,
+    class_names: Sequence[str],
+    initial: Classifier | None = None,
+    checkpoint_dir: str | Path | None = None,
+    checkpointing_steps: int = 250,
+    resume: str | None = None,
+    log: Callable[[dict[str, Any], int], None] | None = None,
+    on_checkpoint: Callable[[], None] | None = None,
+    progress: bool = True,
+) -> TrainedClassifier:
+    """Trains a classifier on `train` and keeps the weights that do best on `validation`.
+
+    Args:
+        config: How to train.
+        train: The tiles to train on.
+        validation: Tiles of the same size; without them (None) the last weights are kept.
+        accelerator: Decides device, processes and precision. It must have nothing else prepared, and is emptied at the
+            end; its own gradient_accumulation_steps stays 1, the config's counts.
+        class_names: One per class; the index is the label.
+        initial: A classifier of the same kind whose weights are started from; None draws new ones from the seed.
+        checkpoint_dir: Where checkpoints go every `checkpointing_steps` steps; None writes none.
+        checkpointing_steps: Steps between two checkpoints.
+        resume: "latest" (of checkpoint_dir; none there starts anew), a checkpoint folder, or None to start anew.
+        log: Called with each record of the history and its step, on the main process alone.
+        on_checkpoint: Called on the main process when a checkpoint is written.
+        progress: Whether the main process shows a progress bar.
+
+    Raises:
+        InputError: For options or tiles that do not fit, soft labels that are missing, a checkpoint of another run, or
+            a loss that is not finite.
+    """
+    started = time.perf_counter()
+    training = ClassifierTraining(config, train, validation, accelerator, class_names, initial)
+    first_step = 0
+    if resume != "latest" or checkpoint_dir is not None:
+        checkpoint = find_checkpoint(checkpoint_dir or ".", resume)
+        first_step = 0 if checkpoint is None else training.load(checkpoint)
+    warmup_steps = math.ceil(config.warmup * config.max_train_steps)
+    bar = tqdm(
+        total=config.max_train_steps,
+        initial=first_step,
+        desc=config.architecture,
+        unit="step",
+        disable=not (progress and accelerator.is_local_main_process),
+    )
+    for step in range(first_step, config.max_train_steps):
+        learning_rate = cosine_learning_rate(step, config.max_train_steps, warmup_steps, config.learning_rate)
+        training.make_step(step, learning_rate)
+        bar.update()
+
+        done = step + 1
+        is_last = done == config.max_train_steps
+        if done % config.validation_steps == 0 or is_last:
+            record = training.validate(done, learning_rate)
+            if "validation_accuracy" in record:
+                bar.set_postfix(accuracy=f"{record['validation_accuracy']:.3f}")
+            if log is not None and accelerator.is_main_process:
+                log(record, done)
+        if checkpoint_dir is not None and done % checkpointing_steps == 0 and not is_last:
+            training.save(checkpoint_dir, done)
+            if on_checkpoint is not None and accelerator.is_main_process:
+                on_checkpoint()
+    bar.close()
+    accelerator.free_memory()
+    return TrainedClassifier(
+        training.best, training.history, training.best_step, training.best_scores, time.perf_counter() - started
+    )
+
+
+class ClassifierTraining:
+    """The state of a training, and what changes it.
+
+    Args:
+        config, train, validation, accelerator, class_names, initial: See `fit_classifier`.
+
+    Attributes:
+        model: What is trained, as Accelerate wraps it; `trained` is the classifier itself.
+        average: The moving average of its weights; None where the config asks for none.
+        best: The classifier to keep. Like `candidate`, it is a float32 model that Accelerate knows nothing of, so that
+            its scores are those that the saved model gives, whatever the training's precision.
+        candidate: What is validated. Where it does best, it changes places with `best`.
+        best_step: Step of `best`; the last step as long as nothing has been validated.
+        best_scores: `scoring.score` of `best` on the validation tiles, or None.
+        history: See `TrainedClassifier`.
+
+    Raises:
+        InputError: For options or tiles that do not fit, or soft labels that are missing.
+    """
+
+    def __init__(
+        self,
+        config: ClassifierConfig,
+        train: Tiles,
+        validation: Tiles | None,
+        accelerator: Accelerator,
+        class_names: Sequence[str],
+        initial: Classifier | None = None,
+    ):
+        self.config, self.accelerator = config, accelerator
+        self.batches = TrainingBatches(config, train, len(class_names), accelerator)
+        self.validation = None if validation is None else _sample(validation, config.validation_tiles, config.seed)
+        # What a checkpoint must agree with.
+        self.settings = {**dataclasses.asdict(config), "class_names": list(class_names), "num_train": len(train)}
+
+        model = build_classifier(config, train.images.shape[1], class_names).to(accelerator.device)
+        if initial is not None:
+            model.load_state_dict(initial.state_dict())
+        self.best, self.candidate = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
+        self.average = copy.deepcopy(model) if config.ema_decay > 0 else None
+        self.model, self.optimizer = accelerator.prepare(model, make_optimizer(config, model))
+        self.trained: Classifier = accelerator.unwrap_model(self.model)
+        self.model.train()
+
+        self.best_step, self.best_scores = config.max_train_steps, None
+        self.history: list[dict[str, Any]] = []
+        # The sum of the losses of this process since the last validation; it stays on the device.
+        self.running_loss = torch.zeros((), device=accelerator.device)
+
+    def make_step(self, step: int, learning_rate: float) -> None:
+        """Makes one optimizer step, of as many batches as the config says."""
+        config, accelerator = self.config, self.accelerator
+        set_learning_rate(self.optimizer, learning_rate)
+        for micro_step in range(config.gradient_accumulation_steps):
+            # Gradients need to travel between processes only once per step.
+            is_last = micro_step == config.gradient_accumulation_steps - 1
+            batch = self.batches.draw(step * config.gradient_accumulation_steps + micro_step)
+            with contextlib.nullcontext() if is_last else accelerator.no_sync(self.model):
+                loss = self.loss(batch)
+                accelerator.backward(loss)
+            self.running_loss += loss.detach()
+        accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            update_average(self.average, self.trained, config.ema_decay, step)
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """The loss of this process's share of a batch, weighted so that its gradients add up to those of a step."""
+        logits = self.model(batch.images).logits
+        loss = batch_loss(self.config, logits, batch.labels, batch.soft_labels)
+        loss = loss / self.config.gradient_accumulation_steps
+        # Shares can differ by one tile; processes are averaged with equal weight.
+        return loss * (len(batch.images) * self.accelerator.num_processes / self.batches.batch_size)
+
+    def validate(self, done: int, learning_rate: float) -> dict[str, Any]:
+        """Scores the weights after `done` steps, and keeps them where they are the best so far.
+
+        Returns:
+            The new record of the history.
+
+        Raises:
+            InputError: If the loss since the last validation is not finite.
+        """
+        record = {"step": done, "loss": self._mean_loss(done), "learning_rate": learning_rate}
+        self.candidate.load_state_dict((self.trained if self.average is None else self.average).state_dict())
+        if self.accelerator.num_processes > 1:
+            # Each process has its own running statistics (batch norm); the saved ones are the main process's.
+            for buffer in self.candidate.buffers():
+                broadcast(buffer)
+        scores = None
+        if self.validation is not None:
+            probabilities = predict_shared(self.candidate, self.validation.images, self.accelerator)
+            scores = score_probabilities(probabilities, self.validation.labels)
+            record |= {"validation_accuracy": scores["accuracy"], "validation_auc": scores["auc"]}
+        self.history.append(record)
+        if scores is None or self.best_scores is None or rank_of(scores) > rank_of(self.best_scores):
+            self.best, self.candidate = self.candidate, self.best
+            self.best_step, self.best_scores = done, scores
+        return record
+
+    def _mean_loss(self, done: int) -> float:
+        """The mean loss of the steps since the last validation, over all processes; the sum begins anew."""
+        steps_since = done - (self.history[-1]["step"] if self.history else 0)
+        mean_loss = self.accelerator.reduce(self.running_loss, reduction="mean").item() / steps_since
+        if not math.isfinite(mean_loss):
+            raise InputError(f"the loss is {mean_loss} at step {done}: lower {param('learning_rate')}")
+        self.running_loss = torch.zeros_like(self.running_loss)
+        return mean_loss
+
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """The modules of a checkpoint by name, as they are now: `best` and `candidate` change places."""
+        always = {"classifier": self.trained, "best": self.best}
+        return always if self.average is None else {**always, "average": self.average}
+
+    def save(self, folder: str | Path, done: int) -> None:
+        """Writes a checkpoint after `done` steps. Every process calls it; the main process writes."""
+        state = {
+            "best_step": self.best_step,
+            "validation": self.best_scores,
+            "history": self.history,
+            "running_loss": self.accelerator.reduce(self.running_loss.clone(), reduction="mean").item(),
+        }
+        if self.accelerator.is_main_process:
+            save_checkpoint(
+                folder, done, self.settings, self.modules(), self.optimizer, state, self.accelerator.scaler
+            )
+
+    def load(self, checkpoint: Path) -> int:
+        """Goes on from a checkpoint.
+
+        Returns:
+            The steps that were done: the number, from 0, of the step that comes next.
+
+        Raises:
+            InputError: If it is damaged, or of another training.
+        """
+        state = load_checkpoint(checkpoint, self.settings, self.modules(), self.optimizer, self.accelerator.scaler)
+        self.best_step, self.best_scores, self.history = state["best_step"], state["validation"], state["history"]
+        self.running_loss += state["running_loss"]
+        return state["step"]
+
+
+class Batch(NamedTuple):
+    """A process's share of a batch, on the device.
+
+    Attributes:
+        images: float32 N×3×S×S in [-1, 1].
+        labels: int64 N; float N×C where tiles were mixed.
+        soft_labels: float N×C at the config's temperature; None where the config gives them no weight.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    soft_labels: torch.Tensor | None
+
+
+class TrainingBatches:
+    """The batches of a training: which tiles, how they are augmented and mixed.
+
+    Args:
+        config: How to train.
+        train: The tiles.
+        num_classes: Number of classes C.
+        accelerator: Decides device and processes.
+
+    Attributes:
+        batch_size: Tiles of a batch over all processes.
+
+    Raises:
+        InputError: For options that do not fit the tiles, or soft labels that are missing.
+    """
+
+    def __init__(self, config: ClassifierConfig, train: Tiles, num_classes: int, accelerator: Accelerator):
+        self.config, self.train, self.num_classes, self.accelerator = config, train, num_classes, accelerator
+        self.batch_size = fit_batch_size(config, len(train), accelerator.num_processes)
+        self.image_size = train.images.shape[1]
+        if config.max_shift >= self.image_size:
+            raise InputError(
+                f"{param('max_shift')}={config.max_shift} is out of range: it must be below the {self.image_size} px "
+                "of the tiles, whose reflection comes in at the edge; give less"
+            )
+        self.weights = class_weights(train.labels, config.class_balance)
+        self.labels = torch.from_numpy(train.labels)
+        self.soft_labels = None
+        if config.soft_label_weight > 0:
+            if train.soft_labels is None:
+                raise InputError(
+                    f"{param('soft_label_weight')}={config.soft_label_weight} needs soft labels, and the training "
+                    "tiles have none: train on a dataset with a column soft_label, or give 0"
+                )
+            self.soft_labels = at_temperature(torch.from_numpy(train.soft_labels), config.temperature)
+
+    def draw(self, position: int) -> Batch:
+        """This process's share of the batch of that number, counted over all steps.
+
+        Every process draws the tiles, augmentations and mixtures of the whole batch, and works on its share of them.
+        """
+        config = self.config
+        indices = batch_indices(len(self.train), self.batch_size, position, config.seed, self.weights)
+        plan = draw_plan(
+            self.batch_size,
+            step_generator(config.seed, position),
+            max_shift=config.max_shift,
+            stain_strength=config.stain_strength,
+            max_blur=config.max_blur,
+        )
+        mixing = draw_mixing(
+            self.batch_size,
+            self.image_size,
+            step_generator(config.seed, position, stream=_MIXING_STREAM),
+            mixup=config.mixup,
+            cutmix=config.cutmix,
+        )
+        share = self._share(indices)
+        images = self._augmented(share, self._share(plan))
+        labels, soft_labels = self.labels[share], None if self.soft_labels is None else self.soft_labels[share]
+        if mixing is not None:
+            mixing = self._share(mixing)
+            partners = indices[mixing.partners.numpy()]
+            images = mix_images(images, self._augmented(partners, plan[mixing.partners]), mixing)
+            labels = mix(self._one_hot(labels), self._one_hot(self.labels[partners]), mixing)
+            if self.soft_labels is not None:
+                soft_labels = mix(soft_labels, self.soft_labels[partners], mixing)
+        return Batch(images, self._to_device(labels), None if soft_labels is None else self._to_device(soft_labels))
+
+    def _share(self, of_whole_batch: Any) -> Any:
+        return process_slice(of_whole_batch, self.accelerator.process_index, self.accelerator.num_processes)
+
+    def _augmented(self, indices: np.ndarray, plan: AugmentationPlan) -> torch.Tensor:
+        return apply_plan(self._to_device(to_model_input(self.train.images[indices])), plan)
+
+    def _one_hot(self, labels: torch.Tensor) -> torch.Tensor:
+        return F.one_hot(labels, self.num_classes)
+
+    def _to_device(self, values: torch.Tensor) -> torch.Tensor:
+        return values.to(self.accelerator.device, non_blocking=True)
+
+
+def build_classifier(config: ClassifierConfig, image_size: int, class_names: Sequence[str]) -> Classifier:
+    """A new classifier whose weights are decided by `config.seed`; global random numbers are left as they were.
+
+    Args:
+        config: Its architecture, width, treatment of stain, and seed count.
+        image_size: Side of the tiles in px.
+        class_names: One per class; the index is the label.
+
+    Raises:
+        InputError: For an architecture that does not suit the sizes.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return Classifier(
+            architecture=config.architecture,
+            num_classes=len(class_names),
+            image_size=image_size,
+            class_names=class_names,
+            width=config.width,
+            normalize_stain=config.normalize_stain,
+        )
+
+
+def make_optimizer(config: ClassifierConfig, model: Classifier) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices and kernels alone: biases and norms have one dimension."""
+    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    return torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=config.learning_rate,
+        fused=model.device.type in ("cpu", "cuda"),
+    )
+
+
+def fit_batch_size(config: ClassifierConfig, num_tiles: int, num_processes: int) -> int:
+    """The config's batch size, or the number of training tiles where that is smaller.
+
+    Raises:
+        InputError: If there would not be a tile for every process.
+    """
+    batch_size = min(config.batch_size, num_tiles)
+    if batch_size < num_processes:
+        raise InputError(
+            f"a batch of {batch_size} tiles can't be split over {num_processes} processes: use fewer processes, or a "
+            f"larger {param('batch_size')} and more tiles"
+        )
+    return batch_size
+
+
+def update_average(average: Classifier, model: Classifier, decay: float, step: int) -> None:
+    """Moves the averaged weights towards those of the model: average ← d · average + (1 - d) · model.
+
+    The first weights are random, and a slow average would hold on to them for long. So d begins small, and rises as
+    (1 + step) / (10 + step) up to `decay`: it is 0.1 after the first step, 0.5 after the ninth, 0.92 after the
+    hundredth. The running statistics of batch norm are averaged like weights; whole numbers, which count batches, are
+    copied.
+
+    Args:
+        average: What is changed, in place.
+        model: The classifier after the step.
+        decay: The largest d, at least 0 and below 1.
+        step: Number of the step, from 0.
+    """
+    share = 1 - min(decay, (1 + step) / (10 + step))
+    with torch.no_grad():
+        pairs = zip(average.state_dict().values(), model.state_dict().values(), strict=True)
+        for averaged, new in pairs:
+            if averaged.is_floating_point():
+                averaged.lerp_(new.to(averaged.dtype), share)
+            else:
+                averaged.copy_(new)
+
+
+def rank_of(scores: dict[str, Any]) -> tuple[float, float]:
+    """What decides between two steps: accuracy, then AUC; one that is undefined comes last."""
+    return scores["accuracy"], -1.0 if scores["auc"] is None else scores["auc"]
+
+
+def _sample(tiles: Tiles, at_most: int, seed: int) -> Tiles:
+    if len(tiles) <= at_most:
+        return tiles
+    chosen = np.random.default_rng(seed).permutation(len(tiles))[:at_most]
+    return tiles.subset(np.sort(chosen))

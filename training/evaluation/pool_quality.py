@@ -1,0 +1,126 @@
+"""How good a pool is: its distances to real validation tiles, and what the autoencoder leaves of real tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderDC
+
+from histodistill.training.data.pixels import to_model_input, to_uint8
+from histodistill.training.data.tiles import Tiles
+from histodistill.training.evaluation.generation_metrics import frechet_distance, kernel_distance, neighbourhoods
+from histodistill.training.evaluation.pool_figures import CANDIDATES, DISTANCES
+from histodistill.training.models.embedders import embed_images
+
+
+def measure_pool(
+    sets: Mapping[str, Tiles], class_names: Sequence[str], embedder: str | Path, n_neighbors: int
+) -> list[dict[str, Any]]:
+    """Embeds tiles and measures their distances to validation tiles.
+
+    Args:
+        sets: The tiles called "validation", and those of each of `CANDIDATES`.
+        class_names: Names of the labels.
+        embedder: What `embed_images` takes.
+        n_neighbors: Of the neighbourhoods.
+
+    Returns:
+        See `compare_with_validation`.
+    """
+    embeddings = {name: embed_images(embedder, tiles.images) for name, tiles in sets.items()}
+    labels = {name: tiles.labels for name, tiles in sets.items()}
+    return compare_with_validation(embeddings, labels, class_names, n_neighbors)
+
+
+def compare_with_validation(
+    embeddings: Mapping[str, np.ndarray],
+    labels: Mapping[str, np.ndarray],
+    class_names: Sequence[str],
+    n_neighbors: int,
+) -> list[dict[str, Any]]:
+    """Distances of the pool, and of real training tiles, to validation tiles: of all classes, then of each.
+
+    Args:
+        embeddings: float32 N×D of "validation" and of each of `CANDIDATES`.
+        labels: int64 N of the same.
+        class_names: Names of the labels.
+        n_neighbors: Of the neighbourhoods.
+
+    Returns:
+        Dicts of class (None for all), num_images (of each kind), and the distances of each candidate.
+    """
+    names = ["validation", *CANDIDATES]
+    drawn = dict(zip(names, draw_equal([labels[name] for name in names], len(class_names), seed=0), strict=True))
+    groups = [(None, list(range(len(class_names)))), *((name, [i]) for i, name in enumerate(class_names))]
+    records = []
+    for class_name, members in groups:
+        points = {name: embeddings[name][np.concatenate([drawn[name][i] for i in members])] for name in names}
+        record = {"class": class_name, "num_images": len(points["validation"])}
+        for name in CANDIDATES:
+            record[name] = measure_distances(points["validation"], points[name], n_neighbors)
+        records.append(record)
+    return records
+
+
+def draw_equal(label_sets: Sequence[np.ndarray], num_classes: int, seed: int) -> list[list[np.ndarray]]:
+    """As many rows of each class from every set as the set with the fewest has: sizes and class shares then agree.
+
+    Args:
+        label_sets: int64 N_i each.
+        num_classes: Number of classes C.
+        seed: Of the draw.
+
+    Returns:
+        For each set, C arrays of row numbers.
+    """
+    counts = np.stack([np.bincount(labels, minlength=num_classes) for labels in label_sets]).min(axis=0)
+    return [
+        [
+            np.random.default_rng([seed, number, label]).permutation(np.flatnonzero(labels == label))[:count]
+            for label, count in enumerate(counts)
+        ]
+        for number, labels in enumerate(label_sets)
+    ]
+
+
+def measure_distances(real: np.ndarray, generated: np.ndarray, n_neighbors: int) -> dict[str, float | None]:
+    """All distances of two sets of embeddings.
+
+    Args:
+        real, generated: float N×D and M×D.
+        n_neighbors: Of the neighbourhoods.
+
+    Returns:
+        The distances by the names of `DISTANCES`; None each where there are too few real embeddings.
+    """
+    if len(real) <= n_neighbors:
+        return dict.fromkeys(DISTANCES)
+    return {
+        "frechet_distance": frechet_distance(real, generated),
+        "kernel_distance": kernel_distance(real, generated),
+        **asdict(neighbourhoods(real, generated, n_neighbors)),
+    }
+
+
+@torch.no_grad()
+def reconstruct(autoencoder: AutoencoderDC, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
+    """What is left of images after encoding and decoding.
+
+    Args:
+        autoencoder: Used where it is.
+        images: uint8 N×H×W×3.
+        batch_size: Images at a time.
+
+    Returns:
+        uint8 N×H×W×3.
+    """
+    parts = []
+    for start in range(0, len(images), batch_size):
+        batch = to_model_input(images[start : start + batch_size]).to(autoencoder.device)
+        parts.append(to_uint8(autoencoder.decode(autoencoder.encode(batch).latent).sample.float().cpu()))
+    return np.concatenate(parts)

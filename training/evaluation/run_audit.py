@@ -1,0 +1,307 @@
+"""The parts of auditing a run: its tiles, the attack on its weights, its record and its pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image, ImageDraw
+
+from histodistill.hub_cards.gate import AUDIT_FORMAT, audit_sentences, files_to_audit, hash_files
+from histodistill.selection.image_audit import (
+    AuditResult,
+    Finding,
+    LabelledImages,
+    RealTiles,
+    SetAudit,
+    audit,
+    judge_set,
+    judge_weights,
+)
+from histodistill.training.data.audit_tiles import audit_share_of, real_tiles
+from histodistill.training.data.image_dataset import read_image_dataset
+from histodistill.training.data.images import png_bytes
+from histodistill.training.data.sources import load_tiles
+from histodistill.training.data.tiles import Tiles, TileSource
+from histodistill.training.evaluation.cells import check_same_kind
+from histodistill.training.evaluation.weights_attack import attack_scores, denoising_losses
+from histodistill.training.models.embedders import is_classifier, named_embeddings
+from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.files import write_bytes
+from histodistill.training.running.stages import read_record, require_complete
+
+
+#: Folders of a run that are judged, each by itself, in the order in which they are named.
+PARTS = ("distilled", "selector", "pipeline")
+# Generated images on a picture, each beside the real tile that it is most like, stand in so many columns.
+_COLUMNS = 5
+# Pixels: small tiles are enlarged by a whole number to nearly this side, so that one can see them; so much space is
+# between the two of a pair and around it, and below it for a line of text.
+_SIDE, _GAP, _TEXT = 112, 6, 14
+
+
+@dataclass(frozen=True, repr=False)
+class AuditedRun:
+    """A finished run, as its audit takes it.
+
+    Attributes:
+        folder: The run.
+        records: Part → its stage record: of `pipeline`, `pool` and `distilled`.
+        source: The real tiles, with the same part held out as when the models were trained.
+        class_names: Names of the labels.
+        published: The distilled set.
+        files: Part → file → the SHA-256 of what its verdict is about.
+    """
+
+    folder: Path
+    records: dict[str, dict[str, Any]]
+    source: TileSource
+    class_names: list[str]
+    published: LabelledImages
+    files: dict[str, dict[str, str]]
+
+    @cached_property
+    def real(self) -> RealTiles:
+        """The real tiles by what the models saw of them; `InputError` if there are too few."""
+        return real_tiles(self.source)
+
+    @cached_property
+    def pool(self) -> LabelledImages:
+        """All images that were generated."""
+        images, columns, _ = read_image_dataset(self.folder / "pool")
+        return LabelledImages(images, columns["label"])
+
+
+def read_run(run: Path, data: str | Path, audit_share: float | None, embedders: Sequence[str]) -> AuditedRun:
+    """Reads what is audited, and sees that it belongs together.
+
+    Args:
+        run: Folder with finished autoencoder/, pipeline/, pool/ and distilled/.
+        data: The real tiles, as `load_tiles` takes them.
+        audit_share: Share of the training tiles that no model saw; None for what run.json says.
+        embedders: Embedding spaces beside pixels.
+
+    Raises:
+        InputError: For a part that is not finished or not made from the others, tiles that the run was not made from,
+            or an embedder that is a classifier.
+    """
+    records = {
+        "pipeline": require_complete(run / "pipeline", "pipeline", "run train_diffusion first"),
+        "pool": require_complete(run / "pool", "pool", "run histodistill generate first"),
+        "distilled": require_complete(run / "distilled", "distilled set", "run histodistill select first"),
+    }
+    source = load_run_tiles(run, data, audit_share, records["pipeline"])
+    images, columns, class_names = read_image_dataset(run / "distilled")
+    check_same_kind(run / "distilled", images, class_names, source)
+    for name in embedders:
+        if Path(name).is_dir() and is_classifier(name):
+            raise InputError(
+                f"{param('embedders')} {name} is a classifier, which knows the tiles that it was trained on whatever "
+                "is published: give another"
+            )
+    files = {part: hash_files(run / part, files_to_audit(run / part)) for part in PARTS if (run / part).is_dir()}
+    check_one_run(run, records)
+    return AuditedRun(run, records, source, class_names, LabelledImages(images, columns["label"]), files)
+
+
+def audit_run(run: AuditedRun, embedders: Sequence[str], n_planted: int, weight_tiles: int, seed: int) -> AuditResult:
+    """All figures of a run: of what it publishes, its pool, and its weights.
+
+    Args:
+        run: The run.
+        embedders: Embedding spaces beside pixels.
+        n_planted: Copies of each kind to plant.
+        weight_tiles: Tiles of either kind whose loss is measured, at most.
+        seed: Of all that is random.
+
+    Raises:
+        InputError: If the real tiles are not fit for an audit.
+    """
+    losses = measure_losses(run.folder / "pipeline", run.real, weight_tiles, seed)
+    try:
+        return audit(
+            run.published,
+            run.pool,
+            run.real,
+            named_embeddings(embedders),
+            n_planted=n_planted,
+            weight_losses=losses,
+            seed=seed,
+        )
+    except ValueError as error:  # what the tiles are not fit for
+        raise InputError(f"the tiles of {run.source.name} cannot be audited by: {error}") from error
+
+
+def check_one_run(run: Path, records: dict[str, dict[str, Any]]) -> None:
+    """Refuses a run whose parts do not belong together, or were not all trained on the same tiles.
+
+    A pool of another pipeline would be judged in place of what the weights make; and if the autoencoder or the teacher
+    saw the tiles that were held out from the denoiser, these would be no control.
+
+    Raises:
+        InputError: Names the two parts.
+    """
+    pipeline = records["pipeline"]
+    autoencoder = require_complete(run / "autoencoder", "autoencoder", "run train_autoencoder first")
+    teacher = read_record(run / "teacher")
+    made_by = [
+        ("pool", records["pool"]["settings"].get("pipeline"), "pipeline", pipeline["fingerprint"]),
+        ("distilled", records["distilled"]["settings"].get("pool"), "pool", records["pool"]["fingerprint"]),
+        ("pipeline", pipeline["settings"].get("autoencoder"), "autoencoder", autoencoder["fingerprint"]),
+    ]
+    for part, source, of, expected in made_by:
+        if source != expected:
+            raise InputError(f"{run / part} was not made from {run / of}, which has changed since: make it anew")
+    if pipeline["settings"].get("dp_public_autoencoder"):
+        autoencoder = None
+    for name, record in {"autoencoder": autoencoder, "teacher": teacher}.items():
+        if record and record["settings"].get("data") != pipeline["settings"]["data"]:
+            raise InputError(
+                f"{run / name} was not trained on the same tiles as {run / 'pipeline'}, so it may have seen those "
+                f"that were held out: train it with the same {param('data')} and {param('audit_share')}"
+            )
+
+
+def load_run_tiles(
+    run: Path, data: str | Path, audit_share: float | None, pipeline_record: dict[str, Any]
+) -> TileSource:
+    """The real tiles, with the same part held out as when the pipeline was trained.
+
+    Raises:
+        InputError: If these are not the tiles that it was trained on.
+    """
+    share = audit_share_of(run) if audit_share is None else audit_share
+    size = require_complete(run / "autoencoder", "autoencoder", "run train_autoencoder first")["image_size"]
+    source = load_tiles(data, image_size=size, audit_share=share)
+    if source.fingerprint() != pipeline_record["settings"]["data"]:
+        raise InputError(
+            f"{param('data')} {data} with {param('audit_share')} {share} is not what {run / 'pipeline'} was trained "
+            "on: give the same tiles and share"
+        )
+    return source
+
+
+def measure_losses(folder: Path, real: RealTiles, num_tiles: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The losses of an attacker who holds a pipeline's weights.
+
+    Args:
+        folder: The pipeline.
+        real: The real tiles.
+        num_tiles: Tiles of either kind, at most.
+        seed: Of which tiles are drawn, and of the noise.
+
+    Returns:
+        One loss for each of the training tiles drawn, and for each of those that no model has seen: float64 N and M.
+    """
+    # The folder is this machine's own work: its pipeline.py is the file that ships with histodistill.
+    pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    losses = []
+    for number, part in enumerate((real.train, real.held_out or real.validation)):
+        rows = np.sort(np.random.default_rng([seed, number]).permutation(len(part))[:num_tiles])
+        losses.append(denoising_losses(pipeline, Tiles(part.images[rows], part.labels[rows]), seed))
+    return attack_scores(*losses)
+
+
+def audit_record(run: AuditedRun, result: AuditResult) -> dict[str, Any]:
+    """What audit.json holds: nothing in it is of a single real tile."""
+    findings = {"distilled": judge_set(result), "selector": judge_set(result), "pipeline": judge_weights(result)}
+    figures = to_plain(result, run.class_names)
+    for part in ("published", "pool"):
+        for name in ("closest", "closest_scores"):
+            del figures[part][name]
+    return {
+        "format": AUDIT_FORMAT,
+        "data": run.source.name,
+        "num_tiles": {name: len(tiles) for name, tiles in run.source.splits.items()},
+        "held_out_at_random": result.is_random,
+        "copies_dropped": run.records["distilled"].get("copies_dropped"),
+        "parts": {part: _verdict(findings[part], run.files[part]) for part in run.files},
+        "figures": figures,
+    }
+
+
+def _verdict(findings: list[Finding], files: dict[str, str]) -> dict[str, Any]:
+    return {
+        "passed": all(bool(finding.passed) for finding in findings),
+        "findings": [to_plain(finding, []) for finding in findings],
+        "files": files,
+    }
+
+
+def to_plain(value: Any, class_names: list[str]) -> Any:
+    """Figures as JSON holds them: dataclasses as objects, classes by name."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: to_plain(getattr(value, f.name), class_names) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {_key(key, class_names): to_plain(item, class_names) for key, item in value.items()}
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _key(key: Any, class_names: list[str]) -> str:
+    # Whole numbers are classes; false positive rates are not whole.
+    return class_names[key] if isinstance(key, int) else str(key)
+
+
+def summary_lines(record: dict[str, Any]) -> list[str]:
+    """What `audit.json` says, for people."""
+    lines = []
+    for part in record["parts"]:
+        verdict = "passed" if record["parts"][part]["passed"] else "NOT PASSED: it should not be published"
+        lines.append(f"audit of {part}: {verdict}")
+    shown = max((p for p in ("pipeline", "distilled") if p in record["parts"]), key=PARTS.index)
+    lines += [f"  {sentence}" for sentence in audit_sentences(record, shown)]
+    if not record["held_out_at_random"]:
+        lines.append(
+            "  note: no training tiles were held out at random (--audit-share), so validation tiles stood in for them"
+        )
+    return lines
+
+
+def draw_pairs(path: Path, images: np.ndarray, real: RealTiles, found: SetAudit, result: AuditResult) -> None:
+    """Writes the picture of the closest pairs of one set; there is none where no image is like a tile.
+
+    Args:
+        path: The PNG file.
+        images: uint8 N×S×S×3, the set.
+        real: The real tiles.
+        found: What the audit found of this set.
+        result: The whole audit.
+    """
+    if not len(found.closest):  # images with nothing on them are like no tile
+        path.unlink(missing_ok=True)
+        return
+    rows, tiles = found.closest.T
+    write_bytes(path, draw_closest(images[rows], real.all_images[tiles], found.closest_scores, result.limits.limit))
+
+
+def draw_closest(synthetic: np.ndarray, real: np.ndarray, scores: np.ndarray, limit: float) -> bytes:
+    """A PNG of generated images, each beside the real tile that it is most like: uint8 N×S×S×3 each.
+
+    Args:
+        synthetic, real: The pairs.
+        scores: Of the pairs, smallest first.
+        limit: A pair below this is a copy, and gets a red frame.
+    """
+    size = synthetic.shape[1]
+    side, gap, text = size * max(1, _SIDE // size), _GAP, _TEXT
+    columns = min(_COLUMNS, len(synthetic))
+    rows = -(-len(synthetic) // columns)
+    canvas = Image.new("RGB", (columns * (2 * side + 4 * gap), rows * (side + 2 * gap + text)), "white")
+    draw = ImageDraw.Draw(canvas)
+    for i, (pair, score) in enumerate(zip(zip(synthetic, real, strict=True), scores, strict=True)):
+        left, top = i % columns * (2 * side + 4 * gap) + gap, i // columns * (side + 2 * gap + text) + gap
+        if score < limit:
+            draw.rectangle((left - 3, top - 3, left + 2 * side + gap + 2, top + side + 2), outline="red", width=3)
+        for number, image in enumerate(pair):
+            enlarged = Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST)
+            canvas.paste(enlarged, (left + number * (side + gap), top))
+        draw.text((left, top + side + 2), f"generated | real   {score / limit:.2f} of the limit", fill="black")
+    return png_bytes(canvas)

@@ -1,0 +1,38 @@
+"""What `histodistill distill` ends with: the scores of a run as lines of plain text, and where its files are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from histodistill.training.reporting.run_files import REPORT, read_results
+from histodistill.training.reporting.scores import recoveries, score_tables
+
+
+def summary_lines(run: str | Path) -> list[str]:
+    """What a run ends with, as lines of plain text: ACC, AUC and F1 by row and architecture, recovery, where to look.
+
+    Args:
+        run: Folder of a run; without `results.json` the lines say how to make the scores.
+
+    Raises:
+        InputError: If results.json cannot be read or is of a later format.
+    """
+    run = Path(run)
+    results = read_results(run)
+    lines = []
+    if results and results["rows"]:
+        width = max(len(row["title"]) for row in results["rows"]) + 2
+        for table in score_tables(results):
+            lines.append(f"{table['architecture']:<{width + 2}}{'images':>8}{'ACC':>16}{'AUC':>16}{'F1':>16}")
+            for row in table["rows"]:
+                scores = "".join(f"{score!s:>16}" for score in row["scores"])
+                lines.append(f"  {row['title']:<{width}}{row['num_train']:>8,}{scores}")
+            lines.append("")
+        lines += results.get("notes", [])
+        lines += [item["sentence"] for item in recoveries(results)]
+    else:
+        lines.append("No scores yet: histodistill compare makes them.")
+    lines.append(f"Distilled set: {run / 'distilled'}")
+    if (run / REPORT).is_file():
+        lines.append(f"Report:        {run / REPORT}")
+    return lines

@@ -1,0 +1,178 @@
+"""Trains cells of the results table in several processes, each of which reads the tiles once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context, parent_process
+from typing import TYPE_CHECKING
+
+import torch
+from tqdm.auto import tqdm
+
+from histodistill.training.data.image_dataset import read_image_dataset
+from histodistill.training.data.sources import load_tiles
+from histodistill.training.data.tiles import Tiles, sample_per_class
+from histodistill.training.distillation.pool_selection import fit_selector
+from histodistill.training.engine.accelerator import make_accelerator
+from histodistill.training.evaluation.cells import train_cell
+from histodistill.training.running.allocator import keep_freed_memory
+from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.launch import usable_cores
+from histodistill.training.running.stages import Stage
+from histodistill.training.tables.planned_cells import Cell
+from histodistill.training.tables.results_summary import SPLITS
+from histodistill.training.tables.table_inputs import read_inputs
+
+
+if TYPE_CHECKING:
+    from histodistill.training.tables.results_table import ResultsTableConfig
+
+
+def train_cells(config: ResultsTableConfig, cells: list[Cell], stage: Stage) -> list[str]:
+    """Trains cells in `config.jobs` processes, and writes their files.
+
+    Args:
+        config: Of the table.
+        cells: Those that are missing, at least one.
+        stage: Keeps the time spent after each of them.
+
+    Returns:
+        Why some were left out, a sentence for each reason.
+
+    Raises:
+        InputError: Where a process was killed.
+    """
+    notes: list[str] = []
+    jobs = min(config.jobs, len(cells))
+    threads = max(1, usable_cores() // jobs)
+    with (
+        # Read by the numerical libraries when a worker imports them.
+        _environment("OMP_NUM_THREADS", str(threads)),
+        ProcessPoolExecutor(
+            jobs, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(config, threads)
+        ) as workers,
+    ):
+        futures = [workers.submit(_run_cell, cell) for cell in cells]
+        try:
+            for future in tqdm(as_completed(futures), total=len(futures), desc="benchmark", unit="training"):
+                note = future.result()
+                if note and note not in notes:
+                    notes.append(note)
+                    tqdm.write(note)
+                stage.save_progress()
+        except BrokenProcessPool as error:
+            raise InputError(
+                f"a process of {param('jobs')}={config.jobs} was killed, perhaps for want of memory: run the same "
+                f"command again to go on, with fewer {param('jobs')}"
+            ) from error
+        except BaseException:
+            workers.shutdown(cancel_futures=True)
+            raise
+    return notes
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """Sets a variable of the environment, which processes that are started meanwhile inherit."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+class Worker:
+    """What trains cells, one after the other.
+
+    Args:
+        config: Of the table, whose folder holds the inputs that `write_inputs` wrote.
+
+    Attributes:
+        source: The real tiles.
+        class_names: Names of the labels.
+        pool: The pool, with the teacher's soft labels.
+        real: The real training tiles, with the teacher's soft labels where a row needs them.
+        inputs: What selections go by.
+        accelerator: Of this process.
+    """
+
+    def __init__(self, config: ResultsTableConfig):
+        self.folder = config.folder
+        self.source = load_tiles(config.data, image_size=config.image_size)
+        train = self.source.split("train")
+        images, columns, self.class_names = read_image_dataset(config.run / "pool")
+        self.inputs, real_probabilities = read_inputs(self.folder, columns["label"], train.labels)
+        self.pool = Tiles(images, columns["label"], self.inputs.probabilities)
+        self.real = Tiles(train.images, train.labels, real_probabilities)
+        self.accelerator = make_accelerator(config.mixed_precision)
+
+    def training_tiles(self, cell: Cell) -> Tiles:
+        """The tiles that a cell trains on.
+
+        Raises:
+            InputError: Where a class has too few, or for a selector's refusal.
+        """
+        row, seed = cell.row, cell.config.seed
+        if row.tiles == "real_all":
+            return self.real
+        if row.tiles == "pool_all":
+            return self.pool
+        assert cell.size is not None
+        if row.tiles == "real_random":
+            return self.real.subset(sample_per_class(self.real.labels, cell.size, seed))
+        selection = fit_selector(row.selection(cell.size, seed), self.inputs, self.class_names)
+        return self.pool.subset(selection.selector.selected_indices_)
+
+    def run(self, cell: Cell) -> str | None:
+        """Trains and scores a cell, and writes its file.
+
+        One that cannot be trained, or diverges, does not take the others with it.
+
+        Returns:
+            Why it was left out, or None.
+        """
+        try:
+            tiles = self.training_tiles(cell)
+            score_on = {split: self.source.split(split) for split in SPLITS}
+            train_cell(
+                cell.path(self.folder), cell.row.name, cell.config, tiles, None, score_on, self.accelerator,
+                self.class_names, progress=False, size=cell.size,
+            )  # fmt: skip
+        except InputError as error:
+            size = "all" if cell.size is None else f"{cell.size} per class"
+            return f"{cell.row.name}, {size}, {cell.config.architecture}: left out, since {error}"
+        return None
+
+
+# The one of this process, which the pool of processes starts and then sends cells to.
+_worker: Worker | None = None
+
+
+def _start_worker(config: ResultsTableConfig, threads: int) -> None:
+    global _worker
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    # A benchmark that is killed must not leave its processes behind.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _worker = Worker(config)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _run_cell(cell: Cell) -> str | None:
+    assert _worker is not None
+    return _worker.run(cell)

@@ -1,0 +1,156 @@
+"""Cells of the results table before they are trained: which there are to be, and which of them are kept in files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from histodistill.training.engine.classifier_config import ClassifierConfig
+from histodistill.training.evaluation.plans import parse_plan
+from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.files import read_json
+from histodistill.training.running.stages import first_difference
+from histodistill.training.tables.rows import (
+    DEFAULT_ROWS,
+    DEFAULT_SIZES,
+    WHOLE_ROWS,
+    Row,
+    file_name,
+    parse_recipe,
+    parse_row,
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training.
+
+    Attributes:
+        config: How to train; its seed is also that of the selection.
+        row: What to train on.
+        size: Images per class; None for a row of fixed size.
+    """
+
+    config: ClassifierConfig
+    row: Row
+    size: int | None
+
+    def path(self, folder: Path) -> Path:
+        """The file in the table's folder that holds its scores."""
+        size = "all" if self.size is None else self.size
+        name = f"{self.config.architecture}-{file_name(self.row.name)}-{size}-seed{self.config.seed}.json"
+        return folder / "cells" / name
+
+
+def plan_lines(
+    train: Sequence[str],
+    common_recipe: Sequence[str],
+    rows: Sequence[str] | None,
+    sizes: Sequence[int] | None,
+    batch_size: int,
+) -> list[Cell]:
+    """The lines of the table, each as its cell of seed 0.
+
+    What a row says of the recipe goes before what a classifier says, and that before what all share.
+
+    Args:
+        train: Classifiers, as `ARCHITECTURE:STEPS[@OPTION=VALUE,…]`.
+        common_recipe: Options of the recipe for all, as `OPTION=VALUE`.
+        rows: Names of the rows; None takes those of `DEFAULT_ROWS` for the architecture.
+        sizes: Images per class; None takes those of `DEFAULT_SIZES` for the architecture.
+        batch_size: Tiles per batch.
+
+    Raises:
+        InputError: For a text that cannot be read, or a recipe that is out of range.
+    """
+    common = parse_recipe(common_recipe, param("recipe"))
+    classifiers, recipes = [], []
+    for text in train:
+        classifier, at, changes = text.partition("@")
+        if classifier.count(":") > 1:
+            raise InputError(
+                f"{param('train')}={text}: write ARCHITECTURE:STEPS, as in convnet:600; {param('rows')} says what to "
+                "train on"
+            )
+        classifiers.append(classifier)
+        recipes.append({**common, **parse_recipe(changes.split(",") if at else [], f"{param('train')} {text}")})
+    lines = []
+    for (architecture, steps, _), recipe in zip(parse_plan(classifiers, ()), recipes, strict=True):
+        for row in map(parse_row, rows or DEFAULT_ROWS[architecture]):
+            config = _row_config(row, recipe, architecture, steps, batch_size)
+            line_sizes = (None,) if row.tiles in WHOLE_ROWS else sizes or DEFAULT_SIZES[architecture]
+            lines += [Cell(config, row, size) for size in line_sizes]
+    return lines
+
+
+def _row_config(row: Row, recipe: dict[str, Any], architecture: str, steps: int, batch_size: int) -> ClassifierConfig:
+    try:
+        return ClassifierConfig(
+            **{**recipe, **row.recipe},
+            architecture=architecture,
+            max_train_steps=steps,
+            batch_size=batch_size,
+            # The last step counts, so nothing is validated before it.
+            validation_steps=steps,
+        )
+    except InputError as error:
+        raise InputError(f"{param('rows')} {row.name}: {error}") from error
+
+
+def plan_cells(lines: Iterable[Cell], seeds: Iterable[int]) -> list[Cell]:
+    """All cells of the lines: seed by seed, so that a table is whole after the first."""
+    lines = list(lines)
+    return [replace(line, config=replace(line.config, seed=seed)) for seed in seeds for line in lines]
+
+
+def missing_cells(cells: Sequence[Cell], folder: Path) -> list[Cell]:
+    """Those that are not in the table's folder.
+
+    Raises:
+        InputError: Where a cell that is there was trained in another way than the planned ones of its row, or of its
+            classifier, but for what the row changes: one table has one recipe.
+    """
+    planned = {(cell.config.architecture, cell.row.name): _recipe(cell.config) for cell in cells}
+    common: dict[str, dict[str, Any]] = {}
+    for cell in cells:
+        if not cell.row.recipe:
+            common.setdefault(cell.config.architecture, _recipe(cell.config))
+    own = {cell.path(folder) for cell in cells}
+    for path in sorted((folder / "cells").glob("*.json"), key=lambda path: (path not in own, path)):
+        kept = read_json(path)
+        recipe = {name: value for name, value in kept["config"].items() if name != "seed"}
+        place = kept["architecture"], kept["row"]
+        wanted = planned.get(place) or ("@" not in kept["row"] and common.get(kept["architecture"])) or recipe
+        if recipe != wanted:
+            raise InputError(
+                f"{path} was trained with another recipe ({first_difference(recipe, wanted)}): give another "
+                f"{param('output')}, or delete it"
+            )
+    return [cell for cell in cells if not cell.path(folder).is_file()]
+
+
+def _recipe(config: ClassifierConfig) -> dict[str, Any]:
+    return {name: value for name, value in asdict(config).items() if name != "seed"}
+
+
+def kept_cells(folder: Path, order: Sequence[str]) -> list[dict[str, Any]]:
+    """All cells in the table's folder, as `train_cell` wrote them.
+
+    Args:
+        folder: Of the table.
+        order: Names of the rows that come first; the others follow by name, and each row's cells by size and seed.
+    """
+    cells = [read_json(path) for path in sorted((folder / "cells").glob("*.json"))]
+    places = {row: place for place, row in enumerate(order)}
+    return sorted(
+        cells,
+        key=lambda cell: (
+            cell["architecture"],
+            places.get(cell["row"], len(order)),
+            cell["row"],
+            cell["size"] or 0,
+            cell["seed"],
+        ),
+    )

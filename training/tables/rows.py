@@ -1,0 +1,180 @@
+"""Rows of the results table: what they are called, and what a name says of the tiles and of the recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from histodistill.selection import SELECTOR_NAMES
+from histodistill.training.distillation.selector_options import SelectorConfig
+from histodistill.training.engine.classifier_config import ClassifierConfig
+from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.options import Kind
+
+
+# Rows whose tiles are not selected, and what they are.
+FIXED_ROWS = {
+    "real_all": "all real training tiles",
+    "pool_all": "the whole pool",
+    "real_random": "random real training tiles",
+}
+# Those that do not depend on the number of images per class.
+WHOLE_ROWS = ("real_all", "pool_all")
+# The rows that matter most, which the classifiers that take longer are trained on.
+MAIN_ROWS = (
+    "real_all",
+    "real_random",
+    "random",
+    "kernel_herding",
+    "kernel_herding@loss=joint",
+    "kernel_herding@soft_label_weight=1",
+)
+# The rows of the whole table by classifier; the ConvNet, which is quick, is trained on all.
+DEFAULT_ROWS = {
+    "convnet": (
+        "real_all",
+        "pool_all",
+        "real_random",
+        *SELECTOR_NAMES,
+        *MAIN_ROWS[4:],
+        *(f"{row}@stain_strength=0" for row in ("real_all", "real_random", "kernel_herding")),
+        *(f"{row}@normalize_stain=1" for row in ("real_all", "real_random", "kernel_herding")),
+    ),
+    "resnet18": MAIN_ROWS,
+    "vit": MAIN_ROWS,
+}
+# Images per class of the whole table by classifier: fewer sizes for those that take longer.
+DEFAULT_SIZES = {"convnet": (10, 50, 100), "resnet18": (10, 100), "vit": (100,)}
+# Classifiers of the whole table and their optimizer steps; a step of the ResNet takes several times as long.
+DEFAULT_TRAIN = ("convnet:600", "resnet18:300", "vit:600")
+# Options of the recipe that no row changes, since one table has one network, one budget and one way of measuring.
+FIXED_OPTIONS = (
+    "architecture",
+    "width",
+    "max_train_steps",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "validation_steps",
+    "validation_tiles",
+    "seed",
+)
+# What a row may change of the recipe.
+RECIPE_OPTIONS = tuple(
+    option.name for option in dataclasses.fields(ClassifierConfig) if option.name not in FIXED_OPTIONS
+)
+# Options of `select` that no row takes: rows choose from the whole pool, copies of real tiles included.
+_COPY_OPTIONS = ("drop_copies", "copy_embedders")
+# Options of a selector that a row takes: its name stands before the colon, size and seed are those of the cell.
+_SELECTOR_OPTIONS = tuple(
+    option.name
+    for option in dataclasses.fields(SelectorConfig)
+    if option.name not in ("selector", "n_per_class", "seed", *_COPY_OPTIONS)
+)
+# How the value of an option of the recipe is read, by its type.
+_READERS: dict[type, Callable[[str], Any]] = {
+    int: int,
+    float: float,
+    str: str,
+    bool: {"0": False, "1": True}.__getitem__,
+}
+# Characters of a row in a file's name: file systems take 255 bytes, and more comes before and after it.
+_LONGEST_NAME = 120
+
+
+@dataclass(frozen=True)
+class Row:
+    """What classifiers are trained on, and how.
+
+    Attributes:
+        name: The row as the user wrote it: `TILES[@OPTION=VALUE,…]`.
+        tiles: One of `FIXED_ROWS`, or a selector with its options: the name up to the @.
+        options: The selector and its options; None for a row that is not selected.
+        recipe: What the row changes of the recipe, by name of the option.
+    """
+
+    name: str
+    tiles: str
+    options: SelectorConfig | None
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    def selection(self, n_per_class: int, seed: int) -> SelectorConfig:
+        """The options of its selector for so many images of each class; a row that is not selected has none."""
+        assert self.options is not None
+        return dataclasses.replace(self.options, n_per_class=n_per_class, seed=seed)
+
+
+def parse_row(name: str) -> Row:
+    """Reads a row, such as `real_all`, `infomap:quota=sqrt,n_neighbors=10` or `random@loss=joint,margin=0.2`.
+
+    Raises:
+        InputError: For an unknown selector or option, or a value that the option does not take.
+    """
+    where = f"{param('rows')} {name}"
+    tiles, at, changes = name.partition("@")
+    recipe = parse_recipe(changes.split(",") if at else [], where)
+    return Row(name, tiles, None if tiles in FIXED_ROWS else _parse_selector(tiles, where), recipe)
+
+
+def _parse_selector(text: str, where: str) -> SelectorConfig:
+    """Reads a row's selector with its options; `where` begins the sentence of an error."""
+    selector, _, rest = text.partition(":")
+    texts = dict(_selector_option(item, where) for item in (rest.split(",") if rest else []))
+    try:
+        options = {name: Kind.of(SelectorConfig, name).read_text(name, value) for name, value in texts.items()}
+        return SelectorConfig(selector=selector, **options)
+    except InputError as error:
+        # A row has options by the names of parameters, also where it stands on a command line.
+        raise InputError(f"{where}: {error}") from error
+
+
+def _selector_option(item: str, where: str) -> tuple[str, str]:
+    """Name and value of `OPTION=VALUE`."""
+    name, equals, value = item.partition("=")
+    name = name.replace("-", "_")
+    if name in _COPY_OPTIONS:
+        raise InputError(f"{where}: {item!r} cannot be given, since rows choose from the whole pool: leave it out")
+    if not equals or name == "selector":
+        raise InputError(f"{where}: {item!r} is not OPTION=VALUE: write a row as in infomap:quota=sqrt,n_neighbors=10")
+    if name not in _SELECTOR_OPTIONS:
+        raise InputError(f"{where}: {item!r} is not OPTION=VALUE with one of {', '.join(_SELECTOR_OPTIONS)}")
+    return name, value
+
+
+def parse_recipe(items: Sequence[str], where: str) -> dict[str, Any]:
+    """Reads `OPTION=VALUE` items of the recipe.
+
+    Args:
+        items: The texts; 0 and 1 stand for False and True.
+        where: What the sentence of an error begins with.
+
+    Returns:
+        The values by name of the option.
+
+    Raises:
+        InputError: For an item that is none, an option that is named twice, or a value of another type.
+    """
+    recipe: dict[str, Any] = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        name = name.replace("-", "_")
+        if not equals or name not in RECIPE_OPTIONS:
+            raise InputError(f"{where}: {item!r} is not OPTION=VALUE with one of {', '.join(RECIPE_OPTIONS)}")
+        if name in recipe:
+            raise InputError(f"{where} names {name} twice: name it once")
+        kind = Kind.of(ClassifierConfig, name).item
+        try:
+            recipe[name] = _READERS[kind](value)
+        except (LookupError, ValueError) as error:
+            rule = "must be a number, 0 or 1" if kind is bool else "must be a number"
+            raise InputError(f"{where}: {item!r} {rule}") from error
+    return recipe
+
+
+def file_name(row: str) -> str:
+    """A row's name as part of a file's name; rows that differ have names that differ."""
+    plain = re.sub(r"[^\w.]+", "-", row)[:_LONGEST_NAME]
+    return plain if plain == row else f"{plain}-{hashlib.sha256(row.encode()).hexdigest()[:8]}"

@@ -1,0 +1,91 @@
+"""What the rows of the results table select by and learn from, computed once: embeddings and soft labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from histodistill.training.distillation.pool_selection import SelectionInputs
+from histodistill.training.models.classifiers import Classifier
+from histodistill.training.models.embedders import embed_images, resolve_embedder
+from histodistill.training.models.prediction import predict_proba
+from histodistill.training.tables.planned_cells import Cell
+
+
+# The file in the table's folder that keeps them.
+INPUTS = "inputs.npz"
+
+
+def needed_inputs(lines: Iterable[Cell]) -> set[str]:
+    """Names of the arrays that the lines of a table need.
+
+    All need `embeddings` and `probabilities` of the pool; `real_embeddings` come where a row goes by the real tiles,
+    and `real_probabilities` where a row of tiles that are not selected has soft labels.
+    """
+    needed = {"embeddings", "probabilities"}
+    for line in lines:
+        options = line.row.options
+        if options is not None and options.typical_share is not None:
+            needed.add("real_embeddings")
+        if options is None and line.config.soft_label_weight > 0:
+            needed.add("real_probabilities")
+    return needed
+
+
+def write_inputs(
+    folder: Path, needed: set[str], embedder: str, teacher: Path, pool: np.ndarray, real: np.ndarray
+) -> None:
+    """Computes those of the needed arrays that the table's folder does not hold yet.
+
+    Args:
+        folder: Of the table.
+        needed: Names of arrays: see `needed_inputs`.
+        embedder: As for `histodistill select`.
+        teacher: Folder of the teacher.
+        pool: uint8 N×S×S×3, the images of the pool.
+        real: uint8 M×S×S×3, the real training tiles.
+    """
+    file = folder / INPUTS
+    arrays = {}
+    if file.is_file():
+        with np.load(file) as kept:
+            arrays = dict(kept)
+    if needed <= set(arrays):
+        return
+    embed_with = resolve_embedder(embedder, teacher)
+    classifier = Classifier.from_pretrained(teacher)
+    make: dict[str, Callable[[], np.ndarray]] = {
+        "embeddings": lambda: embed_images(embed_with, pool),
+        "probabilities": lambda: predict_proba(classifier, pool),
+        "real_embeddings": lambda: embed_images(embed_with, real),
+        "real_probabilities": lambda: predict_proba(classifier, real),
+    }
+    arrays |= {name: make[name]() for name in sorted(needed - set(arrays))}
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / ".inputs.tmp.npz"
+    np.savez(temporary, **arrays)
+    os.replace(temporary, file)
+
+
+def read_inputs(
+    folder: Path, labels: np.ndarray, real_labels: np.ndarray
+) -> tuple[SelectionInputs, np.ndarray | None]:
+    """What `write_inputs` kept.
+
+    Args:
+        folder: Of the table.
+        labels: int64 N, of the pool.
+        real_labels: int64 M, of the real training tiles.
+
+    Returns:
+        What selections go by, and float32 M×C, what the teacher says of the real training tiles; None where no row
+        needed it.
+    """
+    with np.load(folder / INPUTS) as kept:
+        inputs = SelectionInputs(
+            kept["embeddings"], labels, kept["probabilities"], kept.get("real_embeddings"), real_labels
+        )
+        return inputs, kept.get("real_probabilities")
