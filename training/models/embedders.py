@@ -82,7 +82,7 @@ def named_embeddings(names: list[str]) -> dict[str, Callable[[np.ndarray], np.nd
     Raises:
         InputError: If two have the same name.
     """
-    embeddings = {}
+    embeddings: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
     for name in names:
         label = "autoencoder" if is_autoencoder(name) else Path(name).name if Path(name).is_dir() else name
         if label in embeddings or label == "pixels":
