@@ -71,9 +71,6 @@ class ResultsTableConfig(StepConfig):
 
     def check(self) -> None:
         """Reads rows, classifiers and recipe, and checks that nothing is named twice."""
-        for name in ("rows", "sizes", "train", "seeds"):
-            if getattr(self, name) == ():
-                raise InputError(f"{param(name)} is empty: name at least one")
         require_once("sizes", self.sizes or ())
         require_once("seeds", self.seeds)
         if self.rows is not None and len(set(self.rows)) < len(self.rows):

@@ -212,7 +212,7 @@ def test_bad_options_end_with_one_sentence(argv, message, monkeypatch, capsys):
     ("options", "message"),
     [
         ({"rows": ["random@margin=2"]}, "rows random@margin=2: margin=2.0 is out of range"),
-        ({"rows": []}, "rows is empty: name at least one"),
+        ({"rows": []}, "rows has no values: give at least one"),
         ({"sizes": [2, 2]}, "sizes=2 2 is out of range: each may be named once"),
         ({"train": ["convnet:5:random"]}, "train=convnet:5:random: write ARCHITECTURE:STEPS, as in convnet:600; rows"),
     ],
