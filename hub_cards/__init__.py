@@ -1,6 +1,12 @@
-"""The cards (README.md) of what is published, and publishing it: plain data in, Markdown with a YAML header out.
+"""What stands between a finished run and the Hub: cards, the gate and the upload. Nothing here is measured.
 
-Finished folders go to the Hub, past the gate of the privacy audit. Nothing is computed.
+- Cards: the README.md of each repository, plain data in, Markdown with a YAML header out. `dataset_card`,
+  `pipeline_card`, `selector_card` and `metric_card` have one each; `card_facts` is what those of one run say alike,
+  and `rendering` fills the templates.
+- The gate, `gate`: only what has passed the privacy audit may go up, and no metadata with it.
+- The upload, `uploading`: all of a repository in one commit, and nothing where nothing changed.
+
+Errors are sentences. Those that a parameter of `histodistill publish` would mend name it in backticks.
 """
 
 from __future__ import annotations

@@ -9,8 +9,11 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 
+#: What texts call the architectures of classifiers.
 ARCHITECTURES = {"convnet": "ConvNet", "resnet18": "ResNet-18", "vit": "ViT"}
+# What the model index of the Hub calls the scores.
 _METRICS = {"accuracy": "Accuracy", "auc": "Macro one-vs-rest AUC", "f1": "Macro F1"}
+# The identifiers of the same scores in that index, which are those of the library evaluate.
 _METRIC_TYPES = {"accuracy": "accuracy", "auc": "roc_auc", "f1": "f1"}
 
 
@@ -19,8 +22,8 @@ class AuditFacts:
     """What the privacy audit of a repository found.
 
     Attributes:
-        passed: whether it passed.
-        findings: what it measured, in plain words, one sentence each.
+        passed: Whether it passed.
+        findings: What it measured, in plain words, one sentence each.
     """
 
     passed: bool
@@ -32,12 +35,12 @@ class PrivacyFacts:
     """Differential privacy of the weights of a pipeline.
 
     Attributes:
-        epsilon, delta: spent on each training tile by the autoencoder and the denoiser together.
-        public_autoencoder: whether the autoencoder is said to be of public tiles, and so has spent nothing.
-        uncovered: what of the distilled set it does not cover, in plain words, one sentence each.
+        epsilon, delta: Spent on each training tile by the autoencoder and the denoiser together.
+        public_autoencoder: Whether the autoencoder is said to be of public tiles, and so has spent nothing.
+        uncovered: What of the distilled set it does not cover, in plain words, one sentence each.
 
     Raises:
-        ValueError: for a budget that bounds nothing.
+        ValueError: For a budget that bounds nothing.
     """
 
     epsilon: float
@@ -56,26 +59,26 @@ class RunFacts:
     """A run as its cards tell of it. What is None or empty was not measured, and the cards say so.
 
     Attributes:
-        repos: id on the Hub of the "pipeline", "selector" and "dataset" repository; those that are published.
-        name: what the real tiles are called.
-        is_phantom: whether the "real" tiles were the built-in drawings, whatever they are called.
-        class_names: names of the labels; the index is the label.
-        image_size: side of the images in pixels.
-        num_distilled: distilled images of all classes together.
-        num_tiles: real tiles of each split.
-        license: licence identifier of the Hub.
-        attribution: whom to credit for the real tiles.
-        results: rows of `results.json`: `row`, `title`, `architecture`, `num_train`, `seeds`, and `accuracy`, `auc`
+        repos: Id on the Hub of the "pipeline", "selector" and "dataset" repository; those that are published.
+        name: What the real tiles are called.
+        is_phantom: Whether the "real" tiles were the built-in drawings, whatever they are called.
+        class_names: Names of the labels; the index is the label.
+        image_size: Side of the images in pixels.
+        num_distilled: Distilled images of all classes together.
+        num_tiles: Real tiles of each split.
+        license: Licence identifier of the Hub.
+        attribution: Whom to credit for the real tiles.
+        results: Rows of `results.json`: `row`, `title`, `architecture`, `num_train`, `seeds`, and `accuracy`, `auc`
             and `f1`, each `{"mean": .., "std": ..}`.
-        own_row: the `row` that stands for the distilled set.
-        benchmark: rows of the results table: `title`, `architecture`, `size` (None for all), `seeds`, the same
+        own_row: The `row` that stands for the distilled set.
+        benchmark: Rows of the results table: `title`, `architecture`, `size` (None for all), `seeds`, the same
             scores, and `margin`, the mean, low and high of the accuracy over random choice, or None.
-        validation: what the training of the models ended with, name → text.
-        settings: options of each stage, stage → name → value.
-        versions: versions of the packages, name → text.
-        privacy: of the pipeline's training, where that was differentially private.
-        audit: what the privacy audit of the repository found.
-        risk: what the gate said, where it refused and was overridden.
+        validation: What the training of the models ended with, name → text.
+        settings: Options of each stage, stage → name → value.
+        versions: Versions of the packages, name → text.
+        privacy: Of the pipeline's training, where that was differentially private.
+        audit: What the privacy audit of the repository found.
+        risk: What the gate said, where it refused and was overridden.
     """
 
     repos: Mapping[str, str]

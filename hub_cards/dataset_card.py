@@ -16,11 +16,13 @@ from histodistill.hub_cards.uploading import MARK
 if TYPE_CHECKING:
     from datasets import Features
 
-# By these `histodistill merge` finds in a card what the set was distilled from, and whether that is drawings.
+#: What the heading of a card begins with; the name of the source follows, and `histodistill merge` finds it there.
 TITLE = "Distilled "
+#: What stands in the heading in place of a source that has no name.
 NO_SOURCE = "image dataset"
+#: By this sentence in a card `histodistill merge` tells that a set was distilled from drawings.
 NOT_TISSUE = "They are not tissue"
-
+# What each column of a distilled set means; `{size}` is the side of the images in pixels.
 _COLUMNS = {
     "image": "the synthetic image, {size}×{size} pixels, RGB, PNG",
     "label": "its class",
@@ -30,7 +32,7 @@ _COLUMNS = {
     "all classes",
     "modular_centrality": "modular centrality of the image in that graph, comparable within a class",
 }
-# What these columns are in a merged set.
+# What columns mean in a merged set, where that is something else.
 _MERGED_COLUMNS = {
     "soft_label": "probability of each class according to a classifier trained on the real tiles of the site",
     "seed": "seed from which the site's own pipeline made the image",
@@ -46,30 +48,30 @@ class DistilledDatasetCardData:
     """What the card of a distilled dataset says.
 
     Attributes:
-        class_names: names of the labels; the index is the label.
-        n_per_class: images of each class; a number for each class where these differ.
-        image_size: side of the images in pixels.
-        pool_size: generated images, of all classes together, that the selector chose from; none in a merged set.
-        selector: class name of the selector; none in a merged set.
-        selector_params: its parameters.
-        features: of the dataset; with the columns `image` and `label`.
-        embedder: what embedded the images for it.
-        source_name: name of the real tiles' source; `phantom` is called drawings, not histology.
-        license: licence identifier of the Hub, such as `cc-by-4.0`.
-        attribution: whom to credit for the real tiles.
-        results: scores of classifiers on real test tiles, one mapping for each training set and architecture:
+        class_names: Names of the labels; the index is the label.
+        n_per_class: Images of each class; a number for each class where these differ.
+        image_size: Side of the images in pixels.
+        pool_size: Generated images, of all classes together, that the selector chose from; none in a merged set.
+        selector: Class name of the selector; none in a merged set.
+        selector_params: Its parameters.
+        features: Of the dataset; with the columns `image` and `label`.
+        embedder: What embedded the images for it.
+        source_name: Name of the real tiles' source; `phantom` is called drawings, not histology.
+        license: Licence identifier of the Hub, such as `cc-by-4.0`.
+        attribution: Whom to credit for the real tiles.
+        results: Scores of classifiers on real test tiles, one mapping for each training set and architecture:
             `title`, `architecture`, `num_train`, and `accuracy`, `auc`, `f1`, each `{"mean": .., "std": ..}`.
-        filters: what an image of the pool had to pass before the selector saw it, name → value.
-        generation: options of the pipeline that, with its seed, make an image again, name → value.
-        sites: what a merged set was joined from, one mapping for each: `name`, `num_images`, `n_per_class` (a number
+        filters: What an image of the pool had to pass before the selector saw it, name → value.
+        generation: Options of the pipeline that, with its seed, make an image again, name → value.
+        sites: What a merged set was joined from, one mapping for each: `name`, `num_images`, `n_per_class` (a number
             for each class), `is_phantom`, and, each None where it is not known, `source_name`, `license`, `selector`,
             `pool_size` and the `fingerprint` of the site's record.
-        facts: of the run, for a published set; with the id of its repository.
-        has_grid: whether `assets/distilled.png` is there.
-        has_map: whether `assets/community_map.png` is there.
+        facts: Of the run, for a published set; with the id of its repository.
+        has_grid: Whether `assets/distilled.png` is there.
+        has_map: Whether `assets/community_map.png` is there.
 
     Raises:
-        ValueError: for numbers below 1, and for a selector, numbers and features that are missing or do not fit.
+        ValueError: For numbers below 1, and for a selector, numbers and features that are missing or do not fit.
     """
 
     class_names: list[str]

@@ -21,22 +21,27 @@ if TYPE_CHECKING:
 
 #: Version of the layout of `audit.json` that this module reads.
 AUDIT_FORMAT = 2
-# Cards are written for publishing, from plain data, and a Hub adds the second.
+# Files that need no audit: cards are written for publishing, from plain data, and the Hub itself adds the second.
 _CARDS = ("README.md", ".gitattributes")
-# What a stage keeps for itself, and nobody publishes.
+# Folders that a stage keeps for itself, and nobody publishes.
 _WORKING_FOLDERS = ("checkpoints", "progress")
 
 # Chunks of a PNG file that hold pixels or say how to show them. All others can carry text, names or dates.
 _PNG_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"sRGB", b"gAMA", b"cHRM", b"sBIT", b"pHYs"}
+# The bytes that every PNG file begins with.
 _PNG_BEGINNING = b"\x89PNG\r\n\x1a\n"
-# What Arrow and datasets write about a table; the second's value is looked into.
+# Keys of what Arrow and datasets write about a table; the value of "huggingface" is looked into.
 _PARQUET_KEYS = {b"ARROW:schema", b"huggingface", b"content_defined_chunking"}
+# Endings of the files that are looked into as images.
 _IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
+# Endings of the files that are searched for paths.
 _TEXTS = (".json", ".md", ".txt", ".csv", ".yaml", ".yml")
-# An absolute path of this machine: anywhere in a text only where the folder is one that machines have, since words
-# between slashes may be anything; in quotes, or as a whole string of a JSON file, whatever the folder.
+# An absolute path of this machine anywhere in a text: only below a folder that machines have, since words between
+# slashes may be anything.
 _PATHS = re.compile(r"(?<![\w.:/])(?:/(?:home|Users|root|mnt|media|srv|tmp|var|data|opt)/|[A-Za-z]:\\\\?)[^\s\"']+")
+# An absolute path in quotes, below whatever folder.
 _QUOTED_PATHS = re.compile(r"""(?<=["'])(?:/[^/\s"']+/|[A-Za-z]:[\\/]|\\{2,4}[\w.$-]+\\)[^"'\n]*""")
+# The same for a string of a JSON file, which is a path as a whole or is none.
 _WHOLE_PATHS = re.compile(r"(?:/[^/\s][^/]*/|[A-Za-z]:[\\/]|\\\\\w|file:/).*", re.DOTALL)
 
 
@@ -75,13 +80,13 @@ def check_audit(
     """Lets what has passed the audit through, and nothing else.
 
     Args:
-        folder: what is to be published.
-        audit: what `audit.json` of the run holds, or None where there is none.
-        part: the part of the run that it is: `distilled`, `selector` or `pipeline`; by default the folder's name.
-        files: what of the folder is to be published; by default `files_to_audit`. Cards need no audit.
+        folder: What is to be published.
+        audit: What `audit.json` of the run holds, or None where there is none.
+        part: The part of the run that it is: `distilled`, `selector` or `pipeline`; by default the folder's name.
+        files: What of the folder is to be published; by default `files_to_audit`. Cards need no audit.
 
     Raises:
-        AuditError: there is no audit, it did not pass, or it was made of other files.
+        AuditError: There is no audit, it did not pass, or it was made of other files.
     """
     folder = Path(folder)
     part = part or folder.name
@@ -105,15 +110,15 @@ def check_audit(
         reasons = "; ".join(finding["sentence"] for finding in verdict["findings"] if not finding["passed"])
         raise AuditError(
             f"{part} did not pass the privacy audit ({reasons}): mend it, or publish it all the same with "
-            "--i-accept-the-risk"
+            "`i_accept_the_risk`"
         )
 
 
 def risk_statement(refusal: str) -> str:
-    """What the card of something published with --i-accept-the-risk says in its first lines.
+    """What the card of something published with `i_accept_the_risk` says in its first lines.
 
     Args:
-        refusal: the message of the `AuditError`.
+        refusal: The message of the `AuditError`.
     """
     reason = refusal.rpartition(": ")[0] or refusal
     return (
@@ -140,11 +145,11 @@ def check_metadata(folder: str | Path, files: Iterable[str] | None = None) -> No
     one, in other texts none may be in quotes, and nowhere may a path of a folder such as /home be.
 
     Args:
-        folder: what is to be published.
-        files: what of it; by default all files but hidden ones.
+        folder: What is to be published.
+        files: What of it; by default all files but hidden ones.
 
     Raises:
-        AuditError: for the first file with metadata.
+        AuditError: For the first file with metadata.
     """
     from pyarrow import ArrowInvalid
 

@@ -16,15 +16,15 @@ class MetricCardData:
     """What the card of a metric says.
 
     Attributes:
-        repo_id: id of the Space; its name is that of the script.
-        title: heading.
-        description: what it measures.
-        inputs: name, type and meaning of each argument.
-        outputs: name, type and meaning of each figure.
-        raises: when it refuses, each one sentence.
+        repo_id: Id of the Space; its name is that of the script.
+        title: Heading.
+        description: What it measures.
+        inputs: Name, type and meaning of each argument.
+        outputs: Name, type and meaning of each figure.
+        raises: When it refuses, each one sentence.
         call: Python arguments of an example.
-        result: what `metric.compute` returned for it.
-        limits: what to mind, Markdown.
+        result: What `metric.compute` returned for it.
+        limits: What to mind, Markdown.
         citation: BibTeX.
     """
 

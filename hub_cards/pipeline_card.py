@@ -13,7 +13,7 @@ from histodistill.hub_cards.rendering import render_card
 from histodistill.hub_cards.uploading import MARK
 
 
-# Of the pool's options, those that a pipeline is called with.
+# Those options of a pool that a pipeline is called with.
 CALL_OPTIONS = ("num_inference_steps", "guidance_scale", "guidance_interval")
 
 
@@ -22,15 +22,15 @@ class PipelineCardData:
     """What the card of a pipeline says.
 
     Attributes:
-        facts: of the run; with the id of the pipeline's repository.
-        components: class of each component, name → class.
-        parameters: number of parameters of each component that has some, name → number.
-        generation: options with which the pool was made, name → value; empty where there is none.
-        pool_size: images in the pool.
-        has_grid: whether `assets/distilled.png` is there.
+        facts: Of the run; with the id of the pipeline's repository.
+        components: Class of each component, name → class.
+        parameters: Number of parameters of each component that has some, name → number.
+        generation: Options with which the pool was made, name → value; empty where there is none.
+        pool_size: Images in the pool.
+        has_grid: Whether `assets/distilled.png` is there.
 
     Raises:
-        ValueError: the facts name no pipeline repository.
+        ValueError: The facts name no pipeline repository.
     """
 
     facts: RunFacts

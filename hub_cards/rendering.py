@@ -14,10 +14,12 @@ from jinja2 import BaseLoader, Environment, FunctionLoader, StrictUndefined
 from histodistill.hub_cards.gate import risk_statement
 
 
+#: The paper whose method this is, as cards cite it.
 PAPER = (
     "Li, Z. and Kainz, B. (2024). Image Distillation for Safe Data Sharing in Histopathology. "
     "Medical Image Computing and Computer Assisted Intervention – MICCAI 2024. https://arxiv.org/abs/2406.13536"
 )
+#: The same paper as a BibTeX entry.
 PAPER_BIBTEX = """\
 @inproceedings{li2024image,
   title = {Image Distillation for Safe Data Sharing in Histopathology},
@@ -28,11 +30,11 @@ PAPER_BIBTEX = """\
   archivePrefix = {arXiv}
 }"""
 
-# An underscore between letters or digits is no markup.
+# Characters that Markdown or HTML may take for markup; an underscore between letters or digits is none.
 _MARKUP = re.compile(r"[\\`*{}\[\]<>|#~&$]|(?<![^\W_])_|_(?![^\W_])")
-# Blocks of a template that are left out leave more than one.
+# More than one blank line, which a block of a template leaves where it is left out.
 _BLANK_LINES = re.compile(r"\n{3,}")
-# Upper bounds and names of the Hub's `size_categories`.
+# The Hub's `size_categories`: the number of rows that is too large for each, and its name.
 _SIZES = (
     (10**3, "n<1K"),
     (10**4, "1K<n<10K"),
@@ -46,10 +48,10 @@ def render_card(metadata: CardData, template: str, values: Mapping[str, Any]) ->
     """Fills a template of this package and puts the YAML header before it.
 
     Args:
-        metadata: the header.
-        template: file name in `hub_cards/templates`. It has the filters `md`, for any text that is not ours, `score`,
+        metadata: The header.
+        template: File name in `hub_cards/templates`. It has the filters `md`, for any text that is not ours, `score`,
             for a mean with its standard deviation, and `risk`, for what the gate said when it was overridden.
-        values: what the template uses, beside `paper` and `paper_bibtex`.
+        values: What the template uses, beside `paper` and `paper_bibtex`.
 
     Returns:
         The whole card, ending in one newline.

@@ -18,20 +18,20 @@ class SelectorCardData:
     """What the card of a selector says.
 
     Attributes:
-        facts: of the run; with the id of the selector's repository.
-        selector: class name of the selector.
-        params: its parameters.
-        arrays: shape and type of each array, name → text such as `int64, 500`.
-        n_per_class: images that it chose of each class.
-        pool_size: images that it chose from, where known.
-        embedder: what embedded them, where known.
-        filters: what an image had to pass before the selector saw it, name → value.
-        community_sizes: sizes of the communities of each class, largest first.
-        dropped: images of each class that filters dropped before.
-        has_map: whether `assets/community_map.png` is there.
+        facts: Of the run; with the id of the selector's repository.
+        selector: Class name of the selector.
+        params: Its parameters.
+        arrays: Shape and type of each array, name → text such as `int64, 500`.
+        n_per_class: Images that it chose of each class.
+        pool_size: Images that it chose from, where known.
+        embedder: What embedded them, where known.
+        filters: What an image had to pass before the selector saw it, name → value.
+        community_sizes: Sizes of the communities of each class, largest first.
+        dropped: Images of each class that filters dropped before.
+        has_map: Whether `assets/community_map.png` is there.
 
     Raises:
-        ValueError: the facts name no selector repository.
+        ValueError: The facts name no selector repository.
     """
 
     facts: RunFacts

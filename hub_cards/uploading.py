@@ -28,16 +28,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# A card with this tag is one that histodistill wrote.
+#: A card with this tag is one that histodistill wrote.
 MARK = "histodistill"
-# What a repository of each kind may hold, and no other file is ever uploaded. `*` does not stand for `/`.
-# Weights whole or in numbered parts, without variants (fp16, ema): the audit attacks the weights that load by default.
+# Files of a model and its weights, whole or in numbered parts, without variants (fp16, ema): the audit attacks the
+# weights that load by default.
 _WEIGHTS = (
     "config.json",
     "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model-?????-of-?????.safetensors",
     "diffusion_pytorch_model.safetensors.index.json",
 )
+#: What a repository of each kind may hold, and no other file is ever uploaded. `*` does not stand for `/`.
 ALLOWED = {
     "pipeline": (
         "README.md",
@@ -51,6 +52,7 @@ ALLOWED = {
     "dataset": ("README.md", "assets/distilled.png", "assets/community_map.png", "data/train-*.parquet"),
     "metric": ("README.md", "index.html", "requirements.txt", "*.py"),
 }
+#: What the Hub calls a repository of each kind.
 REPO_TYPES = {"pipeline": "model", "selector": "model", "dataset": "dataset", "metric": "space"}
 
 
@@ -63,13 +65,13 @@ class Upload:
     """One repository as it is to be.
 
     Attributes:
-        kind: a key of `ALLOWED`.
+        kind: A key of `ALLOWED`.
         repo_id: `namespace/name`.
-        files: path in the repository → content, or the file that holds it. One must be `README.md`, with the tag
+        files: Path in the repository → content, or the file that holds it. One must be `README.md`, with the tag
             `MARK` in its header.
 
     Raises:
-        ValueError: for a file that a repository of this kind may not hold, or without a card.
+        ValueError: For a file that a repository of this kind may not hold, or without a card.
     """
 
     kind: str
@@ -109,9 +111,9 @@ class Published:
     """What became of an upload.
 
     Attributes:
-        upload: the upload.
-        url: address of the repository.
-        commit: its newest commit.
+        upload: The upload.
+        url: Address of the repository.
+        commit: Its newest commit.
         status: "created", "updated" or "unchanged".
     """
 
@@ -146,12 +148,12 @@ def publish(uploads: Sequence[Upload], *, public: bool = False, tag: str | None 
     repository is private until its commit is there.
 
     Args:
-        uploads: what to upload.
-        public: whether everybody may see the repositories. Without it, a repository that is public already is refused.
-        tag: a tag to be set to the commit.
+        uploads: What to upload.
+        public: Whether everybody may see the repositories. Without it, a repository that is public already is refused.
+        tag: A tag to be set to the commit.
 
     Raises:
-        PublishError: what stands in the way. What was yielded before stays; the same call again goes on.
+        PublishError: What stands in the way. What was yielded before stays; the same call again goes on.
     """
     api = HfApi()
     _check_namespaces(api, uploads)
@@ -170,7 +172,7 @@ def _check_namespaces(api: HfApi, uploads: Sequence[Upload]) -> None:
         if namespace not in mine:
             raise PublishError(
                 f"the token belongs to {me['name']}, who has no rights in {namespace!r}: give one of "
-                f"{', '.join(mine)} as --namespace, or use another token"
+                f"{', '.join(mine)} as `namespace`, or use another token"
             )
 
 
@@ -186,7 +188,7 @@ def _prepare(api: HfApi, upload: Upload, tag: str | None) -> _State:
         except HfHubHTTPError as error:
             if error.response is not None and error.response.status_code == 409:
                 raise PublishError(
-                    f"the name {upload.repo_id} is taken by a repository of another type: give another --name"
+                    f"the name {upload.repo_id} is taken by a repository of another type: give another `name`"
                 ) from error
             raise
         info, is_new = api.repo_info(**where), True
@@ -194,7 +196,7 @@ def _prepare(api: HfApi, upload: Upload, tag: str | None) -> _State:
     files = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
     if not is_new and not _is_ours(info, files):
         raise PublishError(
-            f"{upload.repo_id} holds something that histodistill did not make: give another --name, or delete it"
+            f"{upload.repo_id} holds something that histodistill did not make: give another `name`, or delete it"
         )
     tagged = None
     if tag is not None:
@@ -209,10 +211,10 @@ def _is_ours(info: ModelInfo, files: Mapping[str, RepoFile]) -> bool:
 
 def _check_state(upload: Upload, state: _State, public: bool, tag: str | None) -> None:
     if not public and not state.private:
-        raise PublishError(f"{upload.repo_id} is public already: add --public to update it, or make it private first")
+        raise PublishError(f"{upload.repo_id} is public already: add `public` to update it, or make it private first")
     if state.tagged is not None and (state.tagged != state.commit or _operations(upload, state)):
         raise PublishError(
-            f"the tag {tag} of {upload.repo_id} stands for another version: give another --revision-tag"
+            f"the tag {tag} of {upload.repo_id} stands for another version: give another `revision_tag`"
         )
 
 

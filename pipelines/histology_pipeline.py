@@ -7,9 +7,11 @@ are diffusers' own classes, so this file is the only code that has to be trusted
 
 import inspect
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -20,6 +22,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 
+#: What `output_type` can be: PIL images, arrays of NumPy, tensors, or normalised latents.
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -64,7 +67,7 @@ class HistologyPipeline(DiffusionPipeline):
     ):
         super().__init__()
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler)
-        id2label = id2label or {i: str(i) for i in range(unet.config.num_class_embeds - 1)}
+        id2label = id2label or {str(i): str(i) for i in range(unet.config.num_class_embeds - 1)}
         self.register_to_config(id2label={str(i): str(name) for i, name in id2label.items()})
 
     @property
@@ -75,12 +78,12 @@ class HistologyPipeline(DiffusionPipeline):
     @property
     def num_classes(self) -> int:
         """Number of real classes; the null class is not one of them."""
-        return self.unet.config.num_class_embeds - 1
+        return int(self.unet.config.num_class_embeds) - 1
 
     @property
     def null_class(self) -> int:
         """Class id that stands for "no class" in classifier-free guidance."""
-        return self.unet.config.num_class_embeds - 1
+        return int(self.unet.config.num_class_embeds) - 1
 
     def get_class_ids(self, class_labels: int | str | list[int | str] | torch.Tensor) -> torch.Tensor:
         """Turns class ids and class names, also mixed, into an int64 tensor of class ids.
@@ -118,7 +121,7 @@ class HistologyPipeline(DiffusionPipeline):
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-    ) -> HistologyPipelineOutput | tuple:
+    ) -> HistologyPipelineOutput | tuple[list[PIL.Image.Image] | np.ndarray | torch.Tensor]:
         r"""Generates one image per class label.
 
         Args:
@@ -150,27 +153,52 @@ class HistologyPipeline(DiffusionPipeline):
             >>> images = pipe(class_labels=[0, 1], generator=seeds).images
         """
         class_ids = self.get_class_ids(class_labels)
-        self._check_inputs(class_ids, num_inference_steps, guidance_scale, guidance_interval, generator, output_type)
-        device, dtype = self._execution_device, self.unet.dtype
-        class_ids = class_ids.to(device)
-        use_guidance = guidance_scale != 1.0
+        self._check_inputs(
+            len(class_ids), num_inference_steps, guidance_scale, guidance_interval, generator, output_type
+        )
+        class_ids = class_ids.to(self._execution_device)
+        latents = self._initial_latents(len(class_ids), latents, generator)
+        latents = self._denoise(latents, class_ids, num_inference_steps, guidance_scale, guidance_interval, generator)
+        images = latents if output_type == "latent" else self._decode(latents, output_type)
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return (images,)
+        return HistologyPipelineOutput(images=images, class_labels=class_ids.cpu())
 
+    def _initial_latents(
+        self,
+        num_images: int,
+        latents: torch.Tensor | None,
+        generator: torch.Generator | list[torch.Generator] | None,
+    ) -> torch.Tensor:
+        """The noise N×C×h×w that denoising begins with: `latents`, or drawn from `generator` where there are none."""
+        device, dtype = self._execution_device, self.unet.dtype
         size = self.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
-        shape = (len(class_ids), self.unet.config.in_channels, height, width)
+        shape = (num_images, self.unet.config.in_channels, height, width)
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         elif tuple(latents.shape) != shape:
             raise ValueError(f"latents of shape {tuple(latents.shape)} do not fit: the shape must be {shape}")
-        latents = latents.to(device, dtype) * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        return latents.to(device, dtype) * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
+    def _denoise(
+        self,
+        latents: torch.Tensor,
+        class_ids: torch.Tensor,
+        num_inference_steps: int,
+        guidance_scale: float,
+        guidance_interval: tuple[float, float],
+        generator: torch.Generator | list[torch.Generator] | None,
+    ) -> torch.Tensor:
+        """Denoises latents N×C×h×w of these classes step by step; the other arguments are those of `__call__`."""
+        self.scheduler.set_timesteps(num_inference_steps, device=latents.device)
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         step_options = {"generator": generator} if takes_generator else {}
         both_labels = torch.cat([class_ids, torch.full_like(class_ids, self.null_class)])
         low, high = (share * self.scheduler.config.num_train_timesteps for share in guidance_interval)
-        # Told apart before the loop: asking the device in each step would make it wait.
-        guided_steps = [use_guidance and low <= t <= high for t in self.scheduler.timesteps.tolist()]
+        # Decided before the loop: to ask the device for its timestep in each step would make the program wait.
+        guided_steps = [guidance_scale != 1.0 and low <= t <= high for t in self.scheduler.timesteps.tolist()]
         for t, guided in zip(self.progress_bar(self.scheduler.timesteps), guided_steps, strict=True):
             model_input = latents
             if hasattr(self.scheduler, "scale_model_input"):
@@ -183,15 +211,19 @@ class HistologyPipeline(DiffusionPipeline):
                 prediction = self.unet(model_input, t, class_labels=class_ids).sample
             # A step in half precision loses the small differences that late steps consist of.
             latents = self.scheduler.step(prediction.float(), t, latents.float(), **step_options).prev_sample
-            latents = latents.to(dtype)
+            latents = latents.to(self.unet.dtype)
+        return latents
 
-        images = latents if output_type == "latent" else self._decode(latents, output_type)
-        self.maybe_free_model_hooks()
-        if not return_dict:
-            return (images,)
-        return HistologyPipelineOutput(images=images, class_labels=class_ids.cpu())
-
-    def _check_inputs(self, class_ids, num_inference_steps, guidance_scale, guidance_interval, generator, output_type):
+    def _check_inputs(
+        self,
+        num_images: int,
+        num_inference_steps: int,
+        guidance_scale: float,
+        guidance_interval: tuple[float, float],
+        generator: torch.Generator | list[torch.Generator] | None,
+        output_type: str,
+    ) -> None:
+        """Raises ValueError, which says what it must be, for an argument of `__call__` that is out of range."""
         if not isinstance(num_inference_steps, int) or num_inference_steps < 1:
             raise ValueError(f"num_inference_steps={num_inference_steps!r} is out of range: it must be at least 1")
         if not guidance_scale >= 0:
@@ -204,31 +236,32 @@ class HistologyPipeline(DiffusionPipeline):
             )
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r} is unknown: it must be one of {OUTPUT_TYPES}")
-        if isinstance(generator, list) and len(generator) != len(class_ids):
+        if isinstance(generator, list) and len(generator) != num_images:
             raise ValueError(
-                f"generator has {len(generator)} entries for {len(class_ids)} images: give one per image, or just one"
+                f"generator has {len(generator)} entries for {num_images} images: give one per image, or just one"
             )
 
-    def _decode(self, latents, output_type):
+    def _decode(self, latents: torch.Tensor, output_type: str) -> list[PIL.Image.Image] | np.ndarray | torch.Tensor:
+        """Images of normalised latents, as `output_type` says."""
         config = self.vae.config
         latents = latents.to(self.vae.dtype) / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
-        images = (self.vae.decode(latents).sample.float() / 2 + 0.5).clamp(0, 1)
+        images: torch.Tensor = (self.vae.decode(latents).sample.float() / 2 + 0.5).clamp(0, 1)
         if output_type == "pt":
             return images
-        images = images.permute(0, 2, 3, 1).cpu().numpy()
+        arrays: np.ndarray = images.permute(0, 2, 3, 1).cpu().numpy()
         if output_type == "np":
-            return images
-        return [PIL.Image.fromarray(image) for image in (images * 255).round().astype(np.uint8)]
+            return arrays
+        return [PIL.Image.fromarray(image) for image in (arrays * 255).round().astype(np.uint8)]
 
     def save_pretrained(
         self,
-        save_directory,
-        safe_serialization=True,
-        variant=None,
-        max_shard_size=None,
-        push_to_hub=False,
-        **kwargs,
-    ):
+        save_directory: str | os.PathLike[str],
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
         """Saves weights and configs, and this file beside them, so that the folder loads without histodistill.
 
         Takes the arguments of [`DiffusionPipeline.save_pretrained`]. The index names the class as

@@ -13,7 +13,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from histodistill.selection.names import RANKINGS, SELECTOR_NAMES
+from histodistill.selection.names import QUOTA_RULES, RANKINGS, SELECTOR_NAMES, WEIGHTINGS
 
 
 if TYPE_CHECKING:
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from histodistill.selection.communities import Communities, DegenerateGraphWarning, find_communities
     from histodistill.selection.distill_selector import DistillSelector
     from histodistill.selection.filters import at_least, recognised, typical
-    from histodistill.selection.graph import WEIGHTINGS, knn_graph, nearest_among, nearest_neighbors
-    from histodistill.selection.quotas import QUOTA_RULES, community_quotas
+    from histodistill.selection.graph import knn_graph, nearest_among, nearest_neighbors
+    from histodistill.selection.image_audit import Verdict, audit_images
+    from histodistill.selection.quotas import community_quotas
     from histodistill.selection.registry import SELECTORS
 
 # The module of each name that is imported on first use. `BaseSelector` comes by way of the registry, so that its
@@ -47,15 +48,15 @@ _HOME_OF_NAME = {
     "Communities": "communities",
     "DegenerateGraphWarning": "communities",
     "find_communities": "communities",
+    "Verdict": "image_audit",
+    "audit_images": "image_audit",
     "DistillSelector": "distill_selector",
-    "WEIGHTINGS": "graph",
     "at_least": "filters",
     "knn_graph": "graph",
     "nearest_among": "graph",
     "nearest_neighbors": "graph",
     "recognised": "filters",
     "typical": "filters",
-    "QUOTA_RULES": "quotas",
     "community_quotas": "quotas",
     "SELECTORS": "registry",
 }
@@ -77,7 +78,9 @@ __all__ = [
     "KMeansSelector",
     "KernelHerdingSelector",
     "RandomSelector",
+    "Verdict",
     "at_least",
+    "audit_images",
     "community_quotas",
     "find_communities",
     "knn_graph",

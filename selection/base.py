@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -9,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from sklearn.base import BaseEstimator
 
-from histodistill.selection.checks import check_candidates, check_embeddings, check_integer, check_labels
+from histodistill.selection.checks import check_candidates, check_classes, check_embeddings, check_integer
 from histodistill.selection.communities import LARGEST_RANDOM_STATE
 from histodistill.selection.storage import PretrainedMixin
 
@@ -53,7 +54,7 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
     Attributes:
         selected_indices_: int64, `n_per_class` × number of classes; grouped by class in ascending order, within a
             class in rank order, best first.
-        classes_: int64, the labels that occur, ascending.
+        classes_: int64 or texts, the labels that occur, ascending.
         n_features_in_: D, the width of the embeddings.
 
     A subclass implements `_select_class`, and `check_params` if it has parameters of its own.
@@ -68,7 +69,7 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
 
         Args:
             embeddings: N×D real numbers, finite; used as float32.
-            labels: N whole numbers ≥ 0, the class of each image.
+            labels: N whole numbers ≥ 0 or N texts, the class of each image.
             candidates: N truth values, False for images that must not be chosen; all may be by default. See
                 `histodistill.selection.filters`.
 
@@ -81,7 +82,7 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
         """
         self.check_params()
         embeddings = check_embeddings(embeddings)
-        labels = check_labels(labels, len(embeddings))
+        labels = check_classes(labels, len(embeddings))
         candidates = check_candidates(candidates, len(embeddings))
         classes, counts = np.unique(labels, return_counts=True)
         for label, count in zip(classes, counts, strict=True):
@@ -99,7 +100,7 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
         for label in classes:
             rows = np.flatnonzero((labels == label) & candidates)
             # Seeded by the label itself, so that the other classes do not matter.
-            rng = np.random.default_rng([int(self.random_state), int(label)])
+            rng = np.random.default_rng([int(self.random_state), _seed_of(label)])
             chosen = self._select_class(embeddings[rows], rng, name=f"class {label}")
             selected.append(rows[chosen.ranked])
             for name, values in chosen.per_image.items():
@@ -154,3 +155,12 @@ def register_selector(selector: type[BaseSelector]) -> None:
         selector: A subclass of `BaseSelector`; one of the same name that was registered before is replaced.
     """
     _REGISTERED[selector.__name__] = selector
+
+
+def _seed_of(label: np.int64 | np.str_) -> int:
+    """A number for a class that depends on nothing but its label, in any process."""
+    if isinstance(label, str):
+        # Not Python's hash, which is another one in every process. A text may hold half of a character.
+        digest = hashlib.sha256(label.encode("utf-8", "surrogatepass")).digest()
+        return int.from_bytes(digest[:8], "big")
+    return int(label)

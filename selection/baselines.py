@@ -13,11 +13,12 @@ from histodistill.selection.base import BaseSelector, ClassSelection
 from histodistill.selection.distances import squared_distances_to
 
 
-# The distances that a selector may hold at once: 4 GiB of float64.
+#: Most distances that a selector may hold at once: 4 GiB of float64.
 LARGEST_DISTANCE_MATRIX = 2**29
 
 
 def _check_distances_fit(images: np.ndarray, name: str, method: str) -> None:
+    """Refuses a class of so many images that the distances of all pairs would not fit into memory."""
     if len(images) ** 2 > LARGEST_DISTANCE_MATRIX:
         raise ValueError(
             f"{name} has {len(images)} images, too many for {method}, which holds all their distances, at most "

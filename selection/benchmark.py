@@ -27,7 +27,6 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
-from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
@@ -43,16 +42,21 @@ from histodistill.selection.distill_selector import round_robin
 from histodistill.selection.files import write_bytes
 from histodistill.selection.graph import knn_graph
 from histodistill.selection.quotas import community_quotas
+from histodistill.selection.versions import installed_versions
 
 
+#: The graphs that are compared; see the text at the top of this file.
 METHODS = ("knn", "dense", "dense, by link")
+#: What is timed, in this order: making the graph, finding communities, choosing, and all three.
 PARTS = ("graph", "communities", "choice", "total")
-# A measurement is repeated while both allow it.
+#: A measurement is repeated until it was done so often, or has taken so many seconds in all.
 MAX_REPEATS, MAX_SECONDS = 9, 5.0
+#: Bytes in a mebibyte, the unit in which memory is told.
 MIB = 2**20
-# Measured with 1,000 to 4,000 images: 39 to 44 bytes for each pair of them, two fifths of which become links.
+#: Bytes of memory that the dense graph takes for each pair of images, and a little more. Measured with 1,000 to 4,000
+#: images: 39 to 44 bytes, two fifths of the pairs being links.
 DENSE_BYTES_PER_PAIR = 48
-# What the process of one measurement does with its task; the result is one line of JSON.
+#: What the process of one measurement does with its task; the result is one line of JSON.
 MEASURE = "import sys; from histodistill.selection import benchmark; print(benchmark.measure(sys.argv[1]))"
 
 
@@ -335,7 +339,7 @@ def main(argv: list[str] | None = None) -> None:
         rows.append({**row, **run_measurement({**settings, **row})})
     add_comparisons(rows)
     packages = ("histodistill", "infomap", "faiss-cpu", "numpy", "scipy", "scikit-learn")
-    versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+    versions = {"python": platform.python_version(), **installed_versions(packages)}
     machine = {"cpu_count": os.cpu_count(), "versions": versions}
     results = {"settings": settings, "machine": machine, "rows": rows}
     print("\n".join(table_lines(rows)))

@@ -31,19 +31,59 @@ def check_embeddings(embeddings: Any, name: str = "embeddings") -> np.ndarray:
     return array
 
 
-def check_labels(labels: Any, n_images: int, name: str = "labels") -> np.ndarray:
-    """`labels` as an int64 array of length `n_images` with values ≥ 0, or ValueError that calls them `name`."""
+def check_labels(labels: Any, n_images: int, name: str = "labels", of: str = "embeddings") -> np.ndarray:
+    """`labels` as an int64 array of length `n_images` with values ≥ 0, or ValueError that calls them `name`.
+
+    Args:
+        labels: The class of each image.
+        n_images: How many there must be.
+        name: What the message calls them.
+        of: What the message says that there must be one label for each of.
+    """
     array = np.asarray(labels)
-    if array.ndim != 1 or len(array) != n_images:
-        raise ValueError(
-            f"{name} has shape {array.shape}: it must be one-dimensional with one label for each of the "
-            f"{n_images} embeddings"
-        )
+    _check_length(array, n_images, name, of)
     if array.dtype.kind not in "iu":
         raise ValueError(f"{name} has dtype {array.dtype}: it must hold whole numbers, such as int64")
     array = array.astype(np.int64)
     if array.min() < 0:
         raise ValueError(f"{name} has the value {int(array.min())}: labels must be at least 0")
+    return array
+
+
+def _check_length(labels: np.ndarray, n_images: int, name: str, of: str = "embeddings") -> None:
+    if labels.ndim != 1 or len(labels) != n_images:
+        raise ValueError(
+            f"{name} has shape {labels.shape}: it must be one-dimensional with one label for each of the "
+            f"{n_images} {of}"
+        )
+
+
+def check_classes(labels: Any, n_images: int) -> np.ndarray:
+    """The class of each image, as selectors take them.
+
+    Args:
+        labels: N whole numbers ≥ 0, or N texts, also as Python objects, which is how pandas holds them.
+        n_images: N.
+
+    Returns:
+        N int64, or N of numpy's texts (dtype `<U…`).
+
+    Raises:
+        ValueError: For another number of labels, for other values, and for numbers mixed with texts.
+    """
+    array = np.asarray(labels)
+    if array.ndim != 1 or array.dtype.kind not in "OTU":
+        return check_labels(array, n_images)
+    # Of a list with numbers and texts, numpy alone would make texts of all.
+    values = np.asarray(labels, dtype=object)
+    others = [index for index, value in enumerate(values) if not isinstance(value, str)]
+    if others:
+        raise ValueError(
+            f"labels has the value {values[others[0]]!r} at index {others[0]}: it must hold whole numbers alone, such "
+            "as int64, or texts alone"
+        )
+    array = values.astype(str)
+    _check_length(array, n_images, "labels")
     return array
 
 
@@ -105,3 +145,16 @@ def check_share(name: str, value: Any) -> float:
     if not is_number or not 0 <= value <= 1:
         raise ValueError(f"{name}={value!r} is out of range: it must be 0 to 1")
     return float(value)
+
+
+def check_images(images: Any, name: str = "images") -> np.ndarray:
+    """`images` as a uint8 N×S×S×3 array with at least one image, or ValueError that calls them `name`."""
+    try:
+        array = np.asarray(images)
+    except ValueError as error:  # images of different sizes
+        raise ValueError(f"{name} has images of different sizes: it must be one (N, S, S, 3) array") from error
+    if array.ndim != 4 or array.shape[3] != 3 or array.shape[1] != array.shape[2] or 0 in array.shape:
+        raise ValueError(f"{name} has shape {array.shape}: it must be (N, S, S, 3), at least one square RGB image")
+    if array.dtype != np.uint8:
+        raise ValueError(f"{name} has dtype {array.dtype}: it must be uint8, colours from 0 to 255")
+    return array

@@ -30,45 +30,75 @@ from histodistill.selection.views import (
 )
 
 
+#: What embeds images: uint8 N×S×S×3 to real numbers N×D.
 Embed = Callable[[np.ndarray], np.ndarray]
+#: A window of an image: its side, and how far down and to the right its upper left corner is, as shares of the image.
+Window = tuple[float, float, float]
 
-#: A real tile whose structure score is below this is another real tile once more.
+#: A real tile whose structure score (from 0 to about 1) is below this is another real tile once more.
 SAME_TILE = 0.1
-#: The nearest tile's distance is divided by that to this many-th nearest tile. The second may be the same tile once
-#: more; among empty tiles, which are few colours, distances to farther ones grow whatever the nearest is.
+#: A distance ratio is the distance to the nearest tile over that to this many-th nearest. Not to the second: that may
+#: be the same tile once more. Not to a later one: the distances of an empty tile, which is hardly more than one
+#: colour, grow with the rank whether the nearest tile is its original or not, so all empty tiles would look like
+#: copies.
 RATIO_RANK = 3
 
-# Structure is looked at with at most so many pixels along a side.
+# Pixels along a side at which structure and pixels are compared; larger images are reduced to it, which takes less
+# time.
 _SIDE = 32
-# Candidates are found with so many.
+# Fields along a side of the coarse picture of a window, by which candidates for `structure` are found.
 _COARSE_SIDE = 7
-# So many windows are searched exhaustively. Of more, so many cells, which hold so many windows each.
+
+# Windows of real tiles up to which an image is compared with all of them, coarsely; of 14 windows a tile, these are
+# the windows of some 35,000 tiles. More are sorted into cells of similar windows, and few cells are searched.
 _MOST_EXHAUSTIVE = 500_000
+# Windows in a cell, on average.
 _WINDOWS_PER_CELL = 256
+# Cells that are searched for an image: those whose centres are nearest to it.
 _CELLS_SEARCHED = 32
-# Proposals for each view, different tiles that are kept of all, those of them that are looked at finely, and for which
-# share of what is usual.
+
+# The search for `structure` goes from coarse to fine, in three steps.
+# 1. Windows that are proposed for each of the eight views of an image: those whose coarse pictures are nearest.
 _PROPOSALS = 24
+# 2. Different tiles among all that were proposed for an image that are kept, and compared with it pixel by pixel.
 _CANDIDATES = 12
+# 3. Tiles, the best of these, that are compared once more with windows moved in finer steps.
 _FINELY = 3
+# Step 3 is made only for an image whose best tile leaves less unexplained than this share of what its median candidate
+# leaves: one that is no more like its best tile than like others would not become a copy by looking more finely.
 _LIKELY = 0.9
-# Embeddings are brought to so many columns.
+# The least that the median candidate is taken to leave unexplained, so that nothing is divided by 0.
+_LEAST_USUAL = 1e-3
+
+# Columns that wider embeddings are projected to: distances are nearly kept, and the search takes a fraction of the
+# time.
 _COLUMNS = 256
-# Variance of optical density that is noise; keeps an empty tile from being all noise.
+# Variance of optical density, per pixel and channel, that counts as noise; without it an empty tile, which is nothing
+# but noise, would hardly ever be explained by another.
 _NOISE = 0.01**2
-# Times that a tenth of the calibrating tiles is drawn, for which the others set the limit.
+# Contrast (standard deviation of optical density) that is added to that of a coarse picture before dividing by it, so
+# that the noise of an empty window is not blown up.
+_LEAST_CONTRAST = 0.02
+# Draws by which false alarms are counted: in each, a tenth of the calibrating tiles meets the limit of the others.
 _DRAWS = 100
+# Images whose candidates are looked for at once, which bounds the memory.
 _QUERIES_PER_CALL = 1024
-# Pairs of images that stay in the cache while they are compared.
+# Images that are turned, resampled or hashed at once, which bounds the memory.
+_IMAGES_PER_CALL = 4096
+# Pairs of an image and a window that are compared at once: so few stay in the cache of a processor.
 _PAIRS_PER_CALL = 128
 
+# Side of the windows of a real tile that are enlarged to the size of an image, as a share of the tile's side.
 _ZOOM = 0.9
+# Where such a window begins along either axis: at the edge, in the middle, or so that it ends at the other edge.
 _STEPS = (0.0, 0.5 * (1 - _ZOOM), 1 - _ZOOM)
-#: Windows of a real tile (scale, down, right) that an image is compared with: all of it, zoomed in, and moved.
-_WINDOWS = (
+# How far a window of full size is moved along either axis, as a share of the side: two pixels of 32.
+_MOVES = (-0.06, 0.06)
+# The 14 windows of a real tile that an image is compared with: all of it, enlarged parts, and the tile moved.
+_WINDOWS: tuple[Window, ...] = (
     (1.0, 0.0, 0.0),
     *((_ZOOM, down, right) for down in _STEPS for right in _STEPS),
-    *((1.0, down, right) for down in (-0.06, 0.06) for right in (-0.06, 0.06)),
+    *((1.0, down, right) for down in _MOVES for right in _MOVES),
 )
 
 
@@ -77,7 +107,7 @@ class CopyScores:
     """What a search found for N images.
 
     Attributes:
-        values: name of a score → N float64, small for a copy; infinite for images with nothing on them, which give
+        values: Name of a score → N float64, small for a copy; infinite for images with nothing on them, which give
             nothing away.
         nearest: name of a score → int64 N, the real tile that it is about.
     """
@@ -88,8 +118,9 @@ class CopyScores:
     def __len__(self) -> int:
         return len(next(iter(self.values.values())))
 
-    def __getitem__(self, rows) -> CopyScores:
-        return CopyScores(*({name: x[rows] for name, x in part.items()} for part in (self.values, self.nearest)))
+    def __getitem__(self, rows: np.ndarray) -> CopyScores:
+        values, nearest = ({name: x[rows] for name, x in part.items()} for part in (self.values, self.nearest))
+        return CopyScores(values, nearest)
 
 
 @dataclass(frozen=True)
@@ -97,12 +128,13 @@ class CopyLimits:
     """Where copying begins, set by calibrating tiles: validation tiles in the audit, see `calibrate`.
 
     Attributes:
-        scale: Of each score, what 10 % of the calibrating tiles fall below.
-        power: Of each score, how fast calibrating tiles become fewer below that: as this power of the score.
+        scale: Name of a score → what 10 % of the calibrating tiles fall below.
+        power: Name of a score → how fast calibrating tiles become fewer below that: as this power of the score.
         limit: An image is a copy if any score, over its scale and to its power, is below this. Then a score that is
             small for many an independent tile counts for less than one that is not.
         false_alarms: Share of calibrating tiles that limits set by other ones take for copies.
-        num_held_out: Tiles that the limits were set by. Not those that an audit share holds out from all models.
+        num_held_out: Calibrating tiles that the limits were set by. (These are not the training tiles that an
+            `audit_share` holds out from all models.)
         num_same: Calibrating tiles that are copies of real ones in the data as given; no limit was set by them.
         guaranteed: Whether there were enough calibrating tiles for the allowed share of false alarms to hold.
     """
@@ -152,9 +184,11 @@ class CopyIndex:
         keys = tile_keys(images)
         self._rows = np.sort(np.unique(keys, return_index=True)[1])
         density = _working_density(images[self._rows])
-        # By tile and then by window, so that the first tiles are the first rows.
+        # Rows are ordered by tile and then by window, so that the windows of the first n tiles are the first 14·n
+        # rows.
         coarse = np.stack([_coarse(density, window) for window in _WINDOWS], axis=1)
-        # The same tiles in another order make the same cells.
+        # Cells are made by a quarter of the tiles. They are picked by their keys, so that the same tiles in another
+        # order make the same cells.
         few = coarse[np.argsort(keys[self._rows])[: -(-len(coarse) // 4)]]
         self._coarse = _WindowSearch(coarse.reshape(-1, coarse.shape[2]), few.reshape(-1, coarse.shape[2]))
         self._density = np.ascontiguousarray(density.transpose(0, 3, 1, 2))
@@ -170,6 +204,9 @@ class CopyIndex:
             images: uint8 M×S×S×3 of the same size as the tiles.
             views: `views_of` the images in each of the `spaces`, where they are known already.
             num_tiles: At least 1; the images are searched for among so many of the tiles, the first; all by default.
+
+        Returns:
+            `CopyScores` of the M images.
         """
         count = len(self._rows) if num_tiles is None else int(np.searchsorted(self._rows, num_tiles))
         found = {"structure": self._structure(images, count)}
@@ -183,45 +220,70 @@ class CopyIndex:
         )
 
     def _structure(self, images: np.ndarray, num_tiles: int) -> tuple[np.ndarray, np.ndarray]:
+        """The score `structure` of M images among the first tiles: M float64; and the tile of each, M int64."""
         density = _working_density(images)
-        k = min(_PROPOSALS, num_tiles * len(_WINDOWS))
         scores, nearest = np.empty(len(images)), np.empty(len(images), dtype=np.int64)
         for start in range(0, len(images), _QUERIES_PER_CALL):
-            part = density[start : start + _QUERIES_PER_CALL]
-            turned = np.stack([apply_symmetry(part, symmetry) for symmetry in range(SYMMETRIES)])
-            coarse = [_coarse(view, _WINDOWS[0]) for view in turned]
-            found = [self._coarse.nearest(view, k, num_tiles * len(_WINDOWS)) for view in coarse]
-            distances = np.concatenate([f[0] for f in found], axis=1)
-            places = np.concatenate([f[1] for f in found], axis=1)
-            symmetries = np.broadcast_to(np.repeat(np.arange(SYMMETRIES), k), places.shape)
-            distances, places, symmetries = _best_of_each_tile(distances, places, symmetries)
-            tiles, windows = np.divmod(places, len(_WINDOWS))
-            turned = np.ascontiguousarray(turned.transpose(0, 1, 4, 2, 3))
-            turned -= turned.mean(axis=(3, 4), keepdims=True)
-            unexplained = self._unexplained(turned, symmetries, tiles, np.array(_WINDOWS)[windows])
-            unexplained[np.isinf(distances)] = 1.0
-            order = np.argsort(unexplained, axis=1, kind="stable")
-            unexplained, tiles, symmetries = (
-                np.take_along_axis(x, order, axis=1) for x in (unexplained, tiles, symmetries)
-            )
-            usual = np.median(unexplained[:, 1:], axis=1) if unexplained.shape[1] > 1 else np.ones(len(part))
-            best = unexplained[:, 0].copy()
-            found = tiles[:, 0].copy()
-            # What is nothing like a copy so far would not become one by looking more finely.
-            rows = np.flatnonzero(best < _LIKELY * usual)
-            few = slice(0, min(_FINELY, unexplained.shape[1]))
-            fine = unexplained[rows, few]
-            for window in _fine_windows(part.shape[1]):
-                windows = np.broadcast_to(window, (*fine.shape, 3))
-                here = self._unexplained(turned[:, rows], symmetries[rows, few], tiles[rows, few], windows)
-                np.minimum(fine, here, out=fine)
-            best[rows] = fine.min(axis=1, initial=1.0)
-            found[rows] = tiles[rows, fine.argmin(axis=1)] if len(rows) else found[rows]
-            scores[start : start + len(part)] = best / np.maximum(usual, 1e-3)
-            nearest[start : start + len(part)] = found
+            part = slice(start, start + _QUERIES_PER_CALL)
+            scores[part], nearest[part] = self._structure_of_part(density[part], num_tiles)
         return scores, nearest
 
-    def _unexplained(self, turned, symmetries, tiles, windows) -> np.ndarray:
+    def _structure_of_part(self, density: np.ndarray, num_tiles: int) -> tuple[np.ndarray, np.ndarray]:
+        """`_structure` of few images, given as optical density M×s×s×3."""
+        turned = np.stack([apply_symmetry(density, symmetry) for symmetry in range(SYMMETRIES)])
+        distances, tiles, windows, symmetries = self._candidates(turned, num_tiles)
+        turned = np.ascontiguousarray(turned.transpose(0, 1, 4, 2, 3))
+        turned -= turned.mean(axis=(3, 4), keepdims=True)
+        unexplained = self._unexplained(turned, symmetries, tiles, windows)
+        unexplained[np.isinf(distances)] = 1.0
+        order = np.argsort(unexplained, axis=1, kind="stable")
+        unexplained, tiles, symmetries = (
+            np.take_along_axis(x, order, axis=1) for x in (unexplained, tiles, symmetries)
+        )
+        usual = np.median(unexplained[:, 1:], axis=1) if unexplained.shape[1] > 1 else np.ones(len(density))
+        best, found = unexplained[:, 0].copy(), tiles[:, 0].copy()
+        rows = np.flatnonzero(best < _LIKELY * usual)
+        if len(rows):
+            few = slice(0, min(_FINELY, unexplained.shape[1]))
+            fine = self._finely(turned[:, rows], symmetries[rows, few], tiles[rows, few], unexplained[rows, few])
+            best[rows] = fine.min(axis=1, initial=1.0)
+            found[rows] = tiles[rows, fine.argmin(axis=1)]
+        return best / np.maximum(usual, _LEAST_USUAL), found
+
+    def _candidates(self, turned: np.ndarray, num_tiles: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Which tiles M images may be copies of, by their coarse pictures.
+
+        Args:
+            turned: 8×M×s×s×3, the images' optical density in all symmetries.
+            num_tiles: Of these first tiles.
+
+        Returns:
+            M×K each: coarse distances (infinite where there are fewer candidates), tiles, their windows (M×K×3), and
+            the symmetries of the image that they were found by.
+        """
+        k = min(_PROPOSALS, num_tiles * len(_WINDOWS))
+        coarse = [_coarse(view, _WINDOWS[0]) for view in turned]
+        found = [self._coarse.nearest(view, k, num_tiles * len(_WINDOWS)) for view in coarse]
+        distances = np.concatenate([f[0] for f in found], axis=1)
+        places = np.concatenate([f[1] for f in found], axis=1)
+        symmetries = np.broadcast_to(np.repeat(np.arange(SYMMETRIES), k), places.shape)
+        distances, places, symmetries = _best_of_each_tile(distances, places, symmetries)
+        tiles, windows = np.divmod(places, len(_WINDOWS))
+        return distances, tiles, np.array(_WINDOWS)[windows], symmetries
+
+    def _finely(
+        self, turned: np.ndarray, symmetries: np.ndarray, tiles: np.ndarray, unexplained: np.ndarray
+    ) -> np.ndarray:
+        """`unexplained` (M×K, see `_unexplained`), or less where a finer window of the same tile explains more."""
+        least = unexplained.copy()
+        for window in _fine_windows(turned.shape[-1]):
+            windows = np.broadcast_to(window, (*tiles.shape, 3))
+            np.minimum(least, self._unexplained(turned, symmetries, tiles, windows), out=least)
+        return least
+
+    def _unexplained(
+        self, turned: np.ndarray, symmetries: np.ndarray, tiles: np.ndarray, windows: np.ndarray
+    ) -> np.ndarray:
         """Share of variance that a linear change of the colours of each candidate leaves unexplained.
 
         Args:
@@ -233,6 +295,7 @@ class CopyIndex:
             M×K float64 in [0, 1].
         """
         result = np.empty(tiles.shape)
+        # Pairs with the same window are compared together, since they share its weights.
         kinds, number = np.unique(windows.reshape(-1, 3), axis=0, return_inverse=True)
         number = number.reshape(tiles.shape)
         for kind, window in enumerate(kinds.tolist()):
@@ -249,17 +312,18 @@ class _WindowSearch:
 
     Args:
         points: P×D float32.
-        few: Some of them, to make cells by.
+        few: F×D float32, some of the points, by which cells are made.
     """
 
     def __init__(self, points: np.ndarray, few: np.ndarray):
         import faiss
 
-        self._points, self._cells = points, None
+        self._points = points
+        self._cells: faiss.IndexIVFFlat | None = None
         if len(points) > _MOST_EXHAUSTIVE:
             count = len(points) // _WINDOWS_PER_CELL
             self._cells = faiss.IndexIVFFlat(faiss.IndexFlatL2(points.shape[1]), points.shape[1], count)
-            # A few passes: cells need not be the best ones, only small.
+            # A few passes of k-means over some of the points: cells need not be the best ones, only small.
             self._cells.cp.niter, self._cells.cp.max_points_per_centroid = 5, 64
             self._cells.cp.min_points_per_centroid = 1
             self._cells.train(few)
@@ -291,7 +355,10 @@ def calibrate(scores: CopyScores, max_false_alarms: float = 0.01, seed: int = 0)
         scores: Of the calibrating tiles, real ones that were searched for among the others; the audit takes at most
             2,000 validation tiles.
         max_false_alarms: The share, above 0 and below 1.
-        seed: Of the draws by which false alarms are counted.
+        seed: Seed of the draws by which false alarms are counted.
+
+    Returns:
+        The limits.
 
     Raises:
         ValueError: If fewer than two tiles are left.
@@ -324,8 +391,8 @@ def tile_keys(images: np.ndarray) -> np.ndarray:
         uint64 N.
     """
     keys = np.empty(len(images), dtype=np.uint64)
-    for start in range(0, len(images), 4096):
-        part = images[start : start + 4096]
+    for start in range(0, len(images), _IMAGES_PER_CALL):
+        part = images[start : start + _IMAGES_PER_CALL]
         views = [np.ascontiguousarray(apply_symmetry(part, symmetry)) for symmetry in range(SYMMETRIES)]
         for i in range(len(part)):
             first = min(view[i].tobytes() for view in views)
@@ -336,13 +403,13 @@ def tile_keys(images: np.ndarray) -> np.ndarray:
 def pixel_embedding(images: np.ndarray) -> np.ndarray:
     """Images uint8 N×S×S×3 as their pixels, N×D float32 in [0, 1], with at most 32 of them along a side.
 
-    Not fewer: an empty tile is known by its noise alone.
+    With fewer, the noise of an empty tile would be averaged away, by which alone such a tile can be known again.
     """
     side = min(images.shape[1], _SIDE)
     points = np.empty((len(images), side * side * 3), dtype=np.float32)
-    for start in range(0, len(images), 4096):
-        part = resample(images[start : start + 4096], side)
-        points[start : start + 4096] = part.reshape(len(part), -1) / 255
+    for start in range(0, len(images), _IMAGES_PER_CALL):
+        part = resample(images[start : start + _IMAGES_PER_CALL], side)
+        points[start : start + _IMAGES_PER_CALL] = part.reshape(len(part), -1) / 255
     return points
 
 
@@ -399,7 +466,9 @@ def _distance_ratio(views: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, 
     return distances[:, 0] / np.maximum(distances[:, -1], 1e-12), indices[:, 0]
 
 
-def _best_of_each_tile(distances, places, symmetries) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _best_of_each_tile(
+    distances: np.ndarray, places: np.ndarray, symmetries: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The nearest `_CANDIDATES` different tiles of each row, each in its best view; inf where there are fewer."""
     tiles = places // len(_WINDOWS)
     order = np.lexsort((distances, tiles), axis=1)
@@ -410,24 +479,28 @@ def _best_of_each_tile(distances, places, symmetries) -> tuple[np.ndarray, np.nd
     again[:, 1:] = tiles[:, 1:] == tiles[:, :-1]
     distances = np.where(again, np.inf, distances)
     order = np.argsort(distances, axis=1, kind="stable")[:, :_CANDIDATES]
-    return tuple(np.take_along_axis(x, order, axis=1) for x in (distances, places, symmetries))
+    distances, places, symmetries = (np.take_along_axis(x, order, axis=1) for x in (distances, places, symmetries))
+    return distances, places, symmetries
 
 
 def _working_density(images: np.ndarray) -> np.ndarray:
     """Optical density of images of at most `_SIDE` pixels along a side, float32 N×s×s×3."""
     side = min(images.shape[1], _SIDE)
-    parts = [optical_density(resample(images[start : start + 4096], side)) for start in range(0, len(images), 4096)]
+    parts = [
+        optical_density(resample(images[start : start + _IMAGES_PER_CALL], side))
+        for start in range(0, len(images), _IMAGES_PER_CALL)
+    ]
     return np.concatenate(parts)
 
 
-def _coarse(density: np.ndarray, window: tuple[float, float, float]) -> np.ndarray:
+def _coarse(density: np.ndarray, window: Window) -> np.ndarray:
     """What candidates are found by: the window's mean density in 7×7 fields, without its mean and its contrast."""
     fields = resample(density.mean(axis=3, keepdims=True), _COARSE_SIDE, *window).reshape(len(density), -1)
     fields -= fields.mean(axis=1, keepdims=True)
-    return fields / (np.sqrt(np.square(fields).mean(axis=1, keepdims=True)) + np.float32(0.02))
+    return fields / (np.sqrt(np.square(fields).mean(axis=1, keepdims=True)) + np.float32(_LEAST_CONTRAST))
 
 
-def _fine_windows(side: int) -> list[tuple[float, float, float]]:
+def _fine_windows(side: int) -> list[Window]:
     """The windows once more, more finely: zoomed in, and moved by up to two pixels of `side`."""
     steps = [(1 - _ZOOM) * i / 4 for i in range(5)]
     moves = [i / side for i in range(-2, 3)]
@@ -435,7 +508,7 @@ def _fine_windows(side: int) -> list[tuple[float, float, float]]:
     return [*zoomed, *((1.0, down, right) for down in moves for right in moves if down or right)]
 
 
-def _window(density: np.ndarray, window: tuple[float, float, float]) -> np.ndarray:
+def _window(density: np.ndarray, window: Window) -> np.ndarray:
     """`resample` of N×3×s×s to the same size."""
     count, channels, size, _ = density.shape
     rows, columns = window_weights(size, size, *window)
@@ -445,7 +518,15 @@ def _window(density: np.ndarray, window: tuple[float, float, float]) -> np.ndarr
 
 
 def _unexplained_share(query: np.ndarray, candidate: np.ndarray) -> np.ndarray:
-    """1 − R² of the regression of query's channels, which have mean 0, on candidate's, both N×3×s×s: N in [0, 1]."""
+    """The share of a query's variance that no linear change of the candidate's colours explains.
+
+    Args:
+        query: N×3×s×s, each channel with mean 0.
+        candidate: N×3×s×s, what query i is compared with.
+
+    Returns:
+        N float64 in [0, 1]: 1 − R² of the regression of query's channels on candidate's.
+    """
     count, pixels = len(query), query.shape[2] * query.shape[3]
     query, candidate = query.reshape(count, 3, pixels), candidate.reshape(count, 3, pixels)
     candidate = candidate - candidate.mean(axis=2, keepdims=True)
@@ -458,19 +539,22 @@ def _unexplained_share(query: np.ndarray, candidate: np.ndarray) -> np.ndarray:
 
 
 def _parts(scores: CopyScores, scale: Mapping[str, float], power: Mapping[str, float]) -> np.ndarray:
+    """The scores as shares of independent tiles that score lower: (number of scores)×N float64."""
     return np.stack([(scores.values[name] / scale[name]) ** power[name] for name in scale])
 
 
 def _combine(scores: CopyScores, scale: Mapping[str, float], power: Mapping[str, float]) -> np.ndarray:
+    """One score of each image, N float64: the smallest of its `_parts`."""
     return _parts(scores, scale, power).min(axis=0)
 
 
 def _limits(scores: CopyScores, max_false_alarms: float) -> tuple[dict[str, float], dict[str, float], float]:
+    """Scales, powers and limit, as `CopyLimits` has them, from the scores of independent tiles."""
     scale, power = {}, {}
     for name, values in scores.values.items():
         scale[name] = max(float(np.quantile(values, 0.1)), 1e-9)
         low = values[values < scale[name]]
-        # Hill's estimator (Annals of Statistics 3, 1975), for a tail at 0.
+        # Hill's estimator of how fast a tail becomes thin (Annals of Statistics 3, 1975), here the tail towards 0.
         mean = np.log(scale[name] / np.maximum(low, 1e-9)).mean() if len(low) else 1.0
         power[name] = float(np.clip(1 / max(mean, 1e-9), 1, 50))
     combined = np.sort(_combine(scores, scale, power))

@@ -7,11 +7,11 @@ from typing import Any, Self
 import numpy as np
 
 from histodistill.selection.base import BaseSelector, ClassSelection
-from histodistill.selection.checks import check_choice, check_integer, check_positive
+from histodistill.selection.checks import check_choice, check_classes, check_integer, check_positive
 from histodistill.selection.communities import find_communities
-from histodistill.selection.graph import WEIGHTINGS, knn_graph
-from histodistill.selection.names import RANKINGS
-from histodistill.selection.quotas import QUOTA_RULES, community_quotas
+from histodistill.selection.graph import knn_graph
+from histodistill.selection.names import QUOTA_RULES, RANKINGS, WEIGHTINGS
+from histodistill.selection.quotas import community_quotas
 
 
 class DistillSelector(BaseSelector):
@@ -47,7 +47,7 @@ class DistillSelector(BaseSelector):
         flow_: N float64 ≥ 0, sums to 1 in each class whose graph has links.
         codelength_: float64 per class, bits per step of the partition.
         num_communities_: int64 per class.
-        classes_: int64, the labels that occur, ascending.
+        classes_: int64 or texts, the labels that occur, ascending.
         n_features_in_: D, the width of the embeddings.
 
     Warns:
@@ -87,7 +87,8 @@ class DistillSelector(BaseSelector):
         super().fit(embeddings, labels, **options)
         first_community = np.cumsum(self.num_communities_) - self.num_communities_
         found = self.module_labels_ >= 0
-        self.module_labels_[found] += first_community[np.searchsorted(self.classes_, np.asarray(labels)[found])]
+        _, place = np.unique(check_classes(labels, len(found)), return_inverse=True)
+        self.module_labels_[found] += first_community[place[found]]
         return self
 
     def check_params(self) -> None:

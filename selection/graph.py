@@ -11,18 +11,19 @@ from scipy.sparse import csr_matrix
 
 from histodistill.selection.checks import check_choice, check_embeddings, check_integer
 from histodistill.selection.distances import cosine_between, squared_distances_between
+from histodistill.selection.names import WEIGHTINGS
 
 
-#: How `knn_graph` can weigh a link.
-WEIGHTINGS = ("local_gaussian", "inverse_distance", "cosine")
-
-# No link is weaker than this, so that an outlier keeps its links where exp() would round them to 0.
+# The largest x for which a weight is exp(−x): beyond it, an outlier would lose its links to rounding.
 _LARGEST_EXPONENT = 50.0
+# No link is weaker than this, whatever its weighting.
 _SMALLEST_WEIGHT = math.exp(-_LARGEST_EXPONENT)
 
 # faiss proposes this many neighbours more than asked for; the exact distances then decide among them.
 _EXTRA_CANDIDATES = 8
+# Images whose neighbours are looked for in one call of faiss, which bounds the memory for their exact distances.
 _QUERIES_PER_CALL = 4096
+# Candidates in one such call, of all its images together; where each image has many, there are fewer images.
 _CANDIDATES_PER_CALL = 2**22
 
 
@@ -43,7 +44,7 @@ def knn_graph(embeddings: Any, n_neighbors: int = 15, weighting: str = "local_ga
 
     Args:
         embeddings: N×D real numbers, used as float32.
-        n_neighbors: K, the number of links from each image, at least 1; N − 1 if there are fewer images.
+        n_neighbors: Number k of links from each image, at least 1; N − 1 if there are fewer images.
         weighting: One of `WEIGHTINGS`.
 
     Returns:
@@ -79,7 +80,7 @@ def nearest_neighbors(embeddings: Any, n_neighbors: int) -> tuple[np.ndarray, np
 
     Args:
         embeddings: N×D real numbers, used as float32.
-        n_neighbors: K, at least 1; N − 1 if there are fewer images.
+        n_neighbors: Number k of neighbours, at least 1; N − 1 if there are fewer images.
 
     Returns:
         Indices, N×min(k, N−1) int64, and Euclidean distances, the same shape, float64.

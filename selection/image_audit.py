@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 from scipy.stats import binomtest
 
+from histodistill.selection.checks import check_embeddings, check_images, check_integer, check_labels
 from histodistill.selection.copies import (
     CopyIndex,
     CopyLimits,
@@ -37,23 +39,37 @@ from histodistill.selection.membership import (
     measure_overfitting,
 )
 from histodistill.selection.planting import MUST_FIND, plant
+from histodistill.selection.summaries import summarise
 from histodistill.selection.views import has_content
 
 
 #: Share of independent real tiles that may be taken for copies.
 MAX_FALSE_ALARMS = 0.01
-#: Copies of a kind that must be planted, and tiles of either kind whose loss must be measured where there are so many:
-#: fewer could not tell that the audit finds what it must.
-FEWEST_PLANTED, FEWEST_WEIGHT_TILES = 20, 200
+#: Copies of each kind that must be planted: fewer could not tell that the audit finds what it must.
+FEWEST_PLANTED = 20
+#: Members, and as many non-members, whose losses the attack on the weights must have where there are so many tiles: an
+#: attack on fewer says little.
+FEWEST_WEIGHT_TILES = 200
 #: An attack whose AUC is at most this far from 0.5 is as good as guessing.
 AUC_TOLERANCE = 0.02
 #: An attack that surely tells more than this share of the training tiles, at 1 % false positives, tells some.
 MAX_TRUE_POSITIVES = 0.03
 #: Probability that a verdict of a kind fails by chance alone, over all spaces and attacks of that kind.
 FAILS_BY_CHANCE = 0.05
+#: The attacks of one who has the images alone: see `distance_scores` and `density_ratio_scores`.
 ATTACKS = ("distance", "density_ratio")
-# More say little more, and take their time.
+#: Validation tiles that an audit takes at least. Where no tile was held out for it, a quarter of
+# them is the attacker's own reference, whose density is estimated, and that takes two tiles.
+FEWEST_VALIDATION_TILES = 8
+# Tiles of each part that `audit_images` takes at least: of those that are attacked there must be two for an interval.
+_FEWEST_TILES = {"train": 2, "validation": FEWEST_VALIDATION_TILES, "held_out": 2}
+# Parts that it does without.
+_OPTIONAL_PARTS = ("held_out", "pool")
+# What the audit itself calls two of its scores, so that no embedding can have these names.
+_OWN_SCORES = ("pixels", "structure")
+# Validation tiles that the limits of copying are set by: more would say little more, and take their time.
 _MOST_CALIBRATING = 2000
+# Views of synthetic images by which their density is estimated, for the same reason.
 _MOST_FOR_DENSITY = 4000
 
 
@@ -70,10 +86,25 @@ class LabelledImages:
     def __getitem__(self, rows: np.ndarray) -> LabelledImages:
         return LabelledImages(self.images[rows], self.labels[rows])
 
+    def __repr__(self) -> str:
+        return f"LabelledImages({summarise(self.images, self.labels)})"
+
+
+class HasLabelledImages(Protocol):
+    """Anything with images and their labels, such as `LabelledImages`, or the tiles that `load_tiles` gives."""
+
+    @property
+    def images(self) -> np.ndarray:
+        """uint8 N×S×S×3."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """N whole numbers."""
+
 
 @dataclass(frozen=True)
 class RealTiles:
-    """The real tiles.
+    """The real tiles, by what a model saw of them.
 
     Attributes:
         train: What the models were trained on.
@@ -88,13 +119,18 @@ class RealTiles:
     def __len__(self) -> int:
         return sum(len(part) for part in self._parts)
 
+    def __repr__(self) -> str:
+        held_out = "nothing held out" if self.held_out is None else f"{len(self.held_out):,} held out"
+        train = summarise(self.train.images, self.train.labels, "training tile")
+        return f"RealTiles({train}; {held_out}; {len(self.validation):,} for validation)"
+
     @cached_property
     def all_images(self) -> np.ndarray:
-        """Those of all three, in this order."""
+        """The images of train, held-out and validation tiles, in this order, uint8 N×S×S×3."""
         return np.concatenate([part.images for part in self._parts])
 
     def at(self, rows: np.ndarray) -> LabelledImages:
-        """The tiles at rows of all."""
+        """The tiles at these rows of `all_images`."""
         return LabelledImages(self.all_images[rows], np.concatenate([part.labels for part in self._parts])[rows])
 
     @property
@@ -156,8 +192,8 @@ class SetAudit:
 
     Attributes:
         copies: See `Copies`.
-        overfitting: Space → of all images.
-        overfitting_per_class: Space → class → of its images.
+        overfitting: Space → overfitting of all images.
+        overfitting_per_class: Space → class → overfitting of its images.
         membership: Space → attack → figures, of an attacker who has nothing but the images.
         closest: Rows of the images and of `RealTiles.all_images` that are most alike, at most 10×2.
         closest_scores: Their scores; below the limit is a copy.
@@ -179,8 +215,8 @@ class AuditResult:
         limits: Where copying begins.
         is_random: Whether non-members were held out at random. If not, validation tiles stand in for them, and
             figures of overfitting and membership hold whatever else makes these differ.
-        published: Of the images to be published.
-        pool: Of all generated images, before any was dropped; no attacks on membership by class.
+        published: The audit of the images to be published.
+        pool: The audit of all generated images, before any was dropped; no attacks on membership by class.
         planted: Kind of copy → share found, with its interval; empty where none was planted.
         num_planted: Copies of each kind.
         weights: The attack of one who holds the weights, where it was made.
@@ -201,11 +237,40 @@ class AuditResult:
 
 @dataclass(frozen=True)
 class Finding:
-    """One point of a verdict: whether it holds, and a sentence for people."""
+    """One point of a verdict.
+
+    Attributes:
+        name: What was looked at, such as `"copies"`.
+        passed: Whether the point holds.
+        sentence: The figures for people, in one sentence.
+    """
 
     name: str
     passed: bool
     sentence: str
+
+
+@dataclass(frozen=True, repr=False)
+class Verdict:
+    """Whether a set of images gives nothing away, and why; printed, it says so in sentences.
+
+    Attributes:
+        passed: whether all findings hold.
+        findings: the points that were looked at.
+        figures: all that was measured.
+    """
+
+    passed: bool
+    findings: tuple[Finding, ...]
+    figures: AuditResult
+
+    def __repr__(self) -> str:
+        failed = "".join(f", {finding.name}" for finding in self.findings if not finding.passed)
+        return f"Verdict(passed={self.passed}{failed and f', failed: {failed[2:]}'})"
+
+    def __str__(self) -> str:
+        lines = ["passed" if self.passed else "NOT PASSED: the images should not be published"]
+        return "\n".join(lines + [f"{'✓' if f.passed else '✗'} {f.sentence}" for f in self.findings])
 
 
 def find_limits(real: RealTiles, index: CopyIndex, seed: int = 0) -> CopyLimits:
@@ -215,8 +280,8 @@ def find_limits(real: RealTiles, index: CopyIndex, seed: int = 0) -> CopyLimits:
 
     Args:
         real: The real tiles.
-        index: Of `real.all_images`.
-        seed: Of what is random.
+        index: The index of `real.all_images`.
+        seed: Seed of the draw of validation tiles.
 
     Raises:
         ValueError: If hardly any validation tile is left that is no copy of another tile.
@@ -242,6 +307,113 @@ def find_copies(
     return limits.score(scores) < 1.05 * limits.limit, scores
 
 
+def audit_images(
+    images: Any,
+    labels: Any,
+    *,
+    train: HasLabelledImages | tuple[Any, Any],
+    validation: HasLabelledImages | tuple[Any, Any],
+    held_out: HasLabelledImages | tuple[Any, Any] | None = None,
+    pool: HasLabelledImages | tuple[Any, Any] | None = None,
+    embeddings: Mapping[str, Embed] | None = None,
+    n_planted: int = 100,
+    seed: int = 0,
+) -> Verdict:
+    """Whether synthetic images give anything away about the real tiles that their model was trained on.
+
+    Sets of real tiles are pairs of images and labels, or anything with `images` and `labels`. All images are uint8
+    N×S×S×3 of the same side, and labels N whole numbers ≥ 0, the same number for the same class.
+
+    Args:
+        images: the synthetic images, those that are to be published.
+        labels: the classes that they were made as.
+        train: the real tiles that the model was trained on, at least 2.
+        validation: real tiles that no model was trained on, at least 8; they tell how alike independent tiles are.
+        held_out: a random part of the training tiles that no model has seen, at least 2: the better control. Without
+            it validation tiles stand in for them, and may differ from training tiles for other reasons.
+        pool: all images of the model, of which `images` were chosen; by default these themselves.
+        embeddings: name → a function that embeds uint8 M×S×S×3 images as M×D real numbers, in which copies and
+            attacks are looked for beside pixels; none by default. It must not come from a model that was trained on
+            the labels of these tiles.
+        n_planted: copies of training tiles, of each kind, that are planted to see whether they are found; with fewer
+            than 20 nothing passes.
+        seed: of all that is random, from 0 on.
+
+    Returns:
+        The verdict on the images. On the weights of their model nothing is said.
+
+    Raises:
+        ValueError: for arrays of another shape, type or size, too few tiles, an embedding that returns something
+            else, or tiles that have nothing on them.
+
+    Examples:
+        verdict = audit_images(images, labels, train=(tiles, classes), validation=source.split("validation"))
+        print(verdict)
+    """
+    check_integer("n_planted", n_planted, 0)
+    check_integer("seed", seed, 0)
+    published = LabelledImages(*_check_arrays(images, labels, "images", "labels"))
+    size = published.images.shape[1]
+    tiles = {"train": train, "validation": validation, "held_out": held_out}
+    real = RealTiles(**{name: _check_part(name, part, size) for name, part in tiles.items()})
+    if n_planted and not has_content(real.train.images).any():
+        raise ValueError("images of train show nothing: there must be a tile that is not of one grey level")
+    figures = audit(
+        published,
+        _check_part("pool", pool, size) or published,
+        real,
+        _check_embeddings(embeddings or {}),
+        n_planted=n_planted,
+        seed=seed,
+    )
+    findings = tuple(judge_set(figures))
+    return Verdict(all(finding.passed for finding in findings), findings, figures)
+
+
+def _check_part(name: str, part: HasLabelledImages | tuple[Any, Any] | None, size: int) -> LabelledImages | None:
+    """A set of images of that size with their labels, or ValueError that calls it `name`."""
+    if part is None and name in _OPTIONAL_PARTS:
+        return None
+    if isinstance(part, (tuple, list)) and len(part) == 2:
+        images, labels = part
+    elif hasattr(part, "images") and hasattr(part, "labels"):
+        images, labels = part.images, part.labels
+    else:
+        raise ValueError(f"{name} is a {type(part).__name__}: it must be a pair of images and labels")
+    images, labels = _check_arrays(images, labels, f"images of {name}", f"labels of {name}")
+    if images.shape[1] != size:
+        raise ValueError(
+            f"images of {name} are {images.shape[1]} px wide and images {size} px: they must have the same size"
+        )
+    fewest = _FEWEST_TILES.get(name, 1)
+    if len(images) < fewest:
+        raise ValueError(f"{name} has {len(images)} tiles: it must be at least {fewest}")
+    return LabelledImages(images, labels)
+
+
+def _check_arrays(images: Any, labels: Any, images_name: str, labels_name: str) -> tuple[np.ndarray, np.ndarray]:
+    images = check_images(images, images_name)
+    return images, check_labels(labels, len(images), labels_name, of="images")
+
+
+def _check_embeddings(embeddings: Mapping[str, Embed]) -> dict[str, Embed]:
+    """The same functions, which raise ValueError with one sentence for what is no embedding of their images."""
+
+    def checked(name: str, embed: Embed) -> Embed:
+        def embed_and_check(images: np.ndarray) -> np.ndarray:
+            points = check_embeddings(embed(images), f"what embeddings[{name!r}] returned")
+            if len(points) != len(images):
+                raise ValueError(f"embeddings[{name!r}] returned {len(points)} rows for {len(images)} images")
+            return points
+
+        return embed_and_check
+
+    for name in _OWN_SCORES:
+        if name in embeddings:
+            raise ValueError(f"embeddings has the name {name!r}, which the audit uses itself: give it another name")
+    return {name: checked(name, embed) for name, embed in embeddings.items()}
+
+
 def audit(
     published: LabelledImages,
     pool: LabelledImages,
@@ -261,7 +433,7 @@ def audit(
             labels: it would know them, whatever the images say.
         n_planted: Copies of each kind that are planted, to see whether they are found; 0 plants none.
         weight_losses: Losses of members and of non-members under the model, from one who holds its weights.
-        seed: Of all that is random.
+        seed: Seed of all that is random.
     """
     index = CopyIndex(real.all_images, embeddings)
     limits = find_limits(real, index, seed)
@@ -278,7 +450,8 @@ def audit(
         planted = {kind: binomial_interval(int(found[copies.kinds == kind].sum()), n_planted) for kind in MUST_FIND}
     weights = None
     if weight_losses is not None:
-        weights = measure_attack(*(-losses for losses in weight_losses), 1 - FAILS_BY_CHANCE, seed)
+        members, non_members = weight_losses
+        weights = measure_attack(-members, -non_members, 1 - FAILS_BY_CHANCE, seed)
     others = real.held_out or real.validation
     return AuditResult(
         limits=limits,
@@ -391,12 +564,14 @@ def _is_guessing(attack: Attack) -> bool:
 
 
 def _told(attack: Attack) -> str:
+    """How well an attack tells members, for the end of a sentence."""
     surely = attack.true_positives[FALSE_POSITIVE_RATES[0]]
     few = "" if surely is None else f", and {100 * surely.value:.1f}% of them at 1% false alarms"
     return f"an AUC of {_text(attack.auc)}{few}"
 
 
 def _text(interval: Interval) -> str:
+    """An estimate with its interval, to three digits."""
     return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
@@ -418,24 +593,36 @@ def _split_validation(real: RealTiles, seed: int) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class _Attackable:
-    """All that is the same for every set of synthetic images: the real tiles, and what is known of them."""
+    """All that is the same for every set of synthetic images: the real tiles, and what is known of them.
+
+    Attributes:
+        index: The index of all real tiles.
+        limits: Where copying begins.
+        real: The real tiles.
+        rows: Role in the attacks, see `_split_validation` → rows of `real.all_images`.
+        roles: Role → its tiles; of the control, no more than there are images to be published.
+        points: Space → role → embeddings N×D.
+        controls: Space → the control tiles in all symmetries, embedded: 8×N×D.
+        seed: Seed of all that is random.
+    """
 
     index: CopyIndex
     limits: CopyLimits
     real: RealTiles
     rows: dict[str, np.ndarray]
     roles: dict[str, LabelledImages]
-    points: dict[str, dict[str, np.ndarray]]  # space → role → N×D
-    controls: dict[str, np.ndarray]  # space → 8×N×D
+    points: dict[str, dict[str, np.ndarray]]
+    controls: dict[str, np.ndarray]
     seed: int
 
 
 def _audit_set(synthetic: LabelledImages, known: _Attackable, by_class: bool) -> SetAudit:
+    """The audit of one set of images; `by_class` also measures overfitting and membership within each class."""
     views = {name: views_of(synthetic.images, embed) for name, embed in known.index.spaces.items()}
     scores = known.index.search(synthetic.images, views)
     train, others = known.roles["train"], known.roles["others"]
     is_other = np.repeat([False, True], [len(train), len(others)])
-    # Where each of all real tiles is among these two kinds, or -1.
+    # For each real tile, its row among train and others together, or −1 for a tile of another role.
     place = np.full(len(known.real), -1)
     place[np.concatenate([known.rows["train"], known.rows["others"]])] = np.arange(len(is_other))
     labels = np.concatenate([train.labels, others.labels])
@@ -444,7 +631,8 @@ def _audit_set(synthetic: LabelledImages, known: _Attackable, by_class: bool) ->
     for name, at in known.points.items():
         both = np.concatenate([at["train"], at["others"]])
         nearest = place[scores.nearest[name]]
-        elsewhere = nearest < 0  # nearest to a tile of another kind, so the search did not tell
+        # Where the nearest of all tiles has another role, the nearest of these two roles is searched for.
+        elsewhere = nearest < 0
         nearest[elsewhere] = nearest_under_views(views[name][:, elsewhere], both, 1)[0][:, 0]
         overfitting[name] = measure_overfitting(nearest, is_other, labels, confidence, known.seed)
         if by_class:
@@ -466,6 +654,7 @@ def _audit_set(synthetic: LabelledImages, known: _Attackable, by_class: bool) ->
 
 
 def _attack(attack: str, space: str, views: np.ndarray, known: _Attackable, by_class: bool) -> MembershipAttack:
+    """One of `ATTACKS` in one space, by images in all symmetries, embedded: `views` 8×G×D."""
     at, train, others = known.points[space], known.roles["train"], known.roles["others"]
     both = np.concatenate([at["train"], at["others"]])
     rng = np.random.default_rng([known.seed, 2])
@@ -487,12 +676,13 @@ def _attack(attack: str, space: str, views: np.ndarray, known: _Attackable, by_c
             non_members = scores[0][count:][others.labels == label]
             if min(len(members), len(non_members)) >= 2:
                 per_class[int(label)] = measure_attack(members, non_members, seed=known.seed).auc
-    rates = [attack.true_positives[FALSE_POSITIVE_RATES[0]] for attack in (main, control)]
-    gained = None if None in rates else advantage(*(rate.value for rate in rates))
+    told, told_of_control = (found.true_positives[FALSE_POSITIVE_RATES[0]] for found in (main, control))
+    gained = None if told is None or told_of_control is None else advantage(told.value, told_of_control.value)
     return MembershipAttack(main, control, gained, per_class=per_class)
 
 
 def _count_copies(synthetic: LabelledImages, limits: CopyLimits, scores: CopyScores, real: RealTiles) -> Copies:
+    """Counts the copies of training tiles and of others."""
     is_copy, nearest = limits.is_copy(scores), limits.nearest(scores)
     num_training, num_all = len(real.train), len(real)
     of_training = is_copy & (nearest < num_training)

@@ -21,12 +21,19 @@ from histodistill.selection.copies import nearest_under_views
 FALSE_POSITIVE_RATES = (0.01, 0.001)
 # Directions of most variance in which densities are estimated: more would need more images than there are.
 _DENSITY_COLUMNS = 8
+# Pairs of a query and a point whose exponents are held at once: 32 MiB of float64.
 _PAIRS_PER_CALL = 2**22
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its confidence interval."""
+    """An estimate with its confidence interval.
+
+    Attributes:
+        value: The estimate.
+        low: Lower end of the interval.
+        high: Upper end.
+    """
 
     value: float
     low: float
@@ -74,8 +81,8 @@ def measure_attack(members: Any, non_members: Any, confidence: float = 0.95, see
     Args:
         members: N real numbers, the scores of members.
         non_members: M real numbers.
-        confidence: Of the intervals.
-        seed: Of the bootstrap.
+        confidence: Confidence of the intervals, 0 to 1.
+        seed: Seed of the bootstrap.
 
     Raises:
         ValueError: For scores that are not finite, or fewer than two of either.
@@ -140,8 +147,8 @@ def measure_overfitting(
         nearest: G int64, of each image the nearest of all N real tiles.
         is_held_out: N bool.
         labels: N whole numbers, the classes of the real tiles.
-        confidence: Of the interval.
-        seed: Of the draws.
+        confidence: Confidence of the interval, 0 to 1.
+        seed: Seed of the draws.
     """
     held = np.asarray(is_held_out)
     odds = (len(held) - held.sum()) / max(1, held.sum())
@@ -198,7 +205,9 @@ def _auc_with_error(members: np.ndarray, non_members: np.ndarray) -> tuple[float
     return auc, float(np.sqrt(above.var(ddof=1) / n + below.var(ddof=1) / m))
 
 
-def _true_positives(members, non_members, confidence, seed) -> dict[float, Interval | None]:
+def _true_positives(
+    members: np.ndarray, non_members: np.ndarray, confidence: float, seed: int
+) -> dict[float, Interval | None]:
     rng = np.random.default_rng(seed)
     rates = [rate for rate in FALSE_POSITIVE_RATES if rate * len(non_members) >= 1]
     values = _rates_of(members, non_members, rates)

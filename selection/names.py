@@ -7,3 +7,7 @@ from __future__ import annotations
 SELECTOR_NAMES = ("infomap", "random", "kmeans", "herding", "kernel_herding", "k_center", "facility_location")
 #: Which images of a community a `DistillSelector` can choose.
 RANKINGS = ("modular_centrality", "random")
+#: The rules by which `community_quotas` shares places among communities.
+QUOTA_RULES = ("proportional", "uniform", "sqrt")
+#: The weights that `knn_graph` can give to links.
+WEIGHTINGS = ("local_gaussian", "inverse_distance", "cosine")

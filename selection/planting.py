@@ -18,8 +18,9 @@ from histodistill.selection.views import (
 )
 
 
-#: The kinds of copies, and the share of each that an audit must find to be believed. A shift is there because no other
-#: kind moves a tile at its own scale, as a common augmentation does; a crop of 90 % is the harder one to find.
+#: Kind of copy → share of such copies that an audit must find to be believed. Why both a crop and a shift: a shift
+#: moves a tile at its own scale, as a common augmentation does, while a crop of 90 % also enlarges it and is harder to
+#: find.
 MUST_FIND = {
     "exact": 1.0,
     "symmetric": 1.0,
@@ -59,7 +60,7 @@ def plant(images: np.ndarray, n_per_kind: int, seed: int = 0, usable: np.ndarray
     Args:
         images: uint8 N×S×S×3, the real tiles.
         n_per_kind: At least 1.
-        seed: Of what is random.
+        seed: Seed of the draws.
         usable: N bool, which tiles may be copied; all by default.
 
     Returns:

@@ -8,10 +8,7 @@ from typing import Any
 import numpy as np
 
 from histodistill.selection.checks import check_choice, check_integer
-
-
-#: The rules that `community_quotas` knows.
-QUOTA_RULES = ("proportional", "uniform", "sqrt")
+from histodistill.selection.names import QUOTA_RULES
 
 
 def community_quotas(sizes: Any, n: int, rule: str = "proportional") -> np.ndarray:

@@ -16,11 +16,16 @@ from histodistill.selection.files import write_bytes
 from histodistill.selection.versions import installed_versions
 
 
+#: The file with the class, its parameters, plain numbers and versions, in JSON.
 CONFIG_NAME = "config.json"
+#: The file with the fitted arrays.
 ARRAYS_NAME = "selector.safetensors"
+#: Version of this layout of two files, written into `config.json`.
 FORMAT_VERSION = 1
 
+# What an id on the Hub looks like: user/name.
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# Packages whose versions are recorded, since the choice may depend on them.
 _VERSIONS_OF = ("histodistill", "infomap", "faiss-cpu", "scikit-learn", "scipy", "numpy")
 
 
@@ -28,8 +33,9 @@ class PretrainedMixin:
     """`save_pretrained`, `from_pretrained` and `push_to_hub` for a scikit-learn style estimator.
 
     Parameters are what `get_params` returns and must be plain numbers and strings. Fitted state is every attribute
-    whose name ends in one underscore and does not begin with one: arrays go to `selector.safetensors`, plain numbers
-    to `config.json`, which also names the class and the versions of the libraries that made the selection.
+    whose name ends in one underscore and does not begin with one: arrays go to `selector.safetensors`, but for arrays
+    of texts, which it cannot hold; these and plain numbers go to `config.json`, which also names the class and the
+    versions of the libraries that made the selection.
     """
 
     def save_pretrained(self, save_directory: str | Path) -> None:
@@ -138,11 +144,14 @@ class PretrainedMixin:
 
 
 def _fitted_state(selector: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Attributes that `fit` has set, by name: arrays, and plain values."""
     arrays, numbers = {}, {}
     for name, value in sorted(vars(selector).items()):
         if not name.endswith("_") or name.startswith("_"):
             continue
-        if isinstance(value, np.ndarray):
+        if isinstance(value, np.ndarray) and value.dtype.kind == "U":
+            numbers[name] = value.tolist()  # safetensors holds no texts
+        elif isinstance(value, np.ndarray):
             arrays[name] = np.ascontiguousarray(value)
         else:
             numbers[name] = _plain(value)
@@ -150,6 +159,7 @@ def _fitted_state(selector: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]
 
 
 def _plain(value: Any) -> Any:
+    """A number of numpy as one of Python, which JSON takes; anything else as it is."""
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -199,7 +209,8 @@ def _load(cls: type[PretrainedMixin], name: str, files: dict[str, Path]) -> Any:
             "version, install that one or save the selector again"
         )
     selector = selector_class(**params)
-    for attribute, value in {**numbers, **arrays}.items():
+    texts = {attribute: np.array(value, dtype=str) for attribute, value in numbers.items() if isinstance(value, list)}
+    for attribute, value in {**numbers, **texts, **arrays}.items():
         setattr(selector, attribute, value)
     return selector
 

@@ -12,10 +12,11 @@ import numpy as np
 from PIL import Image
 
 
+#: Ways to turn and mirror a square, the one that leaves it as it is included.
 SYMMETRIES = 8
-#: Of a compressed copy, on Pillow's scale of 1 to 95.
+#: JPEG quality of a compressed copy on Pillow's scale of 1 to 95; 75 is what Pillow and many programs take.
 JPEG_QUALITY = 75
-#: How much of a blended copy is the tile itself.
+#: Share of a blended copy that is the tile itself; the rest is another tile.
 BLENDED_SHARE = 0.8
 #: Standard deviation of grey levels (of 255) below which an image shows nothing.
 LEAST_CONTENT = 8.0

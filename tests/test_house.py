@@ -48,18 +48,24 @@ HEAVY_LIBRARIES = {
     "opacus", "pandas", "pyarrow", "scipy", "sklearn", "torch", "torchmetrics", "transformers",
 }  # fmt: skip
 
+#: When an import may happen: see `Import`.
+ALWAYS = ("at once", "late", "never")
+
 #: Module → modules that it imports; all without the leading "histodistill.".
 Imports = dict[str, set[str]]
 
 
 @dataclass(frozen=True)
 class Import:
-    """One import of a file: the module's full name, the name taken from it if any, and where it stands."""
+    """One import of a file: the module's full name, the name taken from it if any, and where it stands.
+
+    `when` it happens: "at once", "late" inside a function, or "never" for type checkers alone.
+    """
 
     module: str
     name: str | None
     line: int
-    at_top: bool
+    when: str
 
 
 @functools.cache
@@ -73,29 +79,30 @@ def module_files(root: Path = ROOT) -> Mapping[str, Path]:
 def read_imports(path: Path) -> tuple[Import, ...]:
     """All imports of a file: those at the top, those inside functions, and those for type checkers alone."""
     tree = ast.parse(path.read_text())
+    for_types = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    when = dict.fromkeys(tree.body, "at once") | {node: "never" for block in for_types for node in block.body}
     found = []
     for node in ast.walk(tree):
-        at_top = node in tree.body
         if isinstance(node, ast.Import):
-            found += [Import(alias.name, None, node.lineno, at_top) for alias in node.names]
+            found += [Import(alias.name, None, node.lineno, when.get(node, "late")) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             module = "." * node.level + (node.module or "")
-            found += [Import(module, alias.name, node.lineno, at_top) for alias in node.names]
+            found += [Import(module, alias.name, node.lineno, when.get(node, "late")) for alias in node.names]
     return tuple(found)
 
 
-def own_targets(module: str, files: Mapping[str, Path], top_only: bool = False) -> Iterator[str]:
+def own_targets(module: str, files: Mapping[str, Path], when: tuple[str, ...] = ALWAYS) -> Iterator[str]:
     """The modules of this project that a module imports."""
     for each in read_imports(files[module]):
         package, _, rest = each.module.partition(".")
-        if package == "histodistill" and (each.at_top or not top_only):
+        if package == "histodistill" and each.when in when:
             longer = f"{rest}.{each.name}".lstrip(".")
             yield longer if longer in files else rest
 
 
-def import_graph(files: Mapping[str, Path]) -> Imports:
+def import_graph(files: Mapping[str, Path], when: tuple[str, ...] = ALWAYS) -> Imports:
     """Who imports whom."""
-    return {module: set(own_targets(module, files)) & files.keys() - {module} for module in files}
+    return {module: set(own_targets(module, files, when)) & files.keys() - {module} for module in files}
 
 
 def room(module: str, files: Mapping[str, Path]) -> str:
@@ -142,9 +149,9 @@ def height(graph: Imports) -> int:
     return max(map(height_of, graph))
 
 
-def libraries(module: str, top_only: bool = False) -> set[str]:
+def libraries(module: str, when: tuple[str, ...] = ALWAYS) -> set[str]:
     """The top-level names that a module imports from outside the project and the standard library."""
-    imports = [each for each in read_imports(module_files()[module]) if each.at_top or not top_only]
+    imports = [each for each in read_imports(module_files()[module]) if each.when in when]
     return {each.module.split(".")[0] for each in imports} - sys.stdlib_module_names - {"histodistill"}
 
 
@@ -157,14 +164,13 @@ def training_arrows() -> Iterator[tuple[str, str]]:
     """Each import between modules of `training`: who imports, and what."""
     graph = import_graph(module_files())
     modules = set(in_folder("training")) - {"training"}
-    modules = {module for module in modules if room(module, module_files()) != "commands"}  # Goes with that folder.
     for module in sorted(modules):
         yield from ((module, target) for target in sorted(graph[module] & modules))
 
 
 def test_every_room_has_a_floor():
     rooms = {room(module, module_files()) for module in in_folder("training") if module != "training"}
-    assert rooms - {"commands"} == {name for floor in FLOORS for name in floor}
+    assert rooms == {name for floor in FLOORS for name in floor}
 
 
 def test_imports_go_up_the_table():
@@ -203,7 +209,8 @@ def test_nothing_below_imports_the_public_names():
 
 
 def test_no_modules_import_each_other_in_a_circle():
-    assert circles(import_graph(module_files())) == []
+    """What a function of another module takes may be imported for type checkers: a step's options, for its parts."""
+    assert circles(import_graph(module_files(), ("at once", "late"))) == []
 
 
 def test_selection_is_pure():
@@ -219,7 +226,7 @@ def test_selection_is_pure():
 def test_the_ground_floor_needs_the_standard_library_only():
     for module in module_files():
         if room(module, module_files()) == "running":
-            assert libraries(module, top_only=True) == set(), module
+            assert libraries(module, ("at once",)) == set(), module
 
 
 def steps() -> list[str]:
@@ -240,8 +247,8 @@ def test_help_of_a_step_imports_nothing_heavy(step):
         module = waiting.pop()
         if module not in seen:
             seen.add(module)
-            assert not libraries(module, top_only=True) & HEAVY_LIBRARIES, f"{step} imports {module}"
-            waiting += own_targets(module, files, top_only=True)
+            assert not libraries(module, ("at once",)) & HEAVY_LIBRARIES, f"{step} imports {module}"
+            waiting += own_targets(module, files, ("at once",))
             # Importing a module imports the packages that it is in.
             waiting += [package for package in (module.rpartition(".")[0],) if package]
 
@@ -266,7 +273,7 @@ def summary(root: Path) -> str:
     return (
         f"{len(modules)} modules, {len(arrows)} imports between them, {height(graph)} floors of modules; "
         f"{len({room(module, files) for module in graph})} rooms, {len(set(between))} arrows between rooms, "
-        f"made by {len(between)} imports; {len(circles(graph))} circles"
+        f"made by {len(between)} imports; {len(circles(import_graph(files, ('at once', 'late'))))} circles"
     )
 
 

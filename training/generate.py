@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from diffusers import DiffusionPipeline
 
+    from histodistill.training.engine.pool import Chunk
+    from histodistill.training.running.stages import Stage
+
 # Of a pool's settings, those that decide what a seed becomes.
 PIPELINE_OPTIONS = ("num_inference_steps", "guidance_scale", "guidance_interval", "mixed_precision")
 # Seconds between two records of the time spent, which a killed run goes on from.
@@ -70,11 +73,10 @@ def run(config: GenerateConfig) -> Path:
     import shutil
 
     import numpy as np
-    from tqdm.auto import tqdm
 
     from histodistill.training.data.image_dataset import write_image_dataset
     from histodistill.training.engine.accelerator import make_accelerator
-    from histodistill.training.engine.pool import generate_images, plan_pool, read_chunk, write_chunk
+    from histodistill.training.engine.pool import cut_into_chunks, plan_pool, read_chunk
     from histodistill.training.running.stages import Stage, require_complete
 
     record = require_complete(config.pipeline, "pipeline", "run train_diffusion on it first")
@@ -90,10 +92,42 @@ def run(config: GenerateConfig) -> Path:
         stage.begin()
 
     labels, seeds = plan_pool(pipeline.num_classes, config.per_class, config.seed)
-    chunks = [slice(i, i + config.chunk_size) for i in range(0, len(labels), config.chunk_size)]
-    paths = [config.output / "chunks" / f"chunk-{number:06d}.npz" for number in range(len(chunks))]
-    mine = range(accelerator.process_index, len(chunks), accelerator.num_processes)
-    missing = [i for i in mine if read_chunk(paths[i], labels[chunks[i]], seeds[chunks[i]]) is None]
+    chunks = cut_into_chunks(config.output / "chunks", labels, seeds, config.chunk_size)
+    make_missing_chunks(config, pipeline, chunks, accelerator, stage)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        images = np.concatenate([read_chunk(*chunk) for chunk in chunks])
+        write_image_dataset(config.output / "data", images, {"label": labels, "seed": seeds}, pipeline.class_names)
+        stage.finish(num_images=len(labels), num_processes=accelerator.num_processes)
+        shutil.rmtree(config.output / "chunks")
+        accelerator.print(f"pool: {len(labels)} images saved to {config.output}")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return config.output
+
+
+def make_missing_chunks(
+    config: GenerateConfig,
+    pipeline: DiffusionPipeline,
+    chunks: list[Chunk],
+    accelerator: Accelerator,
+    stage: Stage,
+) -> None:
+    """Generates this process's share of the chunks, but those that a killed run finished.
+
+    Args:
+        config: Says how to generate.
+        pipeline: Generates the images.
+        chunks: All chunks of the pool.
+        accelerator: Says which of them are this process's.
+        stage: Of the pool; the time spent is kept in its record.
+    """
+    from tqdm.auto import tqdm
+
+    from histodistill.training.engine.pool import generate_images, read_chunk, write_chunk
+
+    mine = chunks[accelerator.process_index :: accelerator.num_processes]
+    missing = [chunk for chunk in mine if read_chunk(*chunk) is None]
     progress = tqdm(
         total=len(mine),
         initial=len(mine) - len(missing),
@@ -107,32 +141,24 @@ def run(config: GenerateConfig) -> Path:
         "guidance_interval": config.guidance_interval,
     }
     saved = time.monotonic()
-    for i in missing:
+    for path, labels, seeds in missing:
         with accelerator.autocast():
-            images = generate_images(pipeline, labels[chunks[i]], seeds[chunks[i]], **options)
-        write_chunk(paths[i], images, labels[chunks[i]], seeds[chunks[i]])
+            images = generate_images(pipeline, labels, seeds, **options)
+        write_chunk(path, images, labels, seeds)
         progress.update()
         if accelerator.is_main_process and time.monotonic() - saved > _PROGRESS_SECONDS:
             stage.save_progress()
             saved = time.monotonic()
     progress.close()
 
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        parts = [read_chunk(path, labels[chunk], seeds[chunk]) for path, chunk in zip(paths, chunks, strict=True)]
-        write_image_dataset(
-            config.output / "data", np.concatenate(parts), {"label": labels, "seed": seeds}, pipeline.class_names
-        )
-        stage.finish(num_images=len(labels), num_processes=accelerator.num_processes)
-        shutil.rmtree(config.output / "chunks")
-        accelerator.print(f"pool: {len(labels)} images saved to {config.output}")
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    return config.output
-
 
 def load_pipeline(folder: Path, accelerator: Accelerator) -> DiffusionPipeline:
-    """The pipeline of a run, on the accelerator's device."""
+    """The pipeline of a run, on the accelerator's device.
+
+    Args:
+        folder: What `train_diffusion` left.
+        accelerator: Of the processes that all load it.
+    """
     from diffusers import DiffusionPipeline
 
     # The folder is this machine's own work: its pipeline.py is the file that ships with histodistill.

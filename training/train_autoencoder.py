@@ -15,9 +15,19 @@ tiles.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from histodistill.training.running.options import StepParser, config, like, option, run_script
 from histodistill.training.running.training_options import PrivateTrainingConfig
+
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from histodistill.training.data.tiles import TileSource
+    from histodistill.training.engine.autoencoder_training import AutoencoderTraining
+    from histodistill.training.engine.privacy import PrivacyPlan
+    from histodistill.training.running.stages import Stage
 
 
 @config
@@ -73,39 +83,49 @@ def run(config: TrainAutoencoderConfig) -> Path:
         InputError: For tiles or options that do not fit, an output folder of another training, a damaged checkpoint,
             or a training that diverges.
     """
-    import torch
-
     from histodistill.training.data.sources import load_tiles
-    from histodistill.training.engine.accelerator import make_accelerator
-    from histodistill.training.engine.autoencoder_training import AutoencoderTraining
-    from histodistill.training.engine.loop import fit
-    from histodistill.training.engine.privacy import forget_key, plan_privacy, privacy_record
-    from histodistill.training.models.autoencoder import VariationalAutoencoder, build_autoencoder
-    from histodistill.training.running.files import write_json
+    from histodistill.training.engine.loop import fit, open_training
+    from histodistill.training.engine.privacy import plan_privacy
     from histodistill.training.running.stages import Stage
 
     source = load_tiles(config.data, image_size=config.image_size, audit_share=config.audit_share)
-    source.split("validation")
+    source.split("validation")  # tiles without any are refused before anything is written
     stage = Stage(config.output, {"stage": "autoencoder", "data": source.fingerprint(), **config.settings()})
-    accelerator = make_accelerator(
-        config.mixed_precision,
-        batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        report_to=config.report_to,
-        project_dir=config.output,
-    )
-    if stage.complete:
-        accelerator.print(f"autoencoder: {config.output} is already finished")
-        if accelerator.is_main_process:
-            forget_key(config.output)
+    accelerator = open_training(config, stage, "autoencoder")
+    if accelerator is None:
         return config.output
 
     plan = plan_privacy(config, len(source.split("train")), accelerator.num_processes)
+    training = make_training(config, source, accelerator, plan)
+    fit(training, stage)
+
+    if accelerator.is_main_process:
+        save(training, stage, source.image_size)
+        psnr = training.history[-1]["validation_psnr"]
+        accelerator.print(f"autoencoder: validation PSNR {psnr:.2f} dB, saved to {config.output}")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return config.output
+
+
+def make_training(
+    config: TrainAutoencoderConfig, source: TileSource, accelerator: Accelerator, plan: PrivacyPlan | None
+) -> AutoencoderTraining:
+    """A new autoencoder, and all that its training needs.
+
+    Raises:
+        InputError: For tiles whose size the autoencoder cannot halve that often, or widths that do not fit together.
+    """
+    import torch
+
+    from histodistill.training.engine.autoencoder_training import AutoencoderTraining
+    from histodistill.training.models.autoencoder import VariationalAutoencoder, build_autoencoder
+
     torch.manual_seed(config.seed)
     autoencoder = build_autoencoder(
         source.image_size, config.channels, config.latent_channels, config.layers_per_block
     )
-    training = AutoencoderTraining(
+    return AutoencoderTraining(
         config,
         source,
         accelerator,
@@ -114,28 +134,33 @@ def run(config: TrainAutoencoderConfig) -> Path:
         frequency_weight=config.frequency_weight,
         kl_weight=config.kl_weight,
     )
-    fit(training, stage)
 
-    if accelerator.is_main_process:
-        autoencoder.eval()
-        scale = training.measure_scale()
-        autoencoder.register_to_config(scaling_factor=scale)
-        autoencoder.save_pretrained(config.output)
-        write_json(config.output / "history.json", training.history)
-        stage.finish(
-            image_size=source.image_size,
-            scaling_factor=scale,
-            num_processes=accelerator.num_processes,
-            **({"privacy": privacy_record(plan)} if plan else {}),
-            **training.validate(),
-        )
-        if plan:
-            forget_key(config.output)
-        psnr = training.history[-1]["validation_psnr"]
-        accelerator.print(f"autoencoder: validation PSNR {psnr:.2f} dB, saved to {config.output}")
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    return config.output
+
+def save(training: AutoencoderTraining, stage: Stage, image_size: int) -> None:
+    """Writes the trained autoencoder with the measured scale of its latents, and finishes the stage.
+
+    Args:
+        training: Whose last step is done.
+        stage: The stage that it makes.
+        image_size: Side of the tiles in pixels.
+    """
+    from histodistill.training.engine.privacy import forget_key, privacy_record
+    from histodistill.training.running.files import write_json
+
+    autoencoder = training.autoencoder.eval()
+    scale = training.measure_scale()
+    autoencoder.register_to_config(scaling_factor=scale)
+    autoencoder.save_pretrained(stage.folder)
+    write_json(stage.folder / "history.json", training.history)
+    stage.finish(
+        image_size=image_size,
+        scaling_factor=scale,
+        num_processes=training.accelerator.num_processes,
+        **({"privacy": privacy_record(training.plan)} if training.plan else {}),
+        **training.validate(),
+    )
+    if training.plan:
+        forget_key(stage.folder)
 
 
 if __name__ == "__main__":

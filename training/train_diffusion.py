@@ -21,8 +21,12 @@ from histodistill.training.running.training_options import PrivateTrainingConfig
 
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from histodistill.training.data.tiles import TileSource
+    from histodistill.training.engine.diffusion_training import DiffusionTraining
     from histodistill.training.engine.privacy import PrivacyPlan
+    from histodistill.training.running.stages import Stage
 
 
 @config
@@ -88,22 +92,16 @@ def run(config: TrainDiffusionConfig) -> Path:
         InputError: For an autoencoder, tiles or options that do not fit, an output folder of another training, a
             damaged checkpoint, or a training that diverges.
     """
-    import torch
-    from diffusers import AutoencoderDC
-
     from histodistill.training.data.sources import load_tiles
-    from histodistill.training.engine.accelerator import make_accelerator
-    from histodistill.training.engine.diffusion_training import DiffusionTraining, overfitting_warning
-    from histodistill.training.engine.loop import fit
-    from histodistill.training.engine.privacy import forget_key, plan_privacy
-    from histodistill.training.models.denoiser import build_denoiser
-    from histodistill.training.running.files import write_json
+    from histodistill.training.engine.diffusion_training import overfitting_warning
+    from histodistill.training.engine.loop import fit, open_training
+    from histodistill.training.engine.privacy import plan_privacy
     from histodistill.training.running.stages import Stage, require_complete
 
     autoencoder_record = require_complete(config.autoencoder, "autoencoder", "run train_autoencoder on it first")
     source = load_tiles(config.data, image_size=config.image_size, audit_share=config.audit_share)
     check_autoencoder(config, autoencoder_record, source)
-    source.split("validation")
+    source.split("validation")  # tiles without any are refused before anything is written
     settings = {
         "stage": "diffusion",
         "data": source.fingerprint(),
@@ -111,21 +109,40 @@ def run(config: TrainDiffusionConfig) -> Path:
         **config.settings(),
     }
     stage = Stage(config.output, settings)
-    accelerator = make_accelerator(
-        config.mixed_precision,
-        batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        report_to=config.report_to,
-        project_dir=config.output,
-    )
-    if stage.complete:
-        accelerator.print(f"diffusion: {config.output} is already finished")
-        if accelerator.is_main_process:
-            forget_key(config.output)
+    accelerator = open_training(config, stage, "diffusion")
+    if accelerator is None:
         return config.output
 
     plan = plan_privacy(config, len(source.split("train")), accelerator.num_processes)
     spent = privacy_spent(config, plan, autoencoder_record, source)
+    training = make_training(config, source, accelerator, plan)
+    fit(training, stage)
+
+    if accelerator.is_main_process:
+        save(training, stage, source.class_names, spent)
+        loss = training.history[-1]["validation_loss"]
+        accelerator.print(f"diffusion: validation loss {loss:.4f}, saved to {config.output}")
+        if warning := overfitting_warning(training.history):
+            accelerator.print(f"diffusion: warning: {warning}")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return config.output
+
+
+def make_training(
+    config: TrainDiffusionConfig, source: TileSource, accelerator: Accelerator, plan: PrivacyPlan | None
+) -> DiffusionTraining:
+    """The trained autoencoder, a new denoiser for its latents, and all that the denoiser's training needs.
+
+    Raises:
+        InputError: For latents whose size the denoiser cannot halve that often.
+    """
+    import torch
+    from diffusers import AutoencoderDC
+
+    from histodistill.training.engine.diffusion_training import DiffusionTraining
+    from histodistill.training.models.denoiser import build_denoiser
+
     autoencoder = AutoencoderDC.from_pretrained(config.autoencoder).eval().requires_grad_(False)
     torch.manual_seed(config.seed)
     denoiser = build_denoiser(
@@ -137,7 +154,7 @@ def run(config: TrainDiffusionConfig) -> Path:
         config.attention_levels,
         config.dropout,
     )
-    training = DiffusionTraining(
+    return DiffusionTraining(
         config,
         source,
         accelerator,
@@ -148,27 +165,32 @@ def run(config: TrainDiffusionConfig) -> Path:
         class_dropout=config.class_dropout,
         symmetries=config.symmetries,
     )
-    fit(training, stage)
 
-    if accelerator.is_main_process:
-        training.pipeline(source.class_names).save_pretrained(config.output)
-        write_json(config.output / "history.json", training.history)
-        loss, seen = training.history[-1]["validation_loss"], training.tiles_seen
-        stage.finish(
-            validation_loss=loss,
-            # Since the last resumption, where any step was left; without the time of validations.
-            images_per_second=round(seen / training.training_seconds, 1) if seen else None,
-            num_processes=accelerator.num_processes,
-            **spent,
-        )
-        if plan:
-            forget_key(config.output)
-        accelerator.print(f"diffusion: validation loss {loss:.4f}, saved to {config.output}")
-        if warning := overfitting_warning(training.history):
-            accelerator.print(f"diffusion: warning: {warning}")
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    return config.output
+
+def save(training: DiffusionTraining, stage: Stage, class_names: list[str], spent: dict[str, Any]) -> None:
+    """Writes the pipeline, and finishes the stage.
+
+    Args:
+        training: Whose last step is done.
+        stage: The stage that it makes.
+        class_names: In the order of their ids.
+        spent: See `privacy_spent`.
+    """
+    from histodistill.training.engine.privacy import forget_key
+    from histodistill.training.running.files import write_json
+
+    training.pipeline(class_names).save_pretrained(stage.folder)
+    write_json(stage.folder / "history.json", training.history)
+    seen = training.tiles_seen
+    stage.finish(
+        validation_loss=training.history[-1]["validation_loss"],
+        # Since the last resumption, where any step was left; without the time of validations.
+        images_per_second=round(seen / training.training_seconds, 1) if seen else None,
+        num_processes=training.accelerator.num_processes,
+        **spent,
+    )
+    if training.plan:
+        forget_key(stage.folder)
 
 
 def check_autoencoder(config: TrainDiffusionConfig, record: dict[str, Any], source: TileSource) -> None:

@@ -85,10 +85,10 @@ def test_other_files_than_those_audited_are_refused(folder):
 def test_what_failed_is_refused_with_its_reasons(folder):
     message = refusal(folder, make_audit(folder, passed=False))
     assert "did not pass the privacy audit (3 of 500 images are copies of real tiles)" in message
-    assert "all is well" not in message and message.endswith("with --i-accept-the-risk")
+    assert "all is well" not in message and message.endswith("with `i_accept_the_risk`")
     statement = risk_statement(message)
     assert statement.startswith("**This was published although it did not pass a privacy audit.**")
-    assert "3 of 500 images are copies of real tiles" in statement and "--i-accept" not in statement
+    assert "3 of 500 images are copies of real tiles" in statement and "accept_the_risk" not in statement
 
 
 def test_sentences_for_a_card(folder):

@@ -171,7 +171,7 @@ def test_public_is_asked_for_each_time(publisher):
     repo = publisher.hub.repo("dataset", "me/public")
     assert not repo.state["private"]
     refused = publisher.publish(("dataset", "me/public", NEW))
-    assert "me/public is public already: add --public to update it" in refused["error"]
+    assert "me/public is public already: add `public` to update it" in refused["error"]
     assert repo.files() == OLD
     assert publisher.publish(("dataset", "me/public", NEW), public=True)["done"] == [["me/public", "updated"]]
 
@@ -186,7 +186,7 @@ def test_a_private_repository_becomes_public_only_after_its_commit(publisher, ol
 def test_a_tag_is_never_moved(publisher):
     publisher.publish(("dataset", "me/tagged", OLD), tag="v1")
     refused = publisher.publish(("dataset", "me/tagged", NEW), tag="v1")
-    assert "the tag v1 of me/tagged stands for another version: give another --revision-tag" in refused["error"]
+    assert "the tag v1 of me/tagged stands for another version: give another `revision_tag`" in refused["error"]
     repo = publisher.hub.repo("dataset", "me/tagged")
     assert repo.files() == OLD
     assert publisher.publish(("dataset", "me/tagged", NEW), tag="v2")["error"] is None
@@ -292,7 +292,7 @@ ERRORS = {
     "another's namespace": (
         {"token": "else"},
         [],
-        "the token belongs to you, who has no rights in 'me': give one of you as --namespace, or use another token",
+        "the token belongs to you, who has no rights in 'me': give one of you as `namespace`, or use another token",
     ),
     "no right to write": (
         {"token": "read-only"},
@@ -350,7 +350,7 @@ def test_a_name_that_another_type_has(publisher):
     publisher.hub.repo("model", "me/taken").create(private=True, sdk=None)
     publisher.hub.one_namespace = True
     outcome = publisher.publish(("dataset", "me/taken", NEW))
-    assert outcome["error"] == ("the name me/taken is taken by a repository of another type: give another --name")
+    assert outcome["error"] == ("the name me/taken is taken by a repository of another type: give another `name`")
 
 
 def test_what_somebody_else_made_is_left_alone(publisher):
@@ -360,7 +360,7 @@ def test_what_somebody_else_made_is_left_alone(publisher):
     files = {**repo.commit(head)["files"], "README.md": repo.add_blob(b"---\ntags: [cats]\n---\nCats.")}
     repo.set_state(branches={"main": repo.add_commit(head, "cats", files)})
     outcome = publisher.publish(("dataset", "me/foreign", NEW))
-    assert "me/foreign holds something that histodistill did not make: give another --name" in outcome["error"]
+    assert "me/foreign holds something that histodistill did not make: give another `name`" in outcome["error"]
 
 
 def test_a_header_that_the_hub_refuses(publisher):

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from histodistill.selection.image_audit import LabelledImages, RealTiles, audit, find_copies, judge_set, judge_weights
+from histodistill.selection.image_audit import (
+    LabelledImages,
+    RealTiles,
+    audit,
+    audit_images,
+    find_copies,
+    judge_set,
+    judge_weights,
+)
 from histodistill.selection.planting import MUST_FIND
 from histodistill.selection.views import apply_symmetry
 
@@ -147,3 +155,111 @@ def test_same_seed_gives_the_same_audit(real, honest):
     losses = np.random.default_rng(0).uniform(size=300), np.random.default_rng(1).uniform(size=100)
     again = audit(tiles(60, 3), tiles(200, 4), real, {"colours": colours}, n_planted=20, weight_losses=losses)
     assert judge_weights(again) == judge_weights(honest)
+
+
+# Arrays in, verdict out.
+
+
+def as_arrays(part: LabelledImages) -> tuple[np.ndarray, np.ndarray]:
+    return part.images, part.labels
+
+
+def test_verdict_on_arrays_is_that_of_the_audit(real):
+    published, pool = tiles(60, 3), tiles(200, 4)
+    verdict = audit_images(
+        published.images,
+        published.labels.tolist(),
+        train=as_arrays(real.train),
+        held_out=real.held_out,
+        validation=list(as_arrays(real.validation)),
+        pool=pool,
+        embeddings={"colours": colours},
+        n_planted=20,
+    )
+    expected = audit(published, pool, real, {"colours": colours}, n_planted=20)
+    assert verdict.passed is True
+    assert list(verdict.findings) == judge_set(expected)
+    for name in ("limits", "is_random", "planted", "num_planted", "weights"):
+        assert getattr(verdict.figures, name) == getattr(expected, name)
+    assert verdict.figures.pool.copies == expected.pool.copies
+    assert verdict.figures.weights is None
+
+
+def test_verdict_on_copies_says_what_failed(real):
+    images, labels = as_arrays(real.train)
+    verdict = audit_images(
+        images[:60], labels[:60], train=real.train, validation=real.validation, n_planted=20, seed=1
+    )
+    assert verdict.passed is False and failed(verdict.findings) == {"copies", "overfitting", "membership"}
+    assert repr(verdict) == "Verdict(passed=False, failed: copies, overfitting, membership)"
+    lines = str(verdict).splitlines()
+    assert lines[0] == "NOT PASSED: the images should not be published"
+    assert "✗ 60 of 60 images are copies of real tiles" in lines and len(lines) == 1 + len(verdict.findings)
+    # Nothing beyond pixels unless it is given, and the pool is the images themselves.
+    assert set(verdict.figures.published.overfitting) == {"pixels"}
+    assert verdict.figures.pool.copies == verdict.figures.published.copies
+    assert not verdict.figures.is_random
+
+
+def test_short_texts_of_verdict_and_images(real):
+    published = tiles(60, 3)
+    verdict = audit_images(*as_arrays(published), train=real.train, validation=real.validation, n_planted=20)
+    assert repr(verdict) == "Verdict(passed=True)" and str(verdict).startswith("passed\n✓ ")
+    assert repr(published) == "LabelledImages(60 images of 20 px)"
+
+
+def test_the_fewest_tiles_that_an_audit_takes_are_enough():
+    rows = np.arange(2)
+    verdict = audit_images(
+        *as_arrays(tiles(1, 3)),
+        train=tiles(2, 0),
+        held_out=tiles(9, 1)[rows],
+        validation=tiles(8, 2),
+        embeddings={"colours": colours},
+        n_planted=1,
+    )
+    assert verdict.passed is False
+    assert audit_images(*as_arrays(tiles(1, 3)), train=tiles(2, 0), validation=tiles(8, 2), n_planted=0).findings
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": tiles(4, 3).images / 255}, "images has dtype float64: it must be uint8, colours from 0 to 255"),
+        ({"images": tiles(4, 3).images[:, :-1]}, r"images has shape \(4, 19, 20, 3\): it must be \(N, S, S, 3\)"),
+        ({"images": tiles(4, 3).images[..., 0]}, r"images has shape \(4, 20, 20\): it must be \(N, S, S, 3\)"),
+        ({"images": tiles(4, 3).images[:0]}, r"images has shape \(0, 20, 20, 3\): .*at least one square RGB image"),
+        ({"images": [np.zeros((2, 2)), np.zeros((3, 3))]}, "images has images of different sizes"),
+        ({"labels": [0, 1]}, r"labels has shape \(2,\): it must be .* one label for each of the 4 images"),
+        ({"labels": ["fat"] * 4}, "labels has dtype <U3: it must hold whole numbers"),
+        ({"train": (tiles(9, 0).images, np.zeros(9))}, "labels of train has dtype float64: it must hold whole num"),
+        ({"train": tiles(9, 0).images}, "train is a ndarray: it must be a pair of images and labels"),
+        ({"train": None}, "train is a NoneType: it must be a pair of images and labels"),
+        ({"train": tiles(1, 0)}, "train has 1 tiles: it must be at least 2"),
+        ({"train": (np.full((9, 20, 20, 3), 200, np.uint8), np.zeros(9, int))}, "images of train show nothing"),
+        ({"validation": tiles(7, 2)}, "validation has 7 tiles: it must be at least 8"),
+        ({"validation": (np.full((9, 20, 20, 3), 9, np.uint8), np.zeros(9, int))}, "0 validation tiles show somethi"),
+        ({"held_out": tiles(1, 2)}, "held_out has 1 tiles: it must be at least 2"),
+        ({"pool": tiles(9, 2, size=16)}, "images of pool are 16 px wide and images 20 px: they must have the same"),
+        ({"embeddings": {"pixels": colours}}, "embeddings has the name 'pixels', which the audit uses itself"),
+        ({"embeddings": {"c": lambda x: colours(x)[1:]}}, r"embeddings\['c'\] returned \d+ rows for \d+ images"),
+        ({"embeddings": {"c": lambda x: colours(x)[:, 0]}}, r"what embeddings\['c'\] returned has shape"),
+        ({"n_planted": -1}, "n_planted=-1 is out of range: it must be at least 0"),
+        ({"seed": -1}, "seed=-1 is out of range: it must be at least 0"),
+    ],
+)
+def test_arrays_that_cannot_be_audited_are_refused_in_one_sentence(changes, message):
+    given = {"images": tiles(4, 3).images, "labels": [0, 1, 0, 1], "train": tiles(9, 0), "validation": tiles(9, 2)}
+    with pytest.raises(ValueError, match=message) as caught:
+        audit_images(**{**given, "n_planted": 1, **changes})
+    assert "\n" not in str(caught.value)
+
+
+def test_real_tiles_and_images_print_in_a_line():
+    images = LabelledImages(np.zeros((1200, 8, 8, 3), dtype=np.uint8), np.arange(1200) % 3)
+    assert repr(images) == "LabelledImages(1,200 images of 8×8 px, 3 classes)"
+    some = images[np.arange(40)]
+    assert repr(RealTiles(images, None, some)) == (
+        "RealTiles(1,200 training tiles of 8×8 px, 3 classes; nothing held out; 40 for validation)"
+    )
+    assert "; 40 held out; 40 for validation)" in repr(RealTiles(images, some, some))

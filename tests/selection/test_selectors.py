@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import warnings
@@ -124,6 +125,62 @@ def test_classes_are_independent(name):
     rows = np.flatnonzero(labels == 2)
     alone = make(name, n_per_class=10).fit(embeddings[rows], labels[rows])
     np.testing.assert_array_equal(rows[alone.selected_indices_], together.selected_indices_[10:20])
+
+
+# What the labels 0, 2 and 4 of `pool` are called where they are texts.
+NAMES = np.array(["fat", "", "stroma", "", "tumour"])
+
+
+@every_variant
+def test_labels_may_be_texts(name):
+    embeddings, labels = pool()
+    texts = NAMES[labels]
+    selector = make(name, n_per_class=10).fit(embeddings, texts)
+    np.testing.assert_array_equal(texts[selector.selected_indices_], np.repeat(["fat", "stroma", "tumour"], 10))
+    assert selector.classes_.tolist() == ["fat", "stroma", "tumour"]
+    # However texts are held, all that is learned is the same.
+    for same in (texts.tolist(), texts.astype(object), texts.astype("U50"), texts.astype(np.dtypes.StringDType())):
+        same_attributes(vars(selector), vars(make(name, n_per_class=10).fit(embeddings, same)))
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if "random" not in name and name != "kmeans"])
+def test_without_chance_texts_choose_as_whole_numbers_do(name):
+    embeddings, labels = pool()
+    by_number = make(name, n_per_class=10).fit(embeddings, labels)
+    by_text = make(name, n_per_class=10).fit(embeddings, NAMES[labels])
+    assert by_text.classes_.tolist() == ["fat", "stroma", "tumour"]
+    same_attributes(
+        {name: value for name, value in vars(by_text).items() if name != "classes_"},
+        {name: value for name, value in vars(by_number).items() if name != "classes_"},
+    )
+
+
+@every_variant
+def test_classes_named_by_texts_are_independent(name):
+    embeddings, labels = pool()
+    texts = NAMES[labels]
+    together = make(name, n_per_class=10).fit(embeddings, texts)
+    rows = np.flatnonzero(texts == "stroma")
+    alone = make(name, n_per_class=10).fit(embeddings[rows], texts[rows])
+    np.testing.assert_array_equal(rows[alone.selected_indices_], together.selected_indices_[10:20])
+
+
+def test_the_choice_by_texts_is_the_same_in_any_process():
+    code = (
+        "from histodistill.selection import RandomSelector as R;"
+        "print(R(n_per_class=3).fit([[0.0]] * 40, ['Fettgewebe'] * 20 + ['Drüse'] * 20).selected_indices_.tolist())"
+    )
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(printed) == 1
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if "random" not in name])
@@ -286,6 +343,22 @@ def test_scikit_learn_clone_and_params(name):
         (np.zeros((4, 2)), [[0]] * 4, {}, "one-dimensional"),
         (np.zeros((4, 2)), [0.5] * 4, {}, "labels has dtype float64"),
         (np.zeros((4, 2)), [0, 0, 0, -1], {}, "labels has the value -1: labels must be at least 0"),
+        (np.zeros((4, 2)), ["a"] * 3, {}, "one label for each of the 4 embeddings"),
+        (np.zeros((4, 2)), [["a"]] * 4, {}, "one-dimensional"),
+        (
+            np.zeros((4, 2)),
+            ["a", "a", "a", 1],
+            {},
+            "labels has the value 1 at index 3: it must hold whole numbers alo",
+        ),
+        (np.zeros((4, 2)), np.array(["a", None, "a", "a"]), {}, "labels has the value None at index 1"),
+        (np.zeros((4, 2)), [b"a"] * 4, {}, r"labels has dtype \|S1"),
+        (
+            np.zeros((4, 2)),
+            ["a", "a", "a", "b"],
+            {"n_per_class": 2},
+            "class b has 1 images but n_per_class=2: lower n_p",
+        ),
         (np.zeros((4, 2)), [0] * 4, {"n_per_class": 0}, "n_per_class=0 is out of range: it must be at least 1"),
         (np.zeros((4, 2)), [0] * 4, {"n_per_class": 1.5}, "n_per_class=1.5 is not valid"),
         (np.zeros((4, 2)), [0] * 4, {"random_state": None}, "random_state=None is not valid"),

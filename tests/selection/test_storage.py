@@ -15,12 +15,12 @@ from sklearn.exceptions import NotFittedError
 from histodistill.selection import SELECTOR_NAMES, SELECTORS, BaseSelector, DistillSelector, RandomSelector
 
 
-def fitted(name="infomap", **params):
+def fitted(name="infomap", class_names=(0, 1), **params):
     rng = np.random.default_rng(0)
     embeddings = (10 * np.eye(4)[np.arange(80) % 4] + rng.normal(size=(80, 4))).astype(np.float32)
     if name == "infomap":
         params = {"n_neighbors": 5, **params}
-    return SELECTORS[name](n_per_class=6, **params).fit(embeddings, np.arange(80) // 40)
+    return SELECTORS[name](n_per_class=6, **params).fit(embeddings, np.array(class_names)[np.arange(80) // 40])
 
 
 def fitted_state(selector):
@@ -45,6 +45,17 @@ def test_round_trip(name, tmp_path):
         for attribute, value in fitted_state(selector).items():
             np.testing.assert_array_equal(getattr(loaded, attribute), value)
             assert np.asarray(getattr(loaded, attribute)).dtype == np.asarray(value).dtype
+
+
+@pytest.mark.parametrize("name", SELECTOR_NAMES)
+def test_classes_named_by_texts_come_back(name, tmp_path):
+    selector = fitted(name, class_names=("Drüse", "a much longer name"))
+    selector.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["fitted"]["classes_"] == selector.classes_.tolist()
+    loaded = BaseSelector.from_pretrained(tmp_path)
+    for attribute, value in fitted_state(selector).items():
+        np.testing.assert_array_equal(getattr(loaded, attribute), value)
+        assert np.asarray(getattr(loaded, attribute)).dtype == np.asarray(value).dtype
 
 
 def test_loads_and_fits_again_in_a_fresh_process(saved):

@@ -11,46 +11,112 @@ such tiles means nothing; that planted copies are found does.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from histodistill.selection.image_audit import LabelledImages, RealTiles, audit
-from histodistill.selection.planting import MUST_FIND
-from histodistill.training.data.sources import load_tiles
-from histodistill.training.data.tiles import Tiles
-from histodistill.training.evaluation.run_audit import measure_losses
-from histodistill.training.models.embedders import named_embeddings
-from histodistill.training.running.files import write_json
-from histodistill.training.running.options import HelpFormatter, check_option, run_script
-from histodistill.training.running.stages import require_complete
+from histodistill.training.running.options import StepConfig, StepParser, config, option, run_script
 
 
+if TYPE_CHECKING:
+    from histodistill.selection.image_audit import LabelledImages, RealTiles
+    from histodistill.training.data.tiles import Tiles, TileSource
+
+# Images of the set to publish, the first ones of the generated images.
 NUM_PUBLISHED = 500
+# The share of the real tiles that is held out, and that which is for validation, is one in so many.
+_ONE_IN = 10
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Reads and checks the command line; ends with code 2 and one sentence where it is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, formatter_class=HelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="folder with pipeline/ and autoencoder/")
-    parser.add_argument("--data", required=True, help="tiles of the same size, with test tiles")
-    parser.add_argument("--num-images", type=int, default=10_000, help="generated images")
-    parser.add_argument("--num-tiles", type=int, default=90_000, help="real tiles")
-    parser.add_argument("--plant", type=int, default=100, help="copies of each kind to plant")
-    parser.add_argument("--weight-tiles", type=int, default=2000, help="tiles of either kind whose loss is measured")
-    parser.add_argument("--seed", type=int, default=0, help="seed of all that is random")
-    parser.add_argument("--output", type=Path, default=None, help="JSON file with all figures")
-    args = parser.parse_args(argv)
-    for name, least in {"num_images": 1, "num_tiles": 100, "plant": 1, "weight_tiles": 2, "seed": 0}.items():
-        check_option(args, name, getattr(args, name) >= least, f"it must be at least {least}")
-    return args
+@config
+class AuditSpeedConfig(StepConfig):
+    """Options of `audit_speed`."""
+
+    run: Path = option("folder with pipeline/ and autoencoder/")
+    data: str | Path = option("tiles of the same size, with test tiles")
+    num_images: int = option("generated images", default=10_000, at_least=1)
+    num_tiles: int = option("real tiles", default=90_000, at_least=100)
+    plant: int = option("copies of each kind to plant", default=100, at_least=1)
+    weight_tiles: int = option("tiles of either kind whose loss is measured", default=2000, at_least=2)
+    seed: int = option("seed of all that is random", default=0, at_least=0)
+    output: Path | None = option("JSON file with all figures", default=None)
+
+
+def make_parser() -> StepParser[AuditSpeedConfig]:
+    """The parser of the command line."""
+    return StepParser(
+        AuditSpeedConfig, prog="python -m histodistill.training.benchmarks.audit_speed", description=__doc__
+    )
+
+
+def run(config: AuditSpeedConfig) -> dict[str, Any]:
+    """Makes the tiles, audits them by the clock, and prints the figures.
+
+    Returns:
+        The figures, which the JSON file holds, too.
+
+    Raises:
+        InputError: For a run without a finished pipeline, or tiles without a split that is needed.
+    """
+    import torch
+
+    from histodistill.selection.image_audit import audit
+    from histodistill.selection.planting import MUST_FIND
+    from histodistill.training.data.sources import load_tiles
+    from histodistill.training.evaluation.run_audit import measure_losses
+    from histodistill.training.models.embedders import named_embeddings
+    from histodistill.training.running.files import write_json
+    from histodistill.training.running.stages import require_complete
+
+    require_complete(config.run / "pipeline", "pipeline", "run train_diffusion first")
+    source = load_tiles(config.data)
+    real, pool = make_tiles(source, config.num_tiles, config.num_images, config.seed)
+    published = pool[np.arange(min(NUM_PUBLISHED, len(pool)))]
+    start = perf_counter()
+    losses = measure_losses(config.run / "pipeline", real, config.weight_tiles, config.seed)
+    weights = perf_counter() - start
+    embeddings = named_embeddings(["untrained", str(config.run / "autoencoder")])
+    result = audit(published, pool, real, embeddings, n_planted=config.plant, weight_losses=losses, seed=config.seed)
+    total = perf_counter() - start
+    figures = {
+        "settings": {name: value for name, value in asdict(config).items() if name not in ("run", "output")},
+        "image_size": source.image_size,
+        "seconds": {"weights": weights, "images": total - weights, "total": total},
+        "peak_memory_gib": peak_memory() / 2**30,
+        "threads": torch.get_num_threads(),
+        "cpu_count": os.cpu_count(),
+        "planted": {kind: result.planted[kind].value for kind in MUST_FIND},
+        "false_alarms": result.limits.false_alarms,
+    }
+    if config.output is not None:
+        write_json(config.output, figures)
+    print(json.dumps(figures, indent=2))
+    return figures
+
+
+def make_tiles(source: TileSource, num_tiles: int, num_images: int, seed: int) -> tuple[RealTiles, LabelledImages]:
+    """Blends what stands for the real tiles, and what stands for the generated images.
+
+    Args:
+        source: With tiles for training, validation and testing.
+        num_tiles: Real tiles in all.
+        num_images: Generated images.
+        seed: Of the pairs that are blended.
+    """
+    from histodistill.selection.image_audit import RealTiles
+
+    rng = np.random.default_rng(seed)
+    few = num_tiles // _ONE_IN
+    train, held_out = (blended(source.split("train"), count, rng) for count in (num_tiles - 2 * few, few))
+    real = RealTiles(train, held_out, blended(source.split("validation"), few, rng))
+    return real, blended(source.split("test"), num_images, rng)
 
 
 def blended(tiles: Tiles, count: int, rng: np.random.Generator) -> LabelledImages:
@@ -58,48 +124,24 @@ def blended(tiles: Tiles, count: int, rng: np.random.Generator) -> LabelledImage
 
     Args:
         tiles: N, of S×S pixels.
-        count: how many.
-        rng: draws the pairs.
+        count: How many.
+        rng: Draws the pairs.
 
     Returns:
         uint8 count×S×S×3, with the class of the first tile of each.
     """
+    from histodistill.selection.image_audit import LabelledImages
+
     first, second = rng.integers(len(tiles), size=(2, count))
     images = (tiles.images[first].astype(np.uint16) + tiles.images[second][:, ::-1, ::-1]) // 2
     return LabelledImages(images.astype(np.uint8), tiles.labels[first])
 
 
-def main(args: argparse.Namespace) -> None:
-    """Makes the tiles, audits them by the clock, and prints the figures."""
-    require_complete(args.run / "pipeline", "pipeline", "run train_diffusion first")
-    source = load_tiles(args.data)
-    rng = np.random.default_rng(args.seed)
-    few = args.num_tiles // 10
-    train, held_out = (blended(source.split("train"), n, rng) for n in (args.num_tiles - 2 * few, few))
-    real = RealTiles(train, held_out, blended(source.split("validation"), few, rng))
-    pool = blended(source.split("test"), args.num_images, rng)
-    published = pool[np.arange(min(NUM_PUBLISHED, len(pool)))]
-    start = perf_counter()
-    losses = measure_losses(args.run / "pipeline", real, args.weight_tiles, args.seed)
-    weights = perf_counter() - start
-    embeddings = named_embeddings(["untrained", str(args.run / "autoencoder")])
-    result = audit(published, pool, real, embeddings, n_planted=args.plant, weight_losses=losses, seed=args.seed)
-    total = perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    figures = {
-        "settings": {name: value for name, value in vars(args).items() if name not in ("run", "output")},
-        "image_size": source.image_size,
-        "seconds": {"weights": weights, "images": total - weights, "total": total},
-        "peak_memory_gib": peak / 2**30,
-        "threads": torch.get_num_threads(),
-        "cpu_count": os.cpu_count(),
-        "planted": {kind: result.planted[kind].value for kind in MUST_FIND},
-        "false_alarms": result.limits.false_alarms,
-    }
-    if args.output is not None:
-        write_json(args.output, figures)
-    print(json.dumps(figures, indent=2))
+def peak_memory() -> int:
+    """Bytes that this process has held in memory, at most."""
+    # Linux counts in KiB, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":
-    run_script(parse_args, main)
+    run_script(make_parser, run)

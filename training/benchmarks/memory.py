@@ -20,306 +20,71 @@ Autocast does not apply to meta tensors, so its rules for a GPU are followed by 
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from diffusers import AutoencoderDC
-from torch.overrides import TorchFunctionMode
-
-from histodistill.training import train_autoencoder, train_diffusion
-from histodistill.training.end_to_end.distill import check_image_size
-from histodistill.training.engine.flow import flow_loss
-from histodistill.training.models.autoencoder import VariationalAutoencoder, build_autoencoder, reconstruction_loss
-from histodistill.training.models.denoiser import build_denoiser
-from histodistill.training.running.options import HelpFormatter, check_option, run_script
-from histodistill.training.running.presets import PRESETS, Preset, to_argv
+from histodistill.training.running.options import StepConfig, StepParser, config, option, run_script
+from histodistill.training.running.presets import PRESET_NAMES, load_preset
+from histodistill.training.running.training_options import PRECISIONS
 
 
-MIB = 2**20
-PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Parameters, gradients and the two moments of AdamW; the shadow of `EMAModel` and the model with the averaged weights.
-TRAINED_COPIES, AVERAGED_COPIES = 4, 2
+if TYPE_CHECKING:
+    from histodistill.training.benchmarks.memory_estimates import MemoryEstimate
 
+# What stands below the table.
 NOTE = (
     "This is an estimate: workspaces of kernels, fragments of the caching allocator and the peak of temporary tensors "
     "come on top. With large tiles, encoding the denoiser's batch can need more than the saved activations."
 )
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Reads and checks the command line; ends with code 2 and one sentence where it is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="memory", description=__doc__, allow_abbrev=False, formatter_class=HelpFormatter
+@config
+class MemoryConfig(StepConfig):
+    """Options of `memory`."""
+
+    preset: str = option(
+        f"{', '.join(PRESET_NAMES)} or a .toml file: the preset whose trainings are meant", default="gpu"
     )
-    parser.add_argument("--preset", choices=list(PRESETS), default="gpu", help="the preset whose trainings are meant")
-    parser.add_argument("--image-size", type=int, nargs="+", default=[28, 64, 128, 224], help="sides in pixels")
-    parser.add_argument("--num-classes", type=int, default=9, help="classes of the tiles")
-    parser.add_argument("--mixed-precision", choices=list(PRECISIONS), default="bf16", help="of the trainings")
-    args = parser.parse_args(argv)
-    check_option(args, "image_size", min(args.image_size) >= 1, "every size must be at least 1")
-    check_option(args, "num_classes", args.num_classes >= 1, "it must be at least 1")
-    return args
+    image_size: tuple[int, ...] = option("sides in pixels", default=(28, 64, 128, 224), at_least=1)
+    num_classes: int = option("classes of the tiles", default=9, at_least=1)
+    mixed_precision: str = option("of the trainings", default="bf16", choices=PRECISIONS)
+
+    def check(self) -> None:
+        """Checks that there is such a preset."""
+        load_preset(self.preset)
 
 
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """What a training holds on the device between the forward and the backward pass of a step.
-
-    Attributes:
-        model: "autoencoder" or "denoiser".
-        image_size: Side of a tile in pixels.
-        latent_shape: Channels, height and width of a latent.
-        batch_size: Tiles in a batch.
-        num_parameters: Parameters of the model that is trained.
-        weight_bytes: Weights and optimizer; they do not depend on the batch.
-        activation_bytes: Tensors kept for the backward pass; they grow in proportion to the batch.
-    """
-
-    model: str
-    image_size: int
-    latent_shape: tuple[int, int, int]
-    batch_size: int
-    num_parameters: int
-    weight_bytes: int
-    activation_bytes: int
-
-    @property
-    def total_bytes(self) -> int:
-        """Weights, optimizer and activations together."""
-        return self.weight_bytes + self.activation_bytes
+def make_parser() -> StepParser[MemoryConfig]:
+    """The parser of the command line."""
+    return StepParser(MemoryConfig, prog="python -m histodistill.training.benchmarks.memory", description=__doc__)
 
 
-class GpuAutocast(TorchFunctionMode):
-    """What `torch.autocast("cuda")` and fused attention do to the functions that these models call, for meta tensors.
-
-    Attributes:
-        dtype: The 16-bit type, or None for float32 throughout.
-        weight_copies: The 16-bit copy of each weight. Autocast, too, makes one of each and keeps it to the end.
-    """
-
-    _LOW_PRECISION = (F.conv2d, F.linear, F.scaled_dot_product_attention)
-    # Of what autocast runs in float32, the models also call exp, pow and rsqrt, but with float32 already: diffusers'
-    # RMSNorm converts its input by itself, and what it returns is float32 again.
-    _FLOAT32 = (F.group_norm,)
-
-    def __init__(self, dtype: torch.dtype | None):
-        super().__init__()
-        self.dtype = dtype
-        self.weight_copies: dict[torch.nn.Parameter, torch.Tensor] = {}
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        """Casts the arguments where autocast would, and calls `func`."""
-        kwargs = kwargs or {}
-        if self.dtype is not None and func in self._LOW_PRECISION + self._FLOAT32:
-            dtype = self.dtype if func in self._LOW_PRECISION else torch.float32
-            args = [self._cast(value, dtype) for value in args]
-            kwargs = {name: self._cast(value, dtype) for name, value in kwargs.items()}
-        if func is F.scaled_dot_product_attention:
-            func = _fused_attention
-        return func(*args, **kwargs)
-
-    def _cast(self, value: Any, dtype: torch.dtype) -> Any:
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.dtype == dtype:
-            return value
-        if not isinstance(value, torch.nn.Parameter):
-            return value.to(dtype)
-        if value not in self.weight_copies:
-            self.weight_copies[value] = value.to(dtype)
-        return self.weight_copies[value]
-
-
-class _FusedAttention(torch.autograd.Function):
-    """The shapes of a fused kernel, which keeps its inputs, its output, and one float32 per query and head.
-
-    On meta tensors torch would write attention out, and save maps of query by key that a fused kernel never holds.
-    """
-
-    @staticmethod
-    def forward(ctx, query, key, value):
-        out, log_sums = torch.empty_like(query), query.new_empty(query.shape[:-1], dtype=torch.float32)
-        ctx.save_for_backward(query, key, value, out, log_sums)
-        return out
-
-
-def _fused_attention(query, key, value, *args, **kwargs):
-    return _FusedAttention.apply(query, key, value)
-
-
-def saved_bytes(step: Callable[[], object], weights: Callable[[], Iterable[torch.Tensor]]) -> int:
-    """Bytes of what autograd keeps for the backward pass of `step()`.
-
-    Args:
-        step: Runs a forward pass, on any device.
-        weights: Called after it, returns the tensors that do not count.
+def run(config: MemoryConfig) -> list[MemoryEstimate]:
+    """Prints the table.
 
     Returns:
-        The sum over distinct storages, however many of the saved tensors are views of one. Single numbers, such as the
-        2 of `x / 2`, do not count: they stay with the host.
-    """
-    storages: set[torch.UntypedStorage] = set()
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.dim():
-            storages.add(tensor.untyped_storage())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        step()
-    return sum(storage.nbytes() for storage in storages - {tensor.untyped_storage() for tensor in weights()})
-
-
-def estimate_autoencoder(
-    preset: Preset, image_size: int, *, mixed_precision: str = "bf16", batch_size: int | None = None
-) -> MemoryEstimate:
-    """Memory of `train_autoencoder`.
-
-    Args:
-        preset: As it stands in `PRESETS`; it is fitted to the image size here.
-        image_size: Side of a tile in pixels.
-        mixed_precision: "no", "bf16" or "fp16".
-        batch_size: Tiles in a batch; the preset's by default.
+        Its lines: for each size the autoencoder and the denoiser.
 
     Raises:
-        InputError: If the preset's models cannot halve tiles of that size.
+        InputError: If the preset's models cannot halve tiles of a size.
     """
-    check_image_size(preset, image_size)
-    args = _script_args(train_autoencoder, preset.for_image_size(image_size).autoencoder)
-    batch_size = args.batch_size if batch_size is None else batch_size
-    autocast = GpuAutocast(PRECISIONS[mixed_precision])
-    with torch.device("meta"):
-        autoencoder = _build_autoencoder(args, image_size)
-        latent_shape = _latent_shape(autoencoder, image_size)
-        model = VariationalAutoencoder(autoencoder, args.posterior_std)
-        images = torch.empty(batch_size, 3, image_size, image_size)
-        noise = torch.empty(batch_size, *latent_shape)
-
-    def step() -> torch.Tensor:
-        with autocast:
-            reconstruction, kl = model(images, noise)
-        # Outside of autocast, as in the training.
-        return reconstruction_loss(reconstruction, images, args.frequency_weight) + kl
-
-    return _estimate("autoencoder", autoencoder, autoencoder, image_size, batch_size, step, autocast)
-
-
-def estimate_denoiser(
-    preset: Preset, image_size: int, num_classes: int, *, mixed_precision: str = "bf16", batch_size: int | None = None
-) -> MemoryEstimate:
-    """Memory of `train_diffusion`.
-
-    Args:
-        preset: As it stands in `PRESETS`; it is fitted to the image size here.
-        image_size: Side of a tile in pixels.
-        num_classes: Classes of the tiles, at least 1.
-        mixed_precision: "no", "bf16" or "fp16".
-        batch_size: Tiles in a batch; the preset's by default.
-
-    Raises:
-        InputError: If the preset's models cannot halve tiles of that size.
-    """
-    check_image_size(preset, image_size)
-    preset = preset.for_image_size(image_size)
-    args = _script_args(train_diffusion, preset.diffusion, "--autoencoder", "unused")
-    batch_size = args.batch_size if batch_size is None else batch_size
-    autocast = GpuAutocast(PRECISIONS[mixed_precision])
-    with torch.device("meta"):
-        autoencoder = _build_autoencoder(_script_args(train_autoencoder, preset.autoencoder), image_size)
-        latent_shape = _latent_shape(autoencoder, image_size)
-        denoiser = build_denoiser(
-            latent_shape[1],
-            latent_shape[0],
-            num_classes,
-            args.channels,
-            args.layers_per_block,
-            args.attention_levels,
-            args.dropout,
-        )
-        latents = torch.empty(batch_size, *latent_shape)
-        class_ids, noise_levels = torch.empty(batch_size, dtype=torch.int64), torch.empty(batch_size)
-
-    def step() -> torch.Tensor:
-        with autocast:
-            return flow_loss(denoiser, latents, class_ids, torch.empty_like(latents), noise_levels)
-
-    return _estimate("denoiser", denoiser, autoencoder, image_size, batch_size, step, autocast)
-
-
-def _script_args(script, options: dict[str, object], *required: str) -> argparse.Namespace:
-    # What the preset leaves open has the default of the script.
-    return script.parse_args(["--data", "unused", "--output", "unused", *required, *to_argv(options)])
-
-
-def _build_autoencoder(args: argparse.Namespace, image_size: int) -> AutoencoderDC:
-    return build_autoencoder(image_size, args.channels, args.latent_channels, args.layers_per_block)
-
-
-def _latent_shape(autoencoder: AutoencoderDC, image_size: int) -> tuple[int, int, int]:
-    latent_size = image_size // autoencoder.spatial_compression_ratio
-    return autoencoder.config.latent_channels, latent_size, latent_size
-
-
-def _estimate(
-    name: str,
-    model: torch.nn.Module,
-    autoencoder: AutoencoderDC,
-    image_size: int,
-    batch_size: int,
-    step: Callable[[], object],
-    autocast: GpuAutocast,
-) -> MemoryEstimate:
-    activation_bytes = saved_bytes(step, lambda: [*model.parameters(), *autocast.weight_copies.values()])
-    weight_bytes = TRAINED_COPIES * _num_bytes(model.parameters()) + _num_bytes(autocast.weight_copies.values())
-    if model is not autoencoder:
-        weight_bytes += AVERAGED_COPIES * _num_bytes(model.parameters()) + _num_bytes(autoencoder.parameters())
-    return MemoryEstimate(
-        model=name,
-        image_size=image_size,
-        latent_shape=_latent_shape(autoencoder, image_size),
-        batch_size=batch_size,
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        weight_bytes=weight_bytes,
-        activation_bytes=activation_bytes,
+    from histodistill.training.benchmarks.memory_estimates import (
+        estimate_autoencoder,
+        estimate_denoiser,
+        table_lines,
     )
 
-
-def _num_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def table_lines(estimates: Iterable[MemoryEstimate]) -> list[str]:
-    """A table with one line per estimate below its heading; memory is in MiB."""
-    rows = [("tiles", "model", "parameters", "latents", "batch", "weights+optimizer", "saved activations", "total")]
-    for estimate in estimates:
-        parts = (estimate.weight_bytes, estimate.activation_bytes, estimate.total_bytes)
-        rows.append(
-            (
-                f"{estimate.image_size} px",
-                estimate.model,
-                f"{estimate.num_parameters / 1e6:.2f} M",
-                "×".join(map(str, estimate.latent_shape)),
-                str(estimate.batch_size),
-                *(f"{part / MIB:,.0f} MiB" for part in parts),
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(word.rjust(width) for word, width in zip(row, widths, strict=True)) for row in rows]
-
-
-def main(args: argparse.Namespace) -> None:
-    """Prints the table."""
-    preset, precision = PRESETS[args.preset], {"mixed_precision": args.mixed_precision}
+    preset, precision = load_preset(config.preset), config.mixed_precision
     estimates = []
-    for image_size in args.image_size:
-        estimates.append(estimate_autoencoder(preset, image_size, **precision))
-        estimates.append(estimate_denoiser(preset, image_size, args.num_classes, **precision))
-    print(f"preset {args.preset}, {args.num_classes} classes, mixed precision {args.mixed_precision}")
+    for image_size in config.image_size:
+        estimates += [
+            estimate_autoencoder(preset, image_size, mixed_precision=precision),
+            estimate_denoiser(preset, image_size, config.num_classes, mixed_precision=precision),
+        ]
+    print(f"preset {config.preset}, {config.num_classes} classes, mixed precision {precision}")
     print("\n".join(table_lines(estimates)))
     print(NOTE)
+    return estimates
 
 
 if __name__ == "__main__":
-    run_script(parse_args, main)
+    run_script(make_parser, run)

@@ -1,233 +1,78 @@
-"""What `benchmark` measures histodistill against: training and sampling as diffusers' users mostly do them.
-
-Training follows the structure of diffusers' example for unconditional images: a `datasets.Dataset` of PNG files that
-are decoded, flipped and turned into tensors one by one, a shuffled `DataLoader`, `accelerator.prepare`, AdamW,
-clipped gradients, and a moving average after each step. Latents, class labels and the flow loss are added, since the
-denoiser needs them. As a script it is one such training, in a process of its own:
+"""Times a training of a run's denoiser as diffusers' users mostly do it: what `speed` measures histodistill against.
 
     python -m histodistill.training.benchmarks.peers --run RUN --data SRC --output FILE.json
 
-Sampling is diffusers' own `DiTPipeline` around the modules of a `HistologyPipeline`.
+`speed` starts each such training in a process of its own.
 """
 
 from __future__ import annotations
 
-import argparse
-import itertools
-import random
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from datasets import ClassLabel, Dataset, Features, Image
-from diffusers import AutoencoderDC, DiTPipeline, UNet2DModel
-from diffusers.optimization import get_scheduler
-from diffusers.schedulers import SchedulerMixin
-from diffusers.training_utils import EMAModel
-from PIL import Image as PILImage
-
-from histodistill.pipelines import HistologyPipeline
-from histodistill.training.data.images import png_bytes
-from histodistill.training.data.sources import load_tiles
-from histodistill.training.data.tiles import Tiles
-from histodistill.training.engine.accelerator import make_accelerator
-from histodistill.training.engine.flow import flow_loss
-from histodistill.training.models.denoiser import normalised_latents
-from histodistill.training.running.files import write_json
-from histodistill.training.running.options import HelpFormatter, check_option, run_script
-from histodistill.training.running.stages import require_complete
+from histodistill.training.running.options import StepConfig, StepParser, config, option, run_script
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Reads and checks the command line; ends with code 2 and one sentence where it is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="benchmark_peers", description=__doc__, allow_abbrev=False, formatter_class=HelpFormatter
-    )
-    parser.add_argument("--run", type=Path, required=True, help="folder with autoencoder/ and pipeline/")
-    parser.add_argument("--data", required=True, help="the source that the run was made from")
-    parser.add_argument("--image-size", type=int, default=None, help="side in pixels; default: the size tiles have")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file for the speed")
-    parser.add_argument("--batch-size", type=int, default=64, help="tiles per step")
-    parser.add_argument("--steps", type=int, default=60, help="optimizer steps that are timed")
-    parser.add_argument("--warmup-steps", type=int, default=5, help="steps before them that are not")
-    parser.add_argument("--mixed-precision", choices=["no", "bf16"], default="no", help="no is float32")
-    parser.add_argument("--num-workers", type=int, default=0, help="processes of the DataLoader")
-    args = parser.parse_args(argv)
-    for name in ("batch_size", "steps"):
-        check_option(args, name, getattr(args, name) >= 1, "it must be at least 1")
-    for name in ("warmup_steps", "num_workers"):
-        check_option(args, name, getattr(args, name) >= 0, "it must be at least 0")
-    return args
+@config
+class PeerConfig(StepConfig):
+    """Options of `peers`."""
+
+    run: Path = option("folder with autoencoder/ and pipeline/")
+    data: str | Path = option("the source that the run was made from")
+    image_size: int | None = option("side in pixels; default: the size tiles have", default=None)
+    output: Path = option("JSON file for the speed")
+    batch_size: int = option("tiles per step", default=64, at_least=1)
+    steps: int = option("optimizer steps that are timed", default=60, at_least=1)
+    warmup_steps: int = option("steps before them that are not", default=5, at_least=0)
+    mixed_precision: str = option("no is float32", default="no", choices=("no", "bf16"))
+    num_workers: int = option("processes of the DataLoader", default=0, at_least=0)
 
 
-def make_dataset(tiles: Tiles, class_names: list[str]) -> Dataset:
-    """Tiles as a dataset of PNG files; a row becomes `pixel_values`, float32 3×H×W in [-1, 1], when it is taken."""
-    encoded = [{"bytes": png_bytes(PILImage.fromarray(image)), "path": None} for image in tiles.images]
-    features = Features({"image": Image(), "label": ClassLabel(names=class_names)})
-    dataset = Dataset.from_dict({"image": encoded, "label": tiles.labels.tolist()}, features=features)
-    dataset.set_transform(_transform_rows)
-    return dataset
+def make_parser() -> StepParser[PeerConfig]:
+    """The parser of the command line."""
+    return StepParser(PeerConfig, prog="python -m histodistill.training.benchmarks.peers", description=__doc__)
 
 
-def _transform_rows(rows: dict[str, list]) -> dict[str, list]:
-    return {"pixel_values": [_transform_image(image) for image in rows["image"]], "label": rows["label"]}
-
-
-def _transform_image(image: PILImage.Image) -> torch.Tensor:
-    image = image.convert("RGB")
-    if random.random() < 0.5:
-        image = image.transpose(PILImage.Transpose.FLIP_LEFT_RIGHT)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(127.5).sub(1)
-
-
-def train_peer(
-    denoiser: UNet2DModel,
-    autoencoder: AutoencoderDC,
-    dataset: Dataset,
-    *,
-    batch_size: int,
-    steps: int,
-    warmup_steps: int = 0,
-    mixed_precision: str = "no",
-    num_workers: int = 0,
-    class_dropout: float = 0.1,
-) -> dict[str, Any]:
-    """Trains a denoiser in place, and times it.
-
-    Args:
-        denoiser: With the null class as its last class embedding.
-        autoencoder: Its config holds the scale of the latents.
-        dataset: From `make_dataset`.
-        batch_size: Tiles per step; the last step of an epoch has what is left.
-        steps: Steps that are timed.
-        warmup_steps: Steps before them that are not.
-        mixed_precision: "no" or "bf16". The autoencoder, of which no gradient is taken, is cast as a whole.
-        num_workers: Processes of the `DataLoader`.
-        class_dropout: Share of tiles shown with the null class.
+def run(config: PeerConfig) -> dict[str, Any]:
+    """Trains a denoiser of the run's kind from new weights, and writes how fast it went.
 
     Returns:
-        Values that JSON can hold: `num_images` and `seconds` of the timed steps, `images_per_second` of them and
-        `images_per_second_with_warmup` of all steps, the `loss` of each step, and `num_parameters`.
+        What `diffusers_style.train_peer` returns.
+
+    Raises:
+        InputError: For a folder without a finished pipeline, or tiles that cannot be loaded.
     """
-    accelerator = make_accelerator(mixed_precision)
-    half = torch.bfloat16 if mixed_precision == "bf16" else torch.float32
-    autoencoder = autoencoder.to(accelerator.device, half).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
-    loader = torch.utils.data.DataLoader(dataset, batch_size=batch_size, shuffle=True, num_workers=num_workers)
-    schedule = get_scheduler("cosine", optimizer, num_warmup_steps=500, num_training_steps=warmup_steps + steps)
-    model, optimizer, loader, schedule = accelerator.prepare(denoiser, optimizer, loader, schedule)
-    average = EMAModel(denoiser.parameters(), decay=0.9999, use_ema_warmup=True, power=0.75)
-    average.to(accelerator.device)
-    null_class = denoiser.config.num_class_embeds - 1
+    import random
 
-    model.train()
-    losses, counts = [], []
-    first = started = read_clock()
-    for batch in itertools.islice(_endless(loader), warmup_steps + steps):
-        images, labels = batch["pixel_values"], batch["label"]
-        count, device = len(images), images.device
-        with accelerator.accumulate(model):
-            with torch.no_grad():
-                latents = normalised_latents(autoencoder, images.to(half))
-            noise = torch.randn_like(latents)
-            noise_levels = torch.sigmoid(torch.randn(count, device=device))
-            class_ids = torch.where(torch.rand(count, device=device) < class_dropout, null_class, labels)
-            loss = flow_loss(model, latents, class_ids, noise, noise_levels)
-            accelerator.backward(loss)
-            if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-        average.step(denoiser.parameters())
-        losses.append(loss.detach().item())
-        counts.append(count)
-        if len(losses) == warmup_steps:
-            started = read_clock()
-    ended = read_clock()
-    num_images = sum(counts[warmup_steps:])
-    return {
-        "num_images": num_images,
-        "seconds": ended - started,
-        "images_per_second": num_images / (ended - started),
-        "images_per_second_with_warmup": sum(counts) / (ended - first),
-        "loss": losses,
-        "num_parameters": denoiser.num_parameters(),
-    }
+    import torch
+    from diffusers import AutoencoderDC, UNet2DModel
 
+    from histodistill.training.benchmarks.diffusers_style import make_dataset, train_peer
+    from histodistill.training.data.sources import load_tiles
+    from histodistill.training.running.files import write_json
+    from histodistill.training.running.stages import require_complete
 
-def _endless(loader: torch.utils.data.DataLoader) -> Iterator[dict[str, torch.Tensor]]:
-    while True:
-        yield from loader
-
-
-def read_clock() -> float:
-    """Seconds, read when the device has done all that was asked of it."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-class DiTDenoiser(torch.nn.Module):
-    """A class-conditional `UNet2DModel` with the interface of the transformer that `DiTPipeline` calls.
-
-    That pipeline takes class 1000 for the null class, whatever the model: any id above the last is the null class.
-    """
-
-    def __init__(self, unet: UNet2DModel):
-        super().__init__()
-        self.unet = unet
-        self.config = unet.config
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.unet.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the weights."""
-        return self.unet.dtype
-
-    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor):
-        """The output of the U-Net."""
-        null_class = self.config.num_class_embeds - 1
-        return self.unet(sample, timestep, class_labels=class_labels.clamp(max=null_class))
-
-
-def make_dit_pipeline(pipeline: HistologyPipeline, scheduler: SchedulerMixin) -> DiTPipeline:
-    """A `DiTPipeline` that shares the weights of `pipeline`; it guides only where `guidance_scale` is above 1."""
-    if not hasattr(scheduler, "scale_model_input"):
-        # The flow-matching schedulers have no such method, which DiTPipeline always calls.
-        scheduler.scale_model_input = lambda sample, timestep: sample
-    return DiTPipeline(DiTDenoiser(pipeline.unet), pipeline.vae, scheduler)
-
-
-def main(args: argparse.Namespace) -> None:
-    """Trains a denoiser of the run's kind from new weights, and writes how fast it went."""
-    record = require_complete(args.run / "pipeline", "pipeline", "run train_diffusion first")
-    autoencoder = AutoencoderDC.from_pretrained(args.run / "autoencoder")
+    record = require_complete(config.run / "pipeline", "pipeline", "run train_diffusion first")
+    autoencoder = AutoencoderDC.from_pretrained(config.run / "autoencoder")
     torch.manual_seed(0)
     random.seed(0)
-    denoiser = UNet2DModel.from_config(UNet2DModel.load_config(args.run / "pipeline" / "unet"))
-    source = load_tiles(args.data, image_size=args.image_size)
+    denoiser = UNet2DModel.from_config(UNet2DModel.load_config(config.run / "pipeline" / "unet"))
+    source = load_tiles(config.data, image_size=config.image_size)
     result = train_peer(
         denoiser,
         autoencoder,
         make_dataset(source.split("train"), source.class_names),
-        batch_size=args.batch_size,
-        steps=args.steps,
-        warmup_steps=args.warmup_steps,
-        mixed_precision=args.mixed_precision,
-        num_workers=args.num_workers,
+        batch_size=config.batch_size,
+        steps=config.steps,
+        warmup_steps=config.warmup_steps,
+        mixed_precision=config.mixed_precision,
+        num_workers=config.num_workers,
         class_dropout=record["settings"]["class_dropout"],
     )
-    write_json(args.output, result)
+    write_json(config.output, result)
     print(f"benchmark_peers: {result['images_per_second']:.1f} images/s")
+    return result
 
 
 if __name__ == "__main__":
-    run_script(parse_args, main)
+    run_script(make_parser, run)

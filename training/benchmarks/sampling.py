@@ -1,4 +1,4 @@
-"""The speed of sampling, and how near its images come to real tiles: the second half of `benchmark`."""
+"""The speed of sampling, and how near its images come to real tiles: the second half of `speed`."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ import numpy as np
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
-from histodistill.training.benchmarks.peers import make_dit_pipeline, read_clock
+from histodistill.training.benchmarks.diffusers_style import make_dit_pipeline, read_clock
 from histodistill.training.data.tiles import TileSource
 from histodistill.training.engine.pool import generate_images, plan_pool
 from histodistill.training.evaluation.generation_metrics import frechet_distance, neighbourhoods
 from histodistill.training.evaluation.pool_quality import draw_equal
 from histodistill.training.models.embedders import embed_images
-from histodistill.training.running.errors import InputError
+from histodistill.training.running.errors import InputError, param
 
 
+# Denoising steps that the run's pipeline is measured with, beside those of its pool.
 OUR_STEPS = (8, 12, 16, 25)
+# Denoising steps of the peers: the default of `DiTPipeline`.
 PEER_STEPS = 50
+# Neighbours of a real tile whose distance bounds its neighbourhood; coverage is the share of these with an image in.
 N_NEIGHBORS = 5
-
+# What a reader of the results must know to trust them.
 SAMPLING_NOTES = (
     "All samplers share one set of weights, the starting noise of each image, its class, and the guidance scale; the "
     "run's pipeline guides in the pool's guidance interval alone, DiTPipeline at every step.",
@@ -38,7 +41,15 @@ SAMPLING_NOTES = (
 
 @dataclass(frozen=True)
 class Sampler:
-    """A way of making images of classes; the pipelines of a benchmark share their weights."""
+    """A way of making images of classes; the pipelines of a benchmark share their weights.
+
+    Attributes:
+        name: In the table.
+        pipeline: What makes the images.
+        num_inference_steps: Denoising steps.
+        mixed_precision: "no" for float32, or the precision of the pool.
+        options: What the pipeline is called with beside steps and guidance scale.
+    """
 
     name: str
     pipeline: DiffusionPipeline
@@ -50,7 +61,9 @@ class Sampler:
 def make_samplers(pipeline: DiffusionPipeline, pool: dict[str, Any]) -> list[Sampler]:
     """Ours with the pool's and with other numbers of steps, and the peers, whose names begin with DiTPipeline.
 
-    `pool` holds the settings of the pool's record.
+    Args:
+        pipeline: Of the run; all samplers share its weights.
+        pool: Settings from the record of the run's pool.
     """
     options = {"guidance_interval": tuple(pool["guidance_interval"])}
     ours = [
@@ -73,8 +86,19 @@ def sample(
     chunk_size: int,
     accelerator: Accelerator,
 ) -> tuple[np.ndarray, float]:
-    """One image per label and seed, uint8 N×H×W×3, made `chunk_size` at a time, and how many a second."""
-    # `accelerator` is of the pool's precision: the others are in float32.
+    """Makes one image per label and seed.
+
+    Args:
+        sampler: What makes them.
+        labels: int N.
+        seeds: int N.
+        guidance_scale: Of classifier-free guidance, at least 1.
+        chunk_size: Images that are made together.
+        accelerator: Of the pool's precision; samplers without mixed precision run in float32.
+
+    Returns:
+        uint8 N×H×W×3, and the images made in a second.
+    """
     precision = accelerator.autocast if sampler.mixed_precision != "no" else contextlib.nullcontext
     sampler.pipeline.set_progress_bar_config(disable=True)
     options = {
@@ -88,7 +112,15 @@ def sample(
 
 
 def check_sampling(source: TileSource, num_images: int, guidance_scale: float) -> int:
-    """How many images of each class are made.
+    """Sees that what is to be sampled can be compared.
+
+    Args:
+        source: The real tiles.
+        num_images: Images of each sampler and repeat.
+        guidance_scale: Of the pool.
+
+    Returns:
+        How many images of each class are made.
 
     Raises:
         InputError: If there are too few images or validation tiles to compare, or `DiTPipeline` could not guide so.
@@ -99,13 +131,13 @@ def check_sampling(source: TileSource, num_images: int, guidance_scale: float) -
     compared = int(np.minimum(per_class, counts).sum())
     if compared <= N_NEIGHBORS:
         raise InputError(
-            f"--num-images={num_images} and {counts.sum()} validation tiles in {num_classes} classes leave {compared} "
-            f"of each to compare, and more than {N_NEIGHBORS} are needed: give more images, or data with more "
-            "validation tiles"
+            f"{param('num_images')}={num_images} and {counts.sum()} validation tiles in {num_classes} classes leave "
+            f"{compared} of each to compare, and more than {N_NEIGHBORS} are needed: give more images, or data with "
+            "more validation tiles"
         )
     if guidance_scale < 1:
         raise InputError(
-            f"the pool has --guidance-scale={guidance_scale}, and DiTPipeline guides only above 1: "
+            f"the pool has {param('guidance_scale')}={guidance_scale}, and DiTPipeline guides only above 1: "
             "generate the pool with at least 1"
         )
     return per_class
@@ -150,8 +182,6 @@ def measure_sampling(
             figures["speed"].append(speed)
             figures["frechet_distance"].append(frechet_distance(real[real_rows], generated))
             figures["coverage"].append(neighbourhoods(real[real_rows], generated, N_NEIGHBORS).coverage)
-    speeds = {name: median(figures["speed"]) for name, figures in measured.items()}
-    peers = [sampler.name for sampler in samplers if sampler.pipeline is not pipeline]
     return {
         "num_images": len(labels),
         "num_images_compared": len(rows),
@@ -159,23 +189,45 @@ def measure_sampling(
         "guidance_interval": pool["guidance_interval"],
         "chunk_size": pool["chunk_size"],
         "n_neighbors": N_NEIGHBORS,
-        "samplers": [
+        "samplers": _sampler_rows(samplers, measured, pipeline, pool["num_inference_steps"]),
+        "notes": SAMPLING_NOTES,
+    }
+
+
+def _sampler_rows(
+    samplers: list[Sampler],
+    measured: dict[str, dict[str, list[float]]],
+    pipeline: DiffusionPipeline,
+    pool_steps: int,
+) -> list[dict[str, Any]]:
+    """A row of the results for each sampler: medians, single values, and how many times as fast as each peer.
+
+    Args:
+        samplers: All that were measured.
+        measured: Figures of each repeat by the name of the sampler: speed, frechet_distance and coverage.
+        pipeline: That of the run, whose samplers are ours; the others are peers.
+        pool_steps: Denoising steps of the run's pool.
+    """
+    speeds = {name: median(figures["speed"]) for name, figures in measured.items()}
+    peers = [sampler.name for sampler in samplers if sampler.pipeline is not pipeline]
+    rows = []
+    for sampler in samplers:
+        figures = measured[sampler.name]
+        is_ours = sampler.pipeline is pipeline
+        rows.append(
             {
                 "name": sampler.name,
                 "scheduler": type(sampler.pipeline.scheduler).__name__,
                 "num_inference_steps": sampler.num_inference_steps,
                 "mixed_precision": sampler.mixed_precision,
-                "is_pool_setting": sampler.pipeline is pipeline
-                and sampler.num_inference_steps == pool["num_inference_steps"],
+                "is_pool_setting": is_ours and sampler.num_inference_steps == pool_steps,
                 "images_per_second": speeds[sampler.name],
-                "images_per_second_values": measured[sampler.name]["speed"],
-                "frechet_distance": median(measured[sampler.name]["frechet_distance"]),
-                "frechet_distance_values": measured[sampler.name]["frechet_distance"],
-                "coverage": median(measured[sampler.name]["coverage"]),
-                "coverage_values": measured[sampler.name]["coverage"],
+                "images_per_second_values": figures["speed"],
+                "frechet_distance": median(figures["frechet_distance"]),
+                "frechet_distance_values": figures["frechet_distance"],
+                "coverage": median(figures["coverage"]),
+                "coverage_values": figures["coverage"],
                 "speedup": {peer: speeds[sampler.name] / speeds[peer] for peer in peers},
             }
-            for sampler in samplers
-        ],
-        "notes": SAMPLING_NOTES,
-    }
+        )
+    return rows

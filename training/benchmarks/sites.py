@@ -46,7 +46,7 @@ def split_over_sites(
     check_integer(param("num_sites"), num_sites, 2, error=InputError)
     check_integer(param("min_per_class"), min_per_class, 1, error=InputError)
     if not concentration > 0:
-        raise InputError(f"concentration={concentration} is out of range: it must be above 0")
+        raise InputError(f"{param('concentration')}={concentration} is out of range: it must be above 0")
     rng = np.random.default_rng(seed)
     sites: list[list[np.ndarray]] = [[] for _ in range(num_sites)]
     for label in np.unique(labels):
@@ -54,8 +54,8 @@ def split_over_sites(
         spare = len(members) - num_sites * min_per_class
         if spare < 0:
             raise InputError(
-                f"min_per_class={min_per_class} is too many: class {label} has {len(members)} tiles for {num_sites} "
-                "sites; ask for fewer"
+                f"{param('min_per_class')}={min_per_class} is too many: class {label} has {len(members)} tiles for "
+                f"{num_sites} sites; ask for fewer"
             )
         shares = rng.dirichlet(np.full(num_sites, concentration))
         ends = np.round(np.cumsum(shares) * spare).astype(int)
@@ -81,6 +81,16 @@ def federated_averaging(
     round. `config.max_train_steps` is the number of steps of each site over all rounds, so a site trains as long as
     it would alone.
 
+    Args:
+        config: How to train.
+        sites: The tiles of each site.
+        accelerator: Shared by all processes.
+        class_names: Names of the labels.
+        num_rounds: A divisor of the steps.
+
+    Returns:
+        The classifier, ready to be scored.
+
     Raises:
         InputError: For a number out of range, or what `fit_classifier` refuses.
     """
@@ -88,8 +98,8 @@ def federated_averaging(
     steps, rest = divmod(config.max_train_steps, num_rounds)
     if rest:
         raise InputError(
-            f"num_rounds={num_rounds} does not divide max_train_steps={config.max_train_steps}: a round has so many "
-            "steps at each site, so give numbers that do"
+            f"{param('num_rounds')}={num_rounds} does not divide {param('max_train_steps')}={config.max_train_steps}: "
+            "a round has so many steps at each site, so give numbers that do"
         )
     shares = np.array([len(site) for site in sites]) / sum(len(site) for site in sites)
     common = build_classifier(config, sites[0].images.shape[1], class_names)
@@ -112,7 +122,15 @@ def federated_averaging(
 
 
 def average_weights(states: Sequence[dict[str, torch.Tensor]], shares: np.ndarray) -> dict[str, torch.Tensor]:
-    """The weighted mean of state dicts with the same keys, buffers included; counters are those of the first."""
+    """The weighted mean of models' weights.
+
+    Args:
+        states: State dicts with the same keys, on one device.
+        shares: float S, the weight of each; they add up to 1.
+
+    Returns:
+        A state dict: tensors of floating-point numbers, buffers included, are means, and counters those of the first.
+    """
     averaged = {}
     for name, first in states[0].items():
         if first.is_floating_point():

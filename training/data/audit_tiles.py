@@ -4,28 +4,31 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from histodistill.selection.image_audit import LabelledImages, RealTiles
+from histodistill.selection.image_audit import FEWEST_VALIDATION_TILES, LabelledImages, RealTiles
 from histodistill.training.data.tiles import HELD_OUT, Tiles, TileSource
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json
-
-
-# Where there are fewer, nothing can be said. An attacker may have a quarter of them, and a density takes two.
-_FEWEST_VALIDATION_TILES = 8
+from histodistill.training.running.formats import RUN_FORMAT, check_format
 
 
 def real_tiles(source: TileSource) -> RealTiles:
-    """The tiles of a source by what models saw of them.
+    """The tiles of a source, by what models saw of them.
+
+    Args:
+        source: With a split "validation", and "held_out" where tiles were held out for the audit.
+
+    Returns:
+        The tiles of these splits and of train.
 
     Raises:
         InputError: If there are too few validation tiles, or none.
     """
     held_out = source.splits.get(HELD_OUT)
     validation = source.split("validation")
-    if len(validation) < _FEWEST_VALIDATION_TILES:
+    if len(validation) < FEWEST_VALIDATION_TILES:
         raise InputError(
             f"{source.name} has {len(validation)} validation tiles: to tell copies takes at least "
-            f"{_FEWEST_VALIDATION_TILES}"
+            f"{FEWEST_VALIDATION_TILES}"
         )
     return RealTiles(
         labelled(source.split("train")), None if held_out is None else labelled(held_out), labelled(validation)
@@ -33,9 +36,17 @@ def real_tiles(source: TileSource) -> RealTiles:
 
 
 def audit_share_of(run: Path) -> float:
-    """The share of the training tiles that a run keeps from its models; 0 for one that was not made by `distill`."""
+    """The share of the training tiles that a run keeps from its models; 0 for one that was not made by `distill`.
+
+    Raises:
+        InputError: If the run's record is of a later format.
+    """
     file = run / "run.json"
-    return read_json(file)["settings"].get("audit_share", 0.0) if file.is_file() else 0.0
+    if not file.is_file():
+        return 0.0
+    record = read_json(file)
+    check_format(record, file, RUN_FORMAT)
+    return record["settings"].get("audit_share", 0.0)
 
 
 def labelled(tiles: Tiles) -> LabelledImages:

@@ -13,9 +13,12 @@ from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import md5_of
 
 
+# Connections that are opened at most for one file, as long as each of them brings something.
 _ATTEMPTS = 5
-_TIMEOUT = (10, 60)  # seconds to connect, and between two pieces
-_PIECE = 1 << 16  # what is lost when a connection breaks
+# Seconds that a server may take to be connected with, and to send the next piece.
+_TIMEOUT = (10, 60)
+# Bytes that are written at a time; no more is lost when a connection breaks.
+_PIECE = 2**16
 
 
 def fetch(url: str, path: Path, md5: str) -> None:
@@ -24,6 +27,11 @@ def fetch(url: str, path: Path, md5: str) -> None:
     The bytes go to `path` + `.part`, where a later call takes up what an earlier one left (HTTP Range). A
     connection that breaks after some progress is taken up again at once, a few times. Several processes may call this
     at the same time: one fetches, the others wait.
+
+    Args:
+        url: What to fetch.
+        path: The file that it becomes; folders that are missing are made.
+        md5: Its MD5, 32 hex digits.
 
     Raises:
         InputError: No connection, an HTTP error, a folder that cannot be written, or a wrong checksum.
@@ -50,6 +58,7 @@ def fetch(url: str, path: Path, md5: str) -> None:
 
 
 def _fetch_part(url: str, part: Path, why: str, by_hand: str) -> None:
+    """Fetches to `part`, connecting again where a connection breaks; `why` and `by_hand` are for the messages."""
     for attempt in range(1, _ATTEMPTS + 1):
         before = part.stat().st_size if part.exists() else 0
         try:
@@ -73,13 +82,13 @@ def _fetch_part(url: str, part: Path, why: str, by_hand: str) -> None:
 
 
 def _transfer(url: str, part: Path, start: int) -> bool:
-    """Appends what is missing to `part`; whether it is then whole as far as the server's lengths tell."""
-    headers = {"Accept-Encoding": "identity"}  # a packed answer would have other byte positions
+    """Appends to `part`, which has `start` bytes, what is missing; whether it is then as long as the server says."""
+    headers = {"Accept-Encoding": "identity"}  # a compressed answer would have other byte positions
     if start:
         headers["Range"] = f"bytes={start}-"
     with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as answer:
         if answer.status_code == 416 and start:
-            # Nothing left to send: the part is whole. If it is too long or stale, the checksum tells.
+            # Nothing is left to send, so the part is whole. If it is too long or of another file, the checksum tells.
             return True
         answer.raise_for_status()
         if answer.status_code != 206 or not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +17,9 @@ from histodistill.training.running.errors import InputError, param
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
+# Where Parquet files are looked for in a folder: in it, and one level down.
 _PARQUET = ("*.parquet", "*/*.parquet")
+# Files by which the layout of `save_to_disk` is known: of a dataset with splits, and of one without.
 _SAVED = ("dataset_dict.json", "state.json")
 
 
@@ -32,6 +34,14 @@ def load_datasets_folder(path: Path, *, image_size: int | None = None, hold_out_
     Columns are found by their type: one of type Image (else the one called `image`) and one of type ClassLabel (else
     `label`). A column `soft_label` with one probability per class is taken along. A dataset without splits counts as
     train; splits are those that `load_image_folder` knows, in any case of letters, and others are passed over.
+
+    Args:
+        path: The folder.
+        image_size: Side that tiles are brought to in pixels; by default they stay as they are.
+        hold_out_validation: Whether a part of train becomes validation where there is no such split.
+
+    Returns:
+        The source, named after the folder.
 
     Raises:
         InputError: A folder that cannot be opened, or columns, labels, soft labels or images that cannot be used.
@@ -57,8 +67,17 @@ def load_hub_dataset(
 ) -> TileSource:
     """Loads a dataset of the Hub by its id `user/name`, from the Hugging Face cache when it is there.
 
+    Args:
+        repo_id: The id, `user/name`.
+        image_size: Side that tiles are brought to in pixels; by default they stay as they are.
+        cache_dir: Where downloads are kept; the Hugging Face cache by default.
+        hold_out_validation: Whether a part of train becomes validation where there is no such split.
+
+    Returns:
+        The source, named by the id.
+
     Raises:
-        InputError: As `load_datasets_folder`; also when there is neither a network nor a cached copy.
+        InputError: As for `load_datasets_folder`; also when there is neither a network nor a cached copy.
     """
     from datasets import load_dataset
 
@@ -81,6 +100,7 @@ def _source(
     hold_out_validation: bool,
     license: str | None = None,
 ) -> TileSource:
+    """The source of a dataset that was opened; messages say that it is from `where`."""
     parts = data if isinstance(data, dict) else {"train": data}
     splits: dict[str, Tiles] = {}
     class_names: list[str] = []
@@ -107,6 +127,7 @@ def _source(
 
 
 def _columns(rows: Dataset, where: str) -> tuple[str, str]:
+    """The names of the columns of images and of labels."""
     from datasets import ClassLabel, Image
 
     chosen = []
@@ -125,6 +146,7 @@ def _columns(rows: Dataset, where: str) -> tuple[str, str]:
 
 
 def _tiles(rows: Dataset, image_column: str, label_column: str, where: str, image_size: int | None) -> Tiles:
+    """The tiles of one split."""
     from datasets import Image
 
     if not len(rows):
@@ -146,6 +168,7 @@ def _tiles(rows: Dataset, image_column: str, label_column: str, where: str, imag
 
 
 def _soft_labels(rows: Dataset, num_classes: int) -> np.ndarray | None:
+    """The column `soft_label` as float32 N×C; None where there is none, or one that means something else."""
     if "soft_label" not in rows.column_names:
         return None
     try:
@@ -155,7 +178,8 @@ def _soft_labels(rows: Dataset, num_classes: int) -> np.ndarray | None:
     return soft_labels if soft_labels.shape == (len(rows), num_classes) and np.isfinite(soft_labels).all() else None
 
 
-def _entry(name: str, cell: dict) -> tuple[str, Path | bytes]:
+def _entry(name: str, cell: dict[str, Any]) -> tuple[str, Path | bytes]:
+    """What `decode_tiles` takes for one cell of the image column: its name, and its bytes or its file."""
     if cell.get("path"):
         name = f"{name} ({cell['path']})"
     if cell.get("bytes") is not None:
@@ -166,5 +190,6 @@ def _entry(name: str, cell: dict) -> tuple[str, Path | bytes]:
 
 
 def _reason(error: Exception) -> str:
+    """The message of another library's error in one line of at most 160 characters."""
     text = " ".join(str(error).split()).rstrip(".:")
     return (text[:157] + "..." if len(text) > 160 else text) or type(error).__name__

@@ -15,7 +15,9 @@ from histodistill.training.data.tiles import SPLITS, Tiles, TileSource, fit_tile
 from histodistill.training.running.errors import InputError, param
 
 
+#: Endings of the names of files that are taken for images, in any case of letters.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+#: What a split may be called, in lower case → the split.
 SPLIT_ALIASES = {
     "train": "train",
     "validation": "validation",
@@ -23,9 +25,12 @@ SPLIT_ALIASES = {
     "valid": "validation",
     "test": "test",
 }
-# What systems leave beside the user's own folders.
+# Folders that programs leave beside the user's own: macOS in archives, and Python.
 _NOT_THE_USERS = ("__MACOSX", "__pycache__")
+# Files that are decoded between two looks for a bad one.
 _BATCH = 1024
+# Threads that decode images, at most.
+_MOST_THREADS = 8
 
 
 def load_image_folder(path: Path, *, image_size: int | None = None, hold_out_validation: bool = True) -> TileSource:
@@ -35,10 +40,73 @@ def load_image_folder(path: Path, *, image_size: int | None = None, hold_out_val
     Classes are the folders in `train`, in sorted order; tiles come in sorted order of their path. Names that begin
     with a dot, `__MACOSX` and `__pycache__` are passed over.
 
+    Args:
+        path: The folder.
+        image_size: Side that tiles are brought to in pixels; by default they stay as they are.
+        hold_out_validation: Whether a part of train becomes validation where there is no such split.
+
+    Returns:
+        The source, named after the folder.
+
     Raises:
         InputError: No train folder, another folder beside it, a class without training tiles, a class that train does
             not have, a file that cannot be read, or sizes or modes that differ.
     """
+    folders = _split_folders(path)
+    class_names = [folder.name for folder in _folders(folders["train"])]
+    if not class_names:
+        raise InputError(f"{folders['train']} has no class folders: tiles are expected as train/CLASS/*.png")
+    files: list[Path] = []
+    labels: dict[str, list[int]] = {}
+    for split in (s for s in SPLITS if s in folders):
+        found, labels[split] = _labelled_files(folders[split], class_names, folders["train"])
+        files += found
+    images = decode_tiles(len(files), lambda start, stop: [(str(f), f) for f in files[start:stop]], image_size)
+    ends = np.cumsum([len(of_split) for of_split in labels.values()])[:-1]
+    splits = {
+        split: Tiles(part, np.array(of_split, dtype=np.int64))
+        for part, (split, of_split) in zip(np.split(images, ends), labels.items(), strict=True)
+    }
+    return make_source(path.resolve().name, class_names, splits, hold_out_validation=hold_out_validation)
+
+
+def decode_tiles(
+    count: int, entries: Callable[[int, int], list[tuple[str, Path | bytes]]], image_size: int | None = None
+) -> np.ndarray:
+    """Decodes `count` images to uint8 N×H×W×3, resized by `fit_tile` when `image_size` is given.
+
+    Args:
+        count: Number N of images.
+        entries: `entries(start, stop)` gives, for each of these images, its name for messages, and its file or bytes.
+        image_size: Side in pixels; by default images stay as they are.
+
+    Returns:
+        uint8 N×H×W×3.
+
+    Raises:
+        InputError: Naming the first image that cannot be read, is not RGB, or has another size than the first.
+    """
+    tiles: np.ndarray | None = None
+    first_name = ""
+    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+        # In batches, so that a bad file ends the work soon, and that the entries need not all be in memory.
+        for start in range(0, count, _BATCH):
+            batch = entries(start, min(start + _BATCH, count))
+            for i, tile in enumerate(pool.map(lambda e: _decode(*e, image_size), batch), start):
+                name = batch[i - start][0]
+                if tiles is None:
+                    tiles, first_name = np.empty((count, *tile.shape), dtype=np.uint8), name
+                if tile.shape != tiles.shape[1:]:
+                    raise InputError(
+                        f"{name} is {tile.shape[1]}x{tile.shape[0]} pixels but {first_name} is "
+                        f"{tiles.shape[2]}x{tiles.shape[1]}: give {param('image_size')} to bring all to one size"
+                    )
+                tiles[i] = tile
+    return np.empty((0, 0, 0, 3), dtype=np.uint8) if tiles is None else tiles
+
+
+def _split_folders(path: Path) -> dict[str, Path]:
+    """Split → its folder in `path`."""
     folders: dict[str, Path] = {}
     others: list[Path] = []
     for child in _folders(path):
@@ -59,64 +127,28 @@ def load_image_folder(path: Path, *, image_size: int | None = None, hold_out_val
             f"{others[0]} is no split: folders beside {folders['train'].name} must be called validation (or val, "
             "valid) or test; rename it or move it away"
         )
-    class_names = [folder.name for folder in _folders(folders["train"])]
-    if not class_names:
-        raise InputError(f"{folders['train']} has no class folders: tiles are expected as train/CLASS/*.png")
+    return folders
 
+
+def _labelled_files(folder: Path, class_names: list[str], train: Path) -> tuple[list[Path], list[int]]:
+    """The image files of a split's folder, class by class, and their labels; `train` is the folder of train."""
     files: list[Path] = []
-    labels: dict[str, list[int]] = {}
-    for split in (s for s in SPLITS if s in folders):
-        labels[split] = []
-        for folder in _folders(folders[split]):
-            found = _image_files(folder)
-            if folder.name not in class_names:
-                raise InputError(f"{folder} is a class that train does not have: add {folders['train'] / folder.name}")
-            if split == "train" and not found:
-                raise InputError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}): every class needs one")
-            files += found
-            labels[split] += [class_names.index(folder.name)] * len(found)
-        if not labels[split]:
-            raise InputError(f"{folders[split]} holds no image ({', '.join(IMAGE_SUFFIXES)}): add some or remove it")
-
-    images = decode_tiles(len(files), lambda start, stop: [(str(f), f) for f in files[start:stop]], image_size)
-    ends = np.cumsum([len(of_split) for of_split in labels.values()])[:-1]
-    splits = {
-        split: Tiles(part, np.array(of_split, dtype=np.int64))
-        for part, (split, of_split) in zip(np.split(images, ends), labels.items(), strict=True)
-    }
-    return make_source(path.resolve().name, class_names, splits, hold_out_validation=hold_out_validation)
-
-
-def decode_tiles(
-    count: int, entries: Callable[[int, int], list[tuple[str, Path | bytes]]], image_size: int | None = None
-) -> np.ndarray:
-    """Decodes `count` images to uint8 N×H×W×3, resized by `fit_tile` when `image_size` is given.
-
-    `entries(start, stop)` gives, for each of these images, its name for messages, and its file or its bytes.
-
-    Raises:
-        InputError: Names the first image that cannot be read, is not RGB, or has another size than the first.
-    """
-    tiles: np.ndarray | None = None
-    first_name = ""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        # In batches, so that a bad file ends the work soon, and that the entries need not all be in memory.
-        for start in range(0, count, _BATCH):
-            batch = entries(start, min(start + _BATCH, count))
-            for i, tile in enumerate(pool.map(lambda e: _decode(*e, image_size), batch), start):
-                name = batch[i - start][0]
-                if tiles is None:
-                    tiles, first_name = np.empty((count, *tile.shape), dtype=np.uint8), name
-                if tile.shape != tiles.shape[1:]:
-                    raise InputError(
-                        f"{name} is {tile.shape[1]}x{tile.shape[0]} pixels but {first_name} is "
-                        f"{tiles.shape[2]}x{tiles.shape[1]}: give {param('image_size')} to bring all to one size"
-                    )
-                tiles[i] = tile
-    return np.empty((0, 0, 0, 3), dtype=np.uint8) if tiles is None else tiles
+    labels: list[int] = []
+    for of_class in _folders(folder):
+        found = _image_files(of_class)
+        if of_class.name not in class_names:
+            raise InputError(f"{of_class} is a class that train does not have: add {train / of_class.name}")
+        if folder == train and not found:
+            raise InputError(f"{of_class} holds no image ({', '.join(IMAGE_SUFFIXES)}): every class needs one")
+        files += found
+        labels += [class_names.index(of_class.name)] * len(found)
+    if not labels:
+        raise InputError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}): add some or remove it")
+    return files, labels
 
 
 def _decode(name: str, source: Path | bytes, image_size: int | None) -> np.ndarray:
+    """One image, a file or its bytes, as uint8 H×W×3; messages call it `name`."""
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             image.load()
@@ -130,11 +162,13 @@ def _decode(name: str, source: Path | bytes, image_size: int | None) -> np.ndarr
 
 
 def _folders(path: Path) -> Sequence[Path]:
+    """The user's own folders in `path`, by name."""
     found = (p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name not in _NOT_THE_USERS)
     return sorted(found, key=lambda p: p.name)
 
 
 def _image_files(folder: Path) -> list[Path]:
+    """All image files under a folder, by path, but for hidden ones."""
     found = [p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
     found = [p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
     return sorted(found, key=lambda p: p.relative_to(folder).as_posix())

@@ -1,4 +1,4 @@
-"""Images, grids of images and figures as PNG files."""
+"""Images side by side, and images and figures as PNG files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
 
 def make_grid(images: np.ndarray, columns: int, scale: int = 1, gap: int = 2) -> Image.Image:
-    """Lays out uint8 N×H×W×3 images in rows on white, each enlarged `scale` times without smoothing."""
+    """Lays out images in rows on white.
+
+    Args:
+        images: uint8 N×H×W×3.
+        columns: Images in a row.
+        scale: How many times each image is enlarged, without smoothing.
+        gap: Pixels between two images.
+    """
     if scale > 1:
         images = images.repeat(scale, axis=1).repeat(scale, axis=2)
     count, height, width, _ = images.shape
@@ -33,7 +40,14 @@ def make_grid(images: np.ndarray, columns: int, scale: int = 1, gap: int = 2) ->
 
 
 def save_grid(images: torch.Tensor, path: str | Path, columns: int, scale: int = 2) -> None:
-    """Writes float N×3×H×W images in [-1, 1] as one PNG grid."""
+    """Writes images as one PNG file.
+
+    Args:
+        images: float N×3×H×W in [-1, 1].
+        path: The file.
+        columns: Images in a row.
+        scale: How many times each image is enlarged, without smoothing.
+    """
     write_bytes(path, png_bytes(make_grid(to_uint8(images), columns, scale)))
 
 

@@ -19,9 +19,10 @@ from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import md5_of
 
 
+#: Where MedMNIST publishes its files.
 FILES_URL = "https://zenodo.org/records/10519652/files/"
-# What comes of a damaged archive: MemoryError and OverflowError of a header that asks for too much, RuntimeError of an
-# encrypted one.
+# What reading a damaged archive may raise. MemoryError and OverflowError come from a header that asks for too much,
+# RuntimeError from an encrypted archive.
 _UNREADABLE = (
     OSError,
     EOFError,
@@ -33,6 +34,7 @@ _UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
 )
+# How an attribution begins; where the tiles are from follows.
 _ATTRIBUTION = "MedMNIST v2 (Yang et al., Scientific Data 2023, doi:10.1038/s41597-022-01721-8), from "
 
 
@@ -59,6 +61,7 @@ class MedMNISTFacts:
         return f"{self.title.lower()}.npz" if size == 28 else f"{self.title.lower()}_{size}.npz"
 
 
+#: Name → facts, of MedMNIST's sets of RGB images.
 MEDMNIST = {
     "pathmnist": MedMNISTFacts(
         title="PathMNIST",
@@ -154,6 +157,9 @@ def load_medmnist(
         cache_dir: By default the environment variable `MEDMNIST_ROOT`, else `~/.medmnist`.
         download: Whether a missing file may be fetched.
 
+    Returns:
+        The source.
+
     Raises:
         InputError: The file is missing and cannot be fetched, or it is damaged.
     """
@@ -188,6 +194,14 @@ def load_npz(path: Path, *, image_size: int | None = None, hold_out_validation: 
     file; those of the MedMNIST set after which the file is named (`pathmnist*.npz`), when as many classes occur;
     "class 0", "class 1", ...
 
+    Args:
+        path: The file.
+        image_size: Side that tiles are brought to in pixels; by default they stay as they are.
+        hold_out_validation: Whether a part of train becomes validation where there is no such split.
+
+    Returns:
+        The source, named after the file.
+
     Raises:
         InputError: A damaged file, missing arrays, a wrong dtype or shape, or labels out of range.
     """
@@ -216,10 +230,12 @@ def load_npz(path: Path, *, image_size: int | None = None, hold_out_validation: 
 
 
 def _fit(splits: dict[str, Tiles], image_size: int | None) -> dict[str, Tiles]:
+    """The splits with tiles of one size."""
     return {name: Tiles(fit_array(tiles.images, image_size), tiles.labels) for name, tiles in splits.items()}
 
 
 def _read_layout(path: Path) -> dict[str, Tiles]:
+    """The splits that a file holds, with tiles of the size that they have."""
     arrays = _read_arrays(path)
     splits = {}
     for split, prefix in (("train", "train"), ("validation", "val"), ("test", "test")):
@@ -244,6 +260,7 @@ def _read_layout(path: Path) -> dict[str, Tiles]:
 
 
 def _flat_labels(labels: np.ndarray, key: str, count: int, path: Path) -> np.ndarray:
+    """Labels N or N×1 of `count` images as int64 N; messages call them `key` in `path`."""
     if labels.ndim == 2 and labels.shape[1] > 1:
         raise InputError(f"{key} in {path} is {describe(labels)}: each tile must have one label, not several")
     if labels.dtype.kind not in "iu" or labels.ndim not in (1, 2):
@@ -260,15 +277,17 @@ def _flat_labels(labels: np.ndarray, key: str, count: int, path: Path) -> np.nda
 
 
 def _read_class_names(path: Path) -> list[str] | None:
+    """The names that a file gives its classes, if it does."""
     names = _read_arrays(path, only="class_names").get("class_names")
     if names is None:
         return None
     if names.dtype.kind != "U" or names.ndim != 1:
         raise InputError(f"class_names in {path} is {describe(names)}: it must be text, one for each class")
-    return names.tolist()
+    return [str(name) for name in names]
 
 
 def _read_arrays(path: Path, only: str | None = None) -> dict[str, np.ndarray]:
+    """Those arrays of the MedMNIST layout that a file holds, or `only` the one of that name."""
     try:
         # Opened here, since np.load leaves the file open when the archive is damaged.
         with open(path, "rb") as raw:

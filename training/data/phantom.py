@@ -20,15 +20,23 @@ from histodistill.training.data.tiles import SPLITS, Tiles, TileSource
 from histodistill.training.running.errors import InputError, param
 
 
+#: The tissues that can be drawn; the index is the label.
 PHANTOM_CLASSES = ("adipose", "glands", "lymphocytes", "mucus", "stroma")
+#: Tiles of each class by split, where nothing else is asked for.
 PHANTOM_SIZES = {"train": 300, "validation": 60, "test": 100}
+#: Least side of a tile in pixels: on fewer, nuclei are no longer to be seen.
 MIN_IMAGE_SIZE = 16
+# Tiles of fewer pixels along a side are drawn at twice the size and averaged, so that edges are smooth.
+_SMOOTH_FROM = 128
+# How a centre stains: what it adds to the stain vectors (`STAIN_VECTORS`) of haematoxylin and of eosin, and what it
+# multiplies their amounts by.
+_Centre = tuple[tuple[float, float, float], tuple[float, float, float], float, float]
 
 # Optical density per unit of stain (red, green, blue) of the two stains of H&E.
 _HAEMATOXYLIN, _EOSIN, _ = STAIN_VECTORS
 
-# Shared by the whole "centre": (shift of the H vector, shift of the E vector, factor on H, factor on E).
-_CENTRES = {
+# The centre that train and validation come from, and the other one that test comes from.
+_CENTRES: dict[str, _Centre] = {
     "train": ((0.00, 0.00, 0.00), (0.06, 0.00, 0.10), 1.00, 1.00),
     "test": ((-0.07, 0.05, 0.07), (0.12, -0.05, 0.22), 1.12, 0.86),
 }
@@ -79,9 +87,9 @@ def phantom_tiles(split: str, n_per_class: int, *, image_size: int = 28, seed: i
     return Tiles(np.concatenate(images), np.repeat(np.arange(len(PHANTOM_CLASSES)), n_per_class))
 
 
-def _class_tiles(rng: np.random.Generator, label: int, n: int, size: int, centre: tuple) -> np.ndarray:
-    # Small tiles are drawn at twice the size and averaged, for smooth edges.
-    factor = 2 if size < 128 else 1
+def _class_tiles(rng: np.random.Generator, label: int, n: int, size: int, centre: _Centre) -> np.ndarray:
+    """Draws `n` tiles of one class, uint8 N×S×S×3."""
+    factor = 2 if size < _SMOOTH_FROM else 1
     grid = size * factor
     stains = _TISSUES[PHANTOM_CLASSES[label]](rng, n, grid)
 
@@ -103,7 +111,7 @@ def _class_tiles(rng: np.random.Generator, label: int, n: int, size: int, centre
     return _render(rng, _defocus(rng, stains), centre)
 
 
-def _render(rng: np.random.Generator, stains: np.ndarray, centre: tuple) -> np.ndarray:
+def _render(rng: np.random.Generator, stains: np.ndarray, centre: _Centre) -> np.ndarray:
     """Beer-Lambert: concentrations 2×N×S×S to uint8 N×S×S×3."""
     h_shift, e_shift, h_amount, e_amount = centre
     n, size = stains.shape[1], stains.shape[2]
@@ -122,7 +130,7 @@ def _render(rng: np.random.Generator, stains: np.ndarray, centre: tuple) -> np.n
 
 
 def _defocus(rng: np.random.Generator, stains: np.ndarray) -> np.ndarray:
-    # A mixture of the sharp map and its 3×3 binomial blur stands for a focus that varies between tiles.
+    """Each tile of 2×N×S×S out of focus by its own degree: a mixture of the sharp map and its 3×3 binomial blur."""
     padded = np.pad(stains, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
     rows = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]
     blurred = (rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:]) / 16
@@ -130,7 +138,8 @@ def _defocus(rng: np.random.Generator, stains: np.ndarray) -> np.ndarray:
     return np.maximum(stains + weight * (blurred - stains), 0)
 
 
-# --- tissues: each returns concentrations float32 2×N×S×S (haematoxylin, eosin); lengths are shares of the tile ---
+# --- Tissues. Each function returns concentrations float32 2×N×S×S (haematoxylin, eosin), in the stain's units of
+# --- optical density. Lengths are shares of the tile's side. The numbers imitate a look; none was measured on tissue.
 
 
 def _adipose(rng: np.random.Generator, n: int, grid: int) -> np.ndarray:
@@ -177,7 +186,6 @@ def _adipose(rng: np.random.Generator, n: int, grid: int) -> np.ndarray:
 
 def _glands(rng: np.random.Generator, n: int, grid: int) -> np.ndarray:
     """Crypts: a pale lumen, columnar cells around it, and their nuclei in a ring at the base."""
-    y, x = _coordinates(grid)
     fibres = _waves(rng, n, grid, 5, 2.0, 5.0)
     eosin = 0.50 + 0.14 * fibres
     haematoxylin = 0.10 + 0.02 * fibres
@@ -191,46 +199,58 @@ def _glands(rng: np.random.Generator, n: int, grid: int) -> np.ndarray:
             reach = radius + next_radius + rng.uniform(0.05, 0.16, n)
             centre_y, centre_x = centre_y + reach * np.sin(direction), centre_x + reach * np.cos(direction)
             radius = next_radius
-        squeeze, tilt = rng.uniform(0.68, 1.0, n), rng.uniform(0, np.pi, n)
-        dent, dent_angle = rng.uniform(0.0, 0.14, n), rng.uniform(0, 2 * np.pi, n)
-        lumen_share = rng.uniform(0.16, 0.48, n)
-
-        def each(values: np.ndarray) -> np.ndarray:
-            return values[:, None, None].astype(np.float32)
-
-        dy, dx = y - each(centre_y), x - each(centre_x)
-        u = dx * each(np.cos(tilt)) + dy * each(np.sin(tilt))
-        v = (dy * each(np.cos(tilt)) - dx * each(np.sin(tilt))) / each(squeeze)
-        outline = 1 + each(dent) * np.cos(3 * np.arctan2(v, u) + each(dent_angle))
-        r = np.hypot(u, v) / (each(radius) * outline)
-        body = np.clip((1.03 - r) / 0.08, 0, 1)
-        lumen = np.clip((each(lumen_share) - r) / 0.10 + 0.5, 0, 1)
-        eosin += body * (0.34 - eosin)
-        haematoxylin += body * (0.30 - haematoxylin)
-        eosin += lumen * (0.05 - eosin)
-        haematoxylin += lumen * (0.04 - haematoxylin)
-
-        count = np.rint(2 * np.pi * radius / rng.uniform(0.085, 0.115, n))
-        k = np.arange(int(count.max()))[None, :]
-        tile, slot = np.nonzero((k < count[:, None]) & (rng.random((n, k.size)) < 0.93))
-        theta = 2 * np.pi * (slot + rng.uniform(-0.22, 0.22, len(tile))) / count[tile]
-        depth = (
-            radius[tile] * (1 + dent[tile] * np.cos(3 * theta + dent_angle[tile])) * rng.normal(0.82, 0.045, len(tile))
-        )
-        pu, pv = depth * np.cos(theta), depth * np.sin(theta) * squeeze[tile]
-        cos, sin = np.cos(tilt[tile]), np.sin(tilt[tile])
-        py, px = pu * sin + pv * cos, pu * cos - pv * sin
-        _stamp(
-            haematoxylin,
-            tile,
-            centre_y[tile] + py,
-            centre_x[tile] + px,
-            length=rng.uniform(0.048, 0.066, len(tile)),
-            width=rng.uniform(0.026, 0.036, len(tile)),
-            angle=np.arctan2(py, px),
-            amount=rng.uniform(0.95, 1.55, len(tile)),
-        )
+        _draw_crypt(rng, haematoxylin, eosin, radius, centre_y, centre_x)
     return np.stack([haematoxylin, eosin])
+
+
+def _draw_crypt(
+    rng: np.random.Generator,
+    haematoxylin: np.ndarray,
+    eosin: np.ndarray,
+    radius: np.ndarray,
+    centre_y: np.ndarray,
+    centre_x: np.ndarray,
+) -> None:
+    """Draws one crypt into each of N tiles (haematoxylin and eosin N×S×S), in place, with N radii and centres."""
+    n, grid = len(radius), eosin.shape[1]
+    y, x = _coordinates(grid)
+    squeeze, tilt = rng.uniform(0.68, 1.0, n), rng.uniform(0, np.pi, n)
+    dent, dent_angle = rng.uniform(0.0, 0.14, n), rng.uniform(0, 2 * np.pi, n)
+    lumen_share = rng.uniform(0.16, 0.48, n)
+
+    def each(values: np.ndarray) -> np.ndarray:
+        return values[:, None, None].astype(np.float32)
+
+    dy, dx = y - each(centre_y), x - each(centre_x)
+    u = dx * each(np.cos(tilt)) + dy * each(np.sin(tilt))
+    v = (dy * each(np.cos(tilt)) - dx * each(np.sin(tilt))) / each(squeeze)
+    outline = 1 + each(dent) * np.cos(3 * np.arctan2(v, u) + each(dent_angle))
+    r = np.hypot(u, v) / (each(radius) * outline)
+    body = np.clip((1.03 - r) / 0.08, 0, 1)
+    lumen = np.clip((each(lumen_share) - r) / 0.10 + 0.5, 0, 1)
+    eosin += body * (0.34 - eosin)
+    haematoxylin += body * (0.30 - haematoxylin)
+    eosin += lumen * (0.05 - eosin)
+    haematoxylin += lumen * (0.04 - haematoxylin)
+
+    count = np.rint(2 * np.pi * radius / rng.uniform(0.085, 0.115, n))
+    k = np.arange(int(count.max()))[None, :]
+    tile, slot = np.nonzero((k < count[:, None]) & (rng.random((n, k.size)) < 0.93))
+    theta = 2 * np.pi * (slot + rng.uniform(-0.22, 0.22, len(tile))) / count[tile]
+    depth = radius[tile] * (1 + dent[tile] * np.cos(3 * theta + dent_angle[tile])) * rng.normal(0.82, 0.045, len(tile))
+    pu, pv = depth * np.cos(theta), depth * np.sin(theta) * squeeze[tile]
+    cos, sin = np.cos(tilt[tile]), np.sin(tilt[tile])
+    py, px = pu * sin + pv * cos, pu * cos - pv * sin
+    _stamp(
+        haematoxylin,
+        tile,
+        centre_y[tile] + py,
+        centre_x[tile] + px,
+        length=rng.uniform(0.048, 0.066, len(tile)),
+        width=rng.uniform(0.026, 0.036, len(tile)),
+        angle=np.arctan2(py, px),
+        amount=rng.uniform(0.95, 1.55, len(tile)),
+    )
 
 
 def _lymphocytes(rng: np.random.Generator, n: int, grid: int) -> np.ndarray:
@@ -302,6 +322,7 @@ def _stroma(rng: np.random.Generator, n: int, grid: int) -> np.ndarray:
     return np.stack([haematoxylin, eosin])
 
 
+# How each class is drawn.
 _TISSUES = {
     "adipose": _adipose,
     "glands": _glands,
@@ -311,15 +332,17 @@ _TISSUES = {
 }
 
 
-# --- drawing ---
+# --- Drawing. ---
 
 
 def _coordinates(grid: int) -> tuple[np.ndarray, np.ndarray]:
+    """Centres of the pixels as shares of the tile: y float32 S×1 and x 1×S."""
     centres = ((np.arange(grid) + 0.5) / grid).astype(np.float32)
     return centres[:, None], centres[None, :]
 
 
 def _gradient(rng: np.random.Generator, n: int, grid: int) -> np.ndarray:
+    """A plane of slope 1 that rises in a random direction, 0 in the middle of each tile: float32 N×S×S."""
     y, x = _coordinates(grid)
     angle = rng.uniform(0, 2 * np.pi, (n, 1, 1)).astype(np.float32)
     return (y - 0.5) * np.sin(angle) + (x - 0.5) * np.cos(angle)
@@ -345,6 +368,16 @@ def _scatter_spindles(
     angle: np.ndarray,
     wobble: float,
 ) -> None:
+    """Draws thin nuclei at random places into canvas N×S×S, in place.
+
+    Args:
+        rng: The source of chance.
+        canvas: float32 N×S×S, the haematoxylin.
+        count: Most nuclei in a tile.
+        chance: The chance of each of them to be there, a number or N×1.
+        angle: N, the direction of the nuclei of each tile in radians.
+        wobble: Standard deviation of a nucleus's own direction around it, in radians.
+    """
     tile, _ = np.nonzero(rng.random((len(canvas), count)) < chance)
     _stamp(
         canvas,

@@ -5,13 +5,22 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import TypedDict
 
 from histodistill.selection.checks import check_integer
 from histodistill.training.data.tiles import MIN_IMAGE_SIZE, TileSource, hold_out_for_audit
 from histodistill.training.running.errors import InputError, param
 
 
+# What an id on the Hub looks like: user/name.
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+class _Options(TypedDict):
+    """What loading takes whatever the source is."""
+
+    image_size: int | None
+    hold_out_validation: bool
 
 
 def load_tiles(
@@ -43,12 +52,12 @@ def load_tiles(
     without, all tiles must be of one square size.
 
     Args:
-        source: See above.
+        source: A name, file, folder or id, as listed.
         image_size: Side of the tiles in pixels, at least 8 (phantom: 16); by default the tiles' own.
         cache_dir: Where downloads are kept; by default `MEDMNIST_ROOT` or `~/.medmnist` for MedMNIST, and the
             Hugging Face cache for Hub datasets.
         download: Whether a MedMNIST file that is not there may be fetched. (Hub datasets obey `HF_HUB_OFFLINE`.)
-        hold_out_validation: See above.
+        hold_out_validation: Whether a part of train becomes validation where there is no such split.
         audit_share: Share of the training tiles that becomes the split "held_out": see `hold_out_for_audit`.
 
     Returns:
@@ -63,7 +72,14 @@ def load_tiles(
     return hold_out_for_audit(found, audit_share)
 
 
-def _load(source, image_size, cache_dir, download, hold_out_validation) -> TileSource:
+def _load(
+    source: str | Path,
+    image_size: int | None,
+    cache_dir: str | Path | None,
+    download: bool,
+    hold_out_validation: bool,
+) -> TileSource:
+    """Loads a source, see `load_tiles`, with all of its training tiles."""
     text = os.fspath(source)
     if isinstance(source, str):
         if text == "phantom":
@@ -78,7 +94,7 @@ def _load(source, image_size, cache_dir, download, hold_out_validation) -> TileS
     if not text:
         raise InputError(f"the source is empty: {_what_a_source_is()}")
     path = Path(text).expanduser()
-    options = {"image_size": image_size, "hold_out_validation": hold_out_validation}
+    options: _Options = {"image_size": image_size, "hold_out_validation": hold_out_validation}
     if path.is_file():
         if path.suffix.lower() != ".npz":
             raise InputError(f"{path} is neither a folder nor a .npz file: {_what_a_source_is()}")
@@ -102,6 +118,7 @@ def _load(source, image_size, cache_dir, download, hold_out_validation) -> TileS
 
 
 def _what_a_source_is() -> str:
+    """All that can be given as a source, for the end of a message."""
     from histodistill.training.data.medmnist import MEDMNIST
 
     return (

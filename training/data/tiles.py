@@ -11,18 +11,30 @@ import numpy as np
 from PIL import Image
 
 from histodistill.selection.checks import check_integer
+from histodistill.selection.summaries import counted, summarise
 from histodistill.training.running.errors import InputError, param
 
 
+#: The splits that a source can have, in the order in which they are kept.
 SPLITS = ("train", "validation", "test")
 #: The split that `hold_out_for_audit` makes.
 HELD_OUT = "held_out"
+#: Least side of a tile in pixels: the convolutional classifier halves it three times.
 MIN_IMAGE_SIZE = 8
+# How far the sum of a tile's soft labels may be from 1; a softmax in float32 keeps nearer to it by far.
+_SUM_TOLERANCE = 1e-3
+# Classes that the `repr` of a source names; of more, the rest is left out.
+_NAMES_SHOWN = 10
 
 
 @dataclass(frozen=True, eq=False)
 class Tiles:
-    """Images uint8 N×H×W×3 (RGB), their labels int64 N, and a teacher's probabilities float32 N×C or None.
+    """Labelled images.
+
+    Attributes:
+        images: uint8 N×H×W×3, RGB.
+        labels: int64 N; other whole numbers are converted.
+        soft_labels: A teacher's probabilities, float32 N×C, or None.
 
     Raises:
         InputError: Another dtype or shape, or not as many labels as images.
@@ -47,6 +59,10 @@ class Tiles:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __repr__(self) -> str:
+        soft = "" if self.soft_labels is None else ", with soft labels"
+        return f"Tiles({summarise(self.images, self.labels, 'tile')}{soft})"
+
     def subset(self, indices: np.ndarray | Sequence[int]) -> Tiles:
         """The tiles at `indices`, in that order."""
         indices = np.asarray(indices, dtype=np.int64)
@@ -56,7 +72,7 @@ class Tiles:
 
 @dataclass(frozen=True, eq=False)
 class TileSource:
-    """All that the rest of the program knows about the data.
+    """A data set: its splits, its classes, and whom to credit. The rest of the program knows no more of the data.
 
     Attributes:
         name: Short name of the source, such as `pathmnist` or the name of the folder.
@@ -74,6 +90,12 @@ class TileSource:
     image_size: int
     license: str | None = None
     attribution: str | None = None
+
+    def __repr__(self) -> str:
+        splits = ", ".join(f"{name} {len(tiles):,}" for name, tiles in self.splits.items())
+        names = [*self.class_names[:_NAMES_SHOWN], *(["…"] if len(self.class_names) > _NAMES_SHOWN else [])]
+        classes = f"{counted(len(self.class_names), 'class', 'classes')} ({', '.join(names)})"
+        return f"TileSource({self.name!r}, {self.image_size}×{self.image_size} px, tiles: {splits}; {classes})"
 
     def split(self, name: str) -> Tiles:
         """The tiles of one split.
@@ -107,36 +129,65 @@ def make_source(
     attribution: str | None = None,
     hold_out_validation: bool = True,
 ) -> TileSource:
-    """Checks the splits against each other, hold out a validation split where there is none, and order the splits.
+    """Makes a source: checks the splits against each other, and holds out a validation split where there is none.
+
+    Args:
+        name: Short name of the source.
+        class_names: The name of each label.
+        splits: Tiles by split, "train" among them; they are kept in the order of `SPLITS`.
+        license: Licence of the tiles where known.
+        attribution: Whom to credit, where known.
+        hold_out_validation: Whether a part of train becomes validation where there is no such split.
 
     Raises:
         InputError: Fewer than two classes, a class with no training tile, a label that is no class, an empty split,
             tiles of different size, tiles that are not square, or tiles smaller than 8 pixels.
     """
-    class_names = [str(c) for c in class_names]
+    names = [str(class_name) for class_name in class_names]
     if "train" not in splits:
         raise InputError(f"{name} has no train split: a source needs one")
-    if len(class_names) < 2:
-        raise InputError(f"{name} has only one class ({', '.join(class_names)}): at least 2 are needed")
-    if len(set(class_names)) < len(class_names):
-        raise InputError(f"{name} names two classes alike: class names must differ ({', '.join(class_names)})")
+    if len(names) < 2:
+        raise InputError(f"{name} has only one class ({', '.join(names)}): at least 2 are needed")
+    if len(set(names)) < len(names):
+        raise InputError(f"{name} names two classes alike: class names must differ ({', '.join(names)})")
     height, width = splits["train"].images.shape[1:3]
     for split, tiles in splits.items():
-        if not len(tiles):
-            raise InputError(f"the {split} split of {name} is empty: it needs at least one tile")
-        if tiles.images.shape[1:3] != (height, width):
-            found = "x".join(map(str, tiles.images.shape[2:0:-1]))
-            raise InputError(
-                f"the {split} tiles of {name} are {found} pixels and the train tiles {width}x{height}: give "
-                f"{param('image_size')} to bring all to one size"
-            )
-        low, high = int(tiles.labels.min()), int(tiles.labels.max())
-        if low < 0 or high >= len(class_names):
-            bad = low if low < 0 else high
-            raise InputError(
-                f"the {split} split of {name} holds the label {bad}: "
-                f"labels must be 0 to {len(class_names) - 1}, one of the {len(class_names)} classes that train has"
-            )
+        _check_split(name, split, tiles, (height, width), len(names))
+    _check_shape(name, height, width)
+    counts = np.bincount(splits["train"].labels, minlength=len(names))
+    if not counts.all():
+        empty = int(np.argmin(counts))
+        raise InputError(
+            f"class {names[empty]!r} (label {empty}) of {name} has no training tile: every class needs one; "
+            "add tiles or leave the class out"
+        )
+    if "validation" not in splits and hold_out_validation:
+        splits = {**splits, **_hold_out(splits["train"])}
+    ordered = {split: splits[split] for split in SPLITS if split in splits}
+    return TileSource(name, names, ordered, int(height), license, attribution)
+
+
+def _check_split(name: str, split: str, tiles: Tiles, size: tuple[int, int], num_classes: int) -> None:
+    """Checks that a split of the source `name` has tiles, of this height and width, and no label that is no class."""
+    if not len(tiles):
+        raise InputError(f"the {split} split of {name} is empty: it needs at least one tile")
+    if tiles.images.shape[1:3] != size:
+        found = "x".join(map(str, tiles.images.shape[2:0:-1]))
+        raise InputError(
+            f"the {split} tiles of {name} are {found} pixels and the train tiles {size[1]}x{size[0]}: give "
+            f"{param('image_size')} to bring all to one size"
+        )
+    low, high = int(tiles.labels.min()), int(tiles.labels.max())
+    if low < 0 or high >= num_classes:
+        bad = low if low < 0 else high
+        raise InputError(
+            f"the {split} split of {name} holds the label {bad}: "
+            f"labels must be 0 to {num_classes - 1}, one of the {num_classes} classes that train has"
+        )
+
+
+def _check_shape(name: str, height: int, width: int) -> None:
+    """Checks that the tiles of a source are square, and not too small."""
     if height != width:
         raise InputError(
             f"the tiles of {name} are {width}x{height} pixels: they must be square; give {param('image_size')} to "
@@ -147,21 +198,12 @@ def make_source(
             f"the tiles of {name} are {width}x{height} pixels: they must be at least {MIN_IMAGE_SIZE}; give a larger "
             f"{param('image_size')} to enlarge them"
         )
-    counts = np.bincount(splits["train"].labels, minlength=len(class_names))
-    if not counts.all():
-        empty = int(np.argmin(counts))
-        raise InputError(
-            f"class {class_names[empty]!r} (label {empty}) of {name} has no training tile: every class needs one; "
-            "add tiles or leave the class out"
-        )
-    if "validation" not in splits and hold_out_validation:
-        splits = {**splits, **_hold_out(splits["train"])}
-    ordered = {split: splits[split] for split in SPLITS if split in splits}
-    return TileSource(name, class_names, ordered, int(height), license, attribution)
 
 
 def _hold_out(train: Tiles) -> dict[str, Tiles]:
-    """The last tenth of each class's tiles, in order, becomes validation; a class of 2 or more gives at least one.
+    """Train without the last tenth of each class's tiles, in order, and this tenth as validation.
+
+    A class of two tiles or more gives at least one.
 
     Tiles of one slide or region mostly lie side by side in file order, so the end of the list is a fairer test than
     a random tenth.
@@ -182,12 +224,12 @@ def sample_per_class(labels: np.ndarray | Sequence[int], n_per_class: int, seed:
     A smaller draw with the same seed is part of the larger one.
 
     Args:
-        labels: Integers N.
-        n_per_class: At least 1.
+        labels: Whole numbers N, the class of each tile.
+        n_per_class: Tiles to draw of each class, at least 1.
         seed: At least 0.
 
     Returns:
-        Indices int64, sorted, with no repeats.
+        Indices int64, `n_per_class` × number of classes, sorted, with no repeats.
 
     Raises:
         InputError: A class with fewer tiles, or a number out of range.
@@ -215,8 +257,11 @@ def hold_out_for_audit(source: TileSource, share: float) -> TileSource:
     draw is the same every time, so that all stages of a run agree on it.
 
     Args:
-        source: With a train split.
+        source: The data, with a train split.
         share: At least 0 and below 1; 0 changes nothing.
+
+    Returns:
+        The source with fewer training tiles and the further split.
 
     Raises:
         InputError: For another share, or where every class has a single tile.
@@ -265,12 +310,17 @@ def fit_array(images: np.ndarray, size: int | None) -> np.ndarray:
 
 
 def check_soft_labels(soft_labels: np.ndarray, where: str) -> None:
-    """Raises `InputError`, which names `where`, column and row, unless each row of N×C numbers is probabilities.
+    """Checks that each row of N×C finite numbers is probabilities; the error names `where`, column and row.
 
-    They are at least 0, and their sum is 1 to within 0.001, which a softmax in float32 keeps by far.
+    Args:
+        soft_labels: Real numbers N×C, finite.
+        where: The name of the file or folder that they come from.
+
+    Raises:
+        InputError: If a row holds a number below 0, or its sum is not 1 to within 0.001.
     """
     sums = soft_labels.sum(axis=1, dtype=np.float64)
-    wrong = np.flatnonzero((soft_labels < 0).any(axis=1) | (np.abs(sums - 1) > 1e-3))
+    wrong = np.flatnonzero((soft_labels < 0).any(axis=1) | (np.abs(sums - 1) > _SUM_TOLERANCE))
     if len(wrong):
         row = int(wrong[0])
         raise InputError(

@@ -30,7 +30,9 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # Points of the curves; each costs a look at the validation tiles.
 _UPDATES = 20
+# Validation tiles that are looked at for each point, at most, which keeps a look short.
 _VALIDATION_TILES = 500
+# Precisions other than float32 that a pool may have been generated with.
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # One training after the other: one that was stopped may still be in its last steps.
 _turn = threading.Lock()

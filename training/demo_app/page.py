@@ -1,11 +1,14 @@
-"""The demo page: what `histodistill demo-app` serves. Needs gradio."""
+"""The demo page: what `histodistill demo-app` serves.
+
+Needs gradio, which is an extra: only `serve` imports this module, and after it has seen to that.
+"""
 
 from __future__ import annotations
 
-import argparse
 import ipaddress
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -15,7 +18,6 @@ from diffusers import DiffusionPipeline
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from histodistill.training.commands.demo_app import parse_args
 from histodistill.training.data.sources import load_tiles
 from histodistill.training.data.tiles import TileSource
 from histodistill.training.demo_app import run_data as show
@@ -27,19 +29,22 @@ from histodistill.training.demo_app.jobs import (
     train_live,
 )
 from histodistill.training.evaluation.cells import check_same_kind
-from histodistill.training.running.errors import InputError
-from histodistill.training.running.options import run_script
+from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.stages import read_record
 
 
+#: Images that one click generates, at most: more would keep everybody else waiting.
 MOST_IMAGES = 12
-# In the place of a community.
+# Clicks that wait for their turn, at most; further ones are told to come back later.
+_LONGEST_QUEUE = 16
+# Stands for all communities in the menu of communities, whose own numbers are -1 and above.
 _ALL = -2
 # A browser loads nothing from elsewhere, whatever gradio puts on the page.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'"
 )
+# Looks of the page, with classes that begin with hd- for what it adds to gradio's own.
 _CSS = """
 .gradio-container { width: 100% !important; max-width: 62rem !important; margin: 0 auto !important; }
 .html-container { padding: 0 !important; }
@@ -130,6 +135,7 @@ def build_page(run: show.DemoRun, pipeline: DiffusionPipeline | None, real: Tile
 
 
 def _generate_tab(run: show.DemoRun, pipeline: DiffusionPipeline | None, busy: dict[str, Any]) -> None:
+    """Images of a class and of seeds that one types in."""
     if pipeline is None:
         gr.Markdown("This run has no pipeline, so there is nothing to generate from.")
         return
@@ -157,6 +163,8 @@ def _generate_tab(run: show.DemoRun, pipeline: DiffusionPipeline | None, busy: d
 
 
 def _browse_tab(run: show.DemoRun, quick: dict[str, Any]) -> None:
+    """The distilled set by class and community, and the maps of the communities."""
+
     def choices(label: int) -> list[tuple[str, int]]:
         groups = show.communities_of(run, label)
         return [("all", _ALL), *((f"{number} ({len(members)} chosen)", number) for number, members in groups)]
@@ -180,6 +188,7 @@ def _browse_tab(run: show.DemoRun, quick: dict[str, Any]) -> None:
 
 
 def _train_tab(run: show.DemoRun, real: TileSource | None, busy: dict[str, Any], quick: dict[str, Any]) -> None:
+    """A classifier that is trained while one looks on, and can be stopped."""
     scored = (
         "scored once on the real test tiles" if real else "without a score, since no real tiles were given (--data)"
     )
@@ -218,12 +227,13 @@ def _train_tab(run: show.DemoRun, real: TileSource | None, busy: dict[str, Any],
 
 
 def _classes(run: show.DemoRun) -> list[tuple[str, int]]:
+    """Names and labels of the classes, for a menu."""
     return [(name, label) for label, name in enumerate(run.class_names)]
 
 
-def load_pipeline(args: argparse.Namespace) -> DiffusionPipeline | None:
-    """The pipeline of the run on the best device, or None where it has no finished one."""
-    folder = args.run / "pipeline"
+def load_pipeline(run: Path) -> DiffusionPipeline | None:
+    """The pipeline of a run on the best device, or None where it has no finished one."""
+    folder = run / "pipeline"
     record = read_record(folder)
     if not record or not record["complete"]:
         return None
@@ -233,18 +243,25 @@ def load_pipeline(args: argparse.Namespace) -> DiffusionPipeline | None:
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_real(args: argparse.Namespace, run: show.DemoRun) -> TileSource | None:
-    """The real tiles that classifiers are scored on, or None without --data.
+def load_real(data: str | None, folder: Path, run: show.DemoRun) -> TileSource | None:
+    """The real tiles that classifiers are scored on, or None where none are named.
+
+    Args:
+        data: What names them.
+        folder: Folder of the run.
+        run: What the page shows of it.
 
     Raises:
         InputError: If they are of another kind than the distilled set, or have no test split.
     """
-    if args.data is None:
+    if data is None:
         return None
-    real = load_tiles(args.data, image_size=run.images.shape[1])
-    check_same_kind(args.run / "distilled", run.images, run.class_names, real)
+    real = load_tiles(data, image_size=run.images.shape[1])
+    check_same_kind(folder / "distilled", run.images, run.class_names, real)
     if "test" not in real.splits:
-        raise InputError(f"--data={real.name} has no test split: give tiles with one, or leave --data out")
+        raise InputError(
+            f"{param('data')}={real.name} has no test split: give tiles with one, or leave {param('data')} out"
+        )
     return real
 
 
@@ -261,13 +278,39 @@ def warning_line(host: str, run: show.DemoRun) -> str | None:
     return f"warning: --host {host} shows this run to everybody who can reach this machine{found}"
 
 
-def main(args: argparse.Namespace) -> None:
-    """Reads the run and serves its page until it is interrupted."""
-    run = show.read_demo_run(args.run)
-    real = load_real(args, run)
-    page = build_page(run, load_pipeline(args), real)
-    if line := warning_line(args.host, run):
+def serve_page(folder: Path, data: str | None, host: str, port: int) -> None:
+    """Reads a run and serves its page until it is interrupted.
+
+    Args:
+        folder: Folder of the run.
+        data: What names the real tiles that classifiers are scored on; None leaves the scores out.
+        host, port: The address to listen on.
+
+    Raises:
+        InputError: If the run has no distilled set, the real tiles do not suit it, or the address cannot be listened
+            on.
+    """
+    run = show.read_demo_run(folder)
+    real = load_real(data, folder, run)
+    page = build_page(run, load_pipeline(folder), real)
+    if line := warning_line(host, run):
         print(line)
+    launch(page, folder, host, port)
+    print(f"demo-app: http://{host}:{port} shows the run; Ctrl-C ends it", flush=True)
+    page.block_thread()
+
+
+def launch(page: gr.Blocks, folder: Path, host: str, port: int) -> None:
+    """Starts to serve a page, in threads of its own: nothing is shared elsewhere, and no file of the run is served.
+
+    Args:
+        page: What `build_page` made.
+        folder: Folder of the run, whose files stay here.
+        host, port: The address to listen on.
+
+    Raises:
+        InputError: If the address cannot be listened on.
+    """
     theme = gr.themes.Default(
         primary_hue=gr.themes.colors.fuchsia,
         # Names of installed fonts; gradio's own are fetched from elsewhere.
@@ -275,14 +318,14 @@ def main(args: argparse.Namespace) -> None:
         font_mono=["ui-monospace", "monospace"],
     )
     try:
-        page.queue(max_size=16).launch(
-            server_name=args.host,
-            server_port=args.port,
+        page.queue(max_size=_LONGEST_QUEUE).launch(
+            server_name=host,
+            server_port=port,
             share=False,
             ssr_mode=False,
             run_history=False,
             footer_links=[],
-            blocked_paths=[str(args.run.resolve()), tempfile.gettempdir()],
+            blocked_paths=[str(folder.resolve()), tempfile.gettempdir()],
             app_kwargs={"middleware": [Middleware(_SafeHeaders)]},
             theme=theme,
             css=_CSS,
@@ -291,11 +334,6 @@ def main(args: argparse.Namespace) -> None:
         )
     except OSError as error:
         raise InputError(
-            f"--host={args.host} --port={args.port} cannot be listened on: give another port, or end what uses it"
+            f"{param('host')}={host} {param('port')}={port} cannot be listened on: give another port, "
+            "or end what uses it"
         ) from error
-    print(f"demo-app: http://{args.host}:{args.port} shows the run; Ctrl-C ends it", flush=True)
-    page.block_thread()
-
-
-if __name__ == "__main__":
-    run_script(parse_args, main)

@@ -6,7 +6,6 @@ of its pool and those of its scores are read; `audit/`, `evaluation/` and `autoe
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -14,23 +13,16 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
-from PIL import Image
 
 from histodistill.hub_cards.gate import AUDIT_FORMAT, audit_sentences
 from histodistill.training.data.image_dataset import read_image_dataset
-from histodistill.training.data.images import png_bytes
+from histodistill.training.data.images import base64_png
 from histodistill.training.generate import PIPELINE_OPTIONS
-from histodistill.training.reporting.report import (
-    BENCHMARK_PICTURES,
-    SELECTION_PICTURES,
-    architecture_title,
-    audit_outcome,
-    format_score,
-    read_pictures,
-    recoveries,
-    score_tables,
-)
-from histodistill.training.reporting.run_facts import public_name, read_optional, source_name
+from histodistill.training.reporting.audit_texts import audit_outcome
+from histodistill.training.reporting.pictures import BENCHMARK_PICTURES, SELECTION_PICTURES, read_pictures
+from histodistill.training.reporting.run_facts import public_name, source_name
+from histodistill.training.reporting.run_files import read_optional, read_results
+from histodistill.training.reporting.scores import ScoreText, architecture_title, recoveries, score_tables
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.stages import read_record
 from histodistill.training.tables.results_summary import row_title
@@ -38,13 +30,16 @@ from histodistill.training.tables.results_summary import row_title
 
 #: torch's CPU generators read 32 bits of a seed: above this, two seeds are one image.
 LARGEST_SEED = 2**32 - 1
+# The parts of a run that an audit may be about, as the page calls them.
 _AUDITED = {
     "distilled": "The distilled set",
     "selector": "The selector",
     "pipeline": "The pipeline, whose weights give away more than images do",
 }
-# Larger images are sent smaller where many are shown, so that a class stays a few megabytes.
+# In pixels. Larger images are sent smaller where many are shown, so that a class stays a few megabytes.
 _LARGEST_SIDE = 96
+# The same for images that were just generated, of which there are few.
+_LARGEST_GENERATED_SIDE = 256
 
 
 @dataclass(frozen=True)
@@ -98,11 +93,11 @@ def read_demo_run(run: str | Path) -> DemoRun:
     """Reads what the page shows; all but the distilled set may be missing.
 
     Raises:
-        InputError: If there is no distilled set, or a JSON file of the run cannot be read.
+        InputError: If there is no distilled set, or a JSON file of the run cannot be read or is of a later format.
     """
     run = Path(run)
     images, columns, class_names = read_image_dataset(run / "distilled")
-    results = read_optional(run / "results.json")
+    results = read_results(run)
     pool_settings = (read_record(run / "pool") or {}).get("settings", {})
     benchmark = read_optional(run / "benchmark" / "benchmark.json") or {"rows": []}
     return DemoRun(
@@ -146,7 +141,7 @@ def benchmark_tables(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     {
                         "title": row_title(row["row"]).replace("`", ""),
                         "images": "all" if row["size"] is None else str(row["size"]),
-                        "scores": [format_score(row["test"][metric]) for metric in ("accuracy", "auc", "f1")],
+                        "scores": [ScoreText.of(row["test"][metric]) for metric in ("accuracy", "auc", "f1")],
                     }
                     for row in mine
                 ],
@@ -189,11 +184,8 @@ def parse_seed(value: float | None) -> int:
 
 
 def data_url(pixels: np.ndarray, largest_side: int = _LARGEST_SIDE) -> str:
-    """An image, uint8 H×W×3, as the address of a PNG that is the address; larger ones are shrunk."""
-    image = Image.fromarray(pixels)
-    if max(image.size) > largest_side:
-        image.thumbnail((largest_side, largest_side), Image.Resampling.LANCZOS)
-    return f"data:image/png;base64,{base64.b64encode(png_bytes(image)).decode()}"
+    """An image, uint8 H×W×3, as a URL that holds the PNG file; one larger than `largest_side` pixels is shrunk."""
+    return f"data:image/png;base64,{base64_png(pixels, largest_side)}"
 
 
 def intro_html(run: DemoRun) -> str:
@@ -219,7 +211,7 @@ def generated_html(run: DemoRun, label: int, seeds: list[int], images: np.ndarra
         if index is not None:
             difference = int(np.abs(image.astype(int) - run.images[index]).max())
             notes.append("distilled" if difference == 0 else f"distilled, up to {difference}/255 apart")
-        tiles.append({"url": data_url(image, 256), "notes": notes, "hint": ""})
+        tiles.append({"url": data_url(image, _LARGEST_GENERATED_SIDE), "notes": notes, "hint": ""})
     return _macro("generated", run.class_names[label], tiles)
 
 
@@ -250,6 +242,7 @@ def _notes(run: DemoRun, index: int) -> dict[str, Any]:
 
 
 def _macro(name: str, *args: Any) -> str:
+    """The HTML that a macro of `page.html.jinja` makes of some values."""
     # Autoescaped: names of classes come from outside.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     source = resources.files("histodistill.training.demo_app").joinpath("page.html.jinja").read_text(encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from datasets import Features
@@ -17,6 +17,7 @@ from histodistill.training.data.sources import load_tiles
 from histodistill.training.data.tiles import TileSource
 from histodistill.training.distillation.community_figures import community_map, community_tiles
 from histodistill.training.distillation.pool_selection import Selection, SelectionInputs
+from histodistill.training.distillation.selector_options import SelectConfig
 from histodistill.training.generate import PIPELINE_OPTIONS
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.embedders import (
@@ -30,10 +31,6 @@ from histodistill.training.models.prediction import predict_proba
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.files import read_json, write_text
 from histodistill.training.running.stages import require_complete
-
-
-if TYPE_CHECKING:
-    from histodistill.training.distillation.select import SelectConfig
 
 
 @dataclass(frozen=True, repr=False)

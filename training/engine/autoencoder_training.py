@@ -34,7 +34,7 @@ class AutoencoderTraining(GenerativeTraining):
     Args:
         config, accelerator, plan: See `GenerativeTraining`.
         source: The tiles; the autoencoder is trained on its training tiles and judged by its validation tiles.
-        model: The autoencoder.
+        model: The autoencoder, as it is trained.
         frequency_weight: See `reconstruction_loss`.
         kl_weight: Weight of the mean KL divergence per latent value from N(0, 1), in nats.
     """

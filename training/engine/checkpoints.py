@@ -1,7 +1,7 @@
 """Training checkpoints as safetensors and JSON: loading one never runs code from the file.
 
 A checkpoint holds weights, optimizer moments and the step. Random states and data order need no place in it, since
-both are functions of (seed, step): see `loop.py`.
+both are functions of (seed, step): see `steps.py`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ def save_checkpoint(
         optimizer: Its per-parameter tensors are saved; its settings belong to the command line.
         state: Further values that JSON can hold, such as the history of the validation loss.
         scaler: The gradient scaler of fp16 training, if there is one.
-        keep: How many checkpoints stay.
+        keep: How many checkpoints stay, at least 1.
+
+    Returns:
+        The folder of the checkpoint.
 
     Raises:
         InputError: For weights that are not finite. They never take the place of a checkpoint of before.
@@ -101,8 +104,15 @@ def list_checkpoints(root: str | Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name.split("-")[1]))
 
 
-def find_checkpoint(root: str | Path, resume: str | None) -> Path | None:
-    """Resolves `--resume`: None, "latest" (None if there is no checkpoint yet) or the path of a checkpoint folder.
+def find_checkpoint(root: str | Path, resume: str | Path | None) -> Path | None:
+    """The checkpoint to go on from, if any.
+
+    Args:
+        root: Folder of the checkpoints.
+        resume: None, "latest" or a checkpoint folder.
+
+    Returns:
+        Its folder; None for a training that begins: without `resume`, or without a checkpoint yet for "latest".
 
     Raises:
         InputError: If a path is given that is not a checkpoint.
@@ -126,11 +136,21 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None = None,
 ) -> dict:
-    """Loads what `save_checkpoint` wrote into modules and optimizer, in place, and returns the state dict.
+    """Loads what `save_checkpoint` wrote into modules and optimizer, in place.
+
+    Settings must be the same: after going on from weights of other tiles, or of a training without differential
+    privacy, what the new stage says of its tiles and its privacy would be untrue.
+
+    Args:
+        folder: Of the checkpoint.
+        settings: All that decides the result of the training that goes on.
+        modules, optimizer, scaler: As `save_checkpoint` took them, for the same model.
+
+    Returns:
+        The rest of the state: `step`, `settings`, `scaler`, and the further values.
 
     Raises:
-        InputError: If the checkpoint is of a training with other settings, or does not fit the modules. With weights
-            of other tiles, or of a training without differential privacy, what is said of the new ones were untrue.
+        InputError: If the checkpoint is damaged, of a training with other settings, or does not fit the modules.
     """
     folder = Path(folder)
     try:

@@ -19,8 +19,15 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from histodistill.training.data.tiles import Tiles
+from histodistill.training.engine.accelerator import make_accelerator
 from histodistill.training.engine.checkpoints import check_finite, find_checkpoint, load_checkpoint, save_checkpoint
-from histodistill.training.engine.privacy import PrivacyPlan, secret_key, set_private_gradients, tile_generators
+from histodistill.training.engine.privacy import (
+    PrivacyPlan,
+    forget_key,
+    secret_key,
+    set_private_gradients,
+    tile_generators,
+)
 from histodistill.training.engine.steps import (
     batch_indices,
     class_weights,
@@ -121,6 +128,32 @@ class GenerativeTraining(ABC):
         return (config.max_train_steps - self.start) * config.gradient_accumulation_steps * config.batch_size
 
 
+def open_training(config: PrivateTrainingConfig, stage: Stage, name: str) -> Accelerator | None:
+    """The accelerator of a training, or None where its stage is already finished.
+
+    Args:
+        config: The options.
+        stage: The stage that the training makes.
+        name: See `GenerativeTraining`.
+
+    Raises:
+        InputError: For options that do not go with this machine: see `make_accelerator`.
+    """
+    accelerator = make_accelerator(
+        config.mixed_precision,
+        batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        report_to=config.report_to,
+        project_dir=config.output,
+    )
+    if not stage.complete:
+        return accelerator
+    accelerator.print(f"{name}: {config.output} is already finished")
+    if accelerator.is_main_process:
+        forget_key(config.output)  # it may have been killed between finishing and forgetting
+    return None
+
+
 def fit(training: GenerativeTraining, stage: Stage) -> None:
     """Trains from the beginning, or from the checkpoint that `resume` names, to the last step.
 
@@ -182,7 +215,7 @@ def fit(training: GenerativeTraining, stage: Stage) -> None:
 def _plain_steps(
     training: GenerativeTraining, model: torch.nn.Module, optimizer: Any
 ) -> Callable[[int], torch.Tensor | None]:
-    """What makes one optimizer step and returns the loss of its last batch, on this process's share of it.
+    """What makes one optimizer step, given its number, and returns the loss of this process's share of the last batch.
 
     One step takes `gradient_accumulation_steps` batches of `batch_size` tiles over all processes.
     """
@@ -217,7 +250,10 @@ def _plain_steps(
 
 
 def _private_steps(training: GenerativeTraining, optimizer: Any) -> Callable[[int], torch.Tensor | None]:
-    """What makes one optimizer step with differential privacy: gradients tile by tile, and no loss to tell of."""
+    """What makes one optimizer step with differential privacy, given its number; it has no loss to tell of.
+
+    The gradient of each tile is taken by itself, and is the mean over `views` views of the tile.
+    """
     config, accelerator, plan = training.config, training.accelerator, training.plan
     assert plan is not None
     key = secret_key(config.output)
@@ -256,6 +292,7 @@ def _look(training: GenerativeTraining, record: dict[str, Any], progress: tqdm) 
 
 
 def _save(training: GenerativeTraining, stage: Stage, optimizer: Any, done: int) -> None:
+    """Writes a checkpoint, and the time spent so far."""
     save_checkpoint(
         training.config.output / "checkpoints",
         done,

@@ -25,6 +25,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -36,15 +37,17 @@ from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.training_options import PrivateTrainingConfig
 
 
+# The key's file in the output folder, which no card, checkpoint or upload may hold.
 KEY_FILE = "private.key"
+# 256 bits: nobody guesses it.
 _KEY_BYTES = 32
 # Renyi differential privacy: an upper bound without numerical integration, at the price of 4 to 7 % more noise.
 _ACCOUNTANT = "rdp"
-# Tiles whose gradients are in memory at the same time.
+# Tiles whose gradients are in memory at the same time; each takes as much as the weights.
 _CHUNK = 16
-# Streams of `step_generator` below this one belong to the trainings.
+# Of the streams of `step_generator`, tile i has the ith from this one on; those below belong to the trainings.
 _TILE_STREAM = 1 << 20
-# Purposes of the key.
+# What the key is used for, so that no number serves twice: drawing the tiles of a step, and its noise.
 _SAMPLING, _NOISE = 0, 1
 
 
@@ -80,6 +83,11 @@ class PrivacyPlan:
 def plan_privacy(config: PrivateTrainingConfig, num_tiles: int, num_processes: int = 1) -> PrivacyPlan | None:
     """The plan of a training with `dp_epsilon`, and None without.
 
+    Args:
+        config: Options of the training.
+        num_tiles: Training tiles.
+        num_processes: Processes that train.
+
     Raises:
         InputError: If Opacus is missing, or a batch, δ or number of processes is out of range.
     """
@@ -112,7 +120,8 @@ def plan_privacy(config: PrivateTrainingConfig, num_tiles: int, num_processes: i
     )
 
 
-def _opacus():
+def _opacus() -> tuple[ModuleType, ModuleType]:
+    """Opacus' accountants, and what it has beside them."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what it says while it is imported is about its own code
@@ -128,6 +137,12 @@ def _opacus():
 
 def noise_multiplier(epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
     """The σ with which so many steps spend no more than (ε, δ), by Opacus' accountant.
+
+    Args:
+        epsilon: ε, above 0.
+        delta: δ, above 0 and below 1.
+        sample_rate: Probability that a tile takes part in a step, above 0 and at most 1.
+        steps: Steps, at least 1.
 
     Raises:
         InputError: If Opacus is missing, or no noise is enough.
@@ -152,6 +167,10 @@ def noise_multiplier(epsilon: float, delta: float, sample_rate: float, steps: in
 
 def epsilon_spent(sigma: float, delta: float, sample_rate: float, steps: int) -> float:
     """The ε that so many steps with noise σ spend at δ, by Opacus' accountant.
+
+    Args:
+        sigma: See `PrivacyPlan.noise_multiplier`.
+        delta, sample_rate, steps: See `noise_multiplier`.
 
     Raises:
         InputError: If Opacus is missing.
@@ -182,7 +201,14 @@ def privacy_record(plan: PrivacyPlan) -> dict[str, Any]:
 
 
 def compose(*records: dict[str, Any]) -> dict[str, float]:
-    """ε and δ of several stages on the same tiles: by basic composition, their sums."""
+    """ε and δ of several stages on the same tiles: by basic composition, their sums.
+
+    Args:
+        records: See `privacy_record`; of each, `epsilon` and `delta` count.
+
+    Returns:
+        A dict with `epsilon` and `delta`.
+    """
     return {name: sum(record[name] for record in records) for name in ("epsilon", "delta")}
 
 
@@ -193,6 +219,9 @@ def autoencoder_privacy(record: dict[str, Any], data: str, is_public: bool) -> d
         record: The autoencoder's stage record.
         data: Fingerprint of the denoiser's tiles.
         is_public: Whether the user says that the autoencoder's tiles are public.
+
+    Returns:
+        The `privacy_record` in the autoencoder's record, or None.
 
     Raises:
         InputError: If it is neither private nor public, or saw other tiles, or public ones that are these.
@@ -219,7 +248,17 @@ def autoencoder_privacy(record: dict[str, Any], data: str, is_public: bool) -> d
 
 
 def secret_key(folder: str | Path) -> bytes:
-    """The key of a training, from its output folder; a new one from the operating system where there is none."""
+    """The key of a training, from its output folder; a new one from the operating system where there is none.
+
+    Args:
+        folder: The output folder of the training.
+
+    Returns:
+        32 bytes.
+
+    Raises:
+        InputError: If the file is damaged.
+    """
     path = Path(folder) / KEY_FILE
     try:
         key = path.read_bytes()
@@ -243,7 +282,13 @@ def forget_key(folder: str | Path) -> None:
 
 
 def poisson_indices(num_items: int, sample_rate: float, key: bytes, step: int) -> np.ndarray:
-    """The items that take part in a step: each with that probability, independently of the others.
+    """The items that take part in a step: each with the same probability, independently of the others.
+
+    Args:
+        num_items: Number of items N.
+        sample_rate: The probability, 0 to 1.
+        key: See `secret_key`.
+        step: Number of the step from 0.
 
     Returns:
         Indices int64, ascending; their number differs from step to step and can be 0.
@@ -252,7 +297,17 @@ def poisson_indices(num_items: int, sample_rate: float, key: bytes, step: int) -
 
 
 def gaussian(shape: Sequence[int], key: bytes, step: int, part: int) -> torch.Tensor:
-    """Standard normal numbers float64 of a shape: those of one `part` of a step (Box & Muller 1958)."""
+    """Standard normal numbers (Box & Muller 1958).
+
+    Args:
+        shape: Of the result.
+        key: See `secret_key`.
+        step: Number of the step from 0.
+        part: Keeps the tensors of a step apart, from 0.
+
+    Returns:
+        float64 of that shape, on the CPU.
+    """
     count = int(np.prod(shape))
     radii, angles = _uniform(2 * ((count + 1) // 2), key, _NOISE, step, part).reshape(2, -1)
     radii, angles = np.sqrt(-2 * np.log(radii)), 2 * np.pi * angles
@@ -268,7 +323,13 @@ def _uniform(count: int, key: bytes, purpose: int, step: int, part: int) -> np.n
 
 
 def tile_generators(seed: int, step: int, indices: Iterable[int]) -> list[torch.Generator]:
-    """A CPU generator for the views of each tile in one step, whichever other tiles take part."""
+    """A CPU generator for the views of each tile in one step, whichever other tiles take part.
+
+    Args:
+        seed: Seed of the run, at least 0.
+        step: Number of the step from 0.
+        indices: The tiles.
+    """
     return [step_generator(seed, step, _TILE_STREAM + int(index)) for index in indices]
 
 
@@ -325,7 +386,7 @@ def set_private_gradients(
             others.
         plan: Of the training.
         key: See `secret_key`.
-        step: From 0.
+        step: Number of the step from 0.
     """
     indices = poisson_indices(plan.num_tiles, plan.sample_rate, key, step)
     chunks = (make_tiles(indices[first : first + _CHUNK]) for first in range(0, len(indices), _CHUNK))
@@ -334,6 +395,6 @@ def set_private_gradients(
     parameters = dict(module.named_parameters())
     for part, (name, total) in enumerate(sums.items()):
         noisy = total.double().cpu() + deviation * gaussian(total.shape, key, step, part)
-        # The expected size: the real one is not to be told. It lies in memory as its parameter does, which fused
-        # optimizers rely on.
+        # Divided by the expected size of the batch, since the real one is not to be told. The gradient lies in memory
+        # as its parameter does, which fused optimizers rely on.
         parameters[name].grad = torch.empty_like(parameters[name]).copy_(noisy / plan.batch_size)

@@ -1,4 +1,4 @@
-"""What the training scripts share: which tiles a step sees, its learning rate, and its random numbers.
+"""What makes a training step: which tiles it sees, its learning rate, and its random numbers.
 
 Everything random in a step is a function of (seed, step) alone. A run that was killed and resumed, or split over
 another number of processes, therefore sees the same batches, augmentations and noise as one that was not.
@@ -7,12 +7,20 @@ another number of processes, therefore sees the same batches, augmentations and 
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 
-def batch_indices(num_items: int, batch_size: int, step: int, seed: int, weights: np.ndarray | None = None):
+_Batch = TypeVar("_Batch", np.ndarray, torch.Tensor)
+# Keeps the random numbers of weighted batches apart from those of the orders of epochs, whose keys are (seed, epoch).
+_WEIGHTED = 1
+
+
+def batch_indices(
+    num_items: int, batch_size: int, step: int, seed: int, weights: np.ndarray | None = None
+) -> np.ndarray:
     """Indices of the global batch of one step.
 
     Without `weights`, items come in epochs: every item once in a new random order, then the next epoch, with no item
@@ -20,16 +28,16 @@ def batch_indices(num_items: int, batch_size: int, step: int, seed: int, weights
 
     Args:
         num_items: Number of items N, at least 1.
-        batch_size: Items per step over all processes.
-        step: Step number from 0.
-        seed: Seed of the run.
+        batch_size: Items per batch over all processes.
+        step: Number of the batch from 0.
+        seed: Seed of the run, at least 0.
         weights: float N, non-negative sampling weights.
 
     Returns:
         int64 array of `batch_size` indices in [0, N).
     """
     if weights is not None:
-        rng = np.random.default_rng((seed, step, 1))
+        rng = np.random.default_rng((seed, step, _WEIGHTED))
         return rng.choice(num_items, size=batch_size, p=weights / weights.sum())
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs = positions // num_items
@@ -38,39 +46,64 @@ def batch_indices(num_items: int, batch_size: int, step: int, seed: int, weights
 
 
 def class_weights(labels: np.ndarray, power: float) -> np.ndarray | None:
-    """Sampling weights that make classes of n tiles weigh n^(1 - power): 0 as they are, 1 all classes alike.
+    """Weights for drawing tiles so that a class of n tiles is drawn in proportion to n^(1 - power).
+
+    Args:
+        labels: Class ids int64 N.
+        power: 0 draws classes as often as they occur, 1 all equally often.
 
     Returns:
         float64 N, or None for `power=0`, which means plain epochs.
     """
     if power == 0:
         return None
-    # A class without tiles has a weight that nobody asks for.
-    return (np.bincount(labels).clip(min=1).astype(np.float64) ** -power)[labels]
+    counts = np.bincount(labels).astype(np.float64)
+    # A class without tiles would have an infinite weight. No tile has that weight, so a count of 1 does as well.
+    return (counts.clip(min=1) ** -power)[labels]
 
 
 def spread_indices(num_items: int, at_most: int) -> np.ndarray:
-    """Indices of `at_most` items spread evenly over all (int64, ascending), or of all where there are no more.
+    """Indices of items that are spread evenly over all.
 
     Tiles often lie in the order of their classes, so the first ones would show a few classes only.
+
+    Args:
+        num_items: Number of items N.
+        at_most: How many indices; where there are fewer items, all of them.
+
+    Returns:
+        int64, ascending, in [0, N).
     """
     count = min(num_items, at_most)
     return np.arange(count) * num_items // count
 
 
-def process_slice(global_batch, process_index: int, num_processes: int):
-    """The share of a global batch (array or tensor) that one process works on."""
+def process_slice(global_batch: _Batch, process_index: int, num_processes: int) -> _Batch:
+    """The items of a global batch that one process works on: every `num_processes`th, from `process_index` on."""
     return global_batch[process_index::num_processes]
 
 
 def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
-    """A CPU generator for the random numbers of one step; `stream` keeps several uses in a step apart."""
+    """A CPU generator for the random numbers of one step.
+
+    Args:
+        seed: Seed of the run, at least 0.
+        step: Number of the step from 0.
+        stream: Keeps several uses in a step apart, at least 0.
+    """
     state = np.random.SeedSequence((seed, step, stream)).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))
 
 
 def cosine_learning_rate(step: int, max_steps: int, warmup_steps: int, peak: float) -> float:
-    """Linear warm-up to `peak`, then half a cosine to zero (Loshchilov & Hutter 2017, arXiv:1608.03983)."""
+    """Linear warm-up to a peak, then half a cosine to zero (Loshchilov & Hutter 2017, arXiv:1608.03983).
+
+    Args:
+        step: Number of the step from 0.
+        max_steps: Steps of the training, at least 1.
+        warmup_steps: Steps that the warm-up takes, 0 to `max_steps`.
+        peak: The highest learning rate.
+    """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, max_steps - warmup_steps)

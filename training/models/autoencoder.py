@@ -17,10 +17,22 @@ from diffusers.models.autoencoders.autoencoder_dc import ResBlock
 from histodistill.training.running.errors import InputError, param
 
 
-def build_autoencoder(image_size: int, channels: list[int], latent_channels: int, layers_per_block: int):
+# The least mean square of latents that is divided by: latents that are all 0 have no scale.
+_LEAST_MEAN_SQUARE = 1e-12
+
+
+def build_autoencoder(
+    image_size: int, channels: list[int], latent_channels: int, layers_per_block: int
+) -> AutoencoderDC:
     """A new `AutoencoderDC` that maps image_size to image_size / 2^(levels - 1).
 
     The decoder has twice the residual blocks of the encoder. All blocks begin as the identity.
+
+    Args:
+        image_size: Side of the tiles in pixels.
+        channels: Width of each level; every level after the first halves the size.
+        latent_channels: Channels of the latents.
+        layers_per_block: Residual blocks in each level of the encoder.
 
     Raises:
         InputError: If image_size cannot be halved that often, or the shortcuts cannot share out the channels.
@@ -47,7 +59,7 @@ def build_autoencoder(image_size: int, channels: list[int], latent_channels: int
         decoder_block_out_channels=channels,
         encoder_layers_per_block=[layers_per_block] * levels,
         decoder_layers_per_block=[2 * layers_per_block] * levels,
-        # These are of the attention blocks, which there are none of.
+        # Scales of the attention blocks, one list for each level; there are no such blocks.
         encoder_qkv_multiscales=[[]] * levels,
         decoder_qkv_multiscales=[[]] * levels,
         encoder_out_shortcut=has_shortcut,
@@ -84,7 +96,7 @@ class VariationalAutoencoder(torch.nn.Module):
         return self.autoencoder.decode(latents.to(images.dtype)).sample, 0.5 * mean.square().mean()
 
 
-def reconstruction_loss(reconstruction, images, frequency_weight: float):
+def reconstruction_loss(reconstruction: torch.Tensor, images: torch.Tensor, frequency_weight: float) -> torch.Tensor:
     """L1 distance of pixels plus `frequency_weight` times the L1 distance of orthonormal 2-D Fourier transforms.
 
     Args:
@@ -103,10 +115,18 @@ def reconstruction_loss(reconstruction, images, frequency_weight: float):
 
 @torch.no_grad()
 def measure_latent_scale(autoencoder: AutoencoderDC, batches: Iterable[torch.Tensor]) -> float:
-    """1 / root mean square of all latent values over batches of images N×3×H×W in [-1, 1]."""
+    """What latents are multiplied by to have a mean square of 1.
+
+    Args:
+        autoencoder: In evaluation mode, on the device of the batches.
+        batches: Images, float N×3×H×W in [-1, 1].
+
+    Returns:
+        1 / root mean square of all latent values, a number above 0.
+    """
     count, squares = 0, 0.0
     for images in batches:
         latents = autoencoder.encode(images).latent.double()
         count += latents.numel()
         squares += latents.square().sum().item()
-    return 1 / math.sqrt(max(squares / count, 1e-12))
+    return 1 / math.sqrt(max(squares / count, _LEAST_MEAN_SQUARE))

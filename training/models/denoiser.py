@@ -11,7 +11,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from histodistill.training.running.errors import InputError, param
 
 
-# Timesteps that noise levels 0 to 1 are mapped to: what diffusers' schedulers and time embeddings are made for.
+#: Timesteps that noise levels 0 to 1 are mapped to: what diffusers' schedulers and time embeddings are made for.
 NUM_TRAIN_TIMESTEPS = 1000
 
 
@@ -25,6 +25,15 @@ def build_denoiser(
     dropout: float = 0.0,
 ) -> UNet2DModel:
     """A new `UNet2DModel` for `num_classes` classes and, as its last class embedding, the null class.
+
+    Args:
+        latent_size: Side of the latents.
+        latent_channels: Their channels.
+        num_classes: Number of classes, without the null class.
+        channels: Width of each level; every level after the first halves the size.
+        layers_per_block: Residual blocks in each level.
+        attention_levels: How many levels, counted from the lowest, have attention.
+        dropout: Share of the activations that residual blocks drop in training, 0 to 1.
 
     Raises:
         InputError: If latent_size cannot be halved once per further level.

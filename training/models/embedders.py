@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,14 +22,16 @@ from histodistill.training.models.prediction import embed
 from histodistill.training.running.errors import InputError, param
 
 
-#: Names of embedders: the run's own teacher, and the one that needs no training and no files.
-TEACHER, UNTRAINED = "teacher", "untrained"
+#: Name of the embedder that is a run's own teacher.
+TEACHER = "teacher"
+#: Name of the embedder with random weights, which needs no training and no files.
+UNTRAINED = "untrained"
 
 
 def is_classifier(name_or_path: str | Path) -> bool:
     """Whether a folder holds a `Classifier` of this project."""
     config = Path(name_or_path) / "config.json"
-    # `architecture` alone would not do: timm's models, which transformers takes too, have it as well.
+    # The key `architecture` alone does not tell: timm's models, which transformers loads, have it, too.
     return config.is_file() and {"architecture", "class_names"} <= json.loads(config.read_text()).keys()
 
 
@@ -38,12 +42,12 @@ def is_autoencoder(name_or_path: str | Path) -> bool:
 
 
 def resolve_embedder(name: str, teacher: Path) -> str | Path:
-    """What `embed_images` takes for the value of an option `--embedder`."""
+    """What `embed_images` takes for the value of an option `embedder`."""
     return teacher if name == TEACHER else name
 
 
 def describe_embedder(name: str) -> str:
-    """The value of an option `--embedder` in words, without a path of this machine."""
+    """The value of an option `embedder` in words, without a path of this machine."""
     if name == TEACHER:
         return "features of a classifier trained on the same tiles"
     if name == UNTRAINED:
@@ -56,7 +60,7 @@ def describe_embedder(name: str) -> str:
 
 
 def embedder_fingerprint(name: str) -> str:
-    """What stands for the value of an option `--embedder` in a record: for a folder, not its path but its content."""
+    """What stands for the value of an option `embedder` in a record: for a folder, not its path but its content."""
     if not Path(name).is_dir():
         return name
     digest = hashlib.sha256()
@@ -67,12 +71,18 @@ def embedder_fingerprint(name: str) -> str:
 
 
 def named_embeddings(names: list[str]) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """Values of an option `--embedders` as functions of images, by names without a path of this machine.
+    """Embedders as functions of images, by names without a path of this machine.
+
+    Args:
+        names: Values of the option `embedders`, each what `embed_images` takes.
+
+    Returns:
+        Name → a function from images uint8 N×H×W×3 to embeddings float32 N×D.
 
     Raises:
         InputError: If two have the same name.
     """
-    embeddings = {}
+    embeddings: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
     for name in names:
         label = "autoencoder" if is_autoencoder(name) else Path(name).name if Path(name).is_dir() else name
         if label in embeddings or label == "pixels":
@@ -81,15 +91,66 @@ def named_embeddings(names: list[str]) -> dict[str, Callable[[np.ndarray], np.nd
     return embeddings
 
 
-def embed_images(name_or_path: str | Path, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
-    """Embeds images.
+@dataclass(frozen=True)
+class Embedder:
+    """A function from images to embeddings; `load_embedder` makes it.
+
+    Attributes:
+        name: What it was loaded from: a name, a folder or a Hub id.
+        function: Takes images, uint8 N×H×W×3, and a batch size, and returns embeddings, float32 N×D.
+    """
+
+    name: str
+    function: Callable[[np.ndarray, int], np.ndarray] = field(repr=False)
+
+    def __call__(self, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
+        """Embeds images.
+
+        Args:
+            images: uint8 N×H×W×3.
+            batch_size: Images at a time.
+
+        Returns:
+            float32 N×D.
+        """
+        return self.function(images, batch_size)
+
+
+def load_embedder(name_or_path: str | Path) -> Embedder:
+    """An embedder, loaded once.
 
     Args:
         name_or_path: A `Classifier` folder, whose penultimate features are taken; or the folder or Hub id of a
             `transformers` vision model, whose pooled output is taken where it was trained, or else the mean over its
             last hidden states; or the folder of an `AutoencoderDC`, whose latents are taken as they are; or
-            `UNTRAINED`, the features of a ConvNet with random weights, always the same ones: colours and textures,
-            and nothing that was learned from private tiles (compare Zhao & Bilen, WACV 2023).
+            `UNTRAINED`, the features of a ConvNet with random weights, always the same ones: they tell of colours and
+            textures, and of nothing that was learned from private tiles (compare Zhao & Bilen, WACV 2023).
+
+    Returns:
+        What takes images, uint8 N×H×W×3, and returns embeddings, float32 N×D. It computes on the GPU if there is one.
+
+    Raises:
+        InputError: If there is no such model.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if name_or_path == UNTRAINED:
+        function = partial(_embed_untrained, device)
+    elif is_classifier(name_or_path):
+        classifier = Classifier.from_pretrained(name_or_path)
+        function = partial(_embed_with_classifier, classifier, device)
+    elif is_autoencoder(name_or_path):
+        autoencoder = AutoencoderDC.from_pretrained(name_or_path).eval().to(device)
+        function = partial(_encode, autoencoder, name_or_path, device)
+    else:
+        function = partial(_embed_with_transformers, *_load_with_transformers(name_or_path, device), device)
+    return Embedder(str(name_or_path), function)
+
+
+def embed_images(name_or_path: str | Path, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
+    """Embeds images once; for several times, `load_embedder` loads once.
+
+    Args:
+        name_or_path: See `load_embedder`.
         images: uint8 N×H×W×3.
         batch_size: Images at a time.
 
@@ -99,22 +160,25 @@ def embed_images(name_or_path: str | Path, images: np.ndarray, batch_size: int =
     Raises:
         InputError: If there is no such model.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if name_or_path == UNTRAINED:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = Classifier("convnet", class_names=["0", "1"], image_size=images.shape[1])
-        return embed(model.eval(), images, batch_size, device)
-    if is_classifier(name_or_path):
-        return embed(Classifier.from_pretrained(name_or_path), images, batch_size, device)
-    if is_autoencoder(name_or_path):
-        return _encode(name_or_path, images, batch_size, device)
-    return _embed_with_transformers(name_or_path, images, batch_size, device)
+    return load_embedder(name_or_path)(images, batch_size)
+
+
+def _embed_untrained(device: str, images: np.ndarray, batch_size: int) -> np.ndarray:
+    # Not made earlier, since its layers depend on the size of the images.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Classifier("convnet", class_names=["0", "1"], image_size=images.shape[1])
+    return embed(model.eval(), images, batch_size, device)
+
+
+def _embed_with_classifier(model: Classifier, device: str, images: np.ndarray, batch_size: int) -> np.ndarray:
+    return embed(model, images, batch_size, device)
 
 
 @torch.no_grad()
-def _encode(folder, images, batch_size, device) -> np.ndarray:
-    autoencoder = AutoencoderDC.from_pretrained(folder).eval().to(device)
+def _encode(
+    autoencoder: AutoencoderDC, folder: str | Path, device: str, images: np.ndarray, batch_size: int
+) -> np.ndarray:
     if images.shape[1] % autoencoder.spatial_compression_ratio:
         raise InputError(
             f"{param('embedder')} {folder} takes tiles whose side is a multiple of "
@@ -128,8 +192,8 @@ def _encode(folder, images, batch_size, device) -> np.ndarray:
     return torch.cat(latents).float().cpu().numpy()
 
 
-@torch.no_grad()
-def _embed_with_transformers(name_or_path, images, batch_size, device) -> np.ndarray:
+def _load_with_transformers(name_or_path: str | Path, device: str) -> tuple[Any, Any, bool]:
+    """The processor and the model, and whether its pooler was trained."""
     from transformers import AutoImageProcessor, AutoModel
 
     try:
@@ -140,19 +204,23 @@ def _embed_with_transformers(name_or_path, images, batch_size, device) -> np.nda
             f"{param('embedder')} {name_or_path} cannot be loaded: give a folder that train_classifier or "
             "train_autoencoder left, or the folder or Hub id of a transformers vision model"
         ) from error
-    model = model.eval().to(device)
     # A pooler that the files do not hold is made at random, another one each time: leave it out.
     has_pooler = not any("pooler" in key for key in info["missing_keys"])
+    return processor, model.eval().to(device), has_pooler
+
+
+@torch.no_grad()
+def _embed_with_transformers(
+    processor: Any, model: Any, has_pooler: bool, device: str, images: np.ndarray, batch_size: int
+) -> np.ndarray:
     embeddings = []
     for start in tqdm(range(0, len(images), batch_size), desc="embed", unit="batch"):
         batch = [Image.fromarray(image) for image in images[start : start + batch_size]]
         output = model(**processor(images=batch, return_tensors="pt").to(device))
         pooled = getattr(output, "pooler_output", None) if has_pooler else None
         if pooled is None:
-            pooled = (
-                output.last_hidden_state.flatten(2).mean(2)
-                if output.last_hidden_state.ndim == 4
-                else (output.last_hidden_state.mean(1))
-            )
+            hidden = output.last_hidden_state
+            # Feature maps of a convolutional network, or tokens of a transformer.
+            pooled = hidden.flatten(2).mean(2) if hidden.ndim == 4 else hidden.mean(1)
         embeddings.append(pooled.flatten(1).float().cpu().numpy())
     return np.concatenate(embeddings)

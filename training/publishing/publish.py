@@ -1,302 +1,91 @@
-"""Publishes a run on the Hub: what `histodistill publish` runs."""
+"""Publishes a run on the Hugging Face Hub: its pipeline, its selector and its distilled set, each with a card.
+
+    histodistill publish --run runs/phantom --namespace you           shows what would go up
+    histodistill publish --run runs/phantom --namespace you --push    does it
+
+Repositories are private unless --public is given. Only files of a fixed list go up; the rest of a run stays here.
+Each repository changes by one commit, and one that is as it should be by none, so the same command can be run again at
+any time. Nothing goes up without a passing privacy audit of exactly the files to be published (RUN/audit.json). The
+token is taken from HF_TOKEN or from `hf auth login`.
+"""
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Iterable
-from dataclasses import replace
+import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pyarrow.parquet
-from datasets import Features
-from PIL import Image
-
-from histodistill.hub_cards import (
-    AuditError,
-    AuditFacts,
-    DistilledDatasetCardData,
-    PipelineCardData,
-    RunFacts,
-    SelectorCardData,
-    Upload,
-    audit_sentences,
-    check_audit,
-    check_metadata,
-    render_dataset_card,
-    render_pipeline_card,
-    render_selector_card,
-)
-from histodistill.hub_cards.uploading import is_allowed
-from histodistill.training.commands.publish import SUFFIXES, parse_args
-from histodistill.training.data.image_dataset import read_image_dataset
-from histodistill.training.data.images import make_grid, png_bytes
-from histodistill.training.generate import PIPELINE_OPTIONS
-from histodistill.training.models.embedders import describe_embedder
-from histodistill.training.publishing.pushing import show_or_push
-from histodistill.training.reporting.run_facts import public_name, read_optional, read_run_facts, source_name
-from histodistill.training.running.errors import InputError
-from histodistill.training.running.files import read_json
-from histodistill.training.running.options import run_script
-from histodistill.training.running.stages import read_record, require_complete
+from histodistill.training.publishing.hub_config import HubConfig, require_hub_name
+from histodistill.training.running.options import StepParser, config, option, require, run_script
 
 
-GRID_COLUMNS = 10
-_GRID_SIDE = 64  # small images are enlarged to about this
-_FILTERS = ("min_probability", "typical_share")
-# What a selector may say in public: choices and communities, nothing of N×D numbers.
-SELECTOR_ARRAYS = {
-    "classes_", "selected_indices_", "module_labels_", "modular_centrality_", "flow_", "codelength_",
-    "num_communities_", "mean_distance_",
-}  # fmt: skip
-# What a repository is made of, and what its dataset and its selector also show.
-PARTS = {"pipeline": "pipeline", "selector": "selector", "dataset": "distilled"}
-MAP = "community_map.png"
+if TYPE_CHECKING:
+    from histodistill.hub_cards import Published, Upload
+
+#: What of a run can be published, in the order in which the repositories refer to each other.
+KINDS = ("pipeline", "selector", "dataset")
+# How the Hub writes the identifiers of licences.
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
-def main(args: argparse.Namespace) -> None:
-    """Puts the repositories together, past the gate, and shows or uploads them."""
-    show_or_push(args, collect_uploads(args))
+@config
+class PublishConfig(HubConfig):
+    """Options of `publish`."""
+
+    run: Path = option("folder of a finished run", setting=False)
+    name: str | None = option(
+        "what to call the source in the names of the repositories and on the cards; default: the source's own "
+        "name where it is known to everybody (phantom and those of MedMNIST)",
+        default=None,
+    )
+    only: tuple[str, ...] = option("what to publish", default=KINDS, choices=KINDS)
+    license: str | None = option(
+        "licence identifier of the Hub, such as cc-by-4.0; default: MedMNIST's own", default=None
+    )
+    attribution: str | None = option("whom to credit for the tiles; default: MedMNIST's own", default=None)
+    audit: Path | None = option("the audit; default: RUN/audit.json", default=None, setting=False)
+    i_accept_the_risk: bool = option(
+        "publish without a passing audit; the first lines of the cards will say so", default=False
+    )
+
+    def check(self) -> None:
+        """Checks that the Hub can take name and licence."""
+        super().check()
+        require_hub_name("name", self.name)
+        rule = "it must be an identifier of the Hub, such as cc-by-4.0"
+        require(self.license is None or bool(_LICENSE.fullmatch(self.license)), "license", self.license, rule)
 
 
-def collect_uploads(args: argparse.Namespace) -> list[Upload]:
-    """The repositories of a run as they are to be, in the order in which they refer to each other.
+def make_parser() -> StepParser[PublishConfig]:
+    """The parser of the command line."""
+    return StepParser(PublishConfig, prog="histodistill publish", description=__doc__)
+
+
+def run(config: PublishConfig) -> list[Upload] | list[Published]:
+    """Puts the repositories together, past the gate, and shows or uploads them.
+
+    Returns:
+        What became of each repository; without `push`, each as it would go up.
 
     Raises:
-        InputError: If a stage is missing, the gate refuses, or a file holds what may not leave.
+        InputError: If a stage is missing, the gate refuses, a file holds what may not leave, or something stands in
+            the way of uploading.
     """
-    run = args.run
-    record = require_complete(run / "distilled", "distilled set", "run histodistill select first")
-    for kind in args.only:
-        _check_metadata(run, kind)
-    images, columns, class_names = read_image_dataset(run / "distilled")
-    known = public_name(source_name(run), class_names)
-    name = args.name or known
-    if name is None:
-        raise InputError(
-            f"the tiles of {run} come from a source whose name is not published: give --name, what to call them"
-        )
-    if name == "phantom" and known != "phantom":
-        raise InputError("--name=phantom is the built-in drawings, and these tiles are not: give another --name")
-    repos = {kind: f"{args.namespace}/{name}-{SUFFIXES[kind]}" for kind in args.only}
-    common = read_run_facts(
-        run, repos, name, class_names, images.shape[1], len(images), args.license, args.attribution
+    from histodistill.training.publishing.pushing import show_or_push
+    from histodistill.training.publishing.repositories import collect_uploads
+
+    uploads = collect_uploads(
+        config.run,
+        config.namespace,
+        config.only,
+        name=config.name,
+        license=config.license,
+        attribution=config.attribution,
+        audit_file=config.audit,
+        accept_risk=config.i_accept_the_risk,
     )
-    audit = read_optional(args.audit)
-    if not isinstance(audit, dict | None):
-        raise InputError(f"{args.audit} is no audit: run histodistill audit again")
-    facts = {kind: pass_gate(run, kind, audit, common, args.i_accept_the_risk) for kind in args.only}
-    grid = png_bytes(distilled_grid(images, columns["label"]))
-    makers = {
-        "pipeline": lambda: pipeline_upload(run, facts["pipeline"], grid),
-        "selector": lambda: selector_upload(run, facts["selector"], record),
-        "dataset": lambda: dataset_upload(run, facts["dataset"], record, columns["label"], grid),
-    }
-    uploads = [make() for kind, make in makers.items() if kind in repos]
-    for upload in uploads:
-        check_no_paths(upload, (run, Path.home()))
-    return uploads
-
-
-def pass_gate(run: Path, kind: str, audit: Any, facts: RunFacts, accept_risk: bool) -> RunFacts:
-    """The facts with what the audit says of one repository.
-
-    Args:
-        run: Folder of the run.
-        kind: Of the repository.
-        audit: What audit.json holds, None where there is none.
-        facts: What the cards have in common.
-        accept_risk: Whether the gate's refusal is only noted.
-
-    Raises:
-        InputError: If the gate refuses.
-    """
-    part = PARTS[kind]
-    try:
-        for folder, files in _sources(run, kind).items():
-            check_audit(folder, audit, part=folder.name, files=files)
-        refusal = None
-    except AuditError as error:
-        if not accept_risk:
-            raise InputError(str(error)) from error
-        refusal = str(error).replace(f"{run}/", "").replace(str(run), run.name)
-    try:
-        passed, findings = audit["parts"][part]["passed"], audit_sentences(audit, part)
-    except (LookupError, TypeError):
-        return replace(facts, risk=refusal)
-    if refusal and passed:
-        # The audit that passed is of other files than these.
-        return replace(facts, risk=refusal)
-    return replace(facts, risk=refusal, audit=AuditFacts(passed=passed, findings=findings))
-
-
-def _sources(run: Path, kind: str) -> dict[Path, list[str]]:
-    """The files of a run that go into a repository as they are, but for names: folder → paths relative to it."""
-    folder = run / PARTS[kind]
-    sources = {folder: list(allowed_files(kind, folder))}
-    if kind != "pipeline" and (run / "selector" / MAP).is_file():
-        sources.setdefault(run / "selector", []).append(MAP)
-    return sources
-
-
-def _check_metadata(run: Path, kind: str) -> None:
-    try:
-        for folder, files in _sources(run, kind).items():
-            check_metadata(folder, files)
-    except AuditError as error:
-        raise InputError(str(error)) from error
-
-
-def pipeline_upload(run: Path, facts: RunFacts, grid: bytes) -> Upload:
-    """The repository of the pipeline."""
-    folder = run / "pipeline"
-    require_complete(folder, "pipeline", "run train_diffusion first")
-    files = allowed_files("pipeline", folder)
-    index = read_json(folder / "model_index.json")
-    components = {name: kind[1] for name, kind in index.items() if name[0] != "_" and isinstance(kind, list)}
-    pool = read_record(run / "pool") or {}
-    card = PipelineCardData(
-        facts=facts,
-        components=components,
-        parameters={
-            name: _count_parameters(folder / name) for name in components if any(folder.glob(f"{name}/*.sa*"))
-        },
-        generation={name: pool["settings"][name] for name in PIPELINE_OPTIONS} if pool else {},
-        pool_size=pool.get("num_images"),
-    )
-    files |= {"assets/distilled.png": grid, "README.md": render_pipeline_card(card).encode()}
-    return Upload("pipeline", facts.repos["pipeline"], files)
-
-
-def selector_upload(run: Path, facts: RunFacts, record: dict) -> Upload:
-    """The repository of the selector. Pictures of pool images stay here: no audit has looked at those."""
-    folder = run / "selector"
-    files = allowed_files("selector", folder)
-    missing = {"config.json", "selector.safetensors"} - set(files)
-    if missing:
-        raise InputError(f"{folder} has no {min(missing)}: run histodistill select again")
-    arrays = {name: (dtype, shape) for name, dtype, shape in _tensors(folder / "selector.safetensors")}
-    for name, (_, shape) in arrays.items():
-        if name not in SELECTOR_ARRAYS or len(shape) != 1:
-            raise InputError(f"{folder} holds the array {name}, which may not be published: select again")
-    config = read_json(folder / "config.json")
-    map_file = folder / MAP
-    card = SelectorCardData(
-        facts=facts,
-        selector=config["class_name"],
-        params=config["params"],
-        arrays={name: f"{dtype}, {shape[0]:,}" for name, (dtype, shape) in arrays.items()},
-        n_per_class=record["settings"]["n_per_class"],
-        pool_size=(read_record(run / "pool") or {}).get("num_images"),
-        embedder=_embedder(record),
-        filters=_filters(record),
-        community_sizes=record.get("community_sizes", {}),
-        dropped=record.get("dropped", {}),
-        has_map=map_file.is_file(),
-    )
-    if map_file.is_file():
-        files[f"assets/{MAP}"] = map_file
-    files["README.md"] = render_selector_card(card).encode()
-    return Upload("selector", facts.repos["selector"], files)
-
-
-def dataset_upload(run: Path, facts: RunFacts, record: dict, labels: np.ndarray, grid: bytes) -> Upload:
-    """The repository of the distilled set."""
-    files = allowed_files("dataset", run / "distilled")
-    config = read_json(run / "selector" / "config.json")
-    pool = require_complete(run / "pool", "pool", "run histodistill generate first")
-    map_file = run / "selector" / MAP
-    card = DistilledDatasetCardData(
-        class_names=facts.class_names,
-        n_per_class=np.bincount(labels).tolist(),
-        image_size=facts.image_size,
-        pool_size=pool["num_images"],
-        selector=config["class_name"],
-        selector_params=config["params"],
-        features=_features(run / "distilled"),
-        embedder=_embedder(record),
-        source_name=facts.name,
-        license=facts.license,
-        attribution=facts.attribution,
-        results=facts.results,
-        filters=_filters(record),
-        generation={name: pool["settings"][name] for name in PIPELINE_OPTIONS},
-        facts=facts,
-        has_grid=True,
-        has_map=map_file.is_file(),
-    )
-    if map_file.is_file():
-        files[f"assets/{MAP}"] = map_file
-    files |= {"assets/distilled.png": grid, "README.md": render_dataset_card(card).encode()}
-    return Upload("dataset", facts.repos["dataset"], files)
-
-
-def allowed_files(kind: str, folder: Path) -> dict[str, Path | bytes]:
-    """The files of a folder that a repository of this kind may hold, but for the card, which is made anew."""
-    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name: path for name, path in paths.items() if name != "README.md" and is_allowed(kind, name)}
-
-
-def distilled_grid(images: np.ndarray, labels: np.ndarray) -> Image.Image:
-    """The first images of each class, uint8 N×H×W×3 with labels int N, one row for each class."""
-    classes = np.unique(labels)
-    columns = min(GRID_COLUMNS, *(int((labels == label).sum()) for label in classes))
-    shown = np.concatenate([np.flatnonzero(labels == label)[:columns] for label in classes])
-    return make_grid(images[shown], columns, scale=max(1, _GRID_SIDE // images.shape[1]))
-
-
-def check_no_paths(upload: Upload, folders: Iterable[Path]) -> None:
-    """Checks that no text of an upload names a folder of this machine.
-
-    Raises:
-        InputError: If one does.
-    """
-    words = {str(path.resolve()).encode() for path in folders} - {b"/"}
-    for name in upload.files:
-        if name.endswith((".json", ".md", ".py")) and any(word in upload.read(name) for word in words):
-            raise InputError(f"{name} of {upload.repo_id} names a folder of this machine: make the stage again")
-
-
-def _features(folder: Path) -> Features:
-    """The columns of a dataset."""
-    (file, *_) = sorted(folder.glob("data/train-*.parquet"))
-    return Features.from_arrow_schema(pyarrow.parquet.read_schema(file))
-
-
-def _filters(record: dict[str, Any]) -> dict[str, Any]:
-    """What an image of the pool had to pass before the selector saw it."""
-    filters = {name: record["settings"][name] for name in _FILTERS if record["settings"].get(name)}
-    if record.get("copies_dropped") is not None:
-        filters["copies of real tiles"] = f"{sum(record['copies_dropped'].values())} images dropped"
-    return filters
-
-
-def _embedder(record: dict) -> str | None:
-    """What embedded the pool in words, without the name of a folder."""
-    name, _, digest = (record["settings"].get("embedder") or "").partition(", sha256 ")
-    if not digest:
-        return describe_embedder(name) if name else None
-    return name if name.startswith(("features of", "latents of")) else "a model that is not published"
-
-
-def _tensors(path: Path) -> list[tuple[str, str, list[int]]]:
-    """Name, type and shape of each array of a safetensors file."""
-    with open(path, "rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    names = {"I64": "int64", "I32": "int32", "F32": "float32", "F64": "float64"}
-    return [
-        (name, names.get(about["dtype"], about["dtype"]), about["shape"])
-        for name, about in header.items()
-        if name != "__metadata__"
-    ]
-
-
-def _count_parameters(folder: Path) -> int:
-    files = folder.glob("*.safetensors")
-    return sum(int(np.prod(shape)) for file in files for _, _, shape in _tensors(file))
+    return show_or_push(uploads, config)
 
 
 if __name__ == "__main__":
-    run_script(parse_args, main)
+    run_script(make_parser, run)

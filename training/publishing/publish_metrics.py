@@ -1,83 +1,49 @@
-"""Publishes the metrics on the Hub: what `histodistill publish-metrics` runs."""
+"""Publishes the metrics as Spaces on the Hugging Face Hub, where `evaluate.load` finds them.
+
+    histodistill publish-metrics --namespace you           shows what would go up
+    histodistill publish-metrics --namespace you --push    does it
+
+`evaluate.load("you/f1_macro", module_type="metric")` then works without histodistill. Spaces are private unless
+--public is given. The token is taken from HF_TOKEN or from `hf auth login`.
+"""
 
 from __future__ import annotations
 
-import argparse
-import ast
-import importlib
-import inspect
-import re
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import yaml
-
-from histodistill.hub_cards import MetricCardData, Upload, render_metric_card, render_metric_page
-from histodistill.training.commands.publish_metrics import parse_args
-from histodistill.training.metrics import METRICS, load_metric, metric_folder
-from histodistill.training.publishing.pushing import show_or_push
-from histodistill.training.running.options import run_script
+from histodistill.training.publishing.hub_config import HubConfig
+from histodistill.training.running.options import StepParser, config, run_script
 
 
-# What a script imports; a Space lists it.
-REQUIREMENTS = "datasets\nevaluate\nnumpy\nscikit-learn\n"
-_ITEM = re.compile(r"(\w+) \(([^)]*)\): (.*)")
+if TYPE_CHECKING:
+    from histodistill.hub_cards import Published, Upload
 
 
-def main(args: argparse.Namespace) -> None:
-    """Makes cards and pages of all metrics, and shows or uploads them."""
-    show_or_push(args, [metric_upload(name, f"{args.namespace}/{name}") for name in METRICS])
+@config
+class PublishMetricsConfig(HubConfig):
+    """Options of `publish-metrics`."""
 
 
-def metric_upload(name: str, repo_id: str) -> Upload:
-    """The Space of a metric."""
-    card = read_metric(name, repo_id)
-    files: dict[str, Path | bytes] = {
-        "README.md": render_metric_card(card).encode(),
-        "index.html": render_metric_page(card).encode(),
-        "requirements.txt": REQUIREMENTS.encode(),
-        f"{name}.py": metric_folder(name) / f"{name}.py",
-    }
-    return Upload("metric", repo_id, files)
+def make_parser() -> StepParser[PublishMetricsConfig]:
+    """The parser of the command line."""
+    return StepParser(PublishMetricsConfig, prog="histodistill publish-metrics", description=__doc__)
 
 
-def read_metric(name: str, repo_id: str) -> MetricCardData:
-    """What the script and the notes of a metric say of it, with the result of the example computed anew."""
-    metric, notes = load_metric(name), (metric_folder(name) / "README.md").read_text(encoding="utf-8")
-    module = importlib.import_module(type(metric).__module__)
-    sections = _sections(inspect.cleandoc(module._KWARGS_DESCRIPTION))
-    call = re.search(r"metric\.compute\((.*)\)", notes)[1]
-    arguments = ast.parse(f"f({call})", mode="eval").body.keywords
-    result = metric.compute(**{keyword.arg: ast.literal_eval(keyword.value) for keyword in arguments})
-    return MetricCardData(
-        repo_id=repo_id,
-        title=yaml.safe_load(notes.split("---")[1])["title"],
-        description=" ".join(module._DESCRIPTION.split()),
-        inputs=_items(sections["Args"]),
-        outputs=_items(sections["Returns"]),
-        raises=[" ".join(sections["Raises"].split())] if "Raises" in sections else [],
-        call=call,
-        result=repr(result),
-        limits=re.search(r"## Limitations and bias\n\n(.*?)\n\n## ", notes, re.DOTALL)[1],
-        citation=module._CITATION.strip(),
-    )
+def run(config: PublishMetricsConfig) -> list[Upload] | list[Published]:
+    """Makes cards and pages of all metrics, and shows or uploads them.
 
+    Returns:
+        What became of each Space; without `push`, each as it would go up.
 
-def _sections(text: str) -> dict[str, str]:
-    """A docstring's parts by their headings."""
-    parts = re.split(r"^(\w+):\n", text, flags=re.MULTILINE)
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
+    Raises:
+        InputError: If something stands in the way of uploading.
+    """
+    from histodistill.training.metrics import METRICS
+    from histodistill.training.publishing.metric_spaces import metric_upload
+    from histodistill.training.publishing.pushing import show_or_push
 
-
-def _items(text: str) -> list[tuple[str, str, str]]:
-    """Name, type and meaning of each entry; lines that are indented further go on with the one before."""
-    lines: list[str] = []
-    for line in inspect.cleandoc(text).splitlines():
-        if line[:1].strip():
-            lines.append(line)
-        elif line.strip():
-            lines[-1] += f" {line.strip()}"
-    return [_ITEM.fullmatch(line).groups() for line in lines]
+    return show_or_push([metric_upload(name, f"{config.namespace}/{name}") for name in METRICS], config)
 
 
 if __name__ == "__main__":
-    run_script(parse_args, main)
+    run_script(make_parser, run)

@@ -109,7 +109,7 @@ def _pool_quality(metrics: dict[str, Any] | None) -> dict[str, Any] | None:
     """What `evaluation/metrics.json` says of the pool, numbers already as text; None where it was not run."""
     if not metrics:
         return None
-    from histodistill.training.evaluation.evaluation_figures import CANDIDATES, DISTANCES, format_distance
+    from histodistill.training.evaluation.pool_figures import CANDIDATES, DISTANCES, format_distance
 
     rows = [
         {

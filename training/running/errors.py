@@ -6,16 +6,17 @@ import re
 from collections.abc import Mapping
 
 
-# Characters of Unicode's private use area, which stand for nothing: text that comes from outside does not hold them.
+# Around a parameter's name: characters of Unicode's private use area, which text from outside does not hold.
 _OPEN, _CLOSE = "\ue000", "\ue001"
+# A parameter's name between them.
 _MARKED = re.compile(f"{_OPEN}([a-z0-9_]+){_CLOSE}")
 
 
 def param(name: str) -> str:
     """What stands for a parameter in the message of an `InputError`.
 
-    Who calls a function reads the parameter's name, as in `n_per_class=0 is out of range`; who types a command reads
-    the option's, as in `--n-per-class=0 is out of range`.
+    Whoever calls a function reads the parameter's name, as in `n_per_class=0 is out of range`; whoever types a command
+    reads the option's, as in `--n-per-class=0 is out of range`.
     """
     return f"{_OPEN}{name}{_CLOSE}"
 

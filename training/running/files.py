@@ -24,18 +24,34 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes indented JSON atomically. NaN is refused: it is not JSON."""
+    """Writes indented JSON atomically.
+
+    Raises:
+        ValueError: For NaN or infinity, which are not JSON.
+    """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: str | Path) -> Any:
-    """Reads a JSON file."""
+    """What a JSON file holds.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is not JSON.
+    """
     return json.loads(Path(path).read_text())
 
 
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary folder that takes the place of `path` when the block ends well, and vanishes otherwise."""
+    """A temporary folder that takes the place of another when the block ends well, and vanishes otherwise.
+
+    Args:
+        path: The other folder, which need not be there.
+
+    Yields:
+        The temporary folder, empty and beside it.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

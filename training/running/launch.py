@@ -9,6 +9,7 @@ import sys
 import threading
 
 
+# What `--help` says of `num_processes`, wherever there is one.
 NUM_PROCESSES_HELP = "processes that share the work"
 # Seconds that a module has to end by itself after Ctrl-C.
 _PATIENCE = 10
@@ -30,6 +31,11 @@ def run_module(module: str, argv: list[str], num_processes: int = 1) -> None:
     A process of its own gives its memory back when it ends, and is exactly what a user would start by hand. It does
     not outlive this one: SIGTERM is passed on to it, and after Ctrl-C it is waited for, so that the same command,
     started again, is alone in its folders.
+
+    Args:
+        module: Its full name.
+        argv: The words of its command line.
+        num_processes: How many processes share the work, at least 1.
 
     Raises:
         SystemExit: With the module's exit code where it is not 0; with 128 and the signal, as shells have it, and one

@@ -154,14 +154,8 @@ class StepConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            kind = Kind.of(type(self), field.name)
-            value = kind.take(field.name, getattr(self, field.name))
             # The fields are frozen for all others; here they get their types.
-            object.__setattr__(self, field.name, value)
-            _check_value(field.name, value, field.metadata[_METADATA])
-            may_be_empty = field.default == () or field.metadata[_METADATA].may_be_empty
-            if value == () and not may_be_empty:
-                raise InputError(f"{param(field.name)} has no values: give at least one")
+            object.__setattr__(self, field.name, _take(type(self), field, getattr(self, field.name)))
         self.check()
 
     def check(self) -> None:
@@ -302,6 +296,15 @@ def _kinds(config_class: type[StepConfig]) -> dict[str, Kind]:
     return kinds
 
 
+def _take(config_class: type[StepConfig], field: dataclasses.Field[Any], value: Any) -> Any:
+    """A value as a field holds it, checked."""
+    value = Kind.of(config_class, field.name).take(field.name, value)
+    if value == () and field.default != () and not field.metadata[_METADATA].may_be_empty:
+        raise InputError(f"{param(field.name)} has no values: give at least one")
+    _check_value(field.name, value, field.metadata[_METADATA])
+    return value
+
+
 def _check_value(name: str, value: Any, about: Option) -> None:
     several = isinstance(value, tuple)
     for item in value if several else (value,):
@@ -320,14 +323,18 @@ def _check_value(name: str, value: Any, about: Option) -> None:
 def check_values(config_class: type[StepConfig], values: Mapping[str, Any]) -> None:
     """Checks values for some fields of a configuration, one by one, as the configuration itself would.
 
+    Args:
+        config_class: The configuration.
+        values: By the name of the field.
+
     Raises:
         InputError: For a name that is no field, or a value that the field does not take.
     """
-    options = {field.name: field.metadata[_METADATA] for field in dataclasses.fields(config_class)}
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
     for name, value in values.items():
-        if name not in options:
-            raise InputError(f"{name} is no option: it must be one of {', '.join(options)}")
-        _check_value(name, Kind.of(config_class, name).take(name, value), options[name])
+        if name not in fields:
+            raise InputError(f"{name} is no option: it must be one of {', '.join(fields)}")
+        _take(config_class, fields[name], value)
 
 
 def _number(value: float) -> str:

@@ -17,11 +17,11 @@ from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, write_json
 
 
-# The file in a folder that says what stage made it.
+# The record's file in the folder of a stage.
 RECORD = "stage.json"
-# Packages whose version may decide what comes out of a stage; its record names them.
+# Packages whose versions a record tells: those that can change what comes out.
 PACKAGES = ("histodistill", "torch", "diffusers", "transformers", "datasets", "accelerate", "infomap", "faiss-cpu")
-#: What a stage makes, and how its record names the stage.
+# What a stage makes, and how its record names the stage.
 STAGES = {
     "autoencoder": "autoencoder",
     "pipeline": "diffusion",
@@ -30,6 +30,12 @@ STAGES = {
     "pool": "pool",
     "distilled set": "distilled",
 }
+
+
+# What every record has; a file without one of these is none.
+_REQUIRED = {"complete", "settings", "fingerprint", "seconds"}
+# Characters of a setting in a message, at most: a fingerprint has 64, of which nobody needs to see all.
+_SHOWN_LENGTH = 40
 
 
 def fingerprint(settings: dict[str, Any]) -> str:
@@ -43,8 +49,7 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
         record = read_json(Path(folder) / RECORD)
     except (OSError, ValueError):
         return None
-    needed = {"complete", "settings", "fingerprint", "seconds"}
-    return record if isinstance(record, dict) and needed <= record.keys() else None
+    return record if isinstance(record, dict) and record.keys() >= _REQUIRED else None
 
 
 def is_complete(folder: str | Path, settings: dict[str, Any] | None = None) -> bool:
@@ -77,6 +82,12 @@ class Stage:
         folder: The stage's output folder.
         settings: Everything that decides the result: options and fingerprints of inputs. Plain JSON values.
         remedy: What to do where the folder holds other settings; the end of that error's sentence.
+
+    Attributes:
+        folder: The output folder.
+        settings: As they come back from JSON, with lists for tuples.
+        complete: Whether the folder holds the finished stage.
+        seconds_before: Time that earlier attempts spent.
 
     Raises:
         InputError: If the folder holds a stage made with other settings.
@@ -122,7 +133,14 @@ class Stage:
         self._write(complete=False, facts={})
 
     def finish(self, **facts: Any) -> dict[str, Any]:
-        """Marks the stage complete and stores measured facts with it."""
+        """Marks the stage complete.
+
+        Args:
+            facts: What was measured, as JSON can hold it; stored in the record.
+
+        Returns:
+            The record.
+        """
         return self._write(complete=True, facts=facts)
 
     def _write(self, complete: bool, facts: dict[str, Any]) -> dict[str, Any]:
@@ -153,4 +171,4 @@ def first_difference(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 def _short(value: Any) -> str:
     text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    return text if len(text) <= _SHOWN_LENGTH else f"{text[: _SHOWN_LENGTH - 3]}..."

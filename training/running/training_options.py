@@ -9,9 +9,11 @@ from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import StepConfig, config, option, require
 
 
+# What Accelerate knows of mixed precision on the machines that this is for.
 PRECISIONS = ("no", "bf16", "fp16")
-_DATA, _OPTIMISATION, _RUNNING = "data", "optimisation", "running"
-_PRIVACY = "differential privacy"
+# Titles of the groups that `--help` shows the options in.
+_DATA, _OPTIMISATION, _RUNNING, _PRIVACY = "data", "optimisation", "running", "differential privacy"
+# What `--help` says of `audit_share`, wherever there is one.
 AUDIT_SHARE_HELP = (
     "random share of the training tiles that no model sees, for the privacy audit; the same in all stages"
 )
@@ -67,7 +69,7 @@ class TrainingConfig(StepConfig):
 
 @config
 class PrivateTrainingConfig(TrainingConfig):
-    """The same with differential privacy: see `histodistill.training.engine.privacy`.
+    """Options of a training that can be private: see `histodistill.training.engine.privacy`.
 
     Without a `class_balance` it becomes 0 under differential privacy, where the counts of classes must not decide
     which tiles are drawn, and 0.5 otherwise.
@@ -108,7 +110,7 @@ class PrivateTrainingConfig(TrainingConfig):
     )
 
     def check(self) -> None:
-        """Checks the options that do not go with differential privacy."""
+        """Chooses the class balance, and checks the options that do not go with differential privacy."""
         private = self.dp_epsilon is not None
         if self.class_balance is None:
             object.__setattr__(self, "class_balance", 0.0 if private else 0.5)

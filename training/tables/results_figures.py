@@ -11,14 +11,16 @@ from histodistill.training.data.images import figure_png
 from histodistill.training.tables.results_summary import row_title
 
 
+# Colours of the tiles that rows train on: far from each other, on white.
 COLOURS = (
     "#8e3b73", "#1f77b4", "#2a9d5c", "#d1761a", "#5b5ea6", "#b33c3c", "#2b8c9e", "#7a6a1e", "#555555", "#e377c2",
     "#17d4a7", "#111111",
 )  # fmt: skip
+# Markers of the recipes, the options after a row's @; matplotlib's letters.
 MARKERS = "osD^vPX*<"
 # Dashes of the lines of each recipe; those of a row of fixed size, which has no markers, are longer.
 DASHES = ((), (4, 1), (1, 1), (4, 1, 1, 1), (7, 2), (2, 2), (7, 1, 1, 1, 1, 1), (1, 3), (4, 4))
-# Ranges of confidence with fewer tiles would show chance.
+# Ranges of confidence with fewer test tiles would show chance.
 FEWEST_TILES = 20
 
 

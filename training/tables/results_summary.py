@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from histodistill.hub_cards.rendering import format_score
 from histodistill.training.evaluation.cells import METRICS, summarise_seeds
 from histodistill.training.tables.rows import FIXED_ROWS
 
@@ -116,13 +117,13 @@ def markdown_table(rows: list[dict[str, Any]], split: str) -> str:
             for row in rows:
                 if (row["architecture"], row["size"]) != (architecture, size):
                     continue
-                scores = " | ".join(_score(row[split][metric]) for metric in METRICS)
+                scores = " | ".join(format_score(row[split][metric]) for metric in METRICS)
                 recovery = row[split]["recovery"]
                 # A baseline that is plain where the row is not.
                 marks = {name: "†" for name, other in row["against"].items() if "@" in row["row"] and other == name}
                 share = "–" if recovery is None else f"{100 * recovery:.1f} %{marks.get(CEILING, '')}"
                 found = row[split]["accuracy"]["margins"]
-                margins = " | ".join(_text(found.get(name), marks.get(name, "")) for name in BASELINES)
+                margins = " | ".join(_margin_cells(found.get(name), marks.get(name, "")) for name in BASELINES)
                 images = "all" if size is None else size
                 lines.append(
                     f"| {architecture} | {images} | {row_title(row['row'])} | {scores} | {share} | {margins} |"
@@ -137,16 +138,20 @@ def row_title(row: str) -> str:
     return f"{title}, `{recipe}`" if at else title
 
 
-def _score(score: dict[str, Any]) -> str:
-    if score["mean"] is None:
-        return "–"
-    deviation = "" if score["std"] is None else f" ± {score['std']:.3f}"
-    return f"{score['mean']:.3f}{deviation}"
+def margin_text(margin: dict[str, Any], mark: str = "") -> str:
+    """A margin as +0.150, with its interval where there is one: `+0.150 (-0.485 to +0.785)`.
+
+    Args:
+        margin: As `paired_margin` returns it.
+        mark: What follows.
+    """
+    interval = "" if margin["low"] is None else f" ({margin['low']:+.3f} to {margin['high']:+.3f})"
+    return f"{margin['mean']:+.3f}{interval}{mark}"
 
 
-def _text(margin: dict[str, Any] | None, mark: str) -> str:
+def _margin_cells(margin: dict[str, Any] | None, mark: str) -> str:
+    """The two cells of a table that show a margin: with its interval, and the p-value."""
     if margin is None:
         return " | "
-    if margin["low"] is None:
-        return f"{margin['mean']:+.3f}{mark} | "
-    return f"{margin['mean']:+.3f} ({margin['low']:+.3f} to {margin['high']:+.3f}){mark} | {margin['p_value']:.3f}"
+    p_value = "" if margin["p_value"] is None else f"{margin['p_value']:.3f}"
+    return f"{margin_text(margin, mark)} | {p_value}"

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -11,12 +13,15 @@ import urllib.request
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
-from histodistill.training.commands import demo_app as command
 from histodistill.training.data.image_dataset import read_image_dataset, write_image_dataset
+from histodistill.training.demo_app import serve
+from histodistill.training.running.errors import InputError
+from histodistill.training.running.options import run_script
 
 
 needs_gradio = pytest.mark.skipif(
@@ -30,6 +35,13 @@ BROWSER_OPTIONS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update",
 )  # fmt: skip
+# What `python -m` does. Where tests run in the background of a shell, Ctrl-C would be ignored.
+SERVE = """
+import runpy, signal
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("histodistill.training.demo_app.serve", run_name="__main__", alter_sys=True)
+"""
 # Trainings and page loads may share their cores with other work.
 PATIENCE = 600
 
@@ -37,48 +49,60 @@ PATIENCE = 600
 # The command.
 
 
+def read(*argv: str) -> serve.DemoAppConfig:
+    return serve.make_parser().read(argv)
+
+
+@pytest.fixture
+def fake_page(monkeypatch) -> ModuleType:
+    """A module in the place of the page, as if gradio were installed; tests give it a `serve_page`."""
+    module = ModuleType("histodistill.training.demo_app.page")
+    monkeypatch.setattr(serve, "find_spec", lambda name: True)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "True")
+    return module
+
+
 def test_options_have_defaults_that_keep_the_page_private():
-    args = command.parse_args(["run"])
-    assert (args.run, args.data, args.host, args.port) == (Path("run"), None, "127.0.0.1", 7860)
+    config = read("run")
+    assert (config.run, config.data, config.host, config.port) == (Path("run"), None, "127.0.0.1", 7860)
+    assert config == serve.DemoAppConfig(run="run")
 
 
 @pytest.mark.parametrize("port", ["0", "65536"])
 def test_impossible_port_is_refused_in_one_sentence(port, capsys):
     with pytest.raises(SystemExit) as stopped:
-        command.parse_args(["run", "--port", port])
+        read("run", "--port", port)
     assert stopped.value.code == 2
     assert capsys.readouterr().err == f"error: --port={port} is out of range: it must be 1 to 65535\n"
 
 
-def test_without_gradio_one_sentence_says_what_to_install(monkeypatch, capsys):
-    monkeypatch.setattr(command, "find_spec", lambda name: None)
-    monkeypatch.setattr(command, "run_module", lambda *call: pytest.fail("the page was started"))
+def test_without_gradio_one_sentence_says_what_to_install(fake_page, monkeypatch, capsys):
+    monkeypatch.setattr(serve, "find_spec", lambda name: None)
+    fake_page.serve_page = lambda *options: pytest.fail("the page was started")
     with pytest.raises(SystemExit) as stopped:
-        command.main(["run"])
+        run_script(serve.make_parser, serve.run, ["run"])
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: the page needs gradio") and "pip install '.[demo-app]'" in error
     assert error.count("\n") == 1
+    with pytest.raises(InputError, match="the page needs gradio"):
+        serve.run(serve.DemoAppConfig(run="run"))
 
 
-def test_page_is_started_without_analytics(monkeypatch):
+def test_page_is_started_without_analytics(fake_page):
     started = []
-    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "True")
-    monkeypatch.setattr(command, "find_spec", lambda name: True)
-    monkeypatch.setattr(command, "run_module", lambda *call: started.append((*call, command.os.environ.copy())))
-    command.main(["run", "--port", "7000"])
-    module, argv, environment = started[0]
-    assert (module, argv) == ("histodistill.training.demo_app.page", ["run", "--port", "7000"])
-    assert environment["GRADIO_ANALYTICS_ENABLED"] == "False"
+    fake_page.serve_page = lambda *options: started.append((options, os.environ["GRADIO_ANALYTICS_ENABLED"]))
+    serve.run(read("run", "--port", "7000"))
+    assert started == [((Path("run"), None, "127.0.0.1", 7000), "False")]
 
 
-def test_ctrl_c_closes_the_page(monkeypatch):
-    def interrupted(*_):
+def test_ctrl_c_closes_the_page(fake_page):
+    def interrupted(*options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "find_spec", lambda name: True)
-    monkeypatch.setattr(command, "run_module", interrupted)
-    command.main(["run"])
+    fake_page.serve_page = interrupted
+    serve.run(read("run"))
 
 
 # The page.
@@ -105,8 +129,7 @@ def free_port() -> int:
 
 
 def start(run: Path, environment: dict[str, str], log: Path, *options: object) -> subprocess.Popen:
-    argv = [sys.executable, "-m", "histodistill.training.demo_app.page", str(run), *map(str, options)]
-    environment = {**environment, "GRADIO_ANALYTICS_ENABLED": "False"}
+    argv = [sys.executable, "-c", SERVE, str(run), *map(str, options)]
     with open(log, "w") as file:
         return subprocess.Popen(argv, env=environment, cwd=log.parent, stdout=file, stderr=file)
 
@@ -121,8 +144,10 @@ def page(run, tiny_npz, offline_environment, tmp_path_factory) -> Iterator[str]:
         assert server.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.2)
     yield f"http://127.0.0.1:{port}/"
-    server.terminate()
-    server.wait()
+    # Ctrl-C is how a user ends it.
+    server.send_signal(signal.SIGINT)
+    assert server.wait(timeout=PATIENCE) == 0, log.read_text()
+    assert "Traceback" not in log.read_text()
 
 
 def fetch(url: str) -> tuple[int, dict[str, str], str]:

@@ -211,7 +211,7 @@ def test_scores_are_shown(run):
     assert "ConvNet trained on the 12 distilled images reaches 75.0% of the test accuracy" in text
     assert "Distilled, cross-entropy 12 0.600 – 0.500" in text
     assert "kernel_herding, loss=joint 10 0.450 ± 0.010" in text
-    rows = [(row["title"], row["images"], row["scores"][0]["mean"]) for row in found.benchmark[0]["rows"]]
+    rows = [(row["title"], row["images"], row["scores"][0].mean) for row in found.benchmark[0]["rows"]]
     assert rows == [
         ("all real training tiles", "all", "0.810"),
         ("kernel_herding, loss=joint", "10", "0.450"),

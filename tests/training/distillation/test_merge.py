@@ -10,13 +10,12 @@ from datasets import ClassLabel, Image, List, Value, load_dataset
 from PIL.PngImagePlugin import PngInfo
 
 from histodistill.hub_cards import DistilledDatasetCardData, render_dataset_card
-from histodistill.training import cli
-from histodistill.training.commands import merge as command
 from histodistill.training.data.image_dataset import read_image_dataset, write_image_dataset
 from histodistill.training.data.sources import load_tiles
 from histodistill.training.distillation import merge as script
 from histodistill.training.distillation import select as select_script
-from histodistill.training.distillation.merge import default_names
+from histodistill.training.distillation.merge import MergeConfig
+from histodistill.training.distillation.site_sets import default_names
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, write_json
 from histodistill.training.running.options import run_script
@@ -329,25 +328,36 @@ def test_names_of_the_folders(tmp_path):
         ),
     ],
 )
-def test_bad_options_are_refused_before_anything_is_loaded(argv, message, monkeypatch, capsys):
-    monkeypatch.setattr(command, "run_module", lambda *call: pytest.fail("the script was started"))
+def test_bad_options_are_refused_before_anything_is_loaded(argv, message, capsys):
     with pytest.raises(SystemExit) as error:
-        command.main([*argv, "--output", "o"])
+        run_script(script.make_parser, lambda config: pytest.fail("the step was run"), [*argv, "--output", "o"])
     assert error.value.code == 2
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
-def test_command_starts_the_script(monkeypatch):
-    started = []
-    monkeypatch.setattr(command, "run_module", lambda *call: started.append(call))
-    cli.main(["merge", "a", "b", "--output", "o"])
-    assert started == [("histodistill.training.distillation.merge", ["a", "b", "--output", "o"])]
+def test_from_python_it_takes_a_configuration_and_returns_the_folder(sites, tmp_path, capsys):
+    config = MergeConfig(sites=[str(site) for site in sites], names=["a", "b"], output=tmp_path / "merged")
+    assert script.run(config) == tmp_path / "merged"
+    assert read_image_dataset(tmp_path / "merged")[1]["site"].max() == 1
+    assert script.run(config) == tmp_path / "merged"
+    assert "already finished" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"^sites=a is the only one: name at least two sites to merge$"):
+        MergeConfig(sites=["a"], output="o")
+    with pytest.raises(InputError, match=r"^names=x does not fit 2 sites: give one name for each$"):
+        MergeConfig(sites=["a", "b"], names=["x"], output="o")
+
+
+def test_names_are_not_left_out(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        script.make_parser().read(["a", "b", "--output", "o", "--names"])
+    assert stopped.value.code == 2
+    assert "argument --names: expected at least one argument" in capsys.readouterr().err
 
 
 def test_bad_site_ends_with_code_2(tmp_path, capsys):
     argv = [str(tmp_path / "a"), str(tmp_path / "b"), "--output", str(tmp_path / "merged")]
     with pytest.raises(SystemExit) as error:
-        run_script(script.parse_args, script.main, argv)
+        run_script(script.make_parser, script.run, argv)
     assert error.value.code == 2
     captured = capsys.readouterr()
     assert captured.err.startswith(f"error: {tmp_path / 'a'} is no site: ") and captured.err.count("\n") == 1

@@ -1,24 +1,23 @@
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from histodistill.selection import SELECTOR_NAMES, DistillSelector, FacilityLocationSelector, RandomSelector
-from histodistill.training.commands.select import parse_args
 from histodistill.training.distillation.pool_selection import SelectionInputs, fit_selector, make_selector
+from histodistill.training.distillation.select import SelectConfig, make_parser
 from histodistill.training.running.errors import InputError
 
 
 NAMES = ["fat", "gland"]
 
 
-def options(*argv: object) -> argparse.Namespace:
+def options(*argv: object) -> SelectConfig:
     folders = ["--pool", "p", "--teacher", "t", "--output", "o", "--data", "phantom"]
     own = ["--selector", "infomap", "--n-per-class", "2", "--n-neighbors", "3"]
-    return parse_args([*folders, *own, *map(str, argv)])
+    return make_parser().read([*folders, *own, *map(str, argv)])
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +40,10 @@ def inputs() -> SelectionInputs:
 
 
 def test_the_selector_takes_the_options():
-    args = options(
+    config = options(
         "--seed", 5, "--markov-time", 2, "--num-trials", 3, "--quota", "uniform", "--weighting", "cosine"
     )  # fmt: skip
-    selector = make_selector(args)
+    selector = make_selector(config)
     assert type(selector) is DistillSelector
     assert selector.get_params() == {
         "n_per_class": 2,
@@ -139,9 +138,6 @@ def test_a_filter_that_drops_everything_still_gives_exact_numbers(inputs):
     assert np.flatnonzero(selection.candidates).tolist() == [6, 7, 14, 15]
     assert selection.selector.module_labels_[:6].tolist() == [-1] * 6
     assert np.bincount(inputs.labels[selection.selector.selected_indices_]).tolist() == [2, 2]
-
-
-# Real tiles.
 
 
 # Notes and errors.

@@ -19,10 +19,11 @@ from histodistill.selection import (
     at_least,
     typical,
 )
-from histodistill.training.commands import select as command
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.sources import load_tiles
+from histodistill.training.distillation import distilled_set
 from histodistill.training.distillation import select as script
+from histodistill.training.distillation.select import SelectConfig
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.embedders import embed_images
 from histodistill.training.models.prediction import embed, predict_proba
@@ -136,6 +137,40 @@ def test_defaults_are_kernel_herding_on_untrained_features(tmp_path, run_main, t
     assert "KernelHerdingSelector" in card and "convolutional network with random weights" in card
 
 
+def test_from_python_it_takes_a_configuration_and_returns_the_folder(selected, tiny_pool, tiny_teacher, capsys):
+    config = SelectConfig(
+        pool=tiny_pool,
+        teacher=str(tiny_teacher),
+        n_per_class=2,
+        n_neighbors=3,
+        selector="infomap",
+        embedder="teacher",
+        output=selected,
+    )
+    assert script.run(config) == selected / "distilled"
+    assert "already finished" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"^data is missing: drop_copies goes by the real tiles, so name them$"):
+        SelectConfig(pool=tiny_pool, teacher=tiny_teacher, output=selected, drop_copies=True)
+
+
+def test_settings_are_what_decides_the_choice():
+    config = SelectConfig(pool="p", teacher="t", output="o", data="phantom", embedder="e", copy_embedders=["c"])
+    assert config.settings() == {
+        "drop_copies": False,
+        "markov_time": 1.0,
+        "min_probability": 0.0,
+        "n_neighbors": 15,
+        "n_per_class": 100,
+        "num_trials": 5,
+        "quota": "proportional",
+        "ranking": "modular_centrality",
+        "seed": 0,
+        "selector": "kernel_herding",
+        "typical_share": None,
+        "weighting": "local_gaussian",
+    }
+
+
 def test_finished_selection_is_left_alone(selected, run_main, select_argv, capsys):
     before = {path: path.stat().st_mtime_ns for path in selected.rglob("*")}
     run_main(script, *select_argv, "--output", selected)
@@ -170,7 +205,7 @@ def test_other_settings_in_the_same_folder_are_refused(selected, run_main, selec
 def test_bad_input_ends_with_one_sentence(tmp_path, select_argv, argv, message, capsys):
     output = tmp_path / "output"
     with pytest.raises(SystemExit) as error:
-        run_script(script.parse_args, script.main, [*select_argv, "--output", str(output), *argv])
+        run_script(script.make_parser, script.run, [*select_argv, "--output", str(output), *argv])
     assert error.value.code == 2
     captured = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(captured) == 1
@@ -280,19 +315,20 @@ def test_real_tiles_are_embedded_only_for_what_goes_by_their_embeddings(
 ):
     embedded = []
     monkeypatch.setattr(
-        script, "embed_images", lambda name, images: embedded.append(len(images)) or embed_images(name, images)
+        distilled_set, "embed_images", lambda name, images: embedded.append(len(images)) or embed_images(name, images)
     )
     # Copies are looked for in embeddings of their own.
-    monkeypatch.setattr(script, "find_copies", lambda images, *others: (np.zeros(len(images), bool), None))
+    monkeypatch.setattr(distilled_set, "find_copies", lambda images, *others: (np.zeros(len(images), bool), None))
     run_main(script, *select_argv, *argv, "--data", tiny_npz, "--output", tmp_path)
     assert embedded == counts
 
 
-def test_missing_real_tiles_are_refused_before_anything_is_loaded(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "run_module", lambda *call: pytest.fail("the script was started"))
+def test_missing_real_tiles_are_refused_before_anything_is_loaded(tmp_path, capsys):
     folders = ["--pool", "/no/such", "--teacher", "/no/such", "--output", str(tmp_path / "output")]
     with pytest.raises(SystemExit) as error:
-        command.main([*folders, "--typical-share", "0.9"])
+        run_script(
+            script.make_parser, lambda config: pytest.fail("the step was run"), [*folders, "--typical-share", "0.9"]
+        )
     assert error.value.code == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -309,8 +345,8 @@ def test_missing_real_tiles_are_refused_before_anything_is_loaded(tmp_path, monk
     ],
 )
 def test_which_options_go_by_real_tiles(select_argv, argv, needs):
-    args = command.parse_args([*select_argv, "--data", "phantom", "--output", "out", *argv])
-    assert command.needs_real_tiles(args) is needs
+    config = script.make_parser().read([*select_argv, "--data", "phantom", "--output", "out", *argv])
+    assert config.needs_real_tiles is needs
 
 
 def test_only_images_that_the_teacher_recognises(tmp_path, run_main, select_argv, teacher, tiny_pool, capsys):
@@ -377,6 +413,6 @@ def test_latents_of_an_autoencoder_may_be_the_embeddings(tmp_path, run_main, sel
 def test_a_pool_of_copies_says_what_may_mend_it():
     labels = np.repeat([0, 1], 5)
     copies = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 1], dtype=bool)
-    script.require_enough(copies, labels, ["fat", "gland"], 1)
-    with pytest.raises(InputError, match=r"leaves 1 of the 5 images of fat, fewer than --n-per-class=2: the"):
-        script.require_enough(copies, labels, ["fat", "gland"], 2)
+    distilled_set.require_enough(copies, labels, ["fat", "gland"], 1)
+    with pytest.raises(InputError, match=r"leaves 1 of the 5 images of fat, fewer than n_per_class=2: the"):
+        distilled_set.require_enough(copies, labels, ["fat", "gland"], 2)

@@ -13,6 +13,32 @@ from histodistill.training.running.errors import InputError
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
+def test_steps_of_one_process_have_a_precision_each():
+    for precision, accumulation in (("bf16", 2), ("no", 1), ("bf16", 3)):
+        accelerator = make_accelerator(precision, gradient_accumulation_steps=accumulation)
+        assert accelerator.mixed_precision == precision
+        assert accelerator.gradient_accumulation_steps == accumulation
+        assert accelerator.sync_gradients
+        with accelerator.autocast():
+            product = torch.ones(2, 2) @ torch.ones(2, 2)
+        assert product.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
+def test_accumulation_that_was_cut_short_is_forgotten():
+    first = make_accelerator("no", gradient_accumulation_steps=2)
+    with pytest.raises(ZeroDivisionError), first.accumulate(torch.nn.Linear(1, 1)):
+        assert not first.sync_gradients
+        raise ZeroDivisionError
+    assert make_accelerator("no").sync_gradients
+
+
+def test_what_is_known_of_the_processes_stays(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    first = make_accelerator("no")
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
+    assert make_accelerator("bf16").device == first.device
+
+
 @pytest.fixture
 def state(monkeypatch):
     """Pretends to be one of four processes on a CPU."""

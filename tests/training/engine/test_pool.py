@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from histodistill.training.engine.pool import plan_pool, read_chunk, write_chunk
+from histodistill.training.engine.pool import cut_into_chunks, plan_pool, read_chunk, write_chunk
+from histodistill.training.running.errors import InputError
 
 
 def test_plan_pool():
@@ -19,8 +20,10 @@ def test_plan_pool():
     largest = plan_pool(2, 3, seed=2**31 - 1)[1]
     assert len(set(largest.tolist())) == 6 and largest.min() >= 0  # no overflow
     for seed in (-1, 2**31):
-        with pytest.raises(ValueError, match="out of range"):
+        with pytest.raises(InputError, match=f"^seed={seed} is out of range: it must be at least 0 and below 2"):
             plan_pool(2, 3, seed)
+    with pytest.raises(InputError, match=r"^per_class=1073741825 is out of range: there are 2\^32 seeds"):
+        plan_pool(4, 2**30 + 1, 0)
 
 
 def test_pools_of_other_seeds_have_other_images():
@@ -30,6 +33,16 @@ def test_pools_of_other_seeds_have_other_images():
     # torch reads the low 32 bits of a seed: the noise itself is to differ.
     noise = {torch.randn(1, generator=torch.Generator().manual_seed(int(seeds[0]))).item() for seeds in pools}
     assert len(noise) == len(pools)
+
+
+@pytest.mark.parametrize(("size", "sizes"), [(5, [5, 5, 2]), (12, [12]), (100, [12])])
+def test_chunks_are_the_pool_cut_up(tmp_path, size, sizes):
+    labels, seeds = plan_pool(3, 4, 1)
+    chunks = cut_into_chunks(tmp_path, labels, seeds, size)
+    assert [len(chunk.labels) for chunk in chunks] == sizes
+    assert [chunk.path.name for chunk in chunks] == [f"chunk-{number:06d}.npz" for number in range(len(sizes))]
+    np.testing.assert_array_equal(np.concatenate([chunk.labels for chunk in chunks]), labels)
+    np.testing.assert_array_equal(np.concatenate([chunk.seeds for chunk in chunks]), seeds)
 
 
 def test_read_chunk(tmp_path):

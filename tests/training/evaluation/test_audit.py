@@ -12,8 +12,6 @@ from PIL import Image
 from histodistill.hub_cards.gate import AuditError, check_audit, check_metadata
 from histodistill.selection.membership import measure_attack
 from histodistill.selection.planting import MUST_FIND
-from histodistill.training.commands import audit as command
-from histodistill.training.commands.audit import parse_args
 from histodistill.training.data.image_dataset import read_image_dataset, write_image_dataset
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.data.sources import load_tiles
@@ -22,6 +20,8 @@ from histodistill.training.distillation import select as select_script
 from histodistill.training.engine.flow import flow_loss
 from histodistill.training.engine.steps import step_generator
 from histodistill.training.evaluation import audit as script
+from histodistill.training.evaluation import run_audit
+from histodistill.training.evaluation.audit import AuditConfig
 from histodistill.training.evaluation.weights_attack import NOISE_LEVELS, attack_scores, denoising_losses
 from histodistill.training.models.denoiser import normalised_latents
 from histodistill.training.models.embedders import embed_images, named_embeddings
@@ -100,6 +100,12 @@ def test_gate_goes_by_the_files(audited, tmp_path):
         check_audit(folder, record)
 
 
+def test_from_python_it_takes_a_configuration_and_returns_the_record(audited, tiny_npz, capsys):
+    config = AuditConfig(run=audited, data=tiny_npz, plant=4, embedders=["untrained"], weight_tiles=16)
+    assert script.run(config) == read_json(audited / "audit.json")
+    assert "already finished" in capsys.readouterr().out
+
+
 def test_finished_audit_is_left_alone(audited, run_main, argv, capsys):
     before = (audited / "audit.json").stat().st_mtime_ns
     run_main(script, *argv)
@@ -150,14 +156,14 @@ def test_tiles_by_which_nothing_can_be_told_are_one_sentence(run, run_main, argv
     def audit(*args, **options):
         raise ValueError("0 held-out tiles show something")
 
-    monkeypatch.setattr(script, "audit", audit)
+    monkeypatch.setattr(run_audit, "audit", audit)
     folder = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("audit*"))
     with pytest.raises(InputError, match="cannot be audited by: 0 held-out tiles show something"):
         run_main(script, folder, *argv[1:])
 
 
 def test_images_that_are_like_no_tile_have_no_picture(tmp_path):
-    script.draw_pairs(tmp_path / "none.png", np.zeros((2, 8, 8, 3), np.uint8), None, Found(), None)
+    run_audit.draw_pairs(tmp_path / "none.png", np.zeros((2, 8, 8, 3), np.uint8), None, Found(), None)
     assert not (tmp_path / "none.png").exists()
 
 
@@ -181,27 +187,33 @@ def test_embedder_that_was_trained_on_the_labels(run, run_main, argv, tiny_teach
 )
 def test_bad_options(argv, message, capsys):
     with pytest.raises(SystemExit) as stopped:
-        parse_args(["run", "--data", "phantom", *argv])
+        script.make_parser().read(["run", "--data", "phantom", *argv])
     assert stopped.value.code == 2
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
 def test_number_of_planted_copies_is_not_left_out(capsys):
     with pytest.raises(SystemExit) as stopped:
-        parse_args(["run", "--data", "phantom", "--plant"])
+        script.make_parser().read(["run", "--data", "phantom", "--plant"])
     assert stopped.value.code == 2
     assert "argument --plant: expected one argument" in capsys.readouterr().err
 
 
-def test_defaults_and_the_command(monkeypatch):
-    args = parse_args(["runs/one", "--data", "phantom"])
-    assert args.embedders == ["untrained", "runs/one/autoencoder"]
-    assert (args.plant, args.audit_share, args.seed) == (100, None, 0)
-    assert parse_args(["runs/one", "--data", "phantom", "--plant", "0"]).plant == 0
-    started = []
-    monkeypatch.setattr(command, "run_module", lambda *call: started.append(call))
-    command.main(["run", "--data", "phantom"])
-    assert started == [("histodistill.training.evaluation.audit", ["run", "--data", "phantom"])]
+def test_embedding_spaces_are_not_left_out(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        script.make_parser().read(["run", "--data", "phantom", "--embedders"])
+    assert stopped.value.code == 2
+    assert "argument --embedders: expected at least one argument" in capsys.readouterr().err
+
+
+def test_defaults():
+    config = script.make_parser().read(["runs/one", "--data", "phantom"])
+    assert config == AuditConfig(run="runs/one", data="phantom")
+    assert config.spaces == ("untrained", "runs/one/autoencoder")
+    assert (config.plant, config.audit_share, config.seed) == (100, None, 0)
+    assert config.settings() == {"plant": 100, "seed": 0, "weight_tiles": 2000}
+    assert script.make_parser().read(["runs/one", "--data", "phantom", "--plant", "0"]).plant == 0
+    assert AuditConfig(run="runs/one", data="phantom", embedders=["untrained"]).spaces == ("untrained",)
 
 
 # Its parts.
@@ -255,7 +267,7 @@ def test_names_of_embeddings(tiny_autoencoder, tiny_npz):
     embeddings = named_embeddings(["untrained", str(tiny_autoencoder)])
     assert list(embeddings) == ["untrained", "autoencoder"]
     np.testing.assert_array_equal(embeddings["untrained"](images), embed_images("untrained", images))
-    with pytest.raises(InputError, match="--embedders names untrained twice"):
+    with pytest.raises(InputError, match="embedders names untrained twice"):
         named_embeddings(["untrained", "untrained"])
 
 
@@ -278,4 +290,4 @@ def test_copies_are_never_selected(tmp_path, tiny_pool, tiny_teacher, tiny_npz, 
     card = (tmp_path / "distilled" / "README.md").read_text()
     assert f"| copies of real tiles | {sum(record['copies_dropped'].values())} of 30 images dropped |" in card
     with pytest.raises(SystemExit):
-        select_script.parse_args(["--pool", "a", "--teacher", "b", "--output", "c", "--drop-copies"])
+        select_script.make_parser().read(["--pool", "a", "--teacher", "b", "--output", "c", "--drop-copies"])

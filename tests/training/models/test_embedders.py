@@ -19,6 +19,7 @@ from histodistill.training.models.embedders import (
     embedder_fingerprint,
     is_autoencoder,
     is_classifier,
+    load_embedder,
 )
 from histodistill.training.models.prediction import embed
 from histodistill.training.running.errors import InputError
@@ -170,3 +171,21 @@ def test_an_embedder_is_recorded_by_its_content(tiny_autoencoder, tiny_teacher, 
     weights = tmp_path / "copy" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     assert embedder_fingerprint(str(tmp_path / "copy")) != found
+
+
+@pytest.mark.parametrize("kind", ["untrained", "classifier", "autoencoder", "transformer"])
+def test_a_loaded_embedder_embeds_several_times(tmp_path, tiny_teacher, tiny_autoencoder, images, kind):
+    save_vision_model(tmp_path, tiny_vit())
+    places = {"untrained": "untrained", "classifier": tiny_teacher, "autoencoder": tiny_autoencoder}
+    name = places.get(kind, tmp_path)
+    embedder = load_embedder(name)
+    expected = embed_images(name, images)
+    for _ in range(2):
+        np.testing.assert_array_equal(embedder(images), expected)
+    np.testing.assert_allclose(embedder(images, batch_size=2), expected, rtol=1e-4, atol=1e-5)
+    assert repr(embedder) == f"Embedder(name={str(name)!r})"
+
+
+def test_an_embedder_that_is_not_there_is_refused_when_it_is_loaded(tmp_path):
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_embedder(tmp_path / "nothing")

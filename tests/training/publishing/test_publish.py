@@ -12,13 +12,15 @@ from datasets import Dataset
 from loopback_hub.card_rules import card_errors, read_header
 from PIL import Image, PngImagePlugin
 
+from histodistill.hub_cards import Published, PublishError, Upload
 from histodistill.hub_cards.gate import AUDIT_FORMAT, files_to_audit, hash_files
-from histodistill.training.commands.publish import parse_args
-from histodistill.training.commands.publish_metrics import parse_args as parse_metrics_args
 from histodistill.training.metrics import METRICS, metric_folder
 from histodistill.training.publishing import publish, publish_metrics, pushing
-from histodistill.training.publishing.publish import collect_uploads, distilled_grid
+from histodistill.training.publishing.metric_spaces import metric_upload
+from histodistill.training.publishing.publish import PublishConfig
+from histodistill.training.publishing.publish_metrics import PublishMetricsConfig
 from histodistill.training.publishing.pushing import format_size
+from histodistill.training.publishing.repositories import PARTS, SUFFIXES, distilled_grid
 from histodistill.training.reporting.run_facts import public_name, source_name
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, write_json
@@ -58,7 +60,7 @@ def run(tiny_run, tmp_path):
 
 
 def collect(run, *argv):
-    return collect_uploads(parse_args(["--run", str(run), "--namespace", "me", *map(str, argv)]))
+    return publish.run(publish.make_parser().read(["--run", str(run), "--namespace", "me", *map(str, argv)]))
 
 
 def test_only_the_listed_files_leave(run):
@@ -92,8 +94,10 @@ def test_nothing_tells_where_the_tiles_were(run, tiny_run):
 
 
 def test_drawings_are_called_so_whatever_their_name(run):
-    with pytest.raises(InputError, match=r"--name=phantom is the built-in drawings, and these tiles are not"):
+    with pytest.raises(InputError, match=r"^name=phantom is the built-in drawings, and these tiles are not") as caught:
         collect(run, "--name", "phantom")
+    assert caught.value.for_command_line().startswith("--name=phantom is the built-in drawings")
+    assert caught.value.for_command_line().endswith(": give another --name")
     for file in (run / "run.json", run / "results.json"):
         write_json(file, read_json(file) | {"data": "phantom"})
     write_json(run / "teacher" / "results.json", {"data": {"train": "phantom"}})
@@ -147,8 +151,12 @@ def test_cards_without_scores_say_so(run):
 
 def test_the_gate(run):
     write_json(run / "audit.json", audit_of(run, pipeline=False))
-    with pytest.raises(InputError, match=r"pipeline did not pass the privacy audit \(2 images of pipeline are copies"):
+    with pytest.raises(
+        InputError, match=r"pipeline did not pass the privacy audit \(2 images of pipeline are copies"
+    ) as caught:
         collect(run, "--name", "toy")
+    assert str(caught.value).endswith("publish it all the same with i_accept_the_risk")
+    assert caught.value.for_command_line().endswith("publish it all the same with --i-accept-the-risk")
     pipeline, selector, dataset = collect(run, "--name", "toy", "--i-accept-the-risk")
     first = pipeline.read("README.md").decode().split("\n---\n", 1)[1].lstrip().splitlines()[0]
     assert first.startswith("> **This was published although it did not pass") and "2 images of pipeline" in first
@@ -192,8 +200,9 @@ def test_the_map_of_communities_is_audited_where_it_is_shown(run):
 
 def test_the_name_of_a_file_is_not_the_name_of_a_repository(run):
     assert source_name(run) == PRIVATE_NAME
-    with pytest.raises(InputError, match="a source whose name is not published: give --name"):
+    with pytest.raises(InputError, match="a source whose name is not published: give name,") as caught:
         collect(run)
+    assert "is not published: give --name, what to call them" in caught.value.for_command_line()
 
 
 def test_names_that_everybody_knows():
@@ -271,10 +280,40 @@ def test_an_unfinished_run(run, missing, message):
 
 def test_dry_run_lists_and_uploads_nothing(run, monkeypatch, capsys):
     monkeypatch.setattr(pushing, "publish", None)  # to call it would fail
-    publish.main(parse_args(["--run", str(run), "--namespace", "me", "--name", "toy"]))
+    found = publish.run(PublishConfig(run=run, namespace="me", name="toy"))
+    assert [upload.repo_id for upload in found] == ["me/toy-ldm", "me/toy-selector", "me/toy-distilled"]
+    assert all(isinstance(upload, Upload) for upload in found)
     shown = capsys.readouterr().out
     assert "dataset me/toy-distilled: 4 files" in shown and "data/train-00000-of-00001.parquet" in shown
     assert shown.rstrip().endswith("Nothing was uploaded: add --push to do it.")
+
+
+def test_pushing_returns_what_became_of_each_repository(monkeypatch, capsys):
+    def pretend(uploads, *, public, tag):
+        assert (public, tag) == (True, "v1")
+        for upload in uploads:
+            yield Published(upload, f"https://hub/{upload.repo_id}", "0123456789abcdef", "created")
+
+    monkeypatch.setattr(pushing, "publish", pretend)
+    config = PublishMetricsConfig(namespace="me", push=True, public=True, revision_tag="v1")
+    found = publish_metrics.run(config)
+    assert [done.upload.repo_id for done in found] == [f"me/{name}" for name in METRICS]
+    shown = capsys.readouterr().out
+    assert shown.endswith("".join(f"created: https://hub/me/{name} at 0123456789\n" for name in METRICS))
+    assert ", to be seen by everybody:" in shown
+
+
+@pytest.mark.parametrize("name", ["namespace", "name", "public", "revision_tag", "i_accept_the_risk"])
+def test_what_stands_in_the_way_names_parameters_or_options(name, monkeypatch, capsys):
+    def refuse(*args, **kwargs):
+        raise PublishError(f"it is taken: log in with `hf auth login`, or give another `{name}`")
+        yield
+
+    monkeypatch.setattr(pushing, "publish", refuse)
+    with pytest.raises(InputError) as caught:
+        publish_metrics.run(PublishMetricsConfig(namespace="me", push=True))
+    assert str(caught.value) == f"it is taken: log in with `hf auth login`, or give another {name}"
+    assert caught.value.for_command_line().endswith(f"`hf auth login`, or give another --{name.replace('_', '-')}")
 
 
 def test_grid_has_a_row_for_each_class():
@@ -291,7 +330,7 @@ def test_sizes_in_words():
 
 @pytest.mark.parametrize("name", METRICS)
 def test_metric_space(name):
-    upload = publish_metrics.metric_upload(name, f"me/{name}")
+    upload = metric_upload(name, f"me/{name}")
     assert sorted(upload.files) == sorted(["README.md", "index.html", "requirements.txt", f"{name}.py"])
     assert upload.read(f"{name}.py") == (metric_folder(name) / f"{name}.py").read_bytes()
     text = upload.read("README.md").decode()
@@ -314,17 +353,30 @@ def test_metric_space(name):
 )
 def test_options_are_checked(argv, message, capsys):
     with pytest.raises(SystemExit) as ended:
-        parse_args(["--run", "run", *argv])
+        publish.make_parser().read(["--run", "run", *argv])
     error = capsys.readouterr().err
     assert ended.value.code == 2 and message in error and error.count("\n") == 1
-    assert parse_args(["--run", "run", "--namespace", "my-lab", "--name", "crc.5_a"]).audit.name == "audit.json"
+
+
+def test_defaults_upload_nothing():
+    config = publish.make_parser().read(["--run", "a-run", "--namespace", "my-lab", "--name", "crc.5_a"])
+    assert config == PublishConfig(run="a-run", namespace="my-lab", name="crc.5_a")
+    assert config.only == publish.KINDS == tuple(PARTS) == tuple(SUFFIXES) and config.audit is None
+    assert not (config.push or config.public or config.i_accept_the_risk)
+
+
+def test_the_audit_may_be_another_file(run):
+    (run / "audit.json").rename(run / "other.json")
+    with pytest.raises(InputError, match="has not been audited"):
+        collect(run, "--name", "toy")
+    assert len(collect(run, "--name", "toy", "--audit", run / "other.json")) == 3
 
 
 def test_metric_options_are_checked(capsys):
     with pytest.raises(SystemExit):
-        parse_metrics_args(["--namespace", "-x-"])
+        publish_metrics.make_parser().read(["--namespace", "-x-"])
     with pytest.raises(SystemExit):
-        parse_metrics_args(["--namespace=a..b"])
+        publish_metrics.make_parser().read(["--namespace=a..b"])
     assert "--namespace=a..b is out of range" in capsys.readouterr().err
 
 

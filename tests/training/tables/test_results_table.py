@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import shutil
 from dataclasses import asdict, replace
@@ -10,19 +11,11 @@ import numpy as np
 import pytest
 
 from histodistill.selection import SELECTOR_NAMES
-from histodistill.training.commands import benchmark as command
-from histodistill.training.commands.benchmark import (
-    FIXED_ROWS,
-    MAIN_ROWS,
-    RECIPE_OPTIONS,
-    Row,
-    file_name,
-    parse_args,
-    parse_row,
-)
+from histodistill.training import cli
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.sources import load_tiles
 from histodistill.training.data.tiles import Tiles, sample_per_class
+from histodistill.training.distillation.selector_options import SelectorConfig
 from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.prediction import predict_proba
@@ -30,48 +23,66 @@ from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, write_json
 from histodistill.training.running.options import run_script
 from histodistill.training.running.stages import read_record
+from histodistill.training.tables import cell_workers, table_inputs
 from histodistill.training.tables import results_table as script
+from histodistill.training.tables.cell_workers import Worker
+from histodistill.training.tables.planned_cells import Cell, kept_cells, missing_cells, plan_cells
 from histodistill.training.tables.results_summary import markdown_table
-from histodistill.training.tables.results_table import (
-    Cell,
-    Worker,
-    kept_cells,
-    missing_cells,
-    plan_cells,
-    write_inputs,
-)
+from histodistill.training.tables.results_table import ResultsTableConfig
+from histodistill.training.tables.rows import FIXED_ROWS, MAIN_ROWS, RECIPE_OPTIONS, Row, file_name, parse_row
+from histodistill.training.tables.table_inputs import needed_inputs, write_inputs
+
+
+def read(*argv: str) -> ResultsTableConfig:
+    """The options of a command line."""
+    return script.make_parser().read(argv)
 
 
 # The command line.
 
 
 def test_defaults():
-    args = parse_args(["runs/one", "--data", "phantom"])
-    assert (args.run, args.output) == (Path("runs/one"), Path("runs/one/benchmark"))
-    assert (args.seeds, args.embedder, args.recipe) == ([0, 1, 2, 3, 4], "untrained", {})
-    assert args.jobs >= 1
+    config = read("runs/one", "--data", "phantom")
+    assert (config.run, config.folder) == (Path("runs/one"), Path("runs/one/benchmark"))
+    assert (config.seeds, config.embedder, config.recipe) == ((0, 1, 2, 3, 4), "untrained", ())
+    assert config.jobs >= 1
     # The whole table: the ConvNet has every selector, the others the rows that matter most.
     rows = {name: {} for name in ("convnet", "resnet18", "vit")}
-    for config, row, size in args.plan:
-        rows[config.architecture].setdefault(row, []).append(size)
+    for line in config.lines:
+        rows[line.config.architecture].setdefault(line.row.name, []).append(line.size)
     assert list(rows["convnet"])[: 3 + len(SELECTOR_NAMES)] == ["real_all", "pool_all", "real_random", *SELECTOR_NAMES]
     assert tuple(rows["vit"]) == tuple(rows["resnet18"]) == MAIN_ROWS and set(MAIN_ROWS) < set(rows["convnet"])
     for name, sizes in (("convnet", [10, 50, 100]), ("resnet18", [10, 100]), ("vit", [100])):
         for row, found in rows[name].items():
             assert found == ([None] if row.split("@")[0] in ("real_all", "pool_all") else sizes), (name, row)
-    assert set(args.specs) == set(rows["convnet"])
     # The margins' baselines and the ceiling of recovery are there for every classifier.
     assert all({"real_all", "random", "real_random"} <= set(found) for found in rows.values())
-    for config, row, _ in args.plan:
-        steps = {"convnet": 600, "resnet18": 300, "vit": 600}[config.architecture]
-        plain = ClassifierConfig(config.architecture, max_train_steps=steps, validation_steps=steps, batch_size=32)
-        assert config == replace(plain, **args.specs[row].recipe), row
+    for line in config.lines:
+        architecture = line.config.architecture
+        steps = {"convnet": 600, "resnet18": 300, "vit": 600}[architecture]
+        plain = ClassifierConfig(
+            architecture=architecture, max_train_steps=steps, validation_steps=steps, batch_size=32
+        )
+        assert line.row == parse_row(line.row.name)
+        assert line.config == replace(plain, **line.row.recipe), line.row
+
+
+def test_the_command_line_says_what_python_says(tmp_path):
+    argv = [str(tmp_path), "--data", "d", "--rows", "random", "--sizes", "3", "--seeds", "1", "--jobs", "2"]
+    config = ResultsTableConfig(run=tmp_path, data="d", rows=["random"], sizes=[3], seeds=[1], jobs=2)
+    assert read(*argv) == config
+    assert read(*argv, "--output", "elsewhere").folder == Path("elsewhere")
+
+
+def test_options_reach_other_processes(tmp_path):
+    config = ResultsTableConfig(run=tmp_path, data="d", rows=["infomap:quota=sqrt@margin=0.2"])
+    arrived = pickle.loads(pickle.dumps(config))
+    assert arrived == config and arrived.lines == config.lines and arrived.folder == config.folder
 
 
 def test_rows_sizes_and_classifiers_may_be_chosen():
-    argv = ["r", "--data", "d", "--rows", "random", "real_all", "--sizes", "7", "3", "--train", "vit:9"]
-    plan = parse_args(argv).plan
-    assert [(config.architecture, row, size) for config, row, size in plan] == [
+    config = read("r", "--data", "d", "--rows", "random", "real_all", "--sizes", "7", "3", "--train", "vit:9")
+    assert [(line.config.architecture, line.row.name, line.size) for line in config.lines] == [
         ("vit", "random", 7), ("vit", "random", 3), ("vit", "real_all", None),
     ]  # fmt: skip
 
@@ -81,7 +92,12 @@ def test_rows_have_options_of_select():
     assert (row.selector, row.quota, row.n_neighbors, row.min_probability) == ("infomap", "sqrt", 10, 0.5)
     assert (row.markov_time, row.typical_share) == (1.0, None)
     assert parse_row("random:typical_share=0.9").options.typical_share == 0.9
-    assert [parse_row(row) for row in FIXED_ROWS] == [Row(name, None) for name in FIXED_ROWS]
+    assert [parse_row(row) for row in FIXED_ROWS] == [Row(name, name, None) for name in FIXED_ROWS]
+
+
+def test_a_rows_selection_is_that_of_a_cell():
+    expected = SelectorConfig(selector="infomap", quota="sqrt", n_per_class=7, seed=3)
+    assert parse_row("infomap:quota=sqrt").selection(7, seed=3) == expected
 
 
 def test_rows_may_change_the_recipe():
@@ -108,11 +124,11 @@ def test_a_rows_recipe_goes_before_the_classifiers_and_that_before_the_common_on
         "r", "--data", "d", "--sizes", "5", "--rows", "random", "random@margin=0.3,alpha=3", "--batch-size", "8",
         "--recipe", "margin=0.1", "alpha=1", "position=0.7", "--train", "convnet:7@margin=0.2,loss=joint", "vit:9",
     ]  # fmt: skip
-    found = [config for config, _, _ in parse_args(argv).plan]
+    found = [line.config for line in read(*argv).lines]
     steps = {"max_train_steps": 7, "validation_steps": 7, "batch_size": 8, "position": 0.7}
-    convnet = ClassifierConfig("convnet", loss="joint", margin=0.2, alpha=1.0, **steps)
+    convnet = ClassifierConfig(architecture="convnet", loss="joint", margin=0.2, alpha=1.0, **steps)
     steps |= {"max_train_steps": 9, "validation_steps": 9}
-    vit = ClassifierConfig("vit", margin=0.1, alpha=1.0, **steps)
+    vit = ClassifierConfig(architecture="vit", margin=0.1, alpha=1.0, **steps)
     assert found == [
         convnet, replace(convnet, margin=0.3, alpha=3.0), vit, replace(vit, margin=0.3, alpha=3.0),
     ]  # fmt: skip
@@ -121,13 +137,25 @@ def test_a_rows_recipe_goes_before_the_classifiers_and_that_before_the_common_on
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--rows", "nonsense"], "--rows nonsense: argument --selector: invalid choice: 'nonsense' (choose from "),
-        (["--rows", "real_random:seed=1"], "--rows real_random:seed=1: argument --selector: invalid choice"),
+        (["--rows", "nonsense"], "--rows nonsense: selector=nonsense is unknown: it must be one of "),
+        (
+            ["--rows", "real_random:seed=1"],
+            "--rows real_random:seed=1: 'seed=1' is not OPTION=VALUE with one of min",
+        ),
         (["--rows", "infomap:quota"], "--rows infomap:quota: 'quota' is not OPTION=VALUE: write a row as in "),
-        (["--rows", "infomap:quota=odd"], "--rows infomap:quota=odd: argument --quota: invalid choice: 'odd'"),
-        (["--rows", "infomap:n_neighbors=x"], "--rows infomap:n_neighbors=x: argument --n-neighbors: invalid int"),
-        (["--rows", "infomap:n_per_class=3"], "--rows infomap:n_per_class=3: unrecognized arguments: --n-per-class"),
-        (["--rows", "random:min_probability=2"], "--min-probability=2.0 is out of range: it must be 0 to 1"),
+        (["--rows", "infomap:quota=odd"], "--rows infomap:quota=odd: quota=odd is unknown: it must be one of "),
+        (
+            ["--rows", "infomap:n_neighbors=x"],
+            "--rows infomap:n_neighbors=x: n_neighbors=x cannot be read",
+        ),
+        (
+            ["--rows", "infomap:n_per_class=3"],
+            "--rows infomap:n_per_class=3: 'n_per_class=3' is not OPTION=VALUE",
+        ),
+        (
+            ["--rows", "random:min_probability=2"],
+            "--rows random:min_probability=2: min_probability=2.0 is out of range: it must be 0 to 1",
+        ),
         (
             ["--rows", "random:copy_embedders=untrained"],
             "--rows random:copy_embedders=untrained: 'copy_embedders=untrained' cannot be given, since rows choose "
@@ -137,9 +165,9 @@ def test_a_rows_recipe_goes_before_the_classifiers_and_that_before_the_common_on
         (["--rows", "random:drop-copies=1"], "--rows random:drop-copies=1: 'drop-copies=1' cannot be given, since"),
         (["--rows", "random", "infomap", "random"], "--rows names a row twice: name each once"),
         (["--jobs", "0"], "--jobs=0 is out of range: it must be at least 1"),
-        (["--sizes", "2", "0"], "--sizes=[2, 0] is out of range: each must be at least 1"),
-        (["--sizes", "2", "2"], "--sizes=[2, 2] is out of range: each may be named once"),
-        (["--seeds", "1", "1"], "--seeds=[1, 1] is out of range: each may be named once"),
+        (["--sizes", "2", "0"], "--sizes=2 0 is out of range: each must be at least 1"),
+        (["--sizes", "2", "2"], "--sizes=2 2 is out of range: each may be named once"),
+        (["--seeds", "1", "1"], "--seeds=1 1 is out of range: each may be named once"),
         (["--batch-size", "0"], "--batch-size=0 is out of range: it must be at least 1"),
         (["--train", "convnet:0"], "--train=convnet:0: after the architecture comes the number of steps"),
         (["--train", "convnet:5:random"], "--train=convnet:5:random: write ARCHITECTURE:STEPS, as in convnet:600"),
@@ -156,14 +184,14 @@ def test_a_rows_recipe_goes_before_the_classifiers_and_that_before_the_common_on
         (["--recipe", "max_shift=1.5"], "--recipe: 'max_shift=1.5' must be a number"),
         (["--recipe", "margin=0.1", "margin=0.2"], "--recipe names margin twice: name it once"),
         (["--rows", "random@batch_size=3"], "--rows random@batch_size=3: 'batch_size=3' is not OPTION=VALUE"),
-        (["--rows", "random@loss=mse"], "--rows random@loss=mse: loss='mse' is unknown: it must be one of ce"),
+        (["--rows", "random@loss=mse"], "--rows random@loss=mse: loss=mse is unknown: it must be one of ce"),
         (["--rows", "random@margin=2"], "--rows random@margin=2: margin=2.0 is out of range"),
         (
             ["--rows", "real_all@normalize_stain=yes"],
             "--rows real_all@normalize_stain=yes: 'normalize_stain=yes' must",
         ),
-        (["--rows", "random@loss=joint,mixup=0.2"], "--rows random@loss=joint,mixup=0.2: loss='joint' does not go"),
-        (["--rows", "nonsense@loss=joint"], "--rows nonsense@loss=joint: argument --selector: invalid choice"),
+        (["--rows", "random@loss=joint,mixup=0.2"], "--rows random@loss=joint,mixup=0.2: loss=joint does not go"),
+        (["--rows", "nonsense@loss=joint"], "--rows nonsense@loss=joint: selector=nonsense is unknown"),
         (
             ["--rows", "infomap:selector=random"],
             "--rows infomap:selector=random: 'selector=random' is not OPTION=VALUE",
@@ -171,18 +199,34 @@ def test_a_rows_recipe_goes_before_the_classifiers_and_that_before_the_common_on
     ],
 )
 def test_bad_options_end_with_one_sentence(argv, message, monkeypatch, capsys):
-    monkeypatch.setattr(command, "run_module", lambda *call: pytest.fail("the script was started"))
+    monkeypatch.setattr(script, "run", lambda config: pytest.fail("the table was begun"))
     with pytest.raises(SystemExit) as error:
-        command.main(["/no/such", "--data", "phantom", *argv])
+        cli.main(["benchmark", "/no/such", "--data", "phantom", *argv])
     assert error.value.code == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith(f"error: {message}") and captured.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rows": ["random@margin=2"]}, "rows random@margin=2: margin=2.0 is out of range"),
+        ({"rows": []}, "rows is empty: name at least one"),
+        ({"sizes": [2, 2]}, "sizes=2 2 is out of range: each may be named once"),
+        ({"train": ["convnet:5:random"]}, "train=convnet:5:random: write ARCHITECTURE:STEPS, as in convnet:600; rows"),
+    ],
+)
+def test_in_python_errors_name_parameters(options, message):
+    with pytest.raises(InputError) as error:
+        ResultsTableConfig(run="/no/such", data="phantom", **options)
+    assert str(error.value).startswith(message)
+
+
 def cell(architecture: str, row: str, size: int | None, seed: int, **options: object) -> Cell:
     """One of 5 steps."""
-    return Cell(ClassifierConfig(architecture, seed=seed, max_train_steps=5, **options), row, size)
+    config = ClassifierConfig(architecture=architecture, seed=seed, max_train_steps=5, **options)
+    return Cell(config, parse_row(row), size)
 
 
 def test_cells_have_files_of_their_own():
@@ -221,18 +265,22 @@ def test_a_long_row_has_a_name_that_file_systems_take(tmp_path):
     long = "kernel_herding@" + ",".join(f"{name}=0.12345678" for name in RECIPE_OPTIONS)
     names = {file_name("a" * 121), file_name("a" * 122), file_name(long), file_name(f"{long}9")}
     assert len(long) > 255 and len(names) == 4 and all(len(name) == 120 + 1 + 8 for name in names)
-    write_json(Cell(ClassifierConfig(seed=2**31), long, 1000).path(tmp_path), {})
+    longest = Row(long, "kernel_herding", SelectorConfig())
+    write_json(Cell(ClassifierConfig(seed=2**31), longest, 1000).path(tmp_path), {})
 
 
 def test_the_plan_goes_seed_by_seed():
     argv = ["run", "--data", "phantom", "--rows", "real_all", "random", "--sizes", "5", "2", "--seeds", "4", "3"]
-    args = parse_args([*argv, "--train", "convnet:7", "vit:9"])
+    config = read(*argv, "--train", "convnet:7", "vit:9")
     one_seed = [
         (architecture, steps, row, size)
         for architecture, steps in (("convnet", 7), ("vit", 9))
         for row, size in (("real_all", None), ("random", 5), ("random", 2))
     ]
-    cells = [(c.config.seed, c.config.architecture, c.config.max_train_steps, c.row, c.size) for c in plan_cells(args)]
+    cells = [
+        (cell.config.seed, cell.config.architecture, cell.config.max_train_steps, cell.row.name, cell.size)
+        for cell in plan_cells(config.lines, config.seeds)
+    ]
     assert cells == [(seed, *rest) for seed in (4, 3) for rest in one_seed]
 
 
@@ -240,7 +288,12 @@ def test_the_plan_goes_seed_by_seed():
 
 
 def keep(folder: Path, cell: Cell) -> None:
-    about = {"architecture": cell.config.architecture, "row": cell.row, "size": cell.size, "seed": cell.config.seed}
+    about = {
+        "architecture": cell.config.architecture,
+        "row": cell.row.name,
+        "size": cell.size,
+        "seed": cell.config.seed,
+    }
     write_json(cell.path(folder), {**about, "config": asdict(cell.config)})
 
 
@@ -255,12 +308,12 @@ def test_cells_that_are_kept_are_not_missing(tmp_path):
 def test_a_cell_of_another_recipe_is_refused(tmp_path):
     kept = cell("convnet", "random", 5, 0, margin=0.3)
     keep(tmp_path, kept)
-    changed = Cell(replace(kept.config, margin=0.2), "random", 5)
+    changed = Cell(replace(kept.config, margin=0.2), kept.row, 5)
     with pytest.raises(InputError) as error:
         missing_cells([cell("convnet", "random", 5, 7), changed], tmp_path)
     assert str(error.value) == (
         f"{kept.path(tmp_path)} was trained with another recipe (margin was 0.3 and is now 0.2): "
-        "give another --output, or delete it"
+        "give another output, or delete it"
     )
 
 
@@ -287,14 +340,14 @@ def test_order_of_the_cells_that_are_kept(tmp_path):
     assert kept_cells(tmp_path, []) == []
     cells = [
         cell("convnet", "real_all", None, 0), cell("convnet", "random", 5, 0), cell("convnet", "random", 5, 11),
-        cell("convnet", "random", 40, 2), cell("convnet", "a", 5, 0), cell("convnet", "b", 5, 0),
+        cell("convnet", "random", 40, 2), cell("convnet", "herding", 5, 0), cell("convnet", "kmeans", 5, 0),
         cell("vit", "random", 5, 0),
     ]  # fmt: skip
     for one in reversed(cells):
         keep(tmp_path, one)
     found = kept_cells(tmp_path, ["real_all", "random"])
     assert [(c["architecture"], c["row"], c["size"], c["seed"]) for c in found] == [
-        (c.config.architecture, c.row, c.size, c.config.seed) for c in cells
+        (c.config.architecture, c.row.name, c.size, c.config.seed) for c in cells
     ]
 
 
@@ -443,8 +496,8 @@ def test_nothing_is_trained_again(grown, start, monkeypatch, capsys):
     folder, _, _, after = grown
     results, table = (folder / "benchmark.json").read_bytes(), (folder / "benchmark.md").read_bytes()
     kept = (folder / "inputs.npz").stat().st_mtime_ns
-    for name in ("ProcessPoolExecutor", "embed_images"):
-        monkeypatch.setattr(script, name, lambda *call, **options: pytest.fail("something was started"))
+    for module, name in ((cell_workers, "ProcessPoolExecutor"), (table_inputs, "embed_images")):
+        monkeypatch.setattr(module, name, lambda *call, **options: pytest.fail("something was started"))
     start("--rows", *ROWS, "--sizes", 1, 2, "--seeds", 0, 1)
     assert times(folder) == after and (folder / "inputs.npz").stat().st_mtime_ns == kept
     assert (folder / "benchmark.json").read_bytes() == results and (folder / "benchmark.md").read_bytes() == table
@@ -474,7 +527,7 @@ def test_a_kept_cell_of_another_recipe_is_refused_by_the_script(grown, folder, t
         (["--recipe", "loss=joint"], 'loss was "ce" and is now "joint"'),
     ):
         with pytest.raises(SystemExit) as error:
-            run_script(parse_args, script.main, [*argv, *changed])
+            run_script(script.make_parser, script.run, [*argv, *changed])
         assert error.value.code == 2
         assert capsys.readouterr().err == (
             f"error: {kept} was trained with another recipe ({message}): give another --output, or delete it\n"
@@ -490,7 +543,7 @@ def test_other_settings_are_refused(grown, folder, tiny_npz, capsys):
         (["--mixed-precision", "bf16"], 'mixed_precision was "no" and is now "bf16"'),
     ):
         with pytest.raises(SystemExit) as error:
-            run_script(parse_args, script.main, [*argv, *changed])
+            run_script(script.make_parser, script.run, [*argv, *changed])
         assert error.value.code == 2
         assert capsys.readouterr().err == (
             f"error: {grown[0]} was made with other settings ({message}): give another --output, or delete it\n"
@@ -499,9 +552,9 @@ def test_other_settings_are_refused(grown, folder, tiny_npz, capsys):
 
 
 def test_two_jobs_give_the_same_scores_and_what_is_too_large_is_left_out(
-    benchmark, folder, tmp_path, tiny_npz, monkeypatch, capfd
+    benchmark, folder, tmp_path, tiny_npz, monkeypatch, capfd, fresh_accelerate
 ):
-    # As a user does it: the command starts a process, and this one its workers.
+    # As a user does it: the command's process starts its workers.
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     output = tmp_path / "output"
     argv = [
@@ -515,7 +568,8 @@ def test_two_jobs_give_the_same_scores_and_what_is_too_large_is_left_out(
         "--seeds",
         "0",
     ]
-    command.main([str(folder), "--data", str(tiny_npz), *OPTIONS, *argv, "--jobs", "2", "--output", str(output)])
+    command = ["benchmark", str(folder), "--data", str(tiny_npz), *OPTIONS, *argv, "--jobs", "2"]
+    cli.main([*command, "--output", str(output)])
     captured = capfd.readouterr()
     assert "Traceback" not in captured.err
     cells, alone = cell_files(output), cell_files(benchmark)
@@ -548,9 +602,9 @@ def test_two_jobs_give_the_same_scores_and_what_is_too_large_is_left_out(
     assert read_record(output)["complete"]
 
 
-def test_a_row_that_diverges_leaves_the_others_alone(folder, tiny_npz, tmp_path, capfd):
+def test_a_row_that_diverges_leaves_the_others_alone(folder, tiny_npz, tmp_path, capfd, fresh_accelerate):
     argv = ["--rows", "random", "random@learning_rate=1e30", "--sizes", "2", "--seeds", "0", "--jobs", "1"]
-    command.main([str(folder), "--data", str(tiny_npz), *OPTIONS, *argv, "--output", str(tmp_path)])
+    cli.main(["benchmark", str(folder), "--data", str(tiny_npz), *OPTIONS, *argv, "--output", str(tmp_path)])
     results = read_json(tmp_path / "benchmark.json")
     assert [row["row"] for row in results["rows"]] == ["random"]
     (note,) = results["notes"]
@@ -566,11 +620,11 @@ def worker(folder, tiny_npz, tmp_path, fresh_accelerate):
     """`worker(row, …)` is one for these rows, with its inputs in a folder of its own."""
 
     def make(*rows: str) -> Worker:
-        argv = [str(folder), "--data", str(tiny_npz), *OPTIONS, "--output", str(tmp_path), "--rows", *rows]
-        args = parse_args(argv)
-        images, columns, _ = read_image_dataset(folder / "pool")
-        write_inputs(args, Tiles(images, columns["label"]), load_tiles(tiny_npz))
-        return Worker(args)
+        config = read(str(folder), "--data", str(tiny_npz), *OPTIONS, "--output", str(tmp_path), "--rows", *rows)
+        images, _, _ = read_image_dataset(folder / "pool")
+        real = load_tiles(tiny_npz).split("train").images
+        write_inputs(config.folder, needed_inputs(config.lines), config.embedder, config.run / "teacher", images, real)
+        return Worker(config)
 
     return make
 
@@ -619,7 +673,7 @@ def test_inputs_are_made_again_only_where_real_tiles_are_new(worker, tmp_path, m
     np.testing.assert_allclose(second.embeddings, first.embeddings, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(second.probabilities.sum(axis=1), 1, atol=1e-5)
     # Soft labels of real tiles are one more thing that comes when a row asks for it.
-    monkeypatch.setattr(script, "embed_images", None)
+    monkeypatch.setattr(table_inputs, "embed_images", None)
     assert worker("real_all@soft_label_weight=0.5").real.soft_labels.shape == (120, 5)
     assert worker(SOFT).real.soft_labels is not None
     for rows in (["random"], ["kmeans:typical_share=0.5"]):
