@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= demo-run
 
+# Type checkers do not follow an editable installation, which maps folders to histodistill.*: links do the same.
+LINKS := .mypy-links/histodistill
+
 .PHONY: demo test lint clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
@@ -21,6 +24,10 @@ test: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	mkdir -p $(LINKS)
+	ln -sfn $(foreach name,hub_cards pipelines selection training,$(CURDIR)/$(name)) \
+		$(CURDIR)/histodistill/__init__.py $(CURDIR)/histodistill/py.typed $(LINKS)
+	MYPYPATH=.mypy-links $(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(RUN) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-lowest $(RUN) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .mypy-links
