@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= demo-run
 
+# Type checkers do not follow an editable installation, which maps folders to histodistill.*: links do the same.
+LINKS := .mypy-links/histodistill
+
 .PHONY: demo test lint clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
@@ -15,12 +18,17 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 demo: $(VENV)/.installed
 	HF_HUB_OFFLINE=1 $(BIN)/histodistill distill --data phantom --preset cpu-demo --output $(RUN)
 
+# As many processes as there are processors, each with one thread: the models are too small to gain from more.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadgroup
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	mkdir -p $(LINKS)
+	ln -sfn $(foreach name,hub_cards pipelines selection training,$(CURDIR)/$(name)) \
+		$(CURDIR)/histodistill/__init__.py $(CURDIR)/histodistill/py.typed $(LINKS)
+	MYPYPATH=.mypy-links $(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(RUN) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-lowest $(RUN) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .mypy-links

@@ -116,8 +116,8 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
         self.n_features_in_ = embeddings.shape[1]
         for name, array in per_image.items():
             setattr(self, f"{name}_", array)
-        for name, values in per_class.items():
-            setattr(self, f"{name}_", np.array(values))
+        for name, numbers in per_class.items():
+            setattr(self, f"{name}_", np.array(numbers))
         return self
 
     @classmethod

@@ -508,7 +508,7 @@ def _judge_audit(result: AuditResult) -> list[Finding]:
             sentence = f"{100 * value:.0f}% of the planted {kind} copies are found; it must be {100 * least:.0f}%"
             findings.append(Finding(f"planted {kind}", value >= least, sentence))
     alarms = binomial_interval(round(limits.false_alarms * limits.num_held_out), limits.num_held_out)
-    # The limit of few tiles is the lowest of them, below which a further one falls as often as this.
+    # With few tiles the limit is the lowest of their scores; a further tile falls below that with this probability.
     allowed = max(MAX_FALSE_ALARMS, 1 / (limits.num_held_out + 1))
     findings.append(
         Finding(

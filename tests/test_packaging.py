@@ -19,6 +19,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+import histodistill
+
 
 ROOT = Path(__file__).parents[1]
 #: The top of the package, and the folders that become its parts.
@@ -36,14 +38,23 @@ def lines(text: str) -> list[str]:
 
 
 def source_files() -> set[str]:
-    """Paths of all files of the four folders, relative to the root; `assets` holds the README's pictures only."""
-    found = (path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file())
+    """Paths of all files of the package, relative to the root; `assets` holds the README's pictures only."""
+    found = (path for folder in (TOP, *FOLDERS) for path in (ROOT / folder).rglob("*") if path.is_file())
     return {path.relative_to(ROOT).as_posix() for path in found if not {"__pycache__", "assets"} & set(path.parts)}
+
+
+def packaged(path: str) -> str:
+    """Where a source file is in an installation, below its top: the four folders are parts of the package."""
+    return path.removeprefix(f"{TOP}/")
+
+
+def test_the_top_of_the_package_holds_its_names_and_nothing_else():
+    assert {path for path in source_files() if path.startswith(f"{TOP}/")} == {f"{TOP}/__init__.py", f"{TOP}/py.typed"}
 
 
 def test_every_package_is_listed():
     folders = {Path(path).parent.as_posix() for path in source_files() if path.endswith("/__init__.py")}
-    names = {f"histodistill.{folder.replace('/', '.')}": folder for folder in folders}
+    names = {TOP: TOP} | {f"{TOP}.{folder.replace('/', '.')}": folder for folder in folders - {TOP}}
     options = setup_cfg()["options"]
     assert sorted(lines(options["packages"])) == sorted(names)
     mapping = dict(line.split(" = ") for line in lines(options["package_dir"]))
@@ -92,7 +103,7 @@ def wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     ignore = shutil.ignore_patterns("__pycache__")
-    for name in FOLDERS:
+    for name in (TOP, *FOLDERS):
         shutil.copytree(ROOT / name, source / name, ignore=ignore)
     shutil.copytree(ROOT / "tests", source / "tests", ignore=ignore)
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
@@ -116,8 +127,8 @@ def test_wheel_holds_every_file_and_no_tests(wheel):
     found = {path.relative_to(wheel) for path in wheel.rglob("*") if path.is_file()}
     (info,) = {path.parts[0] for path in found if path.parts[0] != "histodistill"}
     assert info.endswith(".dist-info")
-    packaged = {path.relative_to("histodistill").as_posix() for path in found if path.parts[0] == "histodistill"}
-    assert packaged == source_files()
+    inside = {path.relative_to(TOP).as_posix() for path in found if path.parts[0] == TOP}
+    assert inside == {packaged(path) for path in source_files()}
 
 
 def test_wheel_has_the_licence_and_the_command(wheel):
@@ -144,7 +155,9 @@ print(json.dumps({"help": output.getvalue(), "files": files}))
 
 def test_wheel_works_by_itself(wheel, tmp_path):
     modules = [
-        f"histodistill.{path.removesuffix('.py').removesuffix('/__init__').replace('/', '.')}"
+        f"{TOP}.{packaged(path).removesuffix('.py').removesuffix('__init__').rstrip('/').replace('/', '.')}".rstrip(
+            "."
+        )
         for path in sorted(source_files())
         # Metrics are loaded as files, each from its own folder; the demo page needs gradio, which is an extra.
         if path.endswith(".py") and not path.startswith("training/metrics/") and path != "training/demo_app/page.py"
@@ -172,7 +185,12 @@ def test_metrics_are_beside_the_code():
 def test_console_script():
     (script,) = metadata.entry_points(group="console_scripts", name="histodistill")
     assert script.load() is import_module("histodistill.training.cli").main
-    assert metadata.version("histodistill") == setup_cfg()["metadata"]["version"]
+
+
+def test_version_is_the_same_everywhere():
+    assert setup_cfg()["metadata"]["version"] == "attr: histodistill.__version__"
+    assert metadata.version("histodistill") == histodistill.__version__
+    assert f"\nversion: {histodistill.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 @pytest.mark.launch

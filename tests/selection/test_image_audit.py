@@ -205,7 +205,7 @@ def test_short_texts_of_verdict_and_images(real):
     published = tiles(60, 3)
     verdict = audit_images(*as_arrays(published), train=real.train, validation=real.validation, n_planted=20)
     assert repr(verdict) == "Verdict(passed=True)" and str(verdict).startswith("passed\n✓ ")
-    assert repr(published) == "LabelledImages(60 images of 20 px)"
+    assert repr(published) == "LabelledImages(60 images of 20×20 px, 2 classes)"
 
 
 def test_the_fewest_tiles_that_an_audit_takes_are_enough():

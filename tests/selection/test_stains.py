@@ -35,4 +35,4 @@ def test_a_change_of_stains_is_the_same_from_version_to_version():
     """Planted copies, and so the verdict of an audit, hang on it."""
     images = np.arange(2 * 8 * 8 * 3, dtype=np.int64).reshape(2, 8, 8, 3) * 37 % 256
     changed = change_stains(images.astype(np.uint8), np.array([[1.2, 0.8, 1.0]] * 2), np.array([[0.1, 0.0, -0.1]] * 2))
-    assert hashlib.sha256(changed.tobytes()).hexdigest()[:16] == ""
+    assert hashlib.sha256(changed.tobytes()).hexdigest()[:16] == "4231f9e38199e9fe"

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from histodistill.selection import QUOTA_RULES, RANKINGS, SELECTOR_NAMES, WEIGHTINGS
-from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import StepConfig, config, option
 
 
@@ -45,44 +42,3 @@ class SelectorConfig(StepConfig):
     ranking: str = option(
         "which images of a community", default="modular_centrality", choices=RANKINGS, group=_INFOMAP
     )
-
-
-@config
-class SelectConfig(SelectorConfig):
-    """Options of `select`."""
-
-    pool: Path = option("folder that generate left", setting=False)
-    teacher: Path = option("folder of a classifier trained on the real tiles", setting=False)
-    data: str | Path | None = option(
-        "the real tiles, which --typical-share and --drop-copies go by", default=None, setting=False
-    )
-    embedder: str | Path = option(
-        "untrained: a ConvNet with random weights; teacher: the teacher's features; a transformers vision model; "
-        "or the folder of an autoencoder for its latents",
-        default="untrained",
-        setting=False,  # its fingerprint tells it
-    )
-    output: Path = option("folder for selector/ and distilled/", setting=False)
-    drop_copies: bool = option(
-        "drop images that are copies of a real tile, as histodistill audit finds them; needs --data",
-        default=False,
-        group=FILTERS,
-    )
-    copy_embedders: tuple[str, ...] = option(
-        "embedding spaces, beside pixels, in which copies are looked for; the audit looks in untrained and "
-        "RUN/autoencoder unless told otherwise, and distill drops what it finds in these",
-        default=("untrained",),
-        group=FILTERS,
-        setting=False,  # their fingerprints tell them
-    )
-
-    @property
-    def needs_real_tiles(self) -> bool:
-        """Whether an option goes by real tiles."""
-        return self.typical_share is not None or self.drop_copies
-
-    def check(self) -> None:
-        """Checks that there are real tiles where an option goes by them."""
-        if self.needs_real_tiles and self.data is None:
-            name = "drop_copies" if self.drop_copies else "typical_share"
-            raise InputError(f"{param('data')} is missing: {param(name)} goes by the real tiles, so name them")

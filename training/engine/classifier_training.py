@@ -78,7 +78,7 @@ def fit_classifier(
     initial: Classifier | None = None,
     checkpoint_dir: str | Path | None = None,
     checkpointing_steps: int = 250,
-    resume: str | None = None,
+    resume: str | Path | None = None,
     log: Callable[[dict[str, Any], int], None] | None = None,
     on_checkpoint: Callable[[], None] | None = None,
     progress: bool = True,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from diffusers import AutoencoderDC
@@ -22,7 +22,7 @@ _LEAST_MEAN_SQUARE = 1e-12
 
 
 def build_autoencoder(
-    image_size: int, channels: list[int], latent_channels: int, layers_per_block: int
+    image_size: int, channels: Sequence[int], latent_channels: int, layers_per_block: int
 ) -> AutoencoderDC:
     """A new `AutoencoderDC` that maps image_size to image_size / 2^(levels - 1).
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, UNet2DModel
@@ -19,7 +20,7 @@ def build_denoiser(
     latent_size: int,
     latent_channels: int,
     num_classes: int,
-    channels: list[int],
+    channels: Sequence[int],
     layers_per_block: int = 2,
     attention_levels: int = 0,
     dropout: float = 0.0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -41,12 +41,12 @@ def is_autoencoder(name_or_path: str | Path) -> bool:
     return config.is_file() and json.loads(config.read_text()).get("_class_name") == "AutoencoderDC"
 
 
-def resolve_embedder(name: str, teacher: Path) -> str | Path:
+def resolve_embedder(name: str | Path, teacher: Path) -> str | Path:
     """What `embed_images` takes for the value of an option `embedder`."""
     return teacher if name == TEACHER else name
 
 
-def describe_embedder(name: str) -> str:
+def describe_embedder(name: str | Path) -> str:
     """The value of an option `embedder` in words, without a path of this machine."""
     if name == TEACHER:
         return "features of a classifier trained on the same tiles"
@@ -56,13 +56,13 @@ def describe_embedder(name: str) -> str:
         return "latents of an autoencoder"
     if is_classifier(name):
         return "features of a classifier"
-    return Path(name).name if Path(name).exists() else name
+    return Path(name).name if Path(name).exists() else str(name)
 
 
-def embedder_fingerprint(name: str) -> str:
+def embedder_fingerprint(name: str | Path) -> str:
     """What stands for the value of an option `embedder` in a record: for a folder, not its path but its content."""
     if not Path(name).is_dir():
-        return name
+        return str(name)
     digest = hashlib.sha256()
     for file in sorted(Path(name).rglob("*")):
         if file.suffix in (".json", ".safetensors") and file.name != "stage.json":
@@ -70,7 +70,7 @@ def embedder_fingerprint(name: str) -> str:
     return f"{describe_embedder(name)}, sha256 {digest.hexdigest()}"
 
 
-def named_embeddings(names: list[str]) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+def named_embeddings(names: Sequence[str]) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     """Embedders as functions of images, by names without a path of this machine.
 
     Args:

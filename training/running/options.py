@@ -194,7 +194,7 @@ class Kind:
     @classmethod
     def of(cls, config_class: type[StepConfig], name: str) -> Kind:
         """The kind of a field."""
-        return _kinds(config_class)[name]
+        return _kinds(config_class)[name]  # type: ignore[arg-type]  # classes are hashable
 
     @classmethod
     def read(cls, hint: Any) -> Kind:
@@ -426,7 +426,7 @@ class StepParser(argparse.ArgumentParser, Generic[_Config]):
             self.called[field.name] = metavar
             group.add_argument(field.name, **{**options, "metavar": metavar})
             return
-        default = None if required else field.default
+        default: Any = None if required else field.default
         if about.repeatable:
             options["action"], default = "extend", list(default or ())
         group.add_argument(option_string(field.name), dest=field.name, required=required, default=default, **options)
