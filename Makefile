@@ -18,8 +18,9 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 demo: $(VENV)/.installed
 	HF_HUB_OFFLINE=1 $(BIN)/histodistill distill --data phantom --preset cpu-demo --output $(RUN)
 
+# As many processes as there are processors, each with one thread: the models are too small to gain from more.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadgroup
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -67,7 +67,7 @@ class HistologyPipeline(DiffusionPipeline):
     ):
         super().__init__()
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler)
-        id2label = id2label or {i: str(i) for i in range(unet.config.num_class_embeds - 1)}
+        id2label = id2label or {str(i): str(i) for i in range(unet.config.num_class_embeds - 1)}
         self.register_to_config(id2label={str(i): str(name) for i, name in id2label.items()})
 
     @property
@@ -78,12 +78,12 @@ class HistologyPipeline(DiffusionPipeline):
     @property
     def num_classes(self) -> int:
         """Number of real classes; the null class is not one of them."""
-        return self.unet.config.num_class_embeds - 1
+        return int(self.unet.config.num_class_embeds) - 1
 
     @property
     def null_class(self) -> int:
         """Class id that stands for "no class" in classifier-free guidance."""
-        return self.unet.config.num_class_embeds - 1
+        return int(self.unet.config.num_class_embeds) - 1
 
     def get_class_ids(self, class_labels: int | str | list[int | str] | torch.Tensor) -> torch.Tensor:
         """Turns class ids and class names, also mixed, into an int64 tensor of class ids.
@@ -245,13 +245,13 @@ class HistologyPipeline(DiffusionPipeline):
         """Images of normalised latents, as `output_type` says."""
         config = self.vae.config
         latents = latents.to(self.vae.dtype) / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
-        images = (self.vae.decode(latents).sample.float() / 2 + 0.5).clamp(0, 1)
+        images: torch.Tensor = (self.vae.decode(latents).sample.float() / 2 + 0.5).clamp(0, 1)
         if output_type == "pt":
             return images
-        images = images.permute(0, 2, 3, 1).cpu().numpy()
+        arrays: np.ndarray = images.permute(0, 2, 3, 1).cpu().numpy()
         if output_type == "np":
-            return images
-        return [PIL.Image.fromarray(image) for image in (images * 255).round().astype(np.uint8)]
+            return arrays
+        return [PIL.Image.fromarray(image) for image in (arrays * 255).round().astype(np.uint8)]
 
     def save_pretrained(
         self,

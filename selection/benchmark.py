@@ -27,7 +27,6 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
-from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
@@ -43,6 +42,7 @@ from histodistill.selection.distill_selector import round_robin
 from histodistill.selection.files import write_bytes
 from histodistill.selection.graph import knn_graph
 from histodistill.selection.quotas import community_quotas
+from histodistill.selection.versions import installed_versions
 
 
 #: The graphs that are compared; see the text at the top of this file.
@@ -339,7 +339,7 @@ def main(argv: list[str] | None = None) -> None:
         rows.append({**row, **run_measurement({**settings, **row})})
     add_comparisons(rows)
     packages = ("histodistill", "infomap", "faiss-cpu", "numpy", "scipy", "scikit-learn")
-    versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+    versions = {"python": platform.python_version(), **installed_versions(packages)}
     machine = {"cpu_count": os.cpu_count(), "versions": versions}
     results = {"settings": settings, "machine": machine, "rows": rows}
     print("\n".join(table_lines(rows)))

@@ -163,6 +163,7 @@ def _import_infomap() -> ModuleType:
 
 
 def _degeneracy(labels: np.ndarray) -> str | None:
+    """What `Communities.degenerate` says of these communities of the nodes."""
     sizes = np.bincount(labels)
     alone = int((sizes == 1).sum())
     if len(sizes) == 1:
@@ -175,6 +176,7 @@ def _degeneracy(labels: np.ndarray) -> str | None:
 
 
 def _advice(found: Communities, name: str) -> str:
+    """What a warning says of a degenerate result, and what to change."""
     n_nodes = len(found.module_labels)
     alone = int((np.bincount(found.module_labels) == 1).sum())
     return {
@@ -185,4 +187,4 @@ def _advice(found: Communities, name: str) -> str:
         "than half of them: raise n_neighbors or markov_time",
         "one_module": f"{name}: Infomap put all {n_nodes} nodes into one community, so they are ranked by modular "
         "centrality alone and not spread: lower n_neighbors or markov_time",
-    }[found.degenerate]
+    }[str(found.degenerate)]

@@ -450,7 +450,8 @@ def audit(
         planted = {kind: binomial_interval(int(found[copies.kinds == kind].sum()), n_planted) for kind in MUST_FIND}
     weights = None
     if weight_losses is not None:
-        weights = measure_attack(*(-losses for losses in weight_losses), 1 - FAILS_BY_CHANCE, seed)
+        members, non_members = weight_losses
+        weights = measure_attack(-members, -non_members, 1 - FAILS_BY_CHANCE, seed)
     others = real.held_out or real.validation
     return AuditResult(
         limits=limits,
@@ -507,7 +508,7 @@ def _judge_audit(result: AuditResult) -> list[Finding]:
             sentence = f"{100 * value:.0f}% of the planted {kind} copies are found; it must be {100 * least:.0f}%"
             findings.append(Finding(f"planted {kind}", value >= least, sentence))
     alarms = binomial_interval(round(limits.false_alarms * limits.num_held_out), limits.num_held_out)
-    # The limit of few tiles is the lowest of them, below which a further one falls as often as this.
+    # With few tiles the limit is the lowest of their scores; a further tile falls below that with this probability.
     allowed = max(MAX_FALSE_ALARMS, 1 / (limits.num_held_out + 1))
     findings.append(
         Finding(
@@ -563,12 +564,14 @@ def _is_guessing(attack: Attack) -> bool:
 
 
 def _told(attack: Attack) -> str:
+    """How well an attack tells members, for the end of a sentence."""
     surely = attack.true_positives[FALSE_POSITIVE_RATES[0]]
     few = "" if surely is None else f", and {100 * surely.value:.1f}% of them at 1% false alarms"
     return f"an AUC of {_text(attack.auc)}{few}"
 
 
 def _text(interval: Interval) -> str:
+    """An estimate with its interval, to three digits."""
     return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
@@ -590,24 +593,36 @@ def _split_validation(real: RealTiles, seed: int) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class _Attackable:
-    """All that is the same for every set of synthetic images: the real tiles, and what is known of them."""
+    """All that is the same for every set of synthetic images: the real tiles, and what is known of them.
+
+    Attributes:
+        index: The index of all real tiles.
+        limits: Where copying begins.
+        real: The real tiles.
+        rows: Role in the attacks, see `_split_validation` → rows of `real.all_images`.
+        roles: Role → its tiles; of the control, no more than there are images to be published.
+        points: Space → role → embeddings N×D.
+        controls: Space → the control tiles in all symmetries, embedded: 8×N×D.
+        seed: Seed of all that is random.
+    """
 
     index: CopyIndex
     limits: CopyLimits
     real: RealTiles
     rows: dict[str, np.ndarray]
     roles: dict[str, LabelledImages]
-    points: dict[str, dict[str, np.ndarray]]  # space → role → N×D
-    controls: dict[str, np.ndarray]  # space → 8×N×D
+    points: dict[str, dict[str, np.ndarray]]
+    controls: dict[str, np.ndarray]
     seed: int
 
 
 def _audit_set(synthetic: LabelledImages, known: _Attackable, by_class: bool) -> SetAudit:
+    """The audit of one set of images; `by_class` also measures overfitting and membership within each class."""
     views = {name: views_of(synthetic.images, embed) for name, embed in known.index.spaces.items()}
     scores = known.index.search(synthetic.images, views)
     train, others = known.roles["train"], known.roles["others"]
     is_other = np.repeat([False, True], [len(train), len(others)])
-    # Where each of all real tiles is among these two kinds, or -1.
+    # For each real tile, its row among train and others together, or −1 for a tile of another role.
     place = np.full(len(known.real), -1)
     place[np.concatenate([known.rows["train"], known.rows["others"]])] = np.arange(len(is_other))
     labels = np.concatenate([train.labels, others.labels])
@@ -616,7 +631,8 @@ def _audit_set(synthetic: LabelledImages, known: _Attackable, by_class: bool) ->
     for name, at in known.points.items():
         both = np.concatenate([at["train"], at["others"]])
         nearest = place[scores.nearest[name]]
-        elsewhere = nearest < 0  # nearest to a tile of another kind, so the search did not tell
+        # Where the nearest of all tiles has another role, the nearest of these two roles is searched for.
+        elsewhere = nearest < 0
         nearest[elsewhere] = nearest_under_views(views[name][:, elsewhere], both, 1)[0][:, 0]
         overfitting[name] = measure_overfitting(nearest, is_other, labels, confidence, known.seed)
         if by_class:
@@ -638,6 +654,7 @@ def _audit_set(synthetic: LabelledImages, known: _Attackable, by_class: bool) ->
 
 
 def _attack(attack: str, space: str, views: np.ndarray, known: _Attackable, by_class: bool) -> MembershipAttack:
+    """One of `ATTACKS` in one space, by images in all symmetries, embedded: `views` 8×G×D."""
     at, train, others = known.points[space], known.roles["train"], known.roles["others"]
     both = np.concatenate([at["train"], at["others"]])
     rng = np.random.default_rng([known.seed, 2])
@@ -659,12 +676,13 @@ def _attack(attack: str, space: str, views: np.ndarray, known: _Attackable, by_c
             non_members = scores[0][count:][others.labels == label]
             if min(len(members), len(non_members)) >= 2:
                 per_class[int(label)] = measure_attack(members, non_members, seed=known.seed).auc
-    rates = [attack.true_positives[FALSE_POSITIVE_RATES[0]] for attack in (main, control)]
-    gained = None if None in rates else advantage(*(rate.value for rate in rates))
+    told, told_of_control = (found.true_positives[FALSE_POSITIVE_RATES[0]] for found in (main, control))
+    gained = None if told is None or told_of_control is None else advantage(told.value, told_of_control.value)
     return MembershipAttack(main, control, gained, per_class=per_class)
 
 
 def _count_copies(synthetic: LabelledImages, limits: CopyLimits, scores: CopyScores, real: RealTiles) -> Copies:
+    """Counts the copies of training tiles and of others."""
     is_copy, nearest = limits.is_copy(scores), limits.nearest(scores)
     num_training, num_all = len(real.train), len(real)
     of_training = is_copy & (nearest < num_training)

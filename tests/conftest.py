@@ -55,6 +55,17 @@ train = ["convnet:2:real_all,real_random,distilled_ce"]
 """
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Shares out the files over the processes of pytest-xdist (`--dist loadgroup`), each file as a whole.
+
+    All that read `tiny_run` are one group, so that it is made once. That group is the longest: it comes first.
+    """
+    readers = {item.path for item in items if "tiny_run" in getattr(item, "fixturenames", ())}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("tiny_run" if item.path in readers else str(item.path)))
+    items.sort(key=lambda item: item.path not in readers)
+
+
 @dataclass(frozen=True)
 class TinyRun:
     """What a run left, and what was seen while it was made.

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from histodistill.selection.versions import installed_versions
 from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import StepParser, config, option, run_script
@@ -213,8 +214,6 @@ def how_trained(
     config: TrainClassifierConfig, settings: dict[str, Any], seconds: float, accelerator: Accelerator
 ) -> dict[str, Any]:
     """What `results.json` tells of the way in which the scores came about."""
-    from importlib.metadata import version
-
     return {
         "settings": settings,
         "config": dataclasses.asdict(config.recipe),
@@ -223,7 +222,7 @@ def how_trained(
         "seconds": round(seconds, 1),
         "num_processes": accelerator.num_processes,
         "device": str(accelerator.device),
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": installed_versions(_PACKAGES),
     }
 
 

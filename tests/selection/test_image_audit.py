@@ -205,7 +205,7 @@ def test_short_texts_of_verdict_and_images(real):
     published = tiles(60, 3)
     verdict = audit_images(*as_arrays(published), train=real.train, validation=real.validation, n_planted=20)
     assert repr(verdict) == "Verdict(passed=True)" and str(verdict).startswith("passed\n✓ ")
-    assert repr(published) == "LabelledImages(60 images of 20 px)"
+    assert repr(published) == "LabelledImages(60 images of 20×20 px, 2 classes)"
 
 
 def test_the_fewest_tiles_that_an_audit_takes_are_enough():
@@ -253,3 +253,13 @@ def test_arrays_that_cannot_be_audited_are_refused_in_one_sentence(changes, mess
     with pytest.raises(ValueError, match=message) as caught:
         audit_images(**{**given, "n_planted": 1, **changes})
     assert "\n" not in str(caught.value)
+
+
+def test_real_tiles_and_images_print_in_a_line():
+    images = LabelledImages(np.zeros((1200, 8, 8, 3), dtype=np.uint8), np.arange(1200) % 3)
+    assert repr(images) == "LabelledImages(1,200 images of 8×8 px, 3 classes)"
+    some = images[np.arange(40)]
+    assert repr(RealTiles(images, None, some)) == (
+        "RealTiles(1,200 training tiles of 8×8 px, 3 classes; nothing held out; 40 for validation)"
+    )
+    assert "; 40 held out; 40 for validation)" in repr(RealTiles(images, some, some))

@@ -60,9 +60,13 @@ def test_nothing_is_imported_from_other_packages_of_the_project():
         assert foreign == set(), f"{file.name} imports {foreign}"
 
 
+# What the package holds itself, without an import of anything else.
+NAMES = ("QUOTA_RULES", "RANKINGS", "SELECTOR_NAMES", "WEIGHTINGS")
+
+
 def test_every_public_name_has_a_home():
     package = histodistill.selection
-    assert sorted([*package._HOME_OF_NAME, "RANKINGS", "SELECTOR_NAMES"]) == sorted(package.__all__)
+    assert sorted([*package._HOME_OF_NAME, *NAMES]) == sorted(package.__all__)
     assert set(package.__all__) <= set(dir(package))
     assert tuple(SELECTORS) == SELECTOR_NAMES
 

@@ -35,8 +35,6 @@ from histodistill.training.running.presets import PRESET_NAMES, load_preset, pre
 if TYPE_CHECKING:
     from histodistill.training.data.tiles import TileSource
 
-# The largest seed of a selector, which the seeds of sites and cells become.
-_LARGEST_SEED = 2**31 - 1
 # What each site trains, and whose number of steps can be given: the step's name, and its model's.
 TRAINED = {"autoencoder": "autoencoder", "diffusion": "denoiser", "teacher": "teacher"}
 # The options that decide the result, beside the tiles; further seeds may be added to a study.
@@ -84,11 +82,13 @@ class SitesStudyConfig(CellsConfig):
 
     def check(self) -> None:
         """Checks preset, seeds and steps."""
+        from histodistill.selection.communities import LARGEST_RANDOM_STATE
+
         super().check()
         load_preset(self.preset)
-        rule = f"0 to {_LARGEST_SEED}, the largest that a selector takes"
-        require(0 <= self.split_seed <= _LARGEST_SEED, "split_seed", self.split_seed, f"it must be {rule}")
-        require(max(self.seeds, default=0) <= _LARGEST_SEED, "seeds", self.seeds, f"each must be {rule}")
+        rule = f"0 to {LARGEST_RANDOM_STATE}, the largest that a selector takes"
+        require(0 <= self.split_seed <= LARGEST_RANDOM_STATE, "split_seed", self.split_seed, f"it must be {rule}")
+        require(max(self.seeds, default=0) <= LARGEST_RANDOM_STATE, "seeds", self.seeds, f"each must be {rule}")
         if self.train.count(":") > 1:
             raise InputError(f"{param('train')}={self.train}: write ARCHITECTURE:STEPS, as in convnet:600")
         if self.plan.steps % self.rounds:

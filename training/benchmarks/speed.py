@@ -15,10 +15,10 @@ import contextlib
 import functools
 import os
 import platform
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from histodistill.selection.versions import installed_versions
 from histodistill.training.benchmarks.training_speed import PRECISION_NAMES, measure_training
 from histodistill.training.evaluation.plans import require_once
 from histodistill.training.running.errors import InputError, param
@@ -127,7 +127,7 @@ def machine_facts() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor_name(),
         "cpu_count": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
+        "versions": {"python": platform.python_version(), **installed_versions(_PACKAGES)},
     }
 
 

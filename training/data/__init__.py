@@ -1,0 +1,4 @@
+"""Where tiles come from: sources, decoding, splits, and image datasets on disk.
+
+Imports from `running`.
+"""

@@ -8,6 +8,7 @@ from histodistill.selection.image_audit import FEWEST_VALIDATION_TILES, Labelled
 from histodistill.training.data.tiles import HELD_OUT, Tiles, TileSource
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json
+from histodistill.training.running.formats import RUN_FORMAT, check_format
 
 
 def real_tiles(source: TileSource) -> RealTiles:
@@ -35,9 +36,17 @@ def real_tiles(source: TileSource) -> RealTiles:
 
 
 def audit_share_of(run: Path) -> float:
-    """The share of the training tiles that a run keeps from its models; 0 for one that was not made by `distill`."""
+    """The share of the training tiles that a run keeps from its models; 0 for one that was not made by `distill`.
+
+    Raises:
+        InputError: If the run's record is of a later format.
+    """
     file = run / "run.json"
-    return read_json(file)["settings"].get("audit_share", 0.0) if file.is_file() else 0.0
+    if not file.is_file():
+        return 0.0
+    record = read_json(file)
+    check_format(record, file, RUN_FORMAT)
+    return record["settings"].get("audit_share", 0.0)
 
 
 def labelled(tiles: Tiles) -> LabelledImages:

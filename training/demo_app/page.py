@@ -9,7 +9,7 @@ import ipaddress
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 import pandas as pd
@@ -31,10 +31,6 @@ from histodistill.training.demo_app.jobs import (
 from histodistill.training.evaluation.cells import check_same_kind
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.stages import read_record
-
-
-if TYPE_CHECKING:
-    from histodistill.training.demo_app.serve import DemoAppConfig
 
 
 #: Images that one click generates, at most: more would keep everybody else waiting.
@@ -282,25 +278,35 @@ def warning_line(host: str, run: show.DemoRun) -> str | None:
     return f"warning: --host {host} shows this run to everybody who can reach this machine{found}"
 
 
-def serve_page(config: DemoAppConfig) -> None:
-    """Reads the run and serves its page until it is interrupted.
+def serve_page(folder: Path, data: str | None, host: str, port: int) -> None:
+    """Reads a run and serves its page until it is interrupted.
+
+    Args:
+        folder: Folder of the run.
+        data: What names the real tiles that classifiers are scored on; None leaves the scores out.
+        host, port: The address to listen on.
 
     Raises:
         InputError: If the run has no distilled set, the real tiles do not suit it, or the address cannot be listened
             on.
     """
-    run = show.read_demo_run(config.run)
-    real = load_real(config.data, config.run, run)
-    page = build_page(run, load_pipeline(config.run), real)
-    if line := warning_line(config.host, run):
+    run = show.read_demo_run(folder)
+    real = load_real(data, folder, run)
+    page = build_page(run, load_pipeline(folder), real)
+    if line := warning_line(host, run):
         print(line)
-    launch(page, config)
-    print(f"demo-app: http://{config.host}:{config.port} shows the run; Ctrl-C ends it", flush=True)
+    launch(page, folder, host, port)
+    print(f"demo-app: http://{host}:{port} shows the run; Ctrl-C ends it", flush=True)
     page.block_thread()
 
 
-def launch(page: gr.Blocks, config: DemoAppConfig) -> None:
+def launch(page: gr.Blocks, folder: Path, host: str, port: int) -> None:
     """Starts to serve a page, in threads of its own: nothing is shared elsewhere, and no file of the run is served.
+
+    Args:
+        page: What `build_page` made.
+        folder: Folder of the run, whose files stay here.
+        host, port: The address to listen on.
 
     Raises:
         InputError: If the address cannot be listened on.
@@ -313,13 +319,13 @@ def launch(page: gr.Blocks, config: DemoAppConfig) -> None:
     )
     try:
         page.queue(max_size=_LONGEST_QUEUE).launch(
-            server_name=config.host,
-            server_port=config.port,
+            server_name=host,
+            server_port=port,
             share=False,
             ssr_mode=False,
             run_history=False,
             footer_links=[],
-            blocked_paths=[str(config.run.resolve()), tempfile.gettempdir()],
+            blocked_paths=[str(folder.resolve()), tempfile.gettempdir()],
             app_kwargs={"middleware": [Middleware(_SafeHeaders)]},
             theme=theme,
             css=_CSS,
@@ -328,6 +334,6 @@ def launch(page: gr.Blocks, config: DemoAppConfig) -> None:
         )
     except OSError as error:
         raise InputError(
-            f"{param('host')}={config.host} {param('port')}={config.port} cannot be listened on: give another port, "
+            f"{param('host')}={host} {param('port')}={port} cannot be listened on: give another port, "
             "or end what uses it"
         ) from error

@@ -56,7 +56,7 @@ def run(config: DemoAppConfig) -> None:
     with contextlib.suppress(KeyboardInterrupt):
         from histodistill.training.demo_app.page import serve_page
 
-        serve_page(config)
+        serve_page(config.run, config.data, config.host, config.port)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from datasets import Features
@@ -17,6 +18,7 @@ from histodistill.training.data.sources import load_tiles
 from histodistill.training.data.tiles import TileSource
 from histodistill.training.distillation.community_figures import community_map, community_tiles
 from histodistill.training.distillation.pool_selection import Selection, SelectionInputs
+from histodistill.training.distillation.selector_options import SelectorConfig
 from histodistill.training.generate import PIPELINE_OPTIONS
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.embedders import (
@@ -24,16 +26,11 @@ from histodistill.training.models.embedders import (
     embed_images,
     embedder_fingerprint,
     named_embeddings,
-    resolve_embedder,
 )
 from histodistill.training.models.prediction import predict_proba
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.files import read_json, write_text
 from histodistill.training.running.stages import require_complete
-
-
-if TYPE_CHECKING:
-    from histodistill.training.distillation.select import SelectConfig
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,7 +42,8 @@ class Sources:
         columns: Name → array of N: the pool's other columns, with `label` and `seed`.
         class_names: Names of the labels.
         pool_record, teacher_record: The stage records of pool and teacher.
-        real: The real tiles, or None where no option goes by them.
+        data: The real tiles as the user names them, or None where no option goes by them.
+        real: The real tiles, or None.
     """
 
     images: np.ndarray
@@ -53,6 +51,7 @@ class Sources:
     class_names: list[str]
     pool_record: dict[str, Any]
     teacher_record: dict[str, Any]
+    data: str | None
     real: TileSource | None
 
     @property
@@ -60,39 +59,49 @@ class Sources:
         """int64 N, the classes that the images were generated as."""
         return self.columns["label"]
 
-    def fingerprints(self, config: SelectConfig) -> dict[str, Any]:
-        """What the record of the stage says of its inputs, none of them by its path."""
+    def fingerprints(self, embedder: str, copy_embedders: Sequence[str] | None) -> dict[str, Any]:
+        """What the record of the stage says of its inputs, none of them by its path.
+
+        Args:
+            embedder: The embedding space of the selection.
+            copy_embedders: Those in which copies are looked for; None if they are not.
+        """
         inputs = {
             "pool": self.pool_record["fingerprint"],
             "teacher": self.teacher_record["fingerprint"],
-            "embedder": embedder_fingerprint(config.embedder),
+            "embedder": embedder_fingerprint(embedder),
         }
-        if config.drop_copies:
-            inputs["copy_embedders"] = [embedder_fingerprint(name) for name in config.copy_embedders]
+        if copy_embedders is not None:
+            inputs["copy_embedders"] = [embedder_fingerprint(name) for name in copy_embedders]
         if self.real is not None:
             inputs["data"] = self.real.fingerprint()
         return inputs
 
 
-def read_sources(config: SelectConfig) -> Sources:
-    """Reads the pool, the records, and the real tiles where an option goes by them.
+def read_sources(pool: Path, teacher: Path, data: str | None) -> Sources:
+    """Reads the pool, the records, and the real tiles.
+
+    Args:
+        pool: Folder that `generate` left.
+        teacher: Folder of a classifier trained on the real tiles.
+        data: The real tiles, as `load_tiles` takes them; None where no option goes by them.
 
     Raises:
         InputError: If pool or teacher is not finished, the pool is damaged, or the real tiles cannot be read or have
             other classes than the pool.
     """
-    pool_record = require_complete(config.pool, "pool", "run histodistill generate first")
-    teacher_record = require_complete(config.teacher, "classifier", "run train_classifier on the real tiles first")
-    images, columns, class_names = read_image_dataset(config.pool)
+    pool_record = require_complete(pool, "pool", "run histodistill generate first")
+    teacher_record = require_complete(teacher, "classifier", "run train_classifier on the real tiles first")
+    images, columns, class_names = read_image_dataset(pool)
     real = None
-    if config.needs_real_tiles:
-        real = load_tiles(config.data, image_size=images.shape[1])
+    if data is not None:
+        real = load_tiles(data, image_size=images.shape[1])
         if real.class_names != class_names:
             raise InputError(
-                f"{param('data')} {config.data} has other classes than the pool ({_short(real.class_names)} and not "
+                f"{param('data')} {data} has other classes than the pool ({_short(real.class_names)} and not "
                 f"{_short(class_names)}): give the tiles that the pipeline was trained on"
             )
-    return Sources(images, columns, class_names, pool_record, teacher_record, real)
+    return Sources(images, columns, class_names, pool_record, teacher_record, data, real)
 
 
 def tiles_of(teacher: Path) -> str:
@@ -110,31 +119,6 @@ def tiles_of(teacher: Path) -> str:
         ) from error
 
 
-def gather_inputs(config: SelectConfig, sources: Sources) -> SelectionInputs:
-    """Embeds pool and real tiles, asks the teacher, and looks for copies, each as far as the options need it.
-
-    Raises:
-        InputError: For a teacher of other classes, an embedder that cannot be loaded, or tiles by which copies cannot
-            be told.
-    """
-    teacher = load_teacher(config.teacher, sources.class_names)
-    embedder = resolve_embedder(config.embedder, config.teacher)
-    copies = np.zeros(len(sources.images), dtype=bool)
-    if config.drop_copies:
-        copies = copies_in_pool(config, sources)
-        require_enough(copies, sources.labels, sources.class_names, config.n_per_class)
-    # Nothing else goes by embeddings of real tiles.
-    real = sources.real.split("train") if config.typical_share is not None else None
-    return SelectionInputs(
-        embeddings=embed_images(embedder, sources.images),
-        labels=sources.labels,
-        probabilities=predict_proba(teacher, sources.images).astype(np.float32),
-        real_embeddings=embed_images(embedder, real.images) if real else None,
-        real_labels=real.labels if real else None,
-        copies=copies,
-    )
-
-
 def load_teacher(folder: Path, class_names: list[str]) -> Classifier:
     """The teacher.
 
@@ -150,19 +134,26 @@ def load_teacher(folder: Path, class_names: list[str]) -> Classifier:
     return teacher
 
 
-def copies_in_pool(config: SelectConfig, sources: Sources) -> np.ndarray:
+def copies_in_pool(sources: Sources, embedders: Sequence[str], n_per_class: int, seed: int) -> np.ndarray:
     """Which images of the pool are copies of a real tile: N bool.
 
+    Args:
+        sources: What the set is made from, with real tiles.
+        embedders: Embedding spaces, beside pixels, in which copies are looked for.
+        n_per_class: Images that are to be chosen of each class.
+        seed: Of the limits of what is a copy.
+
     Raises:
-        InputError: If that cannot be told by the real tiles.
+        InputError: If that cannot be told by the real tiles, or too few images are left.
     """
-    tiles, embeddings = real_tiles(sources.real), named_embeddings(config.copy_embedders)
+    tiles, embeddings = real_tiles(sources.real), named_embeddings(embedders)
     try:
-        copies, _ = find_copies(sources.images, tiles, embeddings, config.seed)
+        copies, _ = find_copies(sources.images, tiles, embeddings, seed)
     except ValueError as error:  # what the tiles are not fit for
         raise InputError(
-            f"{param('drop_copies')} cannot tell copies by the tiles of {config.data}: {error}"
+            f"{param('drop_copies')} cannot tell copies by the tiles of {sources.data}: {error}"
         ) from error
+    require_enough(copies, sources.labels, sources.class_names, n_per_class)
     return copies
 
 
@@ -187,6 +178,32 @@ def require_enough(copies: np.ndarray, labels: np.ndarray, class_names: list[str
             f"{param('n_per_class')}={n_per_class}: the model repeats real tiles; train it on more tiles, for fewer "
             "steps or with fewer channels, or generate more images"
         )
+
+
+def gather_inputs(
+    sources: Sources, teacher: Classifier, embedder: str | Path, by_real_tiles: bool, copies: np.ndarray | None
+) -> SelectionInputs:
+    """Embeds the pool, and asks the teacher what it sees.
+
+    Args:
+        sources: What the set is made from.
+        teacher: Of the classes of the pool.
+        embedder: What `embed_images` takes.
+        by_real_tiles: Whether the selection goes by embeddings of real training tiles too.
+        copies: N bool, the images that must not be chosen; None for no such image.
+
+    Raises:
+        InputError: For an embedder that cannot be loaded.
+    """
+    real = sources.real.split("train") if by_real_tiles else None
+    return SelectionInputs(
+        embeddings=embed_images(embedder, sources.images),
+        labels=sources.labels,
+        probabilities=predict_proba(teacher, sources.images).astype(np.float32),
+        real_embeddings=embed_images(embedder, real.images) if real else None,
+        real_labels=real.labels if real else None,
+        copies=copies,
+    )
 
 
 def write_selector(folder: Path, selection: Selection, inputs: SelectionInputs, sources: Sources) -> None:
@@ -217,16 +234,27 @@ def write_images(folder: Path, selection: Selection, inputs: SelectionInputs, so
 
 def write_card(
     path: Path,
-    config: SelectConfig,
+    config: SelectorConfig,
     selection: Selection,
     inputs: SelectionInputs,
     sources: Sources,
     features: Features,
+    *,
+    embedder: str,
     tiles_name: str,
 ) -> None:
-    """Writes the card of the distilled set, a README.md."""
+    """Writes the card of the distilled set.
+
+    Args:
+        path: The README.md.
+        config: How it was chosen.
+        selection, inputs, sources: What came out, by what, and of what.
+        features: Of the dataset.
+        embedder: The embedding space of the selection.
+        tiles_name: Name of the real tiles.
+    """
     filters = {name: getattr(config, name) for name in ("min_probability", "typical_share") if getattr(config, name)}
-    if config.drop_copies:
+    if inputs.copies is not None:
         filters["copies of real tiles"] = f"{int(inputs.copies.sum())} of {len(inputs.copies)} images dropped"
     card = DistilledDatasetCardData(
         class_names=sources.class_names,
@@ -235,7 +263,7 @@ def write_card(
         pool_size=len(sources.images),
         selector=type(selection.selector).__name__,
         selector_params=selection.selector.get_params(),
-        embedder=describe_embedder(config.embedder),
+        embedder=describe_embedder(embedder),
         filters=filters,
         generation={name: sources.pool_record["settings"][name] for name in PIPELINE_OPTIONS},
         features=features,
@@ -244,22 +272,15 @@ def write_card(
     write_text(path, render_dataset_card(card))
 
 
-def count_images(
-    selection: Selection, inputs: SelectionInputs, class_names: list[str], drop_copies: bool
-) -> dict[str, Any]:
-    """What the record of the stage says of the images: how many were chosen and dropped, and their communities.
-
-    Args:
-        selection, inputs: What came out, and of what.
-        class_names: Names of the labels.
-        drop_copies: Whether copies were looked for; if not, their number is None.
-    """
+def count_images(selection: Selection, inputs: SelectionInputs, class_names: list[str]) -> dict[str, Any]:
+    """What the record of the stage says of the images: how many were chosen and dropped, and their communities."""
     labels, copies = inputs.labels, inputs.copies
+    filtered = ~selection.candidates if copies is None else ~selection.candidates & ~copies
     return {
         "num_images": len(selection.chosen),
         "community_sizes": community_sizes(selection.communities.module_labels_, labels, class_names),
-        "dropped": count_by_class(~selection.candidates & ~copies, labels, class_names),
-        "copies_dropped": count_by_class(copies, labels, class_names) if drop_copies else None,
+        "dropped": count_by_class(filtered, labels, class_names),
+        "copies_dropped": None if copies is None else count_by_class(copies, labels, class_names),
         "warnings": selection.notes,
     }
 

@@ -76,18 +76,26 @@ def run(config: SelectConfig) -> Path:
     """
     from histodistill.training.distillation import distilled_set
     from histodistill.training.distillation.pool_selection import fit_selector, make_selector
+    from histodistill.training.models.embedders import resolve_embedder
     from histodistill.training.running.stages import Stage
 
     folder, selector_folder = config.output / "distilled", config.output / "selector"
-    sources = distilled_set.read_sources(config)
-    stage = Stage(folder, {"stage": "distilled", **sources.fingerprints(config), **config.settings()})
+    sources = distilled_set.read_sources(config.pool, config.teacher, config.data if config.needs_real_tiles else None)
+    known = sources.fingerprints(config.embedder, config.copy_embedders if config.drop_copies else None)
+    stage = Stage(folder, {"stage": "distilled", **known, **config.settings()})
     stage.require_own_folder()
     if stage.complete and (selector_folder / "config.json").is_file():
         print(f"select: {folder} is already finished")
         return folder
     tiles_name = distilled_set.tiles_of(config.teacher)
     make_selector(config)  # refuses what is out of range before the embedding, which takes a while
-    inputs = distilled_set.gather_inputs(config, sources)
+    teacher = distilled_set.load_teacher(config.teacher, sources.class_names)
+    embedder = resolve_embedder(config.embedder, config.teacher)
+    copies = None
+    if config.drop_copies:
+        copies = distilled_set.copies_in_pool(sources, config.copy_embedders, config.n_per_class, config.seed)
+    by_real_tiles = config.typical_share is not None  # nothing else goes by their embeddings
+    inputs = distilled_set.gather_inputs(sources, teacher, embedder, by_real_tiles, copies)
     selection = fit_selector(config, inputs, sources.class_names)
     for note in selection.notes:
         print(f"warning: {note}")
@@ -95,8 +103,17 @@ def run(config: SelectConfig) -> Path:
     stage.begin()
     distilled_set.write_selector(selector_folder, selection, inputs, sources)
     features = distilled_set.write_images(folder / "data", selection, inputs, sources)
-    distilled_set.write_card(folder / "README.md", config, selection, inputs, sources, features, tiles_name)
-    stage.finish(**distilled_set.count_images(selection, inputs, sources.class_names, config.drop_copies))
+    distilled_set.write_card(
+        folder / "README.md",
+        config,
+        selection,
+        inputs,
+        sources,
+        features,
+        embedder=config.embedder,
+        tiles_name=tiles_name,
+    )
+    stage.finish(**distilled_set.count_images(selection, inputs, sources.class_names))
     print(f"select: {len(selection.chosen)} of {len(sources.images)} images saved to {folder}")
     return folder
 

@@ -106,7 +106,12 @@ def apply_plan(images: torch.Tensor, plan: AugmentationPlan) -> torch.Tensor:
 
 
 def random_symmetry(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Gives each image (of N×C×S×S, any type) one of the square's eight symmetries, drawn from a CPU `generator`."""
+    """Gives each image one of the square's eight symmetries.
+
+    Args:
+        images: N×C×S×S of any type.
+        generator: A CPU generator.
+    """
     return apply_symmetries(images, torch.randint(0, 8, (len(images),), generator=generator))
 
 

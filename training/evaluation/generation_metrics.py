@@ -15,9 +15,10 @@ from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.utils import gen_batches
 
 from histodistill.training.running.errors import InputError
+from histodistill.training.running.options import require
 
 
-# Distances in memory at a time: 256 MiB of float64.
+# Distances that are held in memory at a time: 256 MiB of float64.
 _BLOCK = 2**25
 
 
@@ -108,8 +109,7 @@ def neighbourhoods(real: np.ndarray, generated: np.ndarray, n_neighbors: int = 5
     Raises:
         InputError: For arrays of other shapes, or too few rows.
     """
-    if n_neighbors < 1:
-        raise InputError(f"n_neighbors={n_neighbors} is out of range: it must be at least 1")
+    require(n_neighbors >= 1, "n_neighbors", n_neighbors, "it must be at least 1")
     real, generated = _checked(real, generated, at_least=n_neighbors + 1)
     # Near the origin squared distances lose the fewest digits to rounding; what is left of that must not decide
     # whether a copy lies in a neighbourhood, so distances that differ by less count as equal.

@@ -1,7 +1,7 @@
 """Metrics as `evaluate` modules that travel with the package: one folder each, with its script and its card.
 
 They are loaded from where the package is installed, so no network is needed. Each folder can also be given to
-`evaluate.load(metric_folder(name))`, or be uploaded as it is.
+`evaluate.load(metric_folder(name))`, or be uploaded as it is. This room imports nothing of the others.
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ from pathlib import Path
 import evaluate
 
 
+__all__ = ["METRICS", "load_metric", "metric_folder"]
+
+
+#: The metrics; each is the name of a folder.
 METRICS = ("accuracy", "auroc_macro_ovr", "f1_macro")
 
 

@@ -55,11 +55,6 @@ class PublishConfig(HubConfig):
         rule = "it must be an identifier of the Hub, such as cc-by-4.0"
         require(self.license is None or bool(_LICENSE.fullmatch(self.license)), "license", self.license, rule)
 
-    @property
-    def audit_file(self) -> Path:
-        """Where the audit is."""
-        return self.run / "audit.json" if self.audit is None else self.audit
-
 
 def make_parser() -> StepParser[PublishConfig]:
     """The parser of the command line."""
@@ -79,7 +74,17 @@ def run(config: PublishConfig) -> list[Upload] | list[Published]:
     from histodistill.training.publishing.pushing import show_or_push
     from histodistill.training.publishing.repositories import collect_uploads
 
-    return show_or_push(collect_uploads(config), config)
+    uploads = collect_uploads(
+        config.run,
+        config.namespace,
+        config.only,
+        name=config.name,
+        license=config.license,
+        attribution=config.attribution,
+        audit_file=config.audit,
+        accept_risk=config.i_accept_the_risk,
+    )
+    return show_or_push(uploads, config)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet
@@ -41,10 +41,6 @@ from histodistill.training.running.files import read_json
 from histodistill.training.running.stages import read_record, require_complete
 
 
-if TYPE_CHECKING:
-    from histodistill.training.publishing.publish import PublishConfig
-
-
 # What the name of each repository ends with.
 SUFFIXES = {"pipeline": "ldm", "selector": "selector", "dataset": "distilled"}
 # The folder of a run that each repository is made of, and that its verdict is about.
@@ -66,29 +62,43 @@ SELECTOR_ARRAYS = {
 _DTYPES = {"I64": "int64", "I32": "int32", "F32": "float32", "F64": "float64"}
 
 
-def collect_uploads(config: PublishConfig) -> list[Upload]:
+def collect_uploads(
+    run: Path,
+    namespace: str,
+    kinds: Sequence[str] = tuple(PARTS),
+    *,
+    name: str | None = None,
+    license: str | None = None,
+    attribution: str | None = None,
+    audit_file: Path | None = None,
+    accept_risk: bool = False,
+) -> list[Upload]:
     """The repositories of a run as they are to be, in the order in which they refer to each other.
 
     Args:
-        config: What of which run is published, and what the cards say that the run does not know.
+        run: Folder of the run.
+        namespace: The user or organisation of the Hub that they belong to.
+        kinds: Which repositories, of `PARTS`.
+        name: What to call the real tiles; by default their own name where that is known to everybody.
+        license, attribution: Of the real tiles; by default those of MedMNIST where they are its tiles.
+        audit_file: The audit; by default that of the run.
+        accept_risk: Whether the gate's refusal is only noted on the cards.
 
     Raises:
         InputError: If a stage is missing, the gate refuses, or a file holds what may not leave.
     """
-    run = config.run
+    audit_file = audit_file or run / "audit.json"
     record = require_complete(run / "distilled", "distilled set", "run histodistill select first")
-    for kind in config.only:
+    for kind in kinds:
         _check_metadata(run, kind)
     images, columns, class_names = read_image_dataset(run / "distilled")
-    name = _name_to_publish(config, class_names)
-    repos = {kind: f"{config.namespace}/{name}-{SUFFIXES[kind]}" for kind in config.only}
-    common = read_run_facts(
-        run, repos, name, class_names, images.shape[1], len(images), config.license, config.attribution
-    )
-    audit = read_optional(config.audit_file)
+    name = _name_to_publish(run, name, class_names)
+    repos = {kind: f"{namespace}/{name}-{SUFFIXES[kind]}" for kind in kinds}
+    common = read_run_facts(run, repos, name, class_names, images.shape[1], len(images), license, attribution)
+    audit = read_optional(audit_file)
     if not isinstance(audit, dict | None):
-        raise InputError(f"{config.audit_file} is no audit: run histodistill audit again")
-    facts = {kind: pass_gate(run, kind, audit, common, config.i_accept_the_risk) for kind in config.only}
+        raise InputError(f"{audit_file} is no audit: run histodistill audit again")
+    facts = {kind: pass_gate(run, kind, audit, common, accept_risk) for kind in kinds}
     grid = png_bytes(distilled_grid(images, columns["label"]))
     makers = {
         "pipeline": lambda: pipeline_upload(run, facts["pipeline"], grid),
@@ -101,17 +111,17 @@ def collect_uploads(config: PublishConfig) -> list[Upload]:
     return uploads
 
 
-def _name_to_publish(config: PublishConfig, class_names: list[str]) -> str:
+def _name_to_publish(run: Path, name: str | None, class_names: list[str]) -> str:
     """What to call the real tiles in public.
 
     Raises:
         InputError: If that must be said, or what is said is the name of the built-in drawings and they are not.
     """
-    known = public_name(source_name(config.run), class_names)
-    name = config.name or known
+    known = public_name(source_name(run), class_names)
+    name = name or known
     if name is None:
         raise InputError(
-            f"the tiles of {config.run} come from a source whose name is not published: give {param('name')}, what to "
+            f"the tiles of {run} come from a source whose name is not published: give {param('name')}, what to "
             "call them"
         )
     if name == "phantom" and known != "phantom":

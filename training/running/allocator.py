@@ -23,5 +23,5 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, TypeError, AttributeError):  # no shared C library to open, or one without this function
         return False
-    never, pad = 2**31 - 1, 64 * 2**20  # bytes: more than any array has, and 64 MiB
+    never, pad = 2**31 - 1, 64 * 2**20  # bytes: the most that mallopt takes, and 64 MiB
     return all([mallopt(_M_MMAP_MAX, 0), mallopt(_M_TRIM_THRESHOLD, never), mallopt(_M_TOP_PAD, pad)])

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Protocol
 
 import torch
 from tqdm.auto import tqdm
@@ -29,15 +30,36 @@ from histodistill.training.tables.results_summary import SPLITS
 from histodistill.training.tables.table_inputs import read_inputs
 
 
-if TYPE_CHECKING:
-    from histodistill.training.tables.results_table import ResultsTableConfig
+class TableOptions(Protocol):
+    """What workers go by of the options of a table.
+
+    Attributes:
+        run: Folder with pool/ and teacher/.
+        folder: Folder of the table.
+        data, image_size: The real tiles: see `load_tiles`.
+        mixed_precision: Of the trainings.
+        jobs: Trainings at a time.
+    """
+
+    @property
+    def run(self) -> Path: ...
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def data(self) -> str | Path: ...
+    @property
+    def image_size(self) -> int | None: ...
+    @property
+    def mixed_precision(self) -> str: ...
+    @property
+    def jobs(self) -> int: ...
 
 
-def train_cells(config: ResultsTableConfig, cells: list[Cell], stage: Stage) -> list[str]:
+def train_cells(config: TableOptions, cells: list[Cell], stage: Stage) -> list[str]:
     """Trains cells in `config.jobs` processes, and writes their files.
 
     Args:
-        config: Of the table.
+        config: Of the table; it travels to the processes.
         cells: Those that are missing, at least one.
         stage: Keeps the time spent after each of them.
 
@@ -105,7 +127,7 @@ class Worker:
         accelerator: Of this process.
     """
 
-    def __init__(self, config: ResultsTableConfig):
+    def __init__(self, config: TableOptions):
         self.folder = config.folder
         self.source = load_tiles(config.data, image_size=config.image_size)
         train = self.source.split("train")
@@ -157,7 +179,7 @@ class Worker:
 _worker: Worker | None = None
 
 
-def _start_worker(config: ResultsTableConfig, threads: int) -> None:
+def _start_worker(config: TableOptions, threads: int) -> None:
     global _worker
     torch.set_num_threads(threads)
     keep_freed_memory()

@@ -35,5 +35,5 @@ def test_blends_are_means_of_two_tiles(tiny_npz):
 @pytest.mark.parametrize(("option", "rule"), [("--num-tiles=99", "at least 100"), ("--weight-tiles=1", "at least 2")])
 def test_bad_sizes_are_one_sentence(option, rule, capsys):
     with pytest.raises(SystemExit):
-        script.parse_args(["--run", "r", "--data", "d", option])
+        script.make_parser().read(["--run", "r", "--data", "d", option])
     assert rule in capsys.readouterr().err

@@ -7,13 +7,14 @@ import torch
 from diffusers.training_utils import EMAModel
 
 from histodistill.training.benchmarks import memory as script
-from histodistill.training.benchmarks.memory import MIB, estimate_autoencoder, estimate_denoiser
+from histodistill.training.benchmarks import memory_estimates
+from histodistill.training.benchmarks.memory_estimates import MIB, estimate_autoencoder, estimate_denoiser
 from histodistill.training.engine.flow import flow_loss
 from histodistill.training.models.autoencoder import VariationalAutoencoder, build_autoencoder, reconstruction_loss
 from histodistill.training.models.denoiser import build_denoiser
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.options import run_script
-from histodistill.training.running.presets import PRESETS, Preset
+from histodistill.training.running.presets import Preset, load_preset
 
 
 SIZE, BATCH, NUM_CLASSES = 32, 4, 3
@@ -87,7 +88,7 @@ def check_mixed_precision(stated, real, tolerance: float) -> None:
 def test_rules_of_autocast_are_followed(monkeypatch):
     with monkeypatch.context() as patch:
         # Here only a CPU can be asked, whose autocast runs group norms in 16 bits.
-        patch.setattr(script.GpuAutocast, "_FLOAT32", ())
+        patch.setattr(memory_estimates.GpuAutocast, "_FLOAT32", ())
         on_cpu = estimates()
         check_mixed_precision(on_cpu, real_losses("cpu", torch.bfloat16), 0.01)
     for cpu, gpu, single in zip(on_cpu, estimates(), estimates(mixed_precision="no"), strict=True):
@@ -105,14 +106,14 @@ def test_other_rules_of_autocast_change_nothing(monkeypatch):
     functions = [getattr(place, name) for place in (torch, torch.Tensor) for name in ("exp", "pow", "rsqrt")]
     called = set()
 
-    class Watched(script.GpuAutocast):
-        _FLOAT32 = (*script.GpuAutocast._FLOAT32, *functions)
+    class Watched(memory_estimates.GpuAutocast):
+        _FLOAT32 = (*memory_estimates.GpuAutocast._FLOAT32, *functions)
 
         def __torch_function__(self, func, types, args=(), kwargs=None):
             called.add(func)
             return super().__torch_function__(func, types, args, kwargs)
 
-    monkeypatch.setattr(script, "GpuAutocast", Watched)
+    monkeypatch.setattr(memory_estimates, "GpuAutocast", Watched)
     assert estimates() == expected
     assert called & set(functions) == {torch.exp, torch.Tensor.pow, torch.rsqrt}
 
@@ -121,7 +122,7 @@ def test_other_rules_of_autocast_change_nothing(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_gpu_keeps_what_is_stated(precision):
-    stated, real = estimates(mixed_precision=precision), real_losses("cuda", script.PRECISIONS[precision])
+    stated, real = estimates(mixed_precision=precision), real_losses("cuda", memory_estimates.DTYPES[precision])
     check_mixed_precision(stated, real, 0.05)
 
 
@@ -141,7 +142,7 @@ def test_weights_and_optimizer_are_those_of_a_real_step():
         assert estimate.weight_bytes == sum(t.untyped_storage().nbytes() for t in tensors)
 
 
-@pytest.mark.parametrize("precision", script.PRECISIONS)
+@pytest.mark.parametrize("precision", memory_estimates.DTYPES)
 def test_activations_are_in_proportion_to_the_batch(precision):
     small, large = (estimates(mixed_precision=precision, batch_size=size) for size in (2, 6))
     for one, three in zip(small, large, strict=True):
@@ -161,8 +162,9 @@ def test_larger_tiles_need_more():
 
 
 def test_preset_is_fitted_to_the_image_size():
-    preset = PRESETS["gpu"].for_image_size(64)
-    autoencoder, denoiser = estimate_autoencoder(PRESETS["gpu"], 64), estimate_denoiser(PRESETS["gpu"], 64, 9)
+    gpu = load_preset("gpu")
+    preset = gpu.for_image_size(64)
+    autoencoder, denoiser = estimate_autoencoder(gpu, 64), estimate_denoiser(gpu, 64, 9)
     assert (autoencoder.model, denoiser.model) == ("autoencoder", "denoiser")
     assert autoencoder.latent_shape == denoiser.latent_shape == (16, 16, 16)
     assert autoencoder.image_size == denoiser.image_size == 64
@@ -179,18 +181,18 @@ def test_each_storage_counts_once_and_numbers_not_at_all(device):
         # Kept are `tripled`, by two views, the right product, the weight, and the number 2.
         return (tripled[:, :4] * a[:, :4]).sum() + (tripled[:, 4:] * a[:, 4:] * weight / 2).sum()
 
-    assert script.saved_bytes(step, lambda: [weight]) == 4 * (16 + 8)
-    assert script.saved_bytes(step, list) == 4 * (16 + 8 + 4)
+    assert memory_estimates.saved_bytes(step, lambda: [weight]) == 4 * (16 + 8)
+    assert memory_estimates.saved_bytes(step, list) == 4 * (16 + 8 + 4)
 
 
 def test_table(capsys):
-    run_script(script.parse_args, script.main, ["--preset", "cpu-demo", "--image-size", "28", "64"])
+    run_script(script.make_parser, script.run, ["--preset", "cpu-demo", "--image-size", "28", "64"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "preset cpu-demo, 9 classes, mixed precision bf16"
     assert [line.split()[:3] for line in lines[2:-1]] == [
         [size, "px", model] for size in ("28", "64") for model in ("autoencoder", "denoiser")
     ]
-    estimate = estimate_denoiser(PRESETS["cpu-demo"], 28, 9)
+    estimate = estimate_denoiser(load_preset("cpu-demo"), 28, 9)
     million, shape = f"{estimate.num_parameters / 1e6:.2f} M", "8×14×14"
     parts = (estimate.weight_bytes, estimate.activation_bytes, estimate.total_bytes)
     expected = f"28 px denoiser {million} {shape} 32 " + " ".join(f"{part / MIB:,.0f} MiB" for part in parts)
@@ -202,7 +204,7 @@ def test_table(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--image-size", "28", "0"], "--image-size=[28, 0] is out of range: every size must be at least 1"),
+        (["--image-size", "28", "0"], "--image-size=28 0 is out of range: each must be at least 1"),
         (["--num-classes", "0"], "--num-classes=0 is out of range: it must be at least 1"),
         (
             ["--image-size", "28", "30"],
@@ -212,7 +214,7 @@ def test_table(capsys):
 )
 def test_bad_options_end_with_one_sentence(argv, message, capsys):
     with pytest.raises(SystemExit) as stopped:
-        run_script(script.parse_args, script.main, argv)
+        run_script(script.make_parser, script.run, argv)
     assert stopped.value.code == 2
     captured = capsys.readouterr()
     assert captured.err == f"error: {message}\n"
@@ -221,5 +223,5 @@ def test_bad_options_end_with_one_sentence(argv, message, capsys):
 
 def test_sizes_that_the_models_cannot_halve():
     for estimate in (lambda: estimate_autoencoder(TINY, 30), lambda: estimate_denoiser(TINY, 30, NUM_CLASSES)):
-        with pytest.raises(InputError, match="give --image-size"):
+        with pytest.raises(InputError, match="give image_size"):
             estimate()

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
-import itertools
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from histodistill.training.benchmarks import site_cells
 from histodistill.training.benchmarks import sites_study as script
 from histodistill.training.benchmarks.sites import split_over_sites
-from histodistill.training.benchmarks.sites_study import parse_args, summarise_sites, titles
+from histodistill.training.benchmarks.sites_table import summarise_sites, titles
 from histodistill.training.data.sources import load_tiles
+from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json
 from histodistill.training.running.stages import read_record
 from histodistill.training.tables.results_summary import paired_margin
@@ -30,60 +32,73 @@ SEEDS = "0 to 2147483647, the largest that a selector takes"
         (["--diffusion-steps", "0"], "--diffusion-steps=0 is out of range: it must be at least 1"),
         (["--split-seed", "-1"], f"--split-seed=-1 is out of range: it must be {SEEDS}"),
         (["--split-seed", "2147483648"], f"--split-seed=2147483648 is out of range: it must be {SEEDS}"),
-        (["--seeds", "0", "2147483648"], f"--seeds=[0, 2147483648] is out of range: each must be {SEEDS}"),
+        (["--seeds", "0", "2147483648"], f"--seeds=0 2147483648 is out of range: each must be {SEEDS}"),
         (["--train", "convnet:5:random"], "--train=convnet:5:random: write ARCHITECTURE:STEPS, as in convnet:600"),
         (["--train", "mlp:5"], "--train=mlp:5: the architecture must be one of convnet, resnet18, vit"),
     ],
 )
 def test_bad_options_end_with_one_sentence(argv, message, capsys):
     with pytest.raises(SystemExit) as error:
-        parse_args(["--data", "phantom", "--output", "/no/such", *argv])
+        script.make_parser().read(["--data", "phantom", "--output", "/no/such", *argv])
     assert error.value.code == 2
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
 @pytest.mark.parametrize(
-    ("as_many", "words"), [(4, "as many as merged"), (3, "3 of each class, as the rarest has no more")]
+    ("is_cut", "words"), [(False, "as many as merged"), (True, "3 of each class, as the rarest has no more")]
 )
-def test_title_of_sampled_tiles_tells_how_many(as_many, words):
-    args = parse_args(["--data", "phantom", "--output", "/no/such", *OPTIONS, "--seeds", str(2**31 - 1)])
-    assert titles(args, as_many)["sampled"] == f"random real tiles of all sites together, {words}"
+def test_title_of_sampled_tiles_tells_how_many(is_cut, words):
+    named = titles(2, 5, as_many=3, is_cut=is_cut)
+    assert named["sampled"] == f"random real tiles of all sites together, {words}"
+    assert named["federated"] == "federated averaging, 5 rounds"
+    assert [name for name in named if name.endswith(("-1", "-2", "-3"))] == [
+        "site-1", "distilled-1", "site-2", "distilled-2",
+    ]  # fmt: skip
 
 
 def test_each_site_distils_its_own_tiles(tiny_npz, tmp_path, monkeypatch):
-    calls = []
-    monkeypatch.setattr(script, "run_module", lambda module, argv, num_processes: calls.append((module, argv)))
+    started = []
+    monkeypatch.setattr(site_cells, "run_module", lambda module, argv, num_processes: started.append((module, argv)))
     distilled = (np.zeros((1, 8, 8, 3), np.uint8), {"label": np.zeros(1)}, [])
-    monkeypatch.setattr(script, "read_image_dataset", lambda folder: distilled)
+    monkeypatch.setattr(site_cells, "read_image_dataset", lambda folder: distilled)
     source = load_tiles(tiny_npz)
     argv = ["--data", str(tiny_npz), "--output", str(tmp_path), "--preset", "cpu-demo", "--diffusion-steps", "7"]
     argv += ["--teacher-steps", "5"]
-    args = parse_args([*argv, *OPTIONS, "--per-class", "9"])
+    study = script.make_parser().read([*argv, *OPTIONS, "--per-class", "9"])
     own = source.split("train").subset(range(0, 120, 2))
-    script.distil_site(args, tmp_path / "site-1", source, own)
+    site_cells.distil_site(study.of_site(1), source, own, study.max_train_steps)
     kept = load_tiles(tmp_path / "site-1" / "tiles.npz")
     assert kept.class_names == source.class_names
     assert np.array_equal(kept.split("train").images, own.images)
     for split in ("validation", "test"):
         assert np.array_equal(kept.split(split).labels, source.split(split).labels)
     # Everything but the comparison, on the site's tiles alone.
-    stages = [module.rsplit(".", 1)[1] for module, _ in calls]
-    assert stages == ["train_autoencoder", "train_diffusion", "train_classifier", "generate", "select"]
-    options = {module.rsplit(".", 1)[1]: dict(itertools.pairwise(argv)) for module, argv in calls}
-    assert all(options[name]["--data"] == str(tmp_path / "site-1" / "tiles.npz") for name in (*stages[:3], "select"))
-    steps = [options[name]["--max-train-steps"] for name in ("train_diffusion", "train_classifier")]
-    assert steps == ["7", "5"]
+    steps = [module.rsplit(".", 1)[1] for module, _ in started]
+    assert steps == ["train_autoencoder", "train_diffusion", "train_classifier", "generate", "select"]
+    configs = {
+        step: import_module(module).make_parser().read(argv)
+        for step, (module, argv) in zip(steps, started, strict=True)
+    }
+    tiles = str(tmp_path / "site-1" / "tiles.npz")
+    assert all(configs[name].data == tiles for name in (*steps[:3], "select"))
+    assert [configs[name].max_train_steps for name in ("train_diffusion", "train_classifier")] == [7, 5]
     settings = read_json(tmp_path / "site-1" / "run" / "run.json")["settings"]
     assert [settings[name]["max_train_steps"] for name in ("autoencoder", "diffusion", "teacher")] == [400, 7, 5]
-    assert (options["generate"]["--per-class"], options["select"]["--n-per-class"]) == ("9", "2")
+    assert (configs["generate"].per_class, configs["select"].n_per_class) == (9, 2)
+    assert configs["train_autoencoder"].audit_share == 0
+
+
+def a_few(options, source, own, max_train_steps):
+    """Stands for `distil_site`: a few real tiles as if they were distilled."""
+    return own.subset([0, len(own) - 1])
 
 
 @pytest.fixture(scope="module")
 def finished(tiny_npz, tmp_path_factory, run_main) -> Path:
-    """A benchmark whose sites give a few of their real tiles as if they were distilled."""
+    """A study whose sites give a few of their real tiles as if they were distilled."""
     output = tmp_path_factory.mktemp("sites")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script, "distil_site", lambda args, folder, source, own: own.subset([0, len(own) - 1]))
+        patch.setattr(site_cells, "distil_site", a_few)
         argv = ["--data", tiny_npz, "--output", output, *OPTIONS, "--rounds", 2, "--mixed-precision", "no"]
         run_main(script, *argv, "--seeds", 0, 1)
     return output
@@ -115,12 +130,18 @@ def test_table_names_every_row(finished):
 
 def test_finished_trainings_are_kept(finished, tiny_npz, run_main, monkeypatch):
     for name in ("train_cell", "federated_cell"):
-        monkeypatch.setattr(script, name, lambda *call: pytest.fail("something was trained"))
-    monkeypatch.setattr(script, "distil_site", lambda args, folder, source, own: own.subset([0, len(own) - 1]))
+        monkeypatch.setattr(site_cells, name, lambda *call: pytest.fail("something was trained"))
+    monkeypatch.setattr(site_cells, "distil_site", a_few)
     before = (finished / "sites.json").read_bytes()
     argv = ["--data", tiny_npz, "--output", finished, *OPTIONS, "--rounds", 2, "--mixed-precision", "no"]
     run_main(script, *argv, "--seeds", 0, 1)
     assert (finished / "sites.json").read_bytes() == before
+
+
+def test_another_study_is_refused(finished, tiny_npz, run_main):
+    argv = ["--data", tiny_npz, "--output", finished, *OPTIONS, "--mixed-precision", "no", "--concentration", 1]
+    with pytest.raises(InputError, match=r"concentration was 0\.3 and is now 1\.0\): give another output, or"):
+        run_main(script, *argv)
 
 
 def cell(row: str, seed: int, accuracy: float, auc: float | None = 0.5) -> dict:

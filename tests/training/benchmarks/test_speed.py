@@ -14,9 +14,10 @@ from diffusers import AutoencoderDC, DiffusionPipeline, FlowMatchEulerDiscreteSc
 
 from histodistill.pipelines import HistologyPipeline
 from histodistill.training import train_diffusion
-from histodistill.training.benchmarks import peers
+from histodistill.training.benchmarks import diffusers_style, peers
 from histodistill.training.benchmarks import speed as script
 from histodistill.training.benchmarks.sampling import Sampler, check_sampling, make_samplers, sample
+from histodistill.training.benchmarks.training_speed import require_same_model, training_config
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.phantom import phantom_source
 from histodistill.training.data.pixels import to_model_input
@@ -27,7 +28,7 @@ from histodistill.training.models.autoencoder import build_autoencoder
 from histodistill.training.models.denoiser import build_denoiser, make_scheduler
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json
-from histodistill.training.running.options import run_script
+from histodistill.training.running.options import run_script, to_argv
 from histodistill.training.running.stages import Stage
 
 
@@ -66,7 +67,7 @@ def tiles() -> Tiles:
 @pytest.mark.parametrize("scheduler", [make_scheduler, FlowMatchEulerDiscreteScheduler])
 def test_dit_pipeline_makes_the_images_of_our_pipeline(autoencoder, denoiser, scheduler, guidance_scale):
     ours = HistologyPipeline(autoencoder, denoiser, scheduler())
-    theirs = peers.make_dit_pipeline(ours, scheduler())
+    theirs = diffusers_style.make_dit_pipeline(ours, scheduler())
     assert theirs.vae is autoencoder
 
     def images(pipeline, guidance_scale=guidance_scale):
@@ -114,9 +115,9 @@ def test_only_our_samplers_have_the_guidance_interval_of_the_pool(autoencoder, d
 @pytest.mark.parametrize(
     ("num_images", "validation", "guidance_scale", "message"),
     [
-        (9, 2, 1.5, "--num-images=9 and 10 validation tiles in 5 classes leave 5 of each to compare"),
-        (100, 1, 1.5, "--num-images=100 and 5 validation tiles in 5 classes leave 5 of each to compare"),
-        (100, 2, 0.5, "the pool has --guidance-scale=0.5, and DiTPipeline guides only above 1"),
+        (9, 2, 1.5, "num_images=9 and 10 validation tiles in 5 classes leave 5 of each to compare"),
+        (100, 1, 1.5, "num_images=100 and 5 validation tiles in 5 classes leave 5 of each to compare"),
+        (100, 2, 0.5, "the pool has guidance_scale=0.5, and DiTPipeline guides only above 1"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(num_images, validation, guidance_scale, message):
@@ -131,7 +132,7 @@ def test_what_cannot_be_compared_is_refused(num_images, validation, guidance_sca
 
 
 def test_dataset_gives_each_tile_mirrored_or_not(tiles):
-    dataset = peers.make_dataset(tiles, ["a", "b", "c"])
+    dataset = diffusers_style.make_dataset(tiles, ["a", "b", "c"])
     assert dataset.features["label"].names == ["a", "b", "c"]
     mirrored = 0
     for _ in range(3):
@@ -148,9 +149,9 @@ def test_dataset_gives_each_tile_mirrored_or_not(tiles):
 @pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
 def test_peer_trains_and_counts_its_images(autoencoder, denoiser, tiles, mixed_precision, fresh_accelerate):
     before = copy.deepcopy(denoiser.state_dict())
-    result = peers.train_peer(
-        denoiser, autoencoder, peers.make_dataset(tiles, ["a", "b", "c"]), batch_size=8, steps=4, warmup_steps=1,
-        mixed_precision=mixed_precision,
+    result = diffusers_style.train_peer(
+        denoiser, autoencoder, diffusers_style.make_dataset(tiles, ["a", "b", "c"]), batch_size=8, steps=4,
+        warmup_steps=1, mixed_precision=mixed_precision,
     )  # fmt: skip
     # Epochs of 8 + 8 + 4 tiles; the first 8 are warm-up.
     assert result["num_images"] == 8 + 4 + 8 + 8
@@ -173,9 +174,9 @@ def test_peer_learns_the_velocity_between_normalised_latents_and_noise(autoencod
             parameter.zero_()
         expected = 1 + 16 * autoencoder.encode(to_model_input(tiles.images)).latent.square().mean().item()
     torch.manual_seed(0)
-    dataset = peers.make_dataset(tiles, ["a", "b", "c"])
+    dataset = diffusers_style.make_dataset(tiles, ["a", "b", "c"])
     # The learning rate of the first step is 0.
-    [loss] = peers.train_peer(denoiser, autoencoder, dataset, batch_size=20, steps=1)["loss"]
+    [loss] = diffusers_style.train_peer(denoiser, autoencoder, dataset, batch_size=20, steps=1)["loss"]
     assert loss == pytest.approx(expected, rel=0.05)
 
 
@@ -184,15 +185,16 @@ def test_peer_learns_the_velocity_between_normalised_latents_and_noise(autoencod
 
 def test_our_script_gets_the_settings_of_the_run(tmp_path, tiny_run):
     settings = read_json(tiny_run.folder / "pipeline" / "stage.json")["settings"]
-    argv = script.training_argv(
+    config = training_config(
         settings, tiny_run.folder, "phantom", tmp_path, max_train_steps=7, batch_size=3, image_size=16
     )
-    args = train_diffusion.parse_args(argv)
-    assert (args.data, args.output, args.autoencoder) == ("phantom", tmp_path, tiny_run.folder / "autoencoder")
-    assert (args.max_train_steps, args.validation_steps, args.checkpointing_steps) == (7, 7, 7)
-    assert (args.batch_size, args.image_size, args.resume) == (3, 16, None)
-    for name in ("channels", "layers_per_block", "attention_levels", "dropout", "ema_decay", "mixed_precision"):
-        assert getattr(args, name) == settings[name], name
+    assert train_diffusion.make_parser().read(to_argv(config)) == config
+    assert (config.data, config.output, config.autoencoder) == ("phantom", tmp_path, tiny_run.folder / "autoencoder")
+    assert (config.max_train_steps, config.validation_steps, config.checkpointing_steps) == (7, 7, 7)
+    assert (config.batch_size, config.image_size, config.resume) == (3, 16, None)
+    assert list(config.channels) == settings["channels"]
+    for name in ("layers_per_block", "attention_levels", "dropout", "ema_decay", "mixed_precision"):
+        assert getattr(config, name) == settings[name], name
 
 
 def test_another_architecture_is_refused(tmp_path, denoiser):
@@ -200,9 +202,9 @@ def test_another_architecture_is_refused(tmp_path, denoiser):
     shutil.copytree(tmp_path / "ours", tmp_path / "same")
     wider = build_denoiser(8, 2, NUM_CLASSES, [24], layers_per_block=1, attention_levels=1)
     wider.save_pretrained(tmp_path / "wider")
-    script.require_same_model(tmp_path / "ours", tmp_path / "same")
+    require_same_model(tmp_path / "ours", tmp_path / "same")
     with pytest.raises(InputError, match=r"wider does not hold the denoiser that .*: train the pipeline anew$"):
-        script.require_same_model(tmp_path / "ours", tmp_path / "wider")
+        require_same_model(tmp_path / "ours", tmp_path / "wider")
 
 
 # The command.
@@ -215,14 +217,14 @@ def test_another_architecture_is_refused(tmp_path, denoiser):
         (["--batch-size", "-1"], "--batch-size=-1 is out of range: it must be at least 1"),
         (["--num-images", "0"], "--num-images=0 is out of range: it must be at least 1"),
         (["--repeats", "0"], "--repeats=0 is out of range: it must be at least 1"),
-        (["--num-workers", "0", "-2"], "--num-workers=[0, -2] is out of range: each must be at least 0"),
-        (["--num-workers", "1", "1"], "--num-workers=[1, 1] is out of range: each may be named once"),
+        (["--num-workers", "0", "-2"], "--num-workers=0 -2 is out of range: each must be at least 0"),
+        (["--num-workers", "1", "1"], "--num-workers=1 1 is out of range: each may be named once"),
         (["--output", "."], "--output=. is a folder: give a file, such as benchmark.json"),
     ],
 )
 def test_bad_options(argv, message, capsys):
     with pytest.raises(SystemExit) as stopped:
-        script.parse_args(["--run", "run", "--data", "phantom", *argv])
+        script.make_parser().read(["--run", "run", "--data", "phantom", *argv])
     assert stopped.value.code == 2
     assert capsys.readouterr().err == f"error: {message}\n"
 
@@ -237,7 +239,7 @@ def test_bad_options(argv, message, capsys):
 )
 def test_bad_options_of_a_peer(argv, message, capsys):
     with pytest.raises(SystemExit) as stopped:
-        peers.parse_args(["--run", "run", "--data", "phantom", "--output", "peer.json", *argv])
+        peers.make_parser().read(["--run", "run", "--data", "phantom", "--output", "peer.json", *argv])
     assert stopped.value.code == 2
     assert capsys.readouterr().err == f"error: {message}\n"
 
@@ -245,7 +247,7 @@ def test_bad_options_of_a_peer(argv, message, capsys):
 def test_other_tiles_end_it_with_one_sentence(tiny_run, tiny_npz, tmp_path, capsys):
     argv = ["--run", str(tiny_run.folder), "--data", str(tiny_npz), "--output", str(tmp_path / "benchmark.json")]
     with pytest.raises(SystemExit) as stopped:
-        run_script(script.parse_args, script.main, argv)
+        run_script(script.make_parser, script.run, argv)
     assert stopped.value.code == 2
     assert capsys.readouterr().err == (
         f"error: --data={tiny_npz} does not hold the tiles that {tiny_run.folder / 'pipeline'} was trained on: "
@@ -257,7 +259,7 @@ def test_an_unfinished_run_ends_it_with_one_sentence(tmp_path, capsys):
     for name, stage in (("pipeline", "diffusion"), ("pool", "pool"), ("autoencoder", "autoencoder")):
         Stage(tmp_path / name, {"stage": stage}).finish()
     with pytest.raises(SystemExit) as stopped:
-        run_script(script.parse_args, script.main, ["--run", str(tmp_path), "--data", "phantom"])
+        run_script(script.make_parser, script.run, ["--run", str(tmp_path), "--data", "phantom"])
     assert stopped.value.code == 2
     assert capsys.readouterr().err == (
         f"error: {tmp_path / 'teacher'} holds no finished teacher: run train_classifier first\n"

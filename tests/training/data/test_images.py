@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import io
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from histodistill.training.data.images import make_grid, png_bytes, save_grid
+from histodistill.training.data.images import base64_png, make_grid, png_bytes, save_grid
 
 
 def noise(count: int, height: int = 4, width: int = 5) -> np.ndarray:
@@ -41,6 +42,16 @@ def test_png_comes_back_and_has_no_metadata():
     assert (read.format, read.info) == ("PNG", {})
     np.testing.assert_array_equal(np.asarray(read), np.asarray(image))
     assert png_bytes(image) == data
+
+
+def test_base64_holds_the_png_file():
+    pixels = noise(1)[0]
+    assert base64.b64decode(base64_png(pixels, 5)) == png_bytes(Image.fromarray(pixels))
+
+
+def test_base64_of_a_larger_image_is_shrunk_and_keeps_its_shape():
+    pixels = noise(1, height=20, width=40)[0]
+    assert Image.open(io.BytesIO(base64.b64decode(base64_png(pixels, 10)))).size == (10, 5)
 
 
 @pytest.mark.parametrize("scale", [1, 2])

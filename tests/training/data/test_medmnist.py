@@ -98,7 +98,7 @@ def test_splits_may_be_missing(tmp_path):
         ({"train_images": np.zeros((4, 28, 28, 3), np.float32)}, "float32"),
         ({"train_images": np.zeros((4, 0, 0, 3), np.uint8)}, "must be uint8 N x H x W x 3"),
         ({"train_images": np.zeros((4, 28, 20, 3), np.uint8)}, "the train tiles 20x28"),
-        ({"train_images": np.zeros((4, 32, 32, 3), np.uint8)}, "give --image-size"),
+        ({"train_images": np.zeros((4, 32, 32, 3), np.uint8)}, "give image_size"),
         ({"train_labels": np.array([0, 1, 0])}, "3 labels for 4 images"),
         ({"train_labels": np.array([0, 1, 0, 5])}, "labels up to 5 but no training tile of class 2"),
         ({"train_labels": np.array([0, 1, 0, 2**62])}, "labels up to 4611686018427387904"),

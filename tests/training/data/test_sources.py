@@ -121,7 +121,7 @@ def test_mixed_sizes_are_refused_unless_a_size_is_given(tmp_path):
     odd = folder / "train" / "b" / "tile_001.png"
     Image.new("RGB", (12, 10)).save(odd)
     message = refused(folder)
-    assert str(odd) in message and "12x10" in message and "--image-size" in message
+    assert str(odd) in message and "12x10" in message and "image_size" in message
     assert load_tiles(folder, image_size=10).image_size == 10
 
 
@@ -234,9 +234,34 @@ def test_other_files_are_refused(tmp_path):
     assert "neither a folder nor a .npz" in refused(tmp_path / "tiles.zip")
 
 
-@pytest.mark.parametrize("size", [0, 7, -3, 28.0, True, "28"])
+@pytest.mark.parametrize("size", [0, 7, -3])
 def test_image_size_out_of_range(size):
-    assert refused("phantom", image_size=size).startswith(f"image_size={size!r} is out of range")
+    assert refused("phantom", image_size=size) == f"image_size={size} is out of range: it must be at least 8"
+
+
+@pytest.mark.parametrize("size", [28.0, True, "28"])
+def test_an_image_size_that_is_no_whole_number(size):
+    rule = "it must be a whole number of at least 8"
+    assert refused("phantom", image_size=size) == f"image_size={size!r} is not valid: {rule}"
+
+
+def test_a_source_prints_in_a_line():
+    source = load_tiles("phantom")
+    classes = "5 classes (adipose, glands, lymphocytes, mucus, stroma)"
+    splits = "train 1,500, validation 300, test 500"
+    assert repr(source) == f"TileSource('phantom', 28×28 px, tiles: {splits}; {classes})"
+    many = TileSource("many", [f"class {i}" for i in range(12)], source.splits, 28)
+    assert repr(many).endswith(
+        "12 classes (class 0, class 1, class 2, class 3, class 4, class 5, class 6, class 7, class 8, class 9, …))"
+    )
+
+
+def test_tiles_print_in_a_line():
+    tiles = load_tiles("phantom").split("train")
+    assert repr(tiles) == "Tiles(1,500 tiles of 28×28 px, 5 classes)"
+    one = Tiles(tiles.images[:1, :20], tiles.labels[:1], np.ones((1, 1), dtype=np.float32))
+    assert repr(one) == "Tiles(1 tile of 28×20 px, 1 class, with soft labels)"
+    assert repr(one.subset([])) == "Tiles(0 tiles, 0 classes, with soft labels)"
 
 
 # --- datasets ---

@@ -79,7 +79,7 @@ def test_impossible_port_is_refused_in_one_sentence(port, capsys):
 
 def test_without_gradio_one_sentence_says_what_to_install(fake_page, monkeypatch, capsys):
     monkeypatch.setattr(serve, "find_spec", lambda name: None)
-    fake_page.serve_page = lambda config: pytest.fail("the page was started")
+    fake_page.serve_page = lambda *options: pytest.fail("the page was started")
     with pytest.raises(SystemExit) as stopped:
         run_script(serve.make_parser, serve.run, ["run"])
     assert stopped.value.code == 2
@@ -92,13 +92,13 @@ def test_without_gradio_one_sentence_says_what_to_install(fake_page, monkeypatch
 
 def test_page_is_started_without_analytics(fake_page):
     started = []
-    fake_page.serve_page = lambda config: started.append((config, os.environ["GRADIO_ANALYTICS_ENABLED"]))
+    fake_page.serve_page = lambda *options: started.append((options, os.environ["GRADIO_ANALYTICS_ENABLED"]))
     serve.run(read("run", "--port", "7000"))
-    assert started == [(serve.DemoAppConfig(run="run", port=7000), "False")]
+    assert started == [((Path("run"), None, "127.0.0.1", 7000), "False")]
 
 
 def test_ctrl_c_closes_the_page(fake_page):
-    def interrupted(_):
+    def interrupted(*options):
         raise KeyboardInterrupt
 
     fake_page.serve_page = interrupted

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from histodistill.training.publishing.metric_spaces import metric_upload
 from histodistill.training.publishing.publish import PublishConfig
 from histodistill.training.publishing.publish_metrics import PublishMetricsConfig
 from histodistill.training.publishing.pushing import format_size
-from histodistill.training.publishing.repositories import collect_uploads, distilled_grid
+from histodistill.training.publishing.repositories import PARTS, SUFFIXES, distilled_grid
 from histodistill.training.reporting.run_facts import public_name, source_name
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, write_json
@@ -61,8 +60,7 @@ def run(tiny_run, tmp_path):
 
 
 def collect(run, *argv):
-    parser = publish.make_parser()
-    return collect_uploads(parser.read(["--run", str(run), "--namespace", "me", *map(str, argv)]))
+    return publish.run(publish.make_parser().read(["--run", str(run), "--namespace", "me", *map(str, argv)]))
 
 
 def test_only_the_listed_files_leave(run):
@@ -360,13 +358,18 @@ def test_options_are_checked(argv, message, capsys):
     assert ended.value.code == 2 and message in error and error.count("\n") == 1
 
 
-def test_defaults_upload_nothing_and_take_the_audit_of_the_run():
-    config = PublishConfig(run="a-run", namespace="my-lab", name="crc.5_a")
-    assert config.audit_file == Path("a-run/audit.json") and config.only == publish.KINDS
+def test_defaults_upload_nothing():
+    config = publish.make_parser().read(["--run", "a-run", "--namespace", "my-lab", "--name", "crc.5_a"])
+    assert config == PublishConfig(run="a-run", namespace="my-lab", name="crc.5_a")
+    assert config.only == publish.KINDS == tuple(PARTS) == tuple(SUFFIXES) and config.audit is None
     assert not (config.push or config.public or config.i_accept_the_risk)
-    assert PublishConfig(run="a-run", namespace="me", audit="other.json").audit_file == Path("other.json")
-    read = publish.make_parser().read(["--run", "a-run", "--namespace", "my-lab", "--name", "crc.5_a"])
-    assert read == config
+
+
+def test_the_audit_may_be_another_file(run):
+    (run / "audit.json").rename(run / "other.json")
+    with pytest.raises(InputError, match="has not been audited"):
+        collect(run, "--name", "toy")
+    assert len(collect(run, "--name", "toy", "--audit", run / "other.json")) == 3
 
 
 def test_metric_options_are_checked(capsys):

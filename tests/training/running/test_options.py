@@ -15,6 +15,7 @@ from histodistill.training.running.options import (
     Kind,
     StepConfig,
     StepParser,
+    check_values,
     config,
     fail,
     like,
@@ -259,6 +260,22 @@ def test_none_is_a_value_where_it_is_the_default_alone():
         Base(rate=None)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"count": 0}, "count=0 is out of range: it must be at least 1"),
+        ({"name": "x", "rate": "fast"}, "rate='fast' is of another type: it must be a number"),
+        ({"widths": []}, "widths has no values: give at least one"),
+        ({"counts": 3}, "counts is no option: it must be one of run, data, output, "),
+    ],
+)
+def test_values_are_checked_without_a_whole_configuration(values, message):
+    check_values(EveryKind, {"count": 1, "widths": [8]})  # though run and data are missing
+    with pytest.raises(InputError) as error:
+        check_values(EveryKind, values)
+    assert str(error.value).startswith(message)
+
+
 def test_require():
     require(True, "n", 1, "it must be more")
     with pytest.raises(InputError, match=r"^n=1 2 is out of range: it must be more$"):
@@ -373,6 +390,28 @@ def test_help_shows_defaults_and_keeps_lines(capsys, monkeypatch):
     assert lines["--limit LIMIT"] == "at most so many; default: by mode"
     assert lines["--model MODEL"] == "name or folder"
     assert lines["--data DATA"] == "tiles"
+
+
+def test_an_option_that_is_given_more_than_once():
+    @config
+    class Several(StepConfig):
+        set: tuple[str, ...] = option("what to set", default=(), repeatable=True)
+
+    parser = StepParser(Several, prog="several")
+    assert parser.read(["--set", "a=1", "b=2", "--set", "c=3"]) == Several(set=["a=1", "b=2", "c=3"])
+    assert parser.read([]) == Several()  # nothing of the command line before is left
+    assert parser.read(to_argv(Several(set=["a=1", "b=2"]))) == Several(set=["a=1", "b=2"])
+
+
+def test_no_values_where_they_mean_something():
+    @config
+    class Rows(StepConfig):
+        rows: tuple[str, ...] = option("rows", default=("a", "b"), may_be_empty=True)
+
+    parser = StepParser(Rows, prog="rows")
+    assert parser.read(["--rows"]) == Rows(rows=[])
+    assert parser.read(to_argv(Rows(rows=[]))) == Rows(rows=[])
+    assert parser.read([]).rows == ("a", "b")
 
 
 def test_per_cent_in_a_help_text():
