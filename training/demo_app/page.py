@@ -243,7 +243,7 @@ def load_pipeline(run: Path) -> DiffusionPipeline | None:
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_real(data: str | None, folder: Path, run: show.DemoRun) -> TileSource | None:
+def load_real(data: str | Path | None, folder: Path, run: show.DemoRun) -> TileSource | None:
     """The real tiles that classifiers are scored on, or None where none are named.
 
     Args:
@@ -278,7 +278,7 @@ def warning_line(host: str, run: show.DemoRun) -> str | None:
     return f"warning: --host {host} shows this run to everybody who can reach this machine{found}"
 
 
-def serve_page(folder: Path, data: str | None, host: str, port: int) -> None:
+def serve_page(folder: Path, data: str | Path | None, host: str, port: int) -> None:
     """Reads a run and serves its page until it is interrupted.
 
     Args:

@@ -51,7 +51,7 @@ class Sources:
     class_names: list[str]
     pool_record: dict[str, Any]
     teacher_record: dict[str, Any]
-    data: str | None
+    data: str | Path | None
     real: TileSource | None
 
     @property
@@ -59,7 +59,7 @@ class Sources:
         """int64 N, the classes that the images were generated as."""
         return self.columns["label"]
 
-    def fingerprints(self, embedder: str, copy_embedders: Sequence[str] | None) -> dict[str, Any]:
+    def fingerprints(self, embedder: str | Path, copy_embedders: Sequence[str] | None) -> dict[str, Any]:
         """What the record of the stage says of its inputs, none of them by its path.
 
         Args:
@@ -78,7 +78,7 @@ class Sources:
         return inputs
 
 
-def read_sources(pool: Path, teacher: Path, data: str | None) -> Sources:
+def read_sources(pool: Path, teacher: Path, data: str | Path | None) -> Sources:
     """Reads the pool, the records, and the real tiles.
 
     Args:
@@ -240,7 +240,7 @@ def write_card(
     sources: Sources,
     features: Features,
     *,
-    embedder: str,
+    embedder: str | Path,
     tiles_name: str,
 ) -> None:
     """Writes the card of the distilled set.
