@@ -55,6 +55,7 @@ train = ["convnet:2:real_all,real_random,distilled_ce"]
 """
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Shares out the files over the processes of pytest-xdist (`--dist loadgroup`), each file as a whole.
 
