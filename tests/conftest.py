@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,9 +10,11 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from histodistill.training.data.phantom import phantom_source
 from histodistill.training.running.stages import read_record
@@ -55,16 +58,18 @@ train = ["convnet:2:real_all,real_random,distilled_ce"]
 """
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Shares out the files over the processes of pytest-xdist (`--dist loadgroup`), each file as a whole.
+# The file that takes longest of those that read `tiny_run`: it begins at once, and the others find the run made.
+FIRST = "test_on_the_hub.py"
 
-    All that read `tiny_run` are one group, so that it is made once. That group is the longest: it comes first.
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Orders the files for several processes, which take them one by one (`--dist loadfile`).
+
+    One process makes `tiny_run`; the other files that read it come last, so that none waits for it.
     """
     readers = {item.path for item in items if "tiny_run" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("tiny_run" if item.path in readers else str(item.path)))
-    items.sort(key=lambda item: item.path not in readers)
+    items.sort(key=lambda item: (item.path.name != FIRST, item.path in readers))
 
 
 @dataclass(frozen=True)
@@ -119,16 +124,38 @@ def offline_environment(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory, tiny_tiles, tiny_preset, offline_environment) -> TinyRun:
-    """A whole run, made by two processes: one that was killed while it trained, and the same command again."""
-    place = tmp_path_factory.mktemp("distill")
+    """A whole run, made by two processes: one that was killed while it trained, and the same command again.
+
+    Where tests run in several processes, the first that needs it makes it for all.
+    """
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent  # each process has a folder of its own in there
+    place, record = place / "distill", place / "distill.json"
+    with FileLock(f"{record}.lock"):
+        if not record.is_file():
+            place.mkdir()
+            record.write_text(json.dumps(make_tiny_run(place, tiny_tiles, tiny_preset, offline_environment)))
+    known = json.loads(record.read_text())
+    return TinyRun(
+        folder=place / "run",
+        data=Path(known["data"]),
+        argv=known["argv"],
+        environment=offline_environment,
+        when_killed=known["when_killed"],
+        output=known["output"],
+        progress=known["progress"],
+    )
+
+
+def make_tiny_run(place: Path, tiles: Path, preset: Path, environment: dict[str, str]) -> dict[str, Any]:
+    """Makes the run in `place / "run"`, and returns what was seen while it was made."""
     folder = place / "run"
-    argv = ["--data", str(tiny_tiles), "--output", str(folder), "--preset", str(tiny_preset)]
+    argv = ["--data", str(tiles), "--output", str(folder), "--preset", str(preset)]
     command = [sys.executable, "-m", "histodistill.training.cli", "distill", *argv]
 
     with open(place / "first.log", "w") as log:
-        first = subprocess.Popen(
-            command, env=offline_environment, cwd=place, stdout=log, stderr=log, start_new_session=True
-        )
+        first = subprocess.Popen(command, env=environment, cwd=place, stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + 600
         while not any((folder / "autoencoder" / "checkpoints").glob("checkpoint-*")):
             assert first.poll() is None and time.monotonic() < deadline, (place / "first.log").read_text()
@@ -138,6 +165,12 @@ def tiny_run(tmp_path_factory, tiny_tiles, tiny_preset, offline_environment) -> 
         first.wait()
     when_killed = read_record(folder / "autoencoder")
 
-    second = subprocess.run(command, env=offline_environment, cwd=place, capture_output=True, text=True, check=False)
+    second = subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, check=False)
     assert second.returncode == 0, second.stdout + second.stderr
-    return TinyRun(folder, tiny_tiles, argv, offline_environment, when_killed, second.stdout, second.stderr)
+    return {
+        "data": str(tiles),
+        "argv": argv,
+        "when_killed": when_killed,
+        "output": second.stdout,
+        "progress": second.stderr,
+    }

@@ -17,7 +17,7 @@ from histodistill.training.running.errors import InputError
 
 
 def real_data(name: str) -> Path:
-    root = os.environ.get("HISTODISTILL_DATA") or Path(__file__).parents[2].parent / "shared" / "data"
+    root = os.environ.get("HISTODISTILL_DATA") or Path(__file__).parents[3].parent / "shared" / "data"
     path = Path(root) / name
     if not path.exists():
         pytest.skip(f"{path} is not there; set HISTODISTILL_DATA to the folder that holds it")
