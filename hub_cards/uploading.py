@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
 
+# What a function that is tried again returns.
 T = TypeVar("T")
 
 #: A card with this tag is one that histodistill wrote.

@@ -20,6 +20,7 @@ _DARKEST_COMPARED = 2.0
 
 # From amounts of stain to densities of colours, 3×3, and back.
 _RGB_FROM_HED = STAIN_VECTORS / np.linalg.norm(STAIN_VECTORS, axis=1, keepdims=True)
+# What takes densities of red, green and blue apart into amounts of the three stains.
 _HED_FROM_RGB = np.linalg.inv(_RGB_FROM_HED)
 
 

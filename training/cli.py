@@ -29,6 +29,7 @@ class Command:
     shares_work: bool = False
 
 
+# What can follow `histodistill`, in the order in which the help lists it.
 COMMANDS = {
     "distill": Command(
         "end_to_end.distill", "everything: from labelled tiles to a distilled dataset, its scores and a report"

@@ -39,6 +39,7 @@ _OF_SELECTION = {
     "report.html",
     "benchmark",
 }
+# Settings that may change, and what must not be there any more when they do: it was made with the old ones.
 _AFTER = {"select": _OF_SELECTION, "generate": {"pool", "evaluation", *_OF_SELECTION}}
 
 

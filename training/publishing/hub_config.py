@@ -9,6 +9,7 @@ from histodistill.training.running.options import StepConfig, config, option, re
 
 # The Hub's rule for names, at most 80 characters of the 96 that it allows: a suffix such as -selector is added.
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9]|[._-](?=[A-Za-z0-9])){0,79}")
+# The same in words, for messages.
 _NAME_RULE = "it must be letters and digits with single . _ - between them"
 
 

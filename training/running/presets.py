@@ -20,6 +20,7 @@ from typing import Any
 from histodistill.training.running.errors import InputError, param
 
 
+#: The presets that come with the package: files in `training/presets/`.
 PRESET_NAMES = ("cpu-demo", "cpu", "gpu")
 # What `Preset` reckons with, and so every file must have.
 _NEEDED = {
