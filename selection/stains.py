@@ -18,9 +18,9 @@ DARKEST = 1
 # The same where densities of two images are compared: below two grey levels, one of them is a large step in density.
 _DARKEST_COMPARED = 2.0
 
-# From amounts of stain to densities of colours, 3×3, and back.
+# From amounts of stain to densities of red, green and blue, 3×3.
 _RGB_FROM_HED = STAIN_VECTORS / np.linalg.norm(STAIN_VECTORS, axis=1, keepdims=True)
-# What takes densities of red, green and blue apart into amounts of the three stains.
+# And back.
 _HED_FROM_RGB = np.linalg.inv(_RGB_FROM_HED)
 
 

@@ -11,7 +11,6 @@ from histodistill.training.running.options import StepConfig, config, option
 
 # Cross-entropy, its sum with the boundary-guided contrastive term, and that term alone: see `losses.py`.
 LOSSES = ("ce", "joint", "contrastive")
-# Titles of the groups in `--help`.
 # Titles of the groups of options in `--help`.
 _MODEL, _LOSS, _OPTIMISATION, _RUNNING = "model", "loss", "optimisation", "running"
 _AUGMENTATION = "augmentation, beside the eight symmetries of the square"
