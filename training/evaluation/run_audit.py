@@ -159,7 +159,7 @@ def check_one_run(run: Path, records: dict[str, dict[str, Any]]) -> None:
     for part, source, of, expected in made_by:
         if source != expected:
             raise InputError(f"{run / part} was not made from {run / of}, which has changed since: make it anew")
-    # A public autoencoder has seen none of these tiles.
+    # An autoencoder of public tiles was trained on others, as it should be.
     is_public = pipeline["settings"].get("dp_public_autoencoder")
     for name, record in {"autoencoder": None if is_public else autoencoder, "teacher": teacher}.items():
         if record and record["settings"].get("data") != pipeline["settings"]["data"]:
