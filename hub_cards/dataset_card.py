@@ -114,8 +114,9 @@ class DistilledDatasetCardData:
     @property
     def class_counts(self) -> list[int]:
         """Images of each class."""
-        alike = isinstance(self.n_per_class, int)
-        return [self.n_per_class] * len(self.class_names) if alike else list(self.n_per_class)
+        if isinstance(self.n_per_class, int):
+            return [self.n_per_class] * len(self.class_names)
+        return list(self.n_per_class)
 
     @property
     def num_images(self) -> int:

@@ -155,8 +155,9 @@ def check_metadata(folder: str | Path, files: Iterable[str] | None = None) -> No
 
     folder = Path(folder)
     if files is None:
-        found = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
-        files = [path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts)]
+        paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+        files = [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
+    found: str | None
     for name in files:
         path = folder / name
         suffix = path.suffix.lower()

@@ -52,7 +52,8 @@ class PipelineCardData:
             library_name="diffusers",
             pipeline_tag="unconditional-image-generation",
             tags=[*self.facts.subject_tags(), "synthetic", "latent-diffusion", "class-conditional", MARK],
-            **({"model_name": self.facts.repos["pipeline"], "eval_results": results} if results else {}),
+            model_name=self.facts.repos["pipeline"] if results else None,
+            eval_results=results or None,
         )
 
 

@@ -10,8 +10,9 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile
 from huggingface_hub.errors import (
@@ -24,7 +25,7 @@ from huggingface_hub.errors import (
 
 
 if TYPE_CHECKING:
-    from huggingface_hub import ModelInfo
+    pass
 
 # What a function that is tried again returns.
 T = TypeVar("T")
@@ -124,6 +125,13 @@ class Published:
     status: str
 
 
+class _Where(TypedDict):
+    """What each call of the Hub takes to name a repository."""
+
+    repo_id: str
+    repo_type: str
+
+
 @dataclass(frozen=True)
 class _State:
     """What a repository holds before the commit: its newest commit, files by path, and what the tag points to."""
@@ -158,11 +166,11 @@ def publish(uploads: Sequence[Upload], *, public: bool = False, tag: str | None 
     """
     api = HfApi()
     _check_namespaces(api, uploads)
-    states = [_call(upload.repo_id, lambda upload=upload: _prepare(api, upload, tag)) for upload in uploads]
+    states = [_call(upload.repo_id, partial(_prepare, api, upload, tag)) for upload in uploads]
     for upload, state in zip(uploads, states, strict=True):
         _check_state(upload, state, public, tag)
     for upload, state in zip(uploads, states, strict=True):
-        yield _call(upload.repo_id, lambda upload=upload, state=state: _push(api, upload, state, public, tag))
+        yield _call(upload.repo_id, partial(_push, api, upload, state, public, tag))
 
 
 def _check_namespaces(api: HfApi, uploads: Sequence[Upload]) -> None:
@@ -179,7 +187,7 @@ def _check_namespaces(api: HfApi, uploads: Sequence[Upload]) -> None:
 
 def _prepare(api: HfApi, upload: Upload, tag: str | None) -> _State:
     """Makes the repository where there is none, and tells what it holds."""
-    where = {"repo_id": upload.repo_id, "repo_type": upload.repo_type}
+    where: _Where = {"repo_id": upload.repo_id, "repo_type": upload.repo_type}
     is_new = False
     try:
         info = api.repo_info(**where)
@@ -193,21 +201,22 @@ def _prepare(api: HfApi, upload: Upload, tag: str | None) -> _State:
                 ) from error
             raise
         info, is_new = api.repo_info(**where), True
+    assert info.sha is not None  # the Hub leaves it out only where other fields are asked for
     entries = api.list_repo_tree(**where, recursive=True, revision=info.sha)
     files = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
-    if not is_new and not _is_ours(info, files):
+    if not is_new and not _is_ours(getattr(info, "tags", None), files):
         raise PublishError(
             f"{upload.repo_id} holds something that histodistill did not make: give another `name`, or delete it"
         )
     tagged = None
     if tag is not None:
         tagged = {ref.name: ref.target_commit for ref in api.list_repo_refs(**where).tags}.get(tag)
-    return _State(info.sha, files, info.private, tagged, is_new)
+    return _State(info.sha, files, bool(info.private), tagged, is_new)
 
 
-def _is_ours(info: ModelInfo, files: Mapping[str, RepoFile]) -> bool:
+def _is_ours(tags: Sequence[str] | None, files: Mapping[str, RepoFile]) -> bool:
     # One that was killed between its creation and its first commit has only the Hub's own file.
-    return MARK in (info.tags or []) or set(files) <= {".gitattributes"}
+    return MARK in (tags or []) or set(files) <= {".gitattributes"}
 
 
 def _check_state(upload: Upload, state: _State, public: bool, tag: str | None) -> None:
@@ -241,7 +250,7 @@ def _is_same(entry: RepoFile, upload: Upload, path: str) -> bool:
 
 
 def _push(api: HfApi, upload: Upload, state: _State, public: bool, tag: str | None) -> Published:
-    where = {"repo_id": upload.repo_id, "repo_type": upload.repo_type}
+    where: _Where = {"repo_id": upload.repo_id, "repo_type": upload.repo_type}
     operations, commit, status = _operations(upload, state), state.commit, "unchanged"
     if operations:
         is_first = set(state.files) <= {".gitattributes"}

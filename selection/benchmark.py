@@ -61,7 +61,7 @@ MEASURE = "import sys; from histodistill.selection import benchmark; print(bench
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    def _get_help_string(self, action: argparse.Action) -> str:
+    def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default is None else super()._get_help_string(action)
 
 
@@ -184,18 +184,19 @@ def measure(task: str) -> str:
         this process at its `baseline`, when the data were made, and at its `peak`, after the first repeat;
         `num_links`, `num_communities` and `num_chosen` in all classes; and `threads` by kind of library.
     """
-    task = json.loads(task)
-    shape = (task["dimensions"], task["seed"])
-    runs = []
+    settings = json.loads(task)
+    shape = (settings["dimensions"], settings["seed"])
+    runs: list[tuple[dict[str, float], Counter[str], int]] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateGraphWarning)  # the result has the number of communities
-        select_timed(make_embeddings(64, *shape), {**task, "n_per_class": 1})
-        classes = [make_embeddings(task["size"], *shape, label) for label in range(task["classes"])]
+        select_timed(make_embeddings(64, *shape), {**settings, "n_per_class": 1})
+        classes = [make_embeddings(settings["size"], *shape, label) for label in range(settings["classes"])]
         baseline = _peak_memory()
         while len(runs) < MAX_REPEATS and sum(seconds["total"] for seconds, _, _ in runs) < MAX_SECONDS:
-            seconds, counts = Counter(), Counter()
+            seconds: Any = Counter()  # of floats, which the type of a Counter does not foresee
+            counts: Counter[str] = Counter()
             for points in classes:
-                chosen, seconds_of_class, counts_of_class = select_timed(points, task)
+                chosen, seconds_of_class, counts_of_class = select_timed(points, settings)
                 seconds.update(seconds_of_class)
                 counts.update(counts_of_class, num_chosen=len(chosen))
             runs.append((seconds, counts, _peak_memory()))

@@ -117,11 +117,12 @@ def check_integer(
     """
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
         raise error(f"{name}={value!r} is not valid: it must be a whole number of at least {minimum}")
-    if value < minimum:
+    number = int(value)
+    if number < minimum:
         raise error(f"{name}={value} is out of range: it must be at least {minimum}")
-    if maximum is not None and value > maximum:
+    if maximum is not None and number > maximum:
         raise error(f"{name}={value} is out of range: it must be at most {maximum}")
-    return int(value)
+    return number
 
 
 def check_positive(name: str, value: Any) -> float:

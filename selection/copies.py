@@ -336,7 +336,7 @@ class _WindowSearch:
         if self._cells is None:
             return faiss.knn(queries, self._points[:first], k)
         wanted = faiss.IDSelectorRange(0, first)
-        options = faiss.SearchParametersIVF(nprobe=_CELLS_SEARCHED, sel=wanted)
+        options = faiss.SearchParametersIVF(nprobe=_CELLS_SEARCHED, sel=wanted)  # type: ignore[call-arg]  # made by SWIG
         distances, rows = self._cells.search(queries, k, params=options)
         missing = rows < 0
         return np.where(missing, np.inf, distances), np.where(missing, 0, rows)

@@ -63,8 +63,6 @@ ATTACKS = ("distance", "density_ratio")
 FEWEST_VALIDATION_TILES = 8
 # Tiles of each part that `audit_images` takes at least: of those that are attacked there must be two for an interval.
 _FEWEST_TILES = {"train": 2, "validation": FEWEST_VALIDATION_TILES, "held_out": 2}
-# Parts that it does without.
-_OPTIONAL_PARTS = ("held_out", "pool")
 # What the audit itself calls two of its scores, so that no embedding can have these names.
 _OWN_SCORES = ("pixels", "structure")
 # Validation tiles that the limits of copying are set by: more would say little more, and take their time.
@@ -354,13 +352,16 @@ def audit_images(
     check_integer("seed", seed, 0)
     published = LabelledImages(*_check_arrays(images, labels, "images", "labels"))
     size = published.images.shape[1]
-    tiles = {"train": train, "validation": validation, "held_out": held_out}
-    real = RealTiles(**{name: _check_part(name, part, size) for name, part in tiles.items()})
+    real = RealTiles(
+        train=_check_part("train", train, size),
+        validation=_check_part("validation", validation, size),
+        held_out=None if held_out is None else _check_part("held_out", held_out, size),
+    )
     if n_planted and not has_content(real.train.images).any():
         raise ValueError("images of train show nothing: there must be a tile that is not of one grey level")
     figures = audit(
         published,
-        _check_part("pool", pool, size) or published,
+        published if pool is None else _check_part("pool", pool, size),
         real,
         _check_embeddings(embeddings or {}),
         n_planted=n_planted,
@@ -370,10 +371,8 @@ def audit_images(
     return Verdict(all(finding.passed for finding in findings), findings, figures)
 
 
-def _check_part(name: str, part: HasLabelledImages | tuple[Any, Any] | None, size: int) -> LabelledImages | None:
+def _check_part(name: str, part: HasLabelledImages | tuple[Any, Any], size: int) -> LabelledImages:
     """A set of images of that size with their labels, or ValueError that calls it `name`."""
-    if part is None and name in _OPTIONAL_PARTS:
-        return None
     if isinstance(part, (tuple, list)) and len(part) == 2:
         images, labels = part
     elif hasattr(part, "images") and hasattr(part, "labels"):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -37,6 +38,9 @@ class PretrainedMixin:
     of texts, which it cannot hold; these and plain numbers go to `config.json`, which also names the class and the
     versions of the libraries that made the selection.
     """
+
+    # Comes from scikit-learn's BaseEstimator.
+    get_params: Callable[..., dict[str, Any]]
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Writes `config.json` and `selector.safetensors` to `save_directory`, which is made if needed.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ TRAINED_COPIES = 4
 # Those that the moving average adds: the shadow of `EMAModel`, and the model with the averaged weights.
 AVERAGED_COPIES = 2
 # Stands for files that a training would read or write.
-_UNUSED = "unused"
+_UNUSED = Path("unused")
 
 
 @dataclass(frozen=True)
@@ -263,7 +264,9 @@ def _num_bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 def table_lines(estimates: Iterable[MemoryEstimate]) -> list[str]:
     """A table with one line per estimate below its heading; memory is in MiB."""
-    rows = [("tiles", "model", "parameters", "latents", "batch", "weights+optimizer", "saved activations", "total")]
+    rows: list[tuple[str, ...]] = [
+        ("tiles", "model", "parameters", "latents", "batch", "weights+optimizer", "saved activations", "total")
+    ]
     for estimate in estimates:
         parts = (estimate.weight_bytes, estimate.activation_bytes, estimate.total_bytes)
         rows.append(

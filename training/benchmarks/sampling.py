@@ -166,7 +166,9 @@ def measure_sampling(
     num_classes, validation = len(source.class_names), source.split("validation")
     real = embed_images(run / "teacher", validation.images)
     options = (pool["guidance_scale"], pool["chunk_size"], accelerator)
-    measured = {sampler.name: {"speed": [], "frechet_distance": [], "coverage": []} for sampler in samplers}
+    measured: dict[str, dict[str, list[float]]] = {
+        sampler.name: {"speed": [], "frechet_distance": [], "coverage": []} for sampler in samplers
+    }
     labels, seeds = plan_pool(num_classes, per_class, seed=0)
     for sampler in samplers:
         warmup = replace(sampler, num_inference_steps=2)

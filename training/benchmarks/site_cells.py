@@ -33,7 +33,7 @@ _LEFT_OUT = ("audit", "comparison")
 
 def write_tiles(file: Path, source: TileSource, own: Tiles) -> None:
     """Writes the tiles of one site as a `.npz` file: its own to train on, those of the source to be scored on."""
-    arrays: dict[str, np.ndarray] = {"class_names": np.array(source.class_names)}
+    arrays: dict[str, Any] = {"class_names": np.array(source.class_names)}
     for name, split in (("train", own), ("val", source.split("validation")), ("test", source.split("test"))):
         arrays |= {f"{name}_images": split.images, f"{name}_labels": split.labels[:, None]}
     file.parent.mkdir(parents=True, exist_ok=True)

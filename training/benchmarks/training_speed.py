@@ -34,7 +34,7 @@ TRAINING_NOTES = (
 
 
 def training_config(
-    settings: dict[str, Any], run: Path, data: str, output: Path, **overrides: Any
+    settings: dict[str, Any], run: Path, data: str | Path, output: Path, **overrides: Any
 ) -> TrainDiffusionConfig:
     """Options that make `train_diffusion` train a denoiser as that of the run, with nothing but training in it.
 
@@ -82,7 +82,7 @@ def require_same_model(ours: Path, peer: Path) -> None:
 
 def measure_training(
     run: Path,
-    data: str,
+    data: str | Path,
     image_size: int,
     settings: dict[str, Any],
     *,

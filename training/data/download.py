@@ -66,6 +66,7 @@ def _fetch_part(url: str, part: Path, why: str, by_hand: str) -> None:
                 return
             reason = "the server closed the connection"
         except requests.HTTPError as error:
+            assert error.response is not None  # it is what raised the error
             status = f"{error.response.status_code} {error.response.reason}".strip()
             raise InputError(f"{why} {url} answered {status}: check the address, or {by_hand}") from error
         except requests.RequestException as error:

@@ -92,7 +92,7 @@ def decode_tiles(
         # In batches, so that a bad file ends the work soon, and that the entries need not all be in memory.
         for start in range(0, count, _BATCH):
             batch = entries(start, min(start + _BATCH, count))
-            for i, tile in enumerate(pool.map(lambda e: _decode(*e, image_size), batch), start):
+            for i, tile in enumerate(pool.map(lambda entry: _decode(entry[0], entry[1], image_size), batch), start):
                 name = batch[i - start][0]
                 if tiles is None:
                     tiles, first_name = np.empty((count, *tile.shape), dtype=np.uint8), name

@@ -134,7 +134,7 @@ def _defocus(rng: np.random.Generator, stains: np.ndarray) -> np.ndarray:
     padded = np.pad(stains, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
     rows = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]
     blurred = (rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:]) / 16
-    weight = rng.uniform(0, 0.8, stains.shape[1])[:, None, None].astype(np.float32)
+    weight = rng.uniform(0, 0.8, (stains.shape[1],))[:, None, None].astype(np.float32)
     return np.maximum(stains + weight * (blurred - stains), 0)
 
 

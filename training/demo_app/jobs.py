@@ -109,7 +109,8 @@ def train_live(run: DemoRun, real: TileSource | None, recipe: str, num_steps: in
     train = Tiles(run.images, run.labels, run.columns["soft_label"] if config.soft_label_weight else None)
     validation = None if real is None else real.splits.get("validation")
     test = None if real is None else real.split("test")
-    stopped, messages = threading.Event(), queue.SimpleQueue()
+    stopped = threading.Event()
+    messages: queue.SimpleQueue[Any] = queue.SimpleQueue()  # records, and last the result or an error
 
     def log(record: dict[str, Any], step: int) -> None:
         if stopped.is_set():

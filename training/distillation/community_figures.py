@@ -88,7 +88,7 @@ def community_map(
         panel.spines[:].set_color(_LINE)
         if len(drawn):
             _draw_map(panel, _layout(embeddings[drawn]), module_labels[drawn], is_chosen[drawn])
-    handles = _map_legend(has_dropped=(module_labels < 0).any())
+    handles = _map_legend(has_dropped=bool((module_labels < 0).any()))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=10)
     _write_png(figure, path)
 

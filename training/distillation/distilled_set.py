@@ -146,6 +146,7 @@ def copies_in_pool(sources: Sources, embedders: Sequence[str], n_per_class: int,
     Raises:
         InputError: If that cannot be told by the real tiles, or too few images are left.
     """
+    assert sources.real is not None  # `drop_copies` goes by them
     tiles, embeddings = real_tiles(sources.real), named_embeddings(embedders)
     try:
         copies, _ = find_copies(sources.images, tiles, embeddings, seed)
@@ -195,7 +196,10 @@ def gather_inputs(
     Raises:
         InputError: For an embedder that cannot be loaded.
     """
-    real = sources.real.split("train") if by_real_tiles else None
+    real = None
+    if by_real_tiles:
+        assert sources.real is not None
+        real = sources.real.split("train")
     return SelectionInputs(
         embeddings=embed_images(embedder, sources.images),
         labels=sources.labels,

@@ -110,6 +110,7 @@ def fit_classifier(
     if resume != "latest" or checkpoint_dir is not None:
         checkpoint = find_checkpoint(checkpoint_dir or ".", resume)
         first_step = 0 if checkpoint is None else training.load(checkpoint)
+    assert config.learning_rate is not None  # the configuration has chosen one
     warmup_steps = math.ceil(config.warmup * config.max_train_steps)
     bar = tqdm(
         total=config.max_train_steps,
@@ -186,7 +187,8 @@ class ClassifierTraining:
         self.trained: Classifier = accelerator.unwrap_model(self.model)
         self.model.train()
 
-        self.best_step, self.best_scores = config.max_train_steps, None
+        self.best_step = config.max_train_steps
+        self.best_scores: dict[str, Any] | None = None
         self.history: list[dict[str, Any]] = []
         # The sum of the losses of this process since the last validation; it stays on the device.
         self.running_loss = torch.zeros((), device=accelerator.device)
@@ -254,7 +256,7 @@ class ClassifierTraining:
 
     def modules(self) -> dict[str, torch.nn.Module]:
         """The modules of a checkpoint by name, as they are now: `best` and `candidate` change places."""
-        always = {"classifier": self.trained, "best": self.best}
+        always: dict[str, torch.nn.Module] = {"classifier": self.trained, "best": self.best}
         return always if self.average is None else {**always, "average": self.average}
 
     def save(self, folder: str | Path, done: int) -> None:
@@ -364,7 +366,7 @@ class TrainingBatches:
             partners = indices[mixing.partners.numpy()]
             images = mix_images(images, self._augmented(partners, plan[mixing.partners]), mixing)
             labels = mix(self._one_hot(labels), self._one_hot(self.labels[partners]), mixing)
-            if self.soft_labels is not None:
+            if soft_labels is not None and self.soft_labels is not None:
                 soft_labels = mix(soft_labels, self.soft_labels[partners], mixing)
         return Batch(images, self._to_device(labels), None if soft_labels is None else self._to_device(soft_labels))
 
@@ -406,6 +408,7 @@ def build_classifier(config: ClassifierConfig, image_size: int, class_names: Seq
 
 def make_optimizer(config: ClassifierConfig, model: Classifier) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices and kernels alone: biases and norms have one dimension."""
+    assert config.learning_rate is not None  # the configuration has chosen one
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     return torch.optim.AdamW(

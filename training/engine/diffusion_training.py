@@ -127,7 +127,8 @@ class DiffusionTraining(GenerativeTraining):
 
     def draw_progress(self, path: Path) -> None:
         """Tiles of each class, one class per row, from the averaged weights and always the same noise."""
-        pipeline = HistologyPipeline(self.autoencoder, self.average, make_scheduler())
+        # What it returns depends on how it is called, which its types do not tell.
+        pipeline: Any = HistologyPipeline(self.autoencoder, self.average, make_scheduler())
         pipeline.set_progress_bar_config(disable=True)
         rows = [label for label in range(self.num_classes) for _ in range(_SHOWN_PER_CLASS)]
         generators = [torch.Generator().manual_seed(i) for i in range(len(rows))]

@@ -7,13 +7,16 @@ arXiv:2403.03206).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from histodistill.training.models.denoiser import NUM_TRAIN_TIMESTEPS
 
 
 def flow_loss(
-    denoiser: torch.nn.Module,
+    denoiser: Callable[..., Any],
     latents: torch.Tensor,
     class_ids: torch.Tensor,
     noise: torch.Tensor,

@@ -220,6 +220,7 @@ def _plain_steps(
     One step takes `gradient_accumulation_steps` batches of `batch_size` tiles over all processes.
     """
     config, accelerator = training.config, training.accelerator
+    assert config.class_balance is not None  # the configuration has chosen one
     weights = class_weights(training.train.labels, config.class_balance)
 
     def positions(step: int) -> Iterator[int]:

@@ -156,7 +156,8 @@ def spread(values: list[float | None]) -> dict[str, Any]:
         `mean`, None where a value is undefined; `std`, the standard deviation of a sample, None for fewer than two
         values; and `values`.
     """
-    known = values if None not in values else []
+    defined = [value for value in values if value is not None]
+    known = defined if len(defined) == len(values) else []
     return {
         "mean": float(np.mean(known)) if known else None,
         "std": float(np.std(known, ddof=1)) if len(known) > 1 else None,

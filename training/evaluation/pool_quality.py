@@ -60,7 +60,7 @@ def compare_with_validation(
     records = []
     for class_name, members in groups:
         points = {name: embeddings[name][np.concatenate([drawn[name][i] for i in members])] for name in names}
-        record = {"class": class_name, "num_images": len(points["validation"])}
+        record: dict[str, Any] = {"class": class_name, "num_images": len(points["validation"])}
         for name in CANDIDATES:
             record[name] = measure_distances(points["validation"], points[name], n_neighbors)
         records.append(record)

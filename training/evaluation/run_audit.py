@@ -159,9 +159,9 @@ def check_one_run(run: Path, records: dict[str, dict[str, Any]]) -> None:
     for part, source, of, expected in made_by:
         if source != expected:
             raise InputError(f"{run / part} was not made from {run / of}, which has changed since: make it anew")
-    if pipeline["settings"].get("dp_public_autoencoder"):
-        autoencoder = None
-    for name, record in {"autoencoder": autoencoder, "teacher": teacher}.items():
+    # An autoencoder of public tiles was trained on others, as it should be.
+    is_public = pipeline["settings"].get("dp_public_autoencoder")
+    for name, record in {"autoencoder": None if is_public else autoencoder, "teacher": teacher}.items():
         if record and record["settings"].get("data") != pipeline["settings"]["data"]:
             raise InputError(
                 f"{run / name} was not trained on the same tiles as {run / 'pipeline'}, so it may have seen those "

@@ -175,7 +175,11 @@ class ViTBackbone(nn.Module):
 
 
 # What stands before the linear head, by architecture; each takes the side of the tiles in px and a width.
-_BACKBONES = {"convnet": ConvNetBackbone, "resnet18": ResNet18Backbone, "vit": ViTBackbone}
+_BACKBONES: dict[str, type[ConvNetBackbone | ResNet18Backbone | ViTBackbone]] = {
+    "convnet": ConvNetBackbone,
+    "resnet18": ResNet18Backbone,
+    "vit": ViTBackbone,
+}
 
 
 class Classifier(
@@ -238,7 +242,7 @@ class Classifier(
         self.head = nn.Linear(self.backbone.num_features, num_classes)
         # Channels-last memory makes convolution with batch norm faster, and instance norm slower.
         self.memory_format = torch.channels_last if architecture == "resnet18" else torch.contiguous_format
-        self.to(memory_format=self.memory_format)
+        self.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # unknown to the types of torch
 
     @property
     def num_classes(self) -> int:

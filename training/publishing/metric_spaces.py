@@ -7,6 +7,7 @@ import importlib
 import inspect
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -42,9 +43,8 @@ def read_metric(name: str, repo_id: str) -> MetricCardData:
     metric, notes = load_metric(name), (metric_folder(name) / "README.md").read_text(encoding="utf-8")
     module = importlib.import_module(type(metric).__module__)
     sections = _sections(inspect.cleandoc(module._KWARGS_DESCRIPTION))
-    call = re.search(r"metric\.compute\((.*)\)", notes)[1]
-    arguments = ast.parse(f"f({call})", mode="eval").body.keywords
-    result = metric.compute(**{keyword.arg: ast.literal_eval(keyword.value) for keyword in arguments})
+    call = _find(r"metric\.compute\((.*)\)", notes)
+    result = metric.compute(**_arguments(call))
     return MetricCardData(
         repo_id=repo_id,
         title=yaml.safe_load(notes.split("---")[1])["title"],
@@ -54,9 +54,23 @@ def read_metric(name: str, repo_id: str) -> MetricCardData:
         raises=[" ".join(sections["Raises"].split())] if "Raises" in sections else [],
         call=call,
         result=repr(result),
-        limits=re.search(r"## Limitations and bias\n\n(.*?)\n\n## ", notes, re.DOTALL)[1],
+        limits=_find(r"(?s)## Limitations and bias\n\n(.*?)\n\n## ", notes),
         citation=module._CITATION.strip(),
     )
+
+
+def _find(pattern: str, notes: str) -> str:
+    """What the group of a pattern stands for in the notes of a metric, which are ours and so have it."""
+    match = re.search(pattern, notes)
+    assert match is not None, pattern
+    return match[1]
+
+
+def _arguments(call: str) -> dict[str, Any]:
+    """The values of a call by their names, such as `a=1, b=[2]`."""
+    expression = ast.parse(f"dict({call})", mode="eval").body
+    assert isinstance(expression, ast.Call)
+    return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in expression.keywords}
 
 
 def _sections(text: str) -> dict[str, str]:
@@ -73,4 +87,10 @@ def _items(text: str) -> list[tuple[str, str, str]]:
             lines.append(line)
         elif line.strip():
             lines[-1] += f" {line.strip()}"
-    return [_ITEM.fullmatch(line).groups() for line in lines]
+    return [_item(line) for line in lines]
+
+
+def _item(line: str) -> tuple[str, str, str]:
+    match = _ITEM.fullmatch(line)
+    assert match is not None, line
+    return match[1], match[2], match[3]

@@ -273,7 +273,7 @@ def dataset_upload(run: Path, facts: RunFacts, record: dict, labels: np.ndarray,
     pool = require_complete(run / "pool", "pool", "run histodistill generate first")
     map_file = run / "selector" / MAP
     card = DistilledDatasetCardData(
-        class_names=facts.class_names,
+        class_names=list(facts.class_names),
         n_per_class=np.bincount(labels).tolist(),
         image_size=facts.image_size,
         pool_size=pool["num_images"],

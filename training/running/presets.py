@@ -68,7 +68,8 @@ class Preset:
         options = {**self.options(step), **changes}
         if step == "compare":
             return replace(self, compare=tuple(options.pop("train")), compare_options=options)
-        return replace(self, **{step: options})
+        sections: dict[str, Any] = {step: options}
+        return replace(self, **sections)
 
     def settings(self) -> dict[str, Any]:
         """All options as JSON holds them; sections that came later are there only where they say something."""

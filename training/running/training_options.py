@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.options import StepConfig, config, option, require
+from histodistill.training.running.options import StepConfig, config, like, option, require
 
 
 # What Accelerate knows of mixed precision on the machines that this is for.
@@ -75,6 +75,7 @@ class PrivateTrainingConfig(TrainingConfig):
     which tiles are drawn, and 0.5 otherwise.
     """
 
+    learning_rate: float = like(TrainingConfig, "learning_rate")
     class_balance: float | None = option(
         "0 draws classes as often as they occur, 1 equally often, between: n^(1 - value); default: 0.5, and 0 with "
         "--dp-epsilon",

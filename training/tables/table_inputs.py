@@ -36,7 +36,7 @@ def needed_inputs(lines: Iterable[Cell]) -> set[str]:
 
 
 def write_inputs(
-    folder: Path, needed: set[str], embedder: str, teacher: Path, pool: np.ndarray, real: np.ndarray
+    folder: Path, needed: set[str], embedder: str | Path, teacher: Path, pool: np.ndarray, real: np.ndarray
 ) -> None:
     """Computes those of the needed arrays that the table's folder does not hold yet.
 
