@@ -24,9 +24,6 @@ from huggingface_hub.errors import (
 )
 
 
-if TYPE_CHECKING:
-    pass
-
 # What a function that is tried again returns.
 T = TypeVar("T")
 

@@ -151,7 +151,8 @@ def tiny_run(tmp_path_factory, tiny_tiles, tiny_preset, offline_environment) -> 
 def make_tiny_run(place: Path, tiles: Path, preset: Path, environment: dict[str, str]) -> dict[str, Any]:
     """Makes the run in `place / "run"`, and returns what was seen while it was made."""
     folder = place / "run"
-    argv = ["--data", str(tiles), "--output", str(folder), "--preset", str(preset)]
+    # Many processors have no arithmetic of their own for bfloat16, the default, and are slow with it.
+    argv = ["--data", str(tiles), "--output", str(folder), "--preset", str(preset), "--mixed-precision", "no"]
     command = [sys.executable, "-m", "histodistill.training.cli", "distill", *argv]
 
     with open(place / "first.log", "w") as log:

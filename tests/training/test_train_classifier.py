@@ -559,16 +559,16 @@ def test_lost_results_are_made_again(tmp_path):
 
 
 @pytest.mark.launch
-def test_launched_with_one_and_with_two_processes(launch, tmp_path):
+def test_one_and_two_processes_train_the_same_classifier(launch, tmp_path, capsys):
     data = write_npz(tmp_path / "toy.npz")
-    results = []
-    for number in (1, 2):
-        output = tmp_path / f"out{number}"
-        run = launch(number, "histodistill.training.train_classifier", "--data", data, "--output", output, *OPTIONS)
-        assert run.returncode == 0, run.stderr
-        assert run.stdout.count("classifier: test ACC") == 1
-        results.append(check_output(output, num_processes=number))
-    one, two = results
+    argv = ["--data", data, *OPTIONS]
+    launched = launch(2, "histodistill.training.train_classifier", *argv, "--output", tmp_path / "two")
+    assert launched.returncode == 0, launched.stderr
+    assert launched.stdout.count("classifier: test ACC") == 1
+    two = check_output(tmp_path / "two", num_processes=2)
+    run_in_process(*argv, "--output", tmp_path / "one")
+    assert capsys.readouterr().out.count("classifier: test ACC") == 1
+    one = check_output(tmp_path / "one", num_processes=1)
     # 15 tiles on two processes are 8 and 7: the same batch all the same.
     assert [r["loss"] for r in two["history"]] == pytest.approx([r["loss"] for r in one["history"]], rel=1e-3)
     assert two["test"]["auc"] == pytest.approx(one["test"]["auc"], abs=0.02)

@@ -27,7 +27,7 @@ from histodistill.training.engine.pool import plan_pool
 from histodistill.training.models.autoencoder import build_autoencoder
 from histodistill.training.models.denoiser import build_denoiser, make_scheduler
 from histodistill.training.running.errors import InputError
-from histodistill.training.running.files import read_json
+from histodistill.training.running.files import read_json, write_json
 from histodistill.training.running.options import run_script, to_argv
 from histodistill.training.running.stages import Stage
 
@@ -269,11 +269,17 @@ def test_an_unfinished_run_ends_it_with_one_sentence(tmp_path, capsys):
 @pytest.fixture(scope="module")
 def measured(tiny_run, tmp_path_factory, run_main):
     """The JSON file and the output of a whole benchmark, with as little of everything as there can be."""
-    file, output = tmp_path_factory.mktemp("benchmark") / "results" / "benchmark.json", io.StringIO()
+    folder, output = tmp_path_factory.mktemp("benchmark"), io.StringIO()
+    file, run = folder / "results" / "benchmark.json", folder / "run"
+    shutil.copytree(tiny_run.folder, run, ignore=shutil.ignore_patterns("checkpoints"))
+    # As if its models had been trained in the default precision.
+    record = read_json(run / "pipeline" / "stage.json")
+    record["settings"]["mixed_precision"] = "bf16"
+    write_json(run / "pipeline" / "stage.json", record)
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
         patch.setenv("OMP_NUM_THREADS", "1")
         run_main(
-            script, "--run", tiny_run.folder, "--data", tiny_run.data, "--steps", 2, "--batch-size", 8,
+            script, "--run", run, "--data", tiny_run.data, "--steps", 2, "--batch-size", 8,
             "--num-workers", 1, "--num-images", 12, "--repeats", 1, "--output", file,
         )  # fmt: skip
     return file, output.getvalue()
@@ -287,6 +293,7 @@ def test_results_tell_the_machine_but_not_whose(measured, tiny_run):
     assert results["machine"]["versions"]["torch"] == torch.__version__
     assert results["data"]["num_tiles"] == {"train": 55, "validation": 20, "test": 20, "held_out": 5}
     assert str(tiny_run.folder.parent.parent) not in file.read_text()
+    assert str(file.parent.parent) not in file.read_text()
     assert [path.name for path in file.parent.iterdir()] == ["benchmark.json"]
 
 

@@ -51,8 +51,14 @@ def copy(tiny_run, tmp_path) -> Path:
     return shutil.copytree(tiny_run.folder, tmp_path / "run")
 
 
+def options_of(data: object, output: object) -> list[str]:
+    """What the tiny run was started with."""
+    return ["--data", str(data), "--output", str(output), "--preset", str(TINY), "--mixed-precision", "no"]
+
+
 def call(data: object, output: object, *argv: object) -> None:
-    argv = ["--data", str(data), "--output", str(output), "--preset", str(TINY), *map(str, argv)]
+    """The command that made the tiny run, with more options."""
+    argv = [*options_of(data, output), *map(str, argv)]
     run_script(distill.make_parser, distill.run, argv)
 
 
@@ -236,7 +242,7 @@ def test_failed_stage_ends_the_run_with_its_exit_code(tiny_run, copy, monkeypatc
     [
         (["--seed", "1"], "seed"),
         (["--audit-share", "0"], "the tiles, audit_share"),
-        (["--mixed-precision", "no"], "mixed_precision"),
+        (["--mixed-precision", "bf16"], "mixed_precision"),
         (["--image-size", "24"], "image_size, the tiles"),
         (["--preset", "cpu-demo"], "autoencoder, diffusion, teacher, generate, select, compare"),
     ],
@@ -269,9 +275,7 @@ def test_pool_and_selection_are_made_anew_once_the_old_ones_are_away(argv, named
 
     run = tmp_path / "run"
     shutil.copytree(tiny_run.folder, run, ignore=lambda folder, names: set(made.split(", ")) & set(names))
-    opened = distill.open_run(
-        distill.make_parser().read(["--data", str(tiny_run.data), "--output", str(run), "--preset", str(TINY), *argv])
-    )
+    opened = distill.open_run(distill.make_parser().read([*options_of(tiny_run.data, run), *argv]))
     assert read_json(run / "run.json") == opened
     assert {
         name
