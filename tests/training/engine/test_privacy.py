@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import math
 import sys
@@ -349,6 +350,14 @@ def test_without_epsilon_nothing_of_it_is_recorded(tiny_pipeline, tiny_autoencod
         assert not [name for name in record["settings"] if name.startswith("dp_")]
         assert record["settings"]["class_balance"] == 0.5
         assert "privacy" not in record and not (folder / KEY_FILE).exists()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def noise_is_searched_once():
+    """The trainings here share their budget, and to search its noise takes longer than the training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(privacy, "noise_multiplier", functools.cache(noise_multiplier))
+        yield
 
 
 @pytest.fixture(scope="module")

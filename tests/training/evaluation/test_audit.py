@@ -246,7 +246,7 @@ def test_attack_with_the_weights_tells_tiles_that_were_learned_by_heart(tiny_pip
         latents = normalised_latents(pipeline.vae, to_model_input(members.images)).repeat(4, 1, 1, 1)
     class_ids = torch.from_numpy(members.labels).repeat(4)
     pipeline.unet.train()
-    for _ in range(400):
+    for _ in range(150):
         noise, levels = torch.randn(latents.shape, generator=generator), torch.rand(len(latents), generator=generator)
         loss = flow_loss(pipeline.unet, latents, class_ids, noise, levels)
         loss.backward()
