@@ -6,7 +6,11 @@ Steps import torch and the rest only when they have work to do, so that every `-
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module, metadata
 
@@ -69,7 +73,7 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> None:
     """Runs one command; prints help and exits with 2 where none is named.
 
-    Ctrl-C ends it with one sentence and 130, as shells have it.
+    Ctrl-C ends it with one sentence and 130, and SIGTERM with 143, as shells have it.
     """
     argv = sys.argv[1:] if argv is None else argv
     listing = "\n".join(f"  {name:<16} {command.help}" for name, command in COMMANDS.items())
@@ -88,13 +92,37 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv[:1])
     if args.command not in COMMANDS:
         parser.exit(2, f"error: {args.command!r} is no command: use one of {', '.join(COMMANDS)}\n")
+    again = args.command == "distill"
+    remedy = "the same command goes on where it stopped" if again else "run the same command again"
     try:
-        run_command(COMMANDS[args.command], argv[1:])
-    except KeyboardInterrupt:
-        again = args.command == "distill"
-        remedy = "the same command goes on where it stopped" if again else "run the same command again"
-        print(f"error: histodistill {args.command} was interrupted: {remedy}", file=sys.stderr)
-        raise SystemExit(130) from None
+        with _terminated_by_exception():
+            run_command(COMMANDS[args.command], argv[1:])
+    except (KeyboardInterrupt, _TerminatedError) as error:
+        was_told = isinstance(error, _TerminatedError)
+        how = "told to end" if was_told else "interrupted"
+        print(f"error: histodistill {args.command} was {how}: {remedy}", file=sys.stderr)
+        raise SystemExit(128 + (signal.SIGTERM if was_told else signal.SIGINT)) from None
+
+
+class _TerminatedError(BaseException):
+    """This process was told to end by SIGTERM."""
+
+
+@contextlib.contextmanager
+def _terminated_by_exception() -> Iterator[None]:
+    """Makes SIGTERM an exception, as Ctrl-C is one, so that what was begun is put in order."""
+
+    def end(*_: object) -> None:
+        raise _TerminatedError
+
+    # Python lets only the main thread handle signals.
+    handles = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, end) if handles else None
+    try:
+        yield
+    finally:
+        if handles:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def run_command(command: Command, argv: list[str]) -> None:

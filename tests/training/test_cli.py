@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from importlib import import_module, metadata
@@ -84,6 +85,17 @@ def test_unknown_command_is_refused_in_one_sentence(capsys):
 def test_version(capsys):
     assert run("--version") == 0
     assert capsys.readouterr().out == f"histodistill {metadata.version('histodistill')}\n"
+
+
+def test_command_that_is_told_to_end_does_so_with_one_sentence(monkeypatch, capsys):
+    def told_to_end(_):
+        signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(step_of("report"), "run", told_to_end)
+    assert run("report", "--run", "r") == 143
+    assert capsys.readouterr().err == "error: histodistill report was told to end: run the same command again\n"
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ class SelectorConfig(StepConfig):
     """How to choose. The selector checks the values of its own."""
 
     selector: str = option("how to select", default="kernel_herding", choices=SELECTOR_NAMES)
-    n_per_class: int = option("images to keep of each class", default=100)
-    seed: int = option("seed of the selector", default=0)
+    n_per_class: int = option("images to keep of each class", default=100, at_least=1)
+    seed: int = option("seed of the selector", default=0, at_least=0, below=2**31)
     min_probability: float = option(
         "drop images that the teacher takes for their own class with less; 0 drops none",
         default=0.0,
@@ -34,10 +34,10 @@ class SelectorConfig(StepConfig):
         at_most=1,
         group=FILTERS,
     )
-    n_neighbors: int = option("neighbours of each image in the graph", default=15, group=_INFOMAP)
+    n_neighbors: int = option("neighbours of each image in the graph", default=15, at_least=1, group=_INFOMAP)
     weighting: str = option("weights of the links", default="local_gaussian", choices=WEIGHTINGS, group=_INFOMAP)
-    markov_time: float = option("larger finds fewer, larger communities", default=1.0, group=_INFOMAP)
-    num_trials: int = option("searches, of which the best counts", default=5, group=_INFOMAP)
+    markov_time: float = option("larger finds fewer, larger communities", default=1.0, above=0, group=_INFOMAP)
+    num_trials: int = option("searches, of which the best counts", default=5, at_least=1, group=_INFOMAP)
     quota: str = option("images per community", default="proportional", choices=QUOTA_RULES, group=_INFOMAP)
     ranking: str = option(
         "which images of a community", default="modular_centrality", choices=RANKINGS, group=_INFOMAP

@@ -40,7 +40,13 @@ _OF_SELECTION = {
     "benchmark",
 }
 # Settings that may change, and what must not be there any more when they do: it was made with the old ones.
-_AFTER = {"select": _OF_SELECTION, "generate": {"pool", "evaluation", *_OF_SELECTION}}
+_AFTER = {
+    "generate": {"pool", "evaluation", *_OF_SELECTION},
+    "select": _OF_SELECTION,
+    "audit": {"audit", "audit.json", "report.html"},
+    "compare": {"comparison", "results.json", "report.html"},
+    "compare_options": {"comparison", "results.json", "report.html"},
+}
 
 
 @config
@@ -49,11 +55,12 @@ class DistillConfig(StepConfig):
 
     data: str | Path = option("phantom, a MedMNIST name, .npz file, image folder, datasets folder or Hub dataset id")
     output: Path = option("folder of the run")
-    preset: str | None = option(
+    preset: str | Path | None = option(
         f"{', '.join(PRESET_NAMES)} or a .toml file; default: gpu where there is one, or cpu", default=None
     )
     set: tuple[str, ...] = option(
-        f"options of single steps in place of the preset's; the steps are {', '.join(STEPS)}",
+        "options of single steps in place of the preset's, several numbers with commas between them, several texts "
+        f"with spaces; the steps are {', '.join(STEPS)}",
         default=(),
         metavar="STEP.OPTION=VALUE",
         repeatable=True,
@@ -256,9 +263,20 @@ def open_run(config: DistillConfig, max_train_steps: Mapping[str, int] | None = 
             f"{param('set')} makes models that halve tiles {preset.model_halvings} times, and these are of "
             f"{source.image_size} px: set fewer channels"
         )
-    stages(config, run)  # refuses what a step would refuse
+    _refuse_what_steps_refuse(stages(config, run))
     _claim(config.output, run)
     return run
+
+
+def _refuse_what_steps_refuse(plan: list[StageCall]) -> None:
+    """Says at once what a step would say when its turn has come, hours later."""
+    from histodistill.training.distillation.pool_selection import make_selector
+    from histodistill.training.distillation.selector_options import SelectorConfig
+
+    for stage in plan:
+        _require_gpu_for_fp16(getattr(stage.config, "mixed_precision", "no"))
+        if isinstance(stage.config, SelectorConfig):
+            make_selector(stage.config)
 
 
 def _claim(output: Path, run: dict[str, Any]) -> None:

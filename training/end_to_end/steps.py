@@ -162,7 +162,7 @@ def read_change(text: str, given: Mapping[str, Mapping[str, Any]]) -> tuple[str,
     place, equals, value = text.partition("=")
     step, dot, name = place.partition(".")
     name = name.replace("-", "_")
-    if not equals or not dot or step not in STEPS:
+    if not equals or not dot or not name or step not in STEPS:
         raise InputError(
             f"{param('set')} {text} is not STEP.OPTION=VALUE with one of the steps {', '.join(STEPS)}: write it as in "
             "diffusion.learning_rate=1e-4"
@@ -184,3 +184,8 @@ def refuse_given(options: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     for name in options:
         if name in given or name == "num_processes":
             raise InputError(f"{name} cannot be set for one step, since distill gives it to all: leave it out here")
+        if name.startswith("dp_"):
+            raise InputError(
+                f"{name} cannot be set here, since soft labels and the dropping of copies look at real tiles without "
+                "differential privacy: run the steps one by one"
+            )

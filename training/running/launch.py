@@ -10,7 +10,7 @@ import threading
 
 
 # What `--help` says of `num_processes`, wherever there is one.
-NUM_PROCESSES_HELP = "processes that share the work"
+NUM_PROCESSES_HELP = "processes that share the work, which the command line starts"
 # Seconds that a module has to end by itself after Ctrl-C.
 _PATIENCE = 10
 

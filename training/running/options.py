@@ -245,7 +245,10 @@ class Kind:
             float: isinstance(value, numbers.Real) and not isinstance(value, bool),
         }
         if fits[self.item]:
-            return self.item(value)
+            try:
+                return self.item(value)
+            except OverflowError as error:
+                raise InputError(f"{param(name)} is out of range: it must be a number below 1e308") from error
         remedy = f": give {int(value)}" if self.item is int and isinstance(value, float) and value.is_integer() else ""
         raise InputError(f"{param(name)}={value!r} is of another type: it must be {_WANTED[self.item]}{remedy}")
 
@@ -254,7 +257,7 @@ class Kind:
         return os.path.join(os.curdir, path) if is_name else str(path)
 
     def read_text(self, name: str, text: str) -> Any:
-        """The value that a text stands for; several values are separated by commas.
+        """The value that a text stands for; several numbers are separated by commas, several texts by spaces.
 
         Args:
             name: The field's, for messages.
@@ -273,7 +276,8 @@ class Kind:
                 return None
             if self.count == 0:
                 return self.item(text)
-            return tuple(self.item(item) for item in text.split(",") if item)
+            is_text = self.item in (str, Path)  # which may hold commas
+            return tuple(self.item(item) for item in (text.split() if is_text else text.split(",")))
         except (ValueError, LookupError) as error:
             wanted = _WANTED[self.item].lower()
             several = "" if self.count == 0 else ", or several with commas between them"

@@ -135,14 +135,15 @@ def load_preset(name_or_path: str | Path) -> Preset:
         text = resources.files("histodistill.training").joinpath("presets", f"{name_or_path}.toml").read_text("utf-8")
         return _read_preset(text, str(name_or_path))
     path = Path(name_or_path)
-    if path.suffix != ".toml":
+    if path.suffix.lower() != ".toml":
         known = ", ".join(PRESET_NAMES)
         raise InputError(f"{param('preset')}={name_or_path} is unknown: it must be one of {known}, or a .toml file")
     try:
-        return _read_preset(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark of its encoding
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise InputError(f"{param('preset')}={path} cannot be read ({reason}): give a .toml file") from error
+    return _read_preset(text, str(path))
 
 
 def preset_name(name_or_path: str | Path) -> str:
@@ -164,6 +165,7 @@ def _read_preset(text: str, where: str) -> Preset:
             raise InputError(f"{where}: {name!r} is no section of a preset: use max_epochs and {', '.join(known)}")
         if not isinstance(options, dict):
             raise InputError(f"{where}: {name!r} must be a section with options: write [{name}] and its options below")
+        sections[name] = {option.replace("-", "_"): value for option, value in options.items()}
     for name, needed in _NEEDED.items():
         for option in needed:
             if option not in sections.get(name, {}):

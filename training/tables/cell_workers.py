@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Protocol
 
@@ -93,7 +93,10 @@ def train_cells(config: TableOptions, cells: list[Cell], stage: Stage) -> list[s
                 f"command again to go on, with fewer {param('jobs')}"
             ) from error
         except BaseException:
-            workers.shutdown(cancel_futures=True)
+            # Cells that are being trained have checkpoints, and may take hours: nobody waits for them.
+            workers.shutdown(wait=False, cancel_futures=True)
+            for worker in active_children():
+                worker.terminate()
             raise
     return notes
 

@@ -8,6 +8,7 @@ import pytest
 from histodistill.selection import SELECTOR_NAMES, DistillSelector, FacilityLocationSelector, RandomSelector
 from histodistill.training.distillation.pool_selection import SelectionInputs, fit_selector, make_selector
 from histodistill.training.distillation.select import SelectConfig, make_parser
+from histodistill.training.distillation.selector_options import SelectorConfig
 from histodistill.training.running.errors import InputError
 
 
@@ -155,15 +156,26 @@ def test_degenerate_graphs_are_noted(inputs):
     [
         (["--n-per-class", 9], "class 0 has 8 images but n_per_class=9: lower n_per_class or generate more"),
         (["--n-per-class", 9, "--min-probability", 1], "class 0 has 8 images but n_per_class=9"),
-        (["--n-per-class", 0], "n_per_class=0 is out of range: it must be at least 1"),
-        (["--n-neighbors", 0], "n_neighbors=0 is out of range"),
-        (["--seed", -1], "random_state=-1 is out of range"),
     ],
 )
 def test_what_the_selector_refuses(inputs, argv, message):
     with pytest.raises(InputError) as error:
         fit_selector(options(*argv), inputs, NAMES)
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_per_class": 0}, "n_per_class=0 is out of range: it must be at least 1"),
+        ({"n_neighbors": 0}, "n_neighbors=0 is out of range: it must be at least 1"),
+        ({"seed": -1}, "seed=-1 is out of range: it must be at least 0 and below 2^31"),
+    ],
+)
+def test_what_no_selector_takes(options, message):
+    with pytest.raises(InputError) as error:
+        SelectorConfig(**options)
+    assert str(error.value) == message
 
 
 def test_a_class_without_real_tiles(inputs):

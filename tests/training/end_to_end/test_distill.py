@@ -404,6 +404,35 @@ def test_what_is_set_reaches_the_step_and_the_record(tiny_tiles, tmp_path):
     assert run["settings"]["audit"] == {"plant": 7} and run["settings"]["compare_options"] == {"batch_size": 9}
 
 
+def test_several_texts_are_set_with_spaces_between_them(tiny_tiles, tmp_path):
+    rows = "convnet:2:real_all,distilled_ce resnet18:1:real_all"
+    *_, compare = plan(tiny_tiles, tmp_path / "run", "--set", f"compare.train={rows}")
+    assert compare.config.train == tuple(rows.split())
+
+
+def test_precision_that_a_later_step_cannot_have(tiny_tiles, tmp_path, started, capsys, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    message = refused(capsys, tiny_tiles, tmp_path / "run", "--set", "generate.mixed_precision=fp16")
+    assert message == "--mixed-precision=fp16 needs a GPU: give bf16 or no"
+    assert started == [] and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "named", "made"),
+    [
+        ("audit.plant=7", "audit", "audit, audit.json, report.html"),
+        ("compare.train=convnet:3:real_all", "compare", "comparison, report.html, results.json"),
+        ("compare.batch_size=9", "compare_options", "comparison, report.html, results.json"),
+    ],
+)
+def test_what_comes_last_is_made_anew_once_the_old_one_is_away(text, named, made, tiny_run, capsys):
+    message = refused(capsys, tiny_run.data, tiny_run.folder, "--mixed-precision", "no", "--set", text)
+    assert message == (
+        f"{tiny_run.folder} holds a run with other settings ({named}): give another --output, or move {made} away to "
+        "make them anew from the models that are there"
+    )
+
+
 def test_nothing_set_leaves_the_record_as_it_always_was(tiny_run):
     run = read_json(tiny_run.folder / "run.json")
     assert "set" not in run
@@ -435,6 +464,20 @@ def test_run_with_other_set_options_is_left_untouched(tiny_run, capsys):
         ("diffusion.dropout=2", "--set diffusion.dropout=2: dropout=2.0 is out of range: it must be at least 0 and "),
         ("select.n_per_class=9", "--n-per-class=9 is more than nine tenths of the 8 pool images of a class"),
         ("autoencoder.channels=8,8,8,8,8,8", "--set makes models that halve tiles 5 times, and these are of 16 px"),
+        (
+            "select.n_neighbors=-3",
+            "--set select.n_neighbors=-3: n_neighbors=-3 is out of range: it must be ",
+        ),
+        ("select.markov_time=0", "--set select.markov_time=0: markov_time=0.0 is out of range: it must be above 0"),
+        ("diffusion.=1", "--set diffusion.=1 is not STEP.OPTION=VALUE with one of the steps autoencoder, "),
+        (
+            "autoencoder.dp_epsilon=4",
+            "--set autoencoder.dp_epsilon=4: dp_epsilon cannot be set here, since ",
+        ),
+        (
+            "diffusion.channels=8,,16",
+            "--set diffusion.channels=8,,16: channels=8,,16 cannot be read: it must be ",
+        ),
         ("teacher.loss=worst", "step teacher: loss=worst is unknown: it must be one of ce, joint, contrastive"),
     ],
 )

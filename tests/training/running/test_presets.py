@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -148,6 +150,17 @@ def test_a_file_is_a_preset(tmp_path):
     assert preset.options("compare") == {"train": ["convnet:2"], "seeds": [0, 1]}
     assert preset.settings()["compare_options"] == {"seeds": [0, 1]} and "audit" not in preset.settings()
     assert (preset_name(file), preset_name("cpu")) == ("my preset[1]", "cpu")
+
+
+def test_a_file_as_editors_and_command_lines_have_it(tmp_path):
+    text = GOOD.replace("latent_channels", "latent-channels").replace("\n", "\r\n")
+    (tmp_path / "P.TOML").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert load_preset(tmp_path / "P.TOML") == load_preset(write(tmp_path / "p.toml", GOOD))
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
 
 
 @pytest.mark.parametrize(
