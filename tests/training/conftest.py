@@ -73,8 +73,9 @@ def launch() -> Callable[..., subprocess.CompletedProcess]:
         if num_processes > 1:
             launcher += ["--multi_gpu", "--main_process_port", "0"]
         return subprocess.run(
-            [*launcher, "-m", module, *map(str, argv)], env=environment, capture_output=True, text=True, check=False
-        )
+            [*launcher, "-m", module, *map(str, argv)],
+            env=environment, capture_output=True, text=True, check=False, timeout=900,  # processes may wait for ever
+        )  # fmt: skip
 
     return run
 

@@ -189,3 +189,17 @@ def test_unfinished_pipeline_is_refused(tmp_path, tiny_pipeline, run_main, pool_
     with pytest.raises(InputError, match="holds no finished pipeline"):
         run_main(script, *pool_argv, "--pipeline", tmp_path / "pipeline", "--output", tmp_path / "pool")
     assert not (tmp_path / "pool").exists()
+
+
+@pytest.mark.launch
+def test_two_processes_make_the_same_pool(tmp_path, tiny_pool, launch, pool_argv):
+    finished = launch(2, "histodistill.training.generate", *pool_argv, "--output", tmp_path)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert read_json(tmp_path / "stage.json")["num_processes"] == 2
+    images, columns, names = read_image_dataset(tmp_path)
+    expected, expected_columns, expected_names = read_image_dataset(tiny_pool)
+    assert names == expected_names
+    np.testing.assert_array_equal(columns["seed"], expected_columns["seed"])
+    np.testing.assert_array_equal(columns["label"], expected_columns["label"])
+    np.testing.assert_array_equal(images, expected)
+    assert (tmp_path / PARQUET).read_bytes() == (tiny_pool / PARQUET).read_bytes()

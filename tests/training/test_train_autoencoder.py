@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from diffusers import AutoencoderDC
@@ -218,3 +220,17 @@ def test_bad_input_ends_with_one_sentence(tmp_path, autoencoder_argv, argv, mess
     assert captured.startswith(f"error: {message}")
     assert captured.count("\n") == 1
     assert not output.exists()
+
+
+@pytest.mark.launch
+def test_two_processes_train_the_same_autoencoder(tmp_path, launch, run_main, autoencoder_argv):
+    argv = [*autoencoder_argv, "--max-train-steps", 3]
+    module = "histodistill.training.train_autoencoder"
+    finished = launch(2, module, *argv, "--output", tmp_path / "two")
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert json.loads((tmp_path / "two" / "stage.json").read_text())["num_processes"] == 2
+    run_main(script, *argv, "--output", tmp_path / "one")
+    one, two = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], atol=1e-4, rtol=0, msg=name)

@@ -241,3 +241,19 @@ def test_autoencoder_of_an_earlier_version_is_refused(tmp_path, tiny_autoencoder
     sentence = "holds an autoencoder of an earlier version: train one anew, in another folder"
     assert capsys.readouterr().err == f"error: {folder} {sentence}\n"
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.launch
+def test_two_processes_train_the_same_denoiser(tmp_path, launch, run_main, diffusion_argv):
+    argv = [*diffusion_argv, "--max-train-steps", 3]
+    finished = launch(2, "histodistill.training.train_diffusion", *argv, "--output", tmp_path / "two")
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert json.loads((tmp_path / "two" / "stage.json").read_text())["num_processes"] == 2
+    run_main(script, *argv, "--output", tmp_path / "one")
+    # The weights of the last step, which have moved further than their average.
+    one, two = (
+        load_file(tmp_path / name / "checkpoints" / "checkpoint-3" / "unet.safetensors") for name in ("one", "two")
+    )
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], atol=1e-4, rtol=0, msg=name)
