@@ -31,4 +31,4 @@ lint: $(VENV)/.installed
 	MYPYPATH=.mypy-links $(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) .venv-lowest $(RUN) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .mypy-links
+	rm -rf $(VENV) .venv-lowest .venv-page $(RUN) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .mypy-links
