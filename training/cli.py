@@ -6,15 +6,12 @@ Steps import torch and the rest only when they have work to do, so that every `-
 from __future__ import annotations
 
 import argparse
-import contextlib
 import signal
 import sys
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module, metadata
 
-from histodistill.training.running.launch import run_module
+from histodistill.training.running.launch import on_sigterm, run_module
 from histodistill.training.running.options import run_config
 
 
@@ -95,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
     again = args.command == "distill"
     remedy = "the same command goes on where it stopped" if again else "run the same command again"
     try:
-        with _terminated_by_exception():
+        with on_sigterm(_end):
             run_command(COMMANDS[args.command], argv[1:])
     except (KeyboardInterrupt, _TerminatedError) as error:
         was_told = isinstance(error, _TerminatedError)
@@ -108,21 +105,9 @@ class _TerminatedError(BaseException):
     """This process was told to end by SIGTERM."""
 
 
-@contextlib.contextmanager
-def _terminated_by_exception() -> Iterator[None]:
+def _end(*_: object) -> None:
     """Makes SIGTERM an exception, as Ctrl-C is one, so that what was begun is put in order."""
-
-    def end(*_: object) -> None:
-        raise _TerminatedError
-
-    # Python lets only the main thread handle signals.
-    handles = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, end) if handles else None
-    try:
-        yield
-    finally:
-        if handles:
-            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+    raise _TerminatedError
 
 
 def run_command(command: Command, argv: list[str]) -> None:

@@ -89,8 +89,9 @@ class DistillConfig(StepConfig):
     def changes(self) -> dict[str, dict[str, Any]]:
         """What `set` says: step → option → value, as JSON holds it."""
         changes: dict[str, dict[str, Any]] = {}
+        given = self.common.given()
         for text in self.set:
-            step, name, value = read_change(text, self.common.given())
+            step, name, value = read_change(text, given)
             if name in changes.setdefault(step, {}):
                 raise InputError(f"{param('set')} names {step}.{name} twice: name it once")
             for own, place in (("per_class", "generate"), ("n_per_class", "select")):

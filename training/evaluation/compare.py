@@ -9,12 +9,11 @@ Leaves `RUN/results.json`.
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from histodistill.training.engine.classifier_config import ClassifierConfig
-from histodistill.training.evaluation.plans import CellsConfig, Planned, PlannedCell, parse_plan, planned_cells
+from histodistill.training.evaluation.plans import PlannedCell, RowsConfig, planned_cells
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.formats import RESULTS_FORMAT
 from histodistill.training.running.options import StepParser, config, option, run_script
@@ -42,32 +41,19 @@ _VALIDATIONS = 10
 
 
 @config
-class CompareConfig(CellsConfig):
+class CompareConfig(RowsConfig):
     """Options of `compare`."""
+
+    known_rows = ROWS
 
     run: Path = option("folder with pool/ and distilled/", setting=False)
     data: str | Path = option("the real tiles: any source that train_classifier takes", setting=False)
     image_size: int | None = option("side in pixels; default: the size tiles have", default=None, setting=False)
-    train: tuple[str, ...] = option(
-        "what to train for how many steps on which rows, all rows where none is named",
-        default=("convnet:1000",),
-        metavar="ARCHITECTURE:STEPS[:ROW,ROW…]",
-    )
-
-    def check(self) -> None:
-        """Checks seeds and plan."""
-        super().check()
-        _ = self.plan
-
-    @functools.cached_property
-    def plan(self) -> list[Planned]:
-        """What `train` says."""
-        return parse_plan(self.train, list(ROWS))
 
 
 def make_parser() -> StepParser[CompareConfig]:
     """The parser of the command line."""
-    rows = "rows: " + "; ".join(f"{name}: {title}" for name, title in ROWS.items())
+    rows = CompareConfig.rows_help()
     return StepParser(CompareConfig, prog="histodistill compare", description=__doc__, epilog=rows)
 
 

@@ -21,15 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from histodistill.training.engine.classifier_config import ClassifierConfig
-from histodistill.training.evaluation.plans import (
-    CellsConfig,
-    Planned,
-    PlannedCell,
-    parse_plan,
-    planned_cells,
-)
+from histodistill.training.evaluation.plans import PlannedCell, RowsConfig, planned_cells
 from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.options import StepParser, config, option, run_script
+from histodistill.training.running.options import StepParser, config, like, option, run_script
 
 
 if TYPE_CHECKING:
@@ -47,8 +41,10 @@ ROWS = {
 
 
 @config
-class EvaluatePoolConfig(CellsConfig):
+class EvaluatePoolConfig(RowsConfig):
     """Options of `evaluate_pool`."""
+
+    known_rows = ROWS
 
     run: Path = option("folder with pipeline/, teacher/ and pool/", positional=True, setting=False)
     data: str | Path = option("the real tiles: the source that the run was made from", setting=False)
@@ -62,22 +58,14 @@ class EvaluatePoolConfig(CellsConfig):
         setting=False,  # what a folder holds counts, not where it is
     )
     n_neighbors: int = option("of precision, recall, density and coverage", default=5, at_least=1)
-    train: tuple[str, ...] = option(
-        "what to train for how many steps on which rows, all rows where none is named; nothing after it trains none",
+    train: tuple[str, ...] = like(
+        RowsConfig,
+        "train",
+        help="what to train for how many steps on which rows, all rows where none is named; nothing after it trains "
+        "none",
         default=("resnet18:300",),
-        metavar="ARCHITECTURE:STEPS[:ROW,ROW…]",
         may_be_empty=True,
     )
-
-    def check(self) -> None:
-        """Checks seeds and plan."""
-        super().check()
-        _ = self.plan
-
-    @functools.cached_property
-    def plan(self) -> list[Planned]:
-        """What `train` says."""
-        return parse_plan(self.train, list(ROWS))
 
     @property
     def pool_folder(self) -> Path:
@@ -92,7 +80,7 @@ class EvaluatePoolConfig(CellsConfig):
 
 def make_parser() -> StepParser[EvaluatePoolConfig]:
     """The parser of the command line."""
-    rows = "rows: " + "; ".join(f"{name}: {title}" for name, title in ROWS.items())
+    rows = EvaluatePoolConfig.rows_help()
     return StepParser(EvaluatePoolConfig, prog="histodistill evaluate-pool", description=__doc__, epilog=rows)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar, NamedTuple
 
 from histodistill.training.models.architectures import ARCHITECTURES
 from histodistill.training.running.errors import InputError, param
@@ -24,6 +25,34 @@ class CellsConfig(StepConfig):
     def check(self) -> None:
         """Checks that no seed is named twice."""
         require_once("seeds", self.seeds)
+
+
+@config
+class RowsConfig(CellsConfig):
+    """The same of a table whose rows have fixed names; a subclass says in `known_rows` which, and their titles."""
+
+    known_rows: ClassVar[Mapping[str, str]] = {}
+
+    train: tuple[str, ...] = option(
+        "what to train for how many steps on which rows, all rows where none is named",
+        default=("convnet:1000",),
+        metavar="ARCHITECTURE:STEPS[:ROW,ROW…]",
+    )
+
+    def check(self) -> None:
+        """Checks seeds and plan."""
+        super().check()
+        _ = self.plan
+
+    @functools.cached_property
+    def plan(self) -> list[Planned]:
+        """What `train` says."""
+        return parse_plan(self.train, list(self.known_rows))
+
+    @classmethod
+    def rows_help(cls) -> str:
+        """What stands below the options in `--help`."""
+        return "rows: " + "; ".join(f"{name}: {title}" for name, title in cls.known_rows.items())
 
 
 class Planned(NamedTuple):

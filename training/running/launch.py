@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
 
 
 # What `--help` says of `num_processes`, wherever there is one.
@@ -59,6 +61,21 @@ def run_module(module: str, argv: list[str], num_processes: int = 1) -> None:
         raise SystemExit(code)
 
 
+@contextlib.contextmanager
+def on_sigterm(answer: Callable[..., None]) -> Iterator[None]:
+    """Has SIGTERM answered by a function as long as the block runs, where this is the main thread.
+
+    Python lets only that thread handle signals.
+    """
+    handles = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, answer) if handles else None
+    try:
+        yield
+    finally:
+        if handles:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
 def _run(command: list[str], environment: dict[str, str]) -> int:
     """Runs a command and returns its exit code; minus the signal, where one ended it or was to end this process."""
     process: subprocess.Popen | None = None
@@ -70,17 +87,11 @@ def _run(command: list[str], environment: dict[str, str]) -> int:
         if process is not None:
             process.terminate()
 
-    # Python lets only the main thread handle signals.
-    handles = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, pass_on) if handles else None
-    try:
+    with on_sigterm(pass_on):
         process = subprocess.Popen(command, env=environment)
         if terminated:  # while it was being started
             process.terminate()
         code = _wait(process)
-    finally:
-        if handles:
-            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
     return -signal.SIGTERM if terminated else code
 
 
