@@ -10,6 +10,7 @@ from huggingface_hub import constants
 
 from histodistill.hub_cards import AuditError, Published, PublishError, Upload, publish
 from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.files import format_size
 
 
 if TYPE_CHECKING:
@@ -61,11 +62,3 @@ def _push(uploads: Sequence[Upload], config: HubConfig) -> Iterator[Published]:
 def as_input_error(error: AuditError | PublishError) -> InputError:
     """An error of `hub_cards` as one of `training`, which the command line can tell in its own words."""
     return InputError(_PARAMETERS.sub(lambda found: param(found[1]), str(error)))
-
-
-def format_size(size: int) -> str:
-    """Bytes as text, such as 1.2 MB."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size} B"

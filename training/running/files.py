@@ -15,7 +15,7 @@ from histodistill.selection.files import write_bytes
 
 
 #: `write_bytes` is `selection`'s, which saves selectors with it; here it stands beside the others.
-__all__ = ["md5_of", "new_folder", "read_json", "write_bytes", "write_json", "write_text"]
+__all__ = ["format_size", "md5_of", "new_folder", "read_json", "write_bytes", "write_json", "write_text"]
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -70,3 +70,11 @@ def md5_of(path: Path) -> str:
     """MD5 of a file as 32 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def format_size(size: int) -> str:
+    """Bytes as text, such as 1.2 MB."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} B"

@@ -19,7 +19,6 @@ from histodistill.training.publishing import publish, publish_metrics, pushing
 from histodistill.training.publishing.metric_spaces import metric_upload
 from histodistill.training.publishing.publish import PublishConfig
 from histodistill.training.publishing.publish_metrics import PublishMetricsConfig
-from histodistill.training.publishing.pushing import format_size
 from histodistill.training.publishing.repositories import PARTS, SUFFIXES, distilled_grid
 from histodistill.training.reporting.run_facts import public_name, source_name
 from histodistill.training.running.errors import InputError
@@ -322,10 +321,6 @@ def test_grid_has_a_row_for_each_class():
     grid = np.asarray(distilled_grid(images, np.array([0, 0, 0, 1, 1])))
     assert grid.shape == (2 * 64 + 2, 2 * 64 + 2, 3)
     assert (grid[:64, :64] == 0).all() and (grid[66:, :64] == 200).all()
-
-
-def test_sizes_in_words():
-    assert [format_size(n) for n in (7, 1500, 2_340_000, 5 * 10**9)] == ["7 B", "1.5 kB", "2.3 MB", "5.0 GB"]
 
 
 @pytest.mark.parametrize("name", METRICS)

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from histodistill.training.running.files import new_folder, read_json, write_bytes, write_json, write_text
+from histodistill.training.running.files import format_size, new_folder, read_json, write_bytes, write_json, write_text
 
 
 def test_files_are_written_with_their_folders(tmp_path):
@@ -69,3 +69,7 @@ def test_new_folder_vanishes_on_errors(tmp_path):
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == [target]
     assert [path.name for path in target.iterdir()] == ["old"]
+
+
+def test_sizes_in_words():
+    assert [format_size(n) for n in (7, 1500, 2_340_000, 5 * 10**9)] == ["7 B", "1.5 kB", "2.3 MB", "5.0 GB"]
