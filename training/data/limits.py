@@ -56,8 +56,8 @@ def check_growth(name: str, stored: int, unpacked: int) -> None:
     if unpacked > max(_HARMLESS, most * stored):
         times = -(-unpacked // max(1, stored))
         raise InputError(
-            f"{name} has {format_size(stored)} and unpacks to {format_size(unpacked)}: a file may grow {most} times; if you trust "
-            f"it, set {MAX_GROWTH_VARIABLE} to {times}"
+            f"{name} has {format_size(stored)} and unpacks to {format_size(unpacked)}: a file may grow {most} times; "
+            f"if you trust it, set {MAX_GROWTH_VARIABLE} to {times}"
         )
 
 
@@ -74,8 +74,8 @@ def check_memory(name: str, needed: int) -> None:
     free = _free_memory()
     if needed > free:
         raise InputError(
-            f"{name} needs {format_size(needed)} of memory and {format_size(free)} are free: give fewer or smaller tiles, or use "
-            "a machine with more memory"
+            f"{name} needs {format_size(needed)} of memory and {format_size(free)} are free: give fewer or smaller "
+            "tiles, or use a machine with more memory"
         )
 
 

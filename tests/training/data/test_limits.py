@@ -8,7 +8,7 @@ from histodistill.training.running.errors import InputError
 
 def test_picture_of_a_slide_is_refused_and_the_limit_can_be_raised(monkeypatch):
     check_picture("a.png", 4096, 4096)
-    with pytest.raises(InputError, match="a.png is 13000x13000 pixels: .* HISTODISTILL_MAX_PIXELS to 169000000"):
+    with pytest.raises(InputError, match=r"a.png is 13000x13000 pixels: .* HISTODISTILL_MAX_PIXELS to 169000000"):
         check_picture("a.png", 13_000, 13_000)
     monkeypatch.setenv("HISTODISTILL_MAX_PIXELS", "169000000")
     check_picture("a.png", 13_000, 13_000)
@@ -19,7 +19,9 @@ def test_picture_of_a_slide_is_refused_and_the_limit_can_be_raised(monkeypatch):
 def test_growth_is_refused_and_the_limit_can_be_raised(monkeypatch):
     check_growth("x.npz", 1, 2**28)  # nobody minds so little
     check_growth("medmnist.npz", 12 * 10**9, 17 * 10**9)
-    with pytest.raises(InputError, match="x.npz has 13.0 MB and unpacks to 3.0 GB: .* HISTODISTILL_MAX_GROWTH to 231"):
+    with pytest.raises(
+        InputError, match=r"x.npz has 13.0 MB and unpacks to 3.0 GB: .* HISTODISTILL_MAX_GROWTH to 231"
+    ):
         check_growth("x.npz", 13 * 10**6, 3 * 10**9)
     monkeypatch.setenv("HISTODISTILL_MAX_GROWTH", "231")
     check_growth("x.npz", 13 * 10**6, 3 * 10**9)
