@@ -1,36 +1,21 @@
-"""Image files: decoding one with its checks, and folders laid out as `split/class/*.png`."""
+"""Folders of pictures laid out as `split/class/*.png`."""
 
 from __future__ import annotations
 
-import io
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from histodistill.training.data.tiles import SPLITS, Tiles, TileSource, fit_tile, make_source
-from histodistill.training.running.errors import InputError, param
+from histodistill.training.data.decoding import decode_tiles
+from histodistill.training.data.tiles import SPLIT_ALIASES, SPLITS, Tiles, TileSource, make_source
+from histodistill.training.running.errors import InputError
 
 
 #: Endings of the names of files that are taken for images, in any case of letters.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
-#: What a split may be called, in lower case → the split.
-SPLIT_ALIASES = {
-    "train": "train",
-    "validation": "validation",
-    "val": "validation",
-    "valid": "validation",
-    "test": "test",
-}
 # Folders that programs leave beside the user's own: macOS in archives, and Python.
 _NOT_THE_USERS = ("__MACOSX", "__pycache__")
-# Files that are decoded between two looks for a bad one.
-_BATCH = 1024
-# Threads that decode images, at most.
-_MOST_THREADS = 8
 
 
 def load_image_folder(path: Path, *, image_size: int | None = None, hold_out_validation: bool = True) -> TileSource:
@@ -68,41 +53,6 @@ def load_image_folder(path: Path, *, image_size: int | None = None, hold_out_val
         for part, (split, of_split) in zip(np.split(images, ends), labels.items(), strict=True)
     }
     return make_source(path.resolve().name, class_names, splits, hold_out_validation=hold_out_validation)
-
-
-def decode_tiles(
-    count: int, entries: Callable[[int, int], list[tuple[str, Path | bytes]]], image_size: int | None = None
-) -> np.ndarray:
-    """Decodes `count` images to uint8 N×H×W×3, resized by `fit_tile` when `image_size` is given.
-
-    Args:
-        count: Number N of images.
-        entries: `entries(start, stop)` gives, for each of these images, its name for messages, and its file or bytes.
-        image_size: Side in pixels; by default images stay as they are.
-
-    Returns:
-        uint8 N×H×W×3.
-
-    Raises:
-        InputError: Naming the first image that cannot be read, is not RGB, or has another size than the first.
-    """
-    tiles: np.ndarray | None = None
-    first_name = ""
-    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
-        # In batches, so that a bad file ends the work soon, and that the entries need not all be in memory.
-        for start in range(0, count, _BATCH):
-            batch = entries(start, min(start + _BATCH, count))
-            for i, tile in enumerate(pool.map(lambda entry: _decode(entry[0], entry[1], image_size), batch), start):
-                name = batch[i - start][0]
-                if tiles is None:
-                    tiles, first_name = np.empty((count, *tile.shape), dtype=np.uint8), name
-                if tile.shape != tiles.shape[1:]:
-                    raise InputError(
-                        f"{name} is {tile.shape[1]}x{tile.shape[0]} pixels but {first_name} is "
-                        f"{tiles.shape[2]}x{tiles.shape[1]}: give {param('image_size')} to bring all to one size"
-                    )
-                tiles[i] = tile
-    return np.empty((0, 0, 0, 3), dtype=np.uint8) if tiles is None else tiles
 
 
 def _split_folders(path: Path) -> dict[str, Path]:
@@ -145,20 +95,6 @@ def _labelled_files(folder: Path, class_names: list[str], train: Path) -> tuple[
     if not labels:
         raise InputError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}): add some or remove it")
     return files, labels
-
-
-def _decode(name: str, source: Path | bytes, image_size: int | None) -> np.ndarray:
-    """One image, a file or its bytes, as uint8 H×W×3; messages call it `name`."""
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            image.load()
-            mode = image.mode
-            tile = np.asarray(fit_tile(image, image_size) if image_size and mode == "RGB" else image)
-    except Exception as error:  # decoders raise errors of many kinds on damaged files
-        raise InputError(f"{name} cannot be read as an image: it may be damaged; replace it or take it out") from error
-    if mode != "RGB":
-        raise InputError(f"{name} has the colour mode {mode}: tiles must be RGB with 8 bits; convert it")
-    return tile
 
 
 def _folders(path: Path) -> Sequence[Path]:

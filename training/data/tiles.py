@@ -17,6 +17,18 @@ from histodistill.training.running.errors import InputError, param
 
 #: The splits that a source can have, in the order in which they are kept.
 SPLITS = ("train", "validation", "test")
+#: What a split may be called, in lower case → the split. Names that some use for one split and others for another,
+#: such as `eval`, `development` or `holdout`, are not among them.
+SPLIT_ALIASES = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
 #: The split that `hold_out_for_audit` makes.
 HELD_OUT = "held_out"
 #: Least side of a tile in pixels: the convolutional classifier halves it three times.

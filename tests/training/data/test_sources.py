@@ -163,7 +163,7 @@ def test_split_folders_in_any_case_of_letters(tmp_path, names):
     assert {name: len(split) for name, split in source.splits.items()} == {"train": 8, "validation": 4, "test": 6}
 
 
-@pytest.mark.parametrize("name", ["testing", "held_out", "a"])
+@pytest.mark.parametrize("name", ["eval", "held_out", "a"])
 def test_other_folders_beside_train_are_refused(tmp_path, name):
     folder = image_folder(tmp_path, {**TWO_CLASSES, f"{name}/fat": 1})
     assert refused(folder) == (
