@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import io
-import struct
 import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from histodistill.training.data.decoding import decode_image, decode_tiles
-from histodistill.training.data.limits import MAX_PIXELS_VARIABLE
+from histodistill.training.data.decoding import decode_image
 from histodistill.training.running.errors import InputError
 
 
