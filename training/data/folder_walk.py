@@ -281,6 +281,7 @@ def _head(path: Path, count: int) -> bytes:
 
 def _by_suffix(paths: list[Path]) -> str:
     """How many files there are of each of the commonest suffixes: `20 .gif, 3 .svs`."""
-    numbers = Counter(path.suffix.lower() or "without suffix" for path in paths).most_common()
+    counts = Counter(path.suffix.lower() or "without suffix" for path in paths)
+    numbers = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     shown = [f"{number:,} {printable(suffix)}" for suffix, number in numbers[:_SUFFIXES_SHOWN]]
     return ", ".join([*shown, *(["…"] if len(numbers) > _SUFFIXES_SHOWN else [])])
