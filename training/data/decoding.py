@@ -19,6 +19,8 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from histodistill.training.data.limits import check_memory, check_picture
 from histodistill.training.data.tiles import fit_tile
@@ -211,20 +213,20 @@ def _not_known(source: Path | bytes) -> str:
     return f"holds an image of the kind {kind}, which is not read: save it as PNG"
 
 
-def _fault(image: Image.Image, stream: BinaryIO) -> str | None:
+def _fault(image: ImageFile, stream: BinaryIO) -> str | None:
     """What keeps a picture that was opened, but not decoded, from being RGB with 8 bits a channel; None if it is."""
     if image.mode != "RGB":
         return f"the colour mode {image.mode}"
     if "transparency" in image.info:
         return "a colour that stands for transparency"
-    if image.format == "TIFF":
+    if isinstance(image, TiffImageFile):
         return _tiff_fault(image)
     if image.format == "JPEG2000":
         return _jpeg2000_fault(stream)
     if image.format == "WEBP":  # has no other form
         return None
     codec, _, offset, arguments = image.tile[0]
-    stored = arguments if isinstance(arguments, str) else arguments[0]
+    stored = arguments if isinstance(arguments, str) else (arguments or ("",))[0]
     if image.format == "PPM":
         if codec != "raw":  # Pillow scales the values by itself
             return "another greatest value than 255, or its values as text"
@@ -236,9 +238,9 @@ def _fault(image: Image.Image, stream: BinaryIO) -> str | None:
     return "16 bits a channel" if "16B" in stored else f"its pixels in the form {stored}"
 
 
-def _tiff_fault(image: Image.Image) -> str | None:
+def _tiff_fault(image: TiffImageFile) -> str | None:
     """`_fault` of a TIFF, by its tags."""
-    tags = image.tag_v2  # type: ignore[attr-defined]
+    tags = image.tag_v2
     bits, samples = tags.get(258, (1,)), tags.get(277, 1)
     if set(bits) != {8}:
         return f"{max(bits)} bits a channel"
