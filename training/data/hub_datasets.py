@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histodistill.training.data.image_folder import SPLIT_ALIASES, decode_tiles
-from histodistill.training.data.tiles import Tiles, TileSource, check_soft_labels, make_source
+from histodistill.training.data.decoding import decode_tiles
+from histodistill.training.data.tiles import SPLIT_ALIASES, Tiles, TileSource, check_soft_labels, make_source
 from histodistill.training.running.errors import InputError, param
 
 
