@@ -102,7 +102,7 @@ def _load(
 
         return load_npz(path, **options)
     if path.is_dir():
-        from histodistill.training.data.hub_datasets import is_datasets_folder, load_datasets_folder
+        from histodistill.training.data.datasets_folder import is_datasets_folder, load_datasets_folder
         from histodistill.training.data.image_folder import load_image_folder
 
         if is_datasets_folder(path):
