@@ -85,6 +85,8 @@ _DRAWS = 100
 _QUERIES_PER_CALL = 1024
 # Images that are turned, resampled or hashed at once, which bounds the memory.
 _IMAGES_PER_CALL = 4096
+# Bytes of images that are hashed at once, likewise.
+_BYTES_PER_CALL = 2**24
 # Pairs of an image and a window that are compared at once: so few stay in the cache of a processor.
 _PAIRS_PER_CALL = 128
 
@@ -391,8 +393,9 @@ def tile_keys(images: np.ndarray) -> np.ndarray:
         uint64 N.
     """
     keys = np.empty(len(images), dtype=np.uint64)
-    for start in range(0, len(images), _IMAGES_PER_CALL):
-        part = images[start : start + _IMAGES_PER_CALL]
+    count = max(1, min(_IMAGES_PER_CALL, _BYTES_PER_CALL // max(1, images[:1].nbytes)))
+    for start in range(0, len(images), count):
+        part = images[start : start + count]
         views = [np.ascontiguousarray(apply_symmetry(part, symmetry)) for symmetry in range(SYMMETRIES)]
         for i in range(len(part)):
             first = min(view[i].tobytes() for view in views)

@@ -18,10 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from histodistill.selection.summaries import counted
 from histodistill.training.data.arrow_files import Rows, open_arrow, open_parquet
 from histodistill.training.data.folder_card import FolderCard, read_folder_card
-from histodistill.training.data.image_folder import SPLIT_ALIASES
 from histodistill.training.data.image_rows import Features, shown, some, source_of_rows
 from histodistill.training.data.split_files import check_different, check_shards, split_called, splits_by_name
-from histodistill.training.data.tiles import TileSource
+from histodistill.training.data.tiles import SPLIT_ALIASES, TileSource
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.notes import tell, warn
 

@@ -1,44 +1,26 @@
-"""Image files: decoding one with its checks, and folders laid out as `split/class/*.png`."""
+"""Folders of pictures laid out as `split/class/*.png`."""
 
 from __future__ import annotations
 
-import io
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from histodistill.training.data.tiles import SPLITS, Tiles, TileSource, fit_tile, make_source
-from histodistill.training.running.errors import InputError, param
-
-
-#: Endings of the names of files that are taken for images, in any case of letters.
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
-#: What a split may be called, in lower case → the split.
-SPLIT_ALIASES = {
-    "train": "train",
-    "validation": "validation",
-    "val": "validation",
-    "valid": "validation",
-    "test": "test",
-}
-# Folders that programs leave beside the user's own: macOS in archives, and Python.
-_NOT_THE_USERS = ("__MACOSX", "__pycache__")
-# Files that are decoded between two looks for a bad one.
-_BATCH = 1024
-# Threads that decode images, at most.
-_MOST_THREADS = 8
+from histodistill.training.data.decoding import decode_tiles
+from histodistill.training.data.folder_walk import IMAGE_SUFFIXES, FolderWalk
+from histodistill.training.data.names import class_name
+from histodistill.training.data.tiles import SPLIT_ALIASES, SPLITS, Tiles, TileSource, make_source
+from histodistill.training.running.errors import InputError
+from histodistill.training.running.notes import tell
 
 
 def load_image_folder(path: Path, *, image_size: int | None = None, hold_out_validation: bool = True) -> TileSource:
-    """Loads `path/split/class/**/*.png` (jpg, jpeg, tif, tiff, bmp, webp; any case of letters).
+    """Loads `path/split/class/**/*.png` and images of the other formats that `decode_image` reads.
 
-    Splits are the folders `train` (required), `validation` (or `val`, `valid`) and `test`, in any case of letters.
-    Classes are the folders in `train`, in sorted order; tiles come in sorted order of their path. Names that begin
-    with a dot, `__MACOSX` and `__pycache__` are passed over.
+    Splits are the folders `train` (required), `validation` and `test`, or what `SPLIT_ALIASES` has for them, in any
+    case of letters. Classes are the folders in `train`, in sorted order of their names; a name is one class in all its
+    Unicode spellings. Tiles come in sorted order of their path. Links are followed. Names that begin with a dot, and
+    folders of systems and storages (`@eaDir`, `__MACOSX`), are passed over; a note tells what was left out and why.
 
     Args:
         path: The folder.
@@ -50,66 +32,39 @@ def load_image_folder(path: Path, *, image_size: int | None = None, hold_out_val
 
     Raises:
         InputError: No train folder, another folder beside it, a class without training tiles, a class that train does
-            not have, a file that cannot be read, or sizes or modes that differ.
+            not have, or an image that cannot be used: in no class folder, not fetched, empty, of a format that is not
+            read, not RGB with 8 bits, or of another size.
     """
-    folders = _split_folders(path)
-    class_names = [folder.name for folder in _folders(folders["train"])]
-    if not class_names:
-        raise InputError(f"{folders['train']} has no class folders: tiles are expected as train/CLASS/*.png")
-    files: list[Path] = []
-    labels: dict[str, list[int]] = {}
-    for split in (s for s in SPLITS if s in folders):
-        found, labels[split] = _labelled_files(folders[split], class_names, folders["train"])
-        files += found
+    walk = FolderWalk(path)
+    folders = _split_folders(walk)
+    by_split = {split: _images_by_class(walk, folders[split]) for split in SPLITS if split in folders}
+    walk.check()
+    classes = _check_classes(folders, by_split)
+    account = walk.account()
+    if account:
+        tell(account)
+    files = [file for of_split in by_split.values() for name in classes for file in of_split.get(name, [])]
+    labels = {
+        split: np.repeat(np.arange(len(classes)), [len(of_split.get(name, [])) for name in classes])
+        for split, of_split in by_split.items()
+    }
     images = decode_tiles(len(files), lambda start, stop: [(str(f), f) for f in files[start:stop]], image_size)
     ends = np.cumsum([len(of_split) for of_split in labels.values()])[:-1]
     splits = {
-        split: Tiles(part, np.array(of_split, dtype=np.int64))
+        split: Tiles(part, of_split)
         for part, (split, of_split) in zip(np.split(images, ends), labels.items(), strict=True)
     }
-    return make_source(path.resolve().name, class_names, splits, hold_out_validation=hold_out_validation)
+    return make_source(path.resolve().name, classes, splits, hold_out_validation=hold_out_validation)
 
 
-def decode_tiles(
-    count: int, entries: Callable[[int, int], list[tuple[str, Path | bytes]]], image_size: int | None = None
-) -> np.ndarray:
-    """Decodes `count` images to uint8 N×H×W×3, resized by `fit_tile` when `image_size` is given.
-
-    Args:
-        count: Number N of images.
-        entries: `entries(start, stop)` gives, for each of these images, its name for messages, and its file or bytes.
-        image_size: Side in pixels; by default images stay as they are.
-
-    Returns:
-        uint8 N×H×W×3.
-
-    Raises:
-        InputError: Naming the first image that cannot be read, is not RGB, or has another size than the first.
-    """
-    tiles: np.ndarray | None = None
-    first_name = ""
-    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
-        # In batches, so that a bad file ends the work soon, and that the entries need not all be in memory.
-        for start in range(0, count, _BATCH):
-            batch = entries(start, min(start + _BATCH, count))
-            for i, tile in enumerate(pool.map(lambda entry: _decode(entry[0], entry[1], image_size), batch), start):
-                name = batch[i - start][0]
-                if tiles is None:
-                    tiles, first_name = np.empty((count, *tile.shape), dtype=np.uint8), name
-                if tile.shape != tiles.shape[1:]:
-                    raise InputError(
-                        f"{name} is {tile.shape[1]}x{tile.shape[0]} pixels but {first_name} is "
-                        f"{tiles.shape[2]}x{tiles.shape[1]}: give {param('image_size')} to bring all to one size"
-                    )
-                tiles[i] = tile
-    return np.empty((0, 0, 0, 3), dtype=np.uint8) if tiles is None else tiles
-
-
-def _split_folders(path: Path) -> dict[str, Path]:
-    """Split → its folder in `path`."""
+def _split_folders(walk: FolderWalk) -> dict[str, Path]:
+    """Split → its folder."""
+    path = walk.root
     folders: dict[str, Path] = {}
     others: list[Path] = []
-    for child in _folders(path):
+    below, images = walk.folders(path)
+    walk.leave_out(images)
+    for child in below:
         split = SPLIT_ALIASES.get(child.name.lower())
         if split is None:
             others.append(child)
@@ -120,55 +75,56 @@ def _split_folders(path: Path) -> dict[str, Path]:
             )
         folders[split] = child
     if "train" not in folders:
+        walk.check()
         what = "is empty" if not any(path.iterdir()) else "has no folder train"
         raise InputError(f"{path} {what}: tiles are expected as {path / 'train' / 'CLASS' / '*.png'}")
     if others:
         raise InputError(
-            f"{others[0]} is no split: folders beside {folders['train'].name} must be called validation (or val, "
-            "valid) or test; rename it or move it away"
+            f"{others[0]} is no split: folders beside {folders['train'].name} must be called "
+            f"{_names_of('validation')} or {_names_of('test')}; rename it or move it away"
         )
     return folders
 
 
-def _labelled_files(folder: Path, class_names: list[str], train: Path) -> tuple[list[Path], list[int]]:
-    """The image files of a split's folder, class by class, and their labels; `train` is the folder of train."""
-    files: list[Path] = []
-    labels: list[int] = []
-    for of_class in _folders(folder):
-        found = _image_files(of_class)
-        if of_class.name not in class_names:
-            raise InputError(f"{of_class} is a class that train does not have: add {train / of_class.name}")
-        if folder == train and not found:
-            raise InputError(f"{of_class} holds no image ({', '.join(IMAGE_SUFFIXES)}): every class needs one")
-        files += found
-        labels += [class_names.index(of_class.name)] * len(found)
-    if not labels:
-        raise InputError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}): add some or remove it")
-    return files, labels
+def _names_of(split: str) -> str:
+    """What the folder of a split may be called: `test (or testing)`."""
+    others = [alias for alias, of in SPLIT_ALIASES.items() if of == split != alias]
+    return f"{split} (or {', '.join(others)})"
 
 
-def _decode(name: str, source: Path | bytes, image_size: int | None) -> np.ndarray:
-    """One image, a file or its bytes, as uint8 H×W×3; messages call it `name`."""
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            image.load()
-            mode = image.mode
-            tile = np.asarray(fit_tile(image, image_size) if image_size and mode == "RGB" else image)
-    except Exception as error:  # decoders raise errors of many kinds on damaged files
-        raise InputError(f"{name} cannot be read as an image: it may be damaged; replace it or take it out") from error
-    if mode != "RGB":
-        raise InputError(f"{name} has the colour mode {mode}: tiles must be RGB with 8 bits; convert it")
-    return tile
+def _images_by_class(walk: FolderWalk, folder: Path) -> dict[str, list[Path]]:
+    """Name of a class → its images in the folder of a split; folders whose names are one class are put together."""
+    by_class: dict[str, list[Path]] = {}
+    below, images = walk.folders(folder)
+    if images and not below:
+        raise InputError(f"{folder} has no class folders: tiles are expected as {folder.name}/CLASS/*.png")
+    walk.refuse_beside_classes(images)
+    for of_class in below:
+        by_class.setdefault(class_name(of_class.name), []).extend(walk.images(of_class))
+    return by_class
 
 
-def _folders(path: Path) -> Sequence[Path]:
-    """The user's own folders in `path`, by name."""
-    found = (p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name not in _NOT_THE_USERS)
-    return sorted(found, key=lambda p: p.name)
+def _check_classes(folders: dict[str, Path], by_split: dict[str, dict[str, list[Path]]]) -> list[str]:
+    """The classes of train, by name; sees that each has a tile, and that other splits have tiles, and no other class.
 
-
-def _image_files(folder: Path) -> list[Path]:
-    """All image files under a folder, by path, but for hidden ones."""
-    found = [p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
-    found = [p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
-    return sorted(found, key=lambda p: p.relative_to(folder).as_posix())
+    Args:
+        folders: Split → its folder, for messages.
+        by_split: Split → class → images.
+    """
+    train = folders["train"]
+    classes = sorted(by_split["train"])
+    if not classes:
+        raise InputError(f"{train} has no class folders: tiles are expected as train/CLASS/*.png")
+    for name, files in by_split["train"].items():
+        if not files:
+            raise InputError(f"{train / name} holds no image ({', '.join(IMAGE_SUFFIXES)}): every class needs one")
+    for split, by_class in by_split.items():
+        unknown = sorted(set(by_class) - set(classes))
+        if unknown:
+            raise InputError(
+                f"{folders[split] / unknown[0]} is a class that train does not have: add {train / unknown[0]}, or "
+                f"give it one of the names there ({', '.join(classes)})"
+            )
+        if not any(by_class.values()):
+            raise InputError(f"{folders[split]} holds no image ({', '.join(IMAGE_SUFFIXES)}): add some or remove it")
+    return classes

@@ -4,9 +4,8 @@ them with limits.
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from histodistill.selection.summaries import counted
 from histodistill.training.data.arrow_files import Rows
-from histodistill.training.data.image_folder import decode_tiles
+from histodistill.training.data.decoding import decode_image, decode_tiles
 from histodistill.training.data.limits import check_growth, check_memory
+from histodistill.training.data.names import printable
 from histodistill.training.data.tiles import MIN_IMAGE_SIZE, Tiles, TileSource, check_soft_labels, make_source
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.notes import tell
@@ -197,7 +196,7 @@ def _is_list_of_numbers(kind: pa.DataType) -> bool:
 
 def _read_tiles(files: Sequence[Rows], columns: Columns, where: str, image_size: int | None) -> Tiles:
     """The tiles of one split."""
-    count = sum(rows.num_rows for rows in files)
+    count = sum(file.num_rows for file in files)
     if not count:
         raise InputError(f"{where} is empty: a split needs at least one tile")
     # Each row becomes a tile, so that rows which repeat one value do not stay as small as they are stored.
@@ -205,13 +204,13 @@ def _read_tiles(files: Sequence[Rows], columns: Columns, where: str, image_size:
     images: np.ndarray | None = None
     labels, soft_labels = [], []
     start = 0
-    for rows, batch in ((rows, batch) for rows in files for batch in rows.batches(columns.used)):
+    for below, batch in _batches(files, columns.used):
         labels.append(_labels(batch.column(columns.label), where, start))
         if columns.soft_label:
             soft_labels.append(_soft_labels(batch.column("soft_label"), len(columns.class_names)))
-        entries = _entries(batch.column(columns.image), where, start, rows.files_below)
+        entries = _entries(batch.column(columns.image), where, start, below)
         if images is None:
-            _check_size(files, count, _tile_size(entries[0][1], image_size), where)
+            _check_size(files, count, decode_image(*entries[0], image_size).shape[:2], where)
         tiles = _decode(entries, image_size)
         if images is None:
             images = np.empty((count, *tiles.shape[1:]), dtype=np.uint8)
@@ -226,22 +225,18 @@ def _read_tiles(files: Sequence[Rows], columns: Columns, where: str, image_size:
     return Tiles(images, np.concatenate(labels), _whole_soft_labels(soft_labels, where))
 
 
+def _batches(files: Sequence[Rows], columns: list[str]) -> Iterator[tuple[Sequence[Path], pa.RecordBatch]]:
+    """The batches of all files, each with the folders below which its images may be."""
+    for rows in files:
+        for batch in rows.batches(columns):
+            yield rows.files_below, batch
+
+
 def _check_size(files: Sequence[Rows], count: int, side: tuple[int, int], where: str) -> None:
     """Sees that `count` tiles with these sides in pixels fit in memory, and are not very many for their files."""
     unpacked = count * side[0] * side[1] * 3
     check_growth(where, sum(rows.stored for rows in files), unpacked)
     check_memory(where, unpacked)
-
-
-def _tile_size(image: Path | bytes, image_size: int | None) -> tuple[int, int]:
-    """The sides that an encoded image will have as a tile; the smallest there are where it cannot be read."""
-    if image_size is not None:
-        return image_size, image_size
-    try:
-        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-            return opened.size
-    except Exception:  # of many kinds; decoding it says what is wrong
-        return MIN_IMAGE_SIZE, MIN_IMAGE_SIZE
 
 
 def _decode(entries: list[tuple[str, Path | bytes]], image_size: int | None) -> np.ndarray:
@@ -312,7 +307,7 @@ def _entries(column: pa.Array, where: str, start: int, below: Sequence[Path]) ->
 
 def shown(text: str) -> str:
     """A name from outside as messages show it: of one line, and no longer than they can bear."""
-    text = "".join(character if character.isprintable() else "?" for character in text)
+    text = printable(text)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 
 

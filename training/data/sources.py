@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TypedDict
 
 from histodistill.selection.checks import check_integer
+from histodistill.training.data.loading_notes import tell_of_tiles
+from histodistill.training.data.names import fault_of_name, printable
 from histodistill.training.data.tiles import MIN_IMAGE_SIZE, TileSource, hold_out_for_audit
 from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.notes import warn
 
 
 # What an id on the Hub looks like: user/name.
@@ -40,16 +44,21 @@ def load_tiles(
     2. A MedMNIST name: `pathmnist`, `dermamnist`, `retinamnist`, `bloodmnist`, in any case of letters. An
        `image_size` of 28, 64, 128 or 224 takes the file of that size, anything else the 28-pixel file.
        (To mean a folder with one of these names, write `./pathmnist`.)
+       A path that exists is never a pattern, an address or an id, whatever it looks like.
     3. An existing file: a `.npz` in the MedMNIST layout.
     4. An existing folder with `dataset_dict.json` or `state.json`: `datasets`' `save_to_disk` layout.
     5. An existing folder with `.parquet` files in it or one level down: opened with `datasets.load_dataset`.
-    6. Any other existing folder: images in `split/class/*.png` (jpg, jpeg, tif, tiff, bmp, webp).
+    6. Any other existing folder: images in `split/class/*.png`, or of the other formats that
+       `histodistill.training.data.decoding.decode_image` reads.
     7. `user/name`, where no folder `user` exists: a dataset id on the Hub.
 
     Every source needs a train split. Where there is no validation split, the last tenth of each class's training tiles
     in file order becomes validation (`hold_out_validation=False` leaves it out); where there is no test split, the
     result has none. Odd sizes: with `image_size`, the shorter side is resized to it and the centre is cut out;
     without, all tiles must be of one square size.
+
+    One line on standard error tells how many tiles each class has in each split. Further ones warn of tiles that two
+    splits have in common, turned or mirrored ones included, and of tiles that train has with several labels.
 
     Args:
         source: A name, file, folder or id, as listed.
@@ -68,8 +77,9 @@ def load_tiles(
     """
     if image_size is not None:
         check_integer(param("image_size"), image_size, MIN_IMAGE_SIZE, error=InputError)
-    found = _load(source, image_size, cache_dir, download, hold_out_validation)
-    return hold_out_for_audit(found, audit_share)
+    found = hold_out_for_audit(_load(source, image_size, cache_dir, download, hold_out_validation), audit_share)
+    tell_of_tiles(found)
+    return found
 
 
 def _load(
@@ -81,40 +91,72 @@ def _load(
 ) -> TileSource:
     """Loads a source, see `load_tiles`, with all of its training tiles."""
     text = os.fspath(source)
+    fault = fault_of_name(text)
+    if fault:
+        raise InputError(f"the source {printable(text)} has {fault} in its name: name it in letters of UTF-8")
     if isinstance(source, str):
-        if text == "phantom":
-            from histodistill.training.data.phantom import phantom_source
-
-            return phantom_source(image_size=image_size or 28)
-        from histodistill.training.data.medmnist import MEDMNIST, load_medmnist
-
-        if text.lower() in MEDMNIST:
-            return load_medmnist(text.lower(), image_size=image_size, cache_dir=cache_dir, download=download)
-
+        named = _load_by_name(text, image_size, cache_dir, download)
+        if named:
+            return named
     if not text:
         raise InputError(f"the source is empty: {_what_a_source_is()}")
-    path = Path(text).expanduser()
+    path = _existing(text)
     options: _Options = {"image_size": image_size, "hold_out_validation": hold_out_validation}
-    if path.is_file():
-        if path.suffix.lower() != ".npz":
+    if path and os.path.isdir(path):
+        from histodistill.training.data.datasets_folder import is_datasets_folder, load_datasets_folder
+        from histodistill.training.data.image_folder import load_image_folder
+
+        return (load_datasets_folder if is_datasets_folder(path) else load_image_folder)(path, **options)
+    if path:
+        if path.suffix.lower() != ".npz" or not os.path.isfile(path):
             raise InputError(f"{path} is neither a folder nor a .npz file: {_what_a_source_is()}")
         from histodistill.training.data.medmnist import load_npz
 
         return load_npz(path, **options)
-    if path.is_dir():
-        from histodistill.training.data.datasets_folder import is_datasets_folder, load_datasets_folder
-        from histodistill.training.data.image_folder import load_image_folder
-
-        if is_datasets_folder(path):
-            return load_datasets_folder(path, **options)
-        return load_image_folder(path, **options)
-    if isinstance(source, str) and _HUB_ID.fullmatch(text) and not path.parent.is_dir() and path.suffix != ".npz":
+    if isinstance(source, str) and _is_hub_id(text):
         from histodistill.training.data.hub_datasets import load_hub_dataset
 
         return load_hub_dataset(text, cache_dir=cache_dir, **options)
     if isinstance(source, str) and "/" not in text and text.lower().removesuffix("3d").endswith("mnist"):
         raise InputError(f"{text} is not a MedMNIST name that can be used: {_what_a_source_is()}")
     raise InputError(f"{text} does not exist: {_what_a_source_is()}")
+
+
+def _load_by_name(
+    name: str, image_size: int | None, cache_dir: str | Path | None, download: bool
+) -> TileSource | None:
+    """The source of this name; None if there is none. Warns where a file or folder is called so, too."""
+    from histodistill.training.data.medmnist import MEDMNIST, load_medmnist
+
+    if name != "phantom" and name.lower() not in MEDMNIST:
+        return None
+    if os.path.lexists(name):
+        warn(
+            f"{name} is taken for the data set of this name, not for what is called so here: for that, write ./{name}"
+        )
+    if name == "phantom":
+        from histodistill.training.data.phantom import phantom_source
+
+        return phantom_source(image_size=image_size or 28)
+    return load_medmnist(name.lower(), image_size=image_size, cache_dir=cache_dir, download=download)
+
+
+def _existing(text: str) -> Path | None:
+    """The file or folder of this name as it is written, else with `~` replaced; None if there is neither.
+
+    A link that leads nowhere is there, too: it is no id on the Hub.
+    """
+    paths = [Path(text)]
+    if text.startswith("~"):
+        with suppress(RuntimeError):  # no such user
+            paths.append(paths[0].expanduser())
+    return next((path for path in paths if os.path.lexists(path)), None)
+
+
+def _is_hub_id(text: str) -> bool:
+    """Whether a name of nothing on disk is that of a dataset on the Hub."""
+    path = Path(text)
+    return bool(_HUB_ID.fullmatch(text)) and not path.parent.is_dir() and path.suffix != ".npz"
 
 
 def _what_a_source_is() -> str:

@@ -8,12 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, groupby
 from pathlib import Path, PurePosixPath
 
-from histodistill.training.data.image_folder import SPLIT_ALIASES
+from histodistill.training.data.tiles import SPLIT_ALIASES
 from histodistill.training.running.errors import InputError
 
 
-# Words in a file's name that say its split: what a split may be called, and what `datasets` takes for it beside that.
-_WORDS = {**SPLIT_ALIASES, "training": "train", "testing": "test"}
 # The number of a shard and of how many, as in train-00000-of-00002.parquet.
 _SHARD = re.compile(r"(?P<number>\d+)[-_. ]*of[-_. ]*(?P<count>\d+)", re.IGNORECASE)
 # How a split can be called, for messages.
@@ -55,7 +53,7 @@ def splits_by_name(folder: Path, files: Sequence[PurePosixPath]) -> dict[str, li
     nameless = []
     for file in files:
         words = re.findall(r"[^\W\d_]+", file.with_suffix("").as_posix().lower())
-        found = sorted({_WORDS[word] for word in words if word in _WORDS})
+        found = sorted({SPLIT_ALIASES[word] for word in words if word in SPLIT_ALIASES})
         if len(found) > 1:
             raise InputError(
                 f"{folder / file} names the splits {' and '.join(found)}: name one of them in its path, which must be "

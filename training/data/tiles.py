@@ -12,11 +12,24 @@ from PIL import Image
 
 from histodistill.selection.checks import check_integer
 from histodistill.selection.summaries import counted, summarise
+from histodistill.training.data.names import checked_class_names, fault_of_name, printable
 from histodistill.training.running.errors import InputError, param
 
 
 #: The splits that a source can have, in the order in which they are kept.
 SPLITS = ("train", "validation", "test")
+#: What a split may be called, in lower case → the split. Names that some use for one split and others for another,
+#: such as `eval`, `development` or `holdout`, are not among them.
+SPLIT_ALIASES = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
 #: The split that `hold_out_for_audit` makes.
 HELD_OUT = "held_out"
 #: Least side of a tile in pixels: the convolutional classifier halves it three times.
@@ -82,6 +95,7 @@ class TileSource:
         image_size: Side of every tile in pixels.
         license: Licence of the tiles where known.
         attribution: Whom to credit, where known.
+        validation_was_train: Whether the validation split was made of training tiles, since the data has none.
     """
 
     name: str
@@ -90,6 +104,7 @@ class TileSource:
     image_size: int
     license: str | None = None
     attribution: str | None = None
+    validation_was_train: bool = False
 
     def __repr__(self) -> str:
         splits = ", ".join(f"{name} {len(tiles):,}" for name, tiles in self.splits.items())
@@ -140,16 +155,18 @@ def make_source(
         hold_out_validation: Whether a part of train becomes validation where there is no such split.
 
     Raises:
-        InputError: Fewer than two classes, a class with no training tile, a label that is no class, an empty split,
-            tiles of different size, tiles that are not square, or tiles smaller than 8 pixels.
+        InputError: Names that `checked_class_names` refuses, fewer than two classes, a class with no training tile, a
+            label that is no class, an empty split, tiles of different size, tiles that are not square, or tiles
+            smaller than 8 pixels.
     """
-    names = [str(class_name) for class_name in class_names]
+    fault = fault_of_name(name)
+    if fault:
+        raise InputError(f"the source {printable(name)!r} has a name with {fault}: name it in letters of UTF-8")
+    names = checked_class_names(name, class_names)
     if "train" not in splits:
         raise InputError(f"{name} has no train split: a source needs one")
     if len(names) < 2:
         raise InputError(f"{name} has only one class ({', '.join(names)}): at least 2 are needed")
-    if len(set(names)) < len(names):
-        raise InputError(f"{name} names two classes alike: class names must differ ({', '.join(names)})")
     height, width = splits["train"].images.shape[1:3]
     for split, tiles in splits.items():
         _check_split(name, split, tiles, (height, width), len(names))
@@ -161,10 +178,11 @@ def make_source(
             f"class {names[empty]!r} (label {empty}) of {name} has no training tile: every class needs one; "
             "add tiles or leave the class out"
         )
-    if "validation" not in splits and hold_out_validation:
+    make_validation = "validation" not in splits and hold_out_validation
+    if make_validation:
         splits = {**splits, **_hold_out(splits["train"])}
     ordered = {split: splits[split] for split in SPLITS if split in splits}
-    return TileSource(name, names, ordered, int(height), license, attribution)
+    return TileSource(name, names, ordered, int(height), license, attribution, make_validation)
 
 
 def _check_split(name: str, split: str, tiles: Tiles, size: tuple[int, int], num_classes: int) -> None:

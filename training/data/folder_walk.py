@@ -1,0 +1,273 @@
+"""Goes through a folder that a user gives, and keeps account of what lies in it and is not taken.
+
+Nothing is passed over in silence: what is no image is counted, and what is or ought to be an image and cannot be used
+stops the loading.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from histodistill.selection.summaries import counted
+from histodistill.training.data.decoding import SIGNATURE_BYTES, kind_of_picture
+from histodistill.training.data.names import fault_of_name, printable
+from histodistill.training.running.errors import InputError
+
+
+#: Endings of the names of files that are taken for images, in any case of letters: those of the formats that
+#: `decode_image` reads.
+IMAGE_SUFFIXES = (
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".webp",
+    ".jp2", ".j2k", ".jpc", ".j2c", ".jpf", ".jpx", ".ppm", ".pnm",
+)  # fmt: skip
+# Endings of images that are not read. Most others are known by their first bytes.
+_OTHER_IMAGE_SUFFIXES = (
+    ".gif", ".heic", ".heif", ".avif", ".jxl", ".psd", ".tga", ".exr", ".ico", ".pgm", ".pbm", ".svg",
+    ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".vsi", ".czi", ".lif", ".lsm", ".nd2", ".oib", ".oif",
+    ".qptiff", ".isyntax", ".dcm", ".dicom", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2",
+)  # fmt: skip
+# Names of folders, in lower case, that systems, storages and programs leave among a user's own. Names that begin with
+# a dot need not be here.
+_SYSTEM_FOLDERS = {
+    "__macosx", "__pycache__", "lost+found", "system volume information", "recycler", "$recycle.bin", "found.000",
+    "network trash folder", "temporary items", "@eadir", "@tmp", "@recycle", "@recently-snapshot", "@__thumb",
+    "#recycle", "#snapshot", "~snapshot",
+}  # fmt: skip
+# How such names begin, and a user's own seldom do.
+_LIKE_SYSTEM = ("@", "#", "$", "~")
+# A file that stands for an image which was not fetched is text of at most so many bytes, and begins like this.
+_PLACEHOLDER_BYTES = 1024
+_PLACEHOLDERS = (b"version https://git-lfs", b"/annex/objects/", b".git/annex/objects/", b"../.git/annex/objects/")
+
+# Suffixes that a line names.
+_SUFFIXES_SHOWN = 5
+
+# What stops the loading: kind → (what one is called, its plural, what to do).
+_NAMES, _TARGETS, _PLACES, _SPECIAL, _EMPTY, _KINDS, _SYSTEM, _NO_CLASS = range(8)
+_REFUSED = {
+    _NAMES: (
+        "name with bytes or characters that are no text",
+        "names with bytes or characters that are no text",
+        "rename them in letters of UTF-8",
+    ),
+    _TARGETS: (
+        "link without a target",
+        "links without a target",
+        "fetch what they stand for (as with `git annex get` or `dvc pull`), or take them out",
+    ),
+    _PLACES: (
+        "placeholder for content that was not fetched",
+        "placeholders for content that was not fetched",
+        "fetch it (as with `git lfs pull`, `git annex get` or `dvc pull`), or take them out",
+    ),
+    _SPECIAL: ("entry that is no file", "entries that are no files", "take them out"),
+    _EMPTY: ("empty image file", "empty image files", "copy them again, or take them out"),
+    _KINDS: (
+        "image of a kind or name that is not read",
+        "images of kinds or names that are not read",
+        f"save them as PNG, give them their suffix ({', '.join(IMAGE_SUFFIXES)}), or move them away",
+    ),
+    _SYSTEM: (
+        "folder of images that is named as systems name their own",
+        "folders of images that are named as systems name their own",
+        "rename them if they are yours, or move them away",
+    ),
+    _NO_CLASS: (
+        "image beside the class folders",
+        "images beside the class folders",
+        "move them into the folder of their class, or away",
+    ),
+}
+
+
+class FolderWalk:
+    """Lists the folders and images that a user put into a folder, and remembers what else is there.
+
+    Links are followed. Names that begin with a dot, and those that systems, storages and programs give to folders of
+    their own (`@eaDir`, `__MACOSX`, `lost+found` and the like), are never the user's.
+
+    Args:
+        root: The folder.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self._real = root.resolve()
+        self._seen = {_identity(os.stat(folder)): folder for folder in (self._real, *self._real.parents)}
+        self._refused: dict[int, list[Path]] = {}
+        self._others: list[Path] = []
+        self._unused_images: list[Path] = []
+        self._hidden_images: list[Path] = []
+        self._system_folders: list[Path] = []
+        self._links_out: list[Path] = []
+
+    def folders(self, folder: Path) -> tuple[list[Path], list[Path]]:
+        """What lies directly in a folder: the user's own folders, by name, and the images.
+
+        Raises:
+            InputError: If it cannot be listed, or a link leads to a folder that is there already.
+        """
+        found: tuple[list[Path], list[Path]] = ([], [])
+        for path, status in self._entries(folder):
+            if stat.S_ISDIR(status.st_mode):
+                if self._is_own(path):
+                    self._enter(path, status)
+                    found[0].append(path)
+            elif self._is_image(path, status):
+                found[1].append(path)
+        return found
+
+    def images(self, folder: Path) -> list[Path]:
+        """All images under a folder, by path.
+
+        Raises:
+            InputError: As `folders`.
+        """
+        images: list[Path] = []
+        waiting = [folder]
+        while waiting:
+            below, found = self.folders(waiting.pop())
+            images += found
+            waiting += below
+        return sorted(images, key=lambda path: path.relative_to(folder).as_posix())
+
+    def leave_out(self, images: list[Path]) -> None:
+        """Keeps account of images that are not taken."""
+        self._unused_images += images
+
+    def refuse_beside_classes(self, images: list[Path]) -> None:
+        """Keeps account of images that have no class, for `check`."""
+        self._refused.setdefault(_NO_CLASS, []).extend(images)
+
+    def check(self) -> None:
+        """Sees that nothing was found that is an image, or ought to be one, and cannot be used.
+
+        Raises:
+            InputError: With the number and the first of them, and what to do.
+        """
+        for kind, (noun, plural, remedy) in _REFUSED.items():
+            paths = sorted(self._refused.get(kind, []))
+            if paths:
+                which = f"{_by_suffix(paths)}, " if kind == _KINDS else ""
+                which += f"such as {printable(paths[0])}"
+                raise InputError(f"{self.root} holds {counted(len(paths), noun, plural)} ({which}): {remedy}")
+
+    def account(self) -> str | None:
+        """What was left out and why, and what links led elsewhere, in one line; None if there is nothing to tell."""
+        parts = []
+        if self._others:
+            what = counted(len(self._others), "file that is no image", "files that are no images")
+            parts.append(f"{what} ({_by_suffix(self._others)}, such as {self._example(self._others)})")
+        for paths, noun, plural in (
+            (self._unused_images, "image beside the split folders", "images beside the split folders"),
+            (self._hidden_images, "hidden image", "hidden images"),
+            (self._system_folders, "hidden or system's folder with images", "hidden or system's folders with images"),
+        ):
+            if paths:
+                parts.append(f"{counted(len(paths), noun, plural)} (such as {self._example(paths)})")
+        lines = [f"left out of {self.root}: {'; '.join(parts)}"] if parts else []
+        if self._links_out:
+            links = counted(len(self._links_out), "link that leads", "links that lead")
+            lines.append(f"followed {links} out of {self.root} (such as {self._example(self._links_out)})")
+        return "; ".join(lines) or None
+
+    def _entries(self, folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+        """Path and status of each entry of a folder, by name, but for those whose name or target is bad."""
+        try:
+            with os.scandir(folder) as listed:
+                entries = sorted(listed, key=lambda entry: entry.name)
+        except OSError as error:
+            raise InputError(
+                f"{folder} cannot be listed ({error.strerror}): make it readable, or move it away"
+            ) from error
+        for entry in entries:
+            path = folder / entry.name
+            if fault_of_name(entry.name):
+                self._refuse(_NAMES, path)
+                continue
+            try:
+                status = entry.stat()
+            except OSError:  # no target, or links in a circle
+                # A link of the system's own, as editors leave them to lock a file, is nobody's tile.
+                if not entry.name.startswith("."):
+                    self._refuse(_TARGETS, path)
+                continue
+            if entry.is_symlink() and not path.resolve().is_relative_to(self._real):
+                self._links_out.append(path)
+            yield path, status
+
+    def _is_own(self, folder: Path) -> bool:
+        """Whether a folder is one of the user's own, and not the system's."""
+        if not folder.name.startswith((".", *_LIKE_SYSTEM)) and folder.name.lower() not in _SYSTEM_FOLDERS:
+            return True
+        if _holds_images(folder):
+            if folder.name.startswith(".") or folder.name.lower() in _SYSTEM_FOLDERS:
+                self._system_folders.append(folder)
+            else:
+                self._refuse(_SYSTEM, folder)
+        return False
+
+    def _enter(self, folder: Path, status: os.stat_result) -> None:
+        """Sees that a folder was not entered before, by another path."""
+        before = self._seen.setdefault(_identity(status), folder)
+        if before != folder:
+            raise InputError(
+                f"{folder} leads to {before}: its tiles would be loaded twice, or without end; take the link out"
+            )
+
+    def _is_image(self, path: Path, status: os.stat_result) -> bool:
+        """Whether what is no folder is an image that can be read; if not, keeps account of it."""
+        suffix = path.suffix.lower()
+        if suffix == ".icloud" or (suffix == ".dvc" and not path.with_suffix("").exists()):
+            self._refuse(_PLACES, path)
+        elif path.name.startswith("."):
+            (self._hidden_images if suffix in IMAGE_SUFFIXES else self._others).append(path)
+        elif not stat.S_ISREG(status.st_mode):
+            self._refuse(_SPECIAL, path)
+        elif suffix not in IMAGE_SUFFIXES:
+            if suffix in _OTHER_IMAGE_SUFFIXES or kind_of_picture(_head(path, SIGNATURE_BYTES)):
+                self._refuse(_KINDS, path)
+            else:
+                self._others.append(path)
+        elif not status.st_size:
+            self._refuse(_EMPTY, path)
+        elif status.st_size <= _PLACEHOLDER_BYTES and _head(path, 32).startswith(_PLACEHOLDERS):
+            self._refuse(_PLACES, path)
+        else:
+            return True
+        return False
+
+    def _refuse(self, kind: int, path: Path) -> None:
+        self._refused.setdefault(kind, []).append(path)
+
+    def _example(self, paths: list[Path]) -> str:
+        return printable(min(paths).relative_to(self.root).as_posix())
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _holds_images(folder: Path) -> bool:
+    """Whether there is a file with an image's suffix under a folder; links in it are not followed."""
+    return any(name.lower().endswith(IMAGE_SUFFIXES) for _, _, names in os.walk(folder) for name in names)
+
+
+def _head(path: Path, count: int) -> bytes:
+    """The first bytes of a file; none if it cannot be read."""
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(count)
+    except OSError:
+        return b""
+
+
+def _by_suffix(paths: list[Path]) -> str:
+    """How many files there are of each of the commonest suffixes: `20 .gif, 3 .svs`."""
+    numbers = Counter(path.suffix.lower() or "without suffix" for path in paths).most_common()
+    shown = [f"{number:,} {printable(suffix)}" for suffix, number in numbers[:_SUFFIXES_SHOWN]]
+    return ", ".join([*shown, *(["…"] if len(numbers) > _SUFFIXES_SHOWN else [])])

@@ -1,0 +1,81 @@
+"""Names of classes, files and sources: what is refused in one, and when two are the same."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+from histodistill.training.running.errors import InputError
+from histodistill.training.running.notes import warn
+
+
+#: Most characters of a class's name.
+LONGEST_CLASS_NAME = 128
+
+
+def fault_of_name(name: str) -> str | None:
+    """What a name of a class, file or folder has in it that is no text; None if there is nothing.
+
+    Such names can be neither printed nor written into the files of a run.
+    """
+    if name.isprintable():
+        return None
+    categories = {unicodedata.category(character) for character in name}
+    if "Cs" in categories:  # how Python shows bytes of a file's name that are no UTF-8
+        return "bytes that are no UTF-8"
+    if categories & {"Cc", "Co", "Zl", "Zp"}:
+        return "control characters"
+    return None
+
+
+def printable(text: str | object) -> str:
+    """Text, or a path, with an escape for each character that cannot be printed."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
+
+def class_name(name: str) -> str:
+    """The one spelling of a class's name: letters with their accents as single characters (NFC), no space around it.
+
+    macOS may spell `ü` as `u` and a mark, other systems as one letter, and both look the same.
+    """
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def checked_class_names(source: str, names: Sequence[str]) -> list[str]:
+    """The names of a source's classes in their one spelling; warns where two differ in little.
+
+    Args:
+        source: What messages call the source.
+        names: The name of each label.
+
+    Raises:
+        InputError: A name that is empty, too long, no plain text, or the same as another.
+    """
+    spelled = []
+    for name in map(str, names):
+        fault = fault_of_name(name)
+        if fault:
+            raise InputError(f"{source} has the class {printable(name)!r} with {fault}: name it in letters of UTF-8")
+        spelled.append(class_name(name))
+        if not spelled[-1]:
+            raise InputError(f"{source} has a class with an empty name: give it one")
+        if len(spelled[-1]) > LONGEST_CLASS_NAME:
+            raise InputError(
+                f"{source} has the class {spelled[-1][:40]}… with a name of {len(spelled[-1])} characters: it may "
+                f"have at most {LONGEST_CLASS_NAME}; shorten it"
+            )
+    like: dict[str, str] = {}
+    for name in spelled:
+        other = like.setdefault(_skeleton(name), name)
+        if other != name:
+            warn(f"{source} has classes {other!r} and {name!r}: if they are one, give them one name")
+    if len(set(spelled)) < len(spelled):
+        raise InputError(f"{source} names two classes alike: class names must differ ({', '.join(spelled)})")
+    return spelled
+
+
+def _skeleton(name: str) -> str:
+    """What is left of a name without case, marks that do not show, and kinds and numbers of spaces."""
+    folded = unicodedata.normalize("NFKC", name).casefold()
+    return re.sub(r"[\s_]+", " ", "".join(c for c in folded if unicodedata.category(c) != "Cf"))
