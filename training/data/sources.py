@@ -103,7 +103,7 @@ def _load(
     path = _existing(text)
     options: _Options = {"image_size": image_size, "hold_out_validation": hold_out_validation}
     if path and os.path.isdir(path):
-        from histodistill.training.data.hub_datasets import is_datasets_folder, load_datasets_folder
+        from histodistill.training.data.datasets_folder import is_datasets_folder, load_datasets_folder
         from histodistill.training.data.image_folder import load_image_folder
 
         return (load_datasets_folder if is_datasets_folder(path) else load_image_folder)(path, **options)
