@@ -7,6 +7,7 @@ it, these are the same bytes.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,28 +19,24 @@ import numpy as np
 from histodistill.hub_cards.documents import (
     ModelIndex,
     SelectorDocument,
-    ShardIndex,
+    check_class_names,
     read_config,
-    read_document,
     read_model_index,
     read_selector_config,
     write_document,
     write_selector_config,
 )
 from histodistill.hub_cards.errors import ContentError
+from histodistill.hub_cards.part_files import PARTS, WEIGHTS
+from histodistill.hub_cards.tables import DISTILLED, ImageTable, canonical, read_table, write_table
 from histodistill.hub_cards.weights import (
     WEIGHTS_METADATA,
-    ArraySpec,
     check_selector_values,
     model_arrays,
     read_arrays,
     selector_arrays,
     write_arrays,
 )
-
-
-# The file of a model's weights where they are in one, and what the others begin with where they are in several.
-_WEIGHTS = "diffusion_pytorch_model"
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,6 +71,19 @@ class SelectorContent:
     files: dict[str, bytes]
     config: SelectorDocument
     arrays: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, repr=False)
+class SetContent:
+    """A checked distilled set.
+
+    Attributes:
+        files: Path → content, as it is published.
+        table: Its images and what is known of each, as it is published.
+    """
+
+    files: dict[str, bytes]
+    table: ImageTable
 
 
 @contextmanager
@@ -120,11 +130,11 @@ def check_pipeline(folder: str | Path, files: Mapping[str, bytes], code: bytes) 
             if name == "scheduler":
                 continue
             expected = model_arrays(component, configs[name])
-        published |= check_weights(folder, files, name, expected)
-        parameters[name] = sum(int(np.prod(spec.shape, dtype=np.int64)) for spec in expected.values())
-    strangers = sorted(name for name in files if name not in published and name != "stage.json")
-    if strangers:
-        raise ContentError(f"{folder}/{strangers[0]} belongs to nothing in the pipeline: delete it")
+        path = f"{name}/{WEIGHTS}"
+        data = _take(folder, files, path)
+        with about(folder, path):
+            published[path] = write_arrays(read_arrays(data, expected, WEIGHTS_METADATA), WEIGHTS_METADATA)
+        parameters[name] = sum(math.prod(spec.shape) for spec in expected.values())
     with about(folder):
         image_size = _image_size(configs["unet"], configs["vae"], len(index.class_names))
     return PipelineContent(published, index.class_names, image_size, index.components, parameters)
@@ -142,54 +152,15 @@ def _image_size(unet: Mapping[str, Any], vae: Mapping[str, Any], num_classes: in
     return unet["sample_size"] * 2 ** (len(vae["encoder_block_out_channels"]) - 1)
 
 
-def check_weights(
-    folder: str | Path, files: Mapping[str, bytes], part: str, expected: Mapping[str, ArraySpec]
-) -> dict[str, bytes]:
-    """The weights of a component, in one file or in several with an index.
-
-    Args:
-        folder: Of the pipeline, for messages.
-        files: Its files.
-        part: The component, which is the name of its folder.
-        expected: The weights that it must have.
-
-    Returns:
-        The files as they are published.
-
-    Raises:
-        ContentError: For weights that are missing or not expected, or a file that belongs to none.
-    """
-    path = f"{part}/{_WEIGHTS}.safetensors"
-    index_path = f"{path}.index.json"
-    if index_path not in files:
-        data = _take(folder, files, path)
-        with about(folder, path):
-            return {path: write_arrays(read_arrays(data, expected, WEIGHTS_METADATA), WEIGHTS_METADATA)}
-    with about(folder, index_path):
-        index = read_document(files[index_path], ShardIndex)
-        if index.weight_map.keys() != expected.keys():
-            raise ContentError("does not name the weights of the model")
-    published, size = {}, 0
-    for shard in sorted(set(index.weight_map.values())):
-        data = _take(folder, files, f"{part}/{shard}")
-        mine = {name: spec for name, spec in expected.items() if index.weight_map[name] == shard}
-        with about(folder, f"{part}/{shard}"):
-            arrays = read_arrays(data, mine, WEIGHTS_METADATA)
-        size += sum(array.nbytes for array in arrays.values())
-        published[f"{part}/{shard}"] = write_arrays(arrays, WEIGHTS_METADATA)
-    document = {"metadata": {"total_size": size}, "weight_map": dict(index.weight_map)}
-    return {index_path: write_document(document), **published}
-
-
 def check_selector(
-    folder: str | Path, files: Mapping[str, bytes], num_classes: int, pool_size: int
+    folder: str | Path, files: Mapping[str, bytes], chosen: ImageTable, pool_size: int
 ) -> SelectorContent:
     """Sees that a selector holds what its class has, and nothing else.
 
     Args:
         folder: Where it was read from, for messages.
         files: Its files, path → content.
-        num_classes: Classes of the pool.
+        chosen: The distilled set, which it chose.
         pool_size: Images of the pool.
 
     Raises:
@@ -201,11 +172,31 @@ def check_selector(
         if config.arrays_sha256 != hashlib.sha256(weights).hexdigest():
             raise ContentError("was not saved with the arrays beside it")
     with about(folder, "selector.safetensors"):
-        arrays = read_arrays(weights, selector_arrays(config, num_classes, pool_size), None)
+        arrays = read_arrays(weights, selector_arrays(config, len(chosen.class_names), pool_size), None)
         check_selector_values(arrays, pool_size)
+        if len(arrays["selected_indices_"]) != len(chosen):
+            raise ContentError("holds the choice of other images than those of the distilled set")
     payload = write_arrays(arrays, None)
     published = {
         "config.json": write_selector_config(config, hashlib.sha256(payload).hexdigest()),
         "selector.safetensors": payload,
     }
     return SelectorContent(published, config, arrays)
+
+
+def check_set(folder: str | Path, files: Mapping[str, bytes]) -> SetContent:
+    """Sees that a distilled set is a table of images and known columns, and nothing else.
+
+    Args:
+        folder: Where it was read from, for messages.
+        files: Its files, path → content.
+
+    Raises:
+        ContentError: Names the file.
+    """
+    (path,) = PARTS["distilled"].published
+    data = _take(folder, files, path)
+    with about(folder, path):
+        table = canonical(read_table(data, DISTILLED))
+        check_class_names(table.class_names)
+        return SetContent({path: write_table(table)}, table)

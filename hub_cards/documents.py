@@ -10,7 +10,7 @@ import inspect
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -271,19 +271,6 @@ def _is_default(value: Any, default: Any) -> bool:
         return isinstance(value, list) and len(value) == len(default) and all(map(_is_default, value, default))
     is_number = {type(value), type(default)} <= {int, float}
     return value == default and (is_number or type(value) is type(default))
-
-
-class ShardIndex(Exact):
-    """The index of weights in several files."""
-
-    class Metadata(Exact):
-        """What it says of the weights as a whole."""
-
-        total_size: Annotated[int, Field(ge=0)]
-        total_parameters: Annotated[int, Field(ge=0)] | None = None
-
-    metadata: Metadata
-    weight_map: Mapping[str, str]
 
 
 # A selector.

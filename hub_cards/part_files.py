@@ -13,14 +13,8 @@ from pathlib import Path
 from histodistill.hub_cards.errors import ContentError
 
 
-# Files of a model's weights, whole or in numbered parts. Variants (fp16, ema) are none: the audit attacks the weights
-# that load by default.
-_MODEL = (
-    "config.json",
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model-?????-of-?????.safetensors",
-    "diffusion_pytorch_model.safetensors.index.json",
-)
+#: The file of a model's weights.
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -47,7 +41,8 @@ PARTS = {
             "model_index.json",
             "pipeline.py",
             "scheduler/scheduler_config.json",
-            *(f"{part}/{file}" for part in ("unet", "vae") for file in _MODEL),
+            # Variants of the weights (fp16, ema) are none of them: the audit attacks those that load by default.
+            *(f"{part}/{file}" for part in ("unet", "vae") for file in ("config.json", WEIGHTS)),
         ),
         records=("stage.json",),
         working=("history.json",),
@@ -58,7 +53,7 @@ PARTS = {
         working=("community_map.png", "community_tiles.png"),
     ),
     "distilled": PartRules(
-        published=("data/train-*.parquet",),
+        published=("data/train-00000-of-00001.parquet",),
         records=("stage.json",),
         working=("README.md",),
     ),
@@ -100,8 +95,8 @@ def audited_names(folder: str | Path, part: str | None = None) -> list[str]:
             continue
         if not matches(name, (*rules.published, *rules.records)):
             raise ContentError(
-                f"{folder}/{shown(name)} is no file of a {part or folder.name}, so nobody knows what it holds: move it "
-                "out of the run, or delete it"
+                f"{folder}/{shown(name)} is no file of a {part or folder.name}, so nobody knows what it holds: move "
+                "it out of the run, or delete it"
             )
         names.append(name)
     return sorted(names)
