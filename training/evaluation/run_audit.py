@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw
 
 from histodistill.hub_cards.gate import AUDIT_FORMAT, audit_sentences, files_to_audit, hash_files
@@ -33,6 +32,7 @@ from histodistill.training.data.tiles import Tiles, TileSource
 from histodistill.training.evaluation.cells import check_same_kind
 from histodistill.training.evaluation.weights_attack import attack_scores, denoising_losses
 from histodistill.training.models.embedders import is_classifier, named_embeddings
+from histodistill.training.models.loading import load_pipeline
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.files import write_bytes
 from histodistill.training.running.stages import read_record, require_complete
@@ -200,8 +200,7 @@ def measure_losses(folder: Path, real: RealTiles, num_tiles: int, seed: int) -> 
     Returns:
         One loss for each of the training tiles drawn, and for each of those that no model has seen: float64 N and M.
     """
-    # The folder is this machine's own work: its pipeline.py is the file that ships with histodistill.
-    pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+    pipeline = load_pipeline(folder)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     losses = []
     for number, part in enumerate((real.train, real.held_out or real.validation)):
