@@ -4,7 +4,7 @@
   `pipeline_card`, `selector_card` and `metric_card` have one each; `card_facts` is what those of one run say alike,
   and `rendering` fills the templates.
 - The contents: `part_files` reads the files of a part of a run, each once; `documents`, `weights`, `tables` and
-  `pictures` take nothing but what is known in JSON, arrays, tables and images; `contents` puts together what may go up.
+  `pictures` take nothing but what is known in JSON, arrays, tables and images; `contents` says what may go up.
 - The gate, `gate`: only what has passed the privacy audit may go up. `audit_record` reads `audit.json`.
 - The upload, `uploading`: all of a repository in one commit, and nothing where nothing changed.
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from histodistill.hub_cards.documents import ClassName, Exact, Sha256, check_document
+from histodistill.hub_cards.errors import ContentError
+from histodistill.hub_cards.part_files import shown
 
 
 #: Version of the layout of `audit.json`. An audit of any other is of another version of histodistill.
@@ -203,3 +205,18 @@ def read_audit(document: object) -> AuditRecord:
         ContentError: If it holds anything else, or contradicts itself.
     """
     return check_document(document, AuditRecord)
+
+
+def check_space(name: str) -> None:
+    """Sees that the name of an embedding can stand in an audit, and so on a card.
+
+    Raises:
+        ContentError: If it cannot.
+    """
+    try:
+        TypeAdapter(Space).validate_python(name, strict=True)
+    except ValidationError as error:
+        raise ContentError(
+            f"the embedder {shown(name)} has a name that cannot stand in an audit: give its folder a name of up to 64 "
+            "letters, digits and . _ -"
+        ) from error

@@ -21,7 +21,7 @@ from histodistill.hub_cards.audit_record import (
 )
 from histodistill.hub_cards.documents import parse_json
 from histodistill.hub_cards.errors import ContentError
-from histodistill.hub_cards.part_files import read_file
+from histodistill.hub_cards.part_files import hash_contents, read_file
 from histodistill.selection.copies import CopyLimits
 from histodistill.selection.image_audit import (
     AuditResult,
@@ -85,6 +85,15 @@ def read_run_audit(path: Path) -> AuditRecord | None:
         if verdict.findings != tuple(_finding(finding) for finding in JUDGES[part](to_result(audit.figures))):
             raise InputError(f"{path} contradicts itself about {part}: delete it and run histodistill audit again")
     return audit
+
+
+def is_about_records(path: Path, run: Path) -> bool:
+    """Whether an audit.json is about the files that cards tell of, as a run has them now; not if it is damaged."""
+    try:
+        audit = read_run_audit(path)
+        return audit is not None and audit.records == hash_contents(read_records(run))
+    except (ContentError, InputError):
+        return False
 
 
 def _finding(finding: Finding) -> FindingRecord:
