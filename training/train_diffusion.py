@@ -138,12 +138,12 @@ def make_training(
         InputError: For latents whose size the denoiser cannot halve that often.
     """
     import torch
-    from diffusers import AutoencoderDC
 
     from histodistill.training.engine.diffusion_training import DiffusionTraining
     from histodistill.training.models.denoiser import build_denoiser
+    from histodistill.training.models.loading import load_autoencoder
 
-    autoencoder = AutoencoderDC.from_pretrained(config.autoencoder).eval().requires_grad_(False)
+    autoencoder = load_autoencoder(config.autoencoder).requires_grad_(False)
     torch.manual_seed(config.seed)
     denoiser = build_denoiser(
         source.image_size // autoencoder.spatial_compression_ratio,

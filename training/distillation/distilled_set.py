@@ -27,6 +27,7 @@ from histodistill.training.models.embedders import (
     embedder_fingerprint,
     named_embeddings,
 )
+from histodistill.training.models.loading import load_classifier
 from histodistill.training.models.prediction import predict_proba
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.files import read_json, write_text
@@ -125,7 +126,7 @@ def load_teacher(folder: Path, class_names: list[str]) -> Classifier:
     Raises:
         InputError: If it tells other classes than those of the pool.
     """
-    teacher = Classifier.from_pretrained(folder)
+    teacher = load_classifier(folder)
     if teacher.class_names != class_names:
         raise InputError(
             f"{param('teacher')} {folder} knows other classes than the pool ({_short(teacher.class_names)} and not "

@@ -37,9 +37,12 @@ def read_json(path: str | Path) -> Any:
 
     Raises:
         OSError: If it cannot be read.
-        ValueError: If it is not JSON.
+        ValueError: If it is not JSON in UTF-8, or nested so deeply that nobody can have meant it.
     """
-    return json.loads(Path(path).read_text())
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from histodistill.training.distillation.pool_selection import SelectionInputs
-from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.embedders import embed_images, resolve_embedder
+from histodistill.training.models.loading import load_classifier
 from histodistill.training.models.prediction import predict_proba
 from histodistill.training.tables.planned_cells import Cell
 
@@ -56,7 +56,7 @@ def write_inputs(
     if needed <= set(arrays):
         return
     embed_with = resolve_embedder(embedder, teacher)
-    classifier = Classifier.from_pretrained(teacher)
+    classifier = load_classifier(teacher)
     make: dict[str, Callable[[], np.ndarray]] = {
         "embeddings": lambda: embed_images(embed_with, pool),
         "probabilities": lambda: predict_proba(classifier, pool),
