@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from histodistill.selection.checks import check_integer
+from histodistill.selection.streams import stream
 from histodistill.selection.summaries import counted, summarise
 from histodistill.training.running.errors import InputError, param
 
@@ -245,7 +246,7 @@ def sample_per_class(labels: np.ndarray | Sequence[int], n_per_class: int, seed:
                 f"{param('n_per_class')}={n_per_class} is too many: class {label} has only {len(members)} tiles; ask "
                 "for fewer"
             )
-        chosen.append(np.random.default_rng([seed, int(label)]).permutation(members)[:n_per_class])
+        chosen.append(stream("random real tiles of a class", seed, int(label)).permutation(members)[:n_per_class])
     return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)
 
 
@@ -275,6 +276,8 @@ def hold_out_for_audit(source: TileSource, share: float) -> TileSource:
     for label in np.unique(train.labels):
         members = np.flatnonzero(train.labels == label)
         count = min(max(1, round(share * len(members))), len(members) - 1)
+        # Without a purpose in its key, and therefore no stream of those that have one (see `selection.streams`). It
+        # keeps its numbers, so that a run made before is audited with the very tiles that its models never saw.
         held[np.random.default_rng(int(label)).permutation(members)[:count]] = True
     if not held.any():
         raise InputError(f"{source.name} has one training tile per class: give more, or an audit_share of 0")

@@ -23,6 +23,7 @@ from accelerate.utils import broadcast
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from histodistill.selection.streams import stream, torch_seed
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.engine.augment import AugmentationPlan, apply_plan, draw_plan
@@ -41,10 +42,6 @@ from histodistill.training.engine.steps import (
 )
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.running.errors import InputError, param
-
-
-# Of `step_generator`: what mixup and CutMix draw. The augmentations have the stream 0.
-_MIXING_STREAM = 1
 
 
 @dataclass(frozen=True)
@@ -343,10 +340,10 @@ class TrainingBatches:
         Every process draws the tiles, augmentations and mixtures of the whole batch, and works on its share of them.
         """
         config = self.config
-        indices = batch_indices(len(self.train), self.batch_size, position, config.seed, self.weights)
+        indices = batch_indices("classifier", len(self.train), self.batch_size, position, config.seed, self.weights)
         plan = draw_plan(
             self.batch_size,
-            step_generator(config.seed, position),
+            step_generator("augmentation of the classifier", config.seed, position),
             max_shift=config.max_shift,
             stain_strength=config.stain_strength,
             max_blur=config.max_blur,
@@ -354,7 +351,7 @@ class TrainingBatches:
         mixing = draw_mixing(
             self.batch_size,
             self.image_size,
-            step_generator(config.seed, position, stream=_MIXING_STREAM),
+            step_generator("mixing of the classifier", config.seed, position),
             mixup=config.mixup,
             cutmix=config.cutmix,
         )
@@ -395,7 +392,7 @@ def build_classifier(config: ClassifierConfig, image_size: int, class_names: Seq
         InputError: For an architecture that does not suit the sizes.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.manual_seed(torch_seed("weights of a classifier", config.seed))
         return Classifier(
             architecture=config.architecture,
             num_classes=len(class_names),
@@ -465,5 +462,5 @@ def rank_of(scores: dict[str, Any]) -> tuple[float, float]:
 def _sample(tiles: Tiles, at_most: int, seed: int) -> Tiles:
     if len(tiles) <= at_most:
         return tiles
-    chosen = np.random.default_rng(seed).permutation(len(tiles))[:at_most]
+    chosen = stream("validation tiles of a classifier", seed).permutation(len(tiles))[:at_most]
     return tiles.subset(np.sort(chosen))

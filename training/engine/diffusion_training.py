@@ -13,6 +13,7 @@ from diffusers import AutoencoderDC, UNet2DModel
 from diffusers.training_utils import EMAModel
 
 from histodistill.pipelines import HistologyPipeline
+from histodistill.selection.streams import torch_seed
 from histodistill.training.data.images import save_grid
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.data.tiles import TileSource
@@ -27,8 +28,6 @@ from histodistill.training.running.training_options import PrivateTrainingConfig
 
 # Tiles of each class in a picture of the progress.
 _SHOWN_PER_CLASS = 8
-# Of `step_generator`: the noise of validation, and from the second on the dropout of each process.
-_VALIDATION_STREAM, _DROPOUT_STREAM = 1, 2
 
 
 class DiffusionTraining(GenerativeTraining):
@@ -116,7 +115,7 @@ class DiffusionTraining(GenerativeTraining):
         for number, first in enumerate(range(0, len(self.validation), size)):
             batch = slice(first, first + size)
             class_ids = torch.from_numpy(self.validation.labels[batch])
-            generator = step_generator(0, number, _VALIDATION_STREAM)
+            generator = step_generator("noise of the validation of the denoiser", 0, number)
             drawn = draw_step(generator, class_ids, self.latent_shape, self.null_class, 0.0)
             noise, levels, class_ids = (part.to(device) for part in drawn)
             images = to_model_input(self.validation.images[batch]).to(device)
@@ -131,6 +130,7 @@ class DiffusionTraining(GenerativeTraining):
         pipeline: Any = HistologyPipeline(self.autoencoder, self.average, make_scheduler())
         pipeline.set_progress_bar_config(disable=True)
         rows = [label for label in range(self.num_classes) for _ in range(_SHOWN_PER_CLASS)]
+        # The noise of the first images of a pool, whose seeds are these numbers.
         generators = [torch.Generator().manual_seed(i) for i in range(len(rows))]
         with self.accelerator.autocast():
             images = pipeline(rows, generator=generators, output_type="pt").images
@@ -139,8 +139,8 @@ class DiffusionTraining(GenerativeTraining):
     def before_batch(self, position: int) -> None:
         """Makes dropout, which draws from the global generator, a function of (seed, step) alone, too."""
         if self.has_dropout:
-            stream = _DROPOUT_STREAM + self.accelerator.process_index
-            torch.manual_seed(step_generator(self.config.seed, position, stream).initial_seed())
+            process = self.accelerator.process_index
+            torch.manual_seed(torch_seed("dropout of the denoiser", self.config.seed, position, process))
 
     def after_step(self) -> None:
         """Updates the moving average."""

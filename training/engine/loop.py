@@ -50,7 +50,7 @@ class GenerativeTraining(ABC):
         plan: How the training spends its privacy budget; None without differential privacy.
 
     Attributes:
-        name: What progress bar and trackers call it.
+        name: What progress bar and trackers call it; its random numbers go by it, too.
         model: The module whose forward pass gives the loss, before Accelerate wraps it. Subclasses make it.
         optimizer: Of its parameters. Subclasses make it.
         start: The first step of this process: 0, or that of the checkpoint.
@@ -229,8 +229,11 @@ def _plain_steps(
 
     def make_step(step: int) -> torch.Tensor:
         for position in positions(step):
-            indices = batch_indices(len(training.train), config.batch_size, position, config.seed, weights)
-            batch = training.draw_batch(indices, step_generator(config.seed, position))
+            indices = batch_indices(
+                training.name, len(training.train), config.batch_size, position, config.seed, weights
+            )
+            generator = step_generator(f"views of tiles of the {training.name}", config.seed, position)
+            batch = training.draw_batch(indices, generator)
             images, *drawn = (
                 process_slice(part, accelerator.process_index, accelerator.num_processes).to(accelerator.device)
                 for part in batch
@@ -261,9 +264,10 @@ def _private_steps(training: GenerativeTraining, optimizer: Any) -> Callable[[in
 
     def make_step(step: int) -> None:
         def make_tiles(indices: np.ndarray) -> list[torch.Tensor]:
+            generators = tile_generators(training.name, config.seed, step, indices)
             tiles = [
                 training.draw_batch(np.repeat(index, plan.views), generator)
-                for index, generator in zip(indices, tile_generators(config.seed, step, indices), strict=True)
+                for index, generator in zip(indices, generators, strict=True)
             ]
             images, *drawn = (torch.stack(parts).to(accelerator.device) for parts in zip(*tiles, strict=True))
             with torch.no_grad(), accelerator.autocast():

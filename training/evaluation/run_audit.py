@@ -25,6 +25,7 @@ from histodistill.selection.image_audit import (
     judge_set,
     judge_weights,
 )
+from histodistill.selection.streams import stream
 from histodistill.training.data.audit_tiles import audit_share_of, real_tiles
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.images import png_bytes
@@ -205,7 +206,7 @@ def measure_losses(folder: Path, real: RealTiles, num_tiles: int, seed: int) -> 
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     losses = []
     for number, part in enumerate((real.train, real.held_out or real.validation)):
-        rows = np.sort(np.random.default_rng([seed, number]).permutation(len(part))[:num_tiles])
+        rows = np.sort(stream("tiles of the attack on weights", seed, number).permutation(len(part))[:num_tiles])
         losses.append(denoising_losses(pipeline, Tiles(part.images[rows], part.labels[rows]), seed))
     return attack_scores(*losses)
 
