@@ -64,6 +64,19 @@ class Tiles:
         soft = "" if self.soft_labels is None else ", with soft labels"
         return f"Tiles({summarise(self.images, self.labels, 'tile')}{soft})"
 
+    def fingerprint(self) -> str:
+        """SHA-256 (64 hex digits) of images, labels and soft labels, in their order."""
+        digest = hashlib.sha256(json.dumps(list(self.images.shape)).encode())
+        self.add_to(digest)
+        return digest.hexdigest()
+
+    def add_to(self, digest: hashlib._Hash) -> None:
+        """Adds images, labels and soft labels to a hash."""
+        digest.update(np.ascontiguousarray(self.images).data)
+        digest.update(np.ascontiguousarray(self.labels.astype("<i8")).data)
+        if self.soft_labels is not None:
+            digest.update(np.ascontiguousarray(self.soft_labels.astype("<f4")).data)
+
     def subset(self, indices: np.ndarray | Sequence[int]) -> Tiles:
         """The tiles at `indices`, in that order."""
         indices = np.asarray(indices, dtype=np.int64)
@@ -114,10 +127,7 @@ class TileSource:
         for name in sorted(self.splits):
             tiles = self.splits[name]
             digest.update(json.dumps([name, list(tiles.images.shape)]).encode())
-            digest.update(np.ascontiguousarray(tiles.images).data)
-            digest.update(np.ascontiguousarray(tiles.labels.astype("<i8")).data)
-            if tiles.soft_labels is not None:
-                digest.update(np.ascontiguousarray(tiles.soft_labels.astype("<f4")).data)
+            tiles.add_to(digest)
         return digest.hexdigest()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ from histodistill.selection.streams import stream, torch_seed
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.engine.augment import AugmentationPlan, apply_plan, draw_plan
-from histodistill.training.engine.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from histodistill.training.engine.checkpoints import content_of, resume_training, save_checkpoint
 from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.engine.losses import at_temperature, batch_loss
 from histodistill.training.engine.mixing import draw_mixing, mix, mix_images
@@ -103,10 +104,7 @@ def fit_classifier(
     """
     started = time.perf_counter()
     training = ClassifierTraining(config, train, validation, accelerator, class_names, initial)
-    first_step = 0
-    if resume != "latest" or checkpoint_dir is not None:
-        checkpoint = find_checkpoint(checkpoint_dir or ".", resume)
-        first_step = 0 if checkpoint is None else training.load(checkpoint)
+    first_step = training.load(checkpoint_dir, resume)
     assert config.learning_rate is not None  # the configuration has chosen one
     warmup_steps = math.ceil(config.warmup * config.max_train_steps)
     bar = tqdm(
@@ -172,8 +170,7 @@ class ClassifierTraining:
         self.config, self.accelerator = config, accelerator
         self.batches = TrainingBatches(config, train, len(class_names), accelerator)
         self.validation = None if validation is None else _sample(validation, config.validation_tiles, config.seed)
-        # What a checkpoint must agree with.
-        self.settings = {**dataclasses.asdict(config), "class_names": list(class_names), "num_train": len(train)}
+        self.class_names, self.initial = list(class_names), None if initial is None else content_of(initial)
 
         model = build_classifier(config, train.images.shape[1], class_names).to(accelerator.device)
         if initial is not None:
@@ -189,6 +186,17 @@ class ClassifierTraining:
         self.history: list[dict[str, Any]] = []
         # The sum of the losses of this process since the last validation; it stays on the device.
         self.running_loss = torch.zeros((), device=accelerator.device)
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """What a checkpoint must agree with: the recipe, and hashes of all that is trained on and chosen by."""
+        return {
+            **dataclasses.asdict(self.config),
+            "class_names": self.class_names,
+            "train": self.batches.train.fingerprint(),
+            "validation": None if self.validation is None else self.validation.fingerprint(),
+            "initial": self.initial,
+        }
 
     def make_step(self, step: int, learning_rate: float) -> None:
         """Makes one optimizer step, of as many batches as the config says."""
@@ -269,16 +277,24 @@ class ClassifierTraining:
                 folder, done, self.settings, self.modules(), self.optimizer, state, self.accelerator.scaler
             )
 
-    def load(self, checkpoint: Path) -> int:
-        """Goes on from a checkpoint.
+    def load(self, folder: str | Path | None, resume: str | Path | None) -> int:
+        """Goes on from a checkpoint, if there is one: see `resume_training`.
+
+        Args:
+            folder: Of the checkpoints, or None.
+            resume: None, "latest" or a checkpoint folder.
 
         Returns:
             The steps that were done: the number, from 0, of the step that comes next.
 
         Raises:
-            InputError: If it is damaged, or of another training.
+            InputError: For one that is of another training, or is named and damaged.
         """
-        state = load_checkpoint(checkpoint, self.settings, self.modules(), self.optimizer, self.accelerator.scaler)
+        if resume is None or (resume == "latest" and folder is None):
+            return 0  # and no hash of the tiles is taken
+        state = resume_training(folder, resume, self.settings, self.modules(), self.optimizer, self.accelerator.scaler)
+        if state is None:
+            return 0
         self.best_step, self.best_scores, self.history = state["best_step"], state["validation"], state["history"]
         self.running_loss += state["running_loss"]
         return state["step"]

@@ -18,6 +18,7 @@ from histodistill.training.data.images import save_grid
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.data.tiles import TileSource
 from histodistill.training.engine.augment import random_symmetry
+from histodistill.training.engine.checkpoints import content_of
 from histodistill.training.engine.flow import draw_step, flow_loss
 from histodistill.training.engine.loop import GenerativeTraining
 from histodistill.training.engine.privacy import PrivacyPlan
@@ -63,6 +64,7 @@ class DiffusionTraining(GenerativeTraining):
         symmetries: bool,
     ):
         super().__init__(config, source.split("train"), accelerator, plan)
+        self.autoencoder_weights = content_of(autoencoder)
         self.autoencoder = autoencoder.to(accelerator.device)
         self.class_dropout, self.symmetries = class_dropout, symmetries
         self.num_classes = len(source.class_names)
@@ -97,6 +99,10 @@ class DiffusionTraining(GenerativeTraining):
             images = random_symmetry(images, generator)
         class_ids = torch.from_numpy(self.train.labels[indices])
         return images, *draw_step(generator, class_ids, self.latent_shape, self.null_class, self.class_dropout)
+
+    def given(self) -> dict[str, str]:
+        """The weights of the autoencoder, of which the stage's settings know only how they were trained."""
+        return {"autoencoder_weights": self.autoencoder_weights}
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """The latents of the images."""

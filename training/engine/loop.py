@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.engine.accelerator import make_accelerator
-from histodistill.training.engine.checkpoints import check_finite, find_checkpoint, load_checkpoint, save_checkpoint
+from histodistill.training.engine.checkpoints import check_finite, check_resume, resume_training, save_checkpoint
 from histodistill.training.engine.privacy import (
     PrivacyPlan,
     forget_key,
@@ -96,6 +96,10 @@ class GenerativeTraining(ABC):
     def saved_modules(self) -> dict[str, torch.nn.Module]:
         """The modules of a checkpoint by name; the first one is what is trained."""
 
+    def given(self) -> dict[str, str]:
+        """What decides the result beside the stage's settings: hashes by name, as a checkpoint holds them."""
+        return {}
+
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """What the loss takes in place of images N×3×H×W on the device; called without gradients."""
         return images
@@ -165,7 +169,7 @@ def fit(training: GenerativeTraining, stage: Stage) -> None:
         InputError: For a checkpoint of another training, or one that has diverged.
     """
     config, accelerator = training.config, training.accelerator
-    checkpoint = find_checkpoint(config.output / "checkpoints", config.resume)
+    check_resume(config.resume)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         stage.begin()
@@ -173,8 +177,15 @@ def fit(training: GenerativeTraining, stage: Stage) -> None:
         tracked = {name: str(value) for name, value in stage.settings.items()}
         accelerator.init_trackers(f"histodistill-{training.name}", config=tracked)
     model, optimizer = accelerator.prepare(training.model, training.optimizer)
-    if checkpoint:
-        state = load_checkpoint(checkpoint, stage.settings, training.saved_modules(), optimizer, accelerator.scaler)
+    state = resume_training(
+        config.output / "checkpoints",
+        config.resume,
+        _settings(training, stage),
+        training.saved_modules(),
+        optimizer,
+        accelerator.scaler,
+    )
+    if state:
         training.start, training.history = state["step"], state["history"]
         training.load_state(state)
 
@@ -210,6 +221,11 @@ def fit(training: GenerativeTraining, stage: Stage) -> None:
             _save(training, stage, optimizer, done)
     progress.close()
     accelerator.wait_for_everyone()
+
+
+def _settings(training: GenerativeTraining, stage: Stage) -> dict[str, Any]:
+    """All that a checkpoint must agree with: the stage's settings, the tiles among them, and what is trained upon."""
+    return {**stage.settings, **training.given()}
 
 
 def _plain_steps(
@@ -301,7 +317,7 @@ def _save(training: GenerativeTraining, stage: Stage, optimizer: Any, done: int)
     save_checkpoint(
         training.config.output / "checkpoints",
         done,
-        stage.settings,
+        _settings(training, stage),
         training.saved_modules(),
         optimizer,
         {"history": training.history, **training.saved_state()},
