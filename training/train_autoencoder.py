@@ -17,6 +17,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from histodistill.selection.streams import torch_seed
 from histodistill.training.running.options import StepParser, config, like, option, run_script
 from histodistill.training.running.training_options import PrivateTrainingConfig
 
@@ -121,7 +122,7 @@ def make_training(
     from histodistill.training.engine.autoencoder_training import AutoencoderTraining
     from histodistill.training.models.autoencoder import VariationalAutoencoder, build_autoencoder
 
-    torch.manual_seed(config.seed)
+    torch.manual_seed(torch_seed("weights of the autoencoder", config.seed))
     autoencoder = build_autoencoder(
         source.image_size, config.channels, config.latent_channels, config.layers_per_block
     )

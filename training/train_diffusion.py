@@ -15,6 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from histodistill.selection.streams import torch_seed
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import StepParser, config, like, option, require, run_script
 from histodistill.training.running.training_options import PrivateTrainingConfig
@@ -144,7 +145,7 @@ def make_training(
     from histodistill.training.models.loading import load_autoencoder
 
     autoencoder = load_autoencoder(config.autoencoder).requires_grad_(False)
-    torch.manual_seed(config.seed)
+    torch.manual_seed(torch_seed("weights of the denoiser", config.seed))
     denoiser = build_denoiser(
         source.image_size // autoencoder.spatial_compression_ratio,
         autoencoder.config.latent_channels,

@@ -13,6 +13,7 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import pdist, squareform
 
+from histodistill.selection.streams import stream
 from histodistill.training.data.images import figure_png
 from histodistill.training.running.files import write_bytes
 
@@ -77,7 +78,7 @@ def community_map(
         panel.set_axis_off()
     for label, (name, panel) in enumerate(zip(class_names, panels, strict=False)):
         members = np.flatnonzero(labels == label)
-        drawn = _thin_out(members, is_chosen[members], np.random.default_rng((_SEED, label)))
+        drawn = _thin_out(members, is_chosen[members], stream("points of a community map", _SEED, label))
         count = _count(len(members), "image", "images")
         if len(drawn) < len(members):
             count += f" ({len(drawn):,} drawn)"

@@ -18,6 +18,7 @@ from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.gate import audit_sentences
 from histodistill.hub_cards.part_files import hash_contents, hash_part
 from histodistill.selection.image_audit import AuditResult, LabelledImages, RealTiles, SetAudit, audit
+from histodistill.selection.streams import stream
 from histodistill.training.data.audit_tiles import audit_share_of, real_tiles
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.images import png_bytes
@@ -221,7 +222,7 @@ def measure_losses(
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     losses = []
     for number, part in enumerate((real.train, real.held_out or real.validation)):
-        rows = np.sort(np.random.default_rng([seed, number]).permutation(len(part))[:num_tiles])
+        rows = np.sort(stream("tiles of the attack on weights", seed, number).permutation(len(part))[:num_tiles])
         losses.append(denoising_losses(pipeline, Tiles(part.images[rows], part.labels[rows]), seed))
     return attack_scores(*losses)
 

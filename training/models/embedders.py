@@ -15,6 +15,7 @@ from diffusers import AutoencoderDC
 from PIL import Image
 from tqdm.auto import tqdm
 
+from histodistill.selection.streams import torch_seed
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.loading import has_class, has_classifier, load_autoencoder, load_classifier
@@ -163,7 +164,7 @@ def embed_images(name_or_path: str | Path, images: np.ndarray, batch_size: int =
 def _embed_untrained(device: str, images: np.ndarray, batch_size: int) -> np.ndarray:
     # Not made earlier, since its layers depend on the size of the images.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(torch_seed("weights of the untrained embedder"))
         model = Classifier("convnet", class_names=["0", "1"], image_size=images.shape[1])
     return embed(model.eval(), images, batch_size, device)
 

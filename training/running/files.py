@@ -15,7 +15,7 @@ from histodistill.selection.files import write_bytes
 
 
 #: `write_bytes` is `selection`'s, which saves selectors with it; here it stands beside the others.
-__all__ = ["format_size", "md5_of", "new_folder", "read_json", "write_bytes", "write_json", "write_text"]
+__all__ = ["format_size", "md5_of", "new_folder", "read_json", "remove", "write_bytes", "write_json", "write_text"]
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -62,11 +62,19 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        if path.exists():
-            shutil.rmtree(path)
+        remove(path)
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove(path: str | Path) -> None:
+    """Deletes what is at a path, if there is anything: a folder with all that is in it, a file, or a link itself."""
+    path = Path(path)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def md5_of(path: Path) -> str:
