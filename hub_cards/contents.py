@@ -19,7 +19,6 @@ import numpy as np
 from histodistill.hub_cards.documents import (
     ModelIndex,
     SelectorDocument,
-    check_class_names,
     read_config,
     read_model_index,
     read_selector_config,
@@ -198,5 +197,4 @@ def check_set(folder: str | Path, files: Mapping[str, bytes]) -> SetContent:
     data = _take(folder, files, path)
     with about(folder, path):
         table = canonical(read_table(data, DISTILLED))
-        check_class_names(table.class_names)
         return SetContent({path: write_table(table)}, table)

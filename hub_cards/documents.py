@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
-import unicodedata
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -17,20 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from histodistill.hub_cards.errors import ContentError
+from histodistill.hub_cards.names import fault_of_published_name
 from histodistill.hub_cards.part_files import shown
+from histodistill.hub_cards.tables import check_names
 
 
 if TYPE_CHECKING:
     from diffusers import ConfigMixin
 
 _Model = TypeVar("_Model", bound="Exact")
-# Punctuation that a name of a class may have. A slash or a colon stands once between words, so that no address and no
-# path is a name; < and > stand before a number or a space, so that no name is HTML.
-_NAME_PARTS = re.compile(
-    r"(?:[^\W_]|[\u0300-\u036f]|[ _.,;()\[\]+&%'’=#°≤≥!?-]|(?<=\w)/(?=\w)|:(?= )|[<>](?=[ =\d]))+"
-)
-# Characters of a name, at most; and of a run without a space, for nobody reads longer words.
-_LONGEST_NAME, _LONGEST_WORD = 80, 32
 
 
 class Exact(BaseModel):
@@ -40,14 +33,9 @@ class Exact(BaseModel):
 
 
 def plain_name(name: str) -> str:
-    """A name as people write it: the same text, if it is one.
-
-    Raises:
-        ValueError: If it is long, not on one line, or has what could be a path, an address or markup.
-    """
-    is_short = 0 < len(name) <= _LONGEST_NAME and max(map(len, name.split()), default=0) <= _LONGEST_WORD
-    if not is_short or name != name.strip() or not name.isprintable() or not _NAME_PARTS.fullmatch(name):
-        raise ValueError("should be a short name of letters, digits, spaces and plain punctuation")
+    """A plain name, the same text; `ValueError` for any other, see `fault_of_published_name`."""
+    if fault := fault_of_published_name(name):
+        raise ValueError(f"has {fault}")
     return name
 
 
@@ -160,19 +148,8 @@ def read_model_index(data: bytes) -> ModelIndex:
     if sorted(index.id2label, key=lambda label: (len(label), label)) != [str(i) for i in range(len(index.id2label))]:
         raise ContentError("holds labels that are not 0, 1, 2 and so on")
     in_order = {str(i): index.id2label[str(i)] for i in range(len(index.id2label))}
-    check_class_names(list(in_order.values()))
+    check_names(list(in_order.values()), "class")
     return index.model_copy(update={"id2label": in_order})
-
-
-def check_class_names(names: list[str]) -> None:
-    """Raises `ContentError` for names of classes that are not plain, or one that is there twice."""
-    for name in names:
-        try:
-            plain_name(name)
-        except ValueError as error:
-            raise ContentError(f"holds the class {shown(repr(name))}, which {error}") from error
-    if len({unicodedata.normalize("NFC", name) for name in names}) < len(names):
-        raise ContentError("holds two classes of one name")
 
 
 class DenoiserSettings(Exact):

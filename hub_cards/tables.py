@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from histodistill.hub_cards.errors import ContentError
+from histodistill.hub_cards.names import LONGEST_NAME, fault_of_published_name
 from histodistill.hub_cards.pictures import decode_png, encode_png
 
 
@@ -72,8 +71,8 @@ SOFT_LABEL_DECIMALS = 4
 SIGNIFICANT_DIGITS = 4
 #: How far the sum of a row of soft labels may be from 1 in a table that was not rounded yet.
 SUM_TOLERANCE = 1e-3
-#: The longest name of a class or a site, in characters, and the most names.
-MAX_NAME, MAX_NAMES = 100, 10_000
+#: The most names of classes or sites.
+MAX_NAMES = 10_000
 #: The most bytes that a table may unpack to, unless a caller says otherwise.
 MAX_BYTES = 2**32
 
@@ -86,8 +85,6 @@ _FIELD_KEYS = {b"PARQUET:field_id"}
 _PLAIN = {"PLAIN", "RLE", "BIT_PACKED"}
 # Rows that are read at a time, and bytes of pixels that are written into one group of rows, of so many rows at most.
 _BATCH, _GROUP_BYTES, _GROUP_ROWS = 256, 2**26, 10_000
-# Characters that str.isprintable lets through and that are not seen: Default_Ignorable_Code_Point of Unicode.
-_UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 
 
 @dataclass(frozen=True, repr=False)
@@ -279,7 +276,7 @@ def check_table(table: ImageTable, *, is_whole: bool = True) -> None:
 
 
 def check_names(names: Sequence[str], kind: str) -> None:
-    """Sees that names are plain text: printable, composed (NFC), not too long, and no two alike.
+    """Sees that names are plain, see `fault_of_published_name`, and no two alike.
 
     Args:
         names: Of the classes or the sites.
@@ -291,12 +288,8 @@ def check_names(names: Sequence[str], kind: str) -> None:
     if len(names) > MAX_NAMES:
         raise ContentError(f"it has {len(names)} names of a {kind}: it may have {MAX_NAMES}")
     for name in names:
-        plain = isinstance(name, str) and name.isprintable() and name == name.strip() and not _UNSEEN.search(name)
-        if not plain or not 1 <= len(name) <= MAX_NAME or unicodedata.normalize("NFC", name) != name:
-            raise ContentError(
-                f"its {kind} {ascii(name)[:MAX_NAME]} is no plain name: it must be 1 to {MAX_NAME} characters, all of "
-                "them seen and composed (NFC), without spaces around them"
-            )
+        if fault := fault_of_published_name(name):
+            raise ContentError(f"its {kind} {ascii(name)[:LONGEST_NAME]} has {fault}: give it a plain name")
     if len(set(names)) < len(names):
         raise ContentError(f"its {kind} {max(names, key=list(names).count)!r} is named twice: name each once")
 

@@ -362,7 +362,7 @@ def test_numbers_out_of_range_are_refused_by_reader_and_writer(name, place, valu
     ],
 )  # fmt: skip
 def test_names_are_plain_text(name):
-    message = "is no plain name: it must be 1 to 100 characters"
+    message = "give it a plain name"
     with pytest.raises(ContentError, match=message):
         write_table(replace(make(), class_names=[*NAMES[:2], name]))
     if name != "\ud800":
@@ -386,7 +386,7 @@ def test_names_differ_and_have_an_image():
 
 def test_names_of_sites_go_with_their_column():
     table = make()
-    merged = replace(table, columns={**table.columns, "site": np.arange(9) % 2}, site_names=["north", "a: 'b' <c>"])
+    merged = replace(table, columns={**table.columns, "site": np.arange(9) % 2}, site_names=["north", "b: 2 (c)"])
     assert equal(read_table(write_table(merged)), canonical(merged))
     for wrong in (
         replace(merged, site_names=[]),

@@ -220,7 +220,7 @@ def test_a_site_whose_name_looks_like_a_pattern_is_read_itself(tmp_path, run_mai
 
 @pytest.mark.parametrize("name", ["a\u200b", "a\u202etxt", "a\ufe0f", "x" * 101, "e\u0301"])
 def test_names_of_sites_are_plain_text(sites, tmp_path, run_main, name):
-    with pytest.raises(InputError, match=r"^names=north .* cannot be published: its site .* is no plain name"):
+    with pytest.raises(InputError, match=r"^names=north .* cannot be published: its site .* give it a plain name"):
         run_main(script, *sites, "--names", "north", name, "--output", tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
