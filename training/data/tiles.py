@@ -13,6 +13,7 @@ from PIL import Image
 from histodistill.selection.checks import check_integer
 from histodistill.selection.streams import stream
 from histodistill.selection.summaries import counted, summarise
+from histodistill.training.data.limits import check_memory
 from histodistill.training.data.names import checked_class_names, fault_of_name, printable
 from histodistill.training.running.errors import InputError, param
 
@@ -91,8 +92,13 @@ class Tiles:
             digest.update(np.ascontiguousarray(self.soft_labels.astype("<f4")).data)
 
     def subset(self, indices: np.ndarray | Sequence[int]) -> Tiles:
-        """The tiles at `indices`, in that order."""
+        """The tiles at `indices`, in that order.
+
+        Raises:
+            InputError: If there is no memory for the copy.
+        """
         indices = np.asarray(indices, dtype=np.int64)
+        check_memory(f"a copy of {len(indices):,} tiles", len(indices) * self.images[:1].nbytes)
         soft_labels = None if self.soft_labels is None else self.soft_labels[indices]
         return Tiles(self.images[indices], self.labels[indices], soft_labels)
 
