@@ -16,7 +16,7 @@ from PIL import Image
 from histodistill.hub_cards.errors import ContentError
 
 
-#: The most pixels of one picture, unless a caller says otherwise: 4096 x 4096.
+#: The most pixels of one picture: 4096 x 4096.
 MAX_PIXELS = 2**24
 
 # The bytes that every PNG file begins with.
@@ -26,12 +26,12 @@ _RGB_8_BIT = bytes([8, 2, 0, 0, 0])
 _RULE = "it must be a PNG file of 8-bit RGB pixels and nothing else"
 
 
-def decode_png(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode_png(data: bytes) -> np.ndarray:
     """The pixels of a PNG file that holds nothing else.
 
     Args:
-        data: The file: header, pixel data and end, each with the right checksum, and nothing between or after them.
-        max_pixels: The most that it may have; no more than they need is ever unpacked.
+        data: The file: header, pixel data and end, each with the right checksum, and nothing between or after them. It
+            is never unpacked to more than the pixels that its header says, which are at most `MAX_PIXELS`.
 
     Returns:
         uint8 H×W×3.
@@ -40,8 +40,8 @@ def decode_png(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         ContentError: If it is no such file.
     """
     width, height, packed = _take_apart(data)
-    if not 1 <= width * height <= max_pixels:
-        raise ContentError(f"the image has {width}x{height} pixels: it may have 1 to {max_pixels:,}")
+    if not 1 <= width * height <= MAX_PIXELS:
+        raise ContentError(f"the image has {width}x{height} pixels: it may have 1 to {MAX_PIXELS:,}")
     # Each row is one byte for its filter and three for each pixel.
     size = height * (1 + 3 * width)
     unpacker = zlib.decompressobj()

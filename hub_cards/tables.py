@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from histodistill.hub_cards.errors import ContentError
-from histodistill.hub_cards.pictures import MAX_PIXELS, decode_png, encode_png
+from histodistill.hub_cards.pictures import decode_png, encode_png
 
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def read_table(
     source: bytes | BinaryIO,
     columns: Sequence[str] = MERGED,
     *,
-    max_pixels: int = MAX_PIXELS,
+    is_whole: bool = True,
     check_size: Callable[[int], None] = check_set_size,
 ) -> ImageTable:
     """Reads a Parquet file that holds an image dataset and nothing else.
@@ -135,7 +135,7 @@ def read_table(
     Args:
         source: The file, or its bytes.
         columns: Those that it may have, such as `DISTILLED`; it need not have all, but `label`.
-        max_pixels: The most pixels of an image.
+        is_whole: Whether it is all of the dataset, so that every class must have an image.
         check_size: Takes the bytes that the file unpacks to, before it is unpacked, and raises if these are too many.
 
     Returns:
@@ -146,7 +146,7 @@ def read_table(
     """
     with _open(source) as file:
         names = _check_schema(file, columns)
-        images = _read_images(file, max_pixels, check_size)
+        images = _read_images(file, check_size)
         table = ImageTable(
             images,
             {
@@ -157,7 +157,7 @@ def read_table(
             names["class"],
             names.get("site", []),
         )
-    check_table(table)
+    check_table(table, is_whole=is_whole)
     return table
 
 
@@ -244,8 +244,12 @@ def round_significant(values: np.ndarray) -> np.ndarray:
     return np.array([float(f"{value:.{SIGNIFICANT_DIGITS}g}") for value in values], dtype=np.float64) + 0.0
 
 
-def check_table(table: ImageTable) -> None:
+def check_table(table: ImageTable, *, is_whole: bool = True) -> None:
     """Sees that a table holds what it may hold.
+
+    Args:
+        table: The table.
+        is_whole: Whether every class and every site must have an image.
 
     Raises:
         ContentError: Says what it is that it may not hold.
@@ -268,7 +272,7 @@ def check_table(table: ImageTable) -> None:
     if bool(table.site_names) != ("site" in table.columns):
         raise ContentError("it has names of sites or a column site, and not both: it must have both or none")
     for name, values in table.columns.items():
-        _check_values(name, values, table, names)
+        _check_values(name, values, table, names, is_whole)
     sites = table.columns.get("site", np.zeros(len(table), np.int64))
     if "seed" in table.columns and len(np.unique(np.stack([sites, table.columns["seed"]]), axis=1)[0]) < len(table):
         raise ContentError("its column seed has a number twice: each image has a seed of its own")
@@ -403,7 +407,7 @@ def _features(about: Mapping[bytes, bytes]) -> dict[str, Any]:
     raise ContentError("its footer does not say what its columns are (huggingface), or says more")
 
 
-def _read_images(file: pq.ParquetFile, max_pixels: int, check_size: Callable[[int], None]) -> np.ndarray:
+def _read_images(file: pq.ParquetFile, check_size: Callable[[int], None]) -> np.ndarray:
     """The images, uint8 N×H×W×3."""
     num_rows, images, row = file.metadata.num_rows, None, 0
     groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
@@ -417,7 +421,7 @@ def _read_images(file: pq.ParquetFile, max_pixels: int, check_size: Callable[[in
             raise ContentError(f"its rows from {row} have a cell without an image, or with a file name")
         for cell in data:
             try:
-                image = decode_png(cell.as_py(), max_pixels=max_pixels)
+                image = decode_png(cell.as_py())
             except ContentError as error:
                 raise ContentError(f"row {row}: {error}") from error
             if images is None:
@@ -457,11 +461,13 @@ def _read_column(file: pq.ParquetFile, name: str, num_classes: int) -> np.ndarra
         values = values.flatten()
     if column.null_count or values.null_count:
         raise ContentError(f"its column {name} has cells without a number")
-    array = values.to_numpy(zero_copy_only=False)
+    array = np.array(values)  # a copy, which may be written to
     return array.reshape(-1, num_classes) if COLUMNS[name].per_class else array
 
 
-def _check_values(name: str, values: np.ndarray, table: ImageTable, names: Mapping[str, list[str]]) -> None:
+def _check_values(
+    name: str, values: np.ndarray, table: ImageTable, names: Mapping[str, list[str]], is_whole: bool
+) -> None:
     """Sees that a column has the right shape, type and numbers."""
     if name not in COLUMNS:
         raise ContentError(f"it has a column {name!r}: there may be {', '.join(COLUMNS)}")
@@ -471,12 +477,12 @@ def _check_values(name: str, values: np.ndarray, table: ImageTable, names: Mappi
         raise ContentError(
             f"its column {name} is {values.dtype} of shape {values.shape}: it must be {column.dtype} of shape {shape}"
         )
-    most = len(names[column.names]) - 1 if column.names else column.most
+    most = column.most if column.names is None else len(names[column.names]) - 1
     wrong = ~np.isfinite(values) | (values < column.least) | (values > most)
     if wrong.any():
         row = int(np.argwhere(wrong)[0][0])
         raise ContentError(f"row {row}: its column {name} holds {values[wrong][0]}, which is out of range")
-    if column.names and len(unused := set(range(most + 1)) - set(np.unique(values).tolist())):
+    if is_whole and column.names and (unused := {*range(most + 1)} - {*np.unique(values).tolist()}):
         raise ContentError(f"its {column.names} {names[column.names][min(unused)]!r} has no image: leave the name out")
     if column.per_class:
         sums = values.sum(axis=1, dtype=np.float64)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
+from histodistill.hub_cards.errors import ContentError
+from histodistill.hub_cards.tables import check_names
 from histodistill.selection.checks import check_integer
 from histodistill.selection.summaries import counted, summarise
 from histodistill.training.running.errors import InputError, param
@@ -140,8 +142,9 @@ def make_source(
         hold_out_validation: Whether a part of train becomes validation where there is no such split.
 
     Raises:
-        InputError: Fewer than two classes, a class with no training tile, a label that is no class, an empty split,
-            tiles of different size, tiles that are not square, or tiles smaller than 8 pixels.
+        InputError: Fewer than two classes, a class whose name is no plain text, a class with no training tile, a label
+            that is no class, an empty split, tiles of different size, tiles that are not square, or tiles smaller
+            than 8 pixels.
     """
     names = [str(class_name) for class_name in class_names]
     if "train" not in splits:
@@ -150,6 +153,10 @@ def make_source(
         raise InputError(f"{name} has only one class ({', '.join(names)}): at least 2 are needed")
     if len(set(names)) < len(names):
         raise InputError(f"{name} names two classes alike: class names must differ ({', '.join(names)})")
+    try:
+        check_names(names, "class")  # here, since the pool and the distilled set that come of it take no others
+    except ContentError as error:
+        raise InputError(f"the tiles of {name} cannot be taken: {error}") from error
     height, width = splits["train"].images.shape[1:3]
     for split, tiles in splits.items():
         _check_split(name, split, tiles, (height, width), len(names))
