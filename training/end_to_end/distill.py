@@ -25,6 +25,7 @@ from histodistill.training.running.formats import RUN_FORMAT, check_format
 from histodistill.training.running.launch import NUM_PROCESSES_HELP, run_module
 from histodistill.training.running.options import StepConfig, StepParser, check_values, config, option, run_script
 from histodistill.training.running.presets import PRESET_NAMES, Preset, load_preset, preset_name
+from histodistill.training.running.program import ANSWER_IS_NO
 from histodistill.training.running.training_options import AUDIT_SHARE_HELP, PRECISIONS
 
 
@@ -109,6 +110,8 @@ def make_parser() -> StepParser[DistillConfig]:
 def run(config: DistillConfig) -> Path:
     """Runs all steps that are not finished, then writes the report and prints a summary.
 
+    What does not pass the audit is a result: the summary then ends with what may not be published, and why.
+
     Returns:
         The folder of the run.
 
@@ -118,20 +121,30 @@ def run(config: DistillConfig) -> Path:
     """
     from histodistill.training.reporting.report_page import write_report
     from histodistill.training.reporting.summary import summary_lines
-    from histodistill.training.running.stages import is_complete
 
     plan = stages(config, open_run(config))
     for number, stage in enumerate(plan, start=1):
-        leaves = [config.output / name for name in stage.also_leaves]
-        if is_complete(config.output / stage.folder) and all(path.is_file() for path in leaves):
+        if _is_finished(stage, config.output):
             print(f"[{number}/{len(plan)}] {stage.title}: finished before", flush=True)
             continue
         print(f"[{number}/{len(plan)}] {stage.title}", flush=True)
-        run_module(stage.module, stage.argv, stage.num_processes)
+        try:
+            run_module(stage.module, stage.argv, stage.num_processes)
+        except SystemExit as ended:
+            # That something does not pass the audit is a result, as any other: the last lines say so.
+            if ended.code != ANSWER_IS_NO or not _is_finished(stage, config.output):
+                raise
 
     write_report(config.output)
     print("\n".join(summary_lines(config.output)))
     return config.output
+
+
+def _is_finished(stage: StageCall, run: Path) -> bool:
+    """Whether all that a step leaves in a run is there."""
+    from histodistill.training.running.stages import is_complete
+
+    return is_complete(run / stage.folder) and all((run / name).is_file() for name in stage.also_leaves)
 
 
 def resolve_preset(config: DistillConfig) -> Preset:
