@@ -1,4 +1,4 @@
-"""MedMNIST: facts about its RGB sets, fetching their files, and reading the layout of its `.npz` files.
+"""MedMNIST: facts about its RGB sets, fetching their files, and loading them and others in their layout.
 
 Facts (class names, number of tiles, MD5 of each file) are those of MedMNIST's own package, version 3.0.2
 (Yang et al., "MedMNIST v2", Scientific Data 10:41, 2023; files: https://zenodo.org/records/10519652).
@@ -7,33 +7,20 @@ Facts (class names, number of tiles, MD5 of each file) are those of MedMNIST's o
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from histodistill.training.data.tiles import Tiles, TileSource, describe, fit_array, make_source
-from histodistill.training.running.errors import InputError
+from histodistill.training.data.npz import read_npz
+from histodistill.training.data.tiles import TileSource, make_source
+from histodistill.training.running.errors import InputError, option_string
 from histodistill.training.running.files import md5_of
+from histodistill.training.running.notes import tell
 
 
 #: Where MedMNIST publishes its files.
 FILES_URL = "https://zenodo.org/records/10519652/files/"
-# What reading a damaged archive may raise. MemoryError and OverflowError come from a header that asks for too much,
-# RuntimeError from an encrypted archive.
-_UNREADABLE = (
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-    MemoryError,
-    OverflowError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 # How an attribution begins; where the tiles are from follows.
 _ATTRIBUTION = "MedMNIST v2 (Yang et al., Scientific Data 2023, doi:10.1038/s41597-022-01721-8), from "
 
@@ -182,17 +169,16 @@ def load_medmnist(
         fetch(url, path, md5)
     else:
         raise InputError(f"{path.name} is not in {folder} and download is off: put {url} there (MD5 {md5})")
-    splits = _fit(_read_layout(path), image_size)
+    splits, _ = read_npz(path, image_size)
     return make_source(name, facts.class_names, splits, license=facts.license, attribution=facts.attribution)
 
 
 def load_npz(path: Path, *, image_size: int | None = None, hold_out_validation: bool = True) -> TileSource:
-    """Loads a `.npz` file in the MedMNIST layout.
+    """Loads a `.npz` file in the layout that `read_npz` describes.
 
-    The layout: `train_images` uint8 N×H×W×3 and `train_labels` integers N or N×1, and the same with `val_` and
-    `test_`, each pair of which may be missing. Class names are, in this order: the array of text `class_names` in the
-    file; those of the MedMNIST set after which the file is named (`pathmnist*.npz`), when as many classes occur;
-    "class 0", "class 1", ...
+    Class names are, in this order: the array of text `class_names` in the file; those of MedMNIST, if it is one of the
+    files that MedMNIST published, by name and MD5; "class 0", "class 1", ... Licence and credit are known for
+    MedMNIST's own files only.
 
     Args:
         path: The file.
@@ -200,108 +186,51 @@ def load_npz(path: Path, *, image_size: int | None = None, hold_out_validation: 
         hold_out_validation: Whether a part of train becomes validation where there is no such split.
 
     Returns:
-        The source, named after the file.
+        The source, named after the file, or after the MedMNIST set that it is.
 
     Raises:
-        InputError: A damaged file, missing arrays, a wrong dtype or shape, or labels out of range.
+        InputError: A file that `read_npz` refuses, or labels out of range.
     """
-    splits = _read_layout(path)
-    found = np.unique(splits["train"].labels)
-    facts = next((f for name, f in MEDMNIST.items() if path.stem.lower().startswith(name)), None)
-    if facts and len(facts.class_names) != len(found):
-        facts = None
-    names = _read_class_names(path)
+    published = _published(path)
+    if published:
+        facts = MEDMNIST[published]
+        splits, _ = read_npz(path, image_size)
+        return make_source(
+            published,
+            facts.class_names,
+            splits,
+            license=facts.license,
+            attribution=facts.attribution,
+            hold_out_validation=hold_out_validation,
+        )
+    splits, names = read_npz(path, image_size)
     if names is None:
-        gaps = np.flatnonzero(found != np.arange(len(found)))
-        if len(gaps):
-            raise InputError(
-                f"{path} has training labels up to {found[-1]} but no training tile of class {gaps[0]}: "
-                "labels must be 0 to number of classes - 1, and every class needs a training tile"
+        names = _numbered_names(path, splits["train"].labels)
+        if alike := next((facts for name, facts in MEDMNIST.items() if path.stem.lower().startswith(name)), None):
+            tell(
+                f"{path} is none of the files that MedMNIST published, so neither the class names nor the licence of "
+                f"{alike.title} are taken for its own: put the names into it as an array class_names, and give "
+                f"{option_string('license')} when you publish"
             )
-        names = list(facts.class_names) if facts else [f"class {i}" for i in range(len(found))]
-    return make_source(
-        path.stem,
-        names,
-        _fit(splits, image_size),
-        license=facts.license if facts else None,
-        attribution=facts.attribution if facts else None,
-        hold_out_validation=hold_out_validation,
-    )
+    return make_source(path.stem, names, splits, hold_out_validation=hold_out_validation)
 
 
-def _fit(splits: dict[str, Tiles], image_size: int | None) -> dict[str, Tiles]:
-    """The splits with tiles of one size."""
-    return {name: Tiles(fit_array(tiles.images, image_size), tiles.labels) for name, tiles in splits.items()}
-
-
-def _read_layout(path: Path) -> dict[str, Tiles]:
-    """The splits that a file holds, with tiles of the size that they have."""
-    arrays = _read_arrays(path)
-    splits = {}
-    for split, prefix in (("train", "train"), ("validation", "val"), ("test", "test")):
-        images_key, labels_key = f"{prefix}_images", f"{prefix}_labels"
-        present = [key for key in (images_key, labels_key) if key in arrays]
-        if not present and split != "train":
-            continue
-        if len(present) < 2:
-            missing = next(key for key in (images_key, labels_key) if key not in arrays)
-            raise InputError(
-                f"{path} has no array {missing!r}: the MedMNIST layout needs train_images and train_labels, "
-                "and for val and test both or neither"
-            )
-        images, labels = arrays[images_key], arrays[labels_key]
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape[1:]:
-            raise InputError(
-                f"{images_key} in {path} is {describe(images)}: images must be uint8 N x H x W x 3 (RGB); "
-                "convert greyscale or RGBA images first"
-            )
-        splits[split] = Tiles(images, _flat_labels(labels, labels_key, len(images), path))
-    return splits
-
-
-def _flat_labels(labels: np.ndarray, key: str, count: int, path: Path) -> np.ndarray:
-    """Labels N or N×1 of `count` images as int64 N; messages call them `key` in `path`."""
-    if labels.ndim == 2 and labels.shape[1] > 1:
-        raise InputError(f"{key} in {path} is {describe(labels)}: each tile must have one label, not several")
-    if labels.dtype.kind not in "iu" or labels.ndim not in (1, 2):
-        raise InputError(f"{key} in {path} is {describe(labels)}: labels must be whole numbers of shape N or N x 1")
-    labels = labels.reshape(-1)
-    if len(labels) != count:
-        raise InputError(f"{key} in {path} has {len(labels)} labels for {count} images: there must be one for each")
-    if not count:
-        raise InputError(f"{key} in {path} is empty: a split needs at least one tile")
-    if labels.min() < 0 or labels.max() > np.iinfo(np.int64).max:
-        bad = int(labels.min() if labels.min() < 0 else labels.max())
-        raise InputError(f"{key} in {path} holds {bad}: labels must be 0 to number of classes - 1")
-    return labels.astype(np.int64)
-
-
-def _read_class_names(path: Path) -> list[str] | None:
-    """The names that a file gives its classes, if it does."""
-    names = _read_arrays(path, only="class_names").get("class_names")
-    if names is None:
+def _published(path: Path) -> str | None:
+    """The MedMNIST set of which a file is one that was published, None if it is none."""
+    sums = {facts.file_name(size): (name, md5) for name, facts in MEDMNIST.items() for size, md5 in facts.md5.items()}
+    if path.name not in sums:
         return None
-    if names.dtype.kind != "U" or names.ndim != 1:
-        raise InputError(f"class_names in {path} is {describe(names)}: it must be text, one for each class")
-    return [str(name) for name in names]
+    name, md5 = sums[path.name]
+    return name if md5_of(path) == md5 else None
 
 
-def _read_arrays(path: Path, only: str | None = None) -> dict[str, np.ndarray]:
-    """Those arrays of the MedMNIST layout that a file holds, or `only` the one of that name."""
-    try:
-        # Opened here, since np.load leaves the file open when the archive is damaged.
-        with open(path, "rb") as raw:
-            file = np.load(raw, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise InputError(f"{path} holds a single array: the MedMNIST layout is a .npz of several")
-            wanted = [f"{split}_{what}" for split in ("train", "val", "test") for what in ("images", "labels")]
-            return {key: file[key] for key in ([only] if only else wanted) if key in file.files}
-    except InputError:
-        raise
-    except _UNREADABLE as error:
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        if "allow_pickle" in reason:
-            reason = "it holds Python objects, which are not loaded"
+def _numbered_names(path: Path, labels: np.ndarray) -> list[str]:
+    """ "class 0", "class 1", ... for the labels that occur, which must be all up to the largest."""
+    found = np.unique(labels)
+    gaps = np.flatnonzero(found != np.arange(len(found)))
+    if len(gaps):
         raise InputError(
-            f"{path} cannot be read as a .npz file ({reason}): it may be cut short or damaged; fetch or save it again"
-        ) from error
+            f"{path} has training labels up to {found[-1]} but no training tile of class {gaps[0]}: "
+            "labels must be 0 to number of classes - 1, and every class needs a training tile"
+        )
+    return [f"class {i}" for i in range(len(found))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -103,16 +104,17 @@ def _load(
     path = _existing(text)
     options: _Options = {"image_size": image_size, "hold_out_validation": hold_out_validation}
     if path and os.path.isdir(path):
-        from histodistill.training.data.hub_datasets import is_datasets_folder, load_datasets_folder
+        from histodistill.training.data.datasets_folder import is_datasets_folder, load_datasets_folder
         from histodistill.training.data.image_folder import load_image_folder
 
-        return (load_datasets_folder if is_datasets_folder(path) else load_image_folder)(path, **options)
+        load = load_datasets_folder if is_datasets_folder(path) else load_image_folder
+        return _own_name(load(path, **options))
     if path:
         if path.suffix.lower() != ".npz" or not os.path.isfile(path):
             raise InputError(f"{path} is neither a folder nor a .npz file: {_what_a_source_is()}")
         from histodistill.training.data.medmnist import load_npz
 
-        return load_npz(path, **options)
+        return _own_name(load_npz(path, **options))
     if isinstance(source, str) and _is_hub_id(text):
         from histodistill.training.data.hub_datasets import load_hub_dataset
 
@@ -139,6 +141,19 @@ def _load_by_name(
 
         return phantom_source(image_size=image_size or 28)
     return load_medmnist(name.lower(), image_size=image_size, cache_dir=cache_dir, download=download)
+
+
+def _own_name(source: TileSource) -> TileSource:
+    """A source from a path, not called as a data set that everybody knows unless it is that data set.
+
+    What a source is called decides whether cards may name it, and whom they credit.
+    """
+    from histodistill.training.data.medmnist import MEDMNIST
+
+    is_known = source.attribution is not None  # of the files of MedMNIST alone
+    if is_known or source.name.lower() not in ("phantom", *MEDMNIST):
+        return source
+    return replace(source, name=f"./{source.name}")
 
 
 def _existing(text: str) -> Path | None:

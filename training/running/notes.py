@@ -6,6 +6,8 @@ import os
 import sys
 from multiprocessing import parent_process
 
+from histodistill.training.running.errors import one_line
+
 
 def tell(message: str) -> None:
     """Writes one line to standard error, in the main process alone.
@@ -19,7 +21,7 @@ def tell(message: str) -> None:
     # Several processes load the same tiles and would say the same: those of accelerate and torchrun, which set RANK,
     # and workers that a command starts.
     if os.environ.get("RANK", "0") == "0" and parent_process() is None:
-        print(message, file=sys.stderr, flush=True)
+        print(one_line(message), file=sys.stderr, flush=True)
 
 
 def warn(message: str) -> None:

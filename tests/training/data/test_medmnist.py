@@ -6,12 +6,12 @@ import hashlib
 import io
 import re
 import threading
-import zipfile
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from histodistill.training.data import download, medmnist
 from histodistill.training.data.medmnist import MEDMNIST
@@ -58,110 +58,74 @@ def test_facts_are_complete():
     assert MEDMNIST["dermamnist"].license == "CC BY-NC 4.0"
 
 
-# --- the layout ---
+# --- whose names, licence and credit a file gets ---
 
 
-def test_layout_and_names_by_file_name(tmp_path):
-    content = arrays()
-    np.savez(tmp_path / "pathmnist_small.npz", **content)
-    source = load_tiles(tmp_path / "pathmnist_small.npz")
-    assert source.class_names == list(MEDMNIST["pathmnist"].class_names)
+@pytest.fixture
+def published(monkeypatch):
+    """Files that count as published: `published["pathmnist", 64]` are the bytes of pathmnist_64.npz."""
+    content = {("pathmnist", size): packed(arrays(size)) for size in (28, 64)}
+    for (name, size), file in content.items():
+        md5 = medmnist.MEDMNIST[name].md5 | {size: hashlib.md5(file).hexdigest()}
+        monkeypatch.setitem(medmnist.MEDMNIST, name, replace(medmnist.MEDMNIST[name], md5=md5))
+    return content
+
+
+@pytest.mark.parametrize("size", [28, 64])
+def test_a_published_file_is_known_wherever_it_is(tmp_path, published, size, capsys):
+    path = tmp_path / MEDMNIST["pathmnist"].file_name(size)
+    path.write_bytes(published["pathmnist", size])
+    source = load_tiles(path)
+    assert source.name == "pathmnist" and source.class_names == list(MEDMNIST["pathmnist"].class_names)
     assert source.license == "CC BY 4.0" and "NCT-CRC-HE-100K" in source.attribution
-    np.testing.assert_array_equal(source.split("validation").images, content["val_images"])
-    assert source.split("test").labels.tolist() == content["test_labels"][:, 0].tolist()
-
-
-def test_names_without_a_known_file_name(tmp_path):
-    np.savez(tmp_path / "mine.npz", **arrays(classes=3))
-    assert load_tiles(tmp_path / "mine.npz").class_names == ["class 0", "class 1", "class 2"]
-    np.savez(tmp_path / "pathmnist_part.npz", **arrays(classes=3))
-    part = load_tiles(tmp_path / "pathmnist_part.npz")
-    assert part.class_names == ["class 0", "class 1", "class 2"] and part.license is None
-    np.savez(tmp_path / "named.npz", class_names=np.array(["a", "b", "c"]), **arrays(classes=3))
-    assert load_tiles(tmp_path / "named.npz").class_names == ["a", "b", "c"]
-
-
-def test_splits_may_be_missing(tmp_path):
-    content = {key: value for key, value in arrays(classes=2, per_class=10).items() if key.startswith("train")}
-    np.savez(tmp_path / "mine.npz", **content)
-    source = load_tiles(tmp_path / "mine.npz")
-    assert {name: len(tiles) for name, tiles in source.splits.items()} == {"train": 18, "validation": 2}
+    np.testing.assert_array_equal(source.split("validation").images, arrays(size)["val_images"])
+    assert "none of the files" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("change", "expected"),
+    ("name", "called"),
     [
-        ({"train_images": None}, "no array 'train_images'"),
-        ({"val_labels": None}, "no array 'val_labels'"),
-        ({"train_images": np.zeros((4, 28, 28), np.uint8)}, "uint8 of shape 4x28x28: images must be uint8"),
-        ({"train_images": np.zeros((4, 28, 28, 4), np.uint8)}, "RGB"),
-        ({"train_images": np.zeros((4, 28, 28, 3), np.float32)}, "float32"),
-        ({"train_images": np.zeros((4, 0, 0, 3), np.uint8)}, "must be uint8 N x H x W x 3"),
-        ({"train_images": np.zeros((4, 28, 20, 3), np.uint8)}, "the train tiles 20x28"),
-        ({"train_images": np.zeros((4, 32, 32, 3), np.uint8)}, "give image_size"),
-        ({"train_labels": np.array([0, 1, 0])}, "3 labels for 4 images"),
-        ({"train_labels": np.array([0, 1, 0, 5])}, "labels up to 5 but no training tile of class 2"),
-        ({"train_labels": np.array([0, 1, 0, 2**62])}, "labels up to 4611686018427387904"),
-        ({"train_labels": np.array([1, 1, 2, 2])}, "no training tile of class 0"),
-        ({"train_labels": np.array([0, 0, 0, 0])}, "only one class"),
-        ({"train_labels": np.array([0, -1, 0, 1])}, "holds -1"),
-        ({"train_labels": np.array([0.0, 1.0, 0.0, 1.0])}, "whole numbers"),
-        ({"train_labels": np.array([True, False, True, False])}, "whole numbers"),
-        ({"train_labels": np.zeros((4, 14), np.uint8)}, "one label, not several"),
-        ({"test_labels": np.array([0, 1, 2, 0])}, "test split of mine holds the label 2"),
-        ({"test_images": np.zeros((0, 28, 28, 3), np.uint8), "test_labels": np.zeros(0, int)}, "is empty"),
-        ({"train_labels": np.array([0, 1, 0, "b"], dtype=object)}, "Python objects"),
-        ({"class_names": np.array(["a", "b", "c"])}, "class 'c' (label 2) of mine has no training tile"),
-        ({"class_names": np.array(["a", "a"])}, "names two classes alike"),
-        ({"class_names": np.array([1, 2])}, "it must be text"),
+        ("pathmnist_mine9", "pathmnist_mine9"),
+        ("pathmnist_1k", "pathmnist_1k"),
+        ("pathmnist", "./pathmnist"),  # as a path means it
+        ("PathMNIST", "./PathMNIST"),
+        ("pathmnist_64", "pathmnist_64"),
+        ("pathmnist-siteB", "pathmnist-siteB"),
     ],
 )
-def test_bad_arrays(tmp_path, change, expected):
-    content = {key: value for key, value in (arrays(classes=2) | change).items() if value is not None}
-    np.savez(tmp_path / "mine.npz", **content)
-    assert expected in refused(tmp_path / "mine.npz")
+def test_a_file_that_is_only_called_so_gets_no_names(tmp_path, published, name, called, capsys):
+    np.savez(tmp_path / f"{name}.npz", **arrays(classes=9, per_class=3))
+    source = load_tiles(tmp_path / f"{name}.npz")
+    assert source.name == called and source.class_names == [f"class {i}" for i in range(9)]
+    assert source.license is None and source.attribution is None
+    line = next(line for line in capsys.readouterr().err.splitlines() if "MedMNIST" in line)
+    assert f"{name}.npz is none of the files that MedMNIST published" in line
+    assert "class_names" in line and "--license" in line
 
 
-@pytest.mark.parametrize("damage", ["empty", "text", "cut", "flipped", "bare array"])
-def test_damaged_file(tmp_path, damage):
-    good = packed(arrays(classes=2))
-    middle = len(good) // 2
-    array = io.BytesIO()
-    np.save(array, np.zeros(3))
-    content = {
-        "empty": b"",
-        "text": b"<html>not found</html>",
-        "cut": good[:middle],
-        "flipped": good[:200] + bytes(b ^ 255 for b in good[200:400]) + good[400:],
-        "bare array": array.getvalue(),
-    }[damage]
-    (tmp_path / "mine.npz").write_bytes(content)
-    message = refused(tmp_path / "mine.npz")
-    assert str(tmp_path / "mine.npz") in message and ("damaged" in message or "single array" in message)
+@pytest.mark.parametrize(
+    ("name", "of"), [("dermamnist", "pathmnist"), ("pathmnist_128", "pathmnist"), ("renamed", "pathmnist")]
+)
+def test_a_published_file_under_another_name_is_not_known(tmp_path, published, name, of):
+    (tmp_path / f"{name}.npz").write_bytes(published[of, 28])
+    source = load_tiles(tmp_path / f"{name}.npz")
+    assert source.class_names[0] == "class 0" and source.license is None
 
 
-@pytest.mark.parametrize(("count", "reason"), [(10**12, "allocate"), (10**30, "too large")])
-def test_header_that_asks_for_too_much(tmp_path, count, reason):
-    content = arrays(classes=2)
-    header = io.BytesIO()
-    kind = {"descr": "|u1", "fortran_order": False, "shape": (count, 28, 28, 3)}
-    np.lib.format.write_array_header_1_0(header, kind)
-    del content["train_images"]
-    np.savez(tmp_path / "mine.npz", **content)
-    with zipfile.ZipFile(tmp_path / "mine.npz", "a") as archive:
-        archive.writestr("train_images.npy", header.getvalue())
-    message = refused(tmp_path / "mine.npz")
-    assert message.startswith(f"{tmp_path / 'mine.npz'} cannot be read as a .npz file (") and reason in message
+def test_names_in_the_file_need_no_note(tmp_path, capsys):
+    names = np.array([f"tissue {i}" for i in range(9)])
+    np.savez(tmp_path / "bloodmnist_ours.npz", class_names=names, **arrays())
+    assert load_tiles(tmp_path / "bloodmnist_ours.npz").class_names == names.tolist()
+    assert "MedMNIST" not in capsys.readouterr().err
 
 
-def test_encrypted_archive(tmp_path):
-    content = bytearray(packed(arrays(classes=2)))
-    # The first bit of the flags says so, in the header of each entry and in the table of contents.
-    for signature, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
-        for found in re.finditer(re.escape(signature), bytes(content)):
-            content[found.start() + flags] |= 1
-    (tmp_path / "mine.npz").write_bytes(content)
-    assert "is encrypted, password required for extraction): " in refused(tmp_path / "mine.npz")
+@pytest.mark.parametrize("name", ["phantom", "pathmnist", "BloodMNIST"])
+def test_a_folder_that_is_called_like_a_public_set_is_not_it(tmp_path, name):
+    for label in "ab":
+        (tmp_path / name / "train" / label).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (8, 8), (i, 0, ord(label))).save(tmp_path / name / "train" / label / f"{i}.png")
+    assert load_tiles(tmp_path / name).name == f"./{name}"
 
 
 # --- fetching ---
