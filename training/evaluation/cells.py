@@ -174,7 +174,7 @@ def summarise_seeds(cells: Sequence[dict[str, Any]], splits: Sequence[str]) -> d
 
     Returns:
         Dict of num_train, steps, seeds, and for each split a dict with the `spread` of each of `METRICS`. An AUC that
-        is undefined for one cell, since the tiles lack a class, has no mean.
+        is undefined for one cell, since all tiles are of one class, has no mean.
     """
     return {
         "num_train": cells[0]["num_train"],

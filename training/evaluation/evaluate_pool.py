@@ -112,7 +112,10 @@ def run(config: EvaluatePoolConfig) -> dict[str, Any]:
         **config.settings(),
     }
     folder, results_path = config.output_folder, config.output_folder / "metrics.json"
-    stage = Stage(folder, settings, remedy=f"give another {param('output')}")
+    inputs = {"pool": config.pool_folder, "pipeline": config.run / "pipeline"}
+    if config.embedder is None:
+        inputs["teacher"] = config.run / "teacher"
+    stage = Stage(folder, settings, remedy=f"give another {param('output')}", inputs=inputs)
     accelerator = make_accelerator(config.mixed_precision)
     # Every process has now read what an earlier run left in the folder, so the main process may overwrite it.
     accelerator.wait_for_everyone()

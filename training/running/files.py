@@ -15,7 +15,17 @@ from histodistill.selection.files import write_bytes
 
 
 #: `write_bytes` is `selection`'s, which saves selectors with it; here it stands beside the others.
-__all__ = ["format_size", "md5_of", "new_folder", "read_json", "remove", "write_bytes", "write_json", "write_text"]
+__all__ = [
+    "format_size",
+    "md5_of",
+    "new_folder",
+    "read_json",
+    "remove",
+    "sha256_of",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -78,6 +88,12 @@ def md5_of(path: Path) -> str:
     """MD5 of a file as 32 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file as 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def format_size(size: int) -> str:
