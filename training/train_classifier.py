@@ -84,7 +84,7 @@ def run(config: TrainClassifierConfig) -> dict[str, Any]:
     from histodistill.training.engine.checkpoints import check_resume
     from histodistill.training.engine.classifier_training import build_classifier, fit_batch_size
     from histodistill.training.engine.scoring import predict_shared, score_probabilities
-    from histodistill.training.running.files import read_json, write_json
+    from histodistill.training.running.files import read_kept, write_json
     from histodistill.training.running.stages import Stage
 
     # What can be wrong is found out before anything is written.
@@ -100,9 +100,9 @@ def run(config: TrainClassifierConfig) -> dict[str, Any]:
     results_path = config.output / "results.json"
     # Every process has now read what an earlier run left in the folder, so the main process may overwrite it.
     accelerator.wait_for_everyone()
-    if stage.complete and results_path.is_file():
+    if stage.complete and (kept := read_kept(results_path)):
         accelerator.print(f"classifier: {config.output} is already finished")
-        return read_json(results_path)
+        return kept
     if accelerator.is_main_process:
         stage.begin()
 

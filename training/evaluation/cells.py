@@ -16,7 +16,7 @@ from histodistill.training.engine.classifier_training import fit_classifier
 from histodistill.training.engine.scoring import predict_shared, score_probabilities
 from histodistill.training.evaluation.plans import PlannedCell
 from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.files import read_json, write_json
+from histodistill.training.running.files import read_kept, write_json
 from histodistill.training.running.stages import Stage
 
 
@@ -114,8 +114,9 @@ def train_cell(
 
 
 def read_cell(path: Path) -> dict[str, Any] | None:
-    """A finished cell, or None."""
-    return read_json(path) if path.is_file() else None
+    """A finished cell, or None where there is none, or one that is damaged."""
+    cell = read_kept(path)
+    return cell if isinstance(cell, dict) else None
 
 
 def fill_cells(

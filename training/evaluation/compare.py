@@ -68,7 +68,7 @@ def run(config: CompareConfig) -> dict[str, Any]:
     """
     from histodistill.training.data.sources import load_tiles
     from histodistill.training.engine.accelerator import make_accelerator
-    from histodistill.training.running.files import read_json, write_json
+    from histodistill.training.running.files import read_kept, write_json
     from histodistill.training.running.stages import Stage, require_complete
 
     distilled = require_complete(config.run / "distilled", "distilled set", "run histodistill select first")
@@ -89,9 +89,9 @@ def run(config: CompareConfig) -> dict[str, Any]:
     accelerator = make_accelerator(config.mixed_precision)
     # Every process has now read what an earlier run left in the folder, so the main process may overwrite it.
     accelerator.wait_for_everyone()
-    if stage.complete and results_path.is_file():
+    if stage.complete and (kept := read_kept(results_path)):
         accelerator.print(f"compare: {folder} is already finished")
-        return read_json(results_path)
+        return kept
     if accelerator.is_main_process:
         stage.begin()
 

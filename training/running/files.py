@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from histodistill.selection.files import write_bytes
+from histodistill.training.running.notes import warn
 
 
 #: `write_bytes` is `selection`'s, which saves selectors with it; here it stands beside the others.
@@ -20,6 +21,7 @@ __all__ = [
     "md5_of",
     "new_folder",
     "read_json",
+    "read_kept",
     "remove",
     "sha256_of",
     "write_bytes",
@@ -50,6 +52,20 @@ def read_json(path: str | Path) -> Any:
         ValueError: If it is not JSON.
     """
     return json.loads(Path(path).read_text())
+
+
+def read_kept(path: str | Path) -> Any:
+    """What an earlier attempt kept in a JSON file, or None where there is none to go by.
+
+    A file that is damaged, as a power cut leaves it, counts as none, and the user is told.
+    """
+    try:
+        return read_json(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        warn(f"{path} is damaged ({getattr(error, 'strerror', None) or 'it is no JSON'}): it is made anew")
+        return None
 
 
 @contextmanager
