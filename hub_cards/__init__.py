@@ -3,7 +3,9 @@
 - Cards: the README.md of each repository, plain data in, Markdown with a YAML header out. `dataset_card`,
   `pipeline_card`, `selector_card` and `metric_card` have one each; `card_facts` is what those of one run say alike,
   and `rendering` fills the templates.
-- The gate, `gate`: only what has passed the privacy audit may go up, and no metadata with it.
+- The contents: `part_files` reads the files of a part of a run, each once; `documents`, `weights`, `tables` and
+  `pictures` take nothing but what is known in JSON, arrays, tables and images; `contents` says what may go up.
+- The gate, `gate`: only what has passed the privacy audit may go up. `audit_record` reads `audit.json`.
 - The upload, `uploading`: all of a repository in one commit, and nothing where nothing changed.
 
 Errors are sentences. Those that a parameter of `histodistill publish` would mend name it in backticks.
@@ -13,7 +15,8 @@ from __future__ import annotations
 
 from histodistill.hub_cards.card_facts import AuditFacts, PrivacyFacts, RunFacts
 from histodistill.hub_cards.dataset_card import DistilledDatasetCardData, render_dataset_card
-from histodistill.hub_cards.gate import AuditError, audit_sentences, check_audit, check_metadata
+from histodistill.hub_cards.errors import ContentError
+from histodistill.hub_cards.gate import AuditError, audit_sentences, check_audit, check_records
 from histodistill.hub_cards.metric_card import MetricCardData, render_metric_card, render_metric_page
 from histodistill.hub_cards.pipeline_card import PipelineCardData, render_pipeline_card
 from histodistill.hub_cards.selector_card import SelectorCardData, render_selector_card
@@ -23,6 +26,7 @@ from histodistill.hub_cards.uploading import Published, PublishError, Upload, pu
 __all__ = [
     "AuditError",
     "AuditFacts",
+    "ContentError",
     "DistilledDatasetCardData",
     "MetricCardData",
     "PipelineCardData",
@@ -34,7 +38,7 @@ __all__ = [
     "Upload",
     "audit_sentences",
     "check_audit",
-    "check_metadata",
+    "check_records",
     "publish",
     "render_dataset_card",
     "render_metric_card",

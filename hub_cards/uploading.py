@@ -9,9 +9,8 @@ import errno
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import partial
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypedDict, TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile
@@ -23,31 +22,22 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from histodistill.hub_cards.part_files import PARTS, matches
+
 
 # What a function that is tried again returns.
 T = TypeVar("T")
 
 #: A card with this tag is one that histodistill wrote.
 MARK = "histodistill"
-# Files of a model and its weights, whole or in numbered parts, without variants (fp16, ema): the audit attacks the
-# weights that load by default.
-_WEIGHTS = (
-    "config.json",
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model-?????-of-?????.safetensors",
-    "diffusion_pytorch_model.safetensors.index.json",
-)
 #: What a repository of each kind may hold, and no other file is ever uploaded. `*` does not stand for `/`.
 ALLOWED = {
     "pipeline": (
         "README.md",
         "assets/distilled.png",
-        "model_index.json",
-        "pipeline.py",
-        "scheduler/scheduler_config.json",
-        *(f"{part}/{file}" for part in ("unet", "vae") for file in _WEIGHTS),
+        *PARTS["pipeline"].published,
     ),
-    "selector": ("README.md", "assets/community_map.png", "config.json", "selector.safetensors"),
+    "selector": ("README.md", "assets/community_map.png", *PARTS["selector"].published),
     "dataset": ("README.md", "assets/distilled.png", "assets/community_map.png", "data/train-*.parquet"),
     "metric": ("README.md", "index.html", "requirements.txt", "*.py"),
 }
@@ -66,19 +56,24 @@ class Upload:
     Attributes:
         kind: A key of `ALLOWED`.
         repo_id: `namespace/name`.
-        files: Path in the repository → content, or the file that holds it. One must be `README.md`, with the tag
-            `MARK` in its header.
+        files: Path in the repository → content: bytes that were checked, and no file that could change before it goes
+            up. One must be `README.md`, with the tag `MARK` in its header.
 
     Raises:
+        TypeError: For a content that is not bytes.
         ValueError: For a file that a repository of this kind may not hold, or without a card.
     """
 
     kind: str
     repo_id: str
-    files: Mapping[str, Path | bytes]
+    files: Mapping[str, bytes]
 
     def __post_init__(self) -> None:
-        for path in self.files:
+        # A copy that nobody changes: what was checked is what goes up.
+        object.__setattr__(self, "files", MappingProxyType(dict(self.files)))
+        for path, content in self.files.items():
+            if type(content) is not bytes:
+                raise TypeError(f"{path} is no bytes: read it first")
             if not is_allowed(self.kind, path):
                 raise ValueError(f"{path} may not be published in a {self.kind} repository")
         if "README.md" not in self.files:
@@ -92,17 +87,7 @@ class Upload:
     def sizes(self) -> dict[str, int]:
         """Bytes of each file, the card first."""
         names = sorted(self.files, key=lambda name: (name != "README.md", name))
-        return {name: self.size(name) for name in names}
-
-    def size(self, path: str) -> int:
-        """Bytes of a file."""
-        content = self.files[path]
-        return len(content) if isinstance(content, bytes) else content.stat().st_size
-
-    def read(self, path: str) -> bytes:
-        """The content of a file."""
-        content = self.files[path]
-        return content if isinstance(content, bytes) else content.read_bytes()
+        return {name: len(self.files[name]) for name in names}
 
 
 @dataclass(frozen=True)
@@ -142,8 +127,7 @@ class _State:
 
 def is_allowed(kind: str, path: str) -> bool:
     """Whether a repository of this kind may hold a file."""
-    # fnmatch's `*` also matches `/`, but the audit reads no images from folders further down.
-    return any(path.count("/") == pattern.count("/") and fnmatchcase(path, pattern) for pattern in ALLOWED[kind])
+    return matches(path, ALLOWED[kind])
 
 
 def publish(uploads: Sequence[Upload], *, public: bool = False, tag: str | None = None) -> Iterator[Published]:
@@ -229,18 +213,17 @@ def _operations(upload: Upload, state: _State) -> list[CommitOperationAdd | Comm
     """What a commit has to do; nothing where the repository is as it should be."""
     operations: list[CommitOperationAdd | CommitOperationDelete] = []
     for path, content in upload.files.items():
-        if path not in state.files or not _is_same(state.files[path], upload, path):
-            operations.append(CommitOperationAdd(path, content if isinstance(content, bytes) else str(content)))
+        if path not in state.files or not _is_same(state.files[path], content):
+            operations.append(CommitOperationAdd(path, content))
     for path in state.files:
         if path not in upload.files and is_allowed(upload.kind, path):
             operations.append(CommitOperationDelete(path))
     return operations
 
 
-def _is_same(entry: RepoFile, upload: Upload, path: str) -> bool:
-    if entry.size != upload.size(path):
+def _is_same(entry: RepoFile, data: bytes) -> bool:
+    if entry.size != len(data):
         return False
-    data = upload.read(path)
     if entry.lfs is not None:
         return entry.lfs.sha256 == hashlib.sha256(data).hexdigest()
     return entry.blob_id == hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()  # git's own

@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator
 from histodistill.selection.checks import check_candidates, check_classes, check_embeddings, check_integer
 from histodistill.selection.communities import LARGEST_RANDOM_STATE
 from histodistill.selection.storage import PretrainedMixin
+from histodistill.selection.streams import stream
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
         for label in classes:
             rows = np.flatnonzero((labels == label) & candidates)
             # Seeded by the label itself, so that the other classes do not matter.
-            rng = np.random.default_rng([int(self.random_state), _seed_of(label)])
+            rng = stream("choice of a selector", int(self.random_state), _seed_of(label))
             chosen = self._select_class(embeddings[rows], rng, name=f"class {label}")
             selected.append(rows[chosen.ranked])
             for name, values in chosen.per_image.items():

@@ -42,6 +42,7 @@ from histodistill.selection.distill_selector import round_robin
 from histodistill.selection.files import write_bytes
 from histodistill.selection.graph import knn_graph
 from histodistill.selection.quotas import community_quotas
+from histodistill.selection.streams import stream
 from histodistill.selection.versions import installed_versions
 
 
@@ -119,7 +120,7 @@ def make_embeddings(size: int, dimensions: int, seed: int, label: int = 0) -> np
     Returns:
         N×D float32: 50 equally likely Gaussian clusters whose centres are twice as spread as they are.
     """
-    rng = np.random.default_rng([seed, label])
+    rng = stream("points of the benchmark of selectors", seed, label)
     rank = min(16, dimensions)
     basis = np.linalg.qr(rng.standard_normal((dimensions, rank)))[0].T.astype(np.float32)
     centers = 2 * rng.standard_normal((50, rank), dtype=np.float32)

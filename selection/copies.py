@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from histodistill.selection.stains import optical_density
+from histodistill.selection.streams import stream
 from histodistill.selection.views import (
     SYMMETRIES,
     apply_symmetry,
@@ -374,7 +375,7 @@ def calibrate(scores: CopyScores, max_false_alarms: float = 0.01, seed: int = 0)
             "say what a copy is"
         )
     scale, power, limit = _limits(kept, max_false_alarms)
-    rng, alarms = np.random.default_rng(seed), []
+    rng, alarms = stream("shares of tiles that try the limits of copying", seed), []
     for _ in range(_DRAWS):
         own, other = np.split(rng.permutation(count), [max(1, count // 10)])
         fewer = _limits(kept[other], max_false_alarms)
@@ -431,7 +432,7 @@ def project(embeddings: np.ndarray) -> np.ndarray:
     width = embeddings.shape[1]
     if width <= _COLUMNS:
         return np.ascontiguousarray(embeddings)
-    matrix = np.random.default_rng(0).standard_normal((width, _COLUMNS)) / np.sqrt(_COLUMNS)
+    matrix = stream("projection of embeddings").standard_normal((width, _COLUMNS)) / np.sqrt(_COLUMNS)
     return embeddings @ matrix.astype(np.float32)
 
 

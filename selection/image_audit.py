@@ -39,6 +39,7 @@ from histodistill.selection.membership import (
     measure_overfitting,
 )
 from histodistill.selection.planting import MUST_FIND, plant
+from histodistill.selection.streams import stream
 from histodistill.selection.summaries import summarise
 from histodistill.selection.views import has_content
 
@@ -284,7 +285,7 @@ def find_limits(real: RealTiles, index: CopyIndex, seed: int = 0) -> CopyLimits:
     Raises:
         ValueError: If hardly any validation tile is left that is no copy of another tile.
     """
-    rows = np.random.default_rng(seed).permutation(len(real.validation))[:_MOST_CALIBRATING]
+    rows = stream("tiles that set the limits of copying", seed).permutation(len(real.validation))[:_MOST_CALIBRATING]
     others = len(real) - len(real.validation)  # validation tiles come last
     scores = index.search(real.validation.images[np.sort(rows)], num_tiles=others)
     return calibrate(scores, MAX_FALSE_ALARMS, seed)
@@ -581,7 +582,7 @@ def _split_validation(real: RealTiles, seed: int) -> dict[str, np.ndarray]:
     non-members too.
     """
     start = len(real) - len(real.validation)
-    order = start + np.random.default_rng([seed, 1]).permutation(len(real.validation))
+    order = start + stream("roles of validation tiles in attacks", seed).permutation(len(real.validation))
     if real.held_out is not None:
         reference, control = np.array_split(order, 2)
         others = np.arange(len(real.train), start)
@@ -656,7 +657,7 @@ def _attack(attack: str, space: str, views: np.ndarray, known: _Attackable, by_c
     """One of `ATTACKS` in one space, by images in all symmetries, embedded: `views` 8×G×D."""
     at, train, others = known.points[space], known.roles["train"], known.roles["others"]
     both = np.concatenate([at["train"], at["others"]])
-    rng = np.random.default_rng([known.seed, 2])
+    rng = stream("images whose density is measured", known.seed)
     scores = []
     for synthetic in (views, known.controls[space]):
         if attack == "distance":

@@ -15,6 +15,7 @@ from scipy.stats import rankdata
 
 from histodistill.selection.checks import check_embeddings, check_integer, check_share
 from histodistill.selection.copies import nearest_under_views
+from histodistill.selection.streams import stream
 
 
 #: False positive rates at which an attack's true positive rate is told.
@@ -159,7 +160,7 @@ def measure_overfitting(
         return near_training / max(1e-12, near_training + odds * near_held)
 
     share = share_of(held)
-    rng = np.random.default_rng(seed)
+    rng = stream("shuffled membership", seed)
     drawn = np.empty(1000)
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     for i in range(len(drawn)):
@@ -208,7 +209,7 @@ def _auc_with_error(members: np.ndarray, non_members: np.ndarray) -> tuple[float
 def _true_positives(
     members: np.ndarray, non_members: np.ndarray, confidence: float, seed: int
 ) -> dict[float, Interval | None]:
-    rng = np.random.default_rng(seed)
+    rng = stream("bootstrap of an attack", seed)
     rates = [rate for rate in FALSE_POSITIVE_RATES if rate * len(non_members) >= 1]
     values = _rates_of(members, non_members, rates)
     draws = np.array(

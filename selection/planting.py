@@ -8,6 +8,7 @@ import numpy as np
 
 from histodistill.selection.checks import check_integer
 from histodistill.selection.stains import change_stains
+from histodistill.selection.streams import stream
 from histodistill.selection.views import (
     SYMMETRIES,
     apply_symmetry,
@@ -67,7 +68,7 @@ def plant(images: np.ndarray, n_per_kind: int, seed: int = 0, usable: np.ndarray
         The copies, grouped by kind in the order of `MUST_FIND`. No tile is copied twice while there are enough.
     """
     check_integer("n_per_kind", n_per_kind, 1)
-    rng = np.random.default_rng(seed)
+    rng = stream("planted copies", seed)
     rows = np.arange(len(images)) if usable is None else np.flatnonzero(usable)
     total = n_per_kind * len(MUST_FIND)
     order = np.concatenate([rng.permutation(rows) for _ in range(-(-total // len(rows)))])[:total]

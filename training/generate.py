@@ -77,6 +77,7 @@ def run(config: GenerateConfig) -> Path:
     from histodistill.training.data.image_dataset import write_image_dataset
     from histodistill.training.engine.accelerator import make_accelerator
     from histodistill.training.engine.pool import cut_into_chunks, plan_pool, read_chunk
+    from histodistill.training.models.loading import load_pipeline
     from histodistill.training.running.stages import Stage, require_complete
 
     record = require_complete(config.pipeline, "pipeline", "run train_diffusion on it first")
@@ -86,7 +87,8 @@ def run(config: GenerateConfig) -> Path:
     if stage.complete:
         accelerator.print(f"pool: {config.output} is already finished")
         return config.output
-    pipeline = load_pipeline(config.pipeline, accelerator)
+    pipeline = load_pipeline(config.pipeline).to(accelerator.device)
+    pipeline.set_progress_bar_config(disable=True)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         stage.begin()
@@ -150,26 +152,6 @@ def make_missing_chunks(
             stage.save_progress()
             saved = time.monotonic()
     progress.close()
-
-
-def load_pipeline(folder: Path, accelerator: Accelerator) -> DiffusionPipeline:
-    """The pipeline of a run, on the accelerator's device.
-
-    Args:
-        folder: What `train_diffusion` left.
-        accelerator: Of the processes that all load it.
-    """
-    from diffusers import DiffusionPipeline
-
-    # The folder is this machine's own work: its pipeline.py is the file that ships with histodistill.
-    # Loading copies that file to a cache that all processes read, so they take turns.
-    for turn in range(accelerator.num_processes):
-        if turn == accelerator.process_index:
-            pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
-        accelerator.wait_for_everyone()
-    pipeline.to(accelerator.device)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 if __name__ == "__main__":

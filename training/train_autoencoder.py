@@ -17,6 +17,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from histodistill.selection.streams import torch_seed
 from histodistill.training.running.options import StepParser, config, like, option, run_script
 from histodistill.training.running.training_options import PrivateTrainingConfig
 
@@ -121,7 +122,7 @@ def make_training(
     from histodistill.training.engine.autoencoder_training import AutoencoderTraining
     from histodistill.training.models.autoencoder import VariationalAutoencoder, build_autoencoder
 
-    torch.manual_seed(config.seed)
+    torch.manual_seed(torch_seed("weights of the autoencoder", config.seed))
     autoencoder = build_autoencoder(
         source.image_size, config.channels, config.latent_channels, config.layers_per_block
     )
@@ -145,12 +146,13 @@ def save(training: AutoencoderTraining, stage: Stage, image_size: int) -> None:
         image_size: Side of the tiles in pixels.
     """
     from histodistill.training.engine.privacy import forget_key, privacy_record
-    from histodistill.training.running.files import write_json
+    from histodistill.training.running.files import new_files, write_json
 
     autoencoder = training.autoencoder.eval()
     scale = training.measure_scale()
     autoencoder.register_to_config(scaling_factor=scale)
-    autoencoder.save_pretrained(stage.folder)
+    with new_files(stage.folder) as folder:
+        autoencoder.save_pretrained(folder)
     write_json(stage.folder / "history.json", training.history)
     stage.finish(
         image_size=image_size,

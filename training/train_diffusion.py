@@ -15,6 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from histodistill.selection.streams import torch_seed
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import StepParser, config, like, option, require, run_script
 from histodistill.training.running.training_options import PrivateTrainingConfig
@@ -138,13 +139,13 @@ def make_training(
         InputError: For latents whose size the denoiser cannot halve that often.
     """
     import torch
-    from diffusers import AutoencoderDC
 
     from histodistill.training.engine.diffusion_training import DiffusionTraining
     from histodistill.training.models.denoiser import build_denoiser
+    from histodistill.training.models.loading import load_autoencoder
 
-    autoencoder = AutoencoderDC.from_pretrained(config.autoencoder).eval().requires_grad_(False)
-    torch.manual_seed(config.seed)
+    autoencoder = load_autoencoder(config.autoencoder).requires_grad_(False)
+    torch.manual_seed(torch_seed("weights of the denoiser", config.seed))
     denoiser = build_denoiser(
         source.image_size // autoencoder.spatial_compression_ratio,
         autoencoder.config.latent_channels,
@@ -177,9 +178,10 @@ def save(training: DiffusionTraining, stage: Stage, class_names: list[str], spen
         spent: See `privacy_spent`.
     """
     from histodistill.training.engine.privacy import forget_key
-    from histodistill.training.running.files import write_json
+    from histodistill.training.running.files import new_files, write_json
 
-    training.pipeline(class_names).save_pretrained(stage.folder)
+    with new_files(stage.folder) as folder:
+        training.pipeline(class_names).save_pretrained(folder)
     write_json(stage.folder / "history.json", training.history)
     seen = training.tiles_seen
     stage.finish(

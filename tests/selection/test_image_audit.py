@@ -134,7 +134,7 @@ def test_validation_tiles_stand_in_for_held_out_ones(real):
     result = audit(tiles(40, 3), tiles(40, 4), parts, {}, n_planted=2)
     assert not result.is_random
     assert result.published.copies.num_others == 160
-    stolen = audit(real.train[np.arange(60)], tiles(40, 4), parts, {}, n_planted=2)
+    stolen = audit(real.train[np.arange(120)], tiles(40, 4), parts, {}, n_planted=2)
     sentences = [finding.sentence for finding in judge_set(stolen) if finding.name == "membership"]
     assert "no tiles were held out at random" in sentences[0]
 

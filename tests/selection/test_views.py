@@ -77,7 +77,7 @@ def test_other_copies(tiles):
 
 def test_planted_copies_are_of_the_tiles_that_they_name(tiles):
     many = np.concatenate([tiles] * 4)
-    planted = plant(many, 3, seed=1)
+    planted = plant(many, 3, seed=2)
     assert planted.kinds.tolist() == [kind for kind in MUST_FIND for _ in range(3)]
     assert len(set(planted.sources.tolist())) == len(planted.sources)
     exact = planted.kinds == "exact"

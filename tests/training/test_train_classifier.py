@@ -278,6 +278,29 @@ def test_checkpoint_of_another_run_is_refused(accelerator, train, tmp_path):
         fit(accelerator, train, resume=str(tmp_path / "nothing"))
 
 
+@pytest.mark.parametrize("other", ["images", "labels", "order", "soft labels", "validation", "initial"])
+def test_checkpoint_is_tied_to_its_tiles_by_content(accelerator, train, validation, tmp_path, other):
+    """As many tiles of the same size, under the same name: only what is in them tells."""
+    soft = np.eye(len(NAMES), dtype=np.float32)[train.labels]
+    taught, initial = dataclasses.replace(train, soft_labels=soft), None
+    fit(accelerator, taught, validation, checkpoint_dir=tmp_path, checkpointing_steps=3)
+    if other == "images":
+        taught.images[0, 0, 0, 0] ^= 1
+    elif other == "labels":
+        taught = dataclasses.replace(taught, labels=np.roll(taught.labels, 1))
+    elif other == "order":
+        taught = taught.subset(np.arange(len(taught))[::-1])
+    elif other == "soft labels":
+        taught = dataclasses.replace(taught, soft_labels=np.roll(soft, 1, axis=1))
+    elif other == "validation":
+        validation = dataclasses.replace(validation, images=validation.images ^ 1)
+    else:
+        initial = classifier_training.build_classifier(TINY, 16, NAMES)
+    for resume in ("latest", tmp_path / "checkpoint-6"):
+        with pytest.raises(InputError, match=r"checkpoint-6 is of a training with other settings"):
+            fit(accelerator, taught, validation, checkpoint_dir=tmp_path, resume=resume, initial=initial)
+
+
 def test_resume_latest_without_a_checkpoint_starts_anew(accelerator, train, tmp_path):
     started = fit(accelerator, train, checkpoint_dir=tmp_path, resume="latest")
     assert same_weights(started.model, fit(accelerator, train).model)

@@ -111,8 +111,9 @@ def make_tiles(source: TileSource, num_tiles: int, num_images: int, seed: int) -
         seed: Of the pairs that are blended.
     """
     from histodistill.selection.image_audit import RealTiles
+    from histodistill.selection.streams import stream
 
-    rng = np.random.default_rng(seed)
+    rng = stream("blended tiles of the speed of audits", seed)
     few = num_tiles // _ONE_IN
     train, held_out = (blended(source.split("train"), count, rng) for count in (num_tiles - 2 * few, few))
     real = RealTiles(train, held_out, blended(source.split("validation"), few, rng))

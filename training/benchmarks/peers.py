@@ -45,18 +45,19 @@ def run(config: PeerConfig) -> dict[str, Any]:
     import random
 
     import torch
-    from diffusers import AutoencoderDC, UNet2DModel
+    from diffusers import UNet2DModel
 
     from histodistill.training.benchmarks.diffusers_style import make_dataset, train_peer
     from histodistill.training.data.sources import load_tiles
+    from histodistill.training.models.loading import load_autoencoder, load_denoiser
     from histodistill.training.running.files import write_json
     from histodistill.training.running.stages import require_complete
 
     record = require_complete(config.run / "pipeline", "pipeline", "run train_diffusion first")
-    autoencoder = AutoencoderDC.from_pretrained(config.run / "autoencoder")
+    autoencoder = load_autoencoder(config.run / "autoencoder")
     torch.manual_seed(0)
     random.seed(0)
-    denoiser = UNet2DModel.from_config(UNet2DModel.load_config(config.run / "pipeline" / "unet"))
+    denoiser = UNet2DModel.from_config(load_denoiser(config.run / "pipeline" / "unet").config)
     source = load_tiles(config.data, image_size=config.image_size)
     result = train_peer(
         denoiser,

@@ -18,6 +18,7 @@ from histodistill.training.engine.pool import generate_images, plan_pool
 from histodistill.training.evaluation.generation_metrics import frechet_distance, neighbourhoods
 from histodistill.training.evaluation.pool_quality import draw_equal
 from histodistill.training.models.embedders import embed_images
+from histodistill.training.models.loading import load_pipeline
 from histodistill.training.running.errors import InputError, param
 
 
@@ -159,8 +160,7 @@ def measure_sampling(
     Returns:
         The `sampling` part of the results.
     """
-    # The folder is this machine's own work, as in `generate`.
-    pipeline = DiffusionPipeline.from_pretrained(run / "pipeline", trust_remote_code=True)
+    pipeline = load_pipeline(run / "pipeline")
     pipeline.to(accelerator.device)
     samplers = make_samplers(pipeline, pool)
     num_classes, validation = len(source.class_names), source.split("validation")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from histodistill.selection.checks import check_integer
+from histodistill.selection.streams import stream
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.engine.classifier_training import build_classifier, fit_classifier
@@ -47,7 +48,7 @@ def split_over_sites(
     check_integer(param("min_per_class"), min_per_class, 1, error=InputError)
     if not concentration > 0:
         raise InputError(f"{param('concentration')}={concentration} is out of range: it must be above 0")
-    rng = np.random.default_rng(seed)
+    rng = stream("tiles of several sites", seed)
     sites: list[list[np.ndarray]] = [[] for _ in range(num_sites)]
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))

@@ -109,7 +109,7 @@ def measure_training(
     Raises:
         InputError: If our script makes another model than the run holds, which the peers train.
     """
-    from diffusers import UNet2DModel
+    from histodistill.training.models.loading import load_denoiser
 
     variants = [(precision, workers) for precision in _PEER_PRECISIONS for workers in num_workers]
     ours: list[float] = []
@@ -125,7 +125,7 @@ def measure_training(
             ours.append(read_json(output / "stage.json")["images_per_second"])
             if not repeat:
                 require_same_model(output / "unet", run / "pipeline" / "unet")
-                num_parameters["ours"] = UNet2DModel.from_pretrained(output / "unet").num_parameters()
+                num_parameters["ours"] = load_denoiser(output / "unet").num_parameters()
             for precision, workers in variants:
                 print(f"training {repeat + 1}/{repeats}: {_peer_name(precision, workers)}", flush=True)
                 peer = PeerConfig(

@@ -19,6 +19,8 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from histodistill.training.data.limits import check_memory, check_picture
 from histodistill.training.data.tiles import fit_tile
@@ -30,7 +32,7 @@ _BATCH = 256
 # Threads that decode pictures, at most.
 _MOST_THREADS = 8
 # Pillow's limit on pixels and Python's filters of warnings hold for the whole process: one thread at a time sets them.
-_PILLOW = threading.Lock()
+_PILLOW = threading.RLock()
 
 # How files of pictures begin, and what they are called. The first of them are read, see `_FORMATS`.
 _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
@@ -38,13 +40,13 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\xd8\xff", "JPEG"),
     (0, b"II*\0", "TIFF"),
     (0, b"MM\0*", "TIFF"),
-    (0, b"II+\0", "BigTIFF"),
-    (0, b"MM\0+", "BigTIFF"),
+    (0, b"II+\0", "TIFF"),
+    (0, b"MM\0+", "TIFF"),
     (0, b"BM", "BMP"),
-    (8, b"WEBP", "WebP"),
+    (8, b"WEBPVP8", "WebP"),
     (0, b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
     (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
-    (0, b"P6", "PPM"),
+    (0, b"P6\n", "PPM"),
     (0, b"GIF8", "GIF"),
     (0, b"8BPS", "Photoshop"),
     (0, b"\xff\x0a", "JPEG XL"),
@@ -83,7 +85,9 @@ def kind_of_picture(head: bytes) -> str | None:
     Args:
         head: The first `SIGNATURE_BYTES` bytes of the file, or all of a shorter one.
     """
-    return next((kind for at, signature, kind in _SIGNATURES if head[at : at + len(signature)] == signature), None)
+    kind = next((kind for at, signature, kind in _SIGNATURES if head[at : at + len(signature)] == signature), None)
+    # Text may begin with the two letters of BMP; four bytes that are 0 in each BMP come later.
+    return None if kind == "BMP" and head[6:10] != bytes(4) else kind
 
 
 def decode_image(name: str, source: Path | bytes, image_size: int | None = None) -> np.ndarray:
@@ -189,7 +193,7 @@ def _decode(name: str, source: Path | bytes, image_size: int | None) -> np.ndarr
         raise InputError(f"{name} {_not_known(source)}") from error
     except OSError as error:
         reason = f" ({error.strerror})" if error.strerror else ""
-        raise InputError(f"{name} cannot be read{reason} as an image: {_DAMAGED}") from error
+        raise InputError(f"{name} cannot be read as an image{reason}: {_DAMAGED}") from error
     except Exception as error:  # decoders raise errors of many kinds on damaged files
         raise InputError(f"{name} cannot be read as an image: {_DAMAGED}") from error
 
@@ -209,20 +213,20 @@ def _not_known(source: Path | bytes) -> str:
     return f"holds an image of the kind {kind}, which is not read: save it as PNG"
 
 
-def _fault(image: Image.Image, stream: BinaryIO) -> str | None:
+def _fault(image: ImageFile, stream: BinaryIO) -> str | None:
     """What keeps a picture that was opened, but not decoded, from being RGB with 8 bits a channel; None if it is."""
     if image.mode != "RGB":
         return f"the colour mode {image.mode}"
     if "transparency" in image.info:
         return "a colour that stands for transparency"
-    if image.format == "TIFF":
+    if isinstance(image, TiffImageFile):
         return _tiff_fault(image)
     if image.format == "JPEG2000":
         return _jpeg2000_fault(stream)
     if image.format == "WEBP":  # has no other form
         return None
     codec, _, offset, arguments = image.tile[0]
-    stored = arguments if isinstance(arguments, str) else arguments[0]
+    stored = arguments if isinstance(arguments, str) else (arguments or ("",))[0]
     if image.format == "PPM":
         if codec != "raw":  # Pillow scales the values by itself
             return "another greatest value than 255, or its values as text"
@@ -234,9 +238,9 @@ def _fault(image: Image.Image, stream: BinaryIO) -> str | None:
     return "16 bits a channel" if "16B" in stored else f"its pixels in the form {stored}"
 
 
-def _tiff_fault(image: Image.Image) -> str | None:
+def _tiff_fault(image: TiffImageFile) -> str | None:
     """`_fault` of a TIFF, by its tags."""
-    tags = image.tag_v2  # type: ignore[attr-defined]
+    tags = image.tag_v2
     bits, samples = tags.get(258, (1,)), tags.get(277, 1)
     if set(bits) != {8}:
         return f"{max(bits)} bits a channel"

@@ -97,13 +97,14 @@ class FolderWalk:
     def __init__(self, root: Path):
         self.root = root
         self._real = root.resolve()
-        self._seen = {_identity(os.stat(folder)): folder for folder in (self._real, *self._real.parents)}
+        self._seen = {_identity(folder): folder for folder in (self._real, *self._real.parents)}
         self._refused: dict[int, list[Path]] = {}
         self._others: list[Path] = []
         self._unused_images: list[Path] = []
         self._hidden_images: list[Path] = []
         self._system_folders: list[Path] = []
         self._links_out: list[Path] = []
+        self._merged: list[Path] = []
 
     def folders(self, folder: Path) -> tuple[list[Path], list[Path]]:
         """What lies directly in a folder: the user's own folders, by name, and the images.
@@ -115,7 +116,7 @@ class FolderWalk:
         for path, status in self._entries(folder):
             if stat.S_ISDIR(status.st_mode):
                 if self._is_own(path):
-                    self._enter(path, status)
+                    self._enter(path)
                     found[0].append(path)
             elif self._is_image(path, status):
                 found[1].append(path)
@@ -138,6 +139,10 @@ class FolderWalk:
     def leave_out(self, images: list[Path]) -> None:
         """Keeps account of images that are not taken."""
         self._unused_images += images
+
+    def put_together(self, folder: Path) -> None:
+        """Keeps account of a folder whose images go with those of another, since both names are one class."""
+        self._merged.append(folder)
 
     def refuse_beside_classes(self, images: list[Path]) -> None:
         """Keeps account of images that have no class, for `check`."""
@@ -165,7 +170,7 @@ class FolderWalk:
         for paths, noun, plural in (
             (self._unused_images, "image beside the split folders", "images beside the split folders"),
             (self._hidden_images, "hidden image", "hidden images"),
-            (self._system_folders, "hidden or system's folder with images", "hidden or system's folders with images"),
+            (self._system_folders, "hidden or system folder with images", "hidden or system folders with images"),
         ):
             if paths:
                 parts.append(f"{counted(len(paths), noun, plural)} (such as {self._example(paths)})")
@@ -173,6 +178,12 @@ class FolderWalk:
         if self._links_out:
             links = counted(len(self._links_out), "link that leads", "links that lead")
             lines.append(f"followed {links} out of {self.root} (such as {self._example(self._links_out)})")
+        if self._merged:
+            folders = counted(len(self._merged), "folder")
+            lines.append(
+                f"put {folders} together with others of the same name in another spelling (such as "
+                f"{self._example(self._merged)})"
+            )
         return "; ".join(lines) or None
 
     def _entries(self, folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
@@ -211,9 +222,9 @@ class FolderWalk:
                 self._refuse(_SYSTEM, folder)
         return False
 
-    def _enter(self, folder: Path, status: os.stat_result) -> None:
+    def _enter(self, folder: Path) -> None:
         """Sees that a folder was not entered before, by another path."""
-        before = self._seen.setdefault(_identity(status), folder)
+        before = self._seen.setdefault(_identity(folder), folder)
         if before != folder:
             raise InputError(
                 f"{folder} leads to {before}: its tiles would be loaded twice, or without end; take the link out"
@@ -248,7 +259,9 @@ class FolderWalk:
         return printable(min(paths).relative_to(self.root).as_posix())
 
 
-def _identity(status: os.stat_result) -> tuple[int, int]:
+def _identity(folder: Path) -> tuple[int, int]:
+    """What a folder has in common with all links to it."""
+    status = folder.stat()  # that of `os.scandir` lacks these numbers on Windows
     return status.st_dev, status.st_ino
 
 
@@ -268,6 +281,7 @@ def _head(path: Path, count: int) -> bytes:
 
 def _by_suffix(paths: list[Path]) -> str:
     """How many files there are of each of the commonest suffixes: `20 .gif, 3 .svs`."""
-    numbers = Counter(path.suffix.lower() or "without suffix" for path in paths).most_common()
+    counts = Counter(path.suffix.lower() or "without suffix" for path in paths)
+    numbers = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     shown = [f"{number:,} {printable(suffix)}" for suffix, number in numbers[:_SUFFIXES_SHOWN]]
     return ", ".join([*shown, *(["…"] if len(numbers) > _SUFFIXES_SHOWN else [])])

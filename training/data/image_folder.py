@@ -100,7 +100,10 @@ def _images_by_class(walk: FolderWalk, folder: Path) -> dict[str, list[Path]]:
         raise InputError(f"{folder} has no class folders: tiles are expected as {folder.name}/CLASS/*.png")
     walk.refuse_beside_classes(images)
     for of_class in below:
-        by_class.setdefault(class_name(of_class.name), []).extend(walk.images(of_class))
+        name = class_name(of_class.name)
+        if name in by_class:
+            walk.put_together(of_class)
+        by_class.setdefault(name, []).extend(walk.images(of_class))
     return by_class
 
 

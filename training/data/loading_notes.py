@@ -42,7 +42,9 @@ def tiles_in_one_line(source: TileSource) -> str:
         shown = [f"{c} {n:,}" for c, n in zip(source.class_names[:_CLASSES_SHOWN], counts, strict=False)]
         if len(counts) > _CLASSES_SHOWN:
             rest = counts[_CLASSES_SHOWN:]
-            shown.append(f"and {rest.min():,} to {rest.max():,} of each of {len(rest):,} more classes")
+            least, most = f"{rest.min():,}", f"{rest.max():,}"
+            each = least if least == most else f"{least} to {most}"
+            shown.append(f"and {each} of each of {counted(len(rest), 'more class', 'more classes')}")
         if name == "validation" and source.validation_was_train:
             shown[-1] += "; the last tenth of each class of train, for there is no such split"
         called = "held out for the audit" if name == HELD_OUT else name

@@ -6,12 +6,9 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from histodistill.hub_cards.names import LONGEST_NAME, fault_of_published_name
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.notes import warn
-
-
-#: Most characters of a class's name.
-LONGEST_CLASS_NAME = 128
 
 
 def fault_of_name(name: str) -> str | None:
@@ -50,21 +47,14 @@ def checked_class_names(source: str, names: Sequence[str]) -> list[str]:
         names: The name of each label.
 
     Raises:
-        InputError: A name that is empty, too long, no plain text, or the same as another.
+        InputError: A name that could not be published, see `fault_of_published_name`, or the same as another.
     """
     spelled = []
     for name in map(str, names):
-        fault = fault_of_name(name)
-        if fault:
-            raise InputError(f"{source} has the class {printable(name)!r} with {fault}: name it in letters of UTF-8")
         spelled.append(class_name(name))
-        if not spelled[-1]:
-            raise InputError(f"{source} has a class with an empty name: give it one")
-        if len(spelled[-1]) > LONGEST_CLASS_NAME:
-            raise InputError(
-                f"{source} has the class {spelled[-1][:40]}… with a name of {len(spelled[-1])} characters: it may "
-                f"have at most {LONGEST_CLASS_NAME}; shorten it"
-            )
+        # What cannot be published is refused now, not after all trainings.
+        if fault := fault_of_name(name) or fault_of_published_name(spelled[-1]):
+            raise InputError(f"{source} has the class {printable(name)[:LONGEST_NAME]!r} with {fault}: rename it")
     like: dict[str, str] = {}
     for name in spelled:
         other = like.setdefault(_skeleton(name), name)

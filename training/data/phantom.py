@@ -80,6 +80,9 @@ def phantom_tiles(split: str, n_per_class: int, *, image_size: int = 28, seed: i
     check_integer(param("seed"), seed, 0, error=InputError)
     images = []
     for label in range(len(PHANTOM_CLASSES)):
+        # Without a purpose in its key (see `selection.streams`), since a drawing must stay the drawing it was. With
+        # seed 0, the training tiles of class 0 so share their numbers with the draw of those that are held out from
+        # it, but the one takes them for strokes and the other for an order, which do not tell of each other.
         rng = np.random.default_rng([seed, SPLITS.index(split), label])
         images.append(
             _class_tiles(rng, label, n_per_class, image_size, _CENTRES["test" if split == "test" else "train"])

@@ -11,7 +11,9 @@ import numpy as np
 from PIL import Image
 
 from histodistill.selection.checks import check_integer
+from histodistill.selection.streams import stream
 from histodistill.selection.summaries import counted, summarise
+from histodistill.training.data.limits import check_memory
 from histodistill.training.data.names import checked_class_names, fault_of_name, printable
 from histodistill.training.running.errors import InputError, param
 
@@ -76,9 +78,27 @@ class Tiles:
         soft = "" if self.soft_labels is None else ", with soft labels"
         return f"Tiles({summarise(self.images, self.labels, 'tile')}{soft})"
 
+    def fingerprint(self) -> str:
+        """SHA-256 (64 hex digits) of images, labels and soft labels, in their order."""
+        digest = hashlib.sha256(json.dumps(list(self.images.shape)).encode())
+        self.add_to(digest)
+        return digest.hexdigest()
+
+    def add_to(self, digest: hashlib._Hash) -> None:
+        """Adds images, labels and soft labels to a hash."""
+        digest.update(np.ascontiguousarray(self.images).data)
+        digest.update(np.ascontiguousarray(self.labels.astype("<i8")).data)
+        if self.soft_labels is not None:
+            digest.update(np.ascontiguousarray(self.soft_labels.astype("<f4")).data)
+
     def subset(self, indices: np.ndarray | Sequence[int]) -> Tiles:
-        """The tiles at `indices`, in that order."""
+        """The tiles at `indices`, in that order.
+
+        Raises:
+            InputError: If there is no memory for the copy.
+        """
         indices = np.asarray(indices, dtype=np.int64)
+        check_memory(f"a copy of {len(indices):,} tiles", len(indices) * self.images[:1].nbytes)
         soft_labels = None if self.soft_labels is None else self.soft_labels[indices]
         return Tiles(self.images[indices], self.labels[indices], soft_labels)
 
@@ -128,10 +148,7 @@ class TileSource:
         for name in sorted(self.splits):
             tiles = self.splits[name]
             digest.update(json.dumps([name, list(tiles.images.shape)]).encode())
-            digest.update(np.ascontiguousarray(tiles.images).data)
-            digest.update(np.ascontiguousarray(tiles.labels.astype("<i8")).data)
-            if tiles.soft_labels is not None:
-                digest.update(np.ascontiguousarray(tiles.soft_labels.astype("<f4")).data)
+            tiles.add_to(digest)
         return digest.hexdigest()
 
 
@@ -263,7 +280,7 @@ def sample_per_class(labels: np.ndarray | Sequence[int], n_per_class: int, seed:
                 f"{param('n_per_class')}={n_per_class} is too many: class {label} has only {len(members)} tiles; ask "
                 "for fewer"
             )
-        chosen.append(np.random.default_rng([seed, int(label)]).permutation(members)[:n_per_class])
+        chosen.append(stream("random real tiles of a class", seed, int(label)).permutation(members)[:n_per_class])
     return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)
 
 
@@ -293,6 +310,8 @@ def hold_out_for_audit(source: TileSource, share: float) -> TileSource:
     for label in np.unique(train.labels):
         members = np.flatnonzero(train.labels == label)
         count = min(max(1, round(share * len(members))), len(members) - 1)
+        # Without a purpose in its key, and therefore no stream of those that have one (see `selection.streams`). It
+        # keeps its numbers, so that a run made before is audited with the very tiles that its models never saw.
         held[np.random.default_rng(int(label)).permutation(members)[:count]] = True
     if not held.any():
         raise InputError(f"{source.name} has one training tile per class: give more, or an audit_share of 0")

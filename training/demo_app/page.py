@@ -29,6 +29,7 @@ from histodistill.training.demo_app.jobs import (
     train_live,
 )
 from histodistill.training.evaluation.cells import check_same_kind
+from histodistill.training.models.loading import load_pipeline
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.stages import read_record
 
@@ -231,14 +232,13 @@ def _classes(run: show.DemoRun) -> list[tuple[str, int]]:
     return [(name, label) for label, name in enumerate(run.class_names)]
 
 
-def load_pipeline(run: Path) -> DiffusionPipeline | None:
+def load_finished_pipeline(run: Path) -> DiffusionPipeline | None:
     """The pipeline of a run on the best device, or None where it has no finished one."""
     folder = run / "pipeline"
     record = read_record(folder)
     if not record or not record["complete"]:
         return None
-    # The folder is this machine's own work: its pipeline.py is the file that ships with histodistill.
-    pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+    pipeline = load_pipeline(folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -292,7 +292,7 @@ def serve_page(folder: Path, data: str | Path | None, host: str, port: int) -> N
     """
     run = show.read_demo_run(folder)
     real = load_real(data, folder, run)
-    page = build_page(run, load_pipeline(folder), real)
+    page = build_page(run, load_finished_pipeline(folder), real)
     if line := warning_line(host, run):
         print(line)
     launch(page, folder, host, port)

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 
-from histodistill.hub_cards.gate import AUDIT_FORMAT, audit_sentences
+from histodistill.hub_cards.audit_record import AuditRecord
+from histodistill.hub_cards.gate import audit_sentences
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.images import base64_png
+from histodistill.training.evaluation.verdicts import read_run_audit
 from histodistill.training.generate import PIPELINE_OPTIONS
 from histodistill.training.reporting.audit_texts import audit_outcome
 from histodistill.training.reporting.pictures import BENCHMARK_PICTURES, SELECTION_PICTURES, read_pictures
@@ -108,7 +110,7 @@ def read_demo_run(run: str | Path) -> DemoRun:
         columns=columns,
         generation={name: pool_settings[name] for name in PIPELINE_OPTIONS if name in pool_settings},
         maps=read_pictures(run / "selector", SELECTION_PICTURES),
-        audit=audited_parts(run, read_optional(run / "audit.json")),
+        audit=audited_parts(run, read_run_audit(run / "audit.json")),
         tables=score_tables(results) if results else [],
         recovery=recoveries(results) if results else [],
         benchmark=benchmark_tables(benchmark["rows"]),
@@ -116,12 +118,13 @@ def read_demo_run(run: str | Path) -> DemoRun:
     )
 
 
-def audited_parts(run: Path, audit: dict[str, Any] | None) -> list[AuditedPart]:
+def audited_parts(run: Path, audit: AuditRecord | None) -> list[AuditedPart]:
     """What `audit.json` says of each part of the run, and whether its files are still those that were audited."""
-    if not audit or audit.get("format") != AUDIT_FORMAT:
+    if audit is None:
         return []
-    parts, told = [], set()
-    for name, verdict in audit["parts"].items():
+    parts: list[AuditedPart] = []
+    told: set[str] = set()
+    for name, verdict in audit.parts.items():
         sentences = [sentence for sentence in audit_sentences(audit, name) if sentence not in told]
         told.update(sentences)
         parts.append(AuditedPart(_AUDITED.get(name, name), audit_outcome(run / name, verdict), sentences))

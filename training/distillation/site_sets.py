@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from datasets import ClassLabel, Dataset, Features, Image, load_dataset
 from huggingface_hub import metadata_load
-from PIL import Image as PILImage
 
 from histodistill.hub_cards import DistilledDatasetCardData, render_dataset_card
 from histodistill.hub_cards.dataset_card import NO_SOURCE, NOT_TISSUE, TITLE
-from histodistill.training.data.images import png_bytes
+from histodistill.hub_cards.errors import ContentError
+from histodistill.hub_cards.tables import ImageTable, check_names
+from histodistill.training.data.image_dataset import find_shards, read_shards, write_image_dataset
 from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.files import new_folder, write_text
+from histodistill.training.running.files import write_text
 from histodistill.training.running.stages import read_record
 
 
@@ -30,24 +30,15 @@ class Site:
         given: The folder as the user names it, for messages only.
         folder: The folder that holds `data/`.
         name: What the result calls the site.
-        features: Type of each column; with an Image `image` and a ClassLabel `label`.
-        columns: The values of each column but `image`, N each, in the order of the set.
-        images: The images, uint8 H×H×3 each.
+        table: Its images, its other columns and the names of its classes.
         facts: Where the images come from, plain JSON values with no paths: what record and card say of the site.
     """
 
     given: Path
     folder: Path
     name: str
-    features: Features
-    columns: dict[str, list[Any]]
-    images: list[np.ndarray]
+    table: ImageTable
     facts: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def class_names(self) -> list[str]:
-        """Names of the labels."""
-        return self.features["label"].names
 
 
 def read_sites(paths: Sequence[Path], names: Sequence[str] | None, output: Path) -> list[Site]:
@@ -59,8 +50,8 @@ def read_sites(paths: Sequence[Path], names: Sequence[str] | None, output: Path)
         output: The folder of the result, which must be none of theirs.
 
     Raises:
-        InputError: For a folder that is no site, is named twice or is the output, and for sites that differ in
-            classes, image size or columns.
+        InputError: For a folder that is no site, is named twice or is the output, for names that are no plain text,
+            and for sites that differ in classes, image size or columns.
     """
     folders = [find_distilled(path) for path in paths]
     for path, folder in zip(paths, folders, strict=True):
@@ -69,6 +60,10 @@ def read_sites(paths: Sequence[Path], names: Sequence[str] | None, output: Path)
         if output.resolve() in (folder, path.resolve()):
             raise InputError(f"{param('output')} {output} is one of the sites: give another folder")
     names = names or default_names(folders)
+    try:
+        check_names(names, "site")
+    except ContentError as error:
+        raise InputError(f"{param('names')}={' '.join(names)} cannot be published: {error}") from error
     sites = [read_site(*site) for site in zip(paths, folders, names, strict=True)]
     check_alike(sites)
     set_offsets(sites)
@@ -79,10 +74,10 @@ def find_distilled(path: Path) -> Path:
     """The resolved folder of the distilled set that a site's folder is or holds.
 
     Raises:
-        InputError: If there is none.
+        InputError: If there is none, or a file of it is missing.
     """
     for folder in (path / "distilled", path):
-        if any((folder / "data").glob("train-*.parquet")):
+        if find_shards(folder):
             return folder.resolve()
     raise InputError(f"{path} is no site: give a run folder with distilled/, or a folder with data/train-*.parquet")
 
@@ -112,34 +107,23 @@ def read_site(given: Path, folder: Path, name: str) -> Site:
         raise InputError(f"{given} is not finished: run the command that makes it again, then merge")
     if settings.get("stage", "distilled") not in ("distilled", "merged"):
         raise InputError(f"{given} is a {settings['stage']}, no distilled set: give what histodistill select left")
-    files = sorted((folder / "data").glob("train-*.parquet"))
+    files = find_shards(folder)
     try:
-        rows = load_dataset("parquet", data_files=[str(file) for file in files], split="train")
-        features = rows.features
-        has_columns = isinstance(features.get("image"), Image) and isinstance(features.get("label"), ClassLabel)
-        # Pixels alone are kept: files from elsewhere may have paths and metadata with them.
-        images = [np.asarray(image) for image in rows["image"]] if has_columns else []
-    except Exception as error:  # of many kinds: pyarrow's, datasets', Pillow's
-        raise InputError(f"{given} holds Parquet files or images that cannot be read: copy them again") from error
-    remedy = "it is no distilled set, leave it out"
-    if not has_columns:
-        raise InputError(f"{given} lacks a column image with images or label with class names: {remedy}")
-    if "site" in features:
+        table = read_shards(files)
+    except (ContentError, OSError) as error:
+        raise InputError(
+            f"{given} holds no distilled set that can be read ({error}): ask for it again, or leave it out"
+        ) from error
+    if "site" in table.columns:
         raise InputError(f"{given} has a column site, so it is merged already: name the sites that it was made of")
-    shapes = {image.shape for image in images}
-    if len(shapes) != 1 or (shape := shapes.pop())[1:] != (*shape[:1], 3):
-        raise InputError(f"{given} does not hold RGB squares of one size: {remedy}")
-    columns = rows.remove_columns("image").to_dict()
-    site = Site(given, folder, name, features, columns, images)
-    if set(columns["label"]) != set(range(len(site.class_names))):
-        raise InputError(f"{given} does not have labelled images of every class: {remedy}")
+    site = Site(given, folder, name, table)
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.read_bytes())
     site.facts = {
         "name": name,
-        "num_images": len(images),
-        "n_per_class": np.bincount(columns["label"]).tolist(),
+        "num_images": len(table),
+        "n_per_class": np.bincount(table.columns["label"]).tolist(),
         "selector": settings.get("selector"),
         "pool_size": pool_size(record),
         "fingerprint": record.get("fingerprint"),
@@ -186,25 +170,21 @@ def check_alike(sites: list[Site]) -> None:
     """
     first = sites[0]
     for site in sites[1:]:
-        if site.class_names != first.class_names:
+        mine, other = site.table, first.table
+        if mine.class_names != other.class_names:
             raise InputError(
-                f"{site.given} has other classes than {first.given} ({', '.join(site.class_names)} and not "
-                f"{', '.join(first.class_names)}): all sites must have the same in the same order"
+                f"{site.given} has other classes than {first.given} ({', '.join(mine.class_names)} and not "
+                f"{', '.join(other.class_names)}): all sites must have the same in the same order"
             )
-        if site.images[0].shape != first.images[0].shape:
+        if mine.images.shape[1:] != other.images.shape[1:]:
             raise InputError(
-                f"{site.given} has images of {len(site.images[0])} pixels and {first.given} of "
-                f"{len(first.images[0])}: distil all sites with the same {param('image_size')}"
+                f"{site.given} has images of {mine.images.shape[1]} pixels and {first.given} of "
+                f"{other.images.shape[1]}: distil all sites with the same {param('image_size')}"
             )
-        if site.features != first.features:
-            columns = sorted(
-                column
-                for column in site.features.keys() | first.features.keys()
-                if site.features.get(column) != first.features.get(column)
-            )
+        if different := sorted(mine.columns.keys() ^ other.columns.keys()):
             raise InputError(
-                f"{site.given} has other columns than {first.given} ({', '.join(columns)}): all sites must have the "
-                "same of the same type"
+                f"{site.given} has other columns than {first.given} ({', '.join(different)}): all sites must have the "
+                "same"
             )
 
 
@@ -213,29 +193,32 @@ def set_offsets(sites: list[Site]) -> None:
     offset = 0
     for site in sites:
         site.facts["community_offset"] = offset
-        offset += max([-1, *site.columns.get("community", [])]) + 1
+        offset += int(site.table.columns.get("community", np.array([-1])).max()) + 1
 
 
-def merge_sites(sites: list[Site]) -> Dataset:
+def merge_sites(sites: list[Site]) -> ImageTable:
     """All rows: grouped by class, within a class by site, within a site in its order.
 
     Returns:
-        A dataset with the columns of the sites and `site`, a ClassLabel of their names. Communities are raised by the
+        A table with the columns of the sites and `site`, which of them an image is from. Communities are raised by the
         site's `community_offset`; -1, which means none, stays.
     """
-    rows: dict[str, list[Any]] = {"image": [], **{column: [] for column in sites[0].columns}, "site": []}
+    rows: dict[str, list[np.ndarray]] = {column: [] for column in (*sites[0].table.columns, "site")}
     for number, site in enumerate(sites):
-        offset = site.facts["community_offset"]
-        columns = dict(site.columns)
+        columns = {**site.table.columns, "site": np.full(len(site.table), number)}
         if "community" in columns:
-            columns["community"] = [c + offset if c >= 0 else c for c in columns["community"]]
+            communities = columns["community"]
+            columns["community"] = np.where(communities < 0, communities, communities + site.facts["community_offset"])
         for column, values in columns.items():
-            rows[column] += values
-        rows["image"] += [{"bytes": png_bytes(PILImage.fromarray(image)), "path": None} for image in site.images]
-        rows["site"] += [number] * len(site.images)
-    order = np.lexsort((rows["site"], rows["label"]))  # stable: rows that tie stay in their order
-    features = Features({**sites[0].features, "site": ClassLabel(names=[site.name for site in sites])})
-    return Dataset.from_dict({column: [rows[column][i] for i in order] for column in features}, features=features)
+            rows[column].append(values)
+    joined = {column: np.concatenate(parts) for column, parts in rows.items()}
+    order = np.lexsort((joined["site"], joined["label"]))  # stable: rows that tie stay in their order
+    return replace(
+        sites[0].table,
+        images=np.concatenate([site.table.images for site in sites])[order],
+        columns={column: values[order] for column, values in joined.items()},
+        site_names=[site.name for site in sites],
+    )
 
 
 def write_merged(folder: Path, sites: list[Site]) -> int:
@@ -245,14 +228,15 @@ def write_merged(folder: Path, sites: list[Site]) -> int:
         The number of images.
     """
     merged = merge_sites(sites)
-    with new_folder(folder / "data") as new:
-        merged.to_parquet(new / "train-00000-of-00001.parquet")
+    features = write_image_dataset(
+        folder / "data", merged.images, merged.columns, merged.class_names, merged.site_names
+    )
     licenses = [site.facts["license"] for site in sites]
     card = DistilledDatasetCardData(
-        class_names=sites[0].class_names,
-        n_per_class=np.bincount(merged["label"]).tolist(),
-        image_size=len(sites[0].images[0]),
-        features=merged.features,
+        class_names=merged.class_names,
+        n_per_class=np.bincount(merged.columns["label"]).tolist(),
+        image_size=merged.images.shape[1],
+        features=features,
         license=licenses[0] if licenses.count(licenses[0]) == len(licenses) else None,
         sites=[site.facts for site in sites],
     )

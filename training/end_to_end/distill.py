@@ -6,8 +6,8 @@ Steps that are finished are skipped, and one that was killed goes on from its la
 again. A preset sets the options of all steps; --set changes single ones, as in --set diffusion.learning_rate=1e-4.
 The output folder then holds
 
-    run.json  autoencoder/  pipeline/  teacher/  pool/  selector/  distilled/  audit/  audit.json  comparison/
-    results.json  report.html
+    run.json  autoencoder/  pipeline/  teacher/  pool/  selector/  distilled/  comparison/  results.json  audit/
+    audit.json  report.html
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from histodistill.training.end_to_end.steps import STEPS, Common, StageCall, read_change, refuse_given, stage_calls
+from histodistill.training.evaluation.audit import AUDIT
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.formats import RUN_FORMAT, check_format
 from histodistill.training.running.launch import NUM_PROCESSES_HELP, run_module
 from histodistill.training.running.options import StepConfig, StepParser, check_values, config, option, run_script
 from histodistill.training.running.presets import PRESET_NAMES, Preset, load_preset, preset_name
+from histodistill.training.running.program import ANSWER_IS_NO
 from histodistill.training.running.training_options import AUDIT_SHARE_HELP, PRECISIONS
 
 
@@ -109,6 +111,8 @@ def make_parser() -> StepParser[DistillConfig]:
 def run(config: DistillConfig) -> Path:
     """Runs all steps that are not finished, then writes the report and prints a summary.
 
+    What does not pass the audit is a result: the summary then ends with what may not be published, and why.
+
     Returns:
         The folder of the run.
 
@@ -118,20 +122,34 @@ def run(config: DistillConfig) -> Path:
     """
     from histodistill.training.reporting.report_page import write_report
     from histodistill.training.reporting.summary import summary_lines
-    from histodistill.training.running.stages import is_complete
 
     plan = stages(config, open_run(config))
     for number, stage in enumerate(plan, start=1):
-        leaves = [config.output / name for name in stage.also_leaves]
-        if is_complete(config.output / stage.folder) and all(path.is_file() for path in leaves):
+        if _is_finished(stage, config.output):
             print(f"[{number}/{len(plan)}] {stage.title}: finished before", flush=True)
             continue
         print(f"[{number}/{len(plan)}] {stage.title}", flush=True)
-        run_module(stage.module, stage.argv, stage.num_processes)
+        try:
+            run_module(stage.module, stage.argv, stage.num_processes)
+        except SystemExit as ended:
+            # That something does not pass the audit is a result, as any other: the last lines say so.
+            if ended.code != ANSWER_IS_NO or not _is_finished(stage, config.output):
+                raise
 
     write_report(config.output)
     print("\n".join(summary_lines(config.output)))
     return config.output
+
+
+def _is_finished(stage: StageCall, run: Path) -> bool:
+    """Whether a step of a run has nothing left to do."""
+    from histodistill.training.evaluation.verdicts import is_about_records
+    from histodistill.training.running.stages import is_complete
+
+    if not is_complete(run / stage.folder) or not all((run / name).is_file() for name in stage.also_leaves):
+        return False
+    # An audit also seals the scores, which may be newer than it is.
+    return AUDIT not in stage.also_leaves or is_about_records(run / AUDIT, run)
 
 
 def resolve_preset(config: DistillConfig) -> Preset:

@@ -22,8 +22,8 @@ STEPS: dict[str, type[StepConfig]] = {
     "teacher": train_classifier.TrainClassifierConfig,
     "generate": generate.GenerateConfig,
     "select": select.SelectConfig,
-    "audit": audit.AuditConfig,
     "compare": compare.CompareConfig,
+    "audit": audit.AuditConfig,
 }
 
 
@@ -141,8 +141,9 @@ def stage_calls(common: Common, run: Mapping[str, Any]) -> list[StageCall]:
         StageCall("teacher", "teacher", train_classifier, configs["teacher"], many),
         StageCall("pool", "pool", generate, configs["generate"], many),
         StageCall("selection", "distilled", select, configs["select"], 1, ("selector/config.json",)),
-        StageCall("privacy audit", "audit", audit, configs["audit"], 1, ("audit.json",)),
         StageCall("comparison", "comparison", compare, configs["compare"], many, ("results.json",)),
+        # The last: it seals what the steps before it have left.
+        StageCall("privacy audit", "audit", audit, configs["audit"], 1, ("audit.json",)),
     ]
 
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin, parse_flag_from_env
 
 from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.notes import warn
+
+
+# Accelerate reads a hundred variables, which `accelerate launch` sets from a `default_config.yaml`, and new ones come
+# with its versions. These may stay: where the work is done, and what is told of it.
+_PREFIX = "ACCELERATE_"
+_HARMLESS = ("ACCELERATE_USE_CPU", "ACCELERATE_LOG_LEVEL")
+# Values by which a variable asks for nothing: `accelerate launch` sets some of them whatever it is told.
+_NOTHING = ("", "0", "no", "none", "false", "default")
 
 
 def make_accelerator(
@@ -25,6 +35,10 @@ def make_accelerator(
     Several steps may run in one process, as in a notebook, each with a precision of its own. An accelerator of a step
     that has ended is not to be used any more.
 
+    What a step does is what its options say, which is also what its record tells of it. Variables of the environment
+    by which Accelerate would do something else are therefore removed from this process, and the user is told of those
+    that asked for anything: see `forget_environment`.
+
     Args:
         mixed_precision: "no", "bf16" or "fp16".
         batch_size: Tiles per batch over all processes, where the script splits batches.
@@ -33,11 +47,15 @@ def make_accelerator(
         project_dir: Where trackers that write files put them.
 
     Raises:
-        InputError: For fp16 without a GPU, a batch that cannot be shared evenly, or a tracker that is not installed.
+        InputError: For fp16 without a GPU, a batch that cannot be shared evenly, a tracker that is not installed, or a
+            variable of the environment that cannot be read.
     """
+    forget_environment(
+        {"mixed_precision": mixed_precision, "gradient_accumulation_steps": gradient_accumulation_steps}
+    )
     # Accelerate reads this variable only when it makes an Accelerator: left to itself, a state made before that would
     # count one process where several run on a CPU.
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    state = PartialState(cpu=_wants_cpu())
     if mixed_precision == "fp16" and state.device.type == "cpu":
         raise InputError(f"{param('mixed_precision')}=fp16 needs a GPU: give bf16 or no")
     if batch_size is not None and batch_size % state.num_processes:
@@ -55,7 +73,48 @@ def make_accelerator(
     GradientState._reset_state()
     return Accelerator(
         mixed_precision=mixed_precision,
-        gradient_accumulation_steps=gradient_accumulation_steps,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=gradient_accumulation_steps),
+        dynamo_plugin=TorchDynamoPlugin(backend="no"),
         log_with=report_to,
         project_dir=project_dir,
     )
+
+
+def forget_environment(options: dict[str, object]) -> None:
+    """Removes from this process what the environment would have Accelerate do in place of a step's options.
+
+    Accelerate looks at some variables only while it trains, so they are gone for good. One line on standard error
+    names those that asked for something, such as another precision, FSDP or a compiler.
+
+    Args:
+        options: What the step does, by Accelerate's names: a variable that asks for the same is not worth a word.
+    """
+    removed = {
+        name: os.environ.pop(name) for name in sorted(os.environ) if name.startswith(_PREFIX) and name not in _HARMLESS
+    }
+    asking = [
+        f"{name}={value}"
+        for name, value in removed.items()
+        if value.strip().lower() not in (*_NOTHING, str(options.get(name.removeprefix(_PREFIX).lower())))
+    ]
+    if asking:
+        warn(
+            f"{', '.join(asking)} of the environment, or of Accelerate's default_config.yaml, is not used: the "
+            "options of this step decide, as they are recorded"
+        )
+
+
+def _wants_cpu() -> bool:
+    """Whether the environment asks for the CPU in place of a GPU.
+
+    Raises:
+        InputError: If it says neither yes nor no.
+    """
+    value = os.environ.get("ACCELERATE_USE_CPU", "").strip().lower()
+    if value in _NOTHING:
+        os.environ.pop("ACCELERATE_USE_CPU", None)  # Accelerate would stumble over an empty one
+        return False
+    try:
+        return bool(parse_flag_from_env("ACCELERATE_USE_CPU"))
+    except ValueError as error:
+        raise InputError(f"the environment has ACCELERATE_USE_CPU={value}: set it to true or false") from error

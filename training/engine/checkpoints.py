@@ -1,25 +1,61 @@
 """Training checkpoints as safetensors and JSON: loading one never runs code from the file.
 
 A checkpoint holds weights, optimizer moments and the step. Random states and data order need no place in it, since
-both are functions of (seed, step): see `steps.py`.
+both are functions of (seed, step): see `steps.py`. Its `state.json`, written last, holds the SHA-256 of every other
+file and its own, so that damage, as a power cut or a full disk leaves it, is seen before anything is loaded.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.files import new_folder, read_json, write_json
-from histodistill.training.running.stages import first_difference
+from histodistill.training.running.files import new_folder, read_json, remove, write_json
+from histodistill.training.running.notes import warn
+from histodistill.training.running.stages import fingerprint, first_difference
+
+
+# The record of a checkpoint in its folder, beside the safetensors files.
+_STATE = "state.json"
+# The file of the optimizer's moments; a module has one by its name.
+_OPTIMIZER = "optimizer.safetensors"
+# Layout of a checkpoint, and the order of tiles and noise that its training has seen. It grows when either changes:
+# a training that went on from an earlier one would be half of the one and half of the other.
+_FORMAT = 2
+# Checkpoints that were written before they had a number.
+_FORMAT_WITHOUT_NUMBER = 1
+
+
+class DamagedCheckpointError(InputError):
+    """A checkpoint that does not hold what was written into it.
+
+    Args:
+        folder: Of the checkpoint.
+        reason: What is wrong with it, as the end of a sentence.
+
+    Attributes:
+        reason: The same.
+    """
+
+    def __init__(self, folder: Path, reason: str):
+        super().__init__(
+            f"checkpoint {folder} is damaged ({reason}): delete it, or give {param('resume')}=latest, which takes the "
+            "newest one that is whole"
+        )
+        self.folder, self.reason = folder, reason
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.folder, self.reason)
 
 
 def save_checkpoint(
@@ -33,6 +69,8 @@ def save_checkpoint(
     keep: int = 2,
 ) -> Path:
     """Writes `root/checkpoint-<step>` atomically and removes all others but the newest: `keep` stay.
+
+    Those of later steps, which are damaged or of an attempt before, are removed before those that led here.
 
     Args:
         root: Folder of the checkpoints.
@@ -62,21 +100,21 @@ def save_checkpoint(
             for index, values in optimizer.state_dict()["state"].items()
             for key, value in values.items()
         }
-        save_file(moments, folder / "optimizer.safetensors")
-        write_json(
-            folder / "state.json",
-            {
-                "step": step,
-                "settings": settings,
-                "scaler": scaler.state_dict() if scaler else None,
-                **(state or {}),
-            },
-        )
+        save_file(moments, folder / _OPTIMIZER)
+        record = {
+            "format": _FORMAT,
+            "step": step,
+            "settings": settings,
+            "scaler": scaler.state_dict() if scaler else None,
+            **(state or {}),
+            "files": {path.name: _sha256(path) for path in sorted(folder.iterdir())},
+        }
+        write_json(folder / _STATE, {**record, "sha256": fingerprint(record)})
     written = root / f"checkpoint-{step}"
-    # A training that began anew may have written fewer steps than those that lie there.
     others = [folder for folder in list_checkpoints(root) if folder != written]
+    others.sort(key=lambda folder: (_step_of(folder) < step, _step_of(folder)))
     for old in others[: len(others) - (keep - 1)]:
-        shutil.rmtree(old)
+        remove(old)
     return written
 
 
@@ -92,41 +130,83 @@ def check_finite(module: torch.nn.Module, step: int, figures: Mapping[str, float
         InputError: If a weight of the module or a figure is infinite or no number.
     """
     wrong = [f"{name} is {value}" for name, value in (figures or {}).items() if not math.isfinite(value)]
-    if not all(torch.isfinite(value).all() for value in module.state_dict().values() if value.is_floating_point()):
+    if not _all_finite(module.state_dict()):
         wrong = ["the weights are not finite"]
     if wrong:
         raise InputError(f"{wrong[0]} after step {step}: lower {param('learning_rate')}")
 
 
 def list_checkpoints(root: str | Path) -> list[Path]:
-    """All checkpoint folders under `root`, oldest step first."""
-    found = [p for p in Path(root).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
-    return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+    """All that is called a checkpoint under `root`, whatever it holds, oldest step first."""
+    found = [p for p in Path(root).glob("checkpoint-*") if re.fullmatch(r"checkpoint-[0-9]+", p.name)]
+    return sorted(found, key=_step_of)
 
 
-def find_checkpoint(root: str | Path, resume: str | Path | None) -> Path | None:
-    """The checkpoint to go on from, if any.
+def _step_of(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
+
+
+def check_resume(resume: str | Path | None) -> None:
+    """Sees, before a training claims its folder, that a checkpoint which is named is one.
 
     Args:
-        root: Folder of the checkpoints.
         resume: None, "latest" or a checkpoint folder.
-
-    Returns:
-        Its folder; None for a training that begins: without `resume`, or without a checkpoint yet for "latest".
 
     Raises:
         InputError: If a path is given that is not a checkpoint.
     """
-    if resume is None:
-        return None
-    if resume == "latest":
-        found = list_checkpoints(root)
-        return found[-1] if found else None
-    if not (Path(resume) / "state.json").is_file():
+    if resume not in (None, "latest") and not (Path(resume) / _STATE).is_file():
         raise InputError(
             f"{param('resume')} {resume} is not a checkpoint: give 'latest' or a checkpoint-<step> folder"
         )
-    return Path(resume)
+
+
+def resume_training(
+    root: str | Path | None,
+    resume: str | Path | None,
+    settings: dict,
+    modules: dict[str, torch.nn.Module],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None = None,
+) -> dict[str, Any] | None:
+    """Goes on from a checkpoint, if there is one to go on from.
+
+    For "latest" it is the newest one that is whole. Those that are damaged stay where they are until the training
+    writes one again, and the user is told. A checkpoint of other settings is never passed over: whoever started this
+    training in that folder did not mean to.
+
+    Args:
+        root: Folder of the checkpoints; None for a training that writes none.
+        resume: None, "latest" or a checkpoint folder.
+        settings, modules, optimizer, scaler: See `load_checkpoint`.
+
+    Returns:
+        What `load_checkpoint` returns; None for a training that begins: without `resume`, or without a checkpoint that
+        is whole for "latest".
+
+    Raises:
+        InputError: As `check_resume` and `load_checkpoint` do.
+    """
+    check_resume(resume)
+    if resume is None:
+        return None
+    if resume != "latest":
+        return load_checkpoint(resume, settings, modules, optimizer, scaler)
+    damaged: list[DamagedCheckpointError] = []
+    state = None
+    for folder in reversed(list_checkpoints(root) if root is not None else []):
+        try:
+            state = load_checkpoint(folder, settings, modules, optimizer, scaler)
+            break
+        except DamagedCheckpointError as error:
+            damaged.append(error)
+    place = "begins anew" if state is None else f"goes on from step {state['step']}"
+    for error in damaged:
+        warn(
+            f"checkpoint {error.folder} is damaged ({error.reason}) and left where it is until another one is written:"
+            f" the training {place}"
+        )
+    return state
 
 
 def load_checkpoint(
@@ -135,8 +215,8 @@ def load_checkpoint(
     modules: dict[str, torch.nn.Module],
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None = None,
-) -> dict:
-    """Loads what `save_checkpoint` wrote into modules and optimizer, in place.
+) -> dict[str, Any]:
+    """Loads what `save_checkpoint` wrote into modules and optimizer, in place, or leaves them all as they are.
 
     Settings must be the same: after going on from weights of other tiles, or of a training without differential
     privacy, what the new stage says of its tiles and its privacy would be untrue.
@@ -150,36 +230,28 @@ def load_checkpoint(
         The rest of the state: `step`, `settings`, `scaler`, and the further values.
 
     Raises:
-        InputError: If the checkpoint is damaged, of a training with other settings, or does not fit the modules.
+        DamagedCheckpointError: If it does not hold what was written, or not what these modules have.
+        InputError: If it is of a training with other settings, or of another version.
     """
     folder = Path(folder)
-    try:
-        state = read_json(folder / "state.json")
-        # As it comes back from JSON.
-        old, new = state["settings"], json.loads(json.dumps(settings))
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise InputError(
-            f"checkpoint {folder} is damaged or of an earlier version: delete it, or leave {param('resume')} out"
-        ) from error
+    state = _read_state(folder)
+    # As it comes back from JSON.
+    old, new = state["settings"], json.loads(json.dumps(settings))
     if old != new:
         raise InputError(
             f"checkpoint {folder} is of a training with other settings ({first_difference(old, new)}): give those, "
             f"or leave {param('resume')} out"
         )
-    try:
-        for name, module in modules.items():
-            module.load_state_dict(load_file(folder / f"{name}.safetensors"))
-        moments = load_file(folder / "optimizer.safetensors")
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise InputError(
-            f"checkpoint {folder} does not fit this model: give the settings it was made with, or leave "
-            f"{param('resume')} out"
-        ) from error
-    per_parameter: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in moments.items():
-        index, name = key.split(".", 1)
-        per_parameter.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": per_parameter, "param_groups": optimizer.state_dict()["param_groups"]})
+    # All is read and checked before anything is changed.
+    contents = _read_tensors(folder, state["files"], [*modules, Path(_OPTIMIZER).stem])
+    weights = {name: contents[name] for name in modules}
+    for name, module in modules.items():
+        _check_weights(folder, name, module, weights[name])
+    moments = _moments(folder, contents[Path(_OPTIMIZER).stem], optimizer)
+
+    for name, module in modules.items():
+        module.load_state_dict(weights[name])
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             for name, value in optimizer.state[parameter].items():
@@ -189,3 +261,101 @@ def load_checkpoint(
     if scaler and state["scaler"]:
         scaler.load_state_dict(state["scaler"])
     return state
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    """The record of a checkpoint, which is what was written, of this version, and where it belongs.
+
+    Raises:
+        DamagedCheckpointError: If it is not.
+        InputError: If it is of another version.
+    """
+    try:
+        record = read_json(folder / _STATE)
+    except OSError as error:
+        raise DamagedCheckpointError(folder, f"{_STATE} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedCheckpointError(folder, f"{_STATE} is no JSON") from error
+    if not isinstance(record, dict) or not {"step", "settings"} <= record.keys():
+        raise DamagedCheckpointError(folder, f"{_STATE} is no record of a checkpoint")
+    if (found := record.get("format", _FORMAT_WITHOUT_NUMBER)) != _FORMAT:
+        version = "an earlier" if found == _FORMAT_WITHOUT_NUMBER else "another"
+        raise InputError(
+            f"checkpoint {folder} is of {version} version of histodistill, which shows a training its tiles in "
+            f"another order: delete {folder.parent}, and the same command trains from the beginning"
+        )
+    written = record.pop("sha256", None)
+    if written != fingerprint(record):
+        raise DamagedCheckpointError(folder, f"{_STATE} is not as it was written")
+    return record
+
+
+def _read_tensors(folder: Path, sums: Mapping[str, str], names: Sequence[str]) -> dict[str, dict[str, torch.Tensor]]:
+    """The tensors of the files of a checkpoint, by their names without the ending.
+
+    Raises:
+        DamagedCheckpointError: If a file is missing, or not what was written.
+    """
+    found = {}
+    for name in names:
+        path = folder / f"{name}.safetensors"
+        try:
+            if _sha256(path) != sums.get(path.name):
+                raise DamagedCheckpointError(folder, f"{path.name} is not as it was written")
+            found[name] = load_file(path)
+        except OSError as error:
+            raise DamagedCheckpointError(folder, f"{path.name} cannot be read: {error.strerror}") from error
+        except (SafetensorError, RuntimeError, ValueError) as error:
+            raise DamagedCheckpointError(folder, f"{path.name} holds no tensors") from error
+    return found
+
+
+def _check_weights(folder: Path, name: str, module: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Sees that weights are those of a module, and finite.
+
+    Raises:
+        DamagedCheckpointError: If they are not.
+    """
+    wanted = {key: (value.shape, value.dtype) for key, value in module.state_dict().items()}
+    if {key: (value.shape, value.dtype) for key, value in weights.items()} != wanted:
+        raise DamagedCheckpointError(folder, f"{name}.safetensors does not fit this model")
+    if not _all_finite(weights):
+        raise DamagedCheckpointError(folder, f"the weights of {name}.safetensors are not finite")
+
+
+def _moments(
+    folder: Path, tensors: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer
+) -> dict[int, dict[str, torch.Tensor]]:
+    """The moments of an optimizer by the number of their parameter.
+
+    Raises:
+        DamagedCheckpointError: If they are not of its parameters.
+    """
+    shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
+    per_parameter: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        number, _, name = key.partition(".")
+        index = int(number) if number.isdecimal() else len(shapes)
+        if index >= len(shapes) or (value.ndim and value.shape != shapes[index]):
+            raise DamagedCheckpointError(folder, f"{_OPTIMIZER} does not fit this model")
+        per_parameter.setdefault(index, {})[name] = value
+    return per_parameter
+
+
+def _all_finite(weights: Mapping[str, torch.Tensor]) -> bool:
+    return all(bool(torch.isfinite(value).all()) for value in weights.values() if value.is_floating_point())
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_of(module: torch.nn.Module) -> str:
+    """SHA-256 of a module's parameters and buffers, which ties a checkpoint to what its training started from."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        array = value.detach().cpu().contiguous()
+        digest.update(json.dumps([name, str(array.dtype), list(array.shape)]).encode())
+        digest.update(array.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -23,10 +24,11 @@ from accelerate.utils import broadcast
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from histodistill.selection.streams import stream, torch_seed
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.engine.augment import AugmentationPlan, apply_plan, draw_plan
-from histodistill.training.engine.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from histodistill.training.engine.checkpoints import content_of, resume_training, save_checkpoint
 from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.engine.losses import at_temperature, batch_loss
 from histodistill.training.engine.mixing import draw_mixing, mix, mix_images
@@ -41,10 +43,6 @@ from histodistill.training.engine.steps import (
 )
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.running.errors import InputError, param
-
-
-# Of `step_generator`: what mixup and CutMix draw. The augmentations have the stream 0.
-_MIXING_STREAM = 1
 
 
 @dataclass(frozen=True)
@@ -106,10 +104,7 @@ def fit_classifier(
     """
     started = time.perf_counter()
     training = ClassifierTraining(config, train, validation, accelerator, class_names, initial)
-    first_step = 0
-    if resume != "latest" or checkpoint_dir is not None:
-        checkpoint = find_checkpoint(checkpoint_dir or ".", resume)
-        first_step = 0 if checkpoint is None else training.load(checkpoint)
+    first_step = training.load(checkpoint_dir, resume)
     assert config.learning_rate is not None  # the configuration has chosen one
     warmup_steps = math.ceil(config.warmup * config.max_train_steps)
     bar = tqdm(
@@ -175,8 +170,7 @@ class ClassifierTraining:
         self.config, self.accelerator = config, accelerator
         self.batches = TrainingBatches(config, train, len(class_names), accelerator)
         self.validation = None if validation is None else _sample(validation, config.validation_tiles, config.seed)
-        # What a checkpoint must agree with.
-        self.settings = {**dataclasses.asdict(config), "class_names": list(class_names), "num_train": len(train)}
+        self.class_names, self.initial = list(class_names), None if initial is None else content_of(initial)
 
         model = build_classifier(config, train.images.shape[1], class_names).to(accelerator.device)
         if initial is not None:
@@ -192,6 +186,17 @@ class ClassifierTraining:
         self.history: list[dict[str, Any]] = []
         # The sum of the losses of this process since the last validation; it stays on the device.
         self.running_loss = torch.zeros((), device=accelerator.device)
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """What a checkpoint must agree with: the recipe, and hashes of all that is trained on and chosen by."""
+        return {
+            **dataclasses.asdict(self.config),
+            "class_names": self.class_names,
+            "train": self.batches.train.fingerprint(),
+            "validation": None if self.validation is None else self.validation.fingerprint(),
+            "initial": self.initial,
+        }
 
     def make_step(self, step: int, learning_rate: float) -> None:
         """Makes one optimizer step, of as many batches as the config says."""
@@ -272,16 +277,24 @@ class ClassifierTraining:
                 folder, done, self.settings, self.modules(), self.optimizer, state, self.accelerator.scaler
             )
 
-    def load(self, checkpoint: Path) -> int:
-        """Goes on from a checkpoint.
+    def load(self, folder: str | Path | None, resume: str | Path | None) -> int:
+        """Goes on from a checkpoint, if there is one: see `resume_training`.
+
+        Args:
+            folder: Of the checkpoints, or None.
+            resume: None, "latest" or a checkpoint folder.
 
         Returns:
             The steps that were done: the number, from 0, of the step that comes next.
 
         Raises:
-            InputError: If it is damaged, or of another training.
+            InputError: For one that is of another training, or is named and damaged.
         """
-        state = load_checkpoint(checkpoint, self.settings, self.modules(), self.optimizer, self.accelerator.scaler)
+        if resume is None or (resume == "latest" and folder is None):
+            return 0  # and no hash of the tiles is taken
+        state = resume_training(folder, resume, self.settings, self.modules(), self.optimizer, self.accelerator.scaler)
+        if state is None:
+            return 0
         self.best_step, self.best_scores, self.history = state["best_step"], state["validation"], state["history"]
         self.running_loss += state["running_loss"]
         return state["step"]
@@ -343,10 +356,10 @@ class TrainingBatches:
         Every process draws the tiles, augmentations and mixtures of the whole batch, and works on its share of them.
         """
         config = self.config
-        indices = batch_indices(len(self.train), self.batch_size, position, config.seed, self.weights)
+        indices = batch_indices("classifier", len(self.train), self.batch_size, position, config.seed, self.weights)
         plan = draw_plan(
             self.batch_size,
-            step_generator(config.seed, position),
+            step_generator("augmentation of the classifier", config.seed, position),
             max_shift=config.max_shift,
             stain_strength=config.stain_strength,
             max_blur=config.max_blur,
@@ -354,7 +367,7 @@ class TrainingBatches:
         mixing = draw_mixing(
             self.batch_size,
             self.image_size,
-            step_generator(config.seed, position, stream=_MIXING_STREAM),
+            step_generator("mixing of the classifier", config.seed, position),
             mixup=config.mixup,
             cutmix=config.cutmix,
         )
@@ -395,7 +408,7 @@ def build_classifier(config: ClassifierConfig, image_size: int, class_names: Seq
         InputError: For an architecture that does not suit the sizes.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.manual_seed(torch_seed("weights of a classifier", config.seed))
         return Classifier(
             architecture=config.architecture,
             num_classes=len(class_names),
@@ -465,5 +478,5 @@ def rank_of(scores: dict[str, Any]) -> tuple[float, float]:
 def _sample(tiles: Tiles, at_most: int, seed: int) -> Tiles:
     if len(tiles) <= at_most:
         return tiles
-    chosen = np.random.default_rng(seed).permutation(len(tiles))[:at_most]
+    chosen = stream("validation tiles of a classifier", seed).permutation(len(tiles))[:at_most]
     return tiles.subset(np.sort(chosen))

@@ -13,10 +13,12 @@ from diffusers import AutoencoderDC, UNet2DModel
 from diffusers.training_utils import EMAModel
 
 from histodistill.pipelines import HistologyPipeline
+from histodistill.selection.streams import torch_seed
 from histodistill.training.data.images import save_grid
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.data.tiles import TileSource
 from histodistill.training.engine.augment import random_symmetry
+from histodistill.training.engine.checkpoints import content_of
 from histodistill.training.engine.flow import draw_step, flow_loss
 from histodistill.training.engine.loop import GenerativeTraining
 from histodistill.training.engine.privacy import PrivacyPlan
@@ -27,8 +29,6 @@ from histodistill.training.running.training_options import PrivateTrainingConfig
 
 # Tiles of each class in a picture of the progress.
 _SHOWN_PER_CLASS = 8
-# Of `step_generator`: the noise of validation, and from the second on the dropout of each process.
-_VALIDATION_STREAM, _DROPOUT_STREAM = 1, 2
 
 
 class DiffusionTraining(GenerativeTraining):
@@ -64,6 +64,7 @@ class DiffusionTraining(GenerativeTraining):
         symmetries: bool,
     ):
         super().__init__(config, source.split("train"), accelerator, plan)
+        self.autoencoder_weights = content_of(autoencoder)
         self.autoencoder = autoencoder.to(accelerator.device)
         self.class_dropout, self.symmetries = class_dropout, symmetries
         self.num_classes = len(source.class_names)
@@ -99,6 +100,10 @@ class DiffusionTraining(GenerativeTraining):
         class_ids = torch.from_numpy(self.train.labels[indices])
         return images, *draw_step(generator, class_ids, self.latent_shape, self.null_class, self.class_dropout)
 
+    def given(self) -> dict[str, str]:
+        """The weights of the autoencoder, of which the stage's settings know only how they were trained."""
+        return {"autoencoder_weights": self.autoencoder_weights}
+
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """The latents of the images."""
         return normalised_latents(self.autoencoder, images).contiguous(memory_format=self.layout)
@@ -116,7 +121,7 @@ class DiffusionTraining(GenerativeTraining):
         for number, first in enumerate(range(0, len(self.validation), size)):
             batch = slice(first, first + size)
             class_ids = torch.from_numpy(self.validation.labels[batch])
-            generator = step_generator(0, number, _VALIDATION_STREAM)
+            generator = step_generator("noise of the validation of the denoiser", 0, number)
             drawn = draw_step(generator, class_ids, self.latent_shape, self.null_class, 0.0)
             noise, levels, class_ids = (part.to(device) for part in drawn)
             images = to_model_input(self.validation.images[batch]).to(device)
@@ -131,6 +136,7 @@ class DiffusionTraining(GenerativeTraining):
         pipeline: Any = HistologyPipeline(self.autoencoder, self.average, make_scheduler())
         pipeline.set_progress_bar_config(disable=True)
         rows = [label for label in range(self.num_classes) for _ in range(_SHOWN_PER_CLASS)]
+        # The noise of the first images of a pool, whose seeds are these numbers.
         generators = [torch.Generator().manual_seed(i) for i in range(len(rows))]
         with self.accelerator.autocast():
             images = pipeline(rows, generator=generators, output_type="pt").images
@@ -139,8 +145,8 @@ class DiffusionTraining(GenerativeTraining):
     def before_batch(self, position: int) -> None:
         """Makes dropout, which draws from the global generator, a function of (seed, step) alone, too."""
         if self.has_dropout:
-            stream = _DROPOUT_STREAM + self.accelerator.process_index
-            torch.manual_seed(step_generator(self.config.seed, position, stream).initial_seed())
+            process = self.accelerator.process_index
+            torch.manual_seed(torch_seed("dropout of the denoiser", self.config.seed, position, process))
 
     def after_step(self) -> None:
         """Updates the moving average."""

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.engine.accelerator import make_accelerator
-from histodistill.training.engine.checkpoints import check_finite, find_checkpoint, load_checkpoint, save_checkpoint
+from histodistill.training.engine.checkpoints import check_finite, check_resume, resume_training, save_checkpoint
 from histodistill.training.engine.privacy import (
     PrivacyPlan,
     forget_key,
@@ -50,7 +50,7 @@ class GenerativeTraining(ABC):
         plan: How the training spends its privacy budget; None without differential privacy.
 
     Attributes:
-        name: What progress bar and trackers call it.
+        name: What progress bar and trackers call it; its random numbers go by it, too.
         model: The module whose forward pass gives the loss, before Accelerate wraps it. Subclasses make it.
         optimizer: Of its parameters. Subclasses make it.
         start: The first step of this process: 0, or that of the checkpoint.
@@ -95,6 +95,10 @@ class GenerativeTraining(ABC):
     @abstractmethod
     def saved_modules(self) -> dict[str, torch.nn.Module]:
         """The modules of a checkpoint by name; the first one is what is trained."""
+
+    def given(self) -> dict[str, str]:
+        """What decides the result beside the stage's settings: hashes by name, as a checkpoint holds them."""
+        return {}
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """What the loss takes in place of images N×3×H×W on the device; called without gradients."""
@@ -165,7 +169,7 @@ def fit(training: GenerativeTraining, stage: Stage) -> None:
         InputError: For a checkpoint of another training, or one that has diverged.
     """
     config, accelerator = training.config, training.accelerator
-    checkpoint = find_checkpoint(config.output / "checkpoints", config.resume)
+    check_resume(config.resume)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         stage.begin()
@@ -173,8 +177,15 @@ def fit(training: GenerativeTraining, stage: Stage) -> None:
         tracked = {name: str(value) for name, value in stage.settings.items()}
         accelerator.init_trackers(f"histodistill-{training.name}", config=tracked)
     model, optimizer = accelerator.prepare(training.model, training.optimizer)
-    if checkpoint:
-        state = load_checkpoint(checkpoint, stage.settings, training.saved_modules(), optimizer, accelerator.scaler)
+    state = resume_training(
+        config.output / "checkpoints",
+        config.resume,
+        _settings(training, stage),
+        training.saved_modules(),
+        optimizer,
+        accelerator.scaler,
+    )
+    if state:
         training.start, training.history = state["step"], state["history"]
         training.load_state(state)
 
@@ -212,6 +223,11 @@ def fit(training: GenerativeTraining, stage: Stage) -> None:
     accelerator.wait_for_everyone()
 
 
+def _settings(training: GenerativeTraining, stage: Stage) -> dict[str, Any]:
+    """All that a checkpoint must agree with: the stage's settings, the tiles among them, and what is trained upon."""
+    return {**stage.settings, **training.given()}
+
+
 def _plain_steps(
     training: GenerativeTraining, model: torch.nn.Module, optimizer: Any
 ) -> Callable[[int], torch.Tensor | None]:
@@ -229,8 +245,11 @@ def _plain_steps(
 
     def make_step(step: int) -> torch.Tensor:
         for position in positions(step):
-            indices = batch_indices(len(training.train), config.batch_size, position, config.seed, weights)
-            batch = training.draw_batch(indices, step_generator(config.seed, position))
+            indices = batch_indices(
+                training.name, len(training.train), config.batch_size, position, config.seed, weights
+            )
+            generator = step_generator(f"views of tiles of the {training.name}", config.seed, position)
+            batch = training.draw_batch(indices, generator)
             images, *drawn = (
                 process_slice(part, accelerator.process_index, accelerator.num_processes).to(accelerator.device)
                 for part in batch
@@ -261,9 +280,10 @@ def _private_steps(training: GenerativeTraining, optimizer: Any) -> Callable[[in
 
     def make_step(step: int) -> None:
         def make_tiles(indices: np.ndarray) -> list[torch.Tensor]:
+            generators = tile_generators(training.name, config.seed, step, indices)
             tiles = [
                 training.draw_batch(np.repeat(index, plan.views), generator)
-                for index, generator in zip(indices, tile_generators(config.seed, step, indices), strict=True)
+                for index, generator in zip(indices, generators, strict=True)
             ]
             images, *drawn = (torch.stack(parts).to(accelerator.device) for parts in zip(*tiles, strict=True))
             with torch.no_grad(), accelerator.autocast():
@@ -297,7 +317,7 @@ def _save(training: GenerativeTraining, stage: Stage, optimizer: Any, done: int)
     save_checkpoint(
         training.config.output / "checkpoints",
         done,
-        stage.settings,
+        _settings(training, stage),
         training.saved_modules(),
         optimizer,
         {"history": training.history, **training.saved_state()},

@@ -45,8 +45,6 @@ _KEY_BYTES = 32
 _ACCOUNTANT = "rdp"
 # Tiles whose gradients are in memory at the same time; each takes as much as the weights.
 _CHUNK = 16
-# Of the streams of `step_generator`, tile i has the ith from this one on; those below belong to the trainings.
-_TILE_STREAM = 1 << 20
 # What the key is used for, so that no number serves twice: drawing the tiles of a step, and its noise.
 _SAMPLING, _NOISE = 0, 1
 
@@ -322,15 +320,16 @@ def _uniform(count: int, key: bytes, purpose: int, step: int, part: int) -> np.n
     return ((words >> np.uint64(11)).astype(np.float64) + 1) * 2.0**-53
 
 
-def tile_generators(seed: int, step: int, indices: Iterable[int]) -> list[torch.Generator]:
+def tile_generators(training: str, seed: int, step: int, indices: Iterable[int]) -> list[torch.Generator]:
     """A CPU generator for the views of each tile in one step, whichever other tiles take part.
 
     Args:
+        training: What is trained, in words.
         seed: Seed of the run, at least 0.
         step: Number of the step from 0.
         indices: The tiles.
     """
-    return [step_generator(seed, step, _TILE_STREAM + int(index)) for index in indices]
+    return [step_generator(f"views of a tile of the {training}", seed, step, int(index)) for index in indices]
 
 
 def clipped_gradient_sum(

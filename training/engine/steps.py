@@ -12,14 +12,14 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from histodistill.selection.streams import stream, torch_seed
+
 
 _Batch = TypeVar("_Batch", np.ndarray, torch.Tensor)
-# Keeps the random numbers of weighted batches apart from those of the orders of epochs, whose keys are (seed, epoch).
-_WEIGHTED = 1
 
 
 def batch_indices(
-    num_items: int, batch_size: int, step: int, seed: int, weights: np.ndarray | None = None
+    purpose: str, num_items: int, batch_size: int, step: int, seed: int, weights: np.ndarray | None = None
 ) -> np.ndarray:
     """Indices of the global batch of one step.
 
@@ -27,6 +27,7 @@ def batch_indices(
     dropped at the seam. With `weights`, items are drawn independently with those probabilities.
 
     Args:
+        purpose: What is trained, in words: trainings of the same seed see tiles in orders of their own.
         num_items: Number of items N, at least 1.
         batch_size: Items per batch over all processes.
         step: Number of the batch from 0.
@@ -37,11 +38,13 @@ def batch_indices(
         int64 array of `batch_size` indices in [0, N).
     """
     if weights is not None:
-        rng = np.random.default_rng((seed, step, _WEIGHTED))
+        rng = stream(f"weighted batch of {purpose}", seed, step)
         return rng.choice(num_items, size=batch_size, p=weights / weights.sum())
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs = positions // num_items
-    orders = {epoch: np.random.default_rng((seed, epoch)).permutation(num_items) for epoch in np.unique(epochs)}
+    orders = {
+        epoch: stream(f"epoch of {purpose}", seed, int(epoch)).permutation(num_items) for epoch in np.unique(epochs)
+    }
     return np.array([orders[epoch][position % num_items] for epoch, position in zip(epochs, positions, strict=True)])
 
 
@@ -83,16 +86,16 @@ def process_slice(global_batch: _Batch, process_index: int, num_processes: int) 
     return global_batch[process_index::num_processes]
 
 
-def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
+def step_generator(purpose: str, seed: int, step: int, *numbers: int) -> torch.Generator:
     """A CPU generator for the random numbers of one step.
 
     Args:
+        purpose: What is drawn, in words: see `selection.streams`.
         seed: Seed of the run, at least 0.
         step: Number of the step from 0.
-        stream: Keeps several uses in a step apart, at least 0.
+        numbers: What else keeps several generators of the purpose apart, such as a tile.
     """
-    state = np.random.SeedSequence((seed, step, stream)).generate_state(2, np.uint32)
-    return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))
+    return torch.Generator().manual_seed(torch_seed(purpose, seed, step, *numbers))
 
 
 def cosine_learning_rate(step: int, max_steps: int, warmup_steps: int, peak: float) -> float:

@@ -7,8 +7,12 @@ trained on: those that `--audit-share` held out, or else the validation tiles. K
 planted to see whether they would be found. `selection/AUDIT.md` tells what is measured, and how far it carries.
 
 Leaves `RUN/audit.json`: the figures, and for the distilled set, the selector and the pipeline a verdict with the
-SHA-256 of every file that it is about. Publishing goes by it. `RUN/audit/` has two pictures of real tiles beside the
+SHA-256 of every file that it is about. Publishing goes by it. Files that hold what may not be published are refused
+before anything is measured. Where only the scores have changed since (`results.json`, `benchmark/`), the same command
+renews their hashes, and measures nothing again. `RUN/audit/` has two pictures of real tiles beside the
 generated images that are most like them, of the distilled set and of the pool, and must not be shared.
+
+The exit code is 0 where all that was audited passes, 1 where a part does not, and 2 for errors.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from histodistill.training.running.options import StepConfig, StepParser, config, option, run_script
+from histodistill.training.running.program import ANSWER_IS_NO
 
 
 #: Name of the file in a run that holds the verdicts and figures.
@@ -66,19 +71,22 @@ def run(config: AuditConfig) -> dict[str, Any]:
         What audit.json holds: a verdict for each part, and the figures.
 
     Raises:
-        InputError: For a run that is not finished or whose parts do not belong together, tiles that it was not made
-            from, or a run that was audited with other options or has changed since.
+        InputError: For a run that is not finished, whose parts do not belong together or hold what may not be
+            published, tiles that it was not made from, or a run that was audited with other options or has changed
+            since.
     """
-    from histodistill.hub_cards.gate import AUDIT_FORMAT
+    from histodistill.hub_cards.audit_record import AUDIT_FORMAT
     from histodistill.training.evaluation.run_audit import (
         audit_record,
         audit_run,
         draw_pairs,
         read_run,
+        renew_audit,
         summary_lines,
+        write_audit,
     )
     from histodistill.training.models.embedders import embedder_fingerprint
-    from histodistill.training.running.files import read_json, write_json
+    from histodistill.training.running.files import read_json
     from histodistill.training.running.stages import Stage
 
     audited = read_run(config.run, config.data, config.audit_share, config.spaces)
@@ -87,7 +95,7 @@ def run(config: AuditConfig) -> dict[str, Any]:
         "format": AUDIT_FORMAT,
         "data": audited.source.fingerprint(),
         "pool": audited.records["pool"]["fingerprint"],
-        "files": audited.files,
+        "files": audited.files.part_hashes(),
         "embedders": [embedder_fingerprint(name) for name in config.spaces],
         **config.settings(),
     }
@@ -95,8 +103,7 @@ def run(config: AuditConfig) -> dict[str, Any]:
     # A run has one audit, and files that have changed need another one.
     stage = Stage(folder, settings, remedy=f"delete {folder} to audit anew")
     if stage.complete and path.is_file():
-        print(f"audit: {path} is already finished")
-        return read_json(path)
+        return renew_audit(path, audited)
     stage.begin()
     path.unlink(missing_ok=True)
 
@@ -106,11 +113,20 @@ def run(config: AuditConfig) -> dict[str, Any]:
     record = audit_record(audited, result)
     stage.finish()
     # The very last: where it is there, it is of these files.
-    write_json(path, record)
+    write_audit(path, record)
     print("\n".join(summary_lines(record)))
     print(f"audit: saved to {path}; {folder} shows real tiles and must not be shared")
     return read_json(path)
 
 
+def exit_code(record: dict[str, Any]) -> int:
+    """0 where all parts that were audited pass, and 1 where one does not: the record says which, and why.
+
+    Args:
+        record: What `run` returns.
+    """
+    return 0 if all(verdict["passed"] is True for verdict in record["parts"].values()) else ANSWER_IS_NO
+
+
 if __name__ == "__main__":
-    run_script(make_parser, run)
+    run_script(make_parser, run, exit_code=exit_code)

@@ -227,17 +227,16 @@ def train_rows(
     config: EvaluatePoolConfig, tiles: MeasuredTiles, stage: Stage, accelerator: Accelerator
 ) -> list[dict[str, Any]]:
     """Trains and scores the cells of the plan that are not finished; returns all."""
-    from diffusers import AutoencoderDC
-
     from histodistill.training.data.tiles import Tiles
     from histodistill.training.evaluation.cells import fill_cells, train_cell
     from histodistill.training.evaluation.pool_quality import reconstruct
+    from histodistill.training.models.loading import load_autoencoder
 
     @functools.cache
     def training_tiles(row: str) -> Tiles:
         if row != "reconstructed":
             return tiles.pool if row == "pool_all" else tiles.train
-        autoencoder = AutoencoderDC.from_pretrained(config.run / "pipeline" / "vae").eval().to(accelerator.device)
+        autoencoder = load_autoencoder(config.run / "pipeline" / "vae").to(accelerator.device)
         return Tiles(reconstruct(autoencoder, tiles.train.images), tiles.train.labels)
 
     def make_cell(cell: PlannedCell, path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.utils import gen_batches
 
+from histodistill.selection.streams import torch_seed
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.options import require
 
@@ -95,7 +96,7 @@ def kernel_distance(
     metric.update(torch.from_numpy(real).double(), real=True)
     metric.update(torch.from_numpy(generated).double(), real=False)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(torch_seed("subsets of the kernel distance", seed))
         return float(metric.compute()[0])
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderDC
 
+from histodistill.selection.streams import stream
 from histodistill.training.data.pixels import to_model_input, to_uint8
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.evaluation.generation_metrics import frechet_distance, kernel_distance, neighbourhoods
@@ -79,13 +80,12 @@ def draw_equal(label_sets: Sequence[np.ndarray], num_classes: int, seed: int) ->
         For each set, C arrays of row numbers.
     """
     counts = np.stack([np.bincount(labels, minlength=num_classes) for labels in label_sets]).min(axis=0)
-    return [
-        [
-            np.random.default_rng([seed, number, label]).permutation(np.flatnonzero(labels == label))[:count]
-            for label, count in enumerate(counts)
-        ]
-        for number, labels in enumerate(label_sets)
-    ]
+
+    def draw(number: int, label: int) -> np.ndarray:
+        rng = stream("equal classes of several sets", seed, number, label)
+        return rng.permutation(np.flatnonzero(label_sets[number] == label))[: counts[label]]
+
+    return [[draw(number, label) for label in range(num_classes)] for number in range(len(label_sets))]
 
 
 def measure_distances(real: np.ndarray, generated: np.ndarray, n_neighbors: int) -> dict[str, float | None]:

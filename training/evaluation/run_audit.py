@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,35 +11,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw
 
-from histodistill.hub_cards.gate import AUDIT_FORMAT, audit_sentences, files_to_audit, hash_files
-from histodistill.selection.image_audit import (
-    AuditResult,
-    Finding,
-    LabelledImages,
-    RealTiles,
-    SetAudit,
-    audit,
-    judge_set,
-    judge_weights,
-)
+from histodistill.hub_cards.audit_record import AuditRecord, check_space
+from histodistill.hub_cards.errors import ContentError
+from histodistill.hub_cards.gate import audit_sentences
+from histodistill.hub_cards.part_files import hash_contents, hash_part
+from histodistill.selection.image_audit import AuditResult, LabelledImages, RealTiles, SetAudit, audit
+from histodistill.selection.streams import stream
 from histodistill.training.data.audit_tiles import audit_share_of, real_tiles
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.images import png_bytes
 from histodistill.training.data.sources import load_tiles
 from histodistill.training.data.tiles import Tiles, TileSource
 from histodistill.training.evaluation.cells import check_same_kind
+from histodistill.training.evaluation.run_contents import RunContents, RunFiles
+from histodistill.training.evaluation.verdicts import JUDGES, make_audit, read_records, read_run_audit
 from histodistill.training.evaluation.weights_attack import attack_scores, denoising_losses
 from histodistill.training.models.embedders import is_classifier, named_embeddings
+from histodistill.training.models.loading import load_pipeline
 from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.files import write_bytes
+from histodistill.training.running.files import read_json, write_bytes, write_json
 from histodistill.training.running.stages import read_record, require_complete
 
 
-#: Folders of a run that are judged, each by itself, in the order in which they are named.
-PARTS = ("distilled", "selector", "pipeline")
 # Generated images on a picture, each beside the real tile that it is most like, stand in so many columns.
 _COLUMNS = 5
 # Pixels: small tiles are enlarged by a whole number to nearly this side, so that one can see them; so much space is
@@ -55,17 +50,26 @@ class AuditedRun:
         folder: The run.
         records: Part → its stage record: of `pipeline`, `pool` and `distilled`.
         source: The real tiles, with the same part held out as when the models were trained.
-        class_names: Names of the labels.
-        published: The distilled set.
-        files: Part → file → the SHA-256 of what its verdict is about.
+        files: The files that the verdicts are about, as they were read.
+        contents: What of them goes up, and so is judged.
     """
 
     folder: Path
     records: dict[str, dict[str, Any]]
     source: TileSource
-    class_names: list[str]
-    published: LabelledImages
-    files: dict[str, dict[str, str]]
+    files: RunFiles
+    contents: RunContents
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the labels."""
+        return self.contents.distilled.table.class_names
+
+    @cached_property
+    def published(self) -> LabelledImages:
+        """The distilled set."""
+        table = self.contents.distilled.table
+        return LabelledImages(table.images, table.columns["label"])
 
     @cached_property
     def real(self) -> RealTiles:
@@ -80,7 +84,7 @@ class AuditedRun:
 
 
 def read_run(run: Path, data: str | Path, audit_share: float | None, embedders: Sequence[str]) -> AuditedRun:
-    """Reads what is audited, and sees that it belongs together.
+    """Reads what is audited, and sees that it belongs together and holds nothing but what may be published.
 
     Args:
         run: Folder with finished autoencoder/, pipeline/, pool/ and distilled/.
@@ -89,26 +93,33 @@ def read_run(run: Path, data: str | Path, audit_share: float | None, embedders: 
         embedders: Embedding spaces beside pixels.
 
     Raises:
-        InputError: For a part that is not finished or not made from the others, tiles that the run was not made from,
-            or an embedder that is a classifier.
+        InputError: For a part that is not finished, not made from the others or holds what may not be published,
+            tiles that the run was not made from, or an embedder that is a classifier.
     """
     records = {
         "pipeline": require_complete(run / "pipeline", "pipeline", "run train_diffusion first"),
         "pool": require_complete(run / "pool", "pool", "run histodistill generate first"),
         "distilled": require_complete(run / "distilled", "distilled set", "run histodistill select first"),
     }
-    source = load_run_tiles(run, data, audit_share, records["pipeline"])
-    images, columns, class_names = read_image_dataset(run / "distilled")
-    check_same_kind(run / "distilled", images, class_names, source)
+    try:
+        # Before anything is measured, which takes minutes.
+        files = RunFiles.read(run)
+        contents = files.check()
+        for name in named_embeddings(embedders):
+            check_space(name)
+    except ContentError as error:
+        raise InputError(str(error)) from error
     for name in embedders:
         if Path(name).is_dir() and is_classifier(name):
             raise InputError(
                 f"{param('embedders')} {name} is a classifier, which knows the tiles that it was trained on whatever "
                 "is published: give another"
             )
-    files = {part: hash_files(run / part, files_to_audit(run / part)) for part in PARTS if (run / part).is_dir()}
     check_one_run(run, records)
-    return AuditedRun(run, records, source, class_names, LabelledImages(images, columns["label"]), files)
+    source = load_run_tiles(run, data, audit_share, records["pipeline"])
+    table = contents.distilled.table
+    check_same_kind(run / "distilled", table.images, table.class_names, source)
+    return AuditedRun(run, records, source, files, contents)
 
 
 def audit_run(run: AuditedRun, embedders: Sequence[str], n_planted: int, weight_tiles: int, seed: int) -> AuditResult:
@@ -124,7 +135,8 @@ def audit_run(run: AuditedRun, embedders: Sequence[str], n_planted: int, weight_
     Raises:
         InputError: If the real tiles are not fit for an audit.
     """
-    losses = measure_losses(run.folder / "pipeline", run.real, weight_tiles, seed)
+    assert run.contents.pipeline is not None
+    losses = measure_losses(run.contents.pipeline.files, run.real, weight_tiles, seed)
     try:
         return audit(
             run.published,
@@ -188,11 +200,13 @@ def load_run_tiles(
     return source
 
 
-def measure_losses(folder: Path, real: RealTiles, num_tiles: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def measure_losses(
+    files: Mapping[str, bytes], real: RealTiles, num_tiles: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The losses of an attacker who holds a pipeline's weights.
 
     Args:
-        folder: The pipeline.
+        files: The pipeline as it is published, path → content.
         real: The real tiles.
         num_tiles: Tiles of either kind, at most.
         seed: Of which tiles are drawn, and of the noise.
@@ -200,65 +214,84 @@ def measure_losses(folder: Path, real: RealTiles, num_tiles: int, seed: int) -> 
     Returns:
         One loss for each of the training tiles drawn, and for each of those that no model has seen: float64 N and M.
     """
-    # The folder is this machine's own work: its pipeline.py is the file that ships with histodistill.
-    pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+    # From a copy of what was checked, so that these are the weights that the verdict is about.
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            write_bytes(Path(folder) / name, content)
+        pipeline = load_pipeline(folder)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     losses = []
     for number, part in enumerate((real.train, real.held_out or real.validation)):
-        rows = np.sort(np.random.default_rng([seed, number]).permutation(len(part))[:num_tiles])
+        rows = np.sort(stream("tiles of the attack on weights", seed, number).permutation(len(part))[:num_tiles])
         losses.append(denoising_losses(pipeline, Tiles(part.images[rows], part.labels[rows]), seed))
     return attack_scores(*losses)
 
 
-def audit_record(run: AuditedRun, result: AuditResult) -> dict[str, Any]:
-    """What audit.json holds: nothing in it is of a single real tile."""
-    findings = {"distilled": judge_set(result), "selector": judge_set(result), "pipeline": judge_weights(result)}
-    figures = to_plain(result, run.class_names)
-    for part in ("published", "pool"):
-        for name in ("closest", "closest_scores"):
-            del figures[part][name]
-    return {
-        "format": AUDIT_FORMAT,
+def audit_record(run: AuditedRun, result: AuditResult) -> AuditRecord:
+    """What audit.json holds of a run.
+
+    Raises:
+        InputError: If a file has changed since it was read: then nobody knows what was judged beside it.
+    """
+    try:
+        now = {part: hash_part(run.folder / part) for part in JUDGES}
+        records = hash_contents(read_records(run.folder))
+    except ContentError as error:
+        raise InputError(str(error)) from error
+    if (now, records) != (run.files.part_hashes(), run.files.record_hashes()):
+        raise InputError(f"files of {run.folder} have changed while it was audited: run histodistill audit again")
+    facts = {
         "data": run.source.name,
         "num_tiles": {name: len(tiles) for name, tiles in run.source.splits.items()},
-        "held_out_at_random": result.is_random,
         "copies_dropped": run.records["distilled"].get("copies_dropped"),
-        "parts": {part: _verdict(findings[part], run.files[part]) for part in run.files},
-        "figures": figures,
     }
+    return make_audit(result, run.class_names, now, records, facts)
 
 
-def _verdict(findings: list[Finding], files: dict[str, str]) -> dict[str, Any]:
-    return {
-        "passed": all(bool(finding.passed) for finding in findings),
-        "findings": [to_plain(finding, []) for finding in findings],
-        "files": files,
-    }
+def write_audit(path: Path, audit: AuditRecord) -> None:
+    """Writes audit.json."""
+    write_json(path, audit.model_dump(mode="json"))
 
 
-def to_plain(value: Any, class_names: list[str]) -> Any:
-    """Figures as JSON holds them: dataclasses as objects, classes by name."""
-    if dataclasses.is_dataclass(value):
-        return {f.name: to_plain(getattr(value, f.name), class_names) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {_key(key, class_names): to_plain(item, class_names) for key, item in value.items()}
-    return value.item() if isinstance(value, np.generic) else value
+def renew_audit(path: Path, run: AuditedRun) -> dict[str, Any]:
+    """The audit of a run whose files are those that were judged, with the hashes of the records as they are now.
+
+    Args:
+        path: The audit.json that is there.
+        run: The run, whose records were just seen to hold nothing but what they may.
+
+    Returns:
+        What audit.json holds.
+
+    Raises:
+        InputError: If it is about other files, or is no audit.
+    """
+    known = read_run_audit(path)
+    if known is None or {part: verdict.files for part, verdict in known.parts.items()} != run.files.part_hashes():
+        raise InputError(f"{path} is about other files than those of {run.folder}: delete it to audit anew")
+    records = run.files.record_hashes()
+    if known.records == records:
+        print(f"audit: {path} is already finished")
+    else:
+        changed = sorted(
+            name for name in known.records.keys() | records.keys() if known.records.get(name) != records.get(name)
+        )
+        write_audit(path, known.model_copy(update={"records": records}))
+        print(
+            f"audit: what was judged has not changed, so nothing was measured again; {path} is now about "
+            f"{', '.join(changed)} as it is"
+        )
+    return read_json(path)
 
 
-def _key(key: Any, class_names: list[str]) -> str:
-    # Whole numbers are classes; false positive rates are not whole.
-    return class_names[key] if isinstance(key, int) else str(key)
-
-
-def summary_lines(record: dict[str, Any]) -> list[str]:
+def summary_lines(audit: AuditRecord) -> list[str]:
     """What `audit.json` says, for people."""
     lines = []
-    for part in record["parts"]:
-        verdict = "passed" if record["parts"][part]["passed"] else "NOT PASSED: it should not be published"
-        lines.append(f"audit of {part}: {verdict}")
-    shown = max((p for p in ("pipeline", "distilled") if p in record["parts"]), key=PARTS.index)
-    lines += [f"  {sentence}" for sentence in audit_sentences(record, shown)]
-    if not record["held_out_at_random"]:
+    for part, verdict in audit.parts.items():
+        lines.append(f"audit of {part}: {'passed' if verdict.passed else 'NOT PASSED: it should not be published'}")
+    shown = max((part for part in ("pipeline", "distilled") if part in audit.parts), key=list(JUDGES).index)
+    lines += [f"  {sentence}" for sentence in audit_sentences(audit, shown)]
+    if not audit.held_out_at_random:
         lines.append(
             "  note: no training tiles were held out at random (--audit-share), so validation tiles stood in for them"
         )

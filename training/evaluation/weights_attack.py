@@ -35,7 +35,7 @@ def denoising_losses(pipeline: HistologyPipeline, tiles: Tiles, seed: int = 0, b
     device, unet = pipeline.unet.device, pipeline.unet
     size = unet.config.sample_size
     shape = (len(NOISE_LEVELS), unet.config.in_channels, size, size)
-    noises = torch.randn(shape, generator=step_generator(seed, 0)).to(device)
+    noises = torch.randn(shape, generator=step_generator("noise of the attack on weights", seed, 0)).to(device)
     losses = np.empty((len(tiles), len(NOISE_LEVELS)))
     for start in range(0, len(tiles), batch_size):
         rows = slice(start, start + batch_size)

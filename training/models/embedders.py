@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,8 +15,10 @@ from diffusers import AutoencoderDC
 from PIL import Image
 from tqdm.auto import tqdm
 
+from histodistill.selection.streams import torch_seed
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.models.classifiers import Classifier
+from histodistill.training.models.loading import has_class, has_classifier, load_autoencoder, load_classifier
 from histodistill.training.models.prediction import embed
 from histodistill.training.running.errors import InputError, param
 
@@ -30,15 +31,12 @@ UNTRAINED = "untrained"
 
 def is_classifier(name_or_path: str | Path) -> bool:
     """Whether a folder holds a `Classifier` of this project."""
-    config = Path(name_or_path) / "config.json"
-    # The key `architecture` alone does not tell: timm's models, which transformers loads, have it, too.
-    return config.is_file() and {"architecture", "class_names"} <= json.loads(config.read_text()).keys()
+    return has_classifier(name_or_path)
 
 
 def is_autoencoder(name_or_path: str | Path) -> bool:
     """Whether a folder holds an autoencoder as `train_autoencoder` leaves it, or a pipeline in its `vae`."""
-    config = Path(name_or_path) / "config.json"
-    return config.is_file() and json.loads(config.read_text()).get("_class_name") == "AutoencoderDC"
+    return has_class(name_or_path, AutoencoderDC)
 
 
 def resolve_embedder(name: str | Path, teacher: Path) -> str | Path:
@@ -136,10 +134,10 @@ def load_embedder(name_or_path: str | Path) -> Embedder:
     if name_or_path == UNTRAINED:
         function = partial(_embed_untrained, device)
     elif is_classifier(name_or_path):
-        classifier = Classifier.from_pretrained(name_or_path)
+        classifier = load_classifier(name_or_path)
         function = partial(_embed_with_classifier, classifier, device)
     elif is_autoencoder(name_or_path):
-        autoencoder = AutoencoderDC.from_pretrained(name_or_path).eval().to(device)
+        autoencoder = load_autoencoder(name_or_path).to(device)
         function = partial(_encode, autoencoder, name_or_path, device)
     else:
         function = partial(_embed_with_transformers, *_load_with_transformers(name_or_path, device), device)
@@ -166,7 +164,7 @@ def embed_images(name_or_path: str | Path, images: np.ndarray, batch_size: int =
 def _embed_untrained(device: str, images: np.ndarray, batch_size: int) -> np.ndarray:
     # Not made earlier, since its layers depend on the size of the images.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(torch_seed("weights of the untrained embedder"))
         model = Classifier("convnet", class_names=["0", "1"], image_size=images.shape[1])
     return embed(model.eval(), images, batch_size, device)
 
@@ -196,10 +194,14 @@ def _load_with_transformers(name_or_path: str | Path, device: str) -> tuple[Any,
     """The processor and the model, and whether its pooler was trained."""
     from transformers import AutoImageProcessor, AutoModel
 
+    # No code and no pickle of a model is ever run, and what is on this machine is looked for nowhere else.
+    options = {"trust_remote_code": False, "local_files_only": Path(name_or_path).exists()}
     try:
-        processor = AutoImageProcessor.from_pretrained(name_or_path)
-        model, info = AutoModel.from_pretrained(name_or_path, output_loading_info=True)
-    except (OSError, ValueError) as error:
+        processor = AutoImageProcessor.from_pretrained(name_or_path, **options)
+        model, info = AutoModel.from_pretrained(
+            name_or_path, use_safetensors=True, output_loading_info=True, **options
+        )
+    except Exception as error:  # of any kind: a folder can be damaged in every way
         raise InputError(
             f"{param('embedder')} {name_or_path} cannot be loaded: give a folder that train_classifier or "
             "train_autoencoder left, or the folder or Hub id of a transformers vision model"

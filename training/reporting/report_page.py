@@ -12,6 +12,7 @@ from jinja2 import Environment, StrictUndefined
 
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.images import base64_png
+from histodistill.training.evaluation.verdicts import read_run_audit
 from histodistill.training.reporting.audit_texts import audit_texts
 from histodistill.training.reporting.pictures import BENCHMARK_PICTURES, SELECTION_PICTURES, read_pictures
 from histodistill.training.reporting.run_facts import package_versions, privacy_facts, source_name
@@ -89,7 +90,7 @@ def _page(run: Path) -> dict[str, Any]:
         "result_notes": results.get("notes", []) if results else [],
         "classes": _classes(images, columns["label"], class_names),
         "quality": _pool_quality(read_optional(run / "evaluation" / "metrics.json")),
-        "audit": audit_texts(run, read_optional(run / "audit.json")),
+        "audit": audit_texts(run, read_run_audit(run / "audit.json")),
         "privacy": privacy_facts(records["pipeline"], records["distilled"]),
         "communities": _communities(records["distilled"].get("community_sizes", {}), columns, class_names),
         "dropped": [(name, n) for name, n in records["distilled"].get("dropped", {}).items() if n],

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from histodistill.hub_cards import PrivacyFacts, RunFacts
+from histodistill.hub_cards.contents import about
+from histodistill.hub_cards.documents import check_document, parse_json
 from histodistill.training.data.medmnist import MEDMNIST
+from histodistill.training.evaluation.results_file import Results
 from histodistill.training.reporting.run_files import read_optional, read_results, read_run_record
-from histodistill.training.running.stages import read_record
-from histodistill.training.tables.rows import FIXED_ROWS
+from histodistill.training.reporting.run_records import (
+    Benchmark,
+    RunRecord,
+    StageRecord,
+    TeacherResults,
+    stage_settings,
+)
 
 
 # Folders of the stages that cards tell of, and what they call them.
@@ -21,10 +30,6 @@ _STAGES = {
     "pool": "pool",
     "distilled": "selection",
 }
-# Fingerprints: that of private tiles is nobody's business, and the others say nothing to a reader.
-_FINGERPRINTS = {
-    "stage", "data", "eval_data", "autoencoder", "pipeline", "pool", "teacher", "embedder", "copy_embedders",
-}  # fmt: skip
 # What the record of a stage says of its result: stage and key → what a card calls it, and how it writes the number.
 _VALIDATION = {
     ("autoencoder", "validation_psnr"): ("PSNR of reconstructed real validation tiles", "{:.1f} dB"),
@@ -47,8 +52,58 @@ def public_name(name: str | None, class_names: list[str]) -> str | None:
     return name if is_medmnist or name == "phantom" else None
 
 
+@dataclass(frozen=True, repr=False)
+class RunRecords:
+    """What the records of a run say, as far as cards tell of it.
+
+    Attributes:
+        folder: The run, for messages.
+        source: What the stages call the real tiles, which may be the name of a file; None where none of them says.
+        num_tiles: Real tiles of each split, where known.
+        results: The scores, where they were measured.
+        benchmark: The results table, where it was made.
+        stages: Folder of a stage → its record.
+    """
+
+    folder: Path
+    source: str | None
+    num_tiles: dict[str, int] | None
+    results: Results | None
+    benchmark: Benchmark | None
+    stages: dict[str, StageRecord]
+
+    @classmethod
+    def read(cls, folder: Path, files: Mapping[str, bytes]) -> RunRecords:
+        """What the files of a run say; one that is not there says nothing.
+
+        Args:
+            folder: The run, for messages.
+            files: Path relative to it → content.
+
+        Raises:
+            ContentError: For a file that says something else than it can.
+        """
+
+        def parse(name: str, schema: type[Any]) -> Any:
+            with about(folder, name):
+                return check_document(parse_json(files[name]), schema) if name in files else None
+
+        run, results = parse("run.json", RunRecord), parse("results.json", Results)
+        teacher = parse("teacher/results.json", TeacherResults)
+        sources = [run and run.data, results and results.data, teacher and teacher.data.train]
+        stages = {stage: parse(f"{stage}/stage.json", StageRecord) for stage in _STAGES}
+        return cls(
+            folder,
+            source=next(filter(None, sources), None),
+            num_tiles=run and run.num_tiles,
+            results=results,
+            benchmark=parse("benchmark/benchmark.json", Benchmark),
+            stages={stage: record for stage, record in stages.items() if record},
+        )
+
+
 def read_run_facts(
-    run: Path,
+    records: RunRecords,
     repos: dict[str, str],
     name: str,
     class_names: list[str],
@@ -60,7 +115,7 @@ def read_run_facts(
     """All that the cards of a run have in common; what the audit says of each repository is not in it.
 
     Args:
-        run: Folder of the run.
+        records: Of the run.
         repos: Id of each repository that is published.
         name: What to call the real tiles.
         class_names: Names of the labels.
@@ -69,14 +124,18 @@ def read_run_facts(
         license, attribution: Of the real tiles; by default those of MedMNIST where they are its tiles.
 
     Raises:
-        InputError: If a file of the run cannot be read or is of a later format.
+        ContentError: For a setting that no option takes.
     """
-    known = public_name(source_name(run), class_names)
+    known = public_name(records.source, class_names)
     if known in MEDMNIST:
         license = license or MEDMNIST[known].license.lower().replace(" ", "-")
         attribution = attribution or MEDMNIST[known].attribution
-    results = read_results(run) or {}
-    records = {stage: read_record(run / stage) or {} for stage in _STAGES}
+    stages = {stage: records.stages[stage] for stage in _STAGES if stage in records.stages}
+    settings = {}
+    for stage, record in stages.items():
+        with about(records.folder, f"{stage}/stage.json"):
+            settings[_STAGES[stage]] = stage_settings(record, stage)
+    plain = {stage: record.model_dump(exclude_none=True) for stage, record in stages.items()}
     return RunFacts(
         repos=repos,
         name=name,
@@ -84,20 +143,20 @@ def read_run_facts(
         class_names=class_names,
         image_size=image_size,
         num_distilled=num_distilled,
-        num_tiles=(read_run_record(run) or {}).get("num_tiles"),
+        num_tiles=records.num_tiles,
         license=license,
         attribution=attribution,
-        results=results.get("rows", []),
-        own_row=results.get("recovery_row"),
-        benchmark=benchmark_rows(run, num_distilled // len(class_names)),
+        results=[row.for_card() for row in records.results.rows] if records.results else [],
+        own_row=records.results.recovery_row if records.results else None,
+        benchmark=benchmark_rows(records, num_distilled // len(class_names)),
         validation={
-            title: text.format(records[stage][key])
+            title: text.format(plain[stage][key])
             for (stage, key), (title, text) in _VALIDATION.items()
-            if records[stage].get(key) is not None
+            if plain.get(stage, {}).get(key) is not None
         },
-        settings={_STAGES[stage]: _settings(record) for stage, record in records.items() if record},
-        versions=package_versions(records),
-        privacy=privacy_facts(records["pipeline"], records["distilled"]),
+        settings=settings,
+        versions=package_versions(plain),
+        privacy=privacy_facts(plain.get("pipeline", {}), plain.get("distilled", {})),
     )
 
 
@@ -135,11 +194,6 @@ def privacy_facts(pipeline: dict[str, Any], distilled: dict[str, Any]) -> Privac
     )
 
 
-def _settings(record: dict[str, Any]) -> dict[str, str]:
-    plain = {name: value for name, value in record["settings"].items() if name not in _FINGERPRINTS}
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in plain.items()}
-
-
 def package_versions(records: dict[str, dict[str, Any]]) -> dict[str, str]:
     """Versions by package, from the records of stages; several where stages ran with different ones."""
     found: dict[str, list[str]] = {}
@@ -150,18 +204,21 @@ def package_versions(records: dict[str, dict[str, Any]]) -> dict[str, str]:
     return {package: " and ".join(versions) for package, versions in found.items()}
 
 
-def benchmark_rows(run: Path, n_per_class: int) -> list[dict[str, Any]]:
+def benchmark_rows(records: RunRecords, n_per_class: int) -> list[dict[str, Any]]:
     """Test scores of the rows of the results table with as many images per class as the distilled set, or all.
 
     `margin` is that over random pool images: those of the row's recipe, or plain ones where these were not trained.
+
+    Raises:
+        ContentError: For a row that the table does not have.
     """
-    table = read_optional(run / "benchmark" / "benchmark.json") or {"rows": []}
     rows = []
-    for row in table["rows"]:
-        if row["size"] in (n_per_class, None):
-            tiles, at, recipe = row["row"].partition("@")
-            title = FIXED_ROWS.get(tiles, f"pool images chosen by {tiles}") + (f", {recipe}" if at else "")
-            common = {name: row[name] for name in ("architecture", "size", "seeds")}
-            scores = {metric: row["test"][metric] for metric in ("accuracy", "auc", "f1")}
-            rows.append({"title": title, **common, **scores, "margin": scores["accuracy"]["margins"].get("random")})
+    for row in records.benchmark.rows if records.benchmark else ():
+        if row.size in (n_per_class, None):
+            with about(records.folder, "benchmark/benchmark.json"):
+                title = row.title()
+            scores = row.test.model_dump()
+            margin = scores["accuracy"]["margins"].get("random")
+            common = {"architecture": row.architecture, "size": row.size, "seeds": list(row.seeds)}
+            rows.append({"title": title, **common, **scores, "margin": margin})
     return rows

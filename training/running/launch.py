@@ -9,10 +9,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from histodistill.training.running.program import ERROR
 
 
 # What `--help` says of `num_processes`, wherever there is one.
 NUM_PROCESSES_HELP = "processes that share the work, which the command line starts"
+# What Accelerate is told of this machine.
+_ONE_MACHINE = Path(__file__).with_name("one_machine.yaml")
 # Seconds that a module has to end by itself after Ctrl-C.
 _PATIENCE = 10
 
@@ -30,6 +35,8 @@ def usable_cores() -> int:
 def run_module(module: str, argv: list[str], num_processes: int = 1) -> None:
     """Runs `python -m module argv`, and with several processes the same through `accelerate launch`.
 
+    These processes are on this machine, whatever a configuration of Accelerate says of others.
+
     A process of its own gives its memory back when it ends, and is exactly what a user would start by hand. It does
     not outlive this one: SIGTERM is passed on to it, and after Ctrl-C it is waited for, so that the same command,
     started again, is alone in its folders.
@@ -40,16 +47,19 @@ def run_module(module: str, argv: list[str], num_processes: int = 1) -> None:
         num_processes: How many processes share the work, at least 1.
 
     Raises:
-        SystemExit: With the module's exit code where it is not 0; with 128 and the signal, as shells have it, and one
-            sentence where the process was killed, or this one was told to end by SIGTERM.
+        SystemExit: With the module's exit code where it is not 0, and with 2 for that of several processes; with 128
+            and the signal, as shells have it, and one sentence where the module was killed, or this process was told
+            to end by SIGTERM.
         KeyboardInterrupt: After Ctrl-C, when the module has ended.
     """
     environment = dict(os.environ)
     command = [sys.executable, "-m"]
     if num_processes > 1:
-        command += ["accelerate.commands.launch", "--multi_gpu", "--num_processes", str(num_processes)]
-        # Port 0 takes a free one: the default port may belong to another run on the same machine.
-        command += ["--main_process_port", "0", "-m"]
+        # Not by the user's own default_config.yaml, which may have these processes wait for those of other machines.
+        command += ["accelerate.commands.launch", "--config_file", str(_ONE_MACHINE), "--multi_gpu"]
+        command += ["--num_processes", str(num_processes), "-m"]
+        # PyTorch's launcher takes from these what it is not told, such as a number of machines.
+        environment = {name: value for name, value in environment.items() if not name.startswith("PET_")}
         if not _has_gpu():
             # `accelerate launch --cpu --num_processes 2` silently starts one process; this starts two.
             environment["ACCELERATE_USE_CPU"] = "true"
@@ -57,6 +67,9 @@ def run_module(module: str, argv: list[str], num_processes: int = 1) -> None:
     if code < 0:
         print(f"error: {module} was killed by signal {-code}: run the same command again to go on", file=sys.stderr)
         raise SystemExit(128 - code)
+    # Accelerate's launcher ends with 1 whatever its processes ended with, and 1 is an answer: see `program`.
+    if code and num_processes > 1:
+        raise SystemExit(ERROR)
     if code:
         raise SystemExit(code)
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from multiprocessing import parent_process
+
+from histodistill.training.running.errors import one_line
 
 
 def tell(message: str) -> None:
@@ -15,9 +18,10 @@ def tell(message: str) -> None:
     Args:
         message: One line of text.
     """
-    # As accelerate and torchrun set it: several processes load the same tiles and would say the same.
-    if os.environ.get("RANK", "0") == "0":
-        print(message, file=sys.stderr, flush=True)
+    # Several processes load the same tiles and would say the same: those of accelerate and torchrun, which set RANK,
+    # and workers that a command starts.
+    if os.environ.get("RANK", "0") == "0" and parent_process() is None:
+        print(one_line(message), file=sys.stderr, flush=True)
 
 
 def warn(message: str) -> None:

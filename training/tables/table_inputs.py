@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
 from histodistill.training.distillation.pool_selection import SelectionInputs
-from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.embedders import embed_images, resolve_embedder
+from histodistill.training.models.loading import load_classifier
 from histodistill.training.models.prediction import predict_proba
+from histodistill.training.running.files import write_bytes
 from histodistill.training.tables.planned_cells import Cell
 
 
@@ -56,7 +57,7 @@ def write_inputs(
     if needed <= set(arrays):
         return
     embed_with = resolve_embedder(embedder, teacher)
-    classifier = Classifier.from_pretrained(teacher)
+    classifier = load_classifier(teacher)
     make: dict[str, Callable[[], np.ndarray]] = {
         "embeddings": lambda: embed_images(embed_with, pool),
         "probabilities": lambda: predict_proba(classifier, pool),
@@ -64,10 +65,9 @@ def write_inputs(
         "real_probabilities": lambda: predict_proba(classifier, real),
     }
     arrays |= {name: make[name]() for name in sorted(needed - set(arrays))}
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / ".inputs.tmp.npz"
-    np.savez(temporary, **arrays)
-    os.replace(temporary, file)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_bytes(file, buffer.getvalue())
 
 
 def read_inputs(

@@ -50,156 +50,6 @@ def refused(source: object, **options: object) -> str:
     return message
 
 
-# --- image folders ---
-
-
-def test_image_folder(tmp_path):
-    source = load_tiles(str(image_folder(tmp_path / "slides", TWO_CLASSES)))
-    assert (source.name, source.class_names, source.image_size) == ("slides", ["fat", "gland"], 10)
-    assert {name: len(split) for name, split in source.splits.items()} == {"train": 8, "validation": 3, "test": 3}
-    train = source.split("train")
-    assert train.images.dtype == np.uint8 and train.labels.dtype == np.int64
-    assert train.labels.tolist() == [0] * 4 + [1] * 4
-    assert train.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3] * 2
-
-
-@pytest.mark.parametrize("alias", ["validation", "val", "valid", "dev"])
-def test_validation_folder_may_have_several_names(tmp_path, alias):
-    counts = {"train/a": 2, "train/b": 2, f"{alias}/a": 1}
-    assert len(load_tiles(image_folder(tmp_path, counts)).split("validation")) == 1
-
-
-@pytest.mark.parametrize("suffix", ["jpg", "JPEG", "tif", "tiff", "bmp", "webp"])
-def test_image_formats(tmp_path, suffix):
-    source = load_tiles(image_folder(tmp_path, {"train/a": 2, "train/b": 2}, suffix=suffix))
-    assert len(source.split("train")) + len(source.split("validation")) == 4
-
-
-def test_missing_validation_is_the_last_tenth_of_each_class(tmp_path):
-    folder = image_folder(tmp_path, {"train/a": 20, "train/b": 5})
-    source = load_tiles(folder)
-    assert source.split("validation").labels.tolist() == [0, 0, 1]
-    assert source.split("validation").images[:, 0, 0, 0].tolist() == [18, 19, 4]
-    assert len(source.split("train")) == 22
-    whole = load_tiles(folder, hold_out_validation=False)
-    assert list(whole.splits) == ["train"] and len(whole.split("train")) == 25
-
-
-def test_missing_test_split_is_an_error_only_when_asked_for(tmp_path):
-    source = load_tiles(image_folder(tmp_path, {"train/a": 3, "train/b": 3}))
-    with pytest.raises(InputError, match="no 'test' split: it has train, validation"):
-        source.split("test")
-
-
-def test_odd_sizes_shorter_side_then_centre(tmp_path):
-    folder = image_folder(tmp_path, {"train/a": 3, "train/b": 3}, size=16)
-    wide = np.zeros((20, 40, 3), dtype=np.uint8)
-    wide[:, 10:30] = 200  # the centre square is all that should be left
-    Image.fromarray(wide).save(folder / "train" / "a" / "tile_000.png")
-    source = load_tiles(folder, image_size=8, hold_out_validation=False)
-    assert source.image_size == 8
-    assert source.split("train").images.shape == (6, 8, 8, 3)
-    assert source.split("train").images[0].min() > 150
-
-
-@pytest.mark.parametrize("size", [9, 24])
-def test_resizing_agrees_between_npz_and_folder(tmp_path, size):
-    images, labels = tiles(4, size=16)
-    np.savez(tmp_path / "set.npz", train_images=images, train_labels=labels)
-    for i, image in enumerate(images):
-        folder = tmp_path / "folder" / "train" / str(labels[i])
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(folder / f"{i}.png")
-    from_npz = load_tiles(tmp_path / "set.npz", image_size=size, hold_out_validation=False).split("train")
-    from_folder = load_tiles(tmp_path / "folder", image_size=size, hold_out_validation=False).split("train")
-    order = np.argsort(labels, kind="stable")
-    np.testing.assert_array_equal(from_npz.images[order], from_folder.images)
-
-
-def test_mixed_sizes_are_refused_unless_a_size_is_given(tmp_path):
-    folder = image_folder(tmp_path, {"train/a": 3, "train/b": 3})
-    odd = folder / "train" / "b" / "tile_001.png"
-    Image.new("RGB", (12, 10)).save(odd)
-    message = refused(folder)
-    assert str(odd) in message and "12x10" in message and "image_size" in message
-    assert load_tiles(folder, image_size=10).image_size == 10
-
-
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
-def test_other_modes_are_refused(tmp_path, mode):
-    folder = image_folder(tmp_path, {"train/a": 3, "train/b": 3})
-    odd = folder / "train" / "b" / "tile_001.png"
-    Image.new(mode, (10, 10)).save(odd)
-    message = refused(folder, image_size=8)
-    assert str(odd) in message and f"mode {mode}" in message and "RGB" in message
-
-
-@pytest.mark.parametrize("content", [b"not an image", None])
-def test_damaged_image_is_named(tmp_path, content):
-    folder = image_folder(tmp_path, {"train/a": 3, "train/b": 3}, size=64)
-    bad = folder / "train" / "b" / "tile_001.png"
-    bad.write_bytes(bad.read_bytes()[:60] if content is None else content)
-    assert f"{bad} cannot be read" in refused(folder)
-
-
-def test_hidden_files_are_passed_over(tmp_path):
-    folder = image_folder(tmp_path, {"train/a": 3, "train/b": 3})
-    (folder / "train" / "a" / "._tile_000.png").write_bytes(b"junk")
-    for name in (".cache", "__MACOSX", "__pycache__"):
-        (folder / "train" / name).mkdir()
-        (folder / name).mkdir()
-    assert load_tiles(folder).class_names == ["a", "b"]
-
-
-def test_class_may_begin_with_underscores(tmp_path):
-    folder = image_folder(tmp_path, {"train/__background__": 3, "train/a": 3})
-    assert load_tiles(folder).class_names == ["__background__", "a"]
-
-
-@pytest.mark.parametrize("names", [("Train", "Val", "Test"), ("TRAIN", "Validation", "TEST")])
-def test_split_folders_in_any_case_of_letters(tmp_path, names):
-    counts = {f"{name}/{label}": count for name, count in zip(names, (4, 2, 3), strict=True) for label in "ab"}
-    source = load_tiles(image_folder(tmp_path, counts))
-    assert {name: len(split) for name, split in source.splits.items()} == {"train": 8, "validation": 4, "test": 6}
-
-
-@pytest.mark.parametrize("name", ["eval", "held_out", "a"])
-def test_other_folders_beside_train_are_refused(tmp_path, name):
-    folder = image_folder(tmp_path, {**TWO_CLASSES, f"{name}/fat": 1})
-    assert refused(folder) == (
-        f"{folder / name} is no split: folders beside train must be called validation (or val, valid, dev) or test "
-        "(or testing); rename it or move it away"
-    )
-
-
-@pytest.mark.parametrize(
-    ("counts", "expected"),
-    [
-        ({}, "is empty"),
-        ({"a": 2, "b": 2}, "has no folder train"),
-        ({"train": 2}, "has no class folders"),
-        ({"train/a": 2}, "only one class"),
-        ({"train/a": 2, "train/b": 0}, "holds no image"),
-        ({"train/a": 2, "train/b": 2, "test/c": 1}, "is a class that train does not have"),
-        ({"train/a": 2, "train/b": 2, "test/a": 0}, "holds no image"),
-        ({"train/a": 2, "train/b": 2, "val/a": 1, "valid/a": 1}, "both val and valid"),
-        ({"train/a": 2, "train/b": 2, "Val/a": 1, "valid/a": 1}, "both Val and valid"),
-    ],
-)
-def test_bad_folders(tmp_path, counts, expected):
-    assert expected in refused(image_folder(tmp_path, counts))
-
-
-@pytest.mark.parametrize(("size", "expected"), [((10, 12), "must be square"), ((7, 7), "at least 8")])
-def test_bad_shapes(tmp_path, size, expected):
-    for name in "ab":
-        (tmp_path / "train" / name).mkdir(parents=True)
-        for i in range(2):
-            Image.new("RGB", size).save(tmp_path / "train" / name / f"{i}.png")
-    assert expected in refused(tmp_path)
-    assert load_tiles(tmp_path, image_size=8).image_size == 8
-
-
 # --- names and paths ---
 
 
@@ -227,6 +77,56 @@ def test_a_path_is_never_a_name(tmp_path, monkeypatch):
     image_folder(tmp_path / "phantom", {"train/a": 2, "train/b": 2})
     assert load_tiles(Path("phantom")).class_names == ["a", "b"]
     assert len(load_tiles("./phantom").class_names) == 2
+
+
+@pytest.mark.parametrize("name", ["phantom", "pathmnist", "PathMNIST"])
+def test_a_name_beside_a_folder_called_so_is_told(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    image_folder(tmp_path / name, {"train/a": 2, "train/b": 2})
+    if name == "phantom":
+        assert len(load_tiles(name).class_names) == 5
+    else:
+        assert "download is off" in refused(name, cache_dir=tmp_path / "cache", download=False)
+    assert capsys.readouterr().err.startswith(
+        f"warning: {name} is taken for the data set of this name, not for what is called so here: for that, write "
+        f"./{name}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["site[1]", "site?", "*", "**", "hf://datasets/a/b", "https://x.org/a", "a::b", "zip://x", "someone/tiles", "~",
+     "~x", "$HOME", "{a,b}", "%41", "a b", "tiles.npz", "x.parquet", "file:", "a//b/"],
+)  # fmt: skip
+def test_a_path_that_exists_is_that_path(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    for other in ("site1", "sitex", "other"):
+        image_folder(tmp_path / other, {"train/a": 2, "train/b": 2})
+    image_folder(tmp_path / name, {"train/c": 2, "train/d": 2})
+    for source in (name, Path(name), str(tmp_path / name)):
+        assert load_tiles(source).class_names == ["c", "d"]
+
+
+def test_a_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    image_folder(tmp_path / "slides", {"train/a": 2, "train/b": 2})
+    assert load_tiles("~/slides").name == "slides"
+    assert "~nobody-is-called-so/x does not exist" in refused("~nobody-is-called-so/x")
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 300, "a\0b", "a\nb", "dr\udcfcse", "hf://datasets/a/b", "http://x.org/a.npz", "*"]
+)
+def test_what_is_no_path_and_no_id_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert refused(name).isprintable()
+
+
+def test_a_link_without_a_target_is_no_id_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "someone").mkdir()
+    (tmp_path / "someone" / "tiles").symlink_to("nowhere")
+    assert "someone/tiles is neither a folder nor a .npz file" in refused("someone/tiles")
 
 
 def test_other_files_are_refused(tmp_path):

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import io
 import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from datasets import ClassLabel, Image, List, Value, load_dataset
+from PIL import Image as PILImage
 from PIL.PngImagePlugin import PngInfo
 
 from histodistill.hub_cards import DistilledDatasetCardData, render_dataset_card
@@ -35,7 +39,6 @@ def make_site(
     source="tiny",
     license=None,
     selector="infomap",
-    dtype=np.float32,
     stage="distilled",
 ):
     """A distilled set as select leaves it, of noise, with 10 images in the pool; the last rank has no community."""
@@ -43,7 +46,7 @@ def make_site(
     rng = np.random.default_rng(count)
     columns = {
         "label": np.repeat(np.arange(len(names)), n_per_class),
-        "soft_label": rng.dirichlet(np.ones(len(names)), count).astype(dtype),
+        "soft_label": rng.dirichlet(np.ones(len(names)), count).astype(np.float32),
         "seed": rng.permutation(100)[:count],
         "community": np.where(np.arange(count) % n_per_class == n_per_class - 1, -1, np.arange(count)),
     }
@@ -163,25 +166,71 @@ def test_phantom_stays_phantom(sites, tmp_path, run_main, sources, words):
 
 
 def test_nothing_that_leaves_the_house_names_a_folder(sites, tmp_path, run_main):
-    # As a file from elsewhere may be: paths beside the images, and text in them.
-    file = sites[0] / "distilled" / "data" / "train-00000-of-00001.parquet"
-    rows = load_dataset("parquet", data_files=str(file), split="train")
-    text = PngInfo()
-    text.add_text("Comment", str(tmp_path))
-    columns = rows.remove_columns("image").to_dict()
-    images = []
-    for number, image in enumerate(rows["image"]):
-        image.save(tmp_path / f"{number}.png", pnginfo=text)
-        images.append({"bytes": (tmp_path / f"{number}.png").read_bytes(), "path": str(tmp_path / f"{number}.png")})
-    rows.from_dict({"image": images, **columns}, features=rows.features).to_parquet(file)
     run_main(script, *sites, "--output", tmp_path / "merged")
     files = [path for path in (tmp_path / "merged").rglob("*") if path.is_file()]
     assert len(files) == 3
-    dataset = load_dataset(str(tmp_path / "merged"), split="train").cast_column("image", Image(decode=False))
-    cells = dataset["image"]
-    assert all(cell["path"] is None and str(tmp_path).encode() not in cell["bytes"] for cell in cells)
     for path in files:
         assert str(tmp_path).encode() not in path.read_bytes() and b"/home/me" not in path.read_bytes()
+
+
+def with_file_names(table):
+    cells = [{**cell, "path": "slide-17.png"} for cell in table["image"].to_pylist()]
+    return table.set_column(0, table.schema.field("image"), pa.array(cells, table.schema.field("image").type))
+
+
+def with_text_in_images(table):
+    text, file = PngInfo(), io.BytesIO()
+    text.add_text("Comment", "slide 17")
+    PILImage.new("RGB", (8, 8)).save(file, "PNG", pnginfo=text)
+    cells = [{"bytes": file.getvalue(), "path": None}] * len(table)
+    return table.set_column(0, table.schema.field("image"), pa.array(cells, table.schema.field("image").type))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_file_names, "a cell without an image, or with a file name"),
+        (with_text_in_images, "the image has a part 'tEXt' that is not pixels"),
+        (lambda table: table.append_column("image_2", table["image"]), "it has a column 'image_2'"),
+        (lambda table: table.append_column("patient", table["seed"]), "it has a column 'patient'"),
+        (lambda table: table.replace_schema_metadata({**table.schema.metadata, "note": "x"}), "has the key b'note'"),
+        (lambda table: table.replace_schema_metadata(None), "its footer does not say what its columns are"),
+    ],
+)
+def test_a_site_with_more_than_a_distilled_set_is_refused(sites, tmp_path, run_main, change, message):
+    file = sites[1] / "distilled" / "data" / "train-00000-of-00001.parquet"
+    pq.write_table(change(pq.read_table(file)), file)
+    with pytest.raises(
+        InputError, match=rf"south holds no distilled set that can be read \(.*{message}.*\): "
+    ) as error:
+        run_main(script, *sites, "--output", tmp_path / "merged")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("name", ["site[1]", "a*b", "what?", "x::y", "tiles [20x]"])
+def test_a_site_whose_name_looks_like_a_pattern_is_read_itself(tmp_path, run_main, name):
+    for folder, n_per_class in (("site1", 3), ("ab", 4), (name, 2)):
+        make_site(tmp_path / folder / "distilled", n_per_class)
+    run_main(script, tmp_path / "site1", tmp_path / name, "--output", tmp_path / "merged")
+    images, columns, _ = read_image_dataset(tmp_path / "merged")
+    assert np.bincount(columns["site"]).tolist() == [9, 6]
+    np.testing.assert_array_equal(images[columns["site"] == 1], read_image_dataset(tmp_path / name / "distilled")[0])
+
+
+@pytest.mark.parametrize("name", ["a\u200b", "a\u202etxt", "a\ufe0f", "x" * 101, "e\u0301"])
+def test_names_of_sites_are_plain_text(sites, tmp_path, run_main, name):
+    with pytest.raises(InputError, match=r"^names=north .* cannot be published: its site .* give it a plain name"):
+        run_main(script, *sites, "--names", "north", name, "--output", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_communities_beyond_all_numbers_are_one_sentence(sites, tmp_path, run_main):
+    images, columns, names = read_image_dataset(sites[0] / "distilled")
+    columns["community"][0] = 2**31 - 1
+    write_image_dataset(sites[0] / "distilled" / "data", images, columns, names)
+    with pytest.raises(InputError, match=r"cannot be written: row .*its column community holds .* out of range"):
+        run_main(script, *sites, "--output", tmp_path / "merged")
 
 
 def test_finished_merge_is_left_alone_and_another_is_refused(sites, tmp_path, run_main, capsys):
@@ -249,7 +298,12 @@ def test_a_card_that_names_no_source(sites, tmp_path, run_main):
             r"south has other classes than .*north \(mucus, glands, adipose",
         ),
         (lambda f: make_site(f, 3, size=12), r"south has images of 12 pixels and .*north of 8: distil all sites with"),
-        (lambda f: make_site(f, 3, dtype=np.float64), r"south has other columns than .*north \(soft_label\): all"),
+        (
+            lambda f: write_image_dataset(
+                f / "data", np.zeros((3, 8, 8, 3), np.uint8), {"label": np.arange(3), "seed": np.arange(3)}, NAMES
+            ),
+            r"south has other columns than .*north \(community, soft_label\): all sites must have the same",
+        ),
         (lambda f: make_site(f, 3, stage="pool"), r"south is a pool, no distilled set: give what"),
         (lambda f: Stage(f, {}).begin(), r"south is not finished: run the command"),
         (
@@ -258,27 +312,15 @@ def test_a_card_that_names_no_source(sites, tmp_path, run_main):
         ),
         (
             lambda f: (f / "data" / "train-00000-of-00001.parquet").write_bytes(b"nothing"),
-            r"south holds Parquet files or images that cannot be read: copy them again",
+            r"south holds no distilled set that can be read \(it is no Parquet file that can be read",
+        ),
+        (
+            lambda f: (f / "data" / "train-00000-of-00001.parquet").rename(
+                f / "data" / "train-00000-of-00002.parquet"
+            ),
+            r"does not hold the 2 files that it should, one of each number, but 1",
         ),
         (lambda f: (f / "README.md").write_text("---\n[1\n---\n"), r"README.md has a header that is no YAML mapping"),
-        (
-            lambda f: write_image_dataset(
-                f / "data", np.zeros((2, 8, 8, 3), np.uint8), {"label": np.array([0, 2])}, NAMES
-            ),
-            r"south does not have labelled images of every class: it is no distilled set, leave it out",
-        ),
-        (
-            lambda f: write_image_dataset(
-                f / "data", np.zeros((3, 8, 9, 3), np.uint8), {"label": np.arange(3)}, NAMES
-            ),
-            r"south does not hold RGB squares of one size: it is no distilled set",
-        ),
-        (
-            lambda f: write_image_dataset(
-                f / "data", np.zeros((3, 8, 8, 3), np.uint8), {"class": np.arange(3)}, NAMES
-            ),
-            r"south lacks a column image with images or label with class names: it is no distilled set",
-        ),
     ],
 )
 def test_sites_that_do_not_fit_are_refused_before_anything_is_written(sites, tmp_path, run_main, change, message):

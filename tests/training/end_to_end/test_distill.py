@@ -23,9 +23,9 @@ from histodistill.training.running.presets import load_preset
 from histodistill.training.running.stages import is_complete, read_record
 
 
-TITLES = ["autoencoder", "denoiser", "teacher", "pool", "selection", "privacy audit", "comparison"]
-FOLDERS = ["autoencoder", "pipeline", "teacher", "pool", "distilled", "audit", "comparison"]
-SCRIPTS = ["train_autoencoder", "train_diffusion", "train_classifier", "generate", "select", "audit", "compare"]
+TITLES = ["autoencoder", "denoiser", "teacher", "pool", "selection", "comparison", "privacy audit"]
+FOLDERS = ["autoencoder", "pipeline", "teacher", "pool", "distilled", "comparison", "audit"]
+SCRIPTS = ["train_autoencoder", "train_diffusion", "train_classifier", "generate", "select", "compare", "audit"]
 ROOMS = ["", "", "", "", "distillation.", "evaluation.", "evaluation."]
 TINY = Path()
 
@@ -336,8 +336,8 @@ def test_options_reach_the_scripts(tiny_tiles, tmp_path):
     modules = [f"histodistill.training.{room}{script}" for room, script in zip(ROOMS, SCRIPTS, strict=True)]
     assert [stage.module for stage in stages] == modules
     # Selection has nothing to share.
-    assert [stage.num_processes for stage in stages] == [2, 2, 2, 2, 1, 1, 2]
-    autoencoder, diffusion, teacher, generate, select, audit, compare = map(parsed, stages)
+    assert [stage.num_processes for stage in stages] == [2, 2, 2, 2, 1, 2, 1]
+    autoencoder, diffusion, teacher, generate, select, compare, audit = map(parsed, stages)
     for args in (autoencoder, diffusion, teacher):
         assert (args.data, args.image_size, args.resume) == (str(tiny_tiles), 16, "latest")
         assert (args.mixed_precision, args.seed) == ("no", 3)
@@ -393,7 +393,7 @@ def test_what_is_set_reaches_the_step_and_the_record(tiny_tiles, tmp_path):
     argv = ["--set", "diffusion.learning_rate=1e-4", "autoencoder.channels=16,8", "--set", "select.drop_copies=false"]
     argv += ["--set", "audit.plant=7", "--set", "compare.batch_size=9", "--set", "teacher.normalize-stain=true"]
     stages = plan(tiny_tiles, tmp_path / "run", *argv)
-    autoencoder, diffusion, teacher, _, select, audit, compare = map(parsed, stages)
+    autoencoder, diffusion, teacher, _, select, compare, audit = map(parsed, stages)
     assert (diffusion.learning_rate, autoencoder.channels, teacher.normalize_stain) == (1e-4, (16, 8), True)
     assert (select.drop_copies, audit.plant, compare.batch_size) == (False, 7, 9)
     # The rest is the preset's.
@@ -406,7 +406,7 @@ def test_what_is_set_reaches_the_step_and_the_record(tiny_tiles, tmp_path):
 
 def test_several_texts_are_set_with_spaces_between_them(tiny_tiles, tmp_path):
     rows = "convnet:2:real_all,distilled_ce resnet18:1:real_all"
-    *_, compare = plan(tiny_tiles, tmp_path / "run", "--set", f"compare.train={rows}")
+    *_, compare, _ = plan(tiny_tiles, tmp_path / "run", "--set", f"compare.train={rows}")
     assert compare.config.train == tuple(rows.split())
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -84,3 +85,82 @@ def test_tracker_must_be_installed(monkeypatch, tmp_path):
         make_accelerator("no", report_to="tensorboard")
     # "all" is whatever there is.
     make_accelerator("no", report_to="all", project_dir=tmp_path)
+
+
+HOSTILE = {
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+    "ACCELERATE_MIXED_PRECISION": "fp16",
+    "ACCELERATE_DYNAMO_BACKEND": "inductor",
+    "ACCELERATE_USE_FSDP": "true",
+    "ACCELERATE_USE_DEEPSPEED": "True",
+    "ACCELERATE_USE_MEGATRON_LM": "true",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "true",
+    "ACCELERATE_USE_SAGEMAKER": "true",
+    "ACCELERATE_TORCH_DEVICE": "meta",
+    "ACCELERATE_SPLIT_BATCHES": "true",
+    "ACCELERATE_DEBUG_MODE": "perhaps",
+    "ACCELERATE_OF_A_LATER_VERSION": "7",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_options_win_over_the_environment_which_is_told(monkeypatch, capsys, name):
+    monkeypatch.setenv(name, HOSTILE[name])
+    accelerator = make_accelerator("bf16", gradient_accumulation_steps=2)
+    assert (accelerator.mixed_precision, accelerator.gradient_accumulation_steps) == ("bf16", 2)
+    assert accelerator.distributed_type == "NO" and accelerator.device.type != "meta"
+    assert accelerator.state.dynamo_plugin.backend == "NO"
+    # Accelerate looks at some of them only when gradients are clipped.
+    model, optimizer = accelerator.prepare(net := torch.nn.Linear(2, 1), torch.optim.SGD(net.parameters(), lr=1.0))
+    for _ in range(2):
+        with accelerator.accumulate(model):
+            accelerator.backward(model(torch.ones(4, 2, device=accelerator.device)).sum())
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+    error = capsys.readouterr().err
+    assert error.startswith(f"warning: {name}={HOSTILE[name]} of the environment") and error.count("\n") == 1
+    assert name not in os.environ
+
+
+def test_all_that_is_not_used_is_told_in_one_line(monkeypatch, capsys):
+    for name, value in HOSTILE.items():
+        monkeypatch.setenv(name, value)
+    make_accelerator("no")
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert all(f"{name}={value}" in error for name, value in HOSTILE.items())
+
+
+def test_what_asks_for_nothing_or_the_same_is_not_told(monkeypatch, capsys):
+    """`accelerate launch` sets these whatever it is told."""
+    for name, value in {
+        "MIXED_PRECISION": "bf16",
+        "GRADIENT_ACCUMULATION_STEPS": "3",
+        "DYNAMO_BACKEND": "NO",
+        "DYNAMO_MODE": "default",
+        "DYNAMO_USE_FULLGRAPH": "False",
+        "USE_FSDP": "false",
+        "USE_CPU": "None",
+        "LOG_LEVEL": "error",
+    }.items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    make_accelerator("bf16", gradient_accumulation_steps=3)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # by its default
+    make_accelerator("bf16")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("value", ["perhaps", "2", "cuda"])
+def test_a_cpu_that_is_asked_for_in_other_words(monkeypatch, value):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", value)
+    with pytest.raises(
+        InputError, match=rf"^the environment has ACCELERATE_USE_CPU={value}: set it to true or false$"
+    ):
+        make_accelerator("no")
+
+
+@pytest.mark.parametrize("value", ["", "false", "0", "None"])
+def test_a_cpu_that_is_not_asked_for(monkeypatch, value):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", value)
+    assert make_accelerator("no").num_processes == 1

@@ -31,7 +31,7 @@ def test_flow_loss_is_zero_for_the_true_velocity():
 def test_draw_step():
     count = 4000
     class_ids = torch.arange(count) % 3
-    noise, levels, shown = draw_step(step_generator(0, 0), class_ids, (2, 4, 4), 3, 0.25)
+    noise, levels, shown = draw_step(step_generator("noise", 0, 0), class_ids, (2, 4, 4), 3, 0.25)
     assert noise.shape == (count, 2, 4, 4)
     assert noise.mean().item() == pytest.approx(0, abs=0.02)
     assert noise.std().item() == pytest.approx(1, abs=0.02)
@@ -41,6 +41,6 @@ def test_draw_step():
     dropped = shown == 3
     assert dropped.float().mean().item() == pytest.approx(0.25, abs=0.03)
     assert torch.equal(shown[~dropped], class_ids[~dropped])
-    again = draw_step(step_generator(0, 0), class_ids, (2, 4, 4), 3, 0.25)
+    again = draw_step(step_generator("noise", 0, 0), class_ids, (2, 4, 4), 3, 0.25)
     assert all(torch.equal(a, b) for a, b in zip(again, (noise, levels, shown), strict=True))
-    assert torch.equal(draw_step(step_generator(0, 0), class_ids, (2, 4, 4), 3, 0.0)[2], class_ids)
+    assert torch.equal(draw_step(step_generator("noise", 0, 0), class_ids, (2, 4, 4), 3, 0.0)[2], class_ids)

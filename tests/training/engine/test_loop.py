@@ -126,6 +126,43 @@ def test_killed_training_goes_on_as_if_it_never_was(tmp_path):
     assert torch.equal(resumed.model.weight, whole.model.weight)
 
 
+def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path, capsys):
+    def settings(name):
+        return make_config(tmp_path / name, checkpointing_steps=2, validation_steps=1, resume="latest")
+
+    whole = train(settings("whole"))
+    with pytest.raises(Killed):
+        train(settings("killed"), kill_at=5)
+    newest = tmp_path / "killed" / "checkpoints" / "checkpoint-4"
+    for path in newest.iterdir():
+        path.write_bytes(b"")  # as a power cut leaves it
+    resumed = train(settings("killed"))
+    assert f"{newest} is damaged" in capsys.readouterr().err
+    assert resumed.start == 2
+    assert resumed.history == whole.history
+    assert torch.equal(resumed.model.weight, whole.model.weight)
+    # And from the beginning, where none is left.
+    with pytest.raises(Killed):
+        train(settings("again"), kill_at=3)
+    (tmp_path / "again" / "checkpoints" / "checkpoint-2" / "net.safetensors").unlink()
+    again = train(settings("again"))
+    assert again.start == 0
+    assert again.history == whole.history
+    assert torch.equal(again.model.weight, whole.model.weight)
+
+
+def test_checkpoint_is_tied_to_what_is_given(tmp_path):
+    class OnOtherWeights(MeanColour):
+        def given(self):
+            return {"frozen": "other"}
+
+    train(make_config(tmp_path / "one"))
+    config = make_config(tmp_path / "two", resume=tmp_path / "one" / "checkpoints" / "checkpoint-6")
+    stage = Stage(config.output, {"stage": "colour", **config.settings()})
+    with pytest.raises(InputError, match=r"other settings \(frozen was null and is now \"other\"\)"):
+        fit(OnOtherWeights(config, open_training(config, stage, "colour")), stage)
+
+
 def test_gradients_of_accumulated_batches_are_averaged(tmp_path):
     class Plain(MeanColour):
         def draw_batch(self, indices, generator):

@@ -167,7 +167,7 @@ def test_one_tile_changes_a_step_by_the_bound_at_most(monkeypatch):
 
     def make_tiles(indices):
         tiles = []
-        for index, generator in zip(indices, tile_generators(3, 7, indices), strict=True):
+        for index, generator in zip(indices, tile_generators("net", 3, 7, indices), strict=True):
             # A tile of its own size, so that gradients are of all sizes; its views are drawn as the scripts do.
             latents = 10.0 ** (index % 3) * torch.ones(2, 2, 4, 4).double()
             noise, levels, ids = draw_step(generator, torch.full((2,), index % 3), (2, 4, 4), 3, 0.5)
@@ -229,11 +229,12 @@ def test_poisson_batches():
 
 
 def test_views_of_a_tile_do_not_depend_on_the_other_tiles():
-    alone = torch.randn(4, generator=tile_generators(1, 2, [5])[0])
-    among = torch.randn(4, generator=tile_generators(1, 2, [0, 3, 5])[2])
+    alone = torch.randn(4, generator=tile_generators("net", 1, 2, [5])[0])
+    among = torch.randn(4, generator=tile_generators("net", 1, 2, [0, 3, 5])[2])
     assert torch.equal(alone, among)
     others = [
-        torch.randn(4, generator=tile_generators(*which)[0]) for which in ((1, 2, [6]), (1, 3, [5]), (2, 2, [5]))
+        torch.randn(4, generator=tile_generators(*which)[0])
+        for which in (("net", 1, 2, [6]), ("net", 1, 3, [5]), ("net", 2, 2, [5]), ("other", 1, 2, [5]))
     ]
     assert all(not torch.equal(alone, other) for other in others)
 

@@ -24,33 +24,33 @@ from histodistill.training.engine.steps import (
 @given(num_items=st.integers(1, 30), batch_size=st.integers(1, 70), seed=st.integers(0, 5))
 def test_an_epoch_has_every_item_once(num_items, batch_size, seed):
     steps = -(-3 * num_items // batch_size)
-    stream = np.concatenate([batch_indices(num_items, batch_size, step, seed) for step in range(steps)])
+    stream = np.concatenate([batch_indices("net", num_items, batch_size, step, seed) for step in range(steps)])
     for epoch in range(3):
         assert sorted(stream[epoch * num_items : (epoch + 1) * num_items]) == list(range(num_items))
 
 
 def test_epochs_have_different_orders():
-    first, second = (batch_indices(50, 50, step, seed=0).tolist() for step in (0, 1))
+    first, second = (batch_indices("net", 50, 50, step, seed=0).tolist() for step in (0, 1))
     assert first != second
-    assert first != batch_indices(50, 50, 0, seed=1).tolist()
+    assert first != batch_indices("net", 50, 50, 0, seed=1).tolist()
 
 
 @pytest.mark.parametrize("weights", [None, np.ones(50)])
 def test_a_batch_depends_on_seed_and_step_alone(weights):
-    first = [batch_indices(50, 7, step, 3, weights).tolist() for step in range(5)]
-    backwards = [batch_indices(50, 7, step, 3, weights).tolist() for step in reversed(range(5))]
+    first = [batch_indices("net", 50, 7, step, 3, weights).tolist() for step in range(5)]
+    backwards = [batch_indices("net", 50, 7, step, 3, weights).tolist() for step in reversed(range(5))]
     assert backwards[::-1] == first
     assert len({tuple(batch) for batch in first}) == 5
 
 
 def test_small_batches_are_the_large_one_cut_up():
-    small = [batch_indices(10, 4, step, seed=0) for step in (0, 1)]
-    np.testing.assert_array_equal(np.concatenate(small), batch_indices(10, 8, 0, seed=0))
+    small = [batch_indices("net", 10, 4, step, seed=0) for step in (0, 1)]
+    np.testing.assert_array_equal(np.concatenate(small), batch_indices("net", 10, 8, 0, seed=0))
 
 
 def test_weights_are_obeyed():
     weights = np.array([0.0, 1.0, 3.0])
-    drawn = np.concatenate([batch_indices(3, 100, step, 0, weights) for step in range(40)])
+    drawn = np.concatenate([batch_indices("net", 3, 100, step, 0, weights) for step in range(40)])
     assert drawn.dtype == np.int64
     np.testing.assert_allclose(np.bincount(drawn, minlength=3) / len(drawn), [0, 0.25, 0.75], atol=0.03)
 
@@ -77,14 +77,21 @@ def test_processes_share_a_batch(count, num_processes):
 
 
 def test_generators_of_steps_differ():
-    keys = [(seed, step, stream) for seed in range(3) for step in range(3) for stream in range(3)]
+    keys = [
+        (purpose, *numbers)
+        for purpose in ("noise", "dropout")
+        for numbers in [(seed, step, *tile) for seed in range(3) for step in range(3) for tile in ((), (0,), (1,))]
+    ]
     numbers = {key: torch.rand(1, generator=step_generator(*key)).item() for key in keys}
     assert len(set(numbers.values())) == len(keys)
     again = {key: torch.rand(1, generator=step_generator(*key)).item() for key in reversed(keys)}
     assert again == numbers
-    assert torch.equal(
-        torch.rand(3, generator=step_generator(1, 2)), torch.rand(3, generator=step_generator(1, 2, stream=0))
-    )
+
+
+@pytest.mark.parametrize("weights", [None, np.ones(50)])
+def test_trainings_of_the_same_seed_have_orders_of_their_own(weights):
+    one, other = (batch_indices(name, 50, 50, 0, 0, weights).tolist() for name in ("autoencoder", "denoiser"))
+    assert one != other
 
 
 def test_learning_rate_rises_then_falls_to_zero():

@@ -228,7 +228,9 @@ def test_losses_are_those_of_the_training(tiny_pipeline, tiny_npz):
     np.testing.assert_allclose(losses[4:], denoising_losses(pipeline, tiles.subset([4, 5]), 3), rtol=1e-4)
     # The same noise for every tile, so that of one level can be found by its losses alone.
     size, channels = pipeline.unet.config.sample_size, pipeline.unet.config.in_channels
-    noise = torch.randn(1, len(NOISE_LEVELS), channels, size, size, generator=step_generator(3, 0))[0, 2]
+    noise = torch.randn(
+        1, len(NOISE_LEVELS), channels, size, size, generator=step_generator("noise of the attack on weights", 3, 0)
+    )[0, 2]
     with torch.no_grad():
         latents = normalised_latents(pipeline.vae, to_model_input(tiles.images))
         levels = torch.full((6,), NOISE_LEVELS[2])

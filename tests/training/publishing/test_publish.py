@@ -8,12 +8,12 @@ import shutil
 
 import numpy as np
 import pytest
+from audits import add_audit, audit_of
 from datasets import Dataset
 from loopback_hub.card_rules import card_errors, read_header
 from PIL import Image, PngImagePlugin
 
 from histodistill.hub_cards import Published, PublishError, Upload
-from histodistill.hub_cards.gate import AUDIT_FORMAT, files_to_audit, hash_files
 from histodistill.training.metrics import METRICS, metric_folder
 from histodistill.training.publishing import publish, publish_metrics, pushing
 from histodistill.training.publishing.metric_spaces import metric_upload
@@ -28,31 +28,16 @@ from histodistill.training.running.files import read_json, write_json
 PRIVATE_NAME = "mueller_2023"  # as if the tiles came from mueller_2023.npz
 
 
-def audit_of(folder, **passed: bool) -> dict:
-    """An audit of the files of a run as they are; all parts pass but those that are said not to."""
-    parts = {}
-    for part in ("pipeline", "selector", "distilled"):
-        verdict = passed.get(part, True)
-        finding = {"passed": verdict, "sentence": f"{0 if verdict else 2} images of {part} are copies"}
-        files = hash_files(folder / part, files_to_audit(folder / part))
-        parts[part] = {"passed": verdict, "findings": [finding], "files": files}
-    return {"format": AUDIT_FORMAT, "parts": parts}
-
-
 @pytest.fixture
 def run(tiny_run, tmp_path):
-    """A copy of a finished run, with an audit that passed and much beside it that must stay."""
+    """A copy of a finished run, with an audit that passed and what the stages keep for themselves beside it."""
     folder = tmp_path / "run"
     shutil.copytree(tiny_run.folder, folder)
     for file in ("run.json", "results.json"):
         write_json(folder / file, read_json(folder / file) | {"data": PRIVATE_NAME})
     write_json(folder / "teacher" / "results.json", {"data": {"train": PRIVATE_NAME}})
-    write_json(folder / "audit.json", audit_of(folder))
-    for private in (
-        "audit/closest_pairs.png", "pipeline/progress/real.png", "pipeline/unet/notes.txt", "pipeline/.hidden",
-        "pipeline/checkpoints/checkpoint-1/state.json", "selector/embeddings.npy", "distilled/audit/closest.png",
-        "distilled/data/train-old/real.parquet", "distilled/names.csv",
-    ):  # fmt: skip
+    add_audit(folder)
+    for private in ("audit/closest_pool.png", "pipeline/progress/real.png", "pipeline/checkpoints/c-1/state.json"):
         (folder / private).parent.mkdir(parents=True, exist_ok=True)
         (folder / private).write_bytes(b"private")
     return folder
@@ -84,11 +69,11 @@ def test_nothing_tells_where_the_tiles_were(run, tiny_run):
     words = [str(run), str(tiny_run.folder), str(tiny_run.data.parent), PRIVATE_NAME, "fingerprint"]
     for upload in collect(run, "--name", "toy"):
         for name in upload.files:
-            content = upload.read(name)
+            content = upload.files[name]
             assert not [word for word in words if word.encode() in content], name
     # Nor a fingerprint of them.
     record = read_json(run / "distilled" / "stage.json")
-    card = collect(run, "--name", "toy")[2].read("README.md").decode()
+    card = collect(run, "--name", "toy")[2].files["README.md"].decode()
     assert record["fingerprint"] not in card and read_json(run / "pipeline/stage.json")["settings"]["data"] not in card
 
 
@@ -101,13 +86,13 @@ def test_drawings_are_called_so_whatever_their_name(run):
         write_json(file, read_json(file) | {"data": "phantom"})
     write_json(run / "teacher" / "results.json", {"data": {"train": "phantom"}})
     for upload in collect(run, "--name", "colon"):
-        text = upload.read("README.md").decode()
+        text = upload.files["README.md"].decode()
         assert "not tissue" in text and "histopathology" not in read_header(text)["tags"]
 
 
 def test_cards_say_what_was_measured(run):
     for upload in collect(run, "--name", "toy", "--license", "cc0-1.0", "--attribution", "A program"):
-        text = upload.read("README.md").decode()
+        text = upload.files["README.md"].decode()
         assert card_errors(text, upload.repo_type) == ([], [])
         assert read_header(text)["license"] == "cc0-1.0"
         assert "A program" in text and "privacy audit passed" in text
@@ -117,7 +102,7 @@ def test_cards_say_what_was_measured(run):
         for row in rows:
             assert f"| {row['title']} | {row['num_train']} | convnet | {row['accuracy']['mean']:.3f} |" in text
         assert "| selection |" in text and "kernel_herding" in text and "torch 2." in text
-    pipeline = collect(run, "--name", "toy")[0].read("README.md").decode()
+    pipeline = collect(run, "--name", "toy")[0].files["README.md"].decode()
     index = read_header(pipeline)["model-index"][0]["results"]
     distilled = next(row for row in rows if row["row"] == "distilled_ce")
     assert index[0]["metrics"][0]["value"] == round(distilled["accuracy"]["mean"], 4)
@@ -130,14 +115,14 @@ def test_cards_tell_of_dropped_copies_and_not_what_looked_for_them(run):
     record["settings"] |= {"drop_copies": True, "copy_embedders": ["untrained", "private_model, sha256 ab"]}
     write_json(file, record | {"copies_dropped": {"class 0": 3, "class 1": 4}})
     write_json(run / "audit.json", audit_of(run))
-    pipeline, selector, dataset = (x.read("README.md").decode() for x in collect(run, "--name", "toy"))
+    pipeline, selector, dataset = (x.files["README.md"].decode() for x in collect(run, "--name", "toy"))
     assert "copies of real tiles 7 images dropped" in selector and "| copies of real tiles | 7 images" in dataset
     assert not any("private_model" in text for text in (pipeline, selector, dataset))
 
 
 def test_parts_of_a_run(run):
     (upload,) = collect(run, "--name", "toy", "--only", "pipeline")
-    assert upload.repo_id == "me/toy-ldm" and b"toy-distilled" not in upload.read("README.md")
+    assert upload.repo_id == "me/toy-ldm" and b"toy-distilled" not in upload.files["README.md"]
 
 
 def test_cards_without_scores_say_so(run):
@@ -145,7 +130,7 @@ def test_cards_without_scores_say_so(run):
     (run / "run.json").unlink()
     shutil.rmtree(run / "teacher")
     for upload in collect(run, "--name", "toy"):
-        assert b"not measured" in upload.read("README.md")
+        assert b"not measured" in upload.files["README.md"]
 
 
 def test_the_gate(run):
@@ -157,11 +142,11 @@ def test_the_gate(run):
     assert str(caught.value).endswith("publish it all the same with i_accept_the_risk")
     assert caught.value.for_command_line().endswith("publish it all the same with --i-accept-the-risk")
     pipeline, selector, dataset = collect(run, "--name", "toy", "--i-accept-the-risk")
-    first = pipeline.read("README.md").decode().split("\n---\n", 1)[1].lstrip().splitlines()[0]
+    first = pipeline.files["README.md"].decode().split("\n---\n", 1)[1].lstrip().splitlines()[0]
     assert first.startswith("> **This was published although it did not pass") and "2 images of pipeline" in first
     # What passed is not said to have failed, and can go alone.
     for upload in (selector, dataset, *collect(run, "--name", "toy", "--only", "selector", "dataset")):
-        text = upload.read("README.md").decode()
+        text = upload.files["README.md"].decode()
         assert "did not pass" not in text and "privacy audit passed" in text
 
 
@@ -170,7 +155,7 @@ def test_without_an_audit(run):
     with pytest.raises(InputError, match="has not been audited: run histodistill audit on the run first"):
         collect(run, "--name", "toy")
     for upload in collect(run, "--name", "toy", "--i-accept-the-risk"):
-        text = upload.read("README.md").decode()
+        text = upload.files["README.md"].decode()
         assert "although it did not pass a privacy audit" in text and "no privacy audit has been made" in text
         assert str(run) not in text
 
@@ -183,7 +168,7 @@ def test_an_audit_of_other_files_does_not_count(run):
     with pytest.raises(InputError, match="is not the file that was audited"):
         collect(run, "--name", "toy")
     for upload in collect(run, "--name", "toy", "--i-accept-the-risk"):
-        text = upload.read("README.md").decode()
+        text = upload.files["README.md"].decode()
         assert "privacy audit passed" not in text and "no privacy audit has been made" in text
         assert str(run) not in text
 
@@ -327,8 +312,8 @@ def test_grid_has_a_row_for_each_class():
 def test_metric_space(name):
     upload = metric_upload(name, f"me/{name}")
     assert sorted(upload.files) == sorted(["README.md", "index.html", "requirements.txt", f"{name}.py"])
-    assert upload.read(f"{name}.py") == (metric_folder(name) / f"{name}.py").read_bytes()
-    text = upload.read("README.md").decode()
+    assert upload.files[f"{name}.py"] == (metric_folder(name) / f"{name}.py").read_bytes()
+    text = upload.files["README.md"].decode()
     assert card_errors(text, "space") == ([], [])
     assert f'evaluate.load("me/{name}", module_type="metric")' in text and "load_metric" not in text
     assert "- **references** (list of int): true classes." in text and "## Limitations and bias\n\n" in text

@@ -61,6 +61,87 @@ def test_accelerate_understands_the_command(started, monkeypatch):
     assert args.training_script_args == ["--num-processes", "2", "--steps", "3"]
 
 
+CLUSTERS = {
+    "two machines": """
+compute_environment: LOCAL_MACHINE
+distributed_type: MULTI_GPU
+machine_rank: 1
+main_process_ip: 10.255.255.1
+main_process_port: 29555
+mixed_precision: fp8
+num_machines: 2
+num_processes: 8
+rdzv_backend: c10d
+gpu_ids: '3'
+enable_cpu_affinity: true
+dynamo_config: {dynamo_backend: INDUCTOR, dynamo_mode: max-autotune}
+""",
+    "DeepSpeed": """
+compute_environment: LOCAL_MACHINE
+distributed_type: DEEPSPEED
+num_machines: 4
+num_processes: 32
+deepspeed_config: {gradient_accumulation_steps: 4, zero_stage: 3, deepspeed_multinode_launcher: standard}
+""",
+    "FSDP": """
+compute_environment: LOCAL_MACHINE
+distributed_type: FSDP
+num_processes: 8
+mixed_precision: bf16
+fsdp_config: {fsdp_sharding_strategy: FULL_SHARD, fsdp_version: 2}
+parallelism_config: {parallelism_config_tp_size: 2}
+""",
+    "SageMaker": "compute_environment: AMAZON_SAGEMAKER\ndistributed_type: NO\nmixed_precision: fp16\n",
+    "TPU": "compute_environment: LOCAL_MACHINE\ndistributed_type: XLA\ntpu_use_cluster: true\n",
+    "MPI": "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nuse_cpu: true\nnum_machines: 2\n"
+    "mpirun_config: {mpirun_hostfile: /hosts}\n",
+    "of another version": "distributed_type: MULTI_GPU\nwhat_is_this: 1\n",
+    "no YAML": "{[",
+}
+
+
+@pytest.mark.parametrize("cluster", CLUSTERS)
+def test_processes_are_started_on_this_machine_whatever_a_configuration_says(started, monkeypatch, tmp_path, cluster):
+    """What PyTorch's launcher is told in the end, by Accelerate's own reckoning."""
+    import torch.distributed.run
+    from accelerate.commands import launch as accelerate_launch
+    from accelerate.commands.config import config_args
+
+    file = tmp_path / "default_config.yaml"
+    file.write_text(CLUSTERS[cluster])
+    for module in (accelerate_launch, config_args):
+        monkeypatch.setattr(module, "default_config_file", str(file), raising=False)
+    monkeypatch.setenv("PET_NNODES", "2")
+    monkeypatch.setenv("PET_RDZV_ENDPOINT", "10.255.255.1:1")
+    monkeypatch.setattr(launch, "_has_gpu", lambda: False)
+    run_module("package.script", ["--steps", "3"], 2)
+    [(command, environment)] = started
+
+    told = []
+    monkeypatch.setattr(torch.distributed.run, "run", lambda args: told.append((args, dict(os.environ))))
+    with monkeypatch.context() as patch:
+        for name in os.environ.keys() - environment.keys():
+            patch.delenv(name)
+        accelerate_launch.launch_command(accelerate_launch.launch_command_parser().parse_args(command[3:]))
+    [(args, environment)] = told
+    assert (args.nnodes, args.nproc_per_node, args.node_rank, args.rdzv_endpoint) == ("1:1", "2", 0, "")
+    assert (args.rdzv_backend, args.master_addr) == ("static", "127.0.0.1")
+    assert (args.training_script, args.training_script_args) == ("package.script", ["--steps", "3"])
+    asked = {name: value for name, value in environment.items() if name.startswith("ACCELERATE_")}
+    assert asked.pop("ACCELERATE_MIXED_PRECISION") == asked.pop("ACCELERATE_DYNAMO_BACKEND").lower() == "no"
+    assert {value.lower() for value in asked.values()} <= {"false", "default"}, asked
+
+
+def test_failure_of_one_of_several_processes_is_no_answer(monkeypatch):
+    # As accelerate's launcher ends whatever its processes ended with.
+    monkeypatch.setattr(launch, "_run", lambda *_: 1)
+    monkeypatch.setattr(launch, "_has_gpu", lambda: False)
+    for num_processes, code in ((1, 1), (2, 2)):
+        with pytest.raises(SystemExit) as stopped:
+            run_module("package.script", [], num_processes)
+        assert stopped.value.code == code
+
+
 def test_exit_code_of_the_module_is_passed_on(monkeypatch, capsys):
     monkeypatch.setattr(launch, "_run", lambda *_: 2)
     with pytest.raises(SystemExit) as stopped:

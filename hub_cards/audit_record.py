@@ -1,0 +1,222 @@
+"""audit.json by its schema: verdicts on the parts of a run, the figures behind them, and the files they are about."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+
+from histodistill.hub_cards.documents import ClassName, Exact, Sha256, check_document
+from histodistill.hub_cards.errors import ContentError
+from histodistill.hub_cards.part_files import shown
+
+
+#: Version of the layout of `audit.json`. An audit of any other is of another version of histodistill.
+AUDIT_FORMAT = 3
+#: What an audit of images looks at, in order: nothing else is a finding, and none of them may be missing.
+SET_FINDINGS = (
+    "planted exact",
+    "planted symmetric",
+    "planted jpeg",
+    "planted stain",
+    "planted crop",
+    "planted shift",
+    "planted blend",
+    "false alarms",
+    "copies",
+    "overfitting",
+    "membership",
+)
+#: What it looks at beyond that of a model.
+MODEL_FINDINGS = (*SET_FINDINGS, "pool", "weights")
+#: Part of a run → the findings that its verdict rests on.
+PART_FINDINGS = {"distilled": SET_FINDINGS, "selector": SET_FINDINGS, "pipeline": MODEL_FINDINGS}
+#: The finding that there were too few planted copies to know anything; with it the others of that kind may be missing.
+TOO_FEW_PLANTED = "planted"
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+#: Where copies and attacks are looked for: pixels, the structure of an image, and embeddings by name.
+Space = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(/[A-Za-z0-9][A-Za-z0-9._-]{0,63})?$")]
+_Number = Annotated[float, Field(ge=0)]
+_Attack = Literal["distance", "density_ratio"]
+_Planted = Literal["exact", "symmetric", "jpeg", "stain", "crop", "shift", "blend"]
+# A sentence of a finding: `check_findings` of the training sees that it is one of ours.
+_Sentence = Annotated[str, Field(min_length=1, max_length=500)]
+_FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*){0,2}$")]
+
+
+class IntervalFigure(Exact):
+    """A share or an AUC with its interval."""
+
+    value: Share
+    low: Share
+    high: Share
+
+
+class AttackFigures(Exact):
+    """How well an attack tells members: see `selection.membership.Attack`."""
+
+    auc: IntervalFigure
+    true_positives: dict[Literal["0.01", "0.001"], IntervalFigure | None]
+
+
+class OverfittingFigures(Exact):
+    """See `selection.membership.Overfitting`."""
+
+    share: IntervalFigure
+    p_value: Share
+
+
+class CopiesFigures(Exact):
+    """See `selection.image_audit.Copies`."""
+
+    num_images: Count
+    of_training: Count
+    of_others: Count
+    num_training: Count
+    num_others: Count
+    share: IntervalFigure
+    control: _Number
+    naive: Share
+    p_value: Share
+    per_class: dict[ClassName, Count]
+
+
+class MembershipFigures(Exact):
+    """See `selection.image_audit.MembershipAttack`."""
+
+    main: AttackFigures
+    control: AttackFigures
+    advantage: Annotated[float, Field(ge=-1, le=1)] | None
+    naive: Share
+    per_class: dict[ClassName, IntervalFigure]
+
+
+class SetFigures(Exact):
+    """See `selection.image_audit.SetAudit`; without the closest pairs, which are of single tiles."""
+
+    copies: CopiesFigures
+    overfitting: dict[Space, OverfittingFigures]
+    overfitting_per_class: dict[Space, dict[ClassName, OverfittingFigures]]
+    membership: dict[Space, dict[_Attack, MembershipFigures]]
+
+
+class LimitsFigures(Exact):
+    """See `selection.copies.CopyLimits`."""
+
+    scale: dict[Space, _Number]
+    power: dict[Space, _Number]
+    limit: _Number
+    false_alarms: Share
+    num_held_out: Count
+    num_same: Count
+    guaranteed: bool
+
+
+class Figures(Exact):
+    """See `selection.image_audit.AuditResult`."""
+
+    limits: LimitsFigures
+    is_random: bool
+    published: SetFigures
+    pool: SetFigures
+    planted: dict[_Planted, IntervalFigure]
+    num_planted: Count
+    weights: AttackFigures | None
+    num_weight_tiles: Count
+    least_weight_tiles: Count
+
+
+class FindingRecord(Exact):
+    """One point of a verdict: its name, whether it holds, and the figures in a sentence."""
+
+    name: str
+    passed: bool
+    sentence: _Sentence
+
+
+class VerdictRecord(Exact):
+    """What was found of one part.
+
+    Attributes:
+        passed: Whether all points hold.
+        findings: The points.
+        files: File of the part → SHA-256.
+    """
+
+    passed: bool
+    findings: tuple[FindingRecord, ...]
+    files: dict[_FileName, Sha256]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.passed != all(finding.passed for finding in self.findings) or not self.findings:
+            raise ValueError("passed does not agree with the findings")
+        return self
+
+
+class AuditRecord(Exact):
+    """What `audit.json` holds.
+
+    Attributes:
+        format: `AUDIT_FORMAT`.
+        data: What the real tiles are called; it stays here.
+        num_tiles: Real tiles of each split.
+        held_out_at_random: Whether tiles were held out at random as the control.
+        copies_dropped: Images of each class that were dropped as copies; None where none were looked for.
+        parts: Part → its verdict.
+        records: File of the run that cards tell of, such as `results.json` → SHA-256 as it was.
+        figures: What the verdicts rest on.
+    """
+
+    format: Literal[3]
+    data: Annotated[str, Field(max_length=200)]
+    num_tiles: dict[Literal["train", "validation", "test", "held_out"], Count]
+    held_out_at_random: bool
+    copies_dropped: dict[ClassName, Count] | None
+    parts: dict[Literal["distilled", "selector", "pipeline"], VerdictRecord]
+    records: dict[_FileName, Sha256]
+    figures: Figures
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.held_out_at_random != self.figures.is_random:
+            raise ValueError("held_out_at_random does not agree with the figures")
+        for part, verdict in self.parts.items():
+            names, expected = [finding.name for finding in verdict.findings], list(PART_FINDINGS[part])
+            if TOO_FEW_PLANTED in names:  # a point that never holds
+                names = [name for name in names if not name.startswith(TOO_FEW_PLANTED)]
+                expected = [name for name in expected if not name.startswith(TOO_FEW_PLANTED)]
+            if names != expected:
+                raise ValueError(f"the findings on {part} are not those of an audit")
+        return self
+
+
+def is_of_this_format(document: object) -> bool:
+    """Whether a document says that it is of this version; `read_audit` sees whether it is."""
+    return isinstance(document, dict) and type(document.get("format")) is int and document["format"] == AUDIT_FORMAT
+
+
+def read_audit(document: object) -> AuditRecord:
+    """An audit of this version.
+
+    Raises:
+        ContentError: If it holds anything else, or contradicts itself.
+    """
+    return check_document(document, AuditRecord)
+
+
+def check_space(name: str) -> None:
+    """Sees that the name of an embedding can stand in an audit, and so on a card.
+
+    Raises:
+        ContentError: If it cannot.
+    """
+    try:
+        TypeAdapter(Space).validate_python(name, strict=True)
+    except ValidationError as error:
+        raise ContentError(
+            f"the embedder {shown(name)} has a name that cannot stand in an audit: give its folder a name of up to 64 "
+            "letters, digits and . _ -"
+        ) from error

@@ -1,0 +1,115 @@
+"""results.json by its schema: the scores of classifiers that `compare` leaves, and cards tell of."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import AfterValidator, Field, model_validator
+
+from histodistill.hub_cards.audit_record import Count, Share
+from histodistill.hub_cards.documents import ClassName, Exact, Seed, read_document
+from histodistill.training.evaluation.compare import RECOVERY_ROW, ROWS
+from histodistill.training.models.architectures import ARCHITECTURES
+from histodistill.training.running.formats import RESULTS_FORMAT
+
+
+# Rounding of means and standard deviations.
+_TOLERANCE = 1e-9
+
+
+def _row(name: str) -> str:
+    if name not in ROWS:
+        raise ValueError(f"should be one of {', '.join(ROWS)}")
+    return name
+
+
+def _architecture(name: str) -> str:
+    if name not in ARCHITECTURES:
+        raise ValueError(f"should be one of {', '.join(ARCHITECTURES)}")
+    return name
+
+
+#: What a classifier was trained on: a key of `ROWS`.
+RowName = Annotated[str, AfterValidator(_row)]
+#: The network of a classifier.
+Architecture = Annotated[str, AfterValidator(_architecture)]
+
+
+class Score(Exact):
+    """A score over seeds, as `spread` sums it up."""
+
+    mean: Share | None
+    std: Share | None
+    values: Annotated[tuple[Share | None, ...], Field(max_length=1000)]
+
+    @model_validator(mode="after")
+    def _sums_up(self) -> Self:
+        known = [value for value in self.values if value is not None]
+        known = known if len(known) == len(self.values) else []
+        mean = float(np.mean(known)) if known else None
+        std = float(np.std(known, ddof=1)) if len(known) > 1 else None
+        for name, found, right in (("mean", self.mean, mean), ("std", self.std, std)):
+            if (found is None) != (right is None) or not math.isclose(found or 0, right or 0, abs_tol=_TOLERANCE):
+                raise ValueError(f"{name} is not that of the values")
+        return self
+
+
+class SeedsRecord(Exact):
+    """What trainings that differ in their seed alone have in common."""
+
+    num_train: Annotated[Count, Field(ge=1)]
+    steps: Annotated[Count, Field(ge=1)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000)]
+
+
+class ResultsRow(SeedsRecord):
+    """Scores of one architecture trained on one kind of tiles."""
+
+    row: RowName
+    title: str
+    architecture: Architecture
+    accuracy: Score
+    auc: Score
+    f1: Score
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.title != ROWS[self.row]:
+            raise ValueError("title is not that of the row")
+        if {len(score.values) for score in (self.accuracy, self.auc, self.f1)} != {len(self.seeds)}:
+            raise ValueError("there must be a value for each seed")
+        return self
+
+    def for_card(self) -> dict[str, Any]:
+        """What a card tells of it."""
+        return self.model_dump(exclude={"accuracy": {"values"}, "auc": {"values"}, "f1": {"values"}})
+
+
+class Results(Exact):
+    """What `results.json` holds: see `compare.summarise`. Source and notes stay here."""
+
+    format: Literal[1] = RESULTS_FORMAT
+    data: Annotated[str, Field(max_length=200)]
+    class_names: Annotated[tuple[ClassName, ...], Field(min_length=1)]
+    n_per_class: Annotated[Count, Field(ge=1)]
+    rows: Annotated[tuple[ResultsRow, ...], Field(max_length=1000)]
+    recovery: dict[Architecture, Annotated[float, Field(ge=0)]]
+    recovery_row: RowName = RECOVERY_ROW
+    notes: Annotated[tuple[Annotated[str, Field(max_length=500)], ...], Field(max_length=100)] = ()
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if len({(row.architecture, row.row) for row in self.rows}) < len(self.rows):
+            raise ValueError("a row is there twice")
+        return self
+
+
+def parse_results(data: bytes) -> Results:
+    """The content of a results.json.
+
+    Raises:
+        ContentError: For a row, a key or a number that it cannot have.
+    """
+    return read_document(data, Results)

@@ -1,0 +1,218 @@
+"""The records of a run as its cards take them: what is known is read by a schema, and the rest is not looked at.
+
+A record of a stage stays here, and a later version may write more into it. But what a card tells of it is a number in
+its range, a name from a list, or the card is not made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from histodistill.hub_cards.audit_record import Count, Share
+from histodistill.hub_cards.documents import Seed, Version, check_document, parse_json
+from histodistill.hub_cards.errors import ContentError
+from histodistill.training.distillation.select import SelectConfig
+from histodistill.training.engine.classifier_config import LOSSES
+from histodistill.training.evaluation.results_file import Architecture
+from histodistill.training.generate import GenerateConfig
+from histodistill.training.models.architectures import ARCHITECTURES
+from histodistill.training.running.errors import InputError
+from histodistill.training.running.options import StepConfig, check_values
+from histodistill.training.tables.rows import FIXED_ROWS, parse_row
+from histodistill.training.train_autoencoder import TrainAutoencoderConfig
+from histodistill.training.train_classifier import TrainClassifierConfig
+from histodistill.training.train_diffusion import TrainDiffusionConfig
+
+
+#: Folder of a stage that cards tell of → its options.
+STAGE_OPTIONS: dict[str, type[StepConfig]] = {
+    "autoencoder": TrainAutoencoderConfig,
+    "pipeline": TrainDiffusionConfig,
+    "teacher": TrainClassifierConfig,
+    "pool": GenerateConfig,
+    "distilled": SelectConfig,
+}
+# The texts that options take which name no choices.
+_WORDS = {"architecture": ARCHITECTURES, "loss": LOSSES}
+# Characters of the value of a setting on a card, at most.
+_LONGEST_SETTING = 100
+_Package = Literal[
+    "histodistill", "torch", "diffusers", "transformers", "datasets", "accelerate", "infomap", "faiss-cpu"
+]
+
+
+class Known(BaseModel):
+    """A record of which the known keys are read, each by its type, and no other key."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
+
+
+class Budget(Known):
+    """A budget of differential privacy."""
+
+    epsilon: Annotated[float, Field(gt=0)]
+    delta: Annotated[float, Field(gt=0, lt=1)]
+
+
+class PrivacyRecord(Known):
+    """What the record of a training with differential privacy says of it."""
+
+    autoencoder: Literal["public"] | Budget
+    total: Budget
+
+
+class StageRecord(Known):
+    """stage.json of any stage."""
+
+    complete: bool
+    settings: dict[str, Any]
+    versions: dict[_Package, Version] = {}
+    image_size: Count | None = None
+    num_images: Count | None = None
+    validation_psnr: Annotated[float, Field(ge=-200, le=200)] | None = None
+    validation_loss: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    test_accuracy: Share | None = None
+    privacy: PrivacyRecord | None = None
+    community_sizes: dict[str, Annotated[tuple[Count, ...], Field(max_length=100_000)]] = {}
+    dropped: dict[str, Count] = {}
+    copies_dropped: dict[str, Count] | None = None
+
+
+class RunRecord(Known):
+    """run.json."""
+
+    format: Literal[1] = 1
+    data: str
+    num_tiles: dict[Literal["train", "validation", "test", "held_out"], Count] | None = None
+
+
+class TeacherResults(Known):
+    """results.json of the teacher."""
+
+    class Data(Known):
+        """What it was trained on."""
+
+        train: str
+
+    data: Data
+
+
+class Margin(Known):
+    """How much higher an accuracy is than another."""
+
+    mean: Annotated[float, Field(ge=-1, le=1)]
+    low: float | None
+    high: float | None
+
+
+class BenchmarkScore(Known):
+    """A score of the results table."""
+
+    mean: Share | None
+    std: Share | None
+    margins: dict[str, Margin | None] = {}
+
+
+class BenchmarkScores(Known):
+    """The scores of a row on one split."""
+
+    accuracy: BenchmarkScore
+    auc: BenchmarkScore
+    f1: BenchmarkScore
+
+
+class BenchmarkRow(Known):
+    """A row of the results table."""
+
+    row: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,:=@+-]{1,200}$")]
+    architecture: Architecture
+    size: Annotated[Count, Field(ge=1)] | None
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000)]
+    test: BenchmarkScores
+
+    def title(self) -> str:
+        """What it was trained on, in words that are made of its name.
+
+        Raises:
+            ContentError: If that is the name of no row.
+        """
+        try:
+            row = parse_row(self.row)
+        except InputError as error:
+            raise ContentError("holds a row that the results table does not have") from error
+        options = "".join(f", {name}={_shown_value(name, value)}" for name, value in row.recipe.items())
+        return FIXED_ROWS.get(row.tiles, f"pool images chosen by {row.tiles}") + options
+
+
+class Benchmark(Known):
+    """benchmark.json: the results table."""
+
+    rows: Annotated[tuple[BenchmarkRow, ...], Field(max_length=10_000)]
+
+
+def read_stage_record(data: bytes) -> StageRecord:
+    """stage.json of a stage.
+
+    Raises:
+        ContentError: For something of another type or out of range among what is known.
+    """
+    return check_document(parse_json(data), StageRecord)
+
+
+def stage_settings(record: StageRecord, stage: str) -> dict[str, str]:
+    """The options of a stage that decided its result, as a card shows them: name → value.
+
+    Args:
+        record: Of the stage.
+        stage: A key of `STAGE_OPTIONS`.
+
+    Raises:
+        ContentError: For a value that the option does not take.
+    """
+    shown = {}
+    for field in dataclasses.fields(STAGE_OPTIONS[stage]):
+        if field.metadata["option"].setting and field.name in record.settings:
+            value = check_setting(record, stage, field.name)
+            shown[field.name] = _shown_value(field.name, value)
+    return dict(sorted(shown.items()))
+
+
+def check_setting(record: StageRecord, stage: str, name: str) -> Any:
+    """The value of an option of a stage.
+
+    Raises:
+        ContentError: If the record has none, or the option does not take it.
+    """
+    if name not in record.settings:
+        raise ContentError(f"has no setting {name}")
+    try:
+        check_values(STAGE_OPTIONS[stage], {name: record.settings[name]})
+    except InputError as error:
+        raise ContentError(f"holds a setting {name} that the option does not take") from error
+    return record.settings[name]
+
+
+def _shown_value(name: str, value: Any) -> str:
+    """A setting as text. Raises ContentError for a text that no option takes, and for what is very long."""
+    if isinstance(value, str) and name in _WORDS and value not in _WORDS[name]:
+        raise ContentError(f"holds a setting {name} that is not one of {', '.join(_WORDS[name])}")
+    text = value if isinstance(value, str) else json.dumps(value)
+    if len(text) > _LONGEST_SETTING:
+        raise ContentError(f"holds a setting {name} that is longer than a card shows")
+    return text
+
+
+def by_class(found: Mapping[str, Any], class_names: list[str]) -> dict[str, Any]:
+    """Values by class, for all classes or none.
+
+    Raises:
+        ContentError: For names that are not those of the classes.
+    """
+    if found and sorted(found) != sorted(class_names):
+        raise ContentError("holds numbers of other classes than those of the images")
+    return {name: found[name] for name in class_names if name in found}
