@@ -22,7 +22,7 @@ from histodistill.training.running.errors import InputError
 
 
 # Rows of a batch, and about how many bytes they have, at most.
-_BATCH, _BATCH_BYTES = 256, 2**26
+_BATCH, _BATCH_BYTES = 256, 2**24
 # Bytes that are read from a Parquet file at a time.
 _BUFFER = 2**20
 # The largest page that Parquet can hold.
@@ -58,7 +58,7 @@ def open_parquet(path: Path) -> Rows:
     Raises:
         InputError: If it is no Parquet file, damaged or encrypted.
     """
-    with _readable(path, "Parquet file"), _parquet(path) as file:
+    with _readable(path, "a Parquet file"), _parquet(path) as file:
         metadata, schema = file.metadata, file.schema_arrow
     _check_names(path, schema)
     return Rows(
@@ -73,7 +73,7 @@ def open_arrow(path: Path) -> Rows:
         InputError: If it is no Arrow stream, damaged, or compressed.
     """
     num_rows = 0
-    with _readable(path, "Arrow file"), pa.memory_map(str(path)) as source:
+    with _readable(path, "an Arrow file"), pa.memory_map(str(path)) as source:
         messages = pa.ipc.MessageReader.open_stream(source)
         schema = pa.ipc.read_schema(messages.read_next_message())
         for message in _record_batches(path, messages):
@@ -91,24 +91,22 @@ def _parquet(path: Path) -> pq.ParquetFile:
 
 def _parquet_batches(path: Path, metadata: pq.FileMetaData, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """The batches of a Parquet file."""
-    chunks = [
-        metadata.row_group(group).column(i)
-        for group in range(metadata.num_row_groups)
-        for i in range(metadata.num_columns)
-        if metadata.schema.column(i).path.split(".")[0] in columns
-    ]
-    check_growth(str(path), path.stat().st_size, sum(chunk.total_uncompressed_size for chunk in chunks))
-    largest = max((chunk.total_uncompressed_size for chunk in chunks), default=0)
+    size, largest, of_row = 0, 0, 1
+    for group in (metadata.row_group(i) for i in range(metadata.num_row_groups)):
+        for chunk in (group.column(i) for i in range(group.num_columns)):
+            if not any(f"{chunk.path_in_schema}.".startswith(f"{column}.") for column in columns):
+                continue
+            # Numbers that repeat are stored as one, and have 8 bytes each when they are read.
+            unpacked = max(chunk.total_uncompressed_size, 8 * chunk.num_values)
+            size, largest = size + unpacked, max(largest, unpacked)
+            # Bytes that repeat are stored once, in a dictionary, and may be as large as that in every row.
+            repeats = chunk.has_dictionary_page and chunk.physical_type == "BYTE_ARRAY"
+            of_row = max(of_row, chunk.total_uncompressed_size if repeats else unpacked // max(1, group.num_rows))
+    check_growth(str(path), path.stat().st_size, size)
     check_memory(f"a column of {path}", min(largest, _MAX_PAGE))
-    # Values that repeat are stored once, in a dictionary, and may all be as large as that.
-    of_row = (
-        chunk.total_uncompressed_size // (1 if chunk.has_dictionary_page else max(1, chunk.num_values))
-        for chunk in chunks
-    )
-    rows = _rows_of_batch(max(of_row, default=1))
     read = 0
-    with _readable(path, "Parquet file"), _parquet(path) as file:
-        for batch in file.iter_batches(rows, columns=columns, use_threads=False):
+    with _readable(path, "a Parquet file"), _parquet(path) as file:
+        for batch in file.iter_batches(_rows_of_batch(of_row), columns=columns, use_threads=False):
             read += batch.num_rows
             yield batch
     _check_count(path, read, metadata.num_rows)
@@ -117,7 +115,7 @@ def _parquet_batches(path: Path, metadata: pq.FileMetaData, columns: list[str]) 
 def _arrow_batches(path: Path, schema: pa.Schema, num_rows: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """The batches of an Arrow stream."""
     read = 0
-    with _readable(path, "Arrow file"), pa.memory_map(str(path)) as source:
+    with _readable(path, "an Arrow file"), pa.memory_map(str(path)) as source:
         messages = pa.ipc.MessageReader.open_stream(source)
         messages.read_next_message()  # the schema
         for message in _record_batches(path, messages):
@@ -196,7 +194,7 @@ def _readable(path: Path, what: str) -> Iterator[None]:
         except OSError:
             pass
         raise InputError(
-            f"{path} cannot be read as a {what} ({reason(error)}): it may be cut short or damaged; fetch or save it "
+            f"{path} cannot be read as {what} ({reason(error)}): it may be cut short or damaged; fetch or save it "
             "again"
         ) from error
 

@@ -300,7 +300,7 @@ def _entries(column: pa.Array, where: str, start: int, below: Sequence[Path]) ->
         else:
             raise InputError(
                 f"{name} names a file in place of the image: only images that are in the data themselves are read; "
-                "save them with to_parquet or save_to_disk of datasets"
+                "save them with save_to_disk of datasets, which puts them there"
             )
     return entries
 
