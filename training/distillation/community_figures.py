@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -23,13 +24,14 @@ MAP_IMAGES = 2000
 _SEED = 0
 # t-SNE of fewer points is arbitrary.
 _FEWEST_FOR_TSNE = 10
-# Far from each other, and from the grey of dropped images.
-_PALETTE = np.array(
+#: Colours of communities: far from each other, and from the grey of dropped images.
+PALETTE = np.array(
     ["#4477aa", "#ee6677", "#228833", "#ccaa22", "#66ccee", "#aa3377", "#332288", "#ee7733", "#44aa99", "#999933"]
 )
 _DROPPED = "#b4bac2"
 _LINE = "#dcdfe3"
-_INK = "#1d2126"
+#: The colour of texts and rings.
+INK = "#1d2126"
 _SOFT = "#5b6470"
 _FRAME = "#00a36c"
 # Sizes on the sheet of tiles in pixels: the side of a tile, the space between two, the frame in that space, the space
@@ -69,13 +71,8 @@ def community_map(
     """
     _check_lengths(embeddings, labels, module_labels)
     is_chosen = _mask(chosen, len(labels))
-    columns = min(3, int(np.ceil(np.sqrt(len(class_names)))))
-    rows = -(-len(class_names) // columns)
-    figure = Figure(figsize=(4 * columns, 3.7 * rows + 0.5), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for panel in panels[len(class_names) :]:
-        panel.set_axis_off()
-    for label, (name, panel) in enumerate(zip(class_names, panels, strict=False)):
+    figure, panels = class_panels(len(class_names))
+    for label, (name, panel) in enumerate(zip(class_names, panels, strict=True)):
         members = np.flatnonzero(labels == label)
         drawn = _thin_out(members, is_chosen[members], np.random.default_rng((_SEED, label)))
         count = _count(len(members), "image", "images")
@@ -83,14 +80,31 @@ def community_map(
             count += f" ({len(drawn):,} drawn)"
         found = np.unique(module_labels[members][module_labels[members] >= 0])
         count += f", {_count(len(found), 'community', 'communities')}, {is_chosen[members].sum():,} chosen"
-        panel.set_title(f"{_shorten(name, 44)}\n{count}", fontsize=9, color=_INK, parse_math=False)
-        panel.set(xticks=[], yticks=[])
-        panel.spines[:].set_color(_LINE)
+        write_title(panel, name, count)
         if len(drawn):
             _draw_map(panel, _layout(embeddings[drawn]), module_labels[drawn], is_chosen[drawn])
     handles = _map_legend(has_dropped=bool((module_labels < 0).any()))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=10)
     _write_png(figure, path)
+
+
+def class_panels(count: int) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` empty panels side by side, at most three in a row."""
+    columns = min(3, int(np.ceil(np.sqrt(count))))
+    rows = -(-count // columns)
+    figure = Figure(figsize=(4 * columns, 3.7 * rows + 0.5), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel in panels:
+        panel.set(xticks=[], yticks=[])
+        panel.spines[:].set_color(_LINE)
+    for panel in panels[count:]:
+        panel.set_axis_off()
+    return figure, list(panels[:count])
+
+
+def write_title(panel: Axes, name: str, about: str) -> None:
+    """Writes above a panel which class it shows, and a line about it."""
+    panel.set_title(f"{_shorten(name, 44)}\n{about}", fontsize=9, color=INK, parse_math=False)
 
 
 def community_tiles(
@@ -146,14 +160,14 @@ def community_tiles(
         x, y = place % columns * width + _GAP, place // columns * height + _GAP
         of = f"{len(rows)} of " if len(rows) < num_found else ""
         title = f"{_shorten(name, 40)} · {of}{_count(num_found, 'community', 'communities')}"
-        write(x, y + 14, title, fontsize=8.5, color=_INK, weight="bold")
+        write(x, y + 14, title, fontsize=8.5, color=INK, weight="bold")
         write(x, y + 40, "images")
         write(x + _LEFT, y + 40, "most central first")
         if right:
             write(x + _LEFT + left * step + _MIDDLE, y + 40, "least central last")
         for number, members in enumerate(rows):
             top = y + _TOP - _GAP + number * step
-            write(x, top + _SIDE / 2, f"{len(members):,}", fontsize=8, color=_INK)
+            write(x, top + _SIDE / 2, f"{len(members):,}", fontsize=8, color=INK)
             shown = np.concatenate([members[:tiles], members[tiles:][-tiles:]])
             for i, index in enumerate(shown):
                 _paste(canvas, images[index], top, x + _LEFT + i * step + (i >= tiles) * _MIDDLE, is_chosen[index])
@@ -218,11 +232,11 @@ def _draw_map(panel, places: np.ndarray, communities: np.ndarray, is_chosen: np.
     places, communities, is_chosen = places[~dropped], communities[~dropped], is_chosen[~dropped]
     if len(places):
         inverse = np.unique(communities, return_inverse=True)[1]
-        colours = _PALETTE[_spread_colours(places, inverse)][inverse]
+        colours = PALETTE[_spread_colours(places, inverse)][inverse]
         lines = _tree_lines(places, inverse)
         panel.add_collection(LineCollection(places[lines], colors=colours[lines[:, 0]], lw=0.7, alpha=0.4))
         panel.scatter(*places[~is_chosen].T, s=size, c=colours[~is_chosen], alpha=0.6, linewidths=0)
-        panel.scatter(*places[is_chosen].T, s=2 * size, c=colours[is_chosen], edgecolors=_INK, linewidths=1.2)
+        panel.scatter(*places[is_chosen].T, s=2 * size, c=colours[is_chosen], edgecolors=INK, linewidths=1.2)
 
 
 def _tree_lines(places: np.ndarray, inverse: np.ndarray) -> np.ndarray:
@@ -250,8 +264,8 @@ def _spread_colours(places: np.ndarray, inverse: np.ndarray) -> np.ndarray:
     order = np.argsort(-counts, kind="stable")
     for number, community in enumerate(order):
         before = order[:number]
-        clashes = np.bincount(colours[before], weights=touch[community, before], minlength=len(_PALETTE))
-        uses = np.bincount(colours[before], minlength=len(_PALETTE))
+        clashes = np.bincount(colours[before], weights=touch[community, before], minlength=len(PALETTE))
+        uses = np.bincount(colours[before], minlength=len(PALETTE))
         colours[community] = np.lexsort((uses, clashes))[0]
     return colours
 
@@ -261,8 +275,8 @@ def _map_legend(has_dropped: bool) -> list[Line2D]:
         return Line2D([], [], linestyle="none", marker="o", label=label, **style)
 
     handles = [
-        marker("image, coloured by community (colours repeat)", color=_PALETTE[0], markersize=4),
-        marker("chosen", markerfacecolor="none", markeredgecolor=_INK, markersize=6),
+        marker("image, coloured by community (colours repeat)", color=PALETTE[0], markersize=4),
+        marker("chosen", markerfacecolor="none", markeredgecolor=INK, markersize=6),
     ]
     if has_dropped:
         handles.append(marker("dropped before the selection", color=_DROPPED, markersize=3))

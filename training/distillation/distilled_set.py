@@ -281,9 +281,11 @@ def count_images(selection: Selection, inputs: SelectionInputs, class_names: lis
     """What the record of the stage says of the images: how many were chosen and dropped, and their communities."""
     labels, copies = inputs.labels, inputs.copies
     filtered = ~selection.candidates if copies is None else ~selection.candidates & ~copies
+    sizes, chosen = count_communities(selection.communities.module_labels_, labels, selection.chosen, class_names)
     return {
         "num_images": len(selection.chosen),
-        "community_sizes": community_sizes(selection.communities.module_labels_, labels, class_names),
+        "community_sizes": sizes,
+        "community_chosen": chosen,
         "dropped": count_by_class(filtered, labels, class_names),
         "copies_dropped": None if copies is None else count_by_class(copies, labels, class_names),
         "warnings": selection.notes,
@@ -295,13 +297,30 @@ def count_by_class(chosen: np.ndarray, labels: np.ndarray, class_names: list[str
     return {name: int(chosen[labels == label].sum()) for label, name in enumerate(class_names)}
 
 
-def community_sizes(communities: np.ndarray, labels: np.ndarray, class_names: list[str]) -> dict[str, list[int]]:
-    """Sizes of the communities of each class, largest first; -1 is none."""
-    sizes = {}
+def count_communities(
+    communities: np.ndarray, labels: np.ndarray, chosen: np.ndarray, class_names: list[str]
+) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """How many images each community of a class has, and how many of these were chosen.
+
+    Args:
+        communities: int N; -1 is none.
+        labels: int N.
+        chosen: int K, indices into the N images.
+        class_names: Names of the labels.
+
+    Returns:
+        Two mappings of class → numbers, the largest community first.
+    """
+    is_chosen = np.zeros(len(labels), bool)
+    is_chosen[chosen] = True
+    sizes, picked = {}, {}
     for label, name in enumerate(class_names):
-        mine = communities[labels == label]
-        sizes[name] = sorted(np.unique(mine[mine >= 0], return_counts=True)[1].tolist(), reverse=True)
-    return sizes
+        mine = (labels == label) & (communities >= 0)
+        found, counts = np.unique(communities[mine], return_counts=True)
+        of_these = [int(is_chosen[mine & (communities == community)].sum()) for community in found]
+        ranked = sorted(zip(counts.tolist(), of_these, strict=True), reverse=True)
+        sizes[name], picked[name] = [size for size, _ in ranked], [number for _, number in ranked]
+    return sizes, picked
 
 
 def _short(class_names: list[str]) -> str:

@@ -9,6 +9,7 @@ import pytest
 from datasets import ClassLabel, Image, List, Value, load_dataset
 from PIL import Image as PILImage
 
+from histodistill.hub_cards.tables import round_significant, round_soft_labels
 from histodistill.selection import (
     BaseSelector,
     DegenerateGraphWarning,
@@ -23,6 +24,8 @@ from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.sources import load_tiles
 from histodistill.training.distillation import distilled_set
 from histodistill.training.distillation import select as script
+from histodistill.training.distillation.community_discs import community_discs
+from histodistill.training.distillation.distilled_set import count_communities
 from histodistill.training.distillation.select import SelectConfig
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.embedders import embed_images
@@ -71,11 +74,14 @@ def test_distilled_images_are_those_that_the_selector_chose(selected, tiny_pool,
     for name in ("label", "seed"):
         np.testing.assert_array_equal(distilled[name], pool[name][chosen])
     np.testing.assert_array_equal(distilled["community"], selector.module_labels_[chosen])
-    np.testing.assert_array_equal(distilled["modular_centrality"], selector.modular_centrality_[chosen])
+    np.testing.assert_array_equal(
+        distilled["modular_centrality"], round_significant(selector.modular_centrality_[chosen])
+    )
     assert (selector.n_per_class, selector.n_neighbors) == (2, 3)
 
     teacher = Classifier.from_pretrained(tiny_teacher)
-    np.testing.assert_allclose(distilled["soft_label"], predict_proba(teacher, images), atol=1e-5)
+    np.testing.assert_allclose(distilled["soft_label"], predict_proba(teacher, images), atol=1.1e-4)
+    np.testing.assert_array_equal(distilled["soft_label"], round_soft_labels(distilled["soft_label"]))
     np.testing.assert_allclose(distilled["soft_label"].sum(axis=1), 1, atol=1e-5)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateGraphWarning)
@@ -88,9 +94,11 @@ def test_record_and_card(selected, tiny_npz):
     record = read_json(selected / "distilled" / "stage.json")
     assert (record["complete"], record["num_images"]) == (True, 10)
     assert list(record["community_sizes"]) == names
-    for sizes in record["community_sizes"].values():
+    for name, sizes in record["community_sizes"].items():
         assert sum(sizes) == 6
         assert sizes == sorted(sizes, reverse=True)
+        assert sum(record["community_chosen"][name]) == 2
+    assert community_discs(record["community_sizes"], record["community_chosen"])
     assert all(note.startswith("class ") for note in record["warnings"])
     card = (selected / "distilled" / "README.md").read_text()
     assert card.startswith("---\n")
@@ -119,7 +127,9 @@ def test_communities_are_those_of_the_pool_whatever_chooses(selected, tmp_path, 
     np.testing.assert_array_equal(distilled["seed"], read_image_dataset(tiny_pool)[1]["seed"][chosen])
     infomap = DistillSelector.from_pretrained(selected / "selector")
     np.testing.assert_array_equal(distilled["community"], infomap.module_labels_[chosen])
-    np.testing.assert_array_equal(distilled["modular_centrality"], infomap.modular_centrality_[chosen])
+    np.testing.assert_array_equal(
+        distilled["modular_centrality"], round_significant(infomap.modular_centrality_[chosen])
+    )
     sizes = [read_json(folder / "distilled" / "stage.json")["community_sizes"] for folder in (tmp_path, selected)]
     assert sizes[0] == sizes[1]
 
@@ -418,3 +428,10 @@ def test_a_pool_of_copies_says_what_may_mend_it():
     distilled_set.require_enough(copies, labels, ["fat", "gland"], 1)
     with pytest.raises(InputError, match=r"leaves 1 of the 5 images of fat, fewer than n_per_class=2: the"):
         distilled_set.require_enough(copies, labels, ["fat", "gland"], 2)
+
+
+def test_communities_are_counted_with_the_chosen_images_of_each():
+    communities, labels = np.array([0, 0, 1, 1, 1, -1, 5, 5]), np.array([0, 0, 0, 0, 0, 0, 1, 1])
+    sizes, chosen = count_communities(communities, labels, np.array([1, 6]), ["a", "b", "c"])
+    assert sizes == {"a": [3, 2], "b": [2], "c": []}
+    assert chosen == {"a": [0, 1], "b": [1], "c": []}
