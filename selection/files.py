@@ -18,7 +18,8 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         data: What shall be in it.
 
     Raises:
-        OSError: If the file cannot be written; what was at `path` is then still there, and nothing beside it.
+        OSError: If the file cannot be written, which it names; what was at `path` is then still there, and nothing
+            beside it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,5 +30,10 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         with open(temporary, "xb") as file:
             file.write(data)
         os.replace(temporary, path)
+    except OSError as error:
+        # What is said of a full disk names no file, and the temporary one says nothing to the user.
+        if error.errno is not None:
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from importlib import import_module, metadata
 
 from histodistill.training.running.launch import on_sigterm, run_module
 from histodistill.training.running.options import run_config
+from histodistill.training.running.program import as_program
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Command:
     """One command.
 
     Attributes:
-        step: The step's module in `histodistill.training`, with `make_parser` and `run`.
+        step: The step's module in `histodistill.training`, with `make_parser` and `run`; where its answer can be no,
+            also with `exit_code`, which tells the exit code by what `run` returns.
         help: What it makes, in one line.
         shares_work: Whether `--num-processes` of it run the step together, through Accelerate.
     """
@@ -72,7 +74,11 @@ def main(argv: list[str] | None = None) -> None:
 
     Ctrl-C ends it with one sentence and 130, and SIGTERM with 143, as shells have it.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    with as_program():
+        _main(sys.argv[1:] if argv is None else argv)
+
+
+def _main(argv: list[str]) -> None:
     listing = "\n".join(f"  {name:<16} {command.help}" for name, command in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="histodistill",
@@ -118,7 +124,7 @@ def run_command(command: Command, argv: list[str]) -> None:
     if command.shares_work and config.num_processes > 1:
         run_module(step.__name__, argv, config.num_processes)
     else:
-        run_config(step.run, config, parser.called)
+        run_config(step.run, config, parser.called, getattr(step, "exit_code", None))
 
 
 if __name__ == "__main__":

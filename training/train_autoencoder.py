@@ -145,12 +145,13 @@ def save(training: AutoencoderTraining, stage: Stage, image_size: int) -> None:
         image_size: Side of the tiles in pixels.
     """
     from histodistill.training.engine.privacy import forget_key, privacy_record
-    from histodistill.training.running.files import write_json
+    from histodistill.training.running.files import new_files, write_json
 
     autoencoder = training.autoencoder.eval()
     scale = training.measure_scale()
     autoencoder.register_to_config(scaling_factor=scale)
-    autoencoder.save_pretrained(stage.folder)
+    with new_files(stage.folder) as folder:
+        autoencoder.save_pretrained(folder)
     write_json(stage.folder / "history.json", training.history)
     stage.finish(
         image_size=image_size,

@@ -82,7 +82,7 @@ def run(config: TrainClassifierConfig) -> dict[str, Any]:
     from histodistill.training.engine.checkpoints import find_checkpoint
     from histodistill.training.engine.classifier_training import build_classifier, fit_batch_size
     from histodistill.training.engine.scoring import predict_shared, score_probabilities
-    from histodistill.training.running.files import read_json, write_json
+    from histodistill.training.running.files import new_files, read_json, write_json
     from histodistill.training.running.stages import Stage
 
     # What can be wrong is found out before anything is written.
@@ -117,7 +117,8 @@ def run(config: TrainClassifierConfig) -> dict[str, Any]:
         **how_trained(config, stage.settings, trained.seconds, accelerator),
     }
     if accelerator.is_main_process:
-        trained.model.save_pretrained(config.output)
+        with new_files(config.output) as folder:
+            trained.model.save_pretrained(folder)
         write_json(results_path, results)
         stage.finish(test_accuracy=scores["accuracy"], num_processes=accelerator.num_processes)
         accelerator.print(summary(results, config.output))

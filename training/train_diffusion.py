@@ -177,9 +177,10 @@ def save(training: DiffusionTraining, stage: Stage, class_names: list[str], spen
         spent: See `privacy_spent`.
     """
     from histodistill.training.engine.privacy import forget_key
-    from histodistill.training.running.files import write_json
+    from histodistill.training.running.files import new_files, write_json
 
-    training.pipeline(class_names).save_pretrained(stage.folder)
+    with new_files(stage.folder) as folder:
+        training.pipeline(class_names).save_pretrained(folder)
     write_json(stage.folder / "history.json", training.history)
     seen = training.tiles_seen
     stage.finish(

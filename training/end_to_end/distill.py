@@ -26,6 +26,7 @@ from histodistill.training.running.formats import RUN_FORMAT, check_format
 from histodistill.training.running.launch import NUM_PROCESSES_HELP, run_module
 from histodistill.training.running.options import StepConfig, StepParser, check_values, config, option, run_script
 from histodistill.training.running.presets import PRESET_NAMES, Preset, load_preset, preset_name
+from histodistill.training.running.program import ANSWER_IS_NO
 from histodistill.training.running.training_options import AUDIT_SHARE_HELP, PRECISIONS
 
 
@@ -110,6 +111,8 @@ def make_parser() -> StepParser[DistillConfig]:
 def run(config: DistillConfig) -> Path:
     """Runs all steps that are not finished, then writes the report and prints a summary.
 
+    What does not pass the audit is a result: the summary then ends with what may not be published, and why.
+
     Returns:
         The folder of the run.
 
@@ -126,7 +129,12 @@ def run(config: DistillConfig) -> Path:
             print(f"[{number}/{len(plan)}] {stage.title}: finished before", flush=True)
             continue
         print(f"[{number}/{len(plan)}] {stage.title}", flush=True)
-        run_module(stage.module, stage.argv, stage.num_processes)
+        try:
+            run_module(stage.module, stage.argv, stage.num_processes)
+        except SystemExit as ended:
+            # That something does not pass the audit is a result, as any other: the last lines say so.
+            if ended.code != ANSWER_IS_NO or not _is_finished(stage, config.output):
+                raise
 
     write_report(config.output)
     print("\n".join(summary_lines(config.output)))

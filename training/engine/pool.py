@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.files import write_bytes
 
 
 # torch's CPU generators, which draw the noise, read the low 32 bits of a seed: two seeds that differ only above them
@@ -115,7 +117,6 @@ def write_chunk(path: Path, images: np.ndarray, labels: np.ndarray, seeds: np.nd
         path, labels, seeds: See `Chunk`.
         images: In the order of the labels.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp.npz")
-    np.savez(temporary, images=images, labels=labels, seeds=seeds)
-    temporary.replace(path)
+    buffer = io.BytesIO()
+    np.savez(buffer, images=images, labels=labels, seeds=seeds)
+    write_bytes(path, buffer.getvalue())

@@ -11,6 +11,8 @@ SHA-256 of every file that it is about. Publishing goes by it. Files that hold w
 before anything is measured. Where only the scores have changed since (`results.json`, `benchmark/`), the same command
 renews their hashes, and measures nothing again. `RUN/audit/` has two pictures of real tiles beside the
 generated images that are most like them, of the distilled set and of the pool, and must not be shared.
+
+The exit code is 0 where all that was audited passes, 1 where a part does not, and 2 for errors.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from histodistill.training.running.options import StepConfig, StepParser, config, option, run_script
+from histodistill.training.running.program import ANSWER_IS_NO
 
 
 #: Name of the file in a run that holds the verdicts and figures.
@@ -116,5 +119,14 @@ def run(config: AuditConfig) -> dict[str, Any]:
     return read_json(path)
 
 
+def exit_code(record: dict[str, Any]) -> int:
+    """0 where all parts that were audited pass, and 1 where one does not: the record says which, and why.
+
+    Args:
+        record: What `run` returns.
+    """
+    return 0 if all(verdict["passed"] is True for verdict in record["parts"].values()) else ANSWER_IS_NO
+
+
 if __name__ == "__main__":
-    run_script(make_parser, run)
+    run_script(make_parser, run, exit_code=exit_code)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import tempfile
 from pathlib import Path
 
 import evaluate
@@ -37,4 +38,6 @@ def load_metric(name: str) -> evaluate.Metric:
     module = importlib.import_module(f"{__name__}.{name}.{name}")
     classes = inspect.getmembers(module, lambda item: inspect.isclass(item) and item.__module__ == module.__name__)
     (metric,) = [found for _, found in classes if issubclass(found, evaluate.Metric)]
-    return metric(keep_in_memory=True)
+    # A metric makes a folder for what it is given, by default in the Hugging Face cache, which may not be writable.
+    with tempfile.TemporaryDirectory() as unused:
+        return metric(keep_in_memory=True, cache_dir=unused)

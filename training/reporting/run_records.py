@@ -46,6 +46,10 @@ _Package = Literal[
 ]
 
 
+# Numbers of the communities of a class.
+Counts = Annotated[tuple[Count, ...], Field(max_length=100_000)]
+
+
 class Known(BaseModel):
     """A record of which the known keys are read, each by its type, and no other key."""
 
@@ -78,7 +82,8 @@ class StageRecord(Known):
     validation_loss: Annotated[float, Field(ge=0, le=1e9)] | None = None
     test_accuracy: Share | None = None
     privacy: PrivacyRecord | None = None
-    community_sizes: dict[str, Annotated[tuple[Count, ...], Field(max_length=100_000)]] = {}
+    community_sizes: dict[str, Counts] = {}
+    community_chosen: dict[str, Counts] = {}
     dropped: dict[str, Count] = {}
     copies_dropped: dict[str, Count] | None = None
 

@@ -1,10 +1,11 @@
-"""What `histodistill distill` ends with: the scores of a run as lines of plain text, and where its files are."""
+"""What `histodistill distill` ends with: a run's scores as lines of plain text, its files, and what stays private."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from histodistill.training.reporting.run_files import REPORT, read_results
+from histodistill.training.evaluation.audit import AUDIT
+from histodistill.training.reporting.run_files import REPORT, read_optional, read_results
 from histodistill.training.reporting.scores import recoveries, score_tables
 
 
@@ -35,4 +36,27 @@ def summary_lines(run: str | Path) -> list[str]:
     lines.append(f"Distilled set: {run / 'distilled'}")
     if (run / REPORT).is_file():
         lines.append(f"Report:        {run / REPORT}")
+    return lines + refusal_lines(run)
+
+
+def refusal_lines(run: Path) -> list[str]:
+    """What of a run may not be published, why, and where to look; no line where all that was audited passes.
+
+    Args:
+        run: Folder of a run.
+
+    Raises:
+        InputError: If audit.json cannot be read.
+    """
+    audit = read_optional(run / AUDIT)
+    if audit is None:
+        return []
+    lines = []
+    for part, verdict in audit["parts"].items():
+        if not verdict["passed"]:
+            reasons = "; ".join(finding["sentence"] for finding in verdict["findings"] if not finding["passed"])
+            lines.append(f"Must not be published: {run / part}, which did not pass the privacy audit ({reasons})")
+    if lines:
+        shown = [str(run / name) for name in (REPORT, AUDIT) if (run / name).is_file()]
+        lines.append(f"What was found:        {', '.join(shown)}")
     return lines

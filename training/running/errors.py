@@ -52,6 +52,11 @@ class InputError(ValueError):
         return _MARKED.sub(lambda match: called.get(match[1], option_string(match[1])), self._marked)
 
 
+def one_line(text: str) -> str:
+    """A text as one line that a terminal can show: line breaks and other characters without a look are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
 def reason_of(error: BaseException) -> str:
     """What an exception of a library says, for a sentence that quotes it: its first line, or else its kind."""
     lines = str(error).strip().splitlines()

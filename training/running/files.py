@@ -15,12 +15,12 @@ from histodistill.selection.files import write_bytes
 
 
 #: `write_bytes` is `selection`'s, which saves selectors with it; here it stands beside the others.
-__all__ = ["format_size", "md5_of", "new_folder", "read_json", "write_bytes", "write_json", "write_text"]
+__all__ = ["format_size", "md5_of", "new_files", "new_folder", "read_json", "write_bytes", "write_json", "write_text"]
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes UTF-8 text atomically."""
-    write_bytes(path, text.encode())
+    """Writes UTF-8 text atomically; bytes of a file's name that are not UTF-8 are escaped."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -65,6 +65,33 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         if path.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def new_files(folder: str | Path) -> Iterator[Path]:
+    """A temporary folder whose content moves into another when the block ends well, and vanishes otherwise.
+
+    For libraries that write several files: none of them is ever half there, and whatever else the folder holds stays.
+
+    Args:
+        folder: The other folder, made if it is missing.
+
+    Yields:
+        The temporary folder, empty and in it.
+    """
+    folder = Path(folder)
+    temporary = folder / f".new.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for entry in sorted(temporary.iterdir()):
+            target = folder / entry.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(entry, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

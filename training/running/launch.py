@@ -10,6 +10,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
+from histodistill.training.running.program import ERROR
+
 
 # What `--help` says of `num_processes`, wherever there is one.
 NUM_PROCESSES_HELP = "processes that share the work, which the command line starts"
@@ -40,8 +42,9 @@ def run_module(module: str, argv: list[str], num_processes: int = 1) -> None:
         num_processes: How many processes share the work, at least 1.
 
     Raises:
-        SystemExit: With the module's exit code where it is not 0; with 128 and the signal, as shells have it, and one
-            sentence where the process was killed, or this one was told to end by SIGTERM.
+        SystemExit: With the module's exit code where it is not 0, and with 2 for that of several processes; with 128
+            and the signal, as shells have it, and one sentence where the module was killed, or this process was told
+            to end by SIGTERM.
         KeyboardInterrupt: After Ctrl-C, when the module has ended.
     """
     environment = dict(os.environ)
@@ -57,6 +60,9 @@ def run_module(module: str, argv: list[str], num_processes: int = 1) -> None:
     if code < 0:
         print(f"error: {module} was killed by signal {-code}: run the same command again to go on", file=sys.stderr)
         raise SystemExit(128 - code)
+    # Accelerate's launcher ends with 1 whatever its processes ended with, and 1 is an answer: see `program`.
+    if code and num_processes > 1:
+        raise SystemExit(ERROR)
     if code:
         raise SystemExit(code)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from histodistill.training.running.errors import one_line
+
 
 def tell(message: str) -> None:
     """Writes one line to standard error, in the main process alone.
@@ -17,7 +19,7 @@ def tell(message: str) -> None:
     """
     # As accelerate and torchrun set it: several processes load the same tiles and would say the same.
     if os.environ.get("RANK", "0") == "0":
-        print(message, file=sys.stderr, flush=True)
+        print(one_line(message), file=sys.stderr, flush=True)
 
 
 def warn(message: str) -> None:

@@ -32,9 +32,11 @@ from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar, Union, dataclass_transform
 
 from histodistill.training.running.errors import InputError, option_string, param
+from histodistill.training.running.program import as_program, end_with, require_temporary_folder, speaks
 
 
 _Config = TypeVar("_Config", bound="StepConfig")
+_Result = TypeVar("_Result")
 # Where a field's metadata holds its `Option`.
 _METADATA = "option"
 # Characters of a line of `--help`, at most: longer ones are hard to read where a terminal is wider.
@@ -245,6 +247,8 @@ class Kind:
             float: isinstance(value, numbers.Real) and not isinstance(value, bool),
         }
         if fits[self.item]:
+            if isinstance(value, (str, os.PathLike)):
+                _require_utf8(name, os.fspath(value))
             try:
                 return self.item(value)
             except OverflowError as error:
@@ -322,6 +326,18 @@ def _check_value(name: str, value: Any, about: Option) -> None:
             is_infinite = is_within and isinstance(item, float) and math.isinf(item)
             rule = f"a finite number {about.rule()}" if is_infinite else about.rule()
             require(is_within and not is_infinite, name, value, f"{'each' if several else 'it'} must be {rule}")
+
+
+def _require_utf8(name: str, text: str) -> None:
+    """Refuses a name that Python can open, and libraries for tiles and weights, which take all for UTF-8, cannot."""
+    try:
+        if os.fsencode(text) == text.encode():
+            return
+    except UnicodeEncodeError:  # of bytes that it cannot read, Python makes characters that no text can hold
+        pass
+    encoding = sys.getfilesystemencoding()
+    remedy = "rename it" if encoding == "utf-8" else f"set PYTHONUTF8=1, since file names are {encoding} otherwise"
+    raise InputError(f"{param(name)}={text} has bytes that are not UTF-8, which libraries cannot open: {remedy}")
 
 
 def check_values(config_class: type[StepConfig], values: Mapping[str, Any]) -> None:
@@ -448,11 +464,11 @@ class StepParser(argparse.ArgumentParser, Generic[_Config]):
         try:
             return self.config_class(**vars(args))
         except InputError as error:
-            _end(error, self.called)
+            end_with(error, self.called)
 
     def error(self, message: str) -> NoReturn:
         """Ends the program as argparse does: one of several processes speaks for all."""
-        if not _speaks():
+        if not speaks():
             raise SystemExit(2)
         super().error(message)
 
@@ -499,62 +515,56 @@ def _items(name: str, values: tuple[Any, ...]) -> list[str]:
     return [f"./{value}" if isinstance(value, Path) and str(value).startswith("-") else str(value) for value in values]
 
 
-def fail(message: str) -> NoReturn:
-    """Prints one sentence to standard error and exits with 2."""
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def _speaks() -> bool:
-    """Whether this process tells the user what is wrong: of several that fail alike, the first one."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
-
-
-def _end(error: InputError, called: Mapping[str, str] | None) -> NoReturn:
-    if not _speaks():
-        raise SystemExit(2) from None
-    fail(error.for_command_line(called))
-
-
-def run_config(run: Callable[[_Config], Any], configuration: _Config, called: Mapping[str, str] | None = None) -> None:
+def run_config(
+    run: Callable[[_Config], _Result],
+    configuration: _Config,
+    called: Mapping[str, str] | None = None,
+    exit_code: Callable[[_Result], int] | None = None,
+) -> None:
     """Runs a step as a program does: bad input ends it with one sentence, not with a traceback.
 
     Args:
         run: The step.
         configuration: Its options.
         called: What the command line calls some parameters: see `InputError.for_command_line`.
+        exit_code: The exit code by what the step returns, of a step that can answer no; others end with 0.
 
     Raises:
-        SystemExit: With code 2 for bad input.
+        SystemExit: With code 2 for bad input, and with that of `exit_code` where it is not 0.
     """
     from histodistill.training.running.allocator import keep_freed_memory
 
     keep_freed_memory()
+    require_temporary_folder()
     try:
-        run(configuration)
+        result = run(configuration)
     except InputError as error:
-        _end(error, called)
+        end_with(error, called)
+    if exit_code is not None and (code := exit_code(result)):
+        raise SystemExit(code)
 
 
 def run_script(
     make_parser: Callable[[], StepParser[_Config]],
-    run: Callable[[_Config], Any],
+    run: Callable[[_Config], _Result],
     argv: Sequence[str] | None = None,
+    exit_code: Callable[[_Result], int] | None = None,
 ) -> None:
-    """What `python -m` does with a step: reads the command line once and runs the step.
+    """What `python -m` does with a step: reads the command line once and runs the step as a program.
 
     Args:
         make_parser: Makes the step's parser.
         run: The step.
         argv: See `StepParser.read`.
+        exit_code: See `run_config`.
 
     Raises:
-        SystemExit: With code 2 for bad input. With 130 after Ctrl-C, as shells have it, and in silence: what started
-            the step says what to do.
+        SystemExit: With code 2 for bad input and for errors, see `as_program`. With 130 after Ctrl-C, as shells have
+            it, and in silence: what started the step says what to do.
     """
-    parser = make_parser()
-    configuration = parser.read(argv)
     try:
-        run_config(run, configuration, parser.called)
+        with as_program():
+            parser = make_parser()
+            run_config(run, parser.read(argv), parser.called, exit_code)
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from histodistill.training.distillation.pool_selection import SelectionInputs
 from histodistill.training.models.embedders import embed_images, resolve_embedder
 from histodistill.training.models.loading import load_classifier
 from histodistill.training.models.prediction import predict_proba
+from histodistill.training.running.files import write_bytes
 from histodistill.training.tables.planned_cells import Cell
 
 
@@ -64,10 +65,9 @@ def write_inputs(
         "real_probabilities": lambda: predict_proba(classifier, real),
     }
     arrays |= {name: make[name]() for name in sorted(needed - set(arrays))}
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / ".inputs.tmp.npz"
-    np.savez(temporary, **arrays)
-    os.replace(temporary, file)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_bytes(file, buffer.getvalue())
 
 
 def read_inputs(

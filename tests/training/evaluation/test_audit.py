@@ -29,6 +29,7 @@ from histodistill.training.models.denoiser import normalised_latents
 from histodistill.training.models.embedders import embed_images, named_embeddings
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, write_json
+from histodistill.training.running.options import run_script
 from histodistill.training.running.stages import read_record
 
 
@@ -114,6 +115,22 @@ def test_finished_audit_is_left_alone(audited, run_main, argv, capsys):
     assert (audited / "audit.json").stat().st_mtime_ns == before
     with pytest.raises(InputError, match=r"made with other settings \(seed was 0 and is now 1\): delete .*audit to"):
         run_main(script, *argv, "--seed", 1)
+
+
+def test_exit_code_says_whether_all_passes(audited, argv, capsys):
+    """Also of an audit that was finished before; with four planted copies of a kind nothing is known well enough."""
+    with pytest.raises(SystemExit) as ended:
+        run_script(script.make_parser, script.run, [str(word) for word in argv], script.exit_code)
+    assert ended.value.code == 1
+    assert "already finished" in capsys.readouterr().out
+    record = read_json(audited / "audit.json")
+    assert not all(verdict["passed"] for verdict in record["parts"].values())
+    assert script.exit_code(record) == 1
+    for verdict in record["parts"].values():
+        verdict["passed"] = True
+    assert script.exit_code(record) == 0
+    record["parts"]["pipeline"]["passed"] = False
+    assert script.exit_code(record) == 1
 
 
 def test_lost_record_is_written_again_and_is_the_same(audited, run_main, argv, capsys):

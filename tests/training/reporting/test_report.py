@@ -305,6 +305,25 @@ def test_summary(run):
     assert max(map(len, table)) <= 100
 
 
+def test_summary_ends_with_what_may_not_be_published(tmp_path):
+    def verdict(*passed: bool) -> dict:
+        findings = [{"name": str(i), "passed": p, "sentence": f"sentence {i}"} for i, p in enumerate(passed)]
+        return {"passed": all(passed), "findings": findings, "files": {}}
+
+    plain = summary_lines(tmp_path)
+    write_json(tmp_path / "audit.json", {"parts": {"distilled": verdict(True), "selector": verdict(True, True)}})
+    assert summary_lines(tmp_path) == plain
+    parts = {"distilled": verdict(True), "selector": verdict(False, True, False), "pipeline": verdict(False)}
+    write_json(tmp_path / "audit.json", {"parts": parts})
+    reason = "which did not pass the privacy audit"
+    assert summary_lines(tmp_path) == [
+        *plain,
+        f"Must not be published: {tmp_path / 'selector'}, {reason} (sentence 0; sentence 2)",
+        f"Must not be published: {tmp_path / 'pipeline'}, {reason} (sentence 0)",
+        f"What was found:        {tmp_path / 'audit.json'}",
+    ]
+
+
 def test_summary_without_results(tmp_path):
     assert summary_lines(tmp_path)[0].startswith("No scores yet")
 

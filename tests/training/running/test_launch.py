@@ -61,6 +61,16 @@ def test_accelerate_understands_the_command(started, monkeypatch):
     assert args.training_script_args == ["--num-processes", "2", "--steps", "3"]
 
 
+def test_failure_of_one_of_several_processes_is_no_answer(monkeypatch):
+    # As accelerate's launcher ends whatever its processes ended with.
+    monkeypatch.setattr(launch, "_run", lambda *_: 1)
+    monkeypatch.setattr(launch, "_has_gpu", lambda: False)
+    for num_processes, code in ((1, 1), (2, 2)):
+        with pytest.raises(SystemExit) as stopped:
+            run_module("package.script", [], num_processes)
+        assert stopped.value.code == code
+
+
 def test_exit_code_of_the_module_is_passed_on(monkeypatch, capsys):
     monkeypatch.setattr(launch, "_run", lambda *_: 2)
     with pytest.raises(SystemExit) as stopped:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pickle
 import subprocess
 import sys
@@ -17,7 +18,6 @@ from histodistill.training.running.options import (
     StepParser,
     check_values,
     config,
-    fail,
     like,
     option,
     require,
@@ -496,13 +496,6 @@ def test_a_text_that_stands_for_no_value(name, text, message):
 # ------------------------------------------------------------------------------------------------ as a program
 
 
-def test_fail(capsys):
-    with pytest.raises(SystemExit) as error:
-        fail("there is no such thing")
-    assert error.value.code == 2
-    assert capsys.readouterr().err == "error: there is no such thing\n"
-
-
 ARGV = ["r", "--data", "phantom"]
 
 
@@ -546,12 +539,54 @@ def test_interrupted_script_ends_in_silence(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_other_errors_keep_their_traceback():
+def test_other_errors_keep_their_traceback(capsys):
     def broken(_):
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(SystemExit) as error:
         run_script(make_parser, broken, ARGV)
+    assert error.value.code == 2
+    assert capsys.readouterr().err.startswith("Traceback (most recent call last):\n")
+    # From Python it stays the exception that it is.
+    with pytest.raises(ZeroDivisionError):
+        run_config(broken, make())
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_step_whose_answer_can_be_no_says_so_by_its_exit_code(code):
+    seen = []
+
+    def answer(configuration):
+        seen.append(configuration)
+        return {"code": code}
+
+    for run in (run_script, run_config):
+        arguments = (make_parser, answer, ARGV) if run is run_script else (answer, make())
+        if code:
+            with pytest.raises(SystemExit) as ended:
+                run(*arguments, exit_code=lambda result: result["code"])
+            assert ended.value.code == code
+        else:
+            run(*arguments, exit_code=lambda result: result["code"])
+    assert seen == [make(), make()]
+
+
+@pytest.mark.parametrize("name", [b"r\xe9sultats", b"\xc4rzte/run", b"run\xff", b"\x80"])
+def test_names_that_no_library_can_open_are_refused_at_once(name, capsys, alone):
+    for argv in ([os.fsdecode(name), "--data", "phantom"], ["r", "--data", os.fsdecode(name)]):
+        with pytest.raises(SystemExit) as error:
+            run_script(make_parser, pytest.fail, argv)
+        assert error.value.code == 2
+        told = capsys.readouterr().err
+        assert "has bytes that are not UTF-8" in told and told.count("\n") == 1
+        told.encode()
+
+
+@pytest.mark.parametrize("name", ["Drüsen/Ärzte", "腺癌", "run [1]", "100%", 'it\'s "it"', "a\nb", "*?{x}$HOME", "🔬"])
+def test_other_odd_names_are_names(name):
+    seen = []
+    run_script(make_parser, seen.append, [name, "--data", f"./-{name}"])
+    assert [str(seen[0].run), seen[0].data] == [name, f"./-{name}"]
 
 
 def test_run_script_hands_over_what_it_parsed(monkeypatch):
