@@ -9,7 +9,8 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from histodistill.hub_cards.gate import AuditError, check_audit, check_metadata
+from histodistill.hub_cards.gate import AuditError, check_audit
+from histodistill.hub_cards.part_files import hash_part, read_part
 from histodistill.selection.membership import measure_attack
 from histodistill.selection.planting import MUST_FIND
 from histodistill.training.data.image_dataset import read_image_dataset, write_image_dataset
@@ -22,6 +23,7 @@ from histodistill.training.engine.steps import step_generator
 from histodistill.training.evaluation import audit as script
 from histodistill.training.evaluation import run_audit
 from histodistill.training.evaluation.audit import AuditConfig
+from histodistill.training.evaluation.verdicts import read_run_audit
 from histodistill.training.evaluation.weights_attack import NOISE_LEVELS, attack_scores, denoising_losses
 from histodistill.training.models.denoiser import normalised_latents
 from histodistill.training.models.embedders import embed_images, named_embeddings
@@ -87,18 +89,17 @@ def test_pictures_stay_in_their_folder(audited):
 
 
 def test_gate_goes_by_the_files(audited, tmp_path):
-    record = read_json(audited / "audit.json")
-    for verdict in record["parts"].values():
-        verdict["passed"] = True
+    record = read_run_audit(audited / "audit.json")
+    assert not record.parts["distilled"].passed  # four planted copies are too few
     for part in ("distilled", "selector", "pipeline"):
-        check_audit(audited / part, record)
-        check_metadata(audited / part, record["parts"][part]["files"])
+        assert hash_part(audited / part) == record.parts[part].files
+        with pytest.raises(AuditError, match="did not pass the privacy audit"):
+            check_audit(audited / part, read_part(audited / part), record)
     folder = shutil.copytree(audited / "distilled", tmp_path / "distilled")
-    check_audit(folder, record)
     images, columns, names = read_image_dataset(folder)
     write_image_dataset(folder / "data", images[::-1], columns, names)
     with pytest.raises(AuditError, match="is not the file that was audited"):
-        check_audit(folder, record)
+        check_audit(folder, read_part(folder), record)
 
 
 def test_from_python_it_takes_a_configuration_and_returns_the_record(audited, tiny_npz, capsys):
