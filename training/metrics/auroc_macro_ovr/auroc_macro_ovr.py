@@ -10,18 +10,18 @@ from sklearn.metrics import roc_auc_score
 
 _DESCRIPTION = """
 Macro one-vs-rest AUROC: for each class, the area under the ROC curve of its score for telling its samples from all
-others; then the mean over the classes. It is the AUC of MedMNIST's multi-class tasks.
+others; then the mean over the classes that occur among the references. A warning names those that do not, whose AUROC
+is undefined. Where all occur, it is the AUC of MedMNIST's multi-class tasks.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
     prediction_scores (list of list of float): for each sample, one score per class, the higher the more likely; for
         two classes, both.
-    references (list of int): true classes: the number of a column, from 0.
+    references (list of int): true classes. Each is the number of a column, from 0.
 
 Returns:
-    auroc_macro_ovr (float): in [0, 1]; 0.5 is chance; higher is better. A class that no sample has is left out of the
-        mean, since its AUROC is undefined, and a warning names it.
+    auroc_macro_ovr (float): in [0, 1]; 0.5 is chance; higher is better.
 
 Raises:
     ValueError: for a reference that is no whole number or has no column, fewer than two columns, scores that are not
