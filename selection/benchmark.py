@@ -256,7 +256,7 @@ def run_measurement(task: dict[str, Any]) -> dict[str, Any]:
             reason = f"needs about {needed / 2**30:,.1f} GiB, available are {available / 2**30:,.1f} GiB"
             return {"status": "skipped", "reason": reason}
     command = [sys.executable, "-c", MEASURE, json.dumps(task)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     if done.returncode < 0:
         # The kernel sends SIGKILL when memory runs out.
         return {"status": "failed", "reason": f"killed by {signal.Signals(-done.returncode).name}"}
@@ -269,7 +269,7 @@ def run_measurement(task: dict[str, Any]) -> dict[str, Any]:
 def available_memory() -> int:
     """Bytes of memory that are free or can be freed; all there are where the system does not tell."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

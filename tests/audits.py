@@ -35,11 +35,11 @@ def audited_set(num_images: int, num_copies: int = 0) -> SetAudit:
     )
 
 
-def audit_result(*, copies: int = 0, weights_auc: float = 0.5) -> AuditResult:
+def audit_result(*, copies: int = 0, weights_auc: float = 0.5, is_random: bool = True) -> AuditResult:
     """Figures on which everything passes, but for so many copies in the set, and what the weights tell."""
     return AuditResult(
         limits=CopyLimits({"pixels": 1.0}, {"pixels": 2.0}, 0.1, 0.0, 100, 0, True),
-        is_random=True,
+        is_random=is_random,
         published=audited_set(15, copies),
         pool=audited_set(40),
         planted=dict.fromkeys(MUST_FIND, Interval(1.0, 0.9, 1.0)),

@@ -81,7 +81,8 @@ def run(config: GenerateConfig) -> Path:
     from histodistill.training.running.stages import Stage, require_complete
 
     record = require_complete(config.pipeline, "pipeline", "run train_diffusion on it first")
-    stage = Stage(config.output, {"stage": "pool", "pipeline": record["fingerprint"], **config.settings()})
+    settings = {"stage": "pool", "pipeline": record["fingerprint"], **config.settings()}
+    stage = Stage(config.output, settings, inputs={"pipeline": config.pipeline})
     stage.require_own_folder()
     accelerator = make_accelerator(config.mixed_precision)
     if stage.complete:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from histodistill.training.engine.classifier_training import TrainedClassifier
     from histodistill.training.running.stages import Stage
 
+# A split for choosing or scoring of which this share are training tiles says nothing of others.
+_LEARNED_SHARE = 0.5
 # Packages that decide what the scores are, beside Python: their versions stand in results.json.
 _PACKAGES = ("histodistill", "torch", "accelerate", "evaluate")
 
@@ -82,7 +84,7 @@ def run(config: TrainClassifierConfig) -> dict[str, Any]:
     from histodistill.training.engine.checkpoints import check_resume
     from histodistill.training.engine.classifier_training import build_classifier, fit_batch_size
     from histodistill.training.engine.scoring import predict_shared, score_probabilities
-    from histodistill.training.running.files import new_files, read_json, write_json
+    from histodistill.training.running.files import new_files, read_kept, write_json
     from histodistill.training.running.stages import Stage
 
     # What can be wrong is found out before anything is written.
@@ -98,9 +100,9 @@ def run(config: TrainClassifierConfig) -> dict[str, Any]:
     results_path = config.output / "results.json"
     # Every process has now read what an earlier run left in the folder, so the main process may overwrite it.
     accelerator.wait_for_everyone()
-    if stage.complete and results_path.is_file():
+    if stage.complete and (kept := read_kept(results_path)):
         accelerator.print(f"classifier: {config.output} is already finished")
-        return read_json(results_path)
+        return kept
     if accelerator.is_main_process:
         stage.begin()
 
@@ -130,18 +132,23 @@ def load_sources(config: TrainClassifierConfig) -> tuple[TileSource, TileSource]
     """The tiles to train on, and those to validate and score on; often the same.
 
     Raises:
-        InputError: For a source that cannot be read, classes that differ, or one without validation or test tiles.
+        InputError: For a source that cannot be read, classes that differ, one without validation or test tiles, or
+            tiles that are trained on and scored.
     """
+    from histodistill.training.data.same_tiles import tiles_also_in
     from histodistill.training.data.sources import load_tiles
 
-    # A set that is only trained on is used whole; one that validates, too, must not do so with tiles it trains on.
-    source = load_tiles(
-        config.data,
-        image_size=config.image_size,
-        hold_out_validation=config.eval_data in (None, config.data),
-        audit_share=config.audit_share,
-    )
-    real = source if config.eval_data is None else load_tiles(config.eval_data, image_size=source.image_size)
+    load = functools.partial(load_tiles, config.data, image_size=config.image_size, audit_share=config.audit_share)
+    if config.eval_data is None:
+        source = real = load()
+    else:
+        # A set that is only trained on is used whole. One whose last tiles are those that the other source validates
+        # with, since both are the same tiles, must not train on them: not the names of files tell, but what they hold.
+        source = load(hold_out_validation=False)
+        real = load_tiles(config.eval_data, image_size=source.image_size)
+        validation = real.splits.get("validation")
+        if "validation" not in source.splits and validation and tiles_also_in(validation, source.split("train")).any():
+            source = load()
     if real.class_names != source.class_names:
         raise InputError(
             f"{param('data')} has the classes {', '.join(source.class_names)} and {param('eval_data')} "
@@ -153,7 +160,35 @@ def load_sources(config: TrainClassifierConfig) -> tuple[TileSource, TileSource]
             raise InputError(
                 f"{name}={real.name} has no {split} split: give real tiles with one as {param('eval_data')}"
             )
+    if real is not source:
+        check_apart(source, real)
     return source, real
+
+
+def check_apart(source: TileSource, real: TileSource) -> None:
+    """Sees that what is scored is not what was learned by heart, and warns of tiles that are.
+
+    Args:
+        source: The tiles to train on.
+        real: Another source, to validate and score on.
+
+    Raises:
+        InputError: If half of the tiles of a split that is validated or scored on, or more, are training tiles.
+    """
+    from histodistill.training.data.same_tiles import tiles_also_in
+    from histodistill.training.running.notes import warn
+
+    for split in ("validation", "test"):
+        tiles = real.split(split)
+        learned = int(tiles_also_in(tiles, source.split("train")).sum())
+        text = f"{learned:,} of the {len(tiles):,} {split} tiles of {real.name} are training tiles of {source.name}, "
+        text += (
+            "as they are or turned, so that their scores say nothing of other tiles: take them out of one of the two"
+        )
+        if learned >= _LEARNED_SHARE * len(tiles):
+            raise InputError(f"{param('eval_data')}: {text}")
+        if learned:
+            warn(text)
 
 
 def training_tiles(config: TrainClassifierConfig, source: TileSource) -> Tiles:

@@ -109,7 +109,7 @@ def run(config: TrainDiffusionConfig) -> Path:
         "autoencoder": autoencoder_record["fingerprint"],
         **config.settings(),
     }
-    stage = Stage(config.output, settings)
+    stage = Stage(config.output, settings, inputs={"autoencoder": config.autoencoder})
     accelerator = open_training(config, stage, "diffusion")
     if accelerator is None:
         return config.output

@@ -10,8 +10,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
+from PIL import Image
 
+from histodistill.selection.views import apply_symmetry
 from histodistill.training import train_classifier as script
+from histodistill.training.data.same_tiles import tiles_also_in
+from histodistill.training.data.sources import load_tiles
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.engine import classifier_training, scoring
 from histodistill.training.engine.classifier_config import ClassifierConfig
@@ -517,8 +523,6 @@ def test_bad_options_end_with_one_sentence(options, message, tmp_path, capsys):
 
 
 def write_folder(root: Path, names: list[str], splits: list[str]) -> Path:
-    from PIL import Image
-
     for seed, split in enumerate(splits):
         tiles = toy_tiles(4, seed)
         for index, (image, label) in enumerate(zip(tiles.images, tiles.labels, strict=True)):
@@ -556,6 +560,104 @@ def test_one_source_for_both_holds_its_validation_tiles_out(tmp_path):
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     num_validation = int(np.sum(results["validation"]["confusion"]))
     assert num_validation > 0 and results["data"]["num_train"] == 12 - num_validation
+
+
+def write_unvalidated(path: Path, **splits: Tiles) -> Path:
+    """A `.npz` without validation tiles: 36 to train on, or those of `splits`, and 15 to test with."""
+    splits = {"train": toy_tiles(12, 0), "test": toy_tiles(5, 2), **splits}
+    arrays = {f"{split}_images": tiles.images for split, tiles in splits.items()}
+    arrays |= {f"{split}_labels": tiles.labels for split, tiles in splits.items()}
+    with open(path, "wb") as file:  # under any name
+        np.savez(file, class_names=np.array(NAMES), **arrays)
+    return path
+
+
+def write_real(path: Path) -> Path:
+    return write_unvalidated(path, val=toy_tiles(4, 1))
+
+
+def other_spelling(file: Path) -> str:
+    return f"{file.parent}/./{file.name}"
+
+
+def as_link(file: Path) -> Path:
+    link = file.with_name("link.npz")
+    link.symlink_to(file.name)
+    return link
+
+
+def as_copy(file: Path) -> Path:
+    return write_unvalidated(file.with_name("copy.NPZ"))
+
+
+def as_parquet(file: Path) -> Path:
+    tiles = {"train": toy_tiles(12, 0), "test": toy_tiles(5, 2)}
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=NAMES)})
+    for split, found in tiles.items():
+        rows = {"image": [Image.fromarray(image) for image in found.images], "label": found.labels}
+        folder = file.with_name("parquet")
+        folder.mkdir(exist_ok=True)
+        Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+def with_more_tests(file: Path) -> Path:
+    return write_unvalidated(file.with_name("more.npz"), test=toy_tiles(7, 3))
+
+
+@pytest.mark.parametrize("other", [str, other_spelling, as_link, as_copy, as_parquet, with_more_tests])
+def test_validation_tiles_are_held_out_however_their_source_is_called(tmp_path, other):
+    data = write_unvalidated(tmp_path / "x.npz")
+    config = TrainClassifierConfig(data=str(data), output=tmp_path / "out", eval_data=other(data))
+    source, real = script.load_sources(config)
+    train, validation = source.split("train"), real.split("validation")
+    assert (len(train), len(validation)) == (33, 3)
+    assert not tiles_also_in(validation, train).any()
+    # As where the source is spelled alike, so that what was made before stays valid.
+    alone = load_tiles(data)
+    assert source.fingerprint() == alone.fingerprint()
+
+
+def test_a_set_that_is_only_trained_on_is_used_whole(tmp_path):
+    data = write_unvalidated(tmp_path / "x.npz", train=toy_tiles(12, 7))
+    config = TrainClassifierConfig(data=data, output=tmp_path / "out", eval_data=write_real(tmp_path / "real.npz"))
+    source, _ = script.load_sources(config)
+    assert len(source.split("train")) == 36 and "validation" not in source.splits
+
+
+@pytest.mark.parametrize("turn", [0, 1, 6])
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_tiles_that_are_scored_must_not_be_trained_on(tmp_path, capsys, split, turn):
+    """In any order, also turned, and beside others."""
+    found = toy_tiles(4, 1) if split == "validation" else toy_tiles(5, 2)
+    turned = dataclasses.replace(found, images=apply_symmetry(found.images, turn))
+    order = np.random.default_rng(0).permutation(len(found))
+    ordered = turned.subset(order)
+
+    def load(tiles: Tiles) -> None:
+        train = Tiles(
+            np.concatenate([toy_tiles(12, 7).images, tiles.images]),
+            np.concatenate([toy_tiles(12, 7).labels, tiles.labels]),
+        )
+        data = write_unvalidated(tmp_path / "x.npz", train=train, val=toy_tiles(4, 8))
+        real = write_real(tmp_path / "real.npz")
+        script.load_sources(TrainClassifierConfig(data=data, output=tmp_path / "out", eval_data=real))
+
+    text = rf"{len(found)} of the {len(found)} {split} tiles of real are training tiles of x, as they are or turned"
+    with pytest.raises(InputError, match=text):
+        load(ordered)
+    capsys.readouterr()
+    load(ordered.subset(range(2)))
+    assert f"warning: 2 of the {len(found)} {split} tiles of real are training tiles of x" in capsys.readouterr().err
+
+
+def test_empty_tiles_are_no_copies_of_each_other():
+    white = Tiles(np.full((4, 8, 8, 3), 240, dtype=np.uint8), np.zeros(4, dtype=int))
+    assert not tiles_also_in(white, white).any()
+    marked = dataclasses.replace(white, images=white.images.copy())
+    marked.images[1:, 0, 3] = 7
+    np.testing.assert_array_equal(tiles_also_in(marked, marked.subset([2])), [False, True, True, True])
+    assert not tiles_also_in(marked, toy_tiles(2, 0, size=16)).any()
 
 
 def test_from_python_the_results_come_back(tmp_path, capsys, fresh_accelerate):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from histodistill.hub_cards.pictures import encode_png
 from histodistill.training.data.pixels import to_uint8
 from histodistill.training.running.files import write_bytes
 
@@ -52,10 +53,8 @@ def save_grid(images: torch.Tensor, path: str | Path, columns: int, scale: int =
 
 
 def png_bytes(image: Image.Image) -> bytes:
-    """The PNG file of an image, without metadata."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
+    """The PNG file of an image in RGB, without metadata."""
+    return encode_png(np.asarray(image.convert("RGB")))
 
 
 def base64_png(pixels: np.ndarray, largest_side: int) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import yaml
 from huggingface_hub import metadata_load
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from histodistill.hub_cards import DistilledDatasetCardData, render_dataset_card
 from histodistill.hub_cards.dataset_card import NO_SOURCE, NOT_TISSUE, TITLE
@@ -19,7 +21,45 @@ from histodistill.hub_cards.tables import ImageTable, check_names
 from histodistill.training.data.image_dataset import find_shards, read_shards, write_image_dataset
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.files import write_text
-from histodistill.training.running.stages import read_record
+from histodistill.training.running.stages import RECORD, read_record
+
+
+_Count = Annotated[int, Field(ge=0, lt=2**31)]
+_Word = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,40}$")]
+# An identifier of the Hub, such as cc-by-4.0.
+_LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,39}")
+
+
+class _Known(BaseModel):
+    """Part of a site's record: what is told of the site on the card of the result, each by its type."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+
+class SiteSettings(_Known):
+    """The settings of a site's distilled set, as far as they are told."""
+
+    stage: _Word = "distilled"
+    selector: _Word | None = None
+
+
+class SiteRecord(_Known):
+    """The record of a site's distilled set, as far as it is told; a site may have none."""
+
+    complete: bool = True
+    settings: SiteSettings = SiteSettings()
+    fingerprint: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
+    community_sizes: dict[str, list[_Count]] | None = None
+    dropped: dict[str, _Count] | None = None
+    copies_dropped: dict[str, _Count] | None = None
+
+    @property
+    def pool_size(self) -> int | None:
+        """Images that the selector chose from; None where the record does not say."""
+        if self.community_sizes is None or self.dropped is None:
+            return None
+        chosen_from = sum(map(sum, self.community_sizes.values()))
+        return chosen_from + sum(self.dropped.values()) + sum((self.copies_dropped or {}).values())
 
 
 @dataclass(repr=False)
@@ -101,12 +141,15 @@ def read_site(given: Path, folder: Path, name: str) -> Site:
     Raises:
         InputError: If it is unfinished, another stage's result, already merged, or cannot be read.
     """
-    record = read_record(folder) or {}
-    settings = record.get("settings", {})
-    if record.get("complete") is False:
+    try:
+        record = SiteRecord.model_validate(read_record(folder) or {})
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        raise InputError(f"{folder / RECORD} holds what no record does ({place}): ask for it again") from error
+    if not record.complete:
         raise InputError(f"{given} is not finished: run the command that makes it again, then merge")
-    if settings.get("stage", "distilled") not in ("distilled", "merged"):
-        raise InputError(f"{given} is a {settings['stage']}, no distilled set: give what histodistill select left")
+    if record.settings.stage not in ("distilled", "merged"):
+        raise InputError(f"{given} is a {record.settings.stage}, no distilled set: give what histodistill select left")
     files = find_shards(folder)
     try:
         table = read_shards(files)
@@ -124,21 +167,13 @@ def read_site(given: Path, folder: Path, name: str) -> Site:
         "name": name,
         "num_images": len(table),
         "n_per_class": np.bincount(table.columns["label"]).tolist(),
-        "selector": settings.get("selector"),
-        "pool_size": pool_size(record),
-        "fingerprint": record.get("fingerprint"),
+        "selector": record.settings.selector,
+        "pool_size": record.pool_size,
+        "fingerprint": record.fingerprint,
         **read_card(folder / "README.md"),
         "data_sha256": digest.hexdigest(),
     }
     return site
-
-
-def pool_size(record: dict[str, Any]) -> int | None:
-    """Images that the selector of a distilled set's record chose from; None where the record does not say."""
-    if "community_sizes" not in record or "dropped" not in record:
-        return None
-    chosen_from = sum(map(sum, record["community_sizes"].values()))
-    return chosen_from + sum(record["dropped"].values()) + sum((record.get("copies_dropped") or {}).values())
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -148,18 +183,24 @@ def read_card(path: Path) -> dict[str, Any]:
         `source_name` and `license`, each None where it is not said, and whether the tiles are drawings: `is_phantom`.
 
     Raises:
-        InputError: If the card's header is damaged.
+        InputError: If the card's header is damaged, or says what cannot be told on another card.
     """
     if not path.is_file():
         return {"source_name": None, "license": None, "is_phantom": False}
     try:
-        header = metadata_load(path) or {}
-    except (ValueError, yaml.YAMLError) as error:
+        header, text = metadata_load(path) or {}, path.read_text(encoding="utf-8")
+    except (ValueError, yaml.YAMLError, OSError) as error:
         raise InputError(f"{path} has a header that is no YAML mapping: correct it") from error
-    title = str(header.get("pretty_name", ""))
+    title, license = str(header.get("pretty_name", "")), header.get("license")
     source_name = title.removeprefix(TITLE) if title.startswith(TITLE) and title != TITLE + NO_SOURCE else None
-    is_phantom = source_name == "phantom" or NOT_TISSUE in path.read_text(encoding="utf-8")
-    return {"source_name": source_name, "license": header.get("license"), "is_phantom": is_phantom}
+    try:
+        check_names([] if source_name is None else [source_name], "source")
+    except ContentError as error:
+        raise InputError(f"{path} names tiles that cannot be named on another card ({error}): correct it") from error
+    if license is not None and not (isinstance(license, str) and _LICENSE.fullmatch(license)):
+        raise InputError(f"{path} has a license that is no identifier of one: correct it, such as cc-by-4.0")
+    is_phantom = source_name == "phantom" or NOT_TISSUE in text
+    return {"source_name": source_name, "license": license, "is_phantom": is_phantom}
 
 
 def check_alike(sites: list[Site]) -> None:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.files import new_folder, read_json, remove, write_json
+from histodistill.training.running.files import new_folder, read_json, remove, sha256_of, write_json
 from histodistill.training.running.notes import warn
 from histodistill.training.running.stages import fingerprint, first_difference
 
@@ -107,7 +107,7 @@ def save_checkpoint(
             "settings": settings,
             "scaler": scaler.state_dict() if scaler else None,
             **(state or {}),
-            "files": {path.name: _sha256(path) for path in sorted(folder.iterdir())},
+            "files": {path.name: sha256_of(path) for path in sorted(folder.iterdir())},
         }
         write_json(folder / _STATE, {**record, "sha256": fingerprint(record)})
     written = root / f"checkpoint-{step}"
@@ -300,7 +300,7 @@ def _read_tensors(folder: Path, sums: Mapping[str, str], names: Sequence[str]) -
     for name in names:
         path = folder / f"{name}.safetensors"
         try:
-            if _sha256(path) != sums.get(path.name):
+            if sha256_of(path) != sums.get(path.name):
                 raise DamagedCheckpointError(folder, f"{path.name} is not as it was written")
             found[name] = load_file(path)
         except OSError as error:
@@ -344,11 +344,6 @@ def _moments(
 
 def _all_finite(weights: Mapping[str, torch.Tensor]) -> bool:
     return all(bool(torch.isfinite(value).all()) for value in weights.values() if value.is_floating_point())
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def content_of(module: torch.nn.Module) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ from histodistill.training.metrics import load_metric
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.prediction import predict_proba
 from histodistill.training.running.errors import InputError
+from histodistill.training.running.notes import warn
 
 
 def score(model: Classifier, tiles: Tiles) -> dict[str, Any]:
@@ -36,7 +40,8 @@ def score_probabilities(probabilities: np.ndarray, labels: np.ndarray) -> dict[s
         Values that JSON can hold, by name:
 
         - `accuracy`, `auc` (macro one-vs-rest) and `f1` (macro), in [0, 1], higher is better, from the modules in
-          `histodistill.training.metrics`. `auc` is None where a class has no sample, since it is undefined then;
+          `histodistill.training.metrics`. A class without a sample is left out of the mean of `auc`, of which the user
+          is told, once for the same classes; `auc` is None where all samples are of one class;
         - `per_class_f1`: C floats, 0 for a class that occurs neither among the labels nor the predictions;
         - `confusion`: C×C counts, row the true class, column the predicted one;
         - `reliability`: see `reliability_bins`, for ten ranges;
@@ -61,21 +66,60 @@ def score_probabilities(probabilities: np.ndarray, labels: np.ndarray) -> dict[s
     occurrences = confusion.sum(axis=0) + confusion.sum(axis=1)
     per_class_f1 = 2 * confusion.diagonal() / np.maximum(occurrences, 1)
     reliability = reliability_bins(probabilities.max(axis=1), predictions == labels)
-    auc = None
-    if len(np.unique(labels)) == num_classes:
-        result = load_metric("auroc_macro_ovr").compute(
-            prediction_scores=np.asarray(probabilities, dtype=np.float64), references=labels
-        )
-        auc = result["auroc_macro_ovr"]
     return {
         "accuracy": load_metric("accuracy").compute(predictions=predictions, references=labels)["accuracy"],
-        "auc": auc,
+        "auc": _auc(probabilities, labels),
         "f1": load_metric("f1_macro").compute(predictions=predictions, references=labels)["f1_macro"],
         "per_class_f1": per_class_f1.tolist(),
         "confusion": confusion.tolist(),
         "reliability": reliability,
         "ece": sum(count * abs(confidence - accuracy) for count, confidence, accuracy in reliability) / len(labels),
     }
+
+
+def _auc(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
+    """The macro AUC over the classes that occur, or None for a single one."""
+    present = np.unique(labels)
+    if len(present) < 2:
+        return None
+    if missing := missing_classes(labels, probabilities.shape[1]):
+        _tell_once(
+            f"AUC is the mean over {len(present)} of {probabilities.shape[1]} classes, since no "
+            f"tile that is scored is of class {', '.join(map(str, missing))}"
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the mean is over")  # what has just been told
+        found = load_metric("auroc_macro_ovr").compute(
+            prediction_scores=np.asarray(probabilities, dtype=np.float64), references=labels
+        )
+    return found["auroc_macro_ovr"]
+
+
+def missing_classes(labels: np.ndarray, num_classes: int) -> list[int]:
+    """The classes, of `num_classes`, that no label is of."""
+    return sorted(set(range(num_classes)) - set(np.unique(labels).tolist()))
+
+
+# A training scores its validation tiles again and again.
+_tell_once = functools.cache(warn)
+
+
+def auc_note(split: str, labels: np.ndarray, class_names: Sequence[str]) -> str | None:
+    """What stands beside the scores of tiles that lack a class, or None where they have all.
+
+    Args:
+        split: Of the tiles.
+        labels: int N.
+        class_names: The name of each label.
+    """
+    missing = missing_classes(labels, len(class_names))
+    if not missing:
+        return None
+    present = len(class_names) - len(missing)
+    names = ", ".join(class_names[label] for label in missing)
+    if present < 2:
+        return f"AUC is not defined: all {split} tiles are of one class, and none of {names}"
+    return f"AUC is the mean over {present} of {len(class_names)} classes, since no {split} tile is of {names}"
 
 
 def predict_shared(model: Classifier, images: np.ndarray, accelerator: Accelerator) -> np.ndarray:

@@ -16,7 +16,7 @@ from histodistill.training.engine.classifier_training import fit_classifier
 from histodistill.training.engine.scoring import predict_shared, score_probabilities
 from histodistill.training.evaluation.plans import PlannedCell
 from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.files import read_json, write_json
+from histodistill.training.running.files import read_kept, write_json
 from histodistill.training.running.stages import Stage
 
 
@@ -114,8 +114,9 @@ def train_cell(
 
 
 def read_cell(path: Path) -> dict[str, Any] | None:
-    """A finished cell, or None."""
-    return read_json(path) if path.is_file() else None
+    """A finished cell, or None where there is none, or one that is damaged."""
+    cell = read_kept(path)
+    return cell if isinstance(cell, dict) else None
 
 
 def fill_cells(
@@ -174,7 +175,7 @@ def summarise_seeds(cells: Sequence[dict[str, Any]], splits: Sequence[str]) -> d
 
     Returns:
         Dict of num_train, steps, seeds, and for each split a dict with the `spread` of each of `METRICS`. An AUC that
-        is undefined for one cell, since the tiles lack a class, has no mean.
+        is undefined for one cell, since all tiles are of one class, has no mean.
     """
     return {
         "num_train": cells[0]["num_train"],

@@ -68,7 +68,7 @@ def run(config: CompareConfig) -> dict[str, Any]:
     """
     from histodistill.training.data.sources import load_tiles
     from histodistill.training.engine.accelerator import make_accelerator
-    from histodistill.training.running.files import read_json, write_json
+    from histodistill.training.running.files import read_kept, write_json
     from histodistill.training.running.stages import Stage, require_complete
 
     distilled = require_complete(config.run / "distilled", "distilled set", "run histodistill select first")
@@ -84,13 +84,14 @@ def run(config: CompareConfig) -> dict[str, Any]:
     }
     folder, results_path = config.run / "comparison", config.run / "results.json"
     # There is no other output folder to give: a run has one comparison.
-    stage = Stage(folder, settings, remedy=f"delete {folder} to compare anew")
+    inputs = {name: config.run / name for name in ("pool", "distilled")}
+    stage = Stage(folder, settings, remedy=f"delete {folder} to compare anew", inputs=inputs)
     accelerator = make_accelerator(config.mixed_precision)
     # Every process has now read what an earlier run left in the folder, so the main process may overwrite it.
     accelerator.wait_for_everyone()
-    if stage.complete and results_path.is_file():
+    if stage.complete and (kept := read_kept(results_path)):
         accelerator.print(f"compare: {folder} is already finished")
-        return read_json(results_path)
+        return kept
     if accelerator.is_main_process:
         stage.begin()
 
@@ -126,11 +127,14 @@ def train_rows(
     """Trains and scores the cells of the plan that are not finished.
 
     Returns:
-        All cells, and a note for each row that there are too few tiles for.
+        All cells, and a note for each row that there are too few tiles for, and one where the test tiles lack a class.
     """
+    from histodistill.training.engine.scoring import auc_note
     from histodistill.training.evaluation.cells import fill_cells, train_cell
 
-    notes: list[str] = []
+    test = source.split("test")
+    note = auc_note("test", test.labels, source.class_names)
+    notes = [] if note is None else [note]
 
     def make_cell(cell: PlannedCell, path: Path) -> dict[str, Any] | None:
         try:
@@ -148,7 +152,7 @@ def train_rows(
             recipe(cell, config.batch_size),
             train,
             source.split("validation"),
-            {"test": source.split("test")},
+            {"test": test},
             accelerator,
             source.class_names,
         )
@@ -204,7 +208,7 @@ def summarise(cells: list[dict[str, Any]], source: TileSource, n_per_class: int,
         cells: As `train_cell` returns them.
         source: The real tiles.
         n_per_class: Tiles of each class in the distilled set.
-        notes: What to tell of rows that were left out.
+        notes: What to tell of rows that were left out, and of the scores.
 
     Returns:
         A dict that JSON can hold: `rows` as `summarise_rows` gives them for the test tiles, and `recovery`, by

@@ -97,7 +97,7 @@ def run(config: EvaluatePoolConfig) -> dict[str, Any]:
     from histodistill.training.engine.accelerator import make_accelerator
     from histodistill.training.evaluation.cells import summarise_rows
     from histodistill.training.models.embedders import embedder_fingerprint
-    from histodistill.training.running.files import read_json, write_json
+    from histodistill.training.running.files import read_json, read_kept, write_json
     from histodistill.training.running.stages import Stage
 
     fingerprints = require_stages(config)
@@ -112,13 +112,16 @@ def run(config: EvaluatePoolConfig) -> dict[str, Any]:
         **config.settings(),
     }
     folder, results_path = config.output_folder, config.output_folder / "metrics.json"
-    stage = Stage(folder, settings, remedy=f"give another {param('output')}")
+    inputs = {"pool": config.pool_folder, "pipeline": config.run / "pipeline"}
+    if config.embedder is None:
+        inputs["teacher"] = config.run / "teacher"
+    stage = Stage(folder, settings, remedy=f"give another {param('output')}", inputs=inputs)
     accelerator = make_accelerator(config.mixed_precision)
     # Every process has now read what an earlier run left in the folder, so the main process may overwrite it.
     accelerator.wait_for_everyone()
-    if stage.complete and results_path.is_file():
+    if stage.complete and (kept := read_kept(results_path)):
         accelerator.print(f"evaluate-pool: {folder} is already finished")
-        return read_json(results_path)
+        return kept
     if accelerator.is_main_process:
         stage.begin()
         show_distances(config, tiles, folder)
@@ -209,12 +212,12 @@ def show_distances(config: EvaluatePoolConfig, tiles: MeasuredTiles, folder: Pat
     """Writes tiles.png, distances.json where it is not there yet, and metrics.png; prints the distances."""
     from histodistill.training.evaluation.pool_figures import distance_lines, draw_distances, draw_tiles
     from histodistill.training.evaluation.pool_quality import measure_pool
-    from histodistill.training.running.files import read_json, write_bytes, write_json
+    from histodistill.training.running.files import read_json, read_kept, write_bytes, write_json
 
     # The tiles first: they are there at once.
     write_bytes(folder / "tiles.png", draw_tiles(tiles.validation, tiles.pool, tiles.class_names))
     path = folder / "distances.json"
-    if not path.is_file():
+    if read_kept(path) is None:
         sets = {"validation": tiles.validation, "pool": tiles.pool, "real_train": tiles.train}
         embedder = config.run / "teacher" if config.embedder is None else config.embedder
         write_json(path, measure_pool(sets, tiles.class_names, embedder, config.n_neighbors))

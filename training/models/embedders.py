@@ -21,6 +21,7 @@ from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.loading import has_class, has_classifier, load_autoencoder, load_classifier
 from histodistill.training.models.prediction import embed
 from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.hub_cache import cache_problem
 
 
 #: Name of the embedder that is a run's own teacher.
@@ -195,13 +196,16 @@ def _load_with_transformers(name_or_path: str | Path, device: str) -> tuple[Any,
     from transformers import AutoImageProcessor, AutoModel
 
     # No code and no pickle of a model is ever run, and what is on this machine is looked for nowhere else.
-    options = {"trust_remote_code": False, "local_files_only": Path(name_or_path).exists()}
+    is_local = Path(name_or_path).exists()
+    options = {"trust_remote_code": False, "local_files_only": is_local}
     try:
         processor = AutoImageProcessor.from_pretrained(name_or_path, **options)
         model, info = AutoModel.from_pretrained(
             name_or_path, use_safetensors=True, output_loading_info=True, **options
         )
     except Exception as error:  # of any kind: a folder can be damaged in every way
+        if not is_local and (problem := cache_problem()):
+            raise InputError(f"{param('embedder')} {name_or_path} cannot be fetched, since {problem}") from error
         raise InputError(
             f"{param('embedder')} {name_or_path} cannot be loaded: give a folder that train_classifier or "
             "train_autoencoder left, or the folder or Hub id of a transformers vision model"

@@ -6,7 +6,6 @@ import ast
 import importlib
 import inspect
 import re
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -29,11 +28,11 @@ def metric_upload(name: str, repo_id: str) -> Upload:
         repo_id: Id of the Space.
     """
     card = read_metric(name, repo_id)
-    files: dict[str, Path | bytes] = {
+    files = {
         "README.md": render_metric_card(card).encode(),
         "index.html": render_metric_page(card).encode(),
         "requirements.txt": REQUIREMENTS.encode(),
-        f"{name}.py": metric_folder(name) / f"{name}.py",
+        f"{name}.py": (metric_folder(name) / f"{name}.py").read_bytes(),
     }
     return Upload("metric", repo_id, files)
 

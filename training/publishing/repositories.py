@@ -38,6 +38,7 @@ from histodistill.hub_cards.contents import PipelineContent, SelectorContent, Se
 from histodistill.hub_cards.pictures import encode_png
 from histodistill.hub_cards.tables import table_schema
 from histodistill.training.data.images import make_grid
+from histodistill.training.distillation.community_discs import community_discs
 from histodistill.training.evaluation.run_contents import RunFiles
 from histodistill.training.evaluation.verdicts import read_run_audit
 from histodistill.training.generate import PIPELINE_OPTIONS
@@ -61,6 +62,8 @@ _GRID_SIDE = 64
 _FILTERS = ("min_probability", "typical_share")
 # What cards call the place of the picture of the distilled set.
 _GRID = "assets/distilled.png"
+# The same of the picture of the pool's communities.
+_MAP = "assets/community_map.png"
 # An embedder that is not of a run: a model of the Hub, or of a library.
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}(/[A-Za-z0-9][\w.-]{0,63})?")
 
@@ -106,6 +109,32 @@ class CheckedRun:
     def grid(self) -> bytes:
         """PNG file of the first images of each class."""
         return encode_png(np.asarray(distilled_grid(self.distilled.table.images, self.labels)))
+
+    @cached_property
+    def community_sizes(self) -> dict[str, list[int]]:
+        """Images of each community of a class, the largest first; empty where none were looked for."""
+        with about(self.files.folder, "distilled/stage.json"):
+            sizes = by_class(self.selection.community_sizes, self.class_names)
+            if sum(map(sum, sizes.values())) > (self.pool.num_images or 0):
+                raise ContentError("holds communities of more images than the pool has")
+            return {name: list(counts) for name, counts in sizes.items()}
+
+    @cached_property
+    def map(self) -> bytes | None:
+        """PNG file of the pool's communities, drawn from their sizes; None where these are not known."""
+        with about(self.files.folder, "distilled/stage.json"):
+            chosen = by_class(self.selection.community_chosen, self.class_names)
+            if not self.community_sizes or not chosen:
+                return None
+            try:
+                return community_discs(self.community_sizes, chosen)
+            except ValueError as error:
+                raise ContentError(f"contradicts itself ({error})") from error
+
+    @property
+    def map_files(self) -> dict[str, bytes]:
+        """The same by its place in a repository."""
+        return {} if self.map is None else {_MAP: self.map}
 
     @cached_property
     def generation(self) -> dict[str, Any]:
@@ -287,7 +316,6 @@ def selector_upload(run: CheckedRun, facts: RunFacts) -> Upload:
     """The repository of the selector. Pictures of pool images stay here: no audit has looked at those."""
     config = run.selector.config
     with about(run.files.folder, "distilled/stage.json"):
-        community_sizes = by_class(run.selection.community_sizes, run.class_names)
         dropped = by_class(run.selection.dropped, run.class_names)
     card = SelectorCardData(
         facts=facts,
@@ -298,11 +326,11 @@ def selector_upload(run: CheckedRun, facts: RunFacts) -> Upload:
         pool_size=run.pool.num_images,
         embedder=run.embedder,
         filters=run.filters,
-        community_sizes=community_sizes,
+        community_sizes=run.community_sizes,
         dropped=dropped,
-        has_map=False,
+        has_map=run.map is not None,
     )
-    files = {**run.selector.files, "README.md": render_selector_card(card).encode()}
+    files = {**run.selector.files, **run.map_files, "README.md": render_selector_card(card).encode()}
     return Upload("selector", facts.repos["selector"], files)
 
 
@@ -326,9 +354,10 @@ def dataset_upload(run: CheckedRun, facts: RunFacts) -> Upload:
         generation=run.generation,
         facts=facts,
         has_grid=True,
-        has_map=False,
+        has_map=run.map is not None,
     )
-    files = {**run.distilled.files, _GRID: run.grid, "README.md": render_dataset_card(card).encode()}
+    pictures = {_GRID: run.grid, **run.map_files}
+    files = {**run.distilled.files, **pictures, "README.md": render_dataset_card(card).encode()}
     return Upload("dataset", facts.repos["dataset"], files)
 
 

@@ -46,6 +46,10 @@ _Package = Literal[
 ]
 
 
+# Numbers of the communities of a class.
+Counts = Annotated[tuple[Count, ...], Field(max_length=100_000)]
+
+
 class Known(BaseModel):
     """A record of which the known keys are read, each by its type, and no other key."""
 
@@ -78,7 +82,8 @@ class StageRecord(Known):
     validation_loss: Annotated[float, Field(ge=0, le=1e9)] | None = None
     test_accuracy: Share | None = None
     privacy: PrivacyRecord | None = None
-    community_sizes: dict[str, Annotated[tuple[Count, ...], Field(max_length=100_000)]] = {}
+    community_sizes: dict[str, Counts] = {}
+    community_chosen: dict[str, Counts] = {}
     dropped: dict[str, Count] = {}
     copies_dropped: dict[str, Count] | None = None
 
@@ -145,7 +150,7 @@ class BenchmarkRow(Known):
             row = parse_row(self.row)
         except InputError as error:
             raise ContentError("holds a row that the results table does not have") from error
-        options = "".join(f", {name}={_shown_value(name, value)}" for name, value in row.recipe.items())
+        options = "".join(f", {name}={_shown_option(name, value)}" for name, value in row.recipe.items())
         return FIXED_ROWS.get(row.tiles, f"pool images chosen by {row.tiles}") + options
 
 
@@ -205,6 +210,11 @@ def _shown_value(name: str, value: Any) -> str:
     if len(text) > _LONGEST_SETTING:
         raise ContentError(f"holds a setting {name} that is longer than a card shows")
     return text
+
+
+def _shown_option(name: str, value: Any) -> str:
+    """The same as the name of a row has it: 0 and 1 stand for false and true."""
+    return f"{value:g}" if isinstance(value, int | float) else _shown_value(name, value)
 
 
 def by_class(found: Mapping[str, Any], class_names: list[str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from histodistill.selection.files import write_bytes
+from histodistill.training.running.notes import warn
 
 
 #: `write_bytes` is `selection`'s, which saves selectors with it; here it stands beside the others.
@@ -21,7 +22,9 @@ __all__ = [
     "new_files",
     "new_folder",
     "read_json",
+    "read_kept",
     "remove",
+    "sha256_of",
     "write_bytes",
     "write_json",
     "write_text",
@@ -53,6 +56,20 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def read_kept(path: str | Path) -> Any:
+    """What an earlier attempt kept in a JSON file, or None where there is none to go by.
+
+    A file that is damaged, as a power cut leaves it, counts as none, and the user is told.
+    """
+    try:
+        return read_json(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        warn(f"{path} is damaged ({getattr(error, 'strerror', None) or 'it is no JSON'}): it is made anew")
+        return None
 
 
 @contextmanager
@@ -118,6 +135,12 @@ def md5_of(path: Path) -> str:
     """MD5 of a file as 32 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file as 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def format_size(size: int) -> str:

@@ -14,6 +14,7 @@ import contextlib
 import io
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import NoReturn
@@ -41,6 +42,7 @@ def as_program() -> Iterator[None]:
         yield
     except Exception as error:
         if refusal := find_refusal(error):
+            _close_progress_bars(error)
             fail(refusal_sentence(refusal))
         traceback.print_exc()
         raise SystemExit(ERROR) from error
@@ -57,10 +59,28 @@ def write_any_text() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def require_temporary_folder() -> None:
+    """Ends the program where there is no folder for temporary files, before anything has been done that needs one."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        fail("no folder for temporary files can be written: make room in /tmp, or set TMPDIR to another folder")
+
+
 def fail(message: str) -> NoReturn:
     """Prints one sentence to standard error and exits with `ERROR`."""
     print(f"error: {one_line(message)}", file=sys.stderr)
     raise SystemExit(ERROR)
+
+
+def _close_progress_bars(error: BaseException | None) -> None:
+    """Lets go of what functions that an exception ended still hold: a bar draws itself once more when it is let go.
+
+    The sentence of the error is then the last line, and stands on a line of its own.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def speaks() -> bool:
@@ -75,6 +95,7 @@ def end_with(error: InputError, called: Mapping[str, str] | None = None) -> NoRe
         error: Says what is wrong.
         called: What the command line calls some parameters: see `InputError.for_command_line`.
     """
+    _close_progress_bars(error)
     refusal = find_refusal(error)
     # What cannot be written because the disk is full is no bad input, and any of several processes may find it so.
     if refusal and is_full_disk(refusal):

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from histodistill.selection.versions import installed_versions
 from histodistill.training.running.errors import InputError
-from histodistill.training.running.files import read_json, write_json
+from histodistill.training.running.files import read_json, sha256_of, write_json
 
 
 # The record's file in the folder of a stage.
@@ -34,6 +35,8 @@ STAGES = {
 
 # What every record has; a file without one of these is none.
 _REQUIRED = {"complete", "settings", "fingerprint", "seconds"}
+# What a stage's content is told by: weights and tables, beside configurations.
+_CONTENT_SUFFIXES = (".safetensors", ".parquet")
 # Characters of a setting in a message, at most: a fingerprint has 64, of which nobody needs to see all.
 _SHOWN_LENGTH = 40
 
@@ -75,6 +78,26 @@ def require_complete(folder: str | Path, what: str, remedy: str) -> dict[str, An
     return record
 
 
+def content_of(folder: str | Path) -> str:
+    """SHA-256 of what a finished stage is: its weights, tables of images and configurations, by their places.
+
+    The fingerprint of a stage tells how it was made. Files may have been put in the place of others since.
+
+    Raises:
+        InputError: If a file cannot be read.
+    """
+    folder, digest = Path(folder), hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        place = path.relative_to(folder)
+        if "checkpoints" in place.parts or not (path.suffix in _CONTENT_SUFFIXES or path.name == "config.json"):
+            continue
+        try:
+            digest.update(json.dumps([place.as_posix(), sha256_of(path)]).encode())
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror}): make its folder anew") from error
+    return digest.hexdigest()
+
+
 class Stage:
     """Bookkeeping of one stage while it runs.
 
@@ -82,19 +105,29 @@ class Stage:
         folder: The stage's output folder.
         settings: Everything that decides the result: options and fingerprints of inputs. Plain JSON values.
         remedy: What to do where the folder holds other settings; the end of that error's sentence.
+        inputs: Folders of stages that this one works on, by name. The record holds their content, so that nothing is
+            reused that was made of others; one that was written before this was so is taken as it is.
 
     Attributes:
         folder: The output folder.
         settings: As they come back from JSON, with lists for tuples.
+        inputs: The content of each input by name: see `content_of`.
         complete: Whether the folder holds the finished stage.
         seconds_before: Time that earlier attempts spent.
 
     Raises:
-        InputError: If the folder holds a stage made with other settings.
+        InputError: If the folder holds a stage made with other settings, or of inputs that have changed since.
     """
 
-    def __init__(self, folder: str | Path, settings: dict[str, Any], remedy: str = "give another output folder"):
+    def __init__(
+        self,
+        folder: str | Path,
+        settings: dict[str, Any],
+        remedy: str = "give another output folder",
+        inputs: Mapping[str, str | Path] | None = None,
+    ):
         self.folder, self.settings = Path(folder), _plain(settings)
+        self.inputs = {name: content_of(path) for name, path in (inputs or {}).items()}
         self._started = time.perf_counter()
         record = read_record(self.folder)
         self.seconds_before = 0.0
@@ -102,6 +135,10 @@ class Stage:
             if record["settings"] != self.settings:
                 changed = first_difference(record["settings"], self.settings)
                 raise InputError(f"{folder} was made with other settings ({changed}): {remedy}")
+            before = record.get("inputs")
+            for name, content in self.inputs.items():
+                if isinstance(before, dict) and before.get(name, content) != content:
+                    raise InputError(f"{folder} was made of other files of the {name} than those of today: {remedy}")
             self.seconds_before = record["seconds"]
         self.complete = bool(record and record["complete"])
 
@@ -150,6 +187,7 @@ class Stage:
             "fingerprint": fingerprint(self.settings),
             "seconds": round(self.seconds_before + time.perf_counter() - self._started, 1),
             "versions": installed_versions(PACKAGES),
+            **({"inputs": self.inputs} if self.inputs else {}),
             **facts,
         }
         write_json(self.folder / RECORD, record)

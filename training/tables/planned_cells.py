@@ -10,7 +10,7 @@ from typing import Any
 from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.evaluation.plans import parse_plan
 from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.files import read_json
+from histodistill.training.running.files import read_kept
 from histodistill.training.running.stages import first_difference
 from histodistill.training.tables.rows import (
     DEFAULT_ROWS,
@@ -106,7 +106,7 @@ def plan_cells(lines: Iterable[Cell], seeds: Iterable[int]) -> list[Cell]:
 
 
 def missing_cells(cells: Sequence[Cell], folder: Path) -> list[Cell]:
-    """Those that are not in the table's folder.
+    """Those that are not in the table's folder, or are damaged there.
 
     Raises:
         InputError: Where a cell that is there was trained in another way than the planned ones of its row, or of its
@@ -117,9 +117,12 @@ def missing_cells(cells: Sequence[Cell], folder: Path) -> list[Cell]:
     for cell in cells:
         if not cell.row.recipe:
             common.setdefault(cell.config.architecture, _recipe(cell.config))
-    own = {cell.path(folder) for cell in cells}
+    own, found = {cell.path(folder) for cell in cells}, set()
     for path in sorted((folder / "cells").glob("*.json"), key=lambda path: (path not in own, path)):
-        kept = read_json(path)
+        kept = read_kept(path)
+        if kept is None:
+            continue
+        found.add(path)
         recipe = {name: value for name, value in kept["config"].items() if name != "seed"}
         place = kept["architecture"], kept["row"]
         wanted = planned.get(place) or ("@" not in kept["row"] and common.get(kept["architecture"])) or recipe
@@ -128,7 +131,7 @@ def missing_cells(cells: Sequence[Cell], folder: Path) -> list[Cell]:
                 f"{path} was trained with another recipe ({first_difference(recipe, wanted)}): give another "
                 f"{param('output')}, or delete it"
             )
-    return [cell for cell in cells if not cell.path(folder).is_file()]
+    return [cell for cell in cells if cell.path(folder) not in found]
 
 
 def _recipe(config: ClassifierConfig) -> dict[str, Any]:
@@ -142,7 +145,8 @@ def kept_cells(folder: Path, order: Sequence[str]) -> list[dict[str, Any]]:
         folder: Of the table.
         order: Names of the rows that come first; the others follow by name, and each row's cells by size and seed.
     """
-    cells = [read_json(path) for path in sorted((folder / "cells").glob("*.json"))]
+    found = [read_kept(path) for path in sorted((folder / "cells").glob("*.json"))]
+    cells = [cell for cell in found if cell is not None]
     places = {row: place for place, row in enumerate(order)}
     return sorted(
         cells,

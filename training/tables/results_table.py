@@ -108,6 +108,7 @@ def run(config: ResultsTableConfig) -> dict[str, Any]:
     from histodistill.training.data.sources import load_tiles
     from histodistill.training.distillation.pool_selection import make_selector
     from histodistill.training.engine.accelerator import make_accelerator
+    from histodistill.training.engine.scoring import auc_note
     from histodistill.training.evaluation.cells import check_same_kind
     from histodistill.training.models.embedders import embedder_fingerprint
     from histodistill.training.running.stages import Stage, require_complete
@@ -131,7 +132,8 @@ def run(config: ResultsTableConfig) -> dict[str, Any]:
         **config.settings(),
         "embedder": embedder_fingerprint(config.embedder),
     }
-    stage = Stage(config.folder, settings, remedy=f"give another {param('output')}, or delete it")
+    inputs = {name: config.run / name for name in ("pool", "teacher")}
+    stage = Stage(config.folder, settings, remedy=f"give another {param('output')}, or delete it", inputs=inputs)
     make_accelerator(config.mixed_precision)  # refuses what this machine cannot do
     for line in config.lines:
         if line.size is not None and line.row.options is not None:
@@ -145,6 +147,9 @@ def run(config: ResultsTableConfig) -> dict[str, Any]:
     stage.begin()
 
     notes = train_cells(config, missing, stage) if missing else []
+    for split in SPLITS:
+        if note := auc_note(split, source.split(split).labels, class_names):
+            notes.append(note)
     kept = kept_cells(config.folder, list(dict.fromkeys(cell.row.name for cell in cells)))
     results = write_table(config.folder, kept, source.name, class_names, notes)
     stage.finish(num_cells=len(kept))
@@ -162,7 +167,7 @@ def write_table(
         cells: As `kept_cells` returns them.
         data: Name of the data.
         class_names: Names of the labels.
-        notes: Why cells were left out.
+        notes: Why cells were left out, and what is to be known of the scores.
 
     Returns:
         What benchmark.json holds.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from histodistill.training.models.embedders import embed_images, resolve_embedde
 from histodistill.training.models.loading import load_classifier
 from histodistill.training.models.prediction import predict_proba
 from histodistill.training.running.files import write_bytes
+from histodistill.training.running.notes import warn
 from histodistill.training.tables.planned_cells import Cell
 
 
@@ -50,10 +53,7 @@ def write_inputs(
         real: uint8 M×S×S×3, the real training tiles.
     """
     file = folder / INPUTS
-    arrays = {}
-    if file.is_file():
-        with np.load(file) as kept:
-            arrays = dict(kept)
+    arrays = _kept(file)
     if needed <= set(arrays):
         return
     embed_with = resolve_embedder(embedder, teacher)
@@ -68,6 +68,18 @@ def write_inputs(
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     write_bytes(file, buffer.getvalue())
+
+
+def _kept(file: Path) -> dict[str, np.ndarray]:
+    """The arrays that a file holds; none where it is missing, or damaged, of which the user is told."""
+    try:
+        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as kept:
+            return dict(kept)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error):
+        warn(f"{file} is damaged: it is made anew")
+        return {}
 
 
 def read_inputs(

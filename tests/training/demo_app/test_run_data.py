@@ -6,13 +6,13 @@ import re
 
 import numpy as np
 import pytest
+from audits import add_audit
 from PIL import Image
 
-from histodistill.hub_cards.gate import AUDIT_FORMAT, files_to_audit, hash_files
 from histodistill.training.data.image_dataset import write_image_dataset
 from histodistill.training.demo_app import run_data as show
 from histodistill.training.running.errors import InputError
-from histodistill.training.running.files import read_json, write_bytes, write_json
+from histodistill.training.running.files import write_bytes, write_json
 
 
 NAMES = ["<b>fat</b>", "stroma & co"]
@@ -33,13 +33,6 @@ def run(tmp_path):
     }
     write_image_dataset(folder / "distilled" / "data", images, columns, NAMES)
     return folder
-
-
-def add_audit(run, passed=True):
-    finding = {"passed": passed, "sentence": "no <i>copy</i> was found"}
-    files = hash_files(run / "distilled", files_to_audit(run / "distilled"))
-    parts = {"distilled": {"passed": passed, "findings": [finding], "files": files}}
-    write_json(run / "audit.json", {"format": AUDIT_FORMAT, "parts": parts})
 
 
 def add_scores(run):
@@ -164,26 +157,25 @@ def test_anything_else_is_no_seed(value):
     [(True, "passed", "Passed."), (False, "failed", "Not passed: it should not be shared.")],
 )
 def test_audit_is_told_in_its_words(run, passed, verdict, sentence):
-    add_audit(run, passed)
+    add_audit(run, copies=0 if passed else 2)
     found = show.read_demo_run(run)
     assert [part.verdict for part in found.audit] == [verdict]
     html = show.audit_html(found)
     assert sentence in words(html)
-    assert f"{'✓' if passed else '✗'} No &lt;i&gt;copy&lt;/i&gt; was found." in html
+    assert f"{'✓ 0' if passed else '✗ 2'} of 15 images are copies of real tiles." in html
 
 
 def test_findings_that_parts_share_are_told_once(run):
-    add_audit(run)
-    audit = read_json(run / "audit.json")
-    own = {"passed": False, "sentence": "the weights tell"}
-    shared = audit["parts"]["distilled"]["findings"]
-    audit["parts"]["pipeline"] = {"passed": False, "findings": [*shared, own], "files": {}}
-    write_json(run / "audit.json", audit)
+    write_bytes(run / "pipeline" / "model_index.json", b"{}")
+    add_audit(run, weights_auc=0.7)
+    (run / "pipeline" / "model_index.json").unlink()
     found = show.read_demo_run(run)
-    assert [part.sentences for part in found.audit] == [["✓ No <i>copy</i> was found."], ["✗ The weights tell."]]
-    # There is no pipeline any more.
+    set_sentences, own = [part.sentences for part in found.audit]
+    assert len(set_sentences) == 11 and "✓ 0 of 15 images are copies of real tiles." in set_sentences
+    assert [sentence[:9] for sentence in own] == ["✓ 0 of 40", "✗ One who"]
+    # The pipeline is not what was audited.
     assert [part.verdict for part in found.audit] == ["passed", "outdated"]
-    assert "The findings above, and these: ✗ The weights tell." in words(show.audit_html(found))
+    assert "The findings above, and these: ✓ 0 of 40 generated" in words(show.audit_html(found))
 
 
 def test_audit_of_other_files_is_outdated(run):
@@ -253,13 +245,13 @@ def test_html_is_escaped_and_loads_nothing(run):
     add_audit(run)
     add_scores(run)
     html = all_html(show.read_demo_run(run))
-    assert "<b>fat" not in html and "<i>copy" not in html
+    assert "<b>fat" not in html
     assert not re.search(r"<script|<link|url\(|\bon\w+=", html)
     assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'(?:src|href)="([^"]*)"', html))
 
 
 def test_unreadable_file_is_named_in_one_sentence(run):
     (run / "audit.json").write_text("{")
-    with pytest.raises(InputError, match=r"audit\.json cannot be read") as caught:
+    with pytest.raises(InputError, match=r"audit\.json is no audit, or was changed") as caught:
         show.read_demo_run(run)
     assert "\n" not in str(caught.value)

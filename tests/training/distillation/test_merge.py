@@ -225,6 +225,41 @@ def test_names_of_sites_are_plain_text(sites, tmp_path, run_main, name):
     assert not (tmp_path / "merged").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"settings": {"stage": "distilled", "selector": "<img src=x>"}}, "settings.selector"),
+        ({"settings": {"stage": ["distilled"]}}, "settings.stage"),
+        ({"settings": []}, "settings"),
+        ({"fingerprint": "slide 17"}, "fingerprint"),
+        ({"community_sizes": [3, 4]}, "community_sizes"),
+        ({"community_sizes": {"adipose": [10**40]}}, "community_sizes.adipose.0"),
+        ({"dropped": {"adipose": "2"}}, "dropped.adipose"),
+        ({"complete": "no"}, "complete"),
+    ],
+)
+def test_records_of_other_sites_are_told_by_their_types(sites, tmp_path, run_main, change, place):
+    path = sites[1] / "distilled" / "stage.json"
+    write_json(path, {**read_json(path), **change})
+    with pytest.raises(InputError, match=rf"stage.json holds what no record does \({place}\): ask for it again"):
+        run_main(script, *sites, "--output", tmp_path / "merged")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('pretty_name: "Distilled a\\u200bb"', "names tiles that cannot be named"),
+        (f"pretty_name: Distilled {'x' * 101}", "names tiles that cannot be named"),
+        ("license: [a, b]", "has a license that is no identifier of one"),
+        ("license: 'see [here](https://example.org)'", "has a license that is no identifier of one"),
+    ],
+)
+def test_cards_of_other_sites_are_told_as_plain_text(sites, tmp_path, run_main, line, message):
+    (sites[1] / "distilled" / "README.md").write_text(f"---\n{line}\n---\n", encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        run_main(script, *sites, "--output", tmp_path / "merged")
+
+
 def test_communities_beyond_all_numbers_are_one_sentence(sites, tmp_path, run_main):
     images, columns, names = read_image_dataset(sites[0] / "distilled")
     columns["community"][0] = 2**31 - 1

@@ -189,6 +189,37 @@ def test_finished_stages_are_skipped(tiny_run, copy, started, capsys):
     assert {name for name in before if after[name] != before[name]} <= {str(copy / "report.html")}
 
 
+@pytest.mark.parametrize("kept", [(), ("audit.json",), ("audit.json", "audit/stage.json")], ids=str)
+def test_refusal_of_the_audit_is_a_result(kept, tiny_run, copy, monkeypatch, capsys):
+    """Exit code 1 of the audit, with all that it leaves; without, it is that of a program that could not begin."""
+    audit = read_json(copy / "audit.json")
+    audit["parts"]["selector"]["passed"] = False
+    audit["parts"]["selector"]["findings"][0] |= {"passed": False, "sentence": "3 of 9 images are copies"}
+    left = {"audit.json": audit, "audit/stage.json": read_json(copy / "audit" / "stage.json")}
+    for name in left:
+        (copy / name).unlink()
+
+    def run_module(module, *_):
+        assert module.endswith(".audit")
+        for name in kept:
+            write_json(copy / name, left[name])
+        raise SystemExit(1)
+
+    monkeypatch.setattr(distill, "run_module", run_module)
+    if len(kept) < 2:
+        with pytest.raises(SystemExit) as stopped:
+            call(tiny_run.data, copy)
+        assert stopped.value.code == 1
+        return
+    # It is the same where the audit was finished before.
+    for _ in range(2):
+        call(tiny_run.data, copy)
+        lines = capsys.readouterr().out.splitlines()
+        (line,) = [line for line in lines if line.startswith(f"Must not be published: {copy / 'selector'}, ")]
+        assert "3 of 9 images are copies" in line
+        assert lines[-1] == f"What was found:        {copy / 'report.html'}, {copy / 'audit.json'}"
+
+
 @pytest.mark.parametrize(
     ("gone", "scripts"),
     [

@@ -9,7 +9,8 @@ from sklearn.metrics import confusion_matrix, f1_score
 
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.data.tiles import Tiles
-from histodistill.training.engine.scoring import reliability_bins, score, score_probabilities
+from histodistill.training.engine import scoring
+from histodistill.training.engine.scoring import auc_note, reliability_bins, score, score_probabilities
 from histodistill.training.models.architectures import ARCHITECTURES
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.prediction import embed, predict_proba
@@ -59,12 +60,35 @@ def test_score_is_that_of_the_probabilities(images):
     assert score(model, Tiles(images, labels)) == score_probabilities(predict_proba(model, images), labels)
 
 
-def test_auc_is_none_where_a_class_has_no_sample():
-    found = score_probabilities(np.array([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.7, 0.2, 0.1]]), np.array([0, 1, 1]))
-    assert found["auc"] is None
+def test_a_class_without_a_sample_is_left_out_of_the_auc_and_told_once(capsys):
+    scoring._tell_once.cache_clear()
+    probabilities = np.array([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.7, 0.2, 0.1]])
+    for _ in range(2):
+        found = score_probabilities(probabilities, np.array([0, 1, 1]))
+    assert found["auc"] == 1.0
     assert found["accuracy"] == 2 / 3
     assert found["per_class_f1"] == pytest.approx([2 / 3, 2 / 3, 0])
     assert found["f1"] == pytest.approx(2 / 3)
+    told = "warning: AUC is the mean over 2 of 3 classes, since no tile that is scored is of class 2\n"
+    assert capsys.readouterr().err == told
+
+
+def test_auc_is_none_where_all_samples_are_of_one_class(capsys):
+    scoring._tell_once.cache_clear()
+    found = score_probabilities(np.array([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1]]), np.array([0, 0]))
+    assert found["auc"] is None
+    assert capsys.readouterr().err == ""
+
+
+def test_note_beside_the_scores_of_tiles_that_lack_a_class():
+    names = ["fat", "glands", "mucus"]
+    assert auc_note("test", np.array([0, 1, 2, 2]), names) is None
+    assert auc_note("test", np.array([0, 2]), names) == (
+        "AUC is the mean over 2 of 3 classes, since no test tile is of glands"
+    )
+    assert auc_note("test", np.array([2, 2]), names) == (
+        "AUC is not defined: all test tiles are of one class, and none of fat, glands"
+    )
 
 
 def test_reliability_worked_out_by_hand():

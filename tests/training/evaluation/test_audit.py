@@ -9,7 +9,8 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from histodistill.hub_cards.gate import AuditError, check_audit, check_metadata
+from histodistill.hub_cards.gate import AuditError, check_audit
+from histodistill.hub_cards.part_files import hash_part, read_part
 from histodistill.selection.membership import measure_attack
 from histodistill.selection.planting import MUST_FIND
 from histodistill.training.data.image_dataset import read_image_dataset, write_image_dataset
@@ -22,11 +23,13 @@ from histodistill.training.engine.steps import step_generator
 from histodistill.training.evaluation import audit as script
 from histodistill.training.evaluation import run_audit
 from histodistill.training.evaluation.audit import AuditConfig
+from histodistill.training.evaluation.verdicts import read_run_audit
 from histodistill.training.evaluation.weights_attack import NOISE_LEVELS, attack_scores, denoising_losses
 from histodistill.training.models.denoiser import normalised_latents
 from histodistill.training.models.embedders import embed_images, named_embeddings
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, write_json
+from histodistill.training.running.options import run_script
 from histodistill.training.running.stages import read_record
 
 
@@ -86,18 +89,17 @@ def test_pictures_stay_in_their_folder(audited):
 
 
 def test_gate_goes_by_the_files(audited, tmp_path):
-    record = read_json(audited / "audit.json")
-    for verdict in record["parts"].values():
-        verdict["passed"] = True
+    record = read_run_audit(audited / "audit.json")
+    assert not record.parts["distilled"].passed  # four planted copies are too few
     for part in ("distilled", "selector", "pipeline"):
-        check_audit(audited / part, record)
-        check_metadata(audited / part, record["parts"][part]["files"])
+        assert hash_part(audited / part) == record.parts[part].files
+        with pytest.raises(AuditError, match="did not pass the privacy audit"):
+            check_audit(audited / part, read_part(audited / part), record)
     folder = shutil.copytree(audited / "distilled", tmp_path / "distilled")
-    check_audit(folder, record)
     images, columns, names = read_image_dataset(folder)
     write_image_dataset(folder / "data", images[::-1], columns, names)
     with pytest.raises(AuditError, match="is not the file that was audited"):
-        check_audit(folder, record)
+        check_audit(folder, read_part(folder), record)
 
 
 def test_from_python_it_takes_a_configuration_and_returns_the_record(audited, tiny_npz, capsys):
@@ -113,6 +115,22 @@ def test_finished_audit_is_left_alone(audited, run_main, argv, capsys):
     assert (audited / "audit.json").stat().st_mtime_ns == before
     with pytest.raises(InputError, match=r"made with other settings \(seed was 0 and is now 1\): delete .*audit to"):
         run_main(script, *argv, "--seed", 1)
+
+
+def test_exit_code_says_whether_all_passes(audited, argv, capsys):
+    """Also of an audit that was finished before; with four planted copies of a kind nothing is known well enough."""
+    with pytest.raises(SystemExit) as ended:
+        run_script(script.make_parser, script.run, [str(word) for word in argv], script.exit_code)
+    assert ended.value.code == 1
+    assert "already finished" in capsys.readouterr().out
+    record = read_json(audited / "audit.json")
+    assert not all(verdict["passed"] for verdict in record["parts"].values())
+    assert script.exit_code(record) == 1
+    for verdict in record["parts"].values():
+        verdict["passed"] = True
+    assert script.exit_code(record) == 0
+    record["parts"]["pipeline"]["passed"] = False
+    assert script.exit_code(record) == 1
 
 
 def test_lost_record_is_written_again_and_is_the_same(audited, run_main, argv, capsys):

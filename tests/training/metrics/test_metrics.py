@@ -63,12 +63,83 @@ def test_same_as_medmnist():
     assert auc == pytest.approx(medmnist.getAUC(labels[:, None], scores, "multi-class"), abs=1e-6)
 
 
+SCORES = [[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.1, 0.3, 0.6], [0.1, 0.6, 0.3]]
+
+
+def test_auroc_leaves_out_a_class_that_does_not_occur_and_says_so():
+    auroc = load_metric("auroc_macro_ovr")
+    with pytest.warns(UserWarning, match=r"^the mean is over 2 of 3 classes, since no sample is of class 1$"):
+        found = auroc.compute(prediction_scores=SCORES, references=[0, 2, 0, 2])["auroc_macro_ovr"]
+    scores, labels = np.array(SCORES)[:, [0, 2]], np.array([0, 1, 0, 1])
+    assert found == pytest.approx(auc_by_counting_pairs(scores, labels))
+
+
+NO_CLASSES = {
+    "ignored": [0, 1, 2, -100],
+    "negative": [0, 1, 2, -1],
+    "floats": [0.0, 1.0, 2.0, 2.0],
+    "cut down": [0.2, 1.7, 2.1, 2.9],
+    "an array of floats": np.array([0.0, 1.0, 2.0, 2.0]),
+    "truth values": [True, False, True, False],
+    "an array of truth values": np.array([True, False, True, False]),
+    "text": ["0", "1", "2", "2"],
+    "names": ["fat", "glands", "mucus", "mucus"],
+    "None": [0, 1, 2, None],
+    "NaN": [0, 1, 2, float("nan")],
+    "probabilities": SCORES,
+}
+
+
+@pytest.mark.parametrize("wrong", NO_CLASSES)
+def test_what_is_no_class_is_refused(wrong):
+    values, message = NO_CLASSES[wrong], "must be classes, which are whole numbers from 0: got"
+    with pytest.raises(ValueError, match=f"references {message}"):
+        load_metric("auroc_macro_ovr").compute(prediction_scores=SCORES, references=values)
+    with pytest.raises(ValueError, match=f"references {message}"):
+        load_metric("auroc_macro_ovr").add(prediction_scores=SCORES[3], reference=values[3])
+    for name in ("accuracy", "f1_macro"):
+        right = [0, 1, 2, 2]
+        for inputs in ({"predictions": values, "references": right}, {"predictions": right, "references": values}):
+            with pytest.raises(ValueError, match=message):
+                load_metric(name).compute(**inputs)
+        for inputs in ({"prediction": values[3], "reference": 1}, {"prediction": 1, "reference": values[3]}):
+            with pytest.raises(ValueError, match=message):
+                load_metric(name).add(**inputs)
+
+
+@pytest.mark.parametrize("whole", [np.uint8, np.int32, np.int64, np.uint64, list])
+def test_whole_numbers_of_any_kind_are_classes(whole):
+    labels = [0, 1, 2, 2] if whole is list else np.array([0, 1, 2, 2], dtype=whole)
+    assert (
+        load_metric("auroc_macro_ovr").compute(prediction_scores=SCORES, references=labels)["auroc_macro_ovr"] == 1.0
+    )
+    assert load_metric("accuracy").compute(predictions=labels, references=labels) == {"accuracy": 1.0}
+    assert load_metric("f1_macro").compute(predictions=labels, references=labels) == {"f1_macro": 1.0}
+
+
 @pytest.mark.parametrize(
-    ("references", "message"), [([0, 1, 1], "class 2 has no sample"), ([0, 0, 0], "class 0 has every")]
+    ("scores", "references", "message"),
+    [
+        (SCORES, [0, 1, 2, 3], "class 3 is among the references, and prediction_scores have 3 columns"),
+        ([[0.1], [0.9]], [0, 1], "have 1 column: give one for each class, also for two classes"),
+        ([[0.1], [0.9]], [0, 0], "have 1 column"),
+        ([[], []], [0, 1], "have 0 column"),
+        ([[0.1, 0.9], [0.5, 0.3, 0.2]], [0, 1], "have from 2 to 3 columns: give each sample as many"),
+        ([[float("nan"), 0.1], [0.5, 0.5]], [0, 1], "hold NaN or infinity"),
+        ([[float("inf"), 0.1], [0.5, 0.5]], [0, 1], "hold NaN or infinity"),
+        (SCORES, [1, 1, 1, 1], "every sample is of class 1, so no AUROC is defined"),
+        ([], [], "there are no samples to score"),
+    ],
 )
-def test_auroc_without_a_class_is_refused(references, message):
+def test_auroc_refuses_what_does_not_fit_together(scores, references, message):
     with pytest.raises(ValueError, match=message):
-        load_metric("auroc_macro_ovr").compute(prediction_scores=np.full((3, 3), 1 / 3), references=references)
+        load_metric("auroc_macro_ovr").compute(prediction_scores=scores, references=references)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "f1_macro"])
+def test_no_samples_are_refused(name):
+    with pytest.raises(ValueError, match="there are no samples to score"):
+        load_metric(name).compute(predictions=[], references=[])
 
 
 def test_metrics_take_batches():

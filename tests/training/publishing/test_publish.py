@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
-import json
 import shutil
 
 import numpy as np
 import pytest
-from audits import add_audit, audit_of
+from audits import add_audit
 from datasets import Dataset
 from loopback_hub.card_rules import card_errors, read_header
 from PIL import Image, PngImagePlugin
@@ -48,7 +48,8 @@ def collect(run, *argv):
 
 
 def test_only_the_listed_files_leave(run):
-    pipeline, selector, dataset = collect(run, "--name", "toy")
+    pipeline, selector, dataset = uploads = collect(run, "--name", "toy")
+    assert all(type(content) is bytes for upload in uploads for content in upload.files.values())
     assert [upload.repo_id for upload in (pipeline, selector, dataset)] == [
         "me/toy-ldm", "me/toy-selector", "me/toy-distilled",
     ]  # fmt: skip
@@ -58,10 +59,10 @@ def test_only_the_listed_files_leave(run):
         "vae/diffusion_pytorch_model.safetensors",
     ]  # fmt: skip
     assert sorted(selector.files) == [
-        "README.md", "assets/community_map.png", "config.json", "selector.safetensors",
+        "README.md", "config.json", "selector.safetensors",
     ]  # fmt: skip
     assert sorted(dataset.files) == [
-        "README.md", "assets/community_map.png", "assets/distilled.png", "data/train-00000-of-00001.parquet",
+        "README.md", "assets/distilled.png", "data/train-00000-of-00001.parquet",
     ]  # fmt: skip
 
 
@@ -85,6 +86,7 @@ def test_drawings_are_called_so_whatever_their_name(run):
     for file in (run / "run.json", run / "results.json"):
         write_json(file, read_json(file) | {"data": "phantom"})
     write_json(run / "teacher" / "results.json", {"data": {"train": "phantom"}})
+    add_audit(run)
     for upload in collect(run, "--name", "colon"):
         text = upload.files["README.md"].decode()
         assert "not tissue" in text and "histopathology" not in read_header(text)["tags"]
@@ -96,8 +98,7 @@ def test_cards_say_what_was_measured(run):
         assert card_errors(text, upload.repo_type) == ([], [])
         assert read_header(text)["license"] == "cc0-1.0"
         assert "A program" in text and "privacy audit passed" in text
-        part = {"dataset": "distilled"}.get(upload.kind, upload.kind)
-        assert f"- ✓ 0 images of {part} are copies.\n" in text
+        assert "- ✓ 0 of 15 images are copies of real tiles.\n" in text
         rows = read_json(run / "results.json")["rows"]
         for row in rows:
             assert f"| {row['title']} | {row['num_train']} | convnet | {row['accuracy']['mean']:.3f} |" in text
@@ -111,10 +112,10 @@ def test_cards_say_what_was_measured(run):
 
 def test_cards_tell_of_dropped_copies_and_not_what_looked_for_them(run):
     file = run / "distilled" / "stage.json"
-    record = read_json(file)
+    record, class_names = read_json(file), read_json(run / "run.json")["class_names"]
     record["settings"] |= {"drop_copies": True, "copy_embedders": ["untrained", "private_model, sha256 ab"]}
-    write_json(file, record | {"copies_dropped": {"class 0": 3, "class 1": 4}})
-    write_json(run / "audit.json", audit_of(run))
+    write_json(file, record | {"copies_dropped": dict.fromkeys(class_names, 0) | {"mucus": 7}})
+    add_audit(run)
     pipeline, selector, dataset = (x.files["README.md"].decode() for x in collect(run, "--name", "toy"))
     assert "copies of real tiles 7 images dropped" in selector and "| copies of real tiles | 7 images" in dataset
     assert not any("private_model" in text for text in (pipeline, selector, dataset))
@@ -129,21 +130,22 @@ def test_cards_without_scores_say_so(run):
     (run / "results.json").unlink()
     (run / "run.json").unlink()
     shutil.rmtree(run / "teacher")
+    add_audit(run)
     for upload in collect(run, "--name", "toy"):
         assert b"not measured" in upload.files["README.md"]
 
 
 def test_the_gate(run):
-    write_json(run / "audit.json", audit_of(run, pipeline=False))
+    add_audit(run, weights_auc=0.7)
     with pytest.raises(
-        InputError, match=r"pipeline did not pass the privacy audit \(2 images of pipeline are copies"
+        InputError, match=r"pipeline did not pass the privacy audit \(one who holds the weights tells training tiles"
     ) as caught:
         collect(run, "--name", "toy")
     assert str(caught.value).endswith("publish it all the same with i_accept_the_risk")
     assert caught.value.for_command_line().endswith("publish it all the same with --i-accept-the-risk")
     pipeline, selector, dataset = collect(run, "--name", "toy", "--i-accept-the-risk")
     first = pipeline.files["README.md"].decode().split("\n---\n", 1)[1].lstrip().splitlines()[0]
-    assert first.startswith("> **This was published although it did not pass") and "2 images of pipeline" in first
+    assert first.startswith("> **This was published although it did not pass") and "AUC of 0.700" in first
     # What passed is not said to have failed, and can go alone.
     for upload in (selector, dataset, *collect(run, "--name", "toy", "--only", "selector", "dataset")):
         text = upload.files["README.md"].decode()
@@ -173,15 +175,6 @@ def test_an_audit_of_other_files_does_not_count(run):
         assert str(run) not in text
 
 
-def test_the_map_of_communities_is_audited_where_it_is_shown(run):
-    (run / "selector" / "community_map.png").write_bytes((run / "selector" / "community_tiles.png").read_bytes())
-    for kind in ("selector", "dataset"):
-        with pytest.raises(InputError, match=r"community_map.png is not the file that was audited"):
-            collect(run, "--name", "toy", "--only", kind)
-    (run / "selector" / "community_map.png").unlink()
-    assert "assets/community_map.png" not in collect(run, "--name", "toy", "--only", "dataset")[0].files
-
-
 def test_the_name_of_a_file_is_not_the_name_of_a_repository(run):
     assert source_name(run) == PRIVATE_NAME
     with pytest.raises(InputError, match="a source whose name is not published: give name,") as caught:
@@ -203,11 +196,11 @@ def test_names_that_everybody_knows():
 
 def test_medmnist_brings_licence_and_attribution(run):
     from histodistill.training.data.medmnist import MEDMNIST
-    from histodistill.training.reporting.run_facts import read_run_facts
+    from histodistill.training.reporting.run_facts import RunRecords, read_run_facts
 
-    write_json(run / "run.json", {"data": "pathmnist", "num_tiles": {"train": 9}})
     names = list(MEDMNIST["pathmnist"].class_names)
-    facts = read_run_facts(run, {}, "pathmnist", names, 16, 15)
+    records = RunRecords.read(run, {"run.json": b'{"data": "pathmnist", "num_tiles": {"train": 9}}'})
+    facts = read_run_facts(records, {}, "pathmnist", names, 16, 15)
     assert facts.license == "cc-by-4.0" and "Kather et al." in facts.attribution
 
 
@@ -226,7 +219,7 @@ def test_images_with_names_or_metadata_are_refused_whatever_is_accepted(run, ima
     columns = {name: rows[name] for name in rows.column_names if name != "image"}
     cells = [{"bytes": png_with(), "path": None}] * (len(rows) - 1) + [{"bytes": image, "path": path}]
     Dataset.from_dict({"image": cells, **columns}, features=rows.features).to_parquet(str(file))
-    with pytest.raises(InputError, match=r"train-00000-of-00001.parquet holds (the file name|metadata)"):
+    with pytest.raises(InputError, match=r"train-00000-of-00001.parquet .*(file name|part 'tEXt')"):
         collect(run, "--name", "toy", "--i-accept-the-risk")
 
 
@@ -235,16 +228,19 @@ def test_a_selector_with_embeddings_is_refused(run):
 
     file = run / "selector" / "selector.safetensors"
     arrays = load_file(file)
+    config = run / "selector" / "config.json"
     for name, array in (("embeddings_", np.zeros((40, 8), np.float32)), ("flow_", np.zeros((40, 8), np.float32))):
         save_file({**arrays, name: array}, file)
-        with pytest.raises(InputError, match=f"holds the array {name}, which may not be published"):
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        write_json(config, read_json(config) | {"arrays_sha256": digest})
+        with pytest.raises(InputError, match=f"holds the array {name}, which is not known"):
             collect(run, "--name", "toy", "--i-accept-the-risk")
 
 
 def test_a_folder_of_this_machine_in_a_config_is_refused(run):
     config = run / "pipeline" / "vae" / "config.json"
     write_json(config, read_json(config) | {"_name_or_path": str(run / "autoencoder")})
-    with pytest.raises(InputError, match=r"vae/config.json holds the path /"):
+    with pytest.raises(InputError, match=r"vae/config.json holds _name_or_path, which our"):
         collect(run, "--name", "toy", "--i-accept-the-risk")
     with pytest.raises(InputError, match=r"README.md of me/toy-distilled names a folder of this machine"):
         collect(run, "--name", "toy", "--only", "dataset", "--attribution", f"see {run}/notes")
@@ -255,7 +251,7 @@ def test_a_folder_of_this_machine_in_a_config_is_refused(run):
     [
         ("distilled/stage.json", "holds no finished distilled set: run histodistill select first"),
         ("pipeline/stage.json", "holds no finished pipeline: run train_diffusion first"),
-        ("selector/selector.safetensors", "has no selector.safetensors: run histodistill select again"),
+        ("selector/selector.safetensors", "has no selector.safetensors: make it anew"),
     ],
 )
 def test_an_unfinished_run(run, missing, message):
@@ -270,7 +266,7 @@ def test_dry_run_lists_and_uploads_nothing(run, monkeypatch, capsys):
     assert [upload.repo_id for upload in found] == ["me/toy-ldm", "me/toy-selector", "me/toy-distilled"]
     assert all(isinstance(upload, Upload) for upload in found)
     shown = capsys.readouterr().out
-    assert "dataset me/toy-distilled: 4 files" in shown and "data/train-00000-of-00001.parquet" in shown
+    assert "dataset me/toy-distilled: 3 files" in shown and "data/train-00000-of-00001.parquet" in shown
     assert shown.rstrip().endswith("Nothing was uploaded: add --push to do it.")
 
 
@@ -362,14 +358,16 @@ def test_metric_options_are_checked(capsys):
     assert "--namespace=a..b is out of range" in capsys.readouterr().err
 
 
-def test_a_damaged_record(run):
-    (run / "results.json").write_text("{")
-    with pytest.raises(InputError, match=r"results.json cannot be read"):
-        collect(run, "--name", "toy")
-    (run / "results.json").write_text(json.dumps({"data": "x", "rows": []}))
-    (run / "audit.json").write_text("[1]")
-    with pytest.raises(InputError, match=r"audit.json is no audit"):
-        collect(run, "--name", "toy", "--i-accept-the-risk")
-    (run / "audit.json").write_text("{")
-    with pytest.raises(InputError, match=r"audit.json cannot be read"):
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("results.json", "{", r"results.json is no JSON as it should be"),
+        ("results.json", '{"data": "x", "rows": []}', r"results.json holds something unknown \(class_names: "),
+        ("audit.json", "[1]", r"audit.json is no audit, or was changed"),
+        ("audit.json", "{", r"audit.json is no audit, or was changed"),
+    ],
+)
+def test_a_damaged_record(run, file, text, message):
+    (run / file).write_text(text)
+    with pytest.raises(InputError, match=message):
         collect(run, "--name", "toy", "--i-accept-the-risk")

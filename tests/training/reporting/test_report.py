@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from audits import add_audit
 from PIL import Image
 
-from histodistill.hub_cards.gate import AUDIT_FORMAT, files_to_audit, hash_files
 from histodistill.training.data.image_dataset import write_image_dataset
 from histodistill.training.reporting import report
 from histodistill.training.reporting.report_page import IMAGES_PER_CLASS, write_report
@@ -305,6 +305,25 @@ def test_summary(run):
     assert max(map(len, table)) <= 100
 
 
+def test_summary_ends_with_what_may_not_be_published(tmp_path):
+    def verdict(*passed: bool) -> dict:
+        findings = [{"name": str(i), "passed": p, "sentence": f"sentence {i}"} for i, p in enumerate(passed)]
+        return {"passed": all(passed), "findings": findings, "files": {}}
+
+    plain = summary_lines(tmp_path)
+    write_json(tmp_path / "audit.json", {"parts": {"distilled": verdict(True), "selector": verdict(True, True)}})
+    assert summary_lines(tmp_path) == plain
+    parts = {"distilled": verdict(True), "selector": verdict(False, True, False), "pipeline": verdict(False)}
+    write_json(tmp_path / "audit.json", {"parts": parts})
+    reason = "which did not pass the privacy audit"
+    assert summary_lines(tmp_path) == [
+        *plain,
+        f"Must not be published: {tmp_path / 'selector'}, {reason} (sentence 0; sentence 2)",
+        f"Must not be published: {tmp_path / 'pipeline'}, {reason} (sentence 0)",
+        f"What was found:        {tmp_path / 'audit.json'}",
+    ]
+
+
 def test_summary_without_results(tmp_path):
     assert summary_lines(tmp_path)[0].startswith("No scores yet")
 
@@ -312,39 +331,17 @@ def test_summary_without_results(tmp_path):
 # The privacy audit.
 
 
-def interval(value: float) -> dict:
-    return {"value": value, "low": value - 0.01, "high": value + 0.01}
-
-
 def test_audit_is_shown_where_it_was_made(run):
     assert "Privacy audit" not in re.findall(r"<h2>(.*?)</h2>", write_report(run).read_text())
-    findings = [
-        {"name": "copies", "passed": True, "sentence": "0 of 60 images are copies of real tiles"},
-        {"name": "weights", "passed": False, "sentence": "one who holds the weights tells <i>tiles</i>"},
-    ]
-    attack = {"auc": interval(0.5123), "true_positives": {"0.01": interval(0.0123), "0.001": None}}
     record = read_json(run / "distilled" / "stage.json")
     write_json(run / "distilled" / "stage.json", {**record, "copies_dropped": {"fat": 3, "stroma": 4}})
-    files = {part: hash_files(run / part, files_to_audit(run / part)) for part in ("distilled", "pipeline")}
-    audit = {
-        "format": AUDIT_FORMAT,
-        "parts": {
-            "distilled": {"passed": True, "findings": findings[:1], "files": files["distilled"]},
-            "pipeline": {"passed": False, "findings": findings, "files": files["pipeline"]},
-        },
-        "held_out_at_random": False,
-        "figures": {
-            "published": {"membership": {"pixels": {"density_ratio": {"main": attack, "control": attack}}}},
-            "weights": attack | {"auc": interval(0.7)},
-        },
-    }
-    write_json(run / "audit.json", audit)
+    add_audit(run, weights_auc=0.7, is_random=False)
     page = Page(write_report(run).read_text())
     text = " ".join(page.text.split())
     assert "distilled: passed" in text and "pipeline: not passed; it should not be published" in text
-    assert "✓ copies 0 of 60 images are copies of real tiles" in text
-    assert "✗ weights one who holds the weights tells <i>tiles</i>" in text
-    assert "density ratio, pixels 0.512 [0.502, 0.522] 0.512 [0.502, 0.522] 0.012 [0.002, 0.022] too few tiles" in text
+    assert "✓ copies 0 of 15 images are copies of real tiles" in text
+    assert "✗ weights one who holds the weights tells training tiles with an AUC of 0.700" in text
+    assert "distance, pixels 0.500 [0.490, 0.510] 0.500 [0.490, 0.510] 0.010 [0.000, 0.020] too few tiles" in text
     assert "with the weights of the model 0.700 [0.690, 0.710]" in text
     assert "validation tiles stood in" in text and "no privacy audit has been made" not in text
     assert "7 generated images were dropped before the selection, as copies of real tiles" in text
@@ -354,7 +351,7 @@ def test_audit_is_shown_where_it_was_made(run):
     assert "distilled: not the audited files: run histodistill audit again" in text
     assert "pipeline: not passed; it should not be published" in text
     # What another version found is not shown.
-    write_json(run / "audit.json", {**audit, "format": 0})
+    write_json(run / "audit.json", {**read_json(run / "audit.json"), "format": 0})
     assert "no privacy audit has been made" in write_report(run).read_text()
 
 

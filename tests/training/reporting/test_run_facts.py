@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from histodistill.training.reporting.run_facts import benchmark_rows, privacy_facts
-from histodistill.training.running.files import write_json
+from histodistill.training.reporting.run_facts import RunRecords, benchmark_rows, privacy_facts
 from histodistill.training.tables.results_summary import summarise
 
 
@@ -54,8 +55,8 @@ def test_rows_of_the_results_table_as_cards_take_them(tmp_path):
         ("kmeans@stain_strength=0", 2): 0.375,
     }
     cells = [cell(*place, seed, accuracy) for place, accuracy in rows.items() for seed in (0, 1)]
-    write_json(tmp_path / "benchmark" / "benchmark.json", {"rows": summarise(cells)})
-    found = benchmark_rows(tmp_path, 2)
+    data = json.dumps({"rows": summarise(cells)}).encode()
+    found = benchmark_rows(RunRecords.read(tmp_path, {"benchmark/benchmark.json": data}), 2)
     assert [(row["title"], row["size"], row["accuracy"]["mean"]) for row in found] == [
         ("all real training tiles, stain_strength=0", None, 0.9),
         ("pool images chosen by random", 2, 0.5),
@@ -65,4 +66,4 @@ def test_rows_of_the_results_table_as_cards_take_them(tmp_path):
     ]
     # Over random images with the same recipe, where that was trained.
     assert [row["margin"] and row["margin"]["mean"] for row in found] == [None, None, 0.25, None, 0.125]
-    assert benchmark_rows(tmp_path / "none", 2) == []
+    assert benchmark_rows(RunRecords.read(tmp_path, {}), 2) == []

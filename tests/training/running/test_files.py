@@ -4,7 +4,16 @@ import os
 
 import pytest
 
-from histodistill.training.running.files import format_size, new_folder, read_json, write_bytes, write_json, write_text
+from histodistill.training.running.files import (
+    format_size,
+    new_folder,
+    read_json,
+    read_kept,
+    remove,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 
 def test_files_are_written_with_their_folders(tmp_path):
@@ -73,3 +82,39 @@ def test_new_folder_vanishes_on_errors(tmp_path):
 
 def test_sizes_in_words():
     assert [format_size(n) for n in (7, 1500, 2_340_000, 5 * 10**9)] == ["7 B", "1.5 kB", "2.3 MB", "5.0 GB"]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"row": "real', bytes(40), b"\xff\xfe", b"NaN,"])
+def test_what_was_kept_and_is_damaged_counts_as_none(tmp_path, capsys, content):
+    path = tmp_path / "cell.json"
+    assert read_kept(path) is None
+    assert capsys.readouterr().err == ""
+    path.write_bytes(content)
+    assert read_kept(path) is None
+    assert capsys.readouterr().err == f"warning: {path} is damaged (it is no JSON): it is made anew\n"
+    write_json(path, {"row": "real_all"})
+    assert read_kept(path) == {"row": "real_all"}
+
+
+def test_remove_takes_what_is_there(tmp_path):
+    (tmp_path / "folder" / "within").mkdir(parents=True)
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "link").symlink_to("folder")
+    (tmp_path / "dead").symlink_to("nowhere")
+    for name in ("link", "dead", "nothing"):
+        remove(tmp_path / name)
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "file"}
+    remove(tmp_path / "folder")
+    remove(tmp_path / "file")
+    assert not any(tmp_path.iterdir())
+
+
+def test_new_folder_takes_the_place_of_anything(tmp_path):
+    (tmp_path / "target").mkdir()
+    for make in (lambda path: path.write_text("x"), lambda path: path.symlink_to("target"), lambda path: path.mkdir()):
+        make(tmp_path / "new")
+        with new_folder(tmp_path / "new") as folder:
+            (folder / "a").write_text("b")
+        assert (tmp_path / "new" / "a").read_text() == "b" and not (tmp_path / "new").is_symlink()
+        remove(tmp_path / "new")
+    assert not any((tmp_path / "target").iterdir())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from importlib import metadata
 
 import pytest
@@ -7,7 +8,14 @@ import pytest
 from histodistill.training.running import stages
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json
-from histodistill.training.running.stages import Stage, fingerprint, is_complete, read_record, require_complete
+from histodistill.training.running.stages import (
+    Stage,
+    content_of,
+    fingerprint,
+    is_complete,
+    read_record,
+    require_complete,
+)
 
 
 SETTINGS = {"stage": "test", "channels": [8, 8], "seed": 0}
@@ -127,3 +135,51 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 def test_a_library_under_another_name_is_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "PACKAGES", ("torch", "no-such-library"))
     assert Stage(tmp_path, SETTINGS).finish()["versions"] == {"torch": metadata.version("torch")}
+
+
+def make_input(folder, content=b"weights"):
+    (folder / "unet").mkdir(parents=True, exist_ok=True)
+    (folder / "unet" / "model.safetensors").write_bytes(content)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_inputs_are_told_by_content(tmp_path, finished):
+    """Settings name how an input was made; files may have been put in the place of others since."""
+    model = make_input(tmp_path / "model")
+    stage = Stage(tmp_path / "pool", SETTINGS, inputs={"pipeline": model})
+    stage.begin()
+    if finished:
+        stage.finish()
+    # What is no part of it may come and go.
+    (model / "README.md").write_text("a card")
+    make_input(model / "checkpoints")
+    Stage(tmp_path / "pool", SETTINGS, inputs={"pipeline": model})
+    changes = [
+        lambda: make_input(model, b"weighty"),
+        lambda: (model / "unet" / "model.safetensors").rename(model / "model.safetensors"),
+        lambda: (model / "config.json").write_text('{"scaling_factor": 2}'),
+        lambda: (model / "more.parquet").write_bytes(b""),
+    ]
+    for change in changes:
+        change()
+        with pytest.raises(
+            InputError, match=r"pool was made of other files of the pipeline than those of today: give"
+        ):
+            Stage(tmp_path / "pool", SETTINGS, inputs={"pipeline": model})
+        shutil.rmtree(model)
+        make_input(model)
+    assert Stage(tmp_path / "pool", SETTINGS, inputs={"pipeline": model}).complete == finished
+
+
+def test_stage_of_before_inputs_were_recorded_stays_valid(tmp_path):
+    Stage(tmp_path / "pool", SETTINGS).finish()
+    stage = Stage(tmp_path / "pool", SETTINGS, inputs={"pipeline": make_input(tmp_path / "model")})
+    assert stage.complete
+    assert stage.finish()["inputs"] == {"pipeline": content_of(tmp_path / "model")}
+
+
+def test_inputs_do_not_change_the_fingerprint(tmp_path):
+    one = Stage(tmp_path / "one", SETTINGS).finish()["fingerprint"]
+    assert one == Stage(tmp_path / "two", SETTINGS, inputs={"model": tmp_path}).finish()["fingerprint"]

@@ -337,6 +337,17 @@ def test_a_table_has_one_recipe(tmp_path, planned, refused):
         missing_cells([new], tmp_path)
 
 
+@pytest.mark.parametrize("content", [b"", b'{"row": "ran', bytes(9)])
+def test_a_damaged_cell_is_missing(tmp_path, capsys, content):
+    cells = [cell("convnet", "random", 5, seed) for seed in (0, 1)]
+    for one in cells:
+        keep(tmp_path, one)
+    cells[1].path(tmp_path).write_bytes(content)
+    assert missing_cells(cells, tmp_path) == [cells[1]]
+    assert f"warning: {cells[1].path(tmp_path)} is damaged" in capsys.readouterr().err
+    assert [kept["seed"] for kept in kept_cells(tmp_path, [])] == [0]
+
+
 def test_order_of_the_cells_that_are_kept(tmp_path):
     assert kept_cells(tmp_path, []) == []
     cells = [
@@ -645,6 +656,17 @@ def worker(folder, tiny_npz, tmp_path, fresh_accelerate):
         return Worker(config)
 
     return make
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"x" + data[1:]]
+)
+def test_damaged_inputs_are_made_anew(worker, tmp_path, capsys, damage):
+    before = worker("random").inputs.embeddings
+    file = tmp_path / "inputs.npz"
+    file.write_bytes(damage(file.read_bytes()))
+    assert np.array_equal(worker("random").inputs.embeddings, before)
+    assert f"warning: {file} is damaged: it is made anew" in capsys.readouterr().err
 
 
 def test_each_row_has_its_tiles(worker, folder, tiny_npz):

@@ -2,6 +2,7 @@
 
 import datasets
 import evaluate
+import numpy as np
 from sklearn.metrics import f1_score
 
 
@@ -17,6 +18,9 @@ Args:
 
 Returns:
     f1_macro (float): in [0, 1]; higher is better.
+
+Raises:
+    ValueError: for anything that is no whole number from 0, or no samples.
 
 Examples:
     >>> from histodistill.training.metrics import load_metric
@@ -40,6 +44,13 @@ _CITATION = """
 """
 
 
+def _check_classes(name, values):
+    """Refuses what `evaluate` would make whole numbers of without a word: 0.9 is no class, and neither is "1"."""
+    values = np.asarray(values)
+    if values.size and (values.dtype.kind not in "iu" or values.min() < 0):
+        raise ValueError(f"{name} must be classes, which are whole numbers from 0: got {values.ravel()[:5].tolist()}")
+
+
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class F1Macro(evaluate.Metric):
     def _info(self):
@@ -53,5 +64,19 @@ class F1Macro(evaluate.Metric):
             reference_urls=["https://scikit-learn.org/stable/modules/generated/sklearn.metrics.f1_score.html"],
         )
 
+    def add_batch(self, *, predictions=None, references=None, **others):
+        """Takes samples, after a check of their classes."""
+        _check_classes("predictions", predictions)
+        _check_classes("references", references)
+        super().add_batch(predictions=predictions, references=references, **others)
+
+    def add(self, *, prediction=None, reference=None, **others):
+        """Takes one sample, after a check of its classes."""
+        _check_classes("predictions", prediction)
+        _check_classes("references", reference)
+        super().add(prediction=prediction, reference=reference, **others)
+
     def _compute(self, predictions, references):
+        if not len(references):
+            raise ValueError("there are no samples to score: give at least one")
         return {"f1_macro": float(f1_score(references, predictions, average="macro", zero_division=0.0))}
