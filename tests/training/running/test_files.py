@@ -4,7 +4,16 @@ import os
 
 import pytest
 
-from histodistill.training.running.files import format_size, new_folder, read_json, write_bytes, write_json, write_text
+from histodistill.training.running.errors import InputError
+from histodistill.training.running.files import (
+    format_size,
+    new_files,
+    new_folder,
+    read_json,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 
 def test_files_are_written_with_their_folders(tmp_path):
@@ -19,6 +28,13 @@ def test_json_comes_back(tmp_path):
     write_json(tmp_path / "x.json", value)
     assert read_json(tmp_path / "x.json") == value
     assert (tmp_path / "x.json").read_text().endswith("}\n")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe{}", b"[" * 200_000, b"{'a': 1}"], ids=lambda c: str(c)[:12])
+def test_damaged_json_is_one_sentence(content, tmp_path):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"x\.json cannot be read \(.+\): delete it and run the command"):
+        read_json(tmp_path / "x.json")
 
 
 def test_nan_is_refused_and_the_old_file_stays(tmp_path):
@@ -73,3 +89,29 @@ def test_new_folder_vanishes_on_errors(tmp_path):
 
 def test_sizes_in_words():
     assert [format_size(n) for n in (7, 1500, 2_340_000, 5 * 10**9)] == ["7 B", "1.5 kB", "2.3 MB", "5.0 GB"]
+
+
+def test_new_files_join_what_is_there(tmp_path):
+    (tmp_path / "part").mkdir()
+    for name in ("kept", "old", "part/old"):
+        (tmp_path / name).write_text("0")
+    with new_files(tmp_path) as new:
+        (new / "part").mkdir()
+        for name in ("old", "new", "part/new"):
+            (new / name).write_text("1")
+        assert (tmp_path / "old").read_text() == "0"
+    found = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {"kept": "0", "old": "1", "new": "1", "part/new": "1"}
+
+
+def test_new_files_that_fail_leave_what_was_there(tmp_path):
+    (tmp_path / "kept").write_text("0")
+    with pytest.raises(ZeroDivisionError), new_files(tmp_path) as new:
+        (new / "kept").write_text("1")
+        raise ZeroDivisionError
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"] and (tmp_path / "kept").read_text() == "0"
+
+
+def test_text_with_a_name_that_is_not_utf8(tmp_path):
+    write_text(tmp_path / "text", "run r\udce9sultats")
+    assert (tmp_path / "text").read_bytes() == b"run r\\udce9sultats"
