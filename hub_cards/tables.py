@@ -475,7 +475,7 @@ def _check_values(
     if wrong.any():
         row = int(np.argwhere(wrong)[0][0])
         raise ContentError(f"row {row}: its column {name} holds {values[wrong][0]}, which is out of range")
-    if is_whole and column.names and (unused := {*range(most + 1)} - {*np.unique(values).tolist()}):
+    if is_whole and column.names and (unused := {*range(int(most) + 1)} - {*np.unique(values).tolist()}):
         raise ContentError(f"its {column.names} {names[column.names][min(unused)]!r} has no image: leave the name out")
     if column.per_class:
         sums = values.sum(axis=1, dtype=np.float64)

@@ -7,6 +7,7 @@ numbers that stand on the card too, so that no file of the run, whatever it show
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.collections import EllipseCollection
@@ -61,7 +62,7 @@ def community_discs(sizes: Mapping[str, Sequence[int]], chosen: Mapping[str, Seq
             _draw_disc(panel, centre, total, ringed[number], PALETTE[number % len(PALETTE)])
         panel.set_aspect("equal", adjustable="datalim")
         panel.autoscale_view()
-    marker = {"linestyle": "none", "marker": "o"}
+    marker: dict[str, Any] = {"linestyle": "none", "marker": "o"}
     handles = [
         Line2D(
             [], [], label="image; a disc is a community (colours repeat)", color=PALETTE[0], markersize=4, **marker
