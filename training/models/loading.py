@@ -176,7 +176,7 @@ def _weights(path: Path) -> Path:
 
 
 def _parameters(model_class: type) -> set[str]:
-    return set(inspect.signature(model_class.__init__).parameters) - {"self"}
+    return set(inspect.signature(model_class.__init__).parameters) - {"self"}  # type: ignore[misc]  # of the class
 
 
 def _read_config(path: Path, known: Collection[str], class_name: str | None = None) -> dict[str, Any]:
