@@ -61,12 +61,9 @@ def community_discs(sizes: Mapping[str, Sequence[int]], chosen: Mapping[str, Seq
             _draw_disc(panel, centre, total, ringed[number], PALETTE[number % len(PALETTE)])
         panel.set_aspect("equal", adjustable="datalim")
         panel.autoscale_view()
-    marker = {"linestyle": "none", "marker": "o"}
     handles = [
-        Line2D(
-            [], [], label="image; a disc is a community (colours repeat)", color=PALETTE[0], markersize=4, **marker
-        ),
-        Line2D([], [], label="chosen", markerfacecolor="none", markeredgecolor=INK, markersize=6, **marker),
+        Line2D([], [], ls="none", marker="o", color=PALETTE[0], markersize=4, label="image; a disc is a community"),
+        Line2D([], [], ls="none", marker="o", mfc="none", mec=INK, markersize=6, label="chosen"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=10)
     return figure_png(figure)
