@@ -23,7 +23,7 @@ from histodistill.hub_cards.tables import check_names
 if TYPE_CHECKING:
     from diffusers import ConfigMixin
 
-_Model = TypeVar("_Model", bound="Exact")
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 class Exact(BaseModel):

@@ -466,13 +466,12 @@ def _check_values(
         raise ContentError(
             f"its column {name} is {values.dtype} of shape {values.shape}: it must be {column.dtype} of shape {shape}"
         )
-    last = len(names[column.names]) - 1 if column.names else 0
-    most = last if column.names else column.most
+    most = column.most if column.names is None else len(names[column.names]) - 1
     wrong = ~np.isfinite(values) | (values < column.least) | (values > most)
     if wrong.any():
         row = int(np.argwhere(wrong)[0][0])
         raise ContentError(f"row {row}: its column {name} holds {values[wrong][0]}, which is out of range")
-    if is_whole and column.names and (unused := {*range(last + 1)} - {*np.unique(values).tolist()}):
+    if is_whole and column.names and (unused := {*range(int(most) + 1)} - {*np.unique(values).tolist()}):
         raise ContentError(f"its {column.names} {names[column.names][min(unused)]!r} has no image: leave the name out")
     if column.per_class:
         sums = values.sum(axis=1, dtype=np.float64)

@@ -67,6 +67,7 @@ def run(config: AuditSpeedConfig) -> dict[str, Any]:
     """
     import torch
 
+    from histodistill.hub_cards.part_files import read_part
     from histodistill.selection.image_audit import audit
     from histodistill.selection.planting import MUST_FIND
     from histodistill.training.data.sources import load_tiles
@@ -80,7 +81,7 @@ def run(config: AuditSpeedConfig) -> dict[str, Any]:
     real, pool = make_tiles(source, config.num_tiles, config.num_images, config.seed)
     published = pool[np.arange(min(NUM_PUBLISHED, len(pool)))]
     start = perf_counter()
-    losses = measure_losses(config.run / "pipeline", real, config.weight_tiles, config.seed)
+    losses = measure_losses(read_part(config.run / "pipeline"), real, config.weight_tiles, config.seed)
     weights = perf_counter() - start
     embeddings = named_embeddings(["untrained", str(config.run / "autoencoder")])
     result = audit(published, pool, real, embeddings, n_planted=config.plant, weight_losses=losses, seed=config.seed)

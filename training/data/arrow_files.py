@@ -18,6 +18,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from histodistill.training.data.limits import check_growth, check_memory
+from histodistill.training.data.parquet_pages import measure_pages
 from histodistill.training.running.errors import InputError
 
 
@@ -91,25 +92,33 @@ def _parquet(path: Path) -> pq.ParquetFile:
 
 def _parquet_batches(path: Path, metadata: pq.FileMetaData, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """The batches of a Parquet file."""
-    size, largest, of_row = 0, 0, 1
-    for group in (metadata.row_group(i) for i in range(metadata.num_row_groups)):
-        for chunk in (group.column(i) for i in range(group.num_columns)):
-            if not any(f"{chunk.path_in_schema}.".startswith(f"{column}.") for column in columns):
-                continue
-            # Numbers that repeat are stored as one, and have 8 bytes each when they are read.
-            unpacked = max(chunk.total_uncompressed_size, 8 * chunk.num_values)
-            size, largest = size + unpacked, max(largest, unpacked)
-            # Bytes that repeat are stored once, in a dictionary, and may be as large as that in every row.
-            repeats = chunk.has_dictionary_page and chunk.physical_type == "BYTE_ARRAY"
-            of_row = max(of_row, chunk.total_uncompressed_size if repeats else unpacked // max(1, group.num_rows))
-    check_growth(str(path), path.stat().st_size, size)
-    check_memory(f"a column of {path}", min(largest, _MAX_PAGE))
+    batch_rows = _checked_batch_rows(path, metadata, columns)
     read = 0
     with _readable(path, "a Parquet file"), _parquet(path) as file:
-        for batch in file.iter_batches(_rows_of_batch(of_row), columns=columns, use_threads=False):
+        for batch in file.iter_batches(batch_rows, columns=columns, use_threads=False):
             read += batch.num_rows
             yield batch
     _check_count(path, read, metadata.num_rows)
+
+
+def _checked_batch_rows(path: Path, metadata: pq.FileMetaData, columns: list[str]) -> int:
+    """Sees what the columns of a Parquet file unpack to, and says how many rows to read at a time."""
+    size, largest, of_row = 0, 0, 1
+    with _readable(path, "a Parquet file"), open(path, "rb") as stream:
+        for group in (metadata.row_group(i) for i in range(metadata.num_row_groups)):
+            for chunk in (group.column(i) for i in range(group.num_columns)):
+                if not any(f"{chunk.path_in_schema}.".startswith(f"{column}.") for column in columns):
+                    continue
+                pages = measure_pages(stream, chunk)
+                # Numbers that repeat are stored as one, and have 8 bytes each when they are read.
+                unpacked = max(pages.num_bytes, 8 * pages.num_values)
+                size, largest = size + unpacked, max(largest, unpacked)
+                # Bytes that repeat are stored once, in a dictionary, and may be as large as that in every row.
+                repeated = pages.dictionary if chunk.physical_type == "BYTE_ARRAY" else 0
+                of_row = max(of_row, repeated, unpacked // max(1, group.num_rows))
+    check_growth(str(path), path.stat().st_size, size)
+    check_memory(f"a column of {path}", min(largest, _MAX_PAGE))
+    return _rows_of_batch(of_row)
 
 
 def _arrow_batches(path: Path, schema: pa.Schema, num_rows: int, columns: list[str]) -> Iterator[pa.RecordBatch]:

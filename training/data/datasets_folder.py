@@ -19,8 +19,14 @@ from histodistill.selection.summaries import counted
 from histodistill.training.data.arrow_files import Rows, open_arrow, open_parquet
 from histodistill.training.data.folder_card import FolderCard, read_folder_card
 from histodistill.training.data.image_rows import Features, shown, some, source_of_rows
-from histodistill.training.data.split_files import check_different, check_shards, split_called, splits_by_name
-from histodistill.training.data.tiles import SPLIT_ALIASES, TileSource
+from histodistill.training.data.split_files import (
+    check_different,
+    check_shards,
+    split_called,
+    splits_by_name,
+    splits_named,
+)
+from histodistill.training.data.tiles import SPLIT_ALIASES, SPLITS, TileSource
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.notes import tell, warn
 
@@ -139,7 +145,9 @@ def _parquet_parts(folder: Path) -> dict[str, _Files]:
     _check_links(folder, used, card if named is not None else None)
     check_shards(used)
     check_different(splits)
-    _tell_of_others(folder, [file for file in found if folder / file not in {*used}])
+    others = [file for file in found if folder / file not in {*used}]
+    # What a card does not name may be another configuration.
+    _tell_of_others(folder, others, {*SPLITS} if named is not None else {*splits})
     parts = {split: [(open_parquet(file), card.features or None) for file in of] for split, of in splits.items()}
     _check_numbers(card, parts)
     return parts
@@ -154,8 +162,10 @@ def _check_links(folder: Path, files: Sequence[Path], card: FolderCard | None) -
     # A snapshot of the Hugging Face cache is links to files that lie beside it.
     inside = root.parent.parent if root.parent.name == "snapshots" else root
     for file in files:
-        if not file.is_file():
+        if not file.exists():
             raise InputError(f"{file} is a link to a file that is not there: fetch it, or take the link out")
+        if not file.is_file():
+            raise InputError(f"{file} is no file: take it out")
     outside = [file for file in files if not file.resolve().is_relative_to(inside)]
     if outside and card is not None:
         raise InputError(
@@ -165,9 +175,15 @@ def _check_links(folder: Path, files: Sequence[Path], card: FolderCard | None) -
         warn(f"{folder}: {counted(len(outside), 'file is a link', 'files are links')} to files outside the folder")
 
 
-def _tell_of_others(folder: Path, files: Sequence[PurePosixPath]) -> None:
-    """One line about files of the folder that hold data and are not read."""
+def _tell_of_others(folder: Path, files: Sequence[PurePosixPath], loaded: set[str]) -> None:
+    """One line about files of the folder that hold data and are not read; none may be a split that is not loaded."""
     others = [file for file in files if file.suffix.lower() not in _NO_DATA]
+    for file in others:
+        if missing := splits_named(file) - loaded:
+            raise InputError(
+                f"{folder / file} is of the split {min(missing)}, and is not read with the others of {folder}: save "
+                "all splits in one way, or move it away"
+            )
     if others:
         what = counted(len(others), "file is", "files are")
         tell(f"{folder}: {what} not read ({some([file.as_posix() for file in others])})")
@@ -187,7 +203,9 @@ def _check_numbers(card: FolderCard, parts: dict[str, _Files]) -> None:
 def _saved_parts(folder: Path) -> dict[str, _Files]:
     """The Arrow files of each split that `save_to_disk` wrote."""
     if not (folder / _SPLITS_FILE).is_file():
-        return {"train": _saved_files(folder, folder)}
+        parts = {"train": _saved_files(folder, folder)}
+        _tell_of_unsaved(folder, parts)
+        return parts
     if (folder / _STATE_FILE).is_file():
         raise InputError(f"{folder} has both {_SPLITS_FILE} and {_STATE_FILE}: keep that of the dataset you mean")
     names = _read(folder / _SPLITS_FILE, _SavedSplits).splits
@@ -198,7 +216,16 @@ def _saved_parts(folder: Path) -> dict[str, _Files]:
     for other in _folders(folder):
         if other.name not in names and (other / _STATE_FILE).is_file():
             raise InputError(f"{other} is a split that {_SPLITS_FILE} does not name: add it there or move it away")
-    return {name: _saved_files(folder / name, folder) for name in names}
+    parts = {name: _saved_files(folder / name, folder) for name in names}
+    _tell_of_unsaved(folder, parts)
+    return parts
+
+
+def _tell_of_unsaved(folder: Path, parts: dict[str, _Files]) -> None:
+    """`_tell_of_others` for a folder in `save_to_disk`'s layout."""
+    used = {rows.path for files in parts.values() for rows, _ in files}
+    others = [file for file in _files(folder) if folder / file not in used]
+    _tell_of_others(folder, others, {SPLIT_ALIASES.get(part.lower(), part) for part in parts})
 
 
 def _saved_files(folder: Path, root: Path) -> _Files:
@@ -217,7 +244,6 @@ def _saved_files(folder: Path, root: Path) -> _Files:
             raise InputError(f"{folder / _STATE_FILE} names {shown(name)} twice: save the dataset again")
         files.append(file)
     check_shards(files)
-    _tell_of_others(folder, [file for file in _files(folder) if file.as_posix() not in names])
     features = _read(folder / _INFO_FILE, _SavedInfo).features
     return [(open_arrow(file), features) for file in files]
 

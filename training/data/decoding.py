@@ -186,7 +186,7 @@ def _decode(name: str, source: Path | bytes, image_size: int | None) -> np.ndarr
             if fault:
                 raise InputError(f"{name} has {fault}: tiles must be RGB with 8 bits a channel; convert it")
             upright = ImageOps.exif_transpose(image)
-            return np.asarray(fit_tile(upright, image_size) if image_size else upright)
+            return np.asarray(fit_tile(upright, image_size, name) if image_size else upright)
     except InputError:
         raise
     except UnidentifiedImageError as error:

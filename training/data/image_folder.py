@@ -39,10 +39,9 @@ def load_image_folder(path: Path, *, image_size: int | None = None, hold_out_val
     folders = _split_folders(walk)
     by_split = {split: _images_by_class(walk, folders[split]) for split in SPLITS if split in folders}
     walk.check()
-    classes = _check_classes(folders, by_split)
-    account = walk.account()
-    if account:
+    if account := walk.account():
         tell(account)
+    classes = _check_classes(folders, by_split)
     files = [file for of_split in by_split.values() for name in classes for file in of_split.get(name, [])]
     labels = {
         split: np.repeat(np.arange(len(classes)), [len(of_split.get(name, [])) for name in classes])

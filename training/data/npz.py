@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
 
@@ -132,7 +132,7 @@ def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, _Member]:
     return members
 
 
-def _header(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype, int]:
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, int]:
     """Shape and dtype of an array, and how many bytes its header has."""
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

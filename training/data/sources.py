@@ -46,9 +46,9 @@ def load_tiles(
        `image_size` of 28, 64, 128 or 224 takes the file of that size, anything else the 28-pixel file.
        (To mean a folder with one of these names, write `./pathmnist`.)
        A path that exists is never a pattern, an address or an id, whatever it looks like.
-    3. An existing file: a `.npz` in the MedMNIST layout.
+    3. An existing file: a `.npz` in the MedMNIST layout, see `read_npz`.
     4. An existing folder with `dataset_dict.json` or `state.json`: `datasets`' `save_to_disk` layout.
-    5. An existing folder with `.parquet` files in it or one level down: opened with `datasets.load_dataset`.
+    5. An existing folder with `.parquet` files in it or one level down: see `load_datasets_folder`.
     6. Any other existing folder: images in `split/class/*.png`, or of the other formats that
        `histodistill.training.data.decoding.decode_image` reads.
     7. `user/name`, where no folder `user` exists: a dataset id on the Hub.

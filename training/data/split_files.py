@@ -34,6 +34,12 @@ def split_called(name: str, where: str) -> str:
     return split
 
 
+def splits_named(file: PurePosixPath) -> set[str]:
+    """The splits that the words in a file's path name: `{"validation"}` for `crc_val/0.parquet`."""
+    words = re.findall(r"[^\W\d_]+", file.with_suffix("").as_posix().lower())
+    return {SPLIT_ALIASES[word] for word in words if word in SPLIT_ALIASES}
+
+
 def splits_by_name(folder: Path, files: Sequence[PurePosixPath]) -> dict[str, list[Path]]:
     """The files of each split, as words in their paths say it: `train-0.parquet`, `data/test-00000-of-00001.parquet`.
 
@@ -52,8 +58,7 @@ def splits_by_name(folder: Path, files: Sequence[PurePosixPath]) -> dict[str, li
     splits: dict[str, list[Path]] = {}
     nameless = []
     for file in files:
-        words = re.findall(r"[^\W\d_]+", file.with_suffix("").as_posix().lower())
-        found = sorted({SPLIT_ALIASES[word] for word in words if word in SPLIT_ALIASES})
+        found = sorted(splits_named(file))
         if len(found) > 1:
             raise InputError(
                 f"{folder / file} names the splits {' and '.join(found)}: name one of them in its path, which must be "

@@ -13,7 +13,7 @@ from PIL import Image
 from histodistill.selection.checks import check_integer
 from histodistill.selection.streams import stream
 from histodistill.selection.summaries import counted, summarise
-from histodistill.training.data.limits import check_memory
+from histodistill.training.data.limits import check_memory, check_picture
 from histodistill.training.data.names import checked_class_names, fault_of_name, printable
 from histodistill.training.running.errors import InputError, param
 
@@ -319,10 +319,18 @@ def hold_out_for_audit(source: TileSource, share: float) -> TileSource:
     return replace(source, splits={**source.splits, **parts})
 
 
-def fit_tile(image: Image.Image, size: int) -> Image.Image:
+def fit_tile(image: Image.Image, size: int, name: str = "an image") -> Image.Image:
     """Brings an RGB image to `size`×`size`: the shorter side is resized to `size`, then the centre is cut out.
 
     Pillow's LANCZOS when shrinking, BICUBIC when enlarging. An image of that size already is returned as it is.
+
+    Args:
+        image: Of mode RGB.
+        size: Side in pixels.
+        name: What messages call the image.
+
+    Raises:
+        InputError: If the resized image has too many pixels, since the given one is a long strip.
     """
     width, height = image.size
     if (width, height) == (size, size):
@@ -331,6 +339,7 @@ def fit_tile(image: Image.Image, size: int) -> Image.Image:
     if short != size:
         resample = Image.Resampling.LANCZOS if short > size else Image.Resampling.BICUBIC
         width, height = (max(size, round(side * size / short)) for side in (width, height))
+        check_picture(f"{name}, resized with {param('image_size')}={size},", width, height)
         image = image.resize((width, height), resample)
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))
@@ -340,6 +349,7 @@ def fit_array(images: np.ndarray, size: int | None) -> np.ndarray:
     """`fit_tile` for images uint8 N×H×W×3; `size=None` keeps them."""
     if size is None or images.shape[1:3] == (size, size):
         return images
+    check_memory(f"the array of {len(images):,} tiles of {size}x{size} pixels", len(images) * size * size * 3)
     out = np.empty((len(images), size, size, 3), dtype=np.uint8)
     for i, image in enumerate(images):
         out[i] = np.asarray(fit_tile(Image.fromarray(image), size))

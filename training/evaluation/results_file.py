@@ -12,7 +12,6 @@ from histodistill.hub_cards.audit_record import Count, Share
 from histodistill.hub_cards.documents import ClassName, Exact, Seed, read_document
 from histodistill.training.evaluation.compare import RECOVERY_ROW, ROWS
 from histodistill.training.models.architectures import ARCHITECTURES
-from histodistill.training.running.formats import RESULTS_FORMAT
 
 
 # Rounding of means and standard deviations.
@@ -90,7 +89,7 @@ class ResultsRow(SeedsRecord):
 class Results(Exact):
     """What `results.json` holds: see `compare.summarise`. Source and notes stay here."""
 
-    format: Literal[1] = RESULTS_FORMAT
+    format: Literal[1] = 1
     data: Annotated[str, Field(max_length=200)]
     class_names: Annotated[tuple[ClassName, ...], Field(min_length=1)]
     n_per_class: Annotated[Count, Field(ge=1)]

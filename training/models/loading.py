@@ -176,7 +176,7 @@ def _weights(path: Path) -> Path:
 
 
 def _parameters(model_class: type) -> set[str]:
-    return set(inspect.signature(model_class.__init__).parameters) - {"self"}
+    return set(inspect.signature(model_class).parameters)
 
 
 def _read_config(path: Path, known: Collection[str], class_name: str | None = None) -> dict[str, Any]:
@@ -194,7 +194,7 @@ def _read_config(path: Path, known: Collection[str], class_name: str | None = No
     try:
         config = read_json(path)
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}): {remedy}") from error
+        raise InputError(f"{path} cannot be read ({reason_of(error.__cause__ or error)}): {remedy}") from error
     found = config.get("_class_name") if isinstance(config, dict) else None
     if not isinstance(config, dict) or found != class_name:
         raise InputError(f"{path} is that of {found!r}, and must be that of {class_name or 'a classifier'}: {remedy}")

@@ -47,7 +47,10 @@ def source_name(run: Path) -> str | None:
 
 
 def public_name(name: str | None, class_names: list[str]) -> str | None:
-    """The name itself where it is one that everybody knows, and otherwise None: names of files stay private."""
+    """The name itself where it is one that everybody knows, and otherwise None: names of files stay private.
+
+    `load_tiles` calls nothing else so: a file or folder of the same name is `./pathmnist`.
+    """
     is_medmnist = name in MEDMNIST and list(MEDMNIST[name].class_names) == class_names
     return name if is_medmnist or name == "phantom" else None
 

@@ -24,8 +24,9 @@ def read_optional(path: Path) -> Any:
         return read_json(path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}): delete it and run the command that made it") from error
+    except OSError as error:
+        reason = error.strerror
+        raise InputError(f"{path} cannot be read ({reason}): delete it and run the command that made it") from error
 
 
 def read_run_record(run: Path) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from histodistill.selection.files import write_bytes
+from histodistill.training.running.errors import InputError, reason_of
 from histodistill.training.running.notes import warn
 
 
@@ -50,12 +51,14 @@ def read_json(path: str | Path) -> Any:
 
     Raises:
         OSError: If it cannot be read.
-        ValueError: If it is not JSON in UTF-8, or nested so deeply that nobody can have meant it.
+        InputError: (a ValueError) If it is not JSON in UTF-8, or nested so deeply that nobody can have meant it.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} cannot be read ({reason_of(error)}): delete it and run the command that made it"
+        ) from error
 
 
 def read_kept(path: str | Path) -> Any:

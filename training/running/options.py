@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar, Union, dataclass_transform
 
 from histodistill.training.running.errors import InputError, option_string, param
-from histodistill.training.running.program import as_program, end_with, require_temporary_folder, speaks
+from histodistill.training.running.program import as_program, end_with, require_temporary_folders, speaks
 
 
 _Config = TypeVar("_Config", bound="StepConfig")
@@ -535,7 +535,7 @@ def run_config(
     from histodistill.training.running.allocator import keep_freed_memory
 
     keep_freed_memory()
-    require_temporary_folder()
+    require_temporary_folders()
     try:
         result = run(configuration)
     except InputError as error:

@@ -10,9 +10,11 @@ A program ends with
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import os
+import shutil
 import sys
 import tempfile
 import traceback
@@ -20,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
 from histodistill.training.running.errors import InputError, one_line
+from histodistill.training.running.notes import tell
 from histodistill.training.running.system_errors import find_refusal, is_full_disk, refusal_sentence
 
 
@@ -27,6 +30,8 @@ from histodistill.training.running.system_errors import find_refusal, is_full_di
 ANSWER_IS_NO = 1
 #: Exit code of what could not do its work. Python's own for an uncaught exception is 1.
 ERROR = 2
+# The environment variable that says where torch keeps what it compiles.
+_COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 @contextlib.contextmanager
@@ -59,12 +64,23 @@ def write_any_text() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def require_temporary_folder() -> None:
-    """Ends the program where there is no folder for temporary files, before anything has been done that needs one."""
+def require_temporary_folders() -> None:
+    """Sees that there are folders for what is not kept, before any work is done.
+
+    Where there is none for temporary files, the program ends. Where that of torch's compiler cannot be made, which
+    diffusers has torch make although nothing of ours is compiled, a temporary one takes its place.
+    """
     try:
         tempfile.gettempdir()
     except FileNotFoundError:
         fail("no folder for temporary files can be written: make room in /tmp, or set TMPDIR to another folder")
+    if folder := os.environ.get(_COMPILER_CACHE):
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError as error:
+            os.environ[_COMPILER_CACHE] = other = tempfile.mkdtemp(prefix="histodistill-")
+            atexit.register(shutil.rmtree, other, ignore_errors=True)
+            tell(f"{_COMPILER_CACHE}={folder} cannot be made ({error.strerror}): a temporary folder takes its place")
 
 
 def fail(message: str) -> NoReturn:

@@ -66,7 +66,7 @@ def write_inputs(
     }
     arrays |= {name: make[name]() for name in sorted(needed - set(arrays))}
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, allow_pickle=False, **arrays)
     write_bytes(file, buffer.getvalue())
 
 

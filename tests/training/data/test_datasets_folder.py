@@ -143,6 +143,23 @@ def test_what_is_not_used_is_told(tmp_path, capsys):
     assert f"{tmp_path}: 2 files are not read (0.png, train.csv)" in said
 
 
+@pytest.mark.parametrize("layout", ["parquet", "saved", "saved without splits"])
+@pytest.mark.parametrize("other", ["val.csv", "test/0.arrow", "dev/gland/0.png", "Validation.jsonl"])
+def test_a_split_that_is_stored_otherwise_is_refused(tmp_path, layout, other):
+    from datasets import Dataset
+
+    if layout == "parquet":
+        parquet(tmp_path / "train.parquet")
+    elif layout == "saved":
+        saved(tmp_path, train=0)
+    else:
+        Dataset(table()).save_to_disk(tmp_path)
+    assert len(greys(tmp_path)) == 4
+    (tmp_path / other).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / other).write_bytes(b"x")
+    assert f"{other} is of the split " in refused(tmp_path)
+
+
 @pytest.mark.parametrize("names", [("gland", "fat"), ("stroma", "gland"), ("gland", "stroma", "fat")])
 @pytest.mark.parametrize("file", ["train-1", "test"])
 def test_files_that_name_their_classes_otherwise(tmp_path, names, file):
@@ -263,6 +280,56 @@ def test_values_that_repeat_are_read_a_few_at_a_time(tmp_path, monkeypatch):
     file = parquet(tmp_path / "train.parquet", cells=[cell] * 50)
     sizes = [batch.num_rows for batch in arrow_files.open_parquet(file).batches(["image", "label"])]
     assert sum(sizes) == 50 and max(sizes) <= 2
+
+
+@pytest.mark.parametrize("what", ["bytes", "values"])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_what_a_file_says_of_its_pages_is_not_believed(tmp_path, monkeypatch, what, version):
+    """Sizes are those of the pages' own headers, whatever the table of contents at the file's end says of them."""
+    from histodistill.training.data import arrow_files, parquet_pages
+
+    monkeypatch.setattr(limits, "_HARMLESS", 2**16)
+    if what == "bytes":
+        rows = table(cells=[{"bytes": png() + bytes(10**7), "path": None}] * 4)
+    else:
+        rows = table(soft_label=pa.array([[0.5] * 10**6] * 4, pa.list_(pa.float64())))
+    file = tmp_path / "train.parquet"
+    pq.write_table(rows, file, compression="zstd", data_page_version=version)
+
+    class Lying:
+        """A column chunk of which only the place is true."""
+
+        total_uncompressed_size = num_values = 1
+
+        def __init__(self, chunk):
+            self.data_page_offset, self.total_compressed_size = chunk.data_page_offset, chunk.total_compressed_size
+            self.dictionary_page_offset, self.has_dictionary_page = (
+                chunk.dictionary_page_offset,
+                chunk.has_dictionary_page,
+            )
+
+    honest = parquet_pages.measure_pages
+    monkeypatch.setattr(arrow_files, "measure_pages", lambda stream, chunk: honest(stream, Lying(chunk)))
+    assert "a file may grow 200 times" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd", "gzip"])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_pages_are_measured_as_they_were_written(tmp_path, compression, version):
+    from histodistill.training.data.parquet_pages import measure_pages
+
+    rows = table(500, soft_label=pa.array([[0.25, 0.75]] * 500))
+    file = tmp_path / "train.parquet"
+    pq.write_table(rows, file, compression=compression, data_page_version=version, data_page_size=500)
+    group = pq.read_metadata(file).row_group(0)
+    with open(file, "rb") as stream:
+        for chunk in (group.column(i) for i in range(group.num_columns)):
+            pages = measure_pages(stream, chunk)
+            assert pages.num_values == chunk.num_values
+            if chunk.path_in_schema != "image.path":  # which is empty, and its dictionary too
+                assert bool(pages.dictionary) == chunk.has_dictionary_page
+            # The size in the table of contents has the headers in it.
+            assert 0 <= chunk.total_uncompressed_size - pages.num_bytes < chunk.total_uncompressed_size
 
 
 # --- what save_to_disk leaves ---

@@ -297,6 +297,14 @@ def test_large_pictures_are_refused_before_decoding(form, monkeypatch):
     assert Image.MAX_IMAGE_PIXELS == 20
 
 
+@pytest.mark.parametrize("shape", [(1, 70000, 3), (40000, 1, 3), (2, 30000, 3)])
+def test_strips_that_would_be_enlarged_beyond_the_limit_are_refused(shape):
+    data = encoded(np.zeros(shape, np.uint8), "PNG")
+    assert decode_image("it", data).shape == shape
+    with pytest.raises(InputError, match="it, resized with image_size=6400, is"):
+        decode_image("it", data, 6400)
+
+
 def test_tiles_that_do_not_fit_in_memory_are_refused(monkeypatch):
     monkeypatch.setattr(limits, "_free_memory", lambda: 10**6)
     data = encoded(PIXELS, "PNG")

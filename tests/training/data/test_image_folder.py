@@ -272,7 +272,7 @@ def test_folders_that_may_be_the_users_or_the_systems_are_refused(folder, name, 
     )
 
 
-@pytest.mark.parametrize("name", ["[ab]", "a*", "(1)", "-", "_x", "100%", "ö", "é", "1", "a::b", "hf:"])
+@pytest.mark.parametrize("name", ["[ab]", "a?", "(1)", "-1", "_x", "100%", "ö", "é", "1", "a & b", "!x"])
 def test_folders_that_are_the_users(tmp_path, name):
     folder = varied_folder(tmp_path / "[slides]*", {f"train/{name}": 2, "train/zz": 2})
     varied_folder(tmp_path / "s", {f"train/{name}": 4, "train/zz": 4}, seed=1)

@@ -189,6 +189,8 @@ def test_names_that_everybody_knows():
     assert public_name("pathmnist", list(MEDMNIST["pathmnist"].class_names)) == "pathmnist"
     # A private file may be called so as well.
     assert public_name("pathmnist", ["a", "b"]) is None
+    for name in ("./pathmnist", "./phantom", "pathmnist_1k"):
+        assert public_name(name, list(MEDMNIST["pathmnist"].class_names)) is None
     assert public_name("mueller_2023", ["a", "b"]) is None and public_name(None, []) is None
 
 

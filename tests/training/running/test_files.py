@@ -4,8 +4,10 @@ import os
 
 import pytest
 
+from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import (
     format_size,
+    new_files,
     new_folder,
     read_json,
     read_kept,
@@ -28,6 +30,13 @@ def test_json_comes_back(tmp_path):
     write_json(tmp_path / "x.json", value)
     assert read_json(tmp_path / "x.json") == value
     assert (tmp_path / "x.json").read_text().endswith("}\n")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe{}", b"[" * 200_000, b"{'a': 1}"], ids=lambda c: str(c)[:12])
+def test_damaged_json_is_one_sentence(content, tmp_path):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"x\.json cannot be read \(.+\): delete it and run the command"):
+        read_json(tmp_path / "x.json")
 
 
 def test_nan_is_refused_and_the_old_file_stays(tmp_path):
@@ -118,3 +127,29 @@ def test_new_folder_takes_the_place_of_anything(tmp_path):
         assert (tmp_path / "new" / "a").read_text() == "b" and not (tmp_path / "new").is_symlink()
         remove(tmp_path / "new")
     assert not any((tmp_path / "target").iterdir())
+
+
+def test_new_files_join_what_is_there(tmp_path):
+    (tmp_path / "part").mkdir()
+    for name in ("kept", "old", "part/old"):
+        (tmp_path / name).write_text("0")
+    with new_files(tmp_path) as new:
+        (new / "part").mkdir()
+        for name in ("old", "new", "part/new"):
+            (new / name).write_text("1")
+        assert (tmp_path / "old").read_text() == "0"
+    found = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {"kept": "0", "old": "1", "new": "1", "part/new": "1"}
+
+
+def test_new_files_that_fail_leave_what_was_there(tmp_path):
+    (tmp_path / "kept").write_text("0")
+    with pytest.raises(ZeroDivisionError), new_files(tmp_path) as new:
+        (new / "kept").write_text("1")
+        raise ZeroDivisionError
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"] and (tmp_path / "kept").read_text() == "0"
+
+
+def test_text_with_a_name_that_is_not_utf8(tmp_path):
+    write_text(tmp_path / "text", "run r\udce9sultats")
+    assert (tmp_path / "text").read_bytes() == b"run r\\udce9sultats"

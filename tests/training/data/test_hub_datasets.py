@@ -1,0 +1,93 @@
+"""Datasets of the Hub, which `datasets` loads; nothing is fetched here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from dataset_folders import png, refused, table
+
+from histodistill.training.data.sources import load_tiles
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Splits by name, which `load_dataset` gives; or what it raises."""
+    splits: dict[str, datasets.Dataset] = {}
+
+    def load_dataset(name, cache_dir=None):
+        if "error" in splits:
+            raise splits["error"]
+        return datasets.DatasetDict(splits)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return splits
+
+
+@pytest.mark.parametrize("name", ["eval", "holdout", "unsupervised", "CRC_VAL_HE_7K"])
+def test_splits_of_no_known_name_are_told(hub, capsys, name):
+    hub |= {"train": datasets.Dataset(table(8)), "dev": datasets.Dataset(table(4)), name: datasets.Dataset(table(2))}
+    source = load_tiles("someone/tiles")
+    assert {split: len(tiles) for split, tiles in source.splits.items()} == {"train": 8, "validation": 4}
+    expected = f"warning: someone/tiles: splits not called train, validation or test are not used ({name})"
+    assert expected in capsys.readouterr().err.splitlines()
+
+
+def test_the_configuration_and_revision_are_told(hub, capsys):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    address = f"hf://datasets/someone/tiles@{commit}/data/train.parquet"
+    hub["train"] = datasets.Dataset(table(8))
+    hub["train"].info.config_name, hub["train"].info.download_checksums = "crops", {address: {}}
+    load_tiles("someone/tiles")
+    assert f"someone/tiles: configuration crops, revision {commit}" in capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("splits", "expected"),
+    [
+        (["test"], "has no train split (found test)"),
+        ([], "has no train split (found none)"),
+        (["train", "val", "valid"], "has two splits for validation"),
+    ],
+)
+def test_splits_that_cannot_be_used(hub, splits, expected):
+    hub |= {split: datasets.Dataset(table()) for split in splits}
+    assert expected in refused("someone/tiles")
+
+
+def test_several_configurations(hub):
+    hub["error"] = ValueError(
+        "Config name is missing.\nPlease pick one among the available configs: ['a', 'b']\nExample of usage:\n..."
+    )
+    message = refused("someone/tiles")
+    assert message.startswith("someone/tiles has several configurations ('a', 'b') and no default one")
+    assert "hf download" in message
+
+
+@pytest.mark.parametrize("where", ["fetched", "outside"])
+def test_files_that_cells_name_are_read_where_they_were_fetched_to(hub, tmp_path, where):
+    (tmp_path / "cache").mkdir()
+    file = tmp_path / ("cache" if where == "fetched" else ".") / "0.png"
+    file.write_bytes(png(77))
+    hub["train"] = datasets.Dataset(table(cells=[{"bytes": None, "path": str(file)}] * 4))
+    if where == "fetched":
+        source = load_tiles("someone/tiles", cache_dir=tmp_path / "cache", hold_out_validation=False)
+        np.testing.assert_array_equal(source.split("train").images[:, 0, 0, 0], [77] * 4)
+    else:
+        assert "names a file in place of the image" in refused("someone/tiles", cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("kind", ["folder", "empty folder", "dangling link"])
+def test_what_is_on_disk_is_no_id(hub, tmp_path, monkeypatch, kind):
+    hub["error"] = AssertionError("asked the Hub")
+    monkeypatch.chdir(tmp_path)
+    Path("someone").mkdir()
+    if kind == "dangling link":
+        Path("someone/tiles").symlink_to("nowhere")
+    elif kind == "folder":
+        Path("someone/tiles/train/a").mkdir(parents=True)
+    else:
+        Path("someone/tiles").mkdir()
+    assert "Hub" not in refused("someone/tiles").split(":")[0]
