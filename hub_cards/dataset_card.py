@@ -26,7 +26,7 @@ NOT_TISSUE = "They are not tissue"
 _COLUMNS = {
     "image": "the synthetic image, {size}×{size} pixels, RGB, PNG",
     "label": "its class",
-    "soft_label": "probability of each class according to a classifier trained on the real tiles, to 4 decimals",
+    "soft_label": "probability of each class according to a classifier trained on the real tiles, to 4 digits",
     "seed": "seed from which the generating pipeline made the image",
     "community": "community of the image in the nearest-neighbour graph of the pool of its class; numbered through "
     "all classes",
@@ -35,7 +35,7 @@ _COLUMNS = {
 # What columns mean in a merged set, where that is something else.
 _MERGED_COLUMNS = {
     "soft_label": "probability of each class according to a classifier trained on the real tiles of the site, to "
-    "4 decimals",
+    "4 digits",
     "seed": "seed from which the site's own pipeline made the image",
     "community": "community of the image in the nearest-neighbour graph of the site's pool of its class; numbered "
     "through all classes and sites",

@@ -10,7 +10,7 @@ import unicodedata
 LONGEST_NAME, LONGEST_WORD = 100, 40
 # Letters and digits of any script, and punctuation that a name may have. A slash or a colon stands once between words,
 # so that no address and no path is a name; < and > stand before a number or a space, so that no name is HTML.
-_PARTS = re.compile(r"(?:[^\W_]|[\u0300-\u036f]|[ _.,;()\[\]+&%'’=#°≤≥!?-]|(?<=\w)/(?=\w)|:(?= )|[<>](?=[ =\d]))+")
+_PARTS = re.compile(r"(?:[^\W_]|[ _.,;()\[\]+&%'’=#°≤≥!?-]|(?<=\w)/(?=\w)|:(?= )|[<>](?=[ =\d]))+")
 # Characters that str.isprintable lets through and that are not seen: Default_Ignorable_Code_Point of Unicode.
 _UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 # Where a word ends.
@@ -34,6 +34,8 @@ def fault_of_published_name(name: str) -> str | None:
         return f"more than {LONGEST_NAME} characters"
     if any(len(word) > LONGEST_WORD for word in _GAPS.split(name)):
         return f"a word of more than {LONGEST_WORD} characters"
-    if not _PARTS.fullmatch(name):
+    # Marks, such as the vowels of Thai, belong to the letters before them.
+    letters = "".join(sign for sign in name if unicodedata.category(sign) not in ("Mn", "Mc"))
+    if not _PARTS.fullmatch(letters):
         return "other signs than letters, digits, spaces and plain punctuation"
     return None

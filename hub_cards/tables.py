@@ -64,11 +64,12 @@ POOL = ("label", "seed")
 DISTILLED = ("label", "soft_label", "seed", "community", "modular_centrality")
 MERGED = (*DISTILLED, "site")
 
-#: Decimals of soft labels. A ten-thousandth of a class is far below what two trainings of one teacher differ by, and
-#: the bits below it could carry a message.
-SOFT_LABEL_DECIMALS = 4
-#: Significant digits of other numbers that are not whole.
+#: Significant digits of numbers that are not whole: the bits below them could carry a message. Digits, not decimals,
+#: of soft labels too, since a training at a temperature above 1 goes by the small ones: at temperature 4, .0001 counts
+#: as a tenth of 1 does. A row's sum changes by at most .0005.
 SIGNIFICANT_DIGITS = 4
+#: Soft labels below this are 0.
+LEAST_SOFT_LABEL = 1e-12
 #: How far the sum of a row of soft labels may be from 1 in a table that was not rounded yet.
 SUM_TOLERANCE = 1e-3
 #: The most names of classes or sites.
@@ -208,31 +209,26 @@ def canonical(table: ImageTable) -> ImageTable:
 
 
 def round_soft_labels(soft_labels: np.ndarray) -> np.ndarray:
-    """Rounds probabilities to `SOFT_LABEL_DECIMALS` decimals so that each row still has the sum 1.
-
-    Where rounding each number by itself gives another sum, those that it changed most are rounded the other way. What
-    is rounded already stays as it is.
+    """Rounds probabilities to `SIGNIFICANT_DIGITS` digits each; rows that are rounded already stay as they are.
 
     Args:
-        soft_labels: N×C, at least 0, the sum of a row near 1; rows that are not are left as they are.
+        soft_labels: N×C, the sum of a row near 1: all others are divided by it first.
 
     Returns:
-        float32 N×C, each within one ten-thousandth of what it was, but for the sum.
+        float32 N×C.
     """
-    units = 10**SOFT_LABEL_DECIMALS
-    exact = soft_labels.astype(np.float64)
-    sums = exact.sum(axis=1, keepdims=True)
-    good = (exact >= 0).all(axis=1) & (np.abs(sums[:, 0] - 1) <= SUM_TOLERANCE)
-    scaled = exact[good] / sums[good] * units
-    whole = np.rint(scaled)
-    # So many units are missing in each row, or too many.
-    missing = (units - whole.sum(axis=1)).astype(int)[:, None]
-    order = np.argsort(np.sign(missing) * (whole - scaled), axis=1, kind="stable")
-    place = np.argsort(order, axis=1, kind="stable")
-    whole += np.sign(missing) * (place < np.abs(missing))
-    rounded = soft_labels.astype(np.float32)
-    rounded[good] = whole / units
-    return rounded
+    given = soft_labels.astype(np.float64)
+    sums = given.sum(axis=1, keepdims=True)
+    near = np.abs(sums - 1) <= SUM_TOLERANCE  # what is no probabilities is left for a check to find
+    as_given, scaled = (_round_probabilities(values) for values in (given, given / np.where(near, sums, 1)))
+    is_rounded = (as_given == soft_labels).all(axis=1, keepdims=True)
+    return np.where(is_rounded, as_given, scaled)
+
+
+def _round_probabilities(values: np.ndarray) -> np.ndarray:
+    rounded = round_significant(values.ravel()).reshape(values.shape)
+    rounded[np.abs(rounded) < LEAST_SOFT_LABEL] = 0
+    return rounded.astype(np.float32)
 
 
 def round_significant(values: np.ndarray) -> np.ndarray:

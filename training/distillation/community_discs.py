@@ -7,7 +7,6 @@ numbers that stand on the card too, so that no file of the run, whatever it show
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.collections import EllipseCollection
@@ -62,12 +61,9 @@ def community_discs(sizes: Mapping[str, Sequence[int]], chosen: Mapping[str, Seq
             _draw_disc(panel, centre, total, ringed[number], PALETTE[number % len(PALETTE)])
         panel.set_aspect("equal", adjustable="datalim")
         panel.autoscale_view()
-    marker: dict[str, Any] = {"linestyle": "none", "marker": "o"}
     handles = [
-        Line2D(
-            [], [], label="image; a disc is a community (colours repeat)", color=PALETTE[0], markersize=4, **marker
-        ),
-        Line2D([], [], label="chosen", markerfacecolor="none", markeredgecolor=INK, markersize=6, **marker),
+        Line2D([], [], ls="none", marker="o", color=PALETTE[0], markersize=4, label="image; a disc is a community"),
+        Line2D([], [], ls="none", marker="o", mfc="none", mec=INK, markersize=6, label="chosen"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=10)
     return figure_png(figure)

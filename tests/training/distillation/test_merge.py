@@ -100,7 +100,7 @@ def test_all_images_by_class_and_site_in_their_order(sites, tmp_path, run_main):
 
 
 def test_result_loads_with_its_columns(sites, tmp_path, run_main):
-    run_main(script, *sites, "--output", tmp_path / "merged", "--names", "a: 'b'", "<c>")
+    run_main(script, *sites, "--output", tmp_path / "merged", "--names", "a: 'b'", "c & d")
     dataset = load_dataset(str(tmp_path / "merged"), split="train")
     assert dict(dataset.features) == {
         "image": Image(),
@@ -108,7 +108,7 @@ def test_result_loads_with_its_columns(sites, tmp_path, run_main):
         "soft_label": List(Value("float32"), length=3),
         "seed": Value("int64"),
         "community": Value("int64"),
-        "site": ClassLabel(names=["a: 'b'", "<c>"]),
+        "site": ClassLabel(names=["a: 'b'", "c & d"]),
     }
     tiles = load_tiles(tmp_path / "merged", hold_out_validation=False)
     assert tiles.class_names == NAMES and tiles.image_size == 8
@@ -212,7 +212,7 @@ def test_a_site_with_more_than_a_distilled_set_is_refused(sites, tmp_path, run_m
 def test_a_site_whose_name_looks_like_a_pattern_is_read_itself(tmp_path, run_main, name):
     for folder, n_per_class in (("site1", 3), ("ab", 4), (name, 2)):
         make_site(tmp_path / folder / "distilled", n_per_class)
-    run_main(script, tmp_path / "site1", tmp_path / name, "--output", tmp_path / "merged")
+    run_main(script, tmp_path / "site1", tmp_path / name, "--names", "a", "b", "--output", tmp_path / "merged")
     images, columns, _ = read_image_dataset(tmp_path / "merged")
     assert np.bincount(columns["site"]).tolist() == [9, 6]
     np.testing.assert_array_equal(images[columns["site"] == 1], read_image_dataset(tmp_path / name / "distilled")[0])

@@ -80,9 +80,9 @@ def test_distilled_images_are_those_that_the_selector_chose(selected, tiny_pool,
     assert (selector.n_per_class, selector.n_neighbors) == (2, 3)
 
     teacher = Classifier.from_pretrained(tiny_teacher)
-    np.testing.assert_allclose(distilled["soft_label"], predict_proba(teacher, images), atol=1.1e-4)
+    np.testing.assert_allclose(distilled["soft_label"], predict_proba(teacher, images), rtol=1e-3)
     np.testing.assert_array_equal(distilled["soft_label"], round_soft_labels(distilled["soft_label"]))
-    np.testing.assert_allclose(distilled["soft_label"].sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(distilled["soft_label"].sum(axis=1), 1, atol=6e-4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateGraphWarning)
         again = DistillSelector(n_per_class=2, n_neighbors=3).fit(embed(teacher, pool_images), pool["label"])
