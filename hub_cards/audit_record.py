@@ -171,7 +171,7 @@ class AuditRecord(Exact):
     """
 
     format: Literal[3]
-    data: Annotated[str, Field(max_length=200)]
+    data: Annotated[str, Field(max_length=1000)]
     num_tiles: dict[Literal["train", "validation", "test", "held_out"], Count]
     held_out_at_random: bool
     copies_dropped: dict[ClassName, Count] | None

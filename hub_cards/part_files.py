@@ -6,9 +6,11 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import BinaryIO
 
 from histodistill.hub_cards.errors import ContentError
 
@@ -125,9 +127,14 @@ def read_part(folder: str | Path, part: str | None = None) -> dict[str, bytes]:
         part: A key of `PARTS`; by default the folder's name.
 
     Raises:
-        ContentError: As for `audited_names`, and for a file that is too large or cannot be read.
+        ContentError: As for `audited_names`, for a file that is too large or cannot be read, and without a record of
+            the stage.
     """
-    return {name: read_file(Path(folder) / name) for name in audited_names(folder, part)}
+    files = {name: read_file(Path(folder) / name) for name in audited_names(folder, part)}
+    for name in PARTS[part or Path(folder).name].records:
+        if name not in files:
+            raise ContentError(f"{folder} has no {name}: make it anew")
+    return files
 
 
 def read_file(path: str | Path) -> bytes:
@@ -138,20 +145,27 @@ def read_file(path: str | Path) -> bytes:
     """
     path = Path(path)
     most = LARGEST_FILES.get(path.suffix, 0)
+    with _open(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ContentError(f"{path} has more than the {most:,} bytes that such a file may have: make it anew")
+    return data
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    """An ordinary file; what goes wrong inside the block while it is read becomes a ContentError, too."""
     # Neither follows a link at the end of the path, nor waits for somebody who writes to a pipe.
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
         with open(os.open(path, flags), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ContentError(f"{path} is no ordinary file: put one there")
-            data = file.read(most + 1)
+            yield file
     except OSError as error:
         if path.is_symlink():
             raise ContentError(f"{path} is a link: put the file itself there") from error
         raise ContentError(f"{path} cannot be read ({error.strerror}): mend this first") from error
-    if len(data) > most:
-        raise ContentError(f"{path} has more than the {most:,} bytes that such a file may have: make it anew")
-    return data
 
 
 def hash_contents(files: Mapping[str, bytes]) -> dict[str, str]:
@@ -167,9 +181,6 @@ def hash_part(folder: str | Path, part: str | None = None) -> dict[str, str]:
     """
     hashes = {}
     for name in audited_names(folder, part):
-        try:
-            with open(Path(folder) / name, "rb") as file:
-                hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise ContentError(f"{folder}/{name} cannot be read ({error.strerror}): mend this first") from error
+        with _open(Path(folder) / name) as file:
+            hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashes

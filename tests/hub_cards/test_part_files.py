@@ -103,6 +103,12 @@ def test_what_is_no_ordinary_file_is_not_waited_for(tmp_path):
     for path in (pipe, plug, folder):
         with pytest.raises(ContentError, match=r"\.json (is no ordinary file|cannot be read)"):
             read_file(path)
+    distilled = tmp_path / "distilled"
+    distilled.mkdir()
+    os.mkfifo(distilled / "stage.json")
+    for function in (read_part, hash_part):
+        with pytest.raises(ContentError, match=r"stage\.json is no ordinary file"):
+            function(distilled)
     (tmp_path / "d.json").symlink_to("/dev/zero")
     with pytest.raises(ContentError, match="is a link"):
         read_file(tmp_path / "d.json")

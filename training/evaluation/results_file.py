@@ -90,13 +90,13 @@ class Results(Exact):
     """What `results.json` holds: see `compare.summarise`. Source and notes stay here."""
 
     format: Literal[1] = 1
-    data: Annotated[str, Field(max_length=200)]
+    data: Annotated[str, Field(max_length=1000)]
     class_names: Annotated[tuple[ClassName, ...], Field(min_length=1)]
     n_per_class: Annotated[Count, Field(ge=1)]
     rows: Annotated[tuple[ResultsRow, ...], Field(max_length=1000)]
     recovery: dict[Architecture, Annotated[float, Field(ge=0)]]
     recovery_row: RowName = RECOVERY_ROW
-    notes: Annotated[tuple[Annotated[str, Field(max_length=500)], ...], Field(max_length=100)] = ()
+    notes: Annotated[tuple[Annotated[str, Field(max_length=5000)], ...], Field(max_length=100)] = ()
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:

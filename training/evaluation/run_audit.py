@@ -80,6 +80,8 @@ class AuditedRun:
     def pool(self) -> LabelledImages:
         """All images that were generated."""
         images, columns, _ = read_image_dataset(self.folder / "pool")
+        if len(images) != self.records["pool"].get("num_images"):
+            raise InputError(f"{self.folder / 'pool'} has other images than its record says: generate it anew")
         return LabelledImages(images, columns["label"])
 
 
@@ -105,6 +107,7 @@ def read_run(run: Path, data: str | Path, audit_share: float | None, embedders: 
         # Before anything is measured, which takes minutes.
         files = RunFiles.read(run)
         contents = files.check()
+        files.copies_dropped(contents.distilled.table.class_names)
         for name in named_embeddings(embedders):
             check_space(name)
     except ContentError as error:
@@ -243,7 +246,7 @@ def audit_record(run: AuditedRun, result: AuditResult) -> AuditRecord:
     facts = {
         "data": run.source.name,
         "num_tiles": {name: len(tiles) for name, tiles in run.source.splits.items()},
-        "copies_dropped": run.records["distilled"].get("copies_dropped"),
+        "copies_dropped": run.files.copies_dropped(run.class_names),
     }
     return make_audit(result, run.class_names, now, records, facts)
 

@@ -96,6 +96,23 @@ class RunFiles:
                     raise ContentError("is about other classes than those of the distilled set")
         return RunContents(pipeline, selector, distilled)
 
+    def copies_dropped(self, class_names: list[str]) -> dict[str, int] | None:
+        """Images of each class that were dropped as copies of real tiles; None where none were looked for.
+
+        Raises:
+            ContentError: If the record of the selection says something else.
+        """
+        with about(self.folder, "distilled/stage.json"):
+            record = parse_json(self.parts["distilled"]["stage.json"])
+            found = record.get("copies_dropped") if isinstance(record, dict) else {}
+            if found is None:
+                return None
+            if not isinstance(found, dict) or sorted(found) != sorted(class_names):
+                raise ContentError("does not say of each class how many copies were dropped")
+            if not all(type(count) is int and count >= 0 for count in found.values()):
+                raise ContentError("says that something else than a number of copies was dropped")
+            return found
+
     def _pool_size(self) -> int:
         """Images of the pool, as its record has them."""
         name = "pool/stage.json"
