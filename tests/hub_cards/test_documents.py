@@ -84,10 +84,10 @@ def test_names_as_people_write_them(name):
     ["", " a", "a ", "a\nb", "a\tb", "/mnt/ward7/mueller.npz", "../x", "C:\\x", "C:/x", "file:///x", "https://x.org",
      "data:image/png;base64,AAAA", "<b>x", "x</b>", "<img src=x>", "[a](x\\", "`x`", "a|b", "a*b", "evil\u202egnp",
      "a\u200bb",
-     "a\u2028b", "a\x00b", "a\x1b[31m", "a" * 33, "ab " * 40, "\ud800", "a//b", "a/", "~/x", "$HOME", "{{ x }}"],
+     "a\u2028b", "a\x00b", "a\x1b[31m", "a" * 41, "ab " * 40, "\ud800", "a//b", "a/", "~/x", "$HOME", "{{ x }}"],
 )  # fmt: skip
 def test_names_that_could_be_something_else(name):
-    with pytest.raises(ValueError, match="short name"):
+    with pytest.raises(ValueError, match=r"^has "):
         plain_name(name)
 
 
@@ -139,7 +139,7 @@ def test_index_of_a_pipeline():
     ],
 )
 def test_index_with_something_else(changes):
-    with pytest.raises(ContentError, match=r"^holds ") as caught:
+    with pytest.raises(ContentError, match=r"^(holds|its class) ") as caught:
         read_model_index(index_of(**changes))
     assert BASE64[:100] not in str(caught.value) and "\n" not in str(caught.value)
 

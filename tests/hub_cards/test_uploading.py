@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from loopback_hub import Fault, LoopbackHub, User
@@ -382,6 +383,8 @@ def test_a_header_that_the_hub_refuses(publisher):
         ("pipeline", "unet/optimizer.safetensors"),
         ("pipeline", "unet/diffusion_pytorch_model/old.safetensors"),
         ("pipeline", "unet/diffusion_pytorch_model.fp16.safetensors"),
+        ("pipeline", "unet/diffusion_pytorch_model-00001-of-00002.safetensors"),
+        ("pipeline", "unet/diffusion_pytorch_model.safetensors.index.json"),
         ("pipeline", "history.json"),
         ("selector", "community_tiles.png"),
         ("metric", "README.txt"),
@@ -393,9 +396,16 @@ def test_a_file_that_is_not_on_the_list_is_refused(kind, path):
         Upload(kind, "me/x", {"README.md": b"", path: b""})
 
 
-@pytest.mark.parametrize("name", ["diffusion_pytorch_model", "diffusion_pytorch_model-00001-of-00002"])
-def test_weights_whole_and_in_parts_are_on_the_list(name):
-    Upload("pipeline", "me/x", {"README.md": b"", f"unet/{name}.safetensors": b""})
+def test_contents_are_bytes_that_nobody_changes():
+    files = {"README.md": b"", "config.json": b"{}"}
+    upload = Upload("selector", "me/x", files)
+    files["config.json"] = b"[]"
+    assert upload.files["config.json"] == b"{}"
+    with pytest.raises(TypeError):
+        upload.files["config.json"] = b"[]"
+    for content in (Path("config.json"), "config.json", bytearray(b"{}")):
+        with pytest.raises(TypeError, match=r"config.json is no bytes: read it first"):
+            Upload("selector", "me/x", {"README.md": b"", "config.json": content})
 
 
 def test_a_repository_needs_a_card():

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from histodistill.training.evaluation.audit import AUDIT
-from histodistill.training.reporting.run_files import REPORT, read_optional, read_results
+from histodistill.training.evaluation.verdicts import read_run_audit
+from histodistill.training.reporting.run_files import REPORT, read_results
 from histodistill.training.reporting.scores import recoveries, score_tables
 
 
@@ -46,15 +47,15 @@ def refusal_lines(run: Path) -> list[str]:
         run: Folder of a run.
 
     Raises:
-        InputError: If audit.json cannot be read.
+        InputError: If audit.json cannot be read, or contradicts itself.
     """
-    audit = read_optional(run / AUDIT)
+    audit = read_run_audit(run / AUDIT)
     if audit is None:
         return []
     lines = []
-    for part, verdict in audit["parts"].items():
-        if not verdict["passed"]:
-            reasons = "; ".join(finding["sentence"] for finding in verdict["findings"] if not finding["passed"])
+    for part, verdict in audit.parts.items():
+        if not verdict.passed:
+            reasons = "; ".join(finding.sentence for finding in verdict.findings if not finding.passed)
             lines.append(f"Must not be published: {run / part}, which did not pass the privacy audit ({reasons})")
     if lines:
         shown = [str(run / name) for name in (REPORT, AUDIT) if (run / name).is_file()]

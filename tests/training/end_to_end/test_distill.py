@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from audits import add_audit
 from PIL import Image
 
 from histodistill.training.data.image_dataset import read_image_dataset
@@ -192,10 +193,8 @@ def test_finished_stages_are_skipped(tiny_run, copy, started, capsys):
 @pytest.mark.parametrize("kept", [(), ("audit.json",), ("audit.json", "audit/stage.json")], ids=str)
 def test_refusal_of_the_audit_is_a_result(kept, tiny_run, copy, monkeypatch, capsys):
     """Exit code 1 of the audit, with all that it leaves; without, it is that of a program that could not begin."""
-    audit = read_json(copy / "audit.json")
-    audit["parts"]["selector"]["passed"] = False
-    audit["parts"]["selector"]["findings"][0] |= {"passed": False, "sentence": "3 of 9 images are copies"}
-    left = {"audit.json": audit, "audit/stage.json": read_json(copy / "audit" / "stage.json")}
+    add_audit(copy, copies=3)
+    left = {"audit.json": read_json(copy / "audit.json"), "audit/stage.json": read_json(copy / "audit" / "stage.json")}
     for name in left:
         (copy / name).unlink()
 
@@ -216,16 +215,18 @@ def test_refusal_of_the_audit_is_a_result(kept, tiny_run, copy, monkeypatch, cap
         call(tiny_run.data, copy)
         lines = capsys.readouterr().out.splitlines()
         (line,) = [line for line in lines if line.startswith(f"Must not be published: {copy / 'selector'}, ")]
-        assert "3 of 9 images are copies" in line
+        assert "3 of 15 images are copies" in line
         assert lines[-1] == f"What was found:        {copy / 'report.html'}, {copy / 'audit.json'}"
 
 
 @pytest.mark.parametrize(
     ("gone", "scripts"),
     [
-        (["pool"], ["generate"]),
+        # The audit also seals the record of the pool, as it does the scores.
+        (["pool"], ["generate", "audit"]),
         (["comparison/stage.json"], ["compare"]),
-        (["pipeline", "pool", "distilled"], ["train_diffusion", "generate", "select"]),
+        (["results.json"], ["compare", "audit"]),
+        (["pipeline", "pool", "distilled"], ["train_diffusion", "generate", "select", "audit"]),
         (FOLDERS, SCRIPTS),
     ],
 )
@@ -240,7 +241,7 @@ def test_only_what_is_missing_runs(gone, scripts, tiny_run, copy, started, monke
 def test_unfinished_stage_runs(tiny_run, copy, started):
     write_json(copy / "teacher" / "stage.json", {**read_record(copy / "teacher"), "complete": False})
     call(tiny_run.data, copy)
-    assert started == ["train_classifier"]
+    assert started == ["train_classifier", "audit"]
 
 
 def test_lost_pool_is_made_again_and_is_the_same(tiny_run, copy, monkeypatch, capfd):
@@ -249,7 +250,8 @@ def test_lost_pool_is_made_again_and_is_the_same(tiny_run, copy, monkeypatch, ca
     shutil.rmtree(copy / "pool")
     call(tiny_run.data, copy)
     output = capfd.readouterr().out
-    assert output.count("finished before") == 6
+    # The audit seals the record of the pool, which tells how long it took: nothing else is new in it.
+    assert output.count("finished before") + output.count("nothing was measured again") == 6
     assert re.search(r"\[4/7\] pool\npool: 40 images saved to ", output)
     images, columns, _ = read_image_dataset(copy / "pool")
     old_images, old_columns, _ = read_image_dataset(tiny_run.folder / "pool")

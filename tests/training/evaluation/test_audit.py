@@ -142,6 +142,109 @@ def test_lost_record_is_written_again_and_is_the_same(audited, run_main, argv, c
     assert "audit of distilled: " in output and "no training tiles were held out at random" in output
 
 
+# What has changed since, or holds something else.
+
+
+@pytest.fixture
+def copy(audited, tmp_path):
+    """A copy of the audited run that a test may change."""
+    return shutil.copytree(audited, tmp_path / "run")
+
+
+def test_new_scores_are_sealed_without_measuring_again(copy, run_main, argv, capsys, monkeypatch):
+    monkeypatch.setattr(run_audit, "audit_run", None)  # to call it would fail
+    before = read_json(copy / "audit.json")
+    scores = {"mean": 0.5, "std": None, "values": [0.5]}
+    row = {
+        "row": "real_all",
+        "title": "All real tiles",
+        "architecture": "convnet",
+        "num_train": 9,
+        "steps": 2,
+        "seeds": [0],
+    }
+    row |= {"accuracy": scores, "auc": scores, "f1": scores}
+    names = read_image_dataset(copy / "distilled")[2]
+    results = {"format": 1, "data": "x", "class_names": names, "n_per_class": 2, "rows": [row], "recovery": {}}
+    write_json(copy / "results.json", results)
+    run_main(script, copy, *argv[1:])
+    assert "nothing was measured again" in capsys.readouterr().out
+    after = read_json(copy / "audit.json")
+    assert after.pop("records").keys() - before.pop("records").keys() == {"results.json"} and after == before
+    run_main(script, copy, *argv[1:])
+    assert "already finished" in capsys.readouterr().out
+    row["accuracy"] = {**scores, "mean": 0.9}
+    write_json(copy / "results.json", results)
+    with pytest.raises(InputError, match=r"results.json holds something unknown \(rows.0.accuracy"):
+        run_main(script, copy, *argv[1:])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a["figures"]["published"]["copies"].update(of_training=0, of_others=0), "contradicts itself about"),
+        (
+            lambda a: a["parts"]["pipeline"]["findings"][-1].update(sentence="all is well"),
+            "contradicts itself about pipe",
+        ),
+        (lambda a: a["figures"].update(num_planted=100), "contradicts itself about distilled"),
+        (lambda a: a["parts"]["distilled"].update(passed=True), "is no audit, or was changed"),
+        (
+            lambda a: a["parts"]["distilled"]["files"].update({"stage.json": "0" * 64}),
+            "is about other files than those of",
+        ),
+    ],
+)
+def test_an_audit_that_was_changed_is_not_renewed(copy, run_main, argv, change, message):
+    audit = read_json(copy / "audit.json")
+    audit["figures"]["published"]["copies"]["of_training"] += 1
+    for verdict in audit["parts"].values():
+        verdict["findings"] = [
+            {**f, "passed": False, "sentence": f["sentence"].replace("0 of", "1 of")} if f["name"] == "copies" else f
+            for f in verdict["findings"]
+        ]
+    write_json(copy / "audit.json", audit)
+    change(audit)
+    write_json(copy / "audit.json", audit)
+    with pytest.raises(InputError, match=message):
+        run_main(script, copy, *argv[1:])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["distilled/names.csv", "pipeline/unet/.tiles", "selector/embeddings.npy", "pipeline/vae/model.bin"],
+)
+def test_a_stowaway_is_refused_before_anything_is_measured(run, tmp_path, run_main, argv, monkeypatch, name):
+    monkeypatch.setattr(run_audit, "load_tiles", None)  # to call it would fail
+    folder = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("audit*"))
+    (folder / name).write_bytes(b"tiles")
+    with pytest.raises(InputError, match=rf"{name} is no file of a "):
+        run_main(script, folder, *argv[1:])
+    assert not (folder / "audit.json").exists() and not (folder / "audit").exists()
+
+
+def test_files_that_change_while_they_are_audited(run, tmp_path, run_main, argv, monkeypatch):
+    folder = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("audit*"))
+    draw = run_audit.draw_pairs
+
+    def swap(path, *args):
+        file = folder / "distilled" / "stage.json"
+        file.write_bytes(file.read_bytes() + b" ")
+        draw(path, *args)
+
+    monkeypatch.setattr(run_audit, "draw_pairs", swap)
+    with pytest.raises(InputError, match="have changed while it was audited: run histodistill audit again"):
+        run_main(script, folder, *argv[1:])
+    assert not (folder / "audit.json").exists()
+
+
+def test_embedder_whose_name_would_stand_on_a_card(run, tmp_path, run_main, argv, tiny_autoencoder):
+    folder = tmp_path / "ward 7 <b>"
+    folder.mkdir()
+    with pytest.raises(InputError, match="has a name that cannot stand in an audit"):
+        run_main(script, *argv[:-4], "--embedders", folder, "--weight-tiles", 16)
+
+
 # What it refuses.
 
 

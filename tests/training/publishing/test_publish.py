@@ -59,10 +59,10 @@ def test_only_the_listed_files_leave(run):
         "vae/diffusion_pytorch_model.safetensors",
     ]  # fmt: skip
     assert sorted(selector.files) == [
-        "README.md", "config.json", "selector.safetensors",
+        "README.md", "assets/community_map.png", "config.json", "selector.safetensors",
     ]  # fmt: skip
     assert sorted(dataset.files) == [
-        "README.md", "assets/distilled.png", "data/train-00000-of-00001.parquet",
+        "README.md", "assets/community_map.png", "assets/distilled.png", "data/train-00000-of-00001.parquet",
     ]  # fmt: skip
 
 
@@ -266,7 +266,7 @@ def test_dry_run_lists_and_uploads_nothing(run, monkeypatch, capsys):
     assert [upload.repo_id for upload in found] == ["me/toy-ldm", "me/toy-selector", "me/toy-distilled"]
     assert all(isinstance(upload, Upload) for upload in found)
     shown = capsys.readouterr().out
-    assert "dataset me/toy-distilled: 3 files" in shown and "data/train-00000-of-00001.parquet" in shown
+    assert "dataset me/toy-distilled: 4 files" in shown and "data/train-00000-of-00001.parquet" in shown
     assert shown.rstrip().endswith("Nothing was uploaded: add --push to do it.")
 
 

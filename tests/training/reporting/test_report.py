@@ -18,7 +18,7 @@ from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, write_json
 
 
-NAMES = ["<b>fat</b>", "stroma & co"]
+NAMES = ["fat <5 %", "stroma & co"]
 PER_CLASS = 30
 VOID = {"meta", "link", "img"}
 
@@ -223,8 +223,8 @@ def test_dropped_images_are_counted(run):
 
 def test_names_are_escaped(run):
     html = write_report(run).read_text()
-    assert "&lt;b&gt;fat&lt;/b&gt;" in html
-    for markup in ("<b>fat", "<i>resnet18", "<u>community"):
+    assert "fat &lt;5 %" in html
+    for markup in ("fat <5", "<i>resnet18", "<u>community"):
         assert markup not in html
 
 
@@ -306,22 +306,18 @@ def test_summary(run):
 
 
 def test_summary_ends_with_what_may_not_be_published(tmp_path):
-    def verdict(*passed: bool) -> dict:
-        findings = [{"name": str(i), "passed": p, "sentence": f"sentence {i}"} for i, p in enumerate(passed)]
-        return {"passed": all(passed), "findings": findings, "files": {}}
-
+    for part in ("distilled", "pipeline"):
+        write_json(tmp_path / part / "stage.json", {})
     plain = summary_lines(tmp_path)
-    write_json(tmp_path / "audit.json", {"parts": {"distilled": verdict(True), "selector": verdict(True, True)}})
+    add_audit(tmp_path)
     assert summary_lines(tmp_path) == plain
-    parts = {"distilled": verdict(True), "selector": verdict(False, True, False), "pipeline": verdict(False)}
-    write_json(tmp_path / "audit.json", {"parts": parts})
-    reason = "which did not pass the privacy audit"
-    assert summary_lines(tmp_path) == [
-        *plain,
-        f"Must not be published: {tmp_path / 'selector'}, {reason} (sentence 0; sentence 2)",
-        f"Must not be published: {tmp_path / 'pipeline'}, {reason} (sentence 0)",
-        f"What was found:        {tmp_path / 'audit.json'}",
-    ]
+    add_audit(tmp_path, copies=2, weights_auc=0.7)
+    copies = "which did not pass the privacy audit (2 of 15 images are copies of real tiles"
+    *before, distilled, pipeline, where = summary_lines(tmp_path)
+    assert before == plain
+    assert distilled == f"Must not be published: {tmp_path / 'distilled'}, {copies})"
+    assert pipeline.startswith(f"Must not be published: {tmp_path / 'pipeline'}, {copies}; one who holds the weights")
+    assert where == f"What was found:        {tmp_path / 'audit.json'}"
 
 
 def test_summary_without_results(tmp_path):
