@@ -314,7 +314,8 @@ def test_values_that_repeat_are_read_a_few_at_a_time(tmp_path, monkeypatch):
 @pytest.mark.parametrize("version", ["1.0", "2.0"])
 def test_what_a_file_says_of_its_pages_is_not_believed(tmp_path, monkeypatch, what, version):
     """Sizes are those of the pages' own headers, whatever the table of contents at the file's end says of them."""
-    from histodistill.training.data import arrow_files, parquet_pages
+    from histodistill.hub_cards import parquet_pages
+    from histodistill.training.data import arrow_files
 
     monkeypatch.setattr(limits, "_HARMLESS", 2**16)
     if what == "bytes":
@@ -344,7 +345,7 @@ def test_what_a_file_says_of_its_pages_is_not_believed(tmp_path, monkeypatch, wh
 @pytest.mark.parametrize("compression", ["none", "zstd", "gzip"])
 @pytest.mark.parametrize("version", ["1.0", "2.0"])
 def test_pages_are_measured_as_they_were_written(tmp_path, compression, version):
-    from histodistill.training.data.parquet_pages import measure_pages
+    from histodistill.hub_cards.parquet_pages import measure_pages
 
     rows = table(500, soft_label=pa.array([[0.25, 0.75]] * 500))
     file = tmp_path / "train.parquet"
