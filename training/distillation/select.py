@@ -82,8 +82,8 @@ def run(config: SelectConfig) -> Path:
     folder, selector_folder = config.output / "distilled", config.output / "selector"
     sources = distilled_set.read_sources(config.pool, config.teacher, config.data if config.needs_real_tiles else None)
     known = sources.fingerprints(config.embedder, config.copy_embedders if config.drop_copies else None)
-    inputs = {"pool": config.pool, "teacher": config.teacher}
-    stage = Stage(folder, {"stage": "distilled", **known, **config.settings()}, inputs=inputs)
+    made_of = {"pool": config.pool, "teacher": config.teacher}
+    stage = Stage(folder, {"stage": "distilled", **known, **config.settings()}, inputs=made_of)
     stage.require_own_folder()
     if stage.complete and (selector_folder / "config.json").is_file():
         print(f"select: {folder} is already finished")

@@ -201,9 +201,9 @@ def resume_training(
         except DamagedCheckpointError as error:
             damaged.append(error)
     place = "begins anew" if state is None else f"goes on from step {state['step']}"
-    for error in damaged:
+    for found in damaged:
         warn(
-            f"checkpoint {error.folder} is damaged ({error.reason}) and left where it is until another one is written:"
+            f"checkpoint {found.folder} is damaged ({found.reason}) and left where it is until another one is written:"
             f" the training {place}"
         )
     return state
