@@ -106,7 +106,8 @@ def _checked(document: Any, validate: Callable[[str], Any]) -> Any:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(step) for step in first["loc"]) or "it"
-        raise ContentError(f"holds something unknown ({shown(where)}: {shown(first['msg'].removeprefix('Value error, '))})") from error
+        said = first["msg"].removeprefix("Value error, ")
+        raise ContentError(f"holds something unknown ({shown(where)}: {shown(said)})") from error
 
 
 def write_document(document: Any, *, sort_keys: bool = True) -> bytes:
