@@ -21,6 +21,7 @@ import numpy as np
 
 from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.names import LONGEST_NAME, fault_of_published_name
+from histodistill.hub_cards.parquet_pages import measure_pages
 from histodistill.hub_cards.pictures import decode_png, encode_png
 
 
@@ -142,9 +143,10 @@ def read_table(
     Raises:
         ContentError: If it cannot be read, or holds anything else.
     """
-    with _open(source) as file:
+    stream = io.BytesIO(source) if isinstance(source, bytes) else source
+    with _open(stream) as file:
         names = _check_schema(file, columns)
-        images = _read_images(file, check_size)
+        images = _read_images(file, _check_pages(stream, file.metadata, check_size), check_size)
         table = ImageTable(
             images,
             {
@@ -336,13 +338,13 @@ def _to_arrow(values: np.ndarray, kind: pa.DataType) -> pa.Array:
 
 
 @contextmanager
-def _open(source: bytes | BinaryIO) -> Iterator[pq.ParquetFile]:
+def _open(stream: BinaryIO) -> Iterator[pq.ParquetFile]:
     """The Parquet file; what goes wrong inside the block while it is read becomes a ContentError."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+        with pq.ParquetFile(stream) as file:
             yield file
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -396,14 +398,34 @@ def _features(about: Mapping[bytes, bytes]) -> dict[str, Any]:
     raise ContentError("its footer does not say what its columns are (huggingface), or says more")
 
 
-def _read_images(file: pq.ParquetFile, check_size: Callable[[int], None]) -> np.ndarray:
+def _check_pages(stream: BinaryIO, metadata: pq.FileMetaData, check_size: Callable[[int], None]) -> int:
+    """Sees what the pages of a file unpack to, whatever its footer says.
+
+    Returns:
+        How many rows to read at a time, so that no batch unpacks to very much: encodings other than the plain one
+        repeat what they have once in the file, and then each image may be as large as all.
+    """
+    needed, batch = 0, _BATCH
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    for chunk in (group.column(place) for group in groups for place in range(group.num_columns)):
+        try:
+            pages = measure_pages(stream, chunk)
+        except ValueError as error:
+            raise ContentError(f"it is no Parquet file that can be read ({error})") from error
+        # A number that is repeated is stored once.
+        needed += max(pages.num_bytes, 8 * pages.num_values)
+        if chunk.path_in_schema == "image.bytes" and (pages.dictionary or not set(chunk.encodings) <= _PLAIN):
+            batch = min(batch, _GROUP_BYTES // max(1, pages.num_bytes))
+    check_size(needed)
+    if metadata.num_rows < 1 or metadata.num_rows != sum(group.num_rows for group in groups):
+        raise ContentError(f"it says that it has {metadata.num_rows} rows, and does not")
+    return max(1, batch)
+
+
+def _read_images(file: pq.ParquetFile, batch_size: int, check_size: Callable[[int], None]) -> np.ndarray:
     """The images, uint8 N×H×W×3."""
     num_rows, images, row = file.metadata.num_rows, None, 0
-    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
-    check_size(sum(group.total_byte_size for group in groups))
-    if num_rows < 1 or num_rows != sum(group.num_rows for group in groups):
-        raise ContentError(f"it says that it has {num_rows} rows, and does not")
-    for batch in file.iter_batches(_batch_size(groups), columns=["image"]):
+    for batch in file.iter_batches(batch_size, columns=["image"]):
         cells = batch.column("image")
         data, paths = cells.field("bytes"), cells.field("path")
         if cells.null_count or data.null_count or paths.null_count < len(paths):
@@ -426,20 +448,6 @@ def _read_images(file: pq.ParquetFile, check_size: Callable[[int], None]) -> np.
     if images is None or row < num_rows:
         raise ContentError(f"it says that it has {num_rows} rows, and has {row}")
     return images
-
-
-def _batch_size(groups: Sequence[Any]) -> int:
-    """Rows to read at a time, so that no batch unpacks to very much.
-
-    Encodings other than the plain one repeat what they have once in the file: then each cell may be as large as all.
-    """
-    size = _BATCH
-    for group in groups:
-        for place in range(group.num_columns):
-            chunk = group.column(place)
-            if chunk.path_in_schema == "image.bytes" and not set(chunk.encodings) <= _PLAIN:
-                size = min(size, _GROUP_BYTES // max(1, chunk.total_uncompressed_size))
-    return max(1, size)
 
 
 def _read_column(file: pq.ParquetFile, name: str, num_classes: int) -> np.ndarray:

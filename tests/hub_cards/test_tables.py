@@ -525,3 +525,33 @@ def test_part_of_a_set_need_not_have_every_class():
     table = pq.read_table(io.BytesIO(data)).slice(0, 2)
     assert "has no image" in refusal(table)
     assert len(read_table(parquet(table), is_whole=False)) == 2
+
+
+@pytest.mark.parametrize("compression", ["zstd", "gzip", "snappy"])
+def test_pages_are_measured_before_they_are_unpacked(compression):
+    """Whatever the footer says: here cells of 2 MB that pack to nearly nothing, which the footer makes a few bytes."""
+    table = arrow()
+    cells = [{"bytes": bytes(2_000_000), "path": None}] * 9
+    table = table.set_column(0, table.schema.field("image"), pa.array(cells, table.schema.field("image").type))
+    data = parquet(table, compression=compression, use_dictionary=False)
+    told = varint(pq.ParquetFile(io.BytesIO(data)).metadata.row_group(0).column(0).total_uncompressed_size)
+    lie = data[:-20_000] + data[-20_000:].replace(told, b"\xc8" + b"\x80" * (len(told) - 2) + b"\0")
+    assert pq.ParquetFile(io.BytesIO(lie)).metadata.row_group(0).column(0).total_uncompressed_size < 100
+    asked = []
+
+    def check_size(needed):
+        asked.append(needed)
+        raise ContentError("it is too much")
+
+    for file in (data, lie):
+        refusal(file, check_size=check_size)
+    assert asked[0] >= 18_000_000 and all(needed >= 18_000_000 for needed in asked)
+
+
+def varint(number: int) -> bytes:
+    """A number as Thrift's compact protocol writes it."""
+    number, parts = 2 * number, []
+    while number > 127:
+        parts.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*parts, number])

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
+from histodistill.hub_cards.parquet_pages import measure_pages
 from histodistill.training.data.limits import check_growth, check_memory
-from histodistill.training.data.parquet_pages import measure_pages
 from histodistill.training.running.errors import InputError
 
 

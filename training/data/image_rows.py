@@ -21,7 +21,7 @@ from histodistill.training.data.limits import check_growth, check_memory
 from histodistill.training.data.names import printable
 from histodistill.training.data.tiles import MIN_IMAGE_SIZE, Tiles, TileSource, check_soft_labels, make_source
 from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.notes import tell
+from histodistill.training.running.notes import tell, warn
 
 
 #: What the columns are, by their name: `datasets`' features in the form in which it writes them to JSON.
@@ -203,12 +203,15 @@ def _read_tiles(files: Sequence[Rows], columns: Columns, where: str, image_size:
     _check_size(files, count, (image_size or MIN_IMAGE_SIZE,) * 2, where)
     images: np.ndarray | None = None
     labels, soft_labels = [], []
+    outside: list[Path] = []
     start = 0
     for below, batch in _batches(files, columns.used):
         labels.append(_labels(batch.column(columns.label), where, start))
         if columns.soft_label:
             soft_labels.append(_soft_labels(batch.column("soft_label"), len(columns.class_names)))
-        entries = _entries(batch.column(columns.image), where, start, below)
+        names = [columns.class_names[label] if 0 <= label < len(columns.class_names) else "" for label in labels[-1]]
+        entries = _entries(batch.column(columns.image), where, start, below, names)
+        outside += [source for _, source in entries if isinstance(source, Path) and not _is_below(source, below)]
         if images is None:
             _check_size(files, count, decode_image(*entries[0], image_size).shape[:2], where)
         tiles = _decode(entries, image_size)
@@ -222,6 +225,11 @@ def _read_tiles(files: Sequence[Rows], columns: Columns, where: str, image_size:
         images[start : start + len(tiles)] = tiles
         start += len(tiles)
     assert images is not None  # there are rows
+    if outside:
+        warn(
+            f"{where} holds no images but the names of files: {len(outside):,} are read from folders of images, "
+            f"such as {shown(str(outside[0]))}"
+        )
     return Tiles(images, np.concatenate(labels), _whole_soft_labels(soft_labels, where))
 
 
@@ -280,13 +288,23 @@ def _whole_soft_labels(parts: list[np.ndarray | None], where: str) -> np.ndarray
     return soft_labels
 
 
-def _entries(column: pa.Array, where: str, start: int, below: Sequence[Path]) -> list[tuple[str, Path | bytes]]:
+def _entries(
+    column: pa.Array, where: str, start: int, below: Sequence[Path], names: Sequence[str]
+) -> list[tuple[str, Path | bytes]]:
     """The cells of the column of images from row `start` on: what messages call each, and its bytes or its file.
 
-    A file must be below one of the folders `below`: data could otherwise name any file of whoever reads them.
+    Data could name any file of whoever reads them. So a file must be below one of the folders `below`, or be a tile of
+    a folder of images, in the folder of its class: `to_parquet` of such a folder leaves the names of its files.
+
+    Args:
+        column: The cells.
+        where: What messages call the data.
+        start: Row of the first cell.
+        below: Folders of the data's own.
+        names: Name of each row's class.
     """
     entries: list[tuple[str, Path | bytes]] = []
-    for row, cell in enumerate(column.to_pylist(), start):
+    for row, (cell, class_name) in enumerate(zip(column.to_pylist(), names, strict=True), start):
         cell = cell if isinstance(cell, dict) else {"bytes": cell}
         name, path = f"{where}, row {row}", cell.get("path")
         if path:
@@ -295,14 +313,26 @@ def _entries(column: pa.Array, where: str, start: int, below: Sequence[Path]) ->
             entries.append((name, cell["bytes"]))
         elif not path:
             raise InputError(f"{name} has no image: every row needs one")
-        elif any(Path(path).resolve().is_relative_to(folder.resolve()) for folder in below):
+        elif _is_below(Path(path), below) or _is_of_class(Path(path), class_name):
             entries.append((name, Path(path)))
         else:
             raise InputError(
                 f"{name} names a file in place of the image: only images that are in the data themselves are read; "
-                "save them with save_to_disk of datasets, which puts them there"
+                "embed them before to_parquet, with datasets.table.embed_table_storage, or use save_to_disk"
             )
     return entries
+
+
+def _is_below(path: Path, folders: Sequence[Path]) -> bool:
+    """Whether a file is in one of the folders, wherever links lead."""
+    if "\0" in str(path):
+        return False
+    return any(path.resolve().is_relative_to(folder.resolve()) for folder in folders)
+
+
+def _is_of_class(path: Path, class_name: str) -> bool:
+    """Whether a file is a tile of a folder of images: in the folder that has the name of its class."""
+    return "\0" not in str(path) and path.is_absolute() and path.is_file() and path.resolve().parent.name == class_name
 
 
 def shown(text: str) -> str:

@@ -7,6 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -70,7 +71,7 @@ def write_inputs(
     write_bytes(file, buffer.getvalue())
 
 
-def _kept(file: Path) -> dict[str, np.ndarray]:
+def _kept(file: Path) -> dict[str, Any]:
     """The arrays that a file holds; none where it is missing, or damaged, of which the user is told."""
     try:
         with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as kept:

@@ -92,7 +92,7 @@ def test_one_site_and_one_round_is_plain_training(accelerator):
 def test_unequal_sites_learn_together(accelerator):
     tiles = toy_tiles(40, seed=0)
     sites = [tiles.subset(part) for part in split_over_sites(tiles.labels, 2, 1.0, 0, min_per_class=5)]
-    config = dataclasses.replace(TINY, max_train_steps=60)
+    config = dataclasses.replace(TINY, max_train_steps=90)
     model = federated_averaging(config, sites, accelerator, class_names=NAMES, num_rounds=6)
     assert not model.training
     assert scoring.score(model, toy_tiles(30, seed=2))["accuracy"] > 0.8

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from dataset_folders import greys, parquet, png, refused, table
+from dataset_folders import NAMES, greys, parquet, png, refused, table
 
 from histodistill.training.data import limits
 from histodistill.training.data.sources import load_tiles
@@ -171,25 +171,53 @@ def test_files_that_name_their_classes_otherwise(tmp_path, names, file):
 # --- cells ---
 
 
-@pytest.mark.parametrize("where", ["outside", "inside", "relative", "url", "none"])
-def test_a_cell_never_names_a_file(tmp_path, where, monkeypatch):
+ODD_CELLS = ["outside", "inside", "relative", "url", "none", "other class", "relative to a class", "through", "zero"]
+
+
+@pytest.mark.parametrize("where", ODD_CELLS)
+def test_a_cell_names_no_file_of_its_own_choice(tmp_path, where, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "set"
-    folder.mkdir()
-    for file in (tmp_path / "private.png", folder / "own.png"):
+    for file in (
+        tmp_path / "private.png",
+        folder / "own.png",
+        tmp_path / NAMES[0] / "x.png",
+        tmp_path / "y" / "x.png",
+    ):
+        file.parent.mkdir(exist_ok=True)
         file.write_bytes(png(77))
+    (tmp_path / NAMES[1]).symlink_to(tmp_path / "y")
     path = {
         "outside": str(tmp_path / "private.png"),
         "inside": str(folder / "own.png"),
         "relative": "private.png",
         "url": "http://127.0.0.1:9/private.png",
         "none": None,
+        "other class": str(tmp_path / NAMES[0] / "x.png"),  # the fourth row is of the second class
+        "relative to a class": f"{NAMES[1]}/x.png",
+        "through": str(tmp_path / NAMES[1] / "x.png"),
+        "zero": str(tmp_path / NAMES[1] / "x\0.png"),
     }[where]
     cells = [{"bytes": png(i), "path": None} for i in range(3)] + [{"bytes": None, "path": path}]
     parquet(folder / "train.parquet", cells=cells)
     message = refused(folder)
     assert "row 3" in message
     assert ("has no image" if path is None else "names a file in place of the image") in message
+
+
+def test_parquet_of_a_folder_of_images_names_its_files(tmp_path, capsys):
+    """As `load_dataset("imagefolder").to_parquet` leaves it: without images."""
+    cells = []
+    for row in range(4):
+        file = tmp_path / "tiles" / NAMES[row % 2] / f"{row}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(png(10 * row))
+        cells.append({"bytes": None, "path": str(file)})
+    (tmp_path / "set").mkdir()
+    parquet(tmp_path / "set" / "train.parquet", cells=cells)
+    tiles = load_tiles(tmp_path / "set", hold_out_validation=False).split("train")
+    assert tiles.images[:, 0, 0, 0].tolist() == [0, 10, 20, 30]
+    assert "holds no images but the names of files: 4 are read from folders of images" in capsys.readouterr().err
 
 
 def test_names_in_cells_do_not_break_the_sentence(tmp_path):
@@ -286,7 +314,8 @@ def test_values_that_repeat_are_read_a_few_at_a_time(tmp_path, monkeypatch):
 @pytest.mark.parametrize("version", ["1.0", "2.0"])
 def test_what_a_file_says_of_its_pages_is_not_believed(tmp_path, monkeypatch, what, version):
     """Sizes are those of the pages' own headers, whatever the table of contents at the file's end says of them."""
-    from histodistill.training.data import arrow_files, parquet_pages
+    from histodistill.hub_cards import parquet_pages
+    from histodistill.training.data import arrow_files
 
     monkeypatch.setattr(limits, "_HARMLESS", 2**16)
     if what == "bytes":
@@ -316,7 +345,7 @@ def test_what_a_file_says_of_its_pages_is_not_believed(tmp_path, monkeypatch, wh
 @pytest.mark.parametrize("compression", ["none", "zstd", "gzip"])
 @pytest.mark.parametrize("version", ["1.0", "2.0"])
 def test_pages_are_measured_as_they_were_written(tmp_path, compression, version):
-    from histodistill.training.data.parquet_pages import measure_pages
+    from histodistill.hub_cards.parquet_pages import measure_pages
 
     rows = table(500, soft_label=pa.array([[0.25, 0.75]] * 500))
     file = tmp_path / "train.parquet"

@@ -13,6 +13,7 @@ import pytest
 import torch
 from audits import add_audit
 from PIL import Image
+from sentences import without_notes
 
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.phantom import phantom_tiles
@@ -71,8 +72,9 @@ def refused(capsys, data: object, output: object, *argv: object) -> str:
     assert stopped.value.code == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("error: ") and captured.err.endswith("\n") and captured.err.count("\n") == 1
-    return captured.err.removeprefix("error: ").rstrip("\n")
+    said = without_notes(captured.err)
+    assert said.startswith("error: ") and said.endswith("\n") and said.count("\n") == 1
+    return said.removeprefix("error: ").rstrip("\n")
 
 
 def files(folder: Path) -> dict[str, tuple[int, int]]:

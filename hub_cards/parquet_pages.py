@@ -8,9 +8,11 @@ not show.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 
 # Bytes that the header of a page may have; it holds the least and the greatest value of the page, too.
