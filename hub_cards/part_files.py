@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from histodistill.hub_cards.errors import ContentError
 
@@ -153,7 +153,7 @@ def read_file(path: str | Path) -> bytes:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[BinaryIO]:
+def _open(path: Path) -> Iterator[BufferedReader]:
     """An ordinary file; what goes wrong inside the block while it is read becomes a ContentError, too."""
     # Neither follows a link at the end of the path, nor waits for somebody who writes to a pipe.
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
