@@ -27,7 +27,7 @@ from histodistill.hub_cards.documents import (
 )
 from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.part_files import PARTS, WEIGHTS
-from histodistill.hub_cards.tables import DISTILLED, ImageTable, canonical, read_table, write_table
+from histodistill.hub_cards.tables import DISTILLED, ImageTable, canonical, read_table, round_significant, write_table
 from histodistill.hub_cards.weights import (
     WEIGHTS_METADATA,
     check_selector_values,
@@ -175,6 +175,8 @@ def check_selector(
         check_selector_values(arrays, pool_size)
         if len(arrays["selected_indices_"]) != len(chosen):
             raise ContentError("holds the choice of other images than those of the distilled set")
+    # The digits behind could carry a message; `select` has rounded them already.
+    arrays = {name: round_significant(a) if a.dtype.kind == "f" else a for name, a in arrays.items()}
     payload = write_arrays(arrays, None)
     published = {
         "config.json": write_selector_config(config, hashlib.sha256(payload).hexdigest()),

@@ -104,6 +104,13 @@ def audited_names(folder: str | Path, part: str | None = None) -> list[str]:
     return sorted(names)
 
 
+def files_to_audit(folder: str | Path, part: str | None = None) -> list[str]:
+    """The same without a look at what the part may hold: of all files but those that a stage keeps for itself."""
+    folder = Path(folder)
+    rules = PARTS[part or folder.name]
+    return sorted(name for _, name in _walk(folder, "", rules.working_folders) if not matches(name, rules.working))
+
+
 def _walk(folder: Path, prefix: str, ignored: tuple[str, ...]) -> Iterator[tuple[os.DirEntry[str], str]]:
     """All that is no folder below a folder, hidden files as well, with its path relative to where the walk began."""
     try:
@@ -173,14 +180,27 @@ def hash_contents(files: Mapping[str, bytes]) -> dict[str, str]:
     return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
 
 
-def hash_part(folder: str | Path, part: str | None = None) -> dict[str, str]:
-    """The same of the files of a part as they are now, read piece by piece.
+def hash_files(folder: str | Path, names: Iterable[str]) -> dict[str, str]:
+    """The same of files as they are now, read piece by piece.
+
+    Args:
+        folder: Where they are.
+        names: Their paths relative to it.
 
     Raises:
-        ContentError: As for `audited_names`, and for a file that cannot be read.
+        ContentError: For a link, what is no ordinary file, or cannot be read.
     """
     hashes = {}
-    for name in audited_names(folder, part):
+    for name in names:
         with _open(Path(folder) / name) as file:
             hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashes
+
+
+def hash_part(folder: str | Path, part: str | None = None) -> dict[str, str]:
+    """The same of the files of a part.
+
+    Raises:
+        ContentError: As for `audited_names` and `hash_files`.
+    """
+    return hash_files(folder, audited_names(folder, part))
