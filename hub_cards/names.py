@@ -37,5 +37,7 @@ def fault_of_published_name(name: str) -> str | None:
     # Marks, such as the vowels of Thai, belong to the letters before them.
     letters = "".join(sign for sign in name if unicodedata.category(sign) not in ("Mn", "Mc"))
     if not _PARTS.fullmatch(letters):
-        return "other signs than letters, digits, spaces and plain punctuation"
+        plain = _PARTS.match(letters)
+        sign = letters[plain.end() if plain else 0]
+        return f"other signs ({sign}) than letters, digits, spaces and plain punctuation"
     return None

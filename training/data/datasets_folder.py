@@ -18,10 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from histodistill.selection.summaries import counted
 from histodistill.training.data.arrow_files import Rows, open_arrow, open_parquet
 from histodistill.training.data.folder_card import FolderCard, read_folder_card
+from histodistill.training.data.folder_walk import IMAGE_SUFFIXES
 from histodistill.training.data.image_rows import Features, shown, some, source_of_rows
 from histodistill.training.data.split_files import (
     check_different,
     check_shards,
+    is_one_series,
     split_called,
     splits_by_name,
     splits_named,
@@ -137,6 +139,7 @@ def _parquet_parts(folder: Path) -> dict[str, _Files]:
     named = card.files_of_splits(files)
     if named is None:
         splits = splits_by_name(folder, files)
+        _warn_of_mixtures(folder, splits)
     else:
         splits = {split: [folder / file for file in of_split] for split, of_split in named.items()}
     used = [file for of_split in splits.values() for file in of_split]
@@ -151,6 +154,17 @@ def _parquet_parts(folder: Path) -> dict[str, _Files]:
     parts = {split: [(open_parquet(file), card.features or None) for file in of] for split, of in splits.items()}
     _check_numbers(card, parts)
     return parts
+
+
+def _warn_of_mixtures(folder: Path, splits: dict[str, list[Path]]) -> None:
+    """A warning where the files of a split may be several data sets, or not all of one."""
+    for split, files in splits.items():
+        if len({file.parent for file in files}) > 1 or not is_one_series(files):
+            names = some([file.relative_to(folder).as_posix() for file in files])
+            warn(
+                f"{folder}: {len(files)} files ({names}) are put together as the {split} split, and are not numbered "
+                "as parts of one data set: see that all of them belong to it and none is missing"
+            )
 
 
 def _check_links(folder: Path, files: Sequence[Path], card: FolderCard | None) -> None:
@@ -180,6 +194,11 @@ def _tell_of_others(folder: Path, files: Sequence[PurePosixPath], loaded: set[st
     others = [file for file in files if file.suffix.lower() not in _NO_DATA]
     for file in others:
         if missing := splits_named(file) - loaded:
+            if file.suffix.lower() in IMAGE_SUFFIXES:
+                raise InputError(
+                    f"{folder / file} is of the split {min(missing)}, and {folder} also holds Parquet or Arrow files, "
+                    "which are read instead: move away either these or the images"
+                )
             raise InputError(
                 f"{folder / file} is of the split {min(missing)}, and is not read with the others of {folder}: save "
                 "all splits in one way, or move it away"

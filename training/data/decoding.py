@@ -73,6 +73,8 @@ _FORMATS = {
     "JPEG2000": "JPEG 2000",
     "PPM": "PPM",
 }
+# Colour modes of 8 bits that Pillow turns into RGB as viewers show them.
+_CONVERTED = ("1", "L", "P", "RGBA", "CMYK", "YCbCr")
 # The end of a message about a file that cannot be decoded.
 _DAMAGED = "it may be damaged; replace it or take it out"
 #: Bytes from the start of a file that `kind_of_picture` goes by.
@@ -184,7 +186,11 @@ def _decode(name: str, source: Path | bytes, image_size: int | None) -> np.ndarr
                 raise InputError(f"{name} holds {pages} pictures: a tile is one; save each in a file of its own")
             fault = _fault(image, stream)
             if fault:
-                raise InputError(f"{name} has {fault}: tiles must be RGB with 8 bits a channel; convert it")
+                how = ", as with Pillow's image.convert('RGB')," if image.mode in _CONVERTED else ""
+                raise InputError(
+                    f"{name} has {fault}: tiles must be RGB with 8 bits a channel; convert it{how} or take it out if "
+                    "it is no tile"
+                )
             upright = ImageOps.exif_transpose(image)
             return np.asarray(fit_tile(upright, image_size, name) if image_size else upright)
     except InputError:

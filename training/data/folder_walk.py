@@ -10,11 +10,12 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from histodistill.selection.summaries import counted
 from histodistill.training.data.decoding import SIGNATURE_BYTES, kind_of_picture
 from histodistill.training.data.names import fault_of_name, printable
+from histodistill.training.data.split_files import splits_named
 from histodistill.training.running.errors import InputError
 
 
@@ -39,6 +40,17 @@ _SYSTEM_FOLDERS = {
 }  # fmt: skip
 # How such names begin, and a user's own seldom do.
 _LIKE_SYSTEM = ("@", "#", "$", "~")
+# Endings of files of which it is known that no tile is in them.
+_TEXT_SUFFIXES = {
+    ".txt", ".md", ".rst", ".csv", ".tsv", ".xls", ".xlsx", ".ods", ".doc", ".docx", ".odt", ".rtf", ".pdf", ".html",
+    ".xml", ".json", ".jsonl", ".geojson", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".log", ".py", ".ipynb", ".r",
+    ".sh", ".bat", ".bib", ".tex", ".db",
+}  # fmt: skip
+# Endings of files that may hold, or lead to, the folder of a split: archives, arrays, links of Windows, and none, as
+# has the text that Git for Windows leaves in place of a link.
+_PACKED_SUFFIXES = {
+    ".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".npz", ".h5", ".hdf5", ".lnk", ".url", "",
+}  # fmt: skip
 # A file that stands for an image which was not fetched is text of at most so many bytes, and begins like this.
 _PLACEHOLDER_BYTES = 1024
 _PLACEHOLDERS = (b"version https://git-lfs", b"/annex/objects/", b".git/annex/objects/", b"../.git/annex/objects/")
@@ -103,6 +115,7 @@ class FolderWalk:
         self._unused_images: list[Path] = []
         self._hidden_images: list[Path] = []
         self._system_folders: list[Path] = []
+        self._no_images: list[Path] = []
         self._links_out: list[Path] = []
         self._merged: list[Path] = []
 
@@ -137,8 +150,29 @@ class FolderWalk:
         return sorted(images, key=lambda path: path.relative_to(folder).as_posix())
 
     def leave_out(self, images: list[Path]) -> None:
-        """Keeps account of images that are not taken."""
-        self._unused_images += images
+        """Keeps account of images that are not taken; those seen so far that cannot be read are not taken either."""
+        self._unused_images += [*images, *self._refused.pop(_KINDS, []), *self._refused.pop(_EMPTY, [])]
+
+    def passed_over(self, folder: Path) -> bool:
+        """Whether a folder beside the splits holds nothing that could be a tile; if so, keeps account of it."""
+        if _may_hold_tiles(folder):
+            return False
+        self._no_images.append(folder)
+        return True
+
+    def refuse_packed(self, splits: set[str]) -> None:
+        """Sees that no file beside the folders of splits may hold one of those that have no folder.
+
+        Raises:
+            InputError: Naming the file.
+        """
+        for path in self._others:
+            if path.parent == self.root and path.suffix.lower() in _PACKED_SUFFIXES:
+                for split in sorted(splits & splits_named(PurePosixPath(path.name))):
+                    raise InputError(
+                        f"{printable(path)} seems to be the {split} split, which has no folder: unpack or copy it to "
+                        f"{self.root / split}, or move it away"
+                    )
 
     def put_together(self, folder: Path) -> None:
         """Keeps account of a folder whose images go with those of another, since both names are one class."""
@@ -171,6 +205,7 @@ class FolderWalk:
             (self._unused_images, "image beside the split folders", "images beside the split folders"),
             (self._hidden_images, "hidden image", "hidden images"),
             (self._system_folders, "hidden or system folder with images", "hidden or system folders with images"),
+            (self._no_images, "folder without images", "folders without images"),
         ):
             if paths:
                 parts.append(f"{counted(len(paths), noun, plural)} (such as {self._example(paths)})")
@@ -268,6 +303,20 @@ def _identity(folder: Path) -> tuple[int, int]:
 def _holds_images(folder: Path) -> bool:
     """Whether there is a file with an image's suffix under a folder; links in it are not followed."""
     return any(name.lower().endswith(IMAGE_SUFFIXES) for _, _, names in os.walk(folder) for name in names)
+
+
+def _may_hold_tiles(folder: Path) -> bool:
+    """Whether there is anything under a folder that is no text or table, or that cannot be looked into."""
+    unread: list[OSError] = []
+    for parent, folders, names in os.walk(folder, onerror=unread.append):
+        if any(os.path.islink(os.path.join(parent, name)) for name in [*folders, *names]):
+            return True
+        for name in names:
+            suffix = os.path.splitext(name)[1].lower()
+            # iCloud hides what stands for a file that was not fetched.
+            if suffix == ".icloud" or not (name.startswith(".") or suffix in _TEXT_SUFFIXES):
+                return True
+    return bool(unread)
 
 
 def _head(path: Path, count: int) -> bytes:

@@ -20,7 +20,8 @@ def load_image_folder(path: Path, *, image_size: int | None = None, hold_out_val
     Splits are the folders `train` (required), `validation` and `test`, or what `SPLIT_ALIASES` has for them, in any
     case of letters. Classes are the folders in `train`, in sorted order of their names; a name is one class in all its
     Unicode spellings. Tiles come in sorted order of their path. Links are followed. Names that begin with a dot, and
-    folders of systems and storages (`@eaDir`, `__MACOSX`), are passed over; a note tells what was left out and why.
+    folders of systems and storages (`@eaDir`, `__MACOSX`), are passed over. So are, beside the folders of splits,
+    images and folders without any. A note tells what was left out and why.
 
     Args:
         path: The folder.
@@ -31,9 +32,9 @@ def load_image_folder(path: Path, *, image_size: int | None = None, hold_out_val
         The source, named after the folder.
 
     Raises:
-        InputError: No train folder, another folder beside it, a class without training tiles, a class that train does
-            not have, or an image that cannot be used: in no class folder, not fetched, empty, of a format that is not
-            read, not RGB with 8 bits, or of another size.
+        InputError: No train folder, another folder beside it, a split that is not unpacked, a class without training
+            tiles, a class that train does not have, or an image that cannot be used: in no class folder, not fetched,
+            empty, of a format that is not read, not RGB with 8 bits, or of another size.
     """
     walk = FolderWalk(path)
     folders = _split_folders(walk)
@@ -66,7 +67,8 @@ def _split_folders(walk: FolderWalk) -> dict[str, Path]:
     for child in below:
         split = SPLIT_ALIASES.get(child.name.lower())
         if split is None:
-            others.append(child)
+            if not walk.passed_over(child):
+                others.append(child)
             continue
         if split in folders:
             raise InputError(
@@ -82,6 +84,7 @@ def _split_folders(walk: FolderWalk) -> dict[str, Path]:
             f"{others[0]} is no split: folders beside {folders['train'].name} must be called "
             f"{_names_of('validation')} or {_names_of('test')}; rename it or move it away"
         )
+    walk.refuse_packed({split for split in SPLITS if split not in folders})
     return folders
 
 

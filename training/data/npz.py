@@ -124,7 +124,10 @@ def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, _Member]:
         claimed = int(np.prod(shape, dtype=object)) * dtype.itemsize
         if dtype.hasobject:
             if info.filename == f"{_CLASS_NAMES}.npy" or _OF_SPLIT.fullmatch(name.removesuffix(".npy")):
-                raise ValueError(f"{name} holds Python objects, which are not loaded")
+                raise InputError(
+                    f"{path} holds Python objects in {printable(name)}, which are not loaded: save names as "
+                    "numpy.array(names, dtype=str), and images and labels as arrays of whole numbers"
+                )
         elif claimed != info.file_size - header:
             held = format_size(max(0, info.file_size - header))
             raise ValueError(f"{name} claims {format_size(claimed)} and holds {held}")
@@ -241,5 +244,8 @@ def _flat_labels(labels: np.ndarray, key: str, count: int, path: Path) -> np.nda
 def _class_names(path: Path, names: np.ndarray) -> list[str]:
     """The names that a file gives its classes."""
     if names.dtype.kind != "U" or names.ndim != 1:
-        raise InputError(f"class_names in {path} is {describe(names)}: it must be text, one for each class")
+        raise InputError(
+            f"class_names in {path} is {describe(names)}: it must be text, one for each class; save it as "
+            "numpy.array(names, dtype=str)"
+        )
     return [str(name) for name in names]

@@ -116,6 +116,20 @@ def check_shards(files: Iterable[Path]) -> None:
             )
 
 
+def is_one_series(files: Sequence[Path]) -> bool:
+    """Whether the names of files differ in one number alone, which counts from 0 or 1; true for a single file."""
+    if len(files) == 1:
+        return True
+    parts = [re.split(r"(\d+)", file.name) for file in files]
+    if len({len(of_file) for of_file in parts}) > 1:
+        return False
+    varied = [column for column in zip(*parts, strict=True) if len({*column}) > 1]
+    if len(varied) != 1 or not all(text.isdigit() for text in varied[0]):
+        return False
+    numbers = sorted(map(int, varied[0]))
+    return numbers[0] in (0, 1) and numbers == [*range(numbers[0], numbers[0] + len(numbers))]
+
+
 def check_different(splits: Mapping[str, Sequence[Path]]) -> None:
     """Sees that no file is there twice, as a copy under another name.
 

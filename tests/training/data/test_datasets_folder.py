@@ -160,6 +160,54 @@ def test_a_split_that_is_stored_otherwise_is_refused(tmp_path, layout, other):
     assert f"{other} is of the split " in refused(tmp_path)
 
 
+@pytest.mark.parametrize("table", ["metadata.parquet", "train/patients.parquet", "train-tiles.Parquet"])
+def test_a_table_among_images_is_named_as_what_is_in_the_way(tmp_path, table):
+    for split in ("train", "test"):
+        (tmp_path / split / "gland").mkdir(parents=True)
+        (tmp_path / split / "gland" / "0.png").write_bytes(png(0))
+    parquet(tmp_path / table)
+    assert refused(tmp_path).endswith(
+        "also holds Parquet or Arrow files, which are read instead: move away either these or the images"
+    )
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("he/train-00000-of-00001", "ihc/train-00000-of-00001"),
+        ("2019/train", "2020/export/train"),
+        ("train_0", "train_2"),
+        ("part-00001", "part-00003"),
+        ("train", "train (1)"),
+        ("train", "train_old"),
+    ],
+)
+def test_files_that_may_be_several_data_sets_are_told(tmp_path, capsys, files):
+    folder = tmp_path / "set"
+    names = [f"{file}.parquet" for file in files]
+    for i, name in enumerate(names):
+        parquet(folder / name, grey=10 * i)
+    assert len(greys(folder)) == 8
+    line = f"warning: {folder}: 2 files ({', '.join(sorted(names))}) are put together as the train split"
+    assert sum(said.startswith(line) for said in capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("train/0", "train/1", "test/0"),
+        ("data/train-00000-of-00002", "data/train-00001-of-00002"),
+        ("train_1", "train_2", "train_3"),
+        ("crc 64 px train 0", "crc 64 px train 1"),
+    ],
+)
+def test_files_that_are_numbered_throughout_are_not_told(tmp_path, capsys, files):
+    for i, file in enumerate(files):
+        parquet(tmp_path / f"{file}.parquet", grey=10 * i)
+    load_tiles(tmp_path)
+    assert "put together" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("names", [("gland", "fat"), ("stroma", "gland"), ("gland", "stroma", "fat")])
 @pytest.mark.parametrize("file", ["train-1", "test"])
 def test_files_that_name_their_classes_otherwise(tmp_path, names, file):

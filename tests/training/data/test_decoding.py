@@ -138,12 +138,19 @@ MORE_BITS = {
 }
 
 
+@pytest.mark.parametrize(("mode", "format"), [("RGBA", "PNG"), ("P", "PNG"), ("CMYK", "JPEG"), ("L", "TIFF")])
+def test_it_is_said_how_to_convert_what_has_8_bits(mode, format):
+    message = refused(encoded(Image.fromarray(PIXELS).convert(mode), format))
+    assert message.endswith("convert it, as with Pillow's image.convert('RGB'), or take it out if it is no tile")
+
+
 @pytest.mark.parametrize("kind", MORE_BITS)
 def test_more_than_8_bits_a_channel(kind):
     message = refused(MORE_BITS[kind])
     if kind != "tiff of 32 bits":  # which Pillow does not open
         assert " bits a channel: tiles must be RGB with 8 bits a channel; convert it" in message
         assert f"has {12 if '12' in kind else 16} bits" in message
+        assert "Pillow" not in message  # which would cut off what is above 255
 
 
 OTHER_NUMBERS = {

@@ -295,6 +295,51 @@ def test_images_beside_the_split_folders_are_told(folder, capsys):
     assert told(folder, capsys) == [line, COUNTS]
 
 
+@pytest.mark.parametrize("name", ["slide.svs", "logo.svg", "favicon.ico", "overview.gif", "cut short.png"])
+def test_pictures_beside_the_split_folders_that_are_not_read_are_told(folder, capsys, name):
+    (folder / name).write_bytes(b"")
+    line = f"left out of {folder}: 1 image beside the split folders (such as {name})"
+    assert told(folder, capsys) == [line, COUNTS]
+
+
+@pytest.mark.parametrize("name", ["docs/a/readme.TXT", "masks", "notes/.DS_Store", "protocol/stain.pdf"])
+def test_folders_without_images_beside_the_splits_are_told(folder, capsys, name):
+    path = folder / name
+    (path.parent if path.suffix or "." in path.name else path).mkdir(parents=True)
+    if path.parent.is_dir() and not path.is_dir():
+        path.write_bytes(b"text")
+    line = f"left out of {folder}: 1 folder without images (such as {name.split('/')[0]})"
+    assert told(folder, capsys) == [line, COUNTS]
+
+
+@pytest.mark.parametrize("name", ["slide.svs", "tile.png", ".tile.png.icloud", "tiles.npy", "tiles", "a/b/tiles.zip"])
+def test_folders_that_may_hold_tiles_beside_the_splits_are_refused(folder, name):
+    path = folder / "external" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"data")
+    assert refused(folder).startswith(f"{folder / 'external'} is no split")
+
+
+@pytest.mark.parametrize("target", ["file", "folder"])
+def test_folders_of_links_beside_the_splits_are_refused(folder, tmp_path, target):
+    (tmp_path / "else").mkdir() if target == "folder" else (tmp_path / "else").touch()
+    (folder / "external").mkdir()
+    (folder / "external" / "notes.txt").symlink_to(tmp_path / "else")
+    assert refused(folder).startswith(f"{folder / 'external'} is no split")
+
+
+@pytest.mark.parametrize("name", ["test.zip", "TESTING.tar.gz", "test", "test - Shortcut.lnk", "crc_test.7z"])
+def test_a_split_that_is_not_unpacked_is_refused(folder, name):
+    (folder / name).write_bytes(b"PK\3\4")
+    assert refused(folder).startswith(f"{folder / name} seems to be the test split, which has no folder: unpack")
+
+
+@pytest.mark.parametrize("name", ["val.zip", "train.tar.gz", "test_labels.csv", "best_test.pth", "latest.zip"])
+def test_other_files_beside_the_split_folders_are_told(folder, capsys, name):
+    (folder / name).write_bytes(b"PK\3\4")
+    assert told(folder, capsys)[0].startswith(f"left out of {folder}: 1 file that is no image")
+
+
 def test_images_beside_the_class_folders_are_refused(folder):
     varied_folder(folder, {"val": 3})
     assert refused(folder) == (

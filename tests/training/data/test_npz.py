@@ -81,6 +81,9 @@ def test_splits_may_be_missing(tmp_path):
         ({"class_names": np.array(["a", "b", "c"])}, "class 'c' (label 2) of mine has no training tile"),
         ({"class_names": np.array(["a", "a"])}, "names two classes alike"),
         ({"class_names": np.array([1, 2])}, "it must be text"),
+        ({"class_names": np.array([b"a", b"b"])}, "save it as numpy.array(names, dtype=str)"),
+        ({"class_names": np.array(["a", "b"], dtype=object)}, "save names as numpy.array(names, dtype=str)"),
+        ({"class_names": np.array({"0": "a", "1": "b"}, dtype=object)}, "Python objects in class_names.npy"),
     ],
 )
 def test_bad_arrays(tmp_path, change, expected):
