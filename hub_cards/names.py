@@ -10,7 +10,7 @@ import unicodedata
 LONGEST_NAME, LONGEST_WORD = 100, 40
 # Letters and digits of any script, and punctuation that a name may have. A slash or a colon stands once between words,
 # so that no address and no path is a name; < and > stand before a number or a space, so that no name is HTML.
-_PARTS = re.compile(r"(?:[^\W_]|[ _.,;()\[\]+&%'’=#°≤≥!?-]|(?<=\w)/(?=\w)|:(?= )|[<>](?=[ =\d]))+")
+_PARTS = re.compile(r"(?:[^\W_]|[ _.,;()\[\]+&%'’=#°≤≥×·–!?-]|(?<=\w)/(?=\w)|:(?= )|[<>](?=[ =\d]))+")
 # Characters that str.isprintable lets through and that are not seen: Default_Ignorable_Code_Point of Unicode.
 _UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 # Where a word ends.

@@ -10,7 +10,7 @@ from histodistill.hub_cards.names import fault_of_published_name
 @pytest.mark.parametrize(
     "name",
     [
-        "Drüse", "01_TUMOR", "腺癌", "เนื้อเยื่อ", "ऊतक", "é́", "α-SMA+",
+        "Drüse", "01_TUMOR", "腺癌", "pT1–2", "40× HE", "เนื้อเยื่อ", "ऊतक", "é́", "α-SMA+",
         "G1 (>50 %)", "tumor/stroma", "T-cell's", "5µm", "label: 3",
         "immature granulocytes(myelocytes, metamyelocytes and promyelocytes)",
         "poorly_differentiated_adenocarcinoma_of_the_colon",
