@@ -49,7 +49,7 @@ def test_names_that_are_not_published(name, fault):
 
 
 @pytest.mark.parametrize(
-    ("name", "sign"), [("non-tumor*", "*"), ("pT1–2", "–"), ("site:a", ":"), ("{s}", "{"), ("/a", "/")]
+    ("name", "sign"), [("non-tumor*", "*"), ("pT1—2", "—"), ("site:a", ":"), ("{s}", "{"), ("/a", "/")]
 )
 def test_the_sign_that_is_in_the_way_is_named(name, sign):
     assert fault_of_published_name(name).startswith(f"other signs ({sign}) than ")
