@@ -33,6 +33,7 @@ from histodistill.hub_cards.weights import (
     check_selector_values,
     model_arrays,
     read_arrays,
+    round_selector_values,
     selector_arrays,
     write_arrays,
 )
@@ -172,6 +173,7 @@ def check_selector(
             raise ContentError("was not saved with the arrays beside it")
     with about(folder, "selector.safetensors"):
         arrays = read_arrays(weights, selector_arrays(config, len(chosen.class_names), pool_size), None)
+        arrays = round_selector_values(arrays)
         check_selector_values(arrays, pool_size)
         if len(arrays["selected_indices_"]) != len(chosen):
             raise ContentError("holds the choice of other images than those of the distilled set")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from datasets import Features
 
 from histodistill.hub_cards import DistilledDatasetCardData, render_dataset_card
+from histodistill.hub_cards.weights import round_selector_values
 from histodistill.selection.image_audit import find_copies
 from histodistill.training.data.audit_tiles import real_tiles
 from histodistill.training.data.image_dataset import read_image_dataset, write_image_dataset
@@ -215,7 +217,11 @@ def write_selector(folder: Path, selection: Selection, inputs: SelectionInputs, 
     """Writes the fitted selector, and the pictures of the pool's communities beside it."""
     communities, centrality = selection.communities.module_labels_, selection.communities.modular_centrality_
     labels, chosen, names = sources.labels, selection.chosen, sources.class_names
-    selection.selector.save_pretrained(folder)
+    # As it is published: what is not whole is rounded.
+    numbers = {name: value for name, value in vars(selection.selector).items() if isinstance(value, np.ndarray)}
+    selector = copy(selection.selector)
+    vars(selector).update(round_selector_values(numbers))
+    selector.save_pretrained(folder)
     community_map(inputs.embeddings, labels, communities, chosen, names, folder / "community_map.png")
     community_tiles(sources.images, labels, communities, centrality, chosen, names, folder / "community_tiles.png")
 
