@@ -58,7 +58,8 @@ class AttackFigures(Exact):
     """How well an attack tells members: see `selection.membership.Attack`."""
 
     auc: IntervalFigure
-    true_positives: dict[Literal["0.01", "0.001"], IntervalFigure | None]
+    # Both of them.
+    true_positives: Annotated[dict[Literal["0.01", "0.001"], IntervalFigure | None], Field(min_length=2)]
 
 
 class OverfittingFigures(Exact):
@@ -97,9 +98,11 @@ class SetFigures(Exact):
     """See `selection.image_audit.SetAudit`; without the closest pairs, which are of single tiles."""
 
     copies: CopiesFigures
-    overfitting: dict[Space, OverfittingFigures]
+    overfitting: Annotated[dict[Space, OverfittingFigures], Field(min_length=1)]
     overfitting_per_class: dict[Space, dict[ClassName, OverfittingFigures]]
-    membership: dict[Space, dict[_Attack, MembershipFigures]]
+    membership: Annotated[
+        dict[Space, Annotated[dict[_Attack, MembershipFigures], Field(min_length=1)]], Field(min_length=1)
+    ]
 
 
 class LimitsFigures(Exact):

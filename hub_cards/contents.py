@@ -27,12 +27,13 @@ from histodistill.hub_cards.documents import (
 )
 from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.part_files import PARTS, WEIGHTS
-from histodistill.hub_cards.tables import DISTILLED, ImageTable, canonical, read_table, round_significant, write_table
+from histodistill.hub_cards.tables import DISTILLED, ImageTable, canonical, read_table, write_table
 from histodistill.hub_cards.weights import (
     WEIGHTS_METADATA,
     check_selector_values,
     model_arrays,
     read_arrays,
+    round_selector_values,
     selector_arrays,
     write_arrays,
 )
@@ -172,11 +173,10 @@ def check_selector(
             raise ContentError("was not saved with the arrays beside it")
     with about(folder, "selector.safetensors"):
         arrays = read_arrays(weights, selector_arrays(config, len(chosen.class_names), pool_size), None)
+        arrays = round_selector_values(arrays)
         check_selector_values(arrays, pool_size)
         if len(arrays["selected_indices_"]) != len(chosen):
             raise ContentError("holds the choice of other images than those of the distilled set")
-    # The digits behind could carry a message; `select` has rounded them already.
-    arrays = {name: round_significant(a) if a.dtype.kind == "f" else a for name, a in arrays.items()}
     payload = write_arrays(arrays, None)
     published = {
         "config.json": write_selector_config(config, hashlib.sha256(payload).hexdigest()),

@@ -43,7 +43,7 @@ def plain_name(name: str) -> str:
 ClassName = Annotated[str, AfterValidator(plain_name)]
 #: A version of a package.
 Version = Annotated[
-    str, Field(pattern=r"^\d{1,6}(\.\d{1,6}){0,3}(\.?(a|b|rc|dev|post)\d{1,6}){0,2}(\+[a-z0-9.]{1,24})?$")
+    str, Field(pattern=r"^[0-9]{1,6}(\.[0-9]{1,6}){0,3}(\.?(a|b|rc|dev|post)[0-9]{1,6}){0,2}(\+[a-z0-9.]{1,24})?$")
 ]
 #: A SHA-256.
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

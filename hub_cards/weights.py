@@ -16,6 +16,7 @@ from safetensors.numpy import load, save
 from histodistill.hub_cards.documents import SelectorDocument, parse_json
 from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.part_files import shown
+from histodistill.hub_cards.tables import round_significant
 
 
 if TYPE_CHECKING:
@@ -33,8 +34,10 @@ _MODEL_ERRORS = (
     AttributeError,
     NotImplementedError,
 )
-# How far a sum of shares may be above 1: each is rounded to a few digits.
+# Rounding of sums of shares that add up to 1: each has `SIGNIFICANT_DIGITS`.
 _TOLERANCE = 1e-3
+# The least value of a number of a selector that is not 0.
+_LEAST_VALUE = 1e-12
 
 
 class ArraySpec(NamedTuple):
@@ -157,12 +160,22 @@ def check_selector_values(arrays: Mapping[str, np.ndarray], pool_size: int) -> N
         found = int(arrays["num_communities_"].sum())
         rules |= {
             "module_labels_": _within(arrays["module_labels_"], -1, found - 1),
-            "modular_centrality_": _within(arrays["modular_centrality_"], 0, np.inf),
+            # -p y log2(y) with p and y up to 1.
+            "modular_centrality_": _within(arrays["modular_centrality_"], 0, 0.6),
             "flow_": _within(arrays["flow_"], 0, 1) and arrays["flow_"].sum() <= len(classes) + _TOLERANCE,
         }
     for name, holds in rules.items():
         if not holds:
             raise ContentError(f"holds the array {name} with values that it cannot have")
+
+
+def round_selector_values(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A selector's arrays with numbers that are not whole rounded, as in tables; what is rounded stays as it is."""
+    return {name: _round(array) if array.dtype.kind == "f" else array for name, array in arrays.items()}
+
+
+def _round(values: np.ndarray) -> np.ndarray:
+    return round_significant(np.where(np.abs(values) < _LEAST_VALUE, 0, values))
 
 
 def _within(values: np.ndarray | None, low: float, high: float) -> bool:

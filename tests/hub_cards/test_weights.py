@@ -18,6 +18,7 @@ from histodistill.hub_cards.weights import (
     check_selector_values,
     model_arrays,
     read_arrays,
+    round_selector_values,
     selector_arrays,
     write_arrays,
 )
@@ -158,6 +159,21 @@ def test_arrays_of_our_selectors_stay_as_they_are(selector):
     assert write_arrays(arrays, None) == data
 
 
+def test_low_bits_of_a_selector_do_not_go_up(selector):
+    """Each number that is not whole has room for 63 bits; after rounding, a message in them cannot be read."""
+    config, data = selector
+    arrays = read_arrays(data, selector_arrays(config, 2, 40), None)
+    rounded = round_selector_values(arrays)
+    check_selector_values(rounded, 40)
+    again = round_selector_values(rounded)
+    for name, values in arrays.items():
+        np.testing.assert_array_equal(again[name], rounded[name])
+        np.testing.assert_allclose(rounded[name], values, rtol=1e-3, atol=1e-12)
+        if values.dtype.kind == "f":
+            hidden = np.where(values > 0, np.nextafter(rounded[name], 1), 1e-300)
+            np.testing.assert_array_equal(round_selector_values({name: hidden})[name], rounded[name])
+
+
 def test_arrays_of_a_selector_with_another_shape(selector):
     config, data = selector
     expected = selector_arrays(config, 2, 40)
@@ -185,6 +201,7 @@ def test_arrays_of_a_selector_with_another_shape(selector):
         ("flow_", -0.1),
         ("flow_", 3.0),
         ("modular_centrality_", -1.0),
+        ("modular_centrality_", 1e9),
         ("codelength_", 1e9),
     ],
 )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,7 @@ import numpy as np
 from datasets import Features
 
 from histodistill.hub_cards import DistilledDatasetCardData, render_dataset_card
-from histodistill.hub_cards.tables import round_significant
-from histodistill.selection.base import BaseSelector
+from histodistill.hub_cards.weights import round_selector_values
 from histodistill.selection.image_audit import find_copies
 from histodistill.training.data.audit_tiles import real_tiles
 from histodistill.training.data.image_dataset import read_image_dataset, write_image_dataset
@@ -218,18 +217,13 @@ def write_selector(folder: Path, selection: Selection, inputs: SelectionInputs, 
     """Writes the fitted selector, and the pictures of the pool's communities beside it."""
     communities, centrality = selection.communities.module_labels_, selection.communities.modular_centrality_
     labels, chosen, names = sources.labels, selection.chosen, sources.class_names
-    _rounded(selection.selector).save_pretrained(folder)
+    # As it is published: what is not whole is rounded.
+    numbers = {name: value for name, value in vars(selection.selector).items() if isinstance(value, np.ndarray)}
+    selector = copy(selection.selector)
+    vars(selector).update(round_selector_values(numbers))
+    selector.save_pretrained(folder)
     community_map(inputs.embeddings, labels, communities, chosen, names, folder / "community_map.png")
     community_tiles(sources.images, labels, communities, centrality, chosen, names, folder / "community_tiles.png")
-
-
-def _rounded(selector: BaseSelector) -> BaseSelector:
-    """The selector with its fitted numbers as they are published: those that are not whole have a few digits."""
-    rounded = copy.copy(selector)
-    for name, value in vars(selector).items():
-        if isinstance(value, np.ndarray) and value.dtype.kind == "f":
-            setattr(rounded, name, round_significant(value))
-    return rounded
 
 
 def write_images(folder: Path, selection: Selection, inputs: SelectionInputs, sources: Sources) -> Features:

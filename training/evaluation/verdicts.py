@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def read_records(run: Path) -> dict[str, bytes]:
     Raises:
         ContentError: For one that is a link, too large, or cannot be read.
     """
-    return {name: read_file(run / name) for name in RECORDS if (run / name).exists() or (run / name).is_symlink()}
+    return {name: read_file(run / name) for name in RECORDS if os.path.lexists(run / name)}
 
 
 def read_run_audit(path: Path) -> AuditRecord | None:
@@ -72,7 +73,7 @@ def read_run_audit(path: Path) -> AuditRecord | None:
     Raises:
         InputError: If it cannot be read, holds anything else than an audit, or contradicts itself.
     """
-    if not path.exists() and not path.is_symlink():
+    if not os.path.lexists(path):
         return None
     try:
         document = parse_json(read_file(path))

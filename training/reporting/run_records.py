@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from histodistill.hub_cards.audit_record import Count, Share
 from histodistill.hub_cards.documents import Seed, Version, check_document, parse_json
@@ -39,8 +39,8 @@ STAGE_OPTIONS: dict[str, type[StepConfig]] = {
 }
 # The texts that options take which name no choices.
 _WORDS = {"architecture": ARCHITECTURES, "loss": LOSSES}
-# Characters of the value of a setting on a card, at most.
-_LONGEST_SETTING = 100
+# Characters of the value of a setting on a card, at most; of a number, as many as a float64 may have.
+_LONGEST_SETTING, _LONGEST_NUMBER = 100, 24
 _Package = Literal[
     "histodistill", "torch", "diffusers", "transformers", "datasets", "accelerate", "infomap", "faiss-cpu"
 ]
@@ -111,8 +111,15 @@ class Margin(Known):
     """How much higher an accuracy is than another."""
 
     mean: Annotated[float, Field(ge=-1, le=1)]
-    low: float | None
-    high: float | None
+    # An interval of few seeds is wider than the scores are.
+    low: Annotated[float, Field(ge=-100, le=100)] | None
+    high: Annotated[float, Field(ge=-100, le=100)] | None
+
+    @model_validator(mode="after")
+    def _is_interval(self) -> Self:
+        if (self.low is None) != (self.high is None):
+            raise ValueError("low and high must be there both, or neither")
+        return self
 
 
 class BenchmarkScore(Known):
@@ -157,7 +164,13 @@ class BenchmarkRow(Known):
 class Benchmark(Known):
     """benchmark.json: the results table."""
 
-    rows: Annotated[tuple[BenchmarkRow, ...], Field(max_length=10_000)]
+    rows: Annotated[tuple[BenchmarkRow, ...], Field(max_length=1000)]
+
+    @model_validator(mode="after")
+    def _has_each_row_once(self) -> Self:
+        if len({(row.row, row.architecture, row.size) for row in self.rows}) < len(self.rows):
+            raise ValueError("a row is there twice")
+        return self
 
 
 def read_stage_record(data: bytes) -> StageRecord:
@@ -207,7 +220,7 @@ def _shown_value(name: str, value: Any) -> str:
     if isinstance(value, str) and name in _WORDS and value not in _WORDS[name]:
         raise ContentError(f"holds a setting {name} that is not one of {', '.join(_WORDS[name])}")
     text = value if isinstance(value, str) else json.dumps(value)
-    if len(text) > _LONGEST_SETTING:
+    if len(text) > (_LONGEST_NUMBER if isinstance(value, int | float) else _LONGEST_SETTING):
         raise ContentError(f"holds a setting {name} that is longer than a card shows")
     return text
 

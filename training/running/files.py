@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -53,8 +54,11 @@ def read_json(path: str | Path) -> Any:
         OSError: If it cannot be read.
         InputError: (a ValueError) If it is not JSON in UTF-8, or nested so deeply that nobody can have meant it.
     """
+    path = Path(path)
+    if path.is_fifo() or path.is_char_device():  # which would be waited for, or never ends
+        raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path} cannot be read ({reason_of(error)}): delete it and run the command that made it"

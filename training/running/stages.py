@@ -52,7 +52,8 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
         record = read_json(Path(folder) / RECORD)
     except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) and record.keys() >= _REQUIRED else None
+    is_record = isinstance(record, dict) and record.keys() >= _REQUIRED and isinstance(record["settings"], dict)
+    return record if is_record else None
 
 
 def is_complete(folder: str | Path, settings: dict[str, Any] | None = None) -> bool:

@@ -188,6 +188,10 @@ def test_new_scores_are_sealed_without_measuring_again(copy, run_main, argv, cap
             "contradicts itself about pipe",
         ),
         (lambda a: a["figures"].update(num_planted=100), "contradicts itself about distilled"),
+        (lambda a: a["figures"]["published"].update(overfitting={}), "is no audit, or was changed"),
+        (lambda a: a["figures"]["published"].update(membership={}), "is no audit, or was changed"),
+        (lambda a: a["figures"]["published"]["membership"].update(pixels={}), "is no audit, or was changed"),
+        (lambda a: a["figures"]["weights"].update(true_positives={"0.001": None}), "is no audit, or was changed"),
         (lambda a: a["parts"]["distilled"].update(passed=True), "is no audit, or was changed"),
         (
             lambda a: a["parts"]["distilled"]["files"].update({"stage.json": "0" * 64}),

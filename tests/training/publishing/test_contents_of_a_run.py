@@ -88,6 +88,11 @@ def test_an_honest_run_goes_up_as_it_is(run):
     assert "kmeans, loss=joint" in uploads["dataset"].files["README.md"].decode()
 
 
+def margin_of(benchmark: dict) -> dict:
+    """A margin of a results table."""
+    return benchmark["rows"][0]["test"]["accuracy"]["margins"]["random"]
+
+
 # Texts.
 
 
@@ -209,6 +214,9 @@ def seal(run: Path, audit: dict, name: str) -> None:
         ("pool/stage.json", lambda d: d.update(num_images="40")),
         ("pool/stage.json", lambda d: d["settings"].update(guidance_scale=PICTURE)),
         ("pool/stage.json", lambda d: d["settings"].update(num_inference_steps=10**500)),
+        ("pool/stage.json", lambda d: d["settings"].update(num_inference_steps=10**30)),
+        ("pipeline/stage.json", lambda d: d["settings"].update(max_train_steps=10**90)),
+        ("teacher/stage.json", lambda d: d["versions"].update(torch="\u0663.\u0664")),
         ("teacher/stage.json", lambda d: d.update(test_accuracy=7)),
         ("teacher/stage.json", lambda d: d["settings"].update(loss=PICTURE)),
         ("teacher/stage.json", lambda d: d["versions"].update(torch=PICTURE)),
@@ -221,6 +229,10 @@ def seal(run: Path, audit: dict, name: str) -> None:
         ("benchmark/benchmark.json", lambda d: d["rows"][0].update(row=f"random@loss={PICTURE}")),
         ("benchmark/benchmark.json", lambda d: d["rows"][0].update(row="random@loss=evil")),
         ("benchmark/benchmark.json", lambda d: d["rows"][0]["test"]["accuracy"].update(mean=1.5)),
+        ("benchmark/benchmark.json", lambda d: d["rows"].append(d["rows"][0])),
+        ("benchmark/benchmark.json", lambda d: d.update(rows=[{**d["rows"][0], "size": i} for i in range(1, 1002)])),
+        ("benchmark/benchmark.json", lambda d: margin_of(d).update(low=0.1)),
+        ("benchmark/benchmark.json", lambda d: margin_of(d).update(low=-1e300, high=1e300)),
     ],
 )
 def test_records_with_something_that_they_cannot_say(run, file, change):
@@ -242,6 +254,25 @@ def test_records_that_were_not_audited(run, file):
     (run / file).unlink()
     with pytest.raises(InputError, match=rf"{file} is not what was audited: run histodistill audit again"):
         collect(run)
+
+
+@pytest.mark.parametrize("settings", [None, [], "x", 3])
+@pytest.mark.parametrize("part", ["distilled", "pool", "pipeline"])
+def test_settings_that_are_none(run, part, settings):
+    path = run / part / "stage.json"
+    write_json(path, read_json(path) | {"settings": settings})
+    add_audit(run)
+    assert f"{part} holds no finished" in refusal(run)
+
+
+def test_a_refusal_on_a_card_is_the_same_wherever_the_command_is_given(run, monkeypatch):
+    add_audit(run)
+    (run / "results.json").write_bytes((run / "results.json").read_bytes() + b" ")
+    said = b"The gate said: results.json is not what was audited."
+    monkeypatch.chdir(run)
+    for folder in (run, Path(), Path("..") / run.name):
+        for upload in collect(folder, accept_risk=True).values():
+            assert said in upload.files["README.md"], folder
 
 
 # Files.
