@@ -220,7 +220,8 @@ def write_selector(folder: Path, selection: Selection, inputs: SelectionInputs, 
     # As it is published: what is not whole is rounded.
     numbers = {name: value for name, value in vars(selection.selector).items() if isinstance(value, np.ndarray)}
     selector = copy(selection.selector)
-    vars(selector).update(round_selector_values(numbers))
+    for name, value in round_selector_values(numbers).items():
+        setattr(selector, name, value)
     selector.save_pretrained(folder)
     community_map(inputs.embeddings, labels, communities, chosen, names, folder / "community_map.png")
     community_tiles(sources.images, labels, communities, centrality, chosen, names, folder / "community_tiles.png")
