@@ -6,7 +6,7 @@ from pathlib import Path
 
 from histodistill.selection.image_audit import FEWEST_VALIDATION_TILES, LabelledImages, RealTiles
 from histodistill.training.data.tiles import HELD_OUT, Tiles, TileSource
-from histodistill.training.running.errors import InputError
+from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.files import read_json
 from histodistill.training.running.formats import RUN_FORMAT, check_format
 
@@ -39,14 +39,18 @@ def audit_share_of(run: Path) -> float:
     """The share of the training tiles that a run keeps from its models; 0 for one that was not made by `distill`.
 
     Raises:
-        InputError: If the run's record is of a later format.
+        InputError: If the run's record is of a later format, or does not say it as it should.
     """
     file = run / "run.json"
     if not file.is_file():
         return 0.0
     record = read_json(file)
     check_format(record, file, RUN_FORMAT)
-    return record["settings"].get("audit_share", 0.0)
+    settings = record.get("settings")
+    share = settings.get("audit_share", 0.0) if isinstance(settings, dict) else None
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+        raise InputError(f"{file} does not say which share of the tiles was held out: give {param('audit_share')}")
+    return share
 
 
 def labelled(tiles: Tiles) -> LabelledImages:

@@ -19,3 +19,12 @@ def test_a_record_of_a_later_format_is_refused(tmp_path):
     write_json(tmp_path / "run.json", {"format": 2, "settings": {}})
     with pytest.raises(InputError, match=r"run\.json has the format 2, .* install the version that made it"):
         audit_share_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings", [None, [], "x", {"audit_share": "0.1"}, {"audit_share": None}, {"audit_share": 1}]
+)
+def test_a_record_that_does_not_say_it(tmp_path, settings):
+    write_json(tmp_path / "run.json", {"format": 1, "settings": settings})
+    with pytest.raises(InputError, match=r"run\.json does not say which share of the tiles was held out: give "):
+        audit_share_of(tmp_path)

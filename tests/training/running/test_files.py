@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -153,3 +154,11 @@ def test_new_files_that_fail_leave_what_was_there(tmp_path):
 def test_text_with_a_name_that_is_not_utf8(tmp_path):
     write_text(tmp_path / "text", "run r\udce9sultats")
     assert (tmp_path / "text").read_bytes() == b"run r\\udce9sultats"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes")
+def test_json_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "stage.json")
+    for path in (tmp_path / "stage.json", Path(os.devnull)):
+        with pytest.raises(OSError, match="no ordinary file"):
+            read_json(path)
