@@ -20,8 +20,8 @@ from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.tables import ImageTable, check_names
 from histodistill.training.data.image_dataset import find_shards, read_shards, write_image_dataset
 from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.files import write_text
-from histodistill.training.running.stages import RECORD, read_record
+from histodistill.training.running.files import read_json, write_text
+from histodistill.training.running.stages import RECORD
 
 
 _Count = Annotated[int, Field(ge=0, lt=2**31)]
@@ -135,6 +135,14 @@ def default_names(folders: list[Path]) -> list[str]:
     return names
 
 
+def _record_of(folder: Path) -> Any:
+    """What a set's record holds, whatever that is; nothing where there is no record that can be read."""
+    try:
+        return read_json(folder / RECORD)
+    except (OSError, ValueError):
+        return {}
+
+
 def read_site(given: Path, folder: Path, name: str) -> Site:
     """Reads the distilled set in `folder`, its record and its card; there may be no record and no card.
 
@@ -142,7 +150,7 @@ def read_site(given: Path, folder: Path, name: str) -> Site:
         InputError: If it is unfinished, another stage's result, already merged, or cannot be read.
     """
     try:
-        record = SiteRecord.model_validate(read_record(folder) or {})
+        record = SiteRecord.model_validate(_record_of(folder))
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"]))
         raise InputError(f"{folder / RECORD} holds what no record does ({place}): ask for it again") from error
