@@ -32,6 +32,12 @@ class Exact(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True, populate_by_name=True)
 
 
+class Known(BaseModel):
+    """A document of which the known keys are read, each by its type, and no other key is looked at."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
+
+
 def plain_name(name: str) -> str:
     """A plain name, the same text; `ValueError` for any other, see `fault_of_published_name`."""
     if fault := fault_of_published_name(name):
@@ -119,15 +125,20 @@ def write_document(document: Any, *, sort_keys: bool = True) -> bytes:
 # A pipeline.
 
 
-class ModelIndex(Exact):
-    """model_index.json: the classes of a pipeline and of its components, all known, and the names of its classes."""
+class PipelineClasses(Exact):
+    """What model_index.json says of the classes of a pipeline and of its components: there is no choice."""
 
     class_name: tuple[Literal["pipeline"], Literal["HistologyPipeline"]] = Field(alias="_class_name")
-    diffusers_version: Version = Field(alias="_diffusers_version")
-    id2label: Annotated[dict[str, ClassName], Field(min_length=1, max_length=10_000)]
     scheduler: tuple[Literal["diffusers"], Literal["DPMSolverMultistepScheduler"]]
     unet: tuple[Literal["diffusers"], Literal["UNet2DModel"]]
     vae: tuple[Literal["diffusers"], Literal["AutoencoderDC"]]
+
+
+class ModelIndex(PipelineClasses):
+    """model_index.json: the classes of a pipeline and of its components, all known, and the names of its classes."""
+
+    diffusers_version: Version = Field(alias="_diffusers_version")
+    id2label: Annotated[dict[str, ClassName], Field(min_length=1, max_length=10_000)]
 
     @property
     def class_names(self) -> list[str]:

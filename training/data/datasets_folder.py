@@ -13,13 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
+from histodistill.hub_cards.documents import Exact, Known
 from histodistill.selection.summaries import counted
 from histodistill.training.data.arrow_files import Rows, open_arrow, open_parquet
 from histodistill.training.data.folder_card import FolderCard, read_folder_card
 from histodistill.training.data.folder_walk import IMAGE_SUFFIXES
-from histodistill.training.data.image_rows import Features, shown, some, source_of_rows
+from histodistill.training.data.image_rows import Features, source_of_rows
+from histodistill.training.data.names import shown, some
 from histodistill.training.data.split_files import (
     check_different,
     check_shards,
@@ -45,34 +47,30 @@ _NO_DATA = (".md", ".txt", ".json", ".yaml", ".yml", ".lock", "")
 _Files = list[tuple[Rows, Features | None]]
 
 
-class _SavedSplits(BaseModel):
+class _SavedSplits(Exact):
     """dataset_dict.json."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
     splits: list[str] = Field(min_length=1)
 
 
-class _SavedFile(BaseModel):
+class _SavedFile(Exact):
     """A file of rows in state.json."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
     filename: str
 
 
-class _SavedState(BaseModel):
+class _SavedState(Known):
     """state.json; how rows are shown, which it says too, changes nothing of them."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
     data_files: list[_SavedFile] = Field(alias="_data_files", min_length=1)
     # Of old versions of datasets: rows that are picked from the files.
     indices_files: list[Any] | None = Field(None, alias="_indices_files", max_length=0)
     indices_data_files: list[Any] | None = Field(None, alias="_indices_data_files", max_length=0)
 
 
-class _SavedInfo(BaseModel):
+class _SavedInfo(Known):
     """dataset_info.json, of which only the columns are of use."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
     features: dict[str, Any] | None = None
 
 

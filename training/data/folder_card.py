@@ -11,9 +11,11 @@ from typing import Any
 
 import yaml
 from huggingface_hub import metadata_load
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from histodistill.training.data.image_rows import Features, shown, some
+from histodistill.hub_cards.documents import Known
+from histodistill.training.data.image_rows import Features
+from histodistill.training.data.names import shown, some
 from histodistill.training.running.errors import InputError
 
 
@@ -21,36 +23,30 @@ from histodistill.training.running.errors import InputError
 _MAX_BYTES = 2**22
 
 
-class _Entry(BaseModel):
-    """A part of a card's header; what else stands there is not read."""
-
-    model_config = ConfigDict(strict=True)
-
-
-class _DataFiles(_Entry):
+class _DataFiles(Known):
     split: str
     path: str | list[str]
 
 
-class _Configuration(_Entry):
+class _Configuration(Known):
     config_name: str
     data_files: str | list[str] | list[_DataFiles] | None = None
     data_dir: str | None = None
     default: bool = False
 
 
-class _Split(_Entry):
+class _Split(Known):
     name: str
     num_examples: int
 
 
-class _Info(_Entry):
+class _Info(Known):
     config_name: str = "default"
     features: list[dict[str, Any]] | None = None
     splits: list[_Split] | None = None
 
 
-class _Header(_Entry):
+class _Header(Known):
     configs: list[_Configuration] | None = None
     dataset_info: _Info | list[_Info] | None = None
 

@@ -14,9 +14,9 @@ from pathlib import Path, PurePosixPath
 
 from histodistill.selection.summaries import counted
 from histodistill.training.data.decoding import SIGNATURE_BYTES, kind_of_picture
-from histodistill.training.data.names import fault_of_name, printable
+from histodistill.training.data.names import fault_of_name
 from histodistill.training.data.split_files import splits_named
-from histodistill.training.running.errors import InputError
+from histodistill.training.running.errors import InputError, one_line
 
 
 #: Endings of the names of files that are taken for images, in any case of letters: those of the formats that
@@ -170,8 +170,8 @@ class FolderWalk:
             if path.parent == self.root and path.suffix.lower() in _PACKED_SUFFIXES:
                 for split in sorted(splits & splits_named(PurePosixPath(path.name))):
                     raise InputError(
-                        f"{printable(path)} seems to be the {split} split, which has no folder: unpack or copy it to "
-                        f"{self.root / split}, or move it away"
+                        f"{one_line(str(path))} seems to be the {split} split, which has no folder: unpack or copy it "
+                        f"to {self.root / split}, or move it away"
                     )
 
     def put_together(self, folder: Path) -> None:
@@ -192,7 +192,7 @@ class FolderWalk:
             paths = sorted(self._refused.get(kind, []))
             if paths:
                 which = f"{_by_suffix(paths)}, " if kind == _KINDS else ""
-                which += f"such as {printable(paths[0])}"
+                which += f"such as {one_line(str(paths[0]))}"
                 raise InputError(f"{self.root} holds {counted(len(paths), noun, plural)} ({which}): {remedy}")
 
     def account(self) -> str | None:
@@ -291,7 +291,7 @@ class FolderWalk:
         self._refused.setdefault(kind, []).append(path)
 
     def _example(self, paths: list[Path]) -> str:
-        return printable(min(paths).relative_to(self.root).as_posix())
+        return one_line(min(paths).relative_to(self.root).as_posix())
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -332,5 +332,5 @@ def _by_suffix(paths: list[Path]) -> str:
     """How many files there are of each of the commonest suffixes: `20 .gif, 3 .svs`."""
     counts = Counter(path.suffix.lower() or "without suffix" for path in paths)
     numbers = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    shown = [f"{number:,} {printable(suffix)}" for suffix, number in numbers[:_SUFFIXES_SHOWN]]
+    shown = [f"{number:,} {one_line(suffix)}" for suffix, number in numbers[:_SUFFIXES_SHOWN]]
     return ", ".join([*shown, *(["…"] if len(numbers) > _SUFFIXES_SHOWN else [])])

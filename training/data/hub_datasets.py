@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from histodistill.training.data.arrow_files import Rows, reason
-from histodistill.training.data.image_rows import shown, some, source_of_rows
+from histodistill.training.data.image_rows import source_of_rows
+from histodistill.training.data.names import shown, some
 from histodistill.training.data.tiles import SPLIT_ALIASES, TileSource
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.notes import tell, warn

@@ -9,6 +9,7 @@ import numpy as np
 from histodistill.training.data.decoding import decode_tiles
 from histodistill.training.data.folder_walk import IMAGE_SUFFIXES, FolderWalk
 from histodistill.training.data.names import class_name
+from histodistill.training.data.split_files import names_of
 from histodistill.training.data.tiles import SPLIT_ALIASES, SPLITS, Tiles, TileSource, make_source
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.notes import tell
@@ -82,16 +83,10 @@ def _split_folders(walk: FolderWalk) -> dict[str, Path]:
     if others:
         raise InputError(
             f"{others[0]} is no split: folders beside {folders['train'].name} must be called "
-            f"{_names_of('validation')} or {_names_of('test')}; rename it or move it away"
+            f"{names_of('validation')} or {names_of('test')}; rename it or move it away"
         )
     walk.refuse_packed({split for split in SPLITS if split not in folders})
     return folders
-
-
-def _names_of(split: str) -> str:
-    """What the folder of a split may be called: `test (or testing)`."""
-    others = [alias for alias, of in SPLIT_ALIASES.items() if of == split != alias]
-    return f"{split} (or {', '.join(others)})"
 
 
 def _images_by_class(walk: FolderWalk, folder: Path) -> dict[str, list[Path]]:

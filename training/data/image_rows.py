@@ -4,6 +4,7 @@ them with limits.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,9 @@ import pyarrow.compute as pc
 
 from histodistill.selection.summaries import counted
 from histodistill.training.data.arrow_files import Rows
-from histodistill.training.data.decoding import decode_image, decode_tiles
+from histodistill.training.data.decoding import Entry, decode_batches
 from histodistill.training.data.limits import check_growth, check_memory
-from histodistill.training.data.names import printable
+from histodistill.training.data.names import shown, some
 from histodistill.training.data.tiles import MIN_IMAGE_SIZE, Tiles, TileSource, check_soft_labels, make_source
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.notes import tell, warn
@@ -26,9 +27,6 @@ from histodistill.training.running.notes import tell, warn
 
 #: What the columns are, by their name: `datasets`' features in the form in which it writes them to JSON.
 Features = Mapping[str, Any]
-
-# Characters of a name from outside that a message shows, and names of a list.
-_SHOWN, _NAMES = 80, 5
 
 
 @dataclass(frozen=True)
@@ -200,31 +198,25 @@ def _read_tiles(files: Sequence[Rows], columns: Columns, where: str, image_size:
     if not count:
         raise InputError(f"{where} is empty: a split needs at least one tile")
     # Each row becomes a tile, so that rows which repeat one value do not stay as small as they are stored.
-    _check_size(files, count, (image_size or MIN_IMAGE_SIZE,) * 2, where)
-    images: np.ndarray | None = None
+    least = image_size or MIN_IMAGE_SIZE
+    _check_size(files, where, count * least * least * 3)
     labels, soft_labels = [], []
     outside: list[Path] = []
-    start = 0
-    for below, batch in _batches(files, columns.used):
-        labels.append(_labels(batch.column(columns.label), where, start))
-        if columns.soft_label:
-            soft_labels.append(_soft_labels(batch.column("soft_label"), len(columns.class_names)))
-        names = [columns.class_names[label] if 0 <= label < len(columns.class_names) else "" for label in labels[-1]]
-        entries = _entries(batch.column(columns.image), where, start, below, names)
-        outside += [source for _, source in entries if isinstance(source, Path) and not _is_below(source, below)]
-        if images is None:
-            _check_size(files, count, decode_image(*entries[0], image_size).shape[:2], where)
-        tiles = _decode(entries, image_size)
-        if images is None:
-            images = np.empty((count, *tiles.shape[1:]), dtype=np.uint8)
-        if tiles.shape[1:] != images.shape[1:]:
-            raise InputError(
-                f"{entries[0][0]} is {tiles.shape[2]}x{tiles.shape[1]} pixels but those before it are "
-                f"{images.shape[2]}x{images.shape[1]}: give {param('image_size')} to bring all to one size"
-            )
-        images[start : start + len(tiles)] = tiles
-        start += len(tiles)
-    assert images is not None  # there are rows
+
+    def entries() -> Iterator[list[Entry]]:
+        """The images, batch by batch, whose labels are read on the way."""
+        start = 0
+        for below, batch in _batches(files, columns.used):
+            labels.append(_labels(batch.column(columns.label), where, start))
+            if columns.soft_label:
+                soft_labels.append(_soft_labels(batch.column("soft_label"), len(columns.class_names)))
+            names = [columns.class_names[i] if 0 <= i < len(columns.class_names) else "" for i in labels[-1]]
+            of_batch = _entries(batch.column(columns.image), where, start, below, names)
+            outside.extend(file for _, file in of_batch if isinstance(file, Path) and not _is_below(file, below))
+            yield of_batch
+            start += batch.num_rows
+
+    images = decode_batches(count, entries(), image_size, functools.partial(_check_size, files, where))
     if outside:
         warn(
             f"{where} holds no images but the names of files: {len(outside):,} are read from folders of images, "
@@ -240,16 +232,10 @@ def _batches(files: Sequence[Rows], columns: list[str]) -> Iterator[tuple[Sequen
             yield rows.files_below, batch
 
 
-def _check_size(files: Sequence[Rows], count: int, side: tuple[int, int], where: str) -> None:
-    """Sees that `count` tiles with these sides in pixels fit in memory, and are not very many for their files."""
-    unpacked = count * side[0] * side[1] * 3
+def _check_size(files: Sequence[Rows], where: str, unpacked: int) -> None:
+    """Sees that tiles of so many bytes fit in memory, and are not very many for their files."""
     check_growth(where, sum(rows.stored for rows in files), unpacked)
     check_memory(where, unpacked)
-
-
-def _decode(entries: list[tuple[str, Path | bytes]], image_size: int | None) -> np.ndarray:
-    """The tiles of some cells."""
-    return decode_tiles(len(entries), lambda start, stop: [*entries[start:stop]], image_size)
 
 
 def _labels(column: pa.Array, where: str, start: int) -> np.ndarray:
@@ -288,9 +274,7 @@ def _whole_soft_labels(parts: list[np.ndarray | None], where: str) -> np.ndarray
     return soft_labels
 
 
-def _entries(
-    column: pa.Array, where: str, start: int, below: Sequence[Path], names: Sequence[str]
-) -> list[tuple[str, Path | bytes]]:
+def _entries(column: pa.Array, where: str, start: int, below: Sequence[Path], names: Sequence[str]) -> list[Entry]:
     """The cells of the column of images from row `start` on: what messages call each, and its bytes or its file.
 
     Data could name any file of whoever reads them. So a file must be below one of the folders `below`, or be a tile of
@@ -303,7 +287,7 @@ def _entries(
         below: Folders of the data's own.
         names: Name of each row's class.
     """
-    entries: list[tuple[str, Path | bytes]] = []
+    entries: list[Entry] = []
     for row, (cell, class_name) in enumerate(zip(column.to_pylist(), names, strict=True), start):
         cell = cell if isinstance(cell, dict) else {"bytes": cell}
         name, path = f"{where}, row {row}", cell.get("path")
@@ -333,14 +317,3 @@ def _is_below(path: Path, folders: Sequence[Path]) -> bool:
 def _is_of_class(path: Path, class_name: str) -> bool:
     """Whether a file is a tile of a folder of images: in the folder that has the name of its class."""
     return "\0" not in str(path) and path.is_absolute() and path.is_file() and path.resolve().parent.name == class_name
-
-
-def shown(text: str) -> str:
-    """A name from outside as messages show it: of one line, and no longer than they can bear."""
-    text = printable(text)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
-
-
-def some(names: Sequence[str]) -> str:
-    """The first of some names, as messages list them."""
-    return ", ".join([*map(shown, names[:_NAMES]), *(["…"] if len(names) > _NAMES else [])])

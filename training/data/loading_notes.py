@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 
-from histodistill.selection.copies import tile_keys
 from histodistill.selection.summaries import counted
-from histodistill.training.data.tiles import HELD_OUT, Tiles, TileSource
+from histodistill.training.data.same_tiles import digests_of_repeats
+from histodistill.training.data.tiles import HELD_OUT, TileSource
 from histodistill.training.running.notes import tell, warn
 
 
 # Classes whose tiles are counted one by one in a line.
 _CLASSES_SHOWN = 12
-# Pixels along a side of the middle of a tile, by which copies are looked for.
-_MIDDLE = 32
-# Tiles that are compared at once, which bounds the memory.
-_TILES_PER_CALL = 1024
 
 
 def tell_of_tiles(source: TileSource) -> None:
@@ -54,24 +47,9 @@ def tiles_in_one_line(source: TileSource) -> str:
     return f"tiles of {source.name}, {size}: {', '.join(splits + missing)}"
 
 
-@dataclass(frozen=True, eq=False)
-class _Digests:
-    """Tiles of one split of which each may occur twice.
-
-    Attributes:
-        rows: int64 N, their places in the split.
-        exact: uint64 N, one number for each different tile.
-        any_way: uint64 N, the same number for tiles that are the same but for one of the eight symmetries.
-    """
-
-    rows: np.ndarray
-    exact: np.ndarray
-    any_way: np.ndarray
-
-
 def warnings_of_copies(source: TileSource) -> list[str]:
     """One sentence for each two splits with tiles in common, and one for tiles that train has with several labels."""
-    digests = {name: _digests(tiles, rows) for (name, tiles), rows in _with_equals(source.splits)}
+    digests = digests_of_repeats(source.splits)
     sentences = []
     for first, second in combinations(source.splits, 2):
         same = np.isin(digests[second].any_way, digests[first].any_way).sum()
@@ -94,41 +72,3 @@ def warnings_of_copies(source: TileSource) -> list[str]:
             f"with {' and '.join(names)}): keep each with the label that is right"
         )
     return sentences
-
-
-def _with_equals(splits: dict[str, Tiles]) -> Iterator[tuple[tuple[str, Tiles], np.ndarray]]:
-    """Each split, with the rows of tiles that may have an equal one: in whose middles the sums of colours agree."""
-    sums = [_sums(_middle(tiles.images)) @ np.array([1, 2**21, 2**42], dtype=np.uint64) for tiles in splits.values()]
-    _, kind, counts = np.unique(np.concatenate(sums), return_inverse=True, return_counts=True)
-    several = np.split(counts[kind] > 1, np.cumsum([len(tiles) for tiles in splits.values()])[:-1])
-    for split, of_split in zip(splits.items(), several, strict=True):
-        yield split, np.flatnonzero(of_split)
-
-
-def _digests(tiles: Tiles, rows: np.ndarray) -> _Digests:
-    """The digests of some tiles, but for those of one colour."""
-    parts = []
-    for start in range(0, len(rows), _TILES_PER_CALL):
-        some = rows[start : start + _TILES_PER_CALL]
-        images = tiles.images[some]
-        varied = (images != images[:, :1, :1]).any(axis=(1, 2, 3))
-        images = images[varied]
-        exact = [int.from_bytes(hashlib.blake2b(image, digest_size=8).digest(), "big") for image in images]
-        # The middle under all symmetries, and of the rest what no symmetry changes: turning large tiles takes long.
-        any_way = tile_keys(_middle(images)) + _sums(images) @ np.array([3, 5**9, 7**17], dtype=np.uint64)
-        parts.append((some[varied], np.array(exact, dtype=np.uint64), any_way))
-    if not parts:
-        return _Digests(rows, *np.empty((2, 0), dtype=np.uint64))
-    return _Digests(*(np.concatenate(part) for part in zip(*parts, strict=True)))
-
-
-def _middle(images: np.ndarray) -> np.ndarray:
-    """What is at most `_MIDDLE` pixels, or one more, around the centre of square images: turning leaves it there."""
-    side = images.shape[1]
-    margin = max(0, (side - _MIDDLE) // 2)
-    return images[:, margin : side - margin, margin : side - margin]
-
-
-def _sums(images: np.ndarray) -> np.ndarray:
-    """Sums of the colours of images N×H×W×3: uint64 N×3."""
-    return images.sum(axis=(1, 2), dtype=np.uint64)

@@ -7,8 +7,12 @@ import unicodedata
 from collections.abc import Sequence
 
 from histodistill.hub_cards.names import LONGEST_NAME, fault_of_published_name
-from histodistill.training.running.errors import InputError
+from histodistill.training.running.errors import InputError, one_line
 from histodistill.training.running.notes import warn
+
+
+# Characters of a name from outside that a message shows, and names of a list.
+_SHOWN, _LISTED = 80, 5
 
 
 def fault_of_name(name: str) -> str | None:
@@ -26,9 +30,15 @@ def fault_of_name(name: str) -> str | None:
     return None
 
 
-def printable(text: str | object) -> str:
-    """Text, or a path, with an escape for each character that cannot be printed."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+def shown(text: str) -> str:
+    """A name from outside as messages show it: of one line, and no longer than they can bear."""
+    text = one_line(text)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of some names, as messages list them."""
+    return ", ".join([*map(shown, names[:_LISTED]), *(["…"] if len(names) > _LISTED else [])])
 
 
 def class_name(name: str) -> str:
@@ -54,7 +64,7 @@ def checked_class_names(source: str, names: Sequence[str]) -> list[str]:
         spelled.append(class_name(name))
         # What cannot be published is refused now, not after all trainings.
         if fault := fault_of_name(name) or fault_of_published_name(spelled[-1]):
-            raise InputError(f"{source} has the class {printable(name)[:LONGEST_NAME]!r} with {fault}: rename it")
+            raise InputError(f"{source} has the class {one_line(name)[:LONGEST_NAME]!r} with {fault}: rename it")
     like: dict[str, str] = {}
     for name in spelled:
         other = like.setdefault(_skeleton(name), name)

@@ -16,9 +16,10 @@ import numpy as np
 
 from histodistill.selection.summaries import counted
 from histodistill.training.data.limits import check_growth, check_memory
-from histodistill.training.data.names import printable
+from histodistill.training.data.names import some
+from histodistill.training.data.split_files import splits_in
 from histodistill.training.data.tiles import SPLIT_ALIASES, SPLITS, Tiles, describe, fit_array
-from histodistill.training.running.errors import InputError
+from histodistill.training.running.errors import InputError, one_line
 from histodistill.training.running.files import format_size
 from histodistill.training.running.notes import tell
 
@@ -113,19 +114,19 @@ def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, _Member]:
     names = Counter(info.filename for info in archive.infolist())
     twice, count = max(names.items(), key=lambda item: item[1], default=("", 0))
     if count > 1:
-        raise InputError(f"{path} holds two files called {printable(twice)}: save it again with numpy.savez")
+        raise InputError(f"{path} holds two files called {one_line(twice)}: save it again with numpy.savez")
     members = {}
     for info in archive.infolist():
         name = info.filename
         if PurePath(name).name != name or "\\" in name or not name.endswith(".npy"):
-            raise InputError(f"{path} holds {printable(name)}, which is no array: save it again with numpy.savez")
+            raise InputError(f"{path} holds {one_line(name)}, which is no array: save it again with numpy.savez")
         with archive.open(info) as stream:
             shape, dtype, header = _header(stream)
         claimed = int(np.prod(shape, dtype=object)) * dtype.itemsize
         if dtype.hasobject:
             if info.filename == f"{_CLASS_NAMES}.npy" or _OF_SPLIT.fullmatch(name.removesuffix(".npy")):
                 raise InputError(
-                    f"{path} holds Python objects in {printable(name)}, which are not loaded: save names as "
+                    f"{path} holds Python objects in {one_line(name)}, which are not loaded: save names as "
                     "numpy.array(names, dtype=str), and images and labels as arrays of whole numbers"
                 )
         elif claimed != info.file_size - header:
@@ -153,7 +154,7 @@ def _keys_of_splits(path: Path, members: dict[str, _Member]) -> dict[str, tuple[
         split, what = SPLIT_ALIASES.get(match["split"].lower()), match["what"].lower()
         if split is None:
             raise InputError(
-                f"{path} has an array {printable(key)!r} of no known split: a split must be called "
+                f"{path} has an array {one_line(key)!r} of no known split: a split must be called "
                 f"{', '.join(SPLIT_ALIASES)}; rename the array or take it out"
             )
         if what in found.setdefault(split, {}):
@@ -178,16 +179,15 @@ def _keys_of_splits(path: Path, members: dict[str, _Member]) -> dict[str, tuple[
 def _tell_of_others(path: Path, keys: dict[str, tuple[str, str]], others: Sequence[str]) -> None:
     """One line about arrays that are not used; none of them may be a split that is not loaded."""
     for key in others:
-        words = re.findall(r"[^\W\d_]+", key.lower())
-        split = next((SPLIT_ALIASES[word] for word in words if word in SPLIT_ALIASES), None)
+        split = next(iter(splits_in(key)), None)
         if split is not None and split not in keys:
             raise InputError(
-                f"{path} has an array {printable(key)!r} and no {split} split: call its arrays {split}_images and "
+                f"{path} has an array {one_line(key)!r} and no {split} split: call its arrays {split}_images and "
                 f"{split}_labels, or take it out"
             )
     if others:
         what = counted(len(others), "array is", "arrays are")
-        tell(f"{path}: {what} not used ({printable(', '.join(others[:5]))}{', …' if len(others) > 5 else ''})")
+        tell(f"{path}: {what} not used ({some(others)})")
 
 
 def _check_sizes(path: Path, members: Sequence[_Member], image_size: int | None) -> None:

@@ -11,9 +11,9 @@ from typing import TypedDict
 
 from histodistill.selection.checks import check_integer
 from histodistill.training.data.loading_notes import tell_of_tiles
-from histodistill.training.data.names import fault_of_name, printable
+from histodistill.training.data.names import fault_of_name
 from histodistill.training.data.tiles import MIN_IMAGE_SIZE, TileSource, hold_out_for_audit
-from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.errors import InputError, one_line, param
 from histodistill.training.running.notes import warn
 
 
@@ -94,7 +94,7 @@ def _load(
     text = os.fspath(source)
     fault = fault_of_name(text)
     if fault:
-        raise InputError(f"the source {printable(text)} has {fault} in its name: name it in letters of UTF-8")
+        raise InputError(f"the source {one_line(text)} has {fault} in its name: name it in letters of UTF-8")
     if isinstance(source, str):
         named = _load_by_name(text, image_size, cache_dir, download)
         if named:

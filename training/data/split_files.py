@@ -14,8 +14,16 @@ from histodistill.training.running.errors import InputError
 
 # The number of a shard and of how many, as in train-00000-of-00002.parquet.
 _SHARD = re.compile(r"(?P<number>\d+)[-_. ]*of[-_. ]*(?P<count>\d+)", re.IGNORECASE)
+
+
+def names_of(split: str) -> str:
+    """What a split may be called: `test (or testing)`."""
+    others = [alias for alias, of in SPLIT_ALIASES.items() if of == split != alias]
+    return f"{split} (or {', '.join(others)})"
+
+
 # How a split can be called, for messages.
-_CALLED = "train, validation (or val, valid, dev) or test"
+_CALLED = f"train, {names_of('validation')} or test"
 
 
 def split_called(name: str, where: str) -> str:
@@ -34,10 +42,15 @@ def split_called(name: str, where: str) -> str:
     return split
 
 
+def splits_in(text: str) -> list[str]:
+    """The splits that the words in a text name, in order: `["validation"]` for `crc_val`."""
+    words = re.findall(r"[^\W\d_]+", text.lower())
+    return [SPLIT_ALIASES[word] for word in words if word in SPLIT_ALIASES]
+
+
 def splits_named(file: PurePosixPath) -> set[str]:
     """The splits that the words in a file's path name: `{"validation"}` for `crc_val/0.parquet`."""
-    words = re.findall(r"[^\W\d_]+", file.with_suffix("").as_posix().lower())
-    return {SPLIT_ALIASES[word] for word in words if word in SPLIT_ALIASES}
+    return {*splits_in(file.with_suffix("").as_posix())}
 
 
 def splits_by_name(folder: Path, files: Sequence[PurePosixPath]) -> dict[str, list[Path]]:

@@ -14,8 +14,8 @@ from histodistill.selection.checks import check_integer
 from histodistill.selection.streams import stream
 from histodistill.selection.summaries import counted, summarise
 from histodistill.training.data.limits import check_memory, check_picture
-from histodistill.training.data.names import checked_class_names, fault_of_name, printable
-from histodistill.training.running.errors import InputError, param
+from histodistill.training.data.names import checked_class_names, fault_of_name
+from histodistill.training.running.errors import InputError, one_line, param
 
 
 #: The splits that a source can have, in the order in which they are kept.
@@ -178,7 +178,7 @@ def make_source(
     """
     fault = fault_of_name(name)
     if fault:
-        raise InputError(f"the source {printable(name)!r} has a name with {fault}: name it in letters of UTF-8")
+        raise InputError(f"the source {one_line(name)!r} has a name with {fault}: name it in letters of UTF-8")
     names = checked_class_names(name, class_names)
     if "train" not in splits:
         raise InputError(f"{name} has no train split: a source needs one")

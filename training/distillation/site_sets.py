@@ -12,10 +12,11 @@ from typing import Annotated, Any
 import numpy as np
 import yaml
 from huggingface_hub import metadata_load
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints, ValidationError
 
 from histodistill.hub_cards import DistilledDatasetCardData, render_dataset_card
 from histodistill.hub_cards.dataset_card import NO_SOURCE, NOT_TISSUE, TITLE
+from histodistill.hub_cards.documents import Known
 from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.tables import ImageTable, check_names
 from histodistill.training.data.image_dataset import find_shards, read_shards, write_image_dataset
@@ -30,20 +31,14 @@ _Word = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,40}$")]
 _LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,39}")
 
 
-class _Known(BaseModel):
-    """Part of a site's record: what is told of the site on the card of the result, each by its type."""
-
-    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
-
-
-class SiteSettings(_Known):
+class SiteSettings(Known):
     """The settings of a site's distilled set, as far as they are told."""
 
     stage: _Word = "distilled"
     selector: _Word | None = None
 
 
-class SiteRecord(_Known):
+class SiteRecord(Known):
     """The record of a site's distilled set, as far as it is told; a site may have none."""
 
     complete: bool = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -18,22 +19,21 @@ from histodistill.training.models.architectures import ARCHITECTURES
 _TOLERANCE = 1e-9
 
 
-def _row(name: str) -> str:
-    if name not in ROWS:
-        raise ValueError(f"should be one of {', '.join(ROWS)}")
-    return name
+def _one_of(known: Collection[str]) -> AfterValidator:
+    """Lets one of some names through."""
 
+    def check(name: str) -> str:
+        if name not in known:
+            raise ValueError(f"should be one of {', '.join(known)}")
+        return name
 
-def _architecture(name: str) -> str:
-    if name not in ARCHITECTURES:
-        raise ValueError(f"should be one of {', '.join(ARCHITECTURES)}")
-    return name
+    return AfterValidator(check)
 
 
 #: What a classifier was trained on: a key of `ROWS`.
-RowName = Annotated[str, AfterValidator(_row)]
+RowName = Annotated[str, _one_of(ROWS)]
 #: The network of a classifier.
-Architecture = Annotated[str, AfterValidator(_architecture)]
+Architecture = Annotated[str, _one_of(ARCHITECTURES)]
 
 
 class Score(Exact):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.part_files import hash_contents, read_part
 from histodistill.training.evaluation.results_file import parse_results
 from histodistill.training.evaluation.verdicts import JUDGES, RECORDS, read_records
+from histodistill.training.models.loading import installed_code
 from histodistill.training.running.notes import warn
 
 
@@ -128,9 +128,7 @@ class RunFiles:
 
     def _pipeline_code(self) -> bytes:
         """The file of the class that is installed; a word where the run has another one."""
-        from histodistill.pipelines import histology_pipeline
-
-        code = Path(inspect.getfile(histology_pipeline)).read_bytes()
+        code = installed_code()
         if self.parts["pipeline"].get("pipeline.py", code) != code:
             warn(
                 f"{self.folder}/pipeline/pipeline.py is not the file of the installed histodistill: that one is taken "

@@ -10,13 +10,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, ModelMixin, UNet2DModel
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from safetensors.torch import load_file
 
+from histodistill.hub_cards.documents import PipelineClasses
 from histodistill.pipelines.histology_pipeline import HistologyPipeline
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.running.errors import InputError, reason_of
@@ -33,17 +34,13 @@ _PIPELINE_CODE = "pipeline.py"
 _Model = TypeVar("_Model", bound=ModelMixin)
 
 
-class PipelineIndex(BaseModel):
+class PipelineIndex(PipelineClasses):
     """What the `model_index.json` of a pipeline holds; there is no choice but the names of the classes."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(populate_by_name=False)
 
-    class_name: tuple[Literal["pipeline"], Literal["HistologyPipeline"]] = Field(alias="_class_name")
     diffusers_version: str | None = Field(default=None, alias="_diffusers_version")
     id2label: dict[str, str]
-    vae: tuple[Literal["diffusers"], Literal["AutoencoderDC"]]
-    unet: tuple[Literal["diffusers"], Literal["UNet2DModel"]]
-    scheduler: tuple[Literal["diffusers"], Literal["DPMSolverMultistepScheduler"]]
 
 
 def load_pipeline(folder: str | Path) -> HistologyPipeline:
@@ -220,10 +217,14 @@ def _read_index(path: Path) -> PipelineIndex:
         raise InputError(f"{path} cannot be read as that of our pipeline ({reason}): {remedy}") from error
 
 
+def installed_code() -> bytes:
+    """The file of the installed pipeline's class, which travels with a pipeline."""
+    return Path(inspect.getfile(HistologyPipeline)).read_bytes()
+
+
 def _compare_code(shipped: Path) -> None:
     """Tells where the code beside a pipeline is not what was used."""
-    installed = Path(inspect.getfile(HistologyPipeline))
-    if shipped.is_file() and shipped.read_bytes() != installed.read_bytes():
+    if shipped.is_file() and shipped.read_bytes() != installed_code():
         warn(
             f"{shipped} is not the file of the installed histodistill; it was not run: the installed class loaded the "
             "weights"

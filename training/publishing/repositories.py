@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Features
 from PIL import Image
 
 from histodistill.hub_cards import (
@@ -36,7 +35,7 @@ from histodistill.hub_cards import (
 from histodistill.hub_cards.audit_record import AuditRecord
 from histodistill.hub_cards.contents import PipelineContent, SelectorContent, SetContent, about
 from histodistill.hub_cards.pictures import encode_png
-from histodistill.hub_cards.tables import table_schema
+from histodistill.training.data.image_dataset import dataset_features
 from histodistill.training.data.images import make_grid
 from histodistill.training.distillation.community_discs import community_discs
 from histodistill.training.evaluation.run_contents import RunFiles
@@ -346,7 +345,7 @@ def dataset_upload(run: CheckedRun, facts: RunFacts) -> Upload:
         pool_size=run.pool.num_images,
         selector=config.class_name,
         selector_params=dict(sorted(config.params.model_dump().items())),
-        features=Features.from_arrow_schema(table_schema(run.distilled.table)),
+        features=dataset_features(run.distilled.table),
         embedder=run.embedder,
         source_name=facts.name,
         license=facts.license,

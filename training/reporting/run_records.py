@@ -11,10 +11,10 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from histodistill.hub_cards.audit_record import Count, Share
-from histodistill.hub_cards.documents import Seed, Version, check_document, parse_json
+from histodistill.hub_cards.documents import Known, Seed, Version, check_document, parse_json
 from histodistill.hub_cards.errors import ContentError
 from histodistill.training.distillation.select import SelectConfig
 from histodistill.training.engine.classifier_config import LOSSES
@@ -50,12 +50,6 @@ _Package = Literal[
 Counts = Annotated[tuple[Count, ...], Field(max_length=100_000)]
 
 
-class Known(BaseModel):
-    """A record of which the known keys are read, each by its type, and no other key."""
-
-    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
-
-
 class Budget(Known):
     """A budget of differential privacy."""
 
@@ -75,16 +69,16 @@ class StageRecord(Known):
 
     complete: bool
     settings: dict[str, Any]
-    versions: dict[_Package, Version] = {}
+    versions: dict[_Package, Version] = Field(default_factory=dict)
     image_size: Count | None = None
     num_images: Count | None = None
     validation_psnr: Annotated[float, Field(ge=-200, le=200)] | None = None
     validation_loss: Annotated[float, Field(ge=0, le=1e9)] | None = None
     test_accuracy: Share | None = None
     privacy: PrivacyRecord | None = None
-    community_sizes: dict[str, Counts] = {}
-    community_chosen: dict[str, Counts] = {}
-    dropped: dict[str, Count] = {}
+    community_sizes: dict[str, Counts] = Field(default_factory=dict)
+    community_chosen: dict[str, Counts] = Field(default_factory=dict)
+    dropped: dict[str, Count] = Field(default_factory=dict)
     copies_dropped: dict[str, Count] | None = None
 
 
@@ -127,7 +121,7 @@ class BenchmarkScore(Known):
 
     mean: Share | None
     std: Share | None
-    margins: dict[str, Margin | None] = {}
+    margins: dict[str, Margin | None] = Field(default_factory=dict)
 
 
 class BenchmarkScores(Known):

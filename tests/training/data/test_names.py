@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from histodistill.hub_cards.names import LONGEST_NAME
-from histodistill.training.data.names import fault_of_name, printable
+from histodistill.training.data.names import fault_of_name
 from histodistill.training.data.tiles import Tiles, make_source
-from histodistill.training.running.errors import InputError
+from histodistill.training.running.errors import InputError, one_line
 
 
 def class_names_of(*names: str, source: str = "slides") -> list[str]:
@@ -29,7 +29,7 @@ def refused(*names: str, **options: str) -> str:
 @pytest.mark.parametrize("name", ["Dr\udcfcse", "\udce9pith\udce9lium", "\ud83d"])
 def test_names_that_are_no_utf8(name):
     assert refused(name, "b").startswith(
-        f"slides has the class '{printable(name)}' with bytes that are no UTF-8: ".replace("\\", "\\\\")
+        f"slides has the class '{one_line(name)}' with bytes that are no UTF-8: ".replace("\\", "\\\\")
     )
 
 
