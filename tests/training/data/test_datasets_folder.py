@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from dataset_folders import NAMES, greys, parquet, png, refused, table
+from small_sources import NAMES, greys, parquet, png, refused, table
 
 from histodistill.training.data import limits
 from histodistill.training.data.sources import load_tiles

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from dataset_folders import greys, parquet, refused, table
+from small_sources import greys, parquet, refused, table
 
 from histodistill.training.data.sources import load_tiles
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from dataset_folders import png, refused, table
+from small_sources import png, refused, table
 
 from histodistill.training.data.sources import load_tiles
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 import threading
 from dataclasses import replace
@@ -11,37 +10,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+import small_sources
 from PIL import Image
+from small_sources import packed, refused
 
 from histodistill.training.data import download, medmnist
 from histodistill.training.data.medmnist import MEDMNIST
 from histodistill.training.data.sources import load_tiles
-from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import md5_of
 
 
 def arrays(size: int = 28, classes: int = 9, per_class: int = 2) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(size)
-    result = {}
-    for prefix in ("train", "val", "test"):
-        labels = np.repeat(np.arange(classes, dtype=np.uint8), per_class)
-        result[f"{prefix}_images"] = rng.integers(0, 256, (len(labels), size, size, 3), dtype=np.uint8)
-        result[f"{prefix}_labels"] = labels[:, None]
-    return result
-
-
-def packed(content: dict[str, np.ndarray]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **content)
-    return buffer.getvalue()
-
-
-def refused(source, **options) -> str:
-    with pytest.raises(InputError) as caught:
-        load_tiles(source, **options)
-    message = str(caught.value)
-    assert message and "\n" not in message
-    return message
+    """As PathMNIST has them."""
+    return small_sources.arrays(size, classes, per_class)
 
 
 # --- facts ---

@@ -8,33 +8,9 @@ import zipfile
 
 import numpy as np
 import pytest
+from small_sources import arrays, packed, refused
 
 from histodistill.training.data.sources import load_tiles
-from histodistill.training.running.errors import InputError
-
-
-def arrays(size: int = 28, classes: int = 2, per_class: int = 2) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(size)
-    result = {}
-    for prefix in ("train", "val", "test"):
-        labels = np.repeat(np.arange(classes, dtype=np.uint8), per_class)
-        result[f"{prefix}_images"] = rng.integers(0, 256, (len(labels), size, size, 3), dtype=np.uint8)
-        result[f"{prefix}_labels"] = labels[:, None]
-    return result
-
-
-def packed(content: dict[str, np.ndarray]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **content)
-    return buffer.getvalue()
-
-
-def refused(source, **options) -> str:
-    with pytest.raises(InputError) as caught:
-        load_tiles(source, **options)
-    message = str(caught.value)
-    assert message and "\n" not in message
-    return message
 
 
 def sizes(source) -> dict[str, int]:

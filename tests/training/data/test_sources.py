@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_sources import image_folder, refused, tiles
 
 from histodistill.training.data.pixels import to_model_input, to_uint8
 from histodistill.training.data.sources import load_tiles
@@ -22,32 +23,6 @@ def real_data(name: str) -> Path:
     if not path.exists():
         pytest.skip(f"{path} is not there; set HISTODISTILL_DATA to the folder that holds it")
     return path
-
-
-def tiles(n: int, size: int = 10, classes: int = 2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8), np.arange(n) % classes
-
-
-def image_folder(root: Path, counts: dict[str, int], size: int = 10, suffix: str = "png") -> Path:
-    """`counts` maps "split/class" to a number of tiles; tile i of the folder is filled with the grey level i."""
-    for folder, count in counts.items():
-        (root / folder).mkdir(parents=True, exist_ok=True)
-        for i in range(count):
-            Image.new("RGB", (size, size), (i, i, i)).save(root / folder / f"tile_{i:03}.{suffix}")
-    return root
-
-
-TWO_CLASSES = {"train/fat": 4, "train/gland": 4, "val/fat": 1, "val/gland": 2, "test/fat": 2, "test/gland": 1}
-
-
-def refused(source: object, **options: object) -> str:
-    """The one sentence with which a source is refused."""
-    with pytest.raises(InputError) as caught:
-        load_tiles(source, **options)
-    message = str(caught.value)
-    assert message and "\n" not in message
-    return message
 
 
 # --- names and paths ---

@@ -1,4 +1,4 @@
-"""Small folders of Parquet files for tests, and what is loaded from them."""
+"""Small sources of tiles of every kind for tests, and what is loaded from them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,6 +18,41 @@ from histodistill.training.running.errors import InputError
 
 CELL = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 NAMES = ("gland", "stroma")
+#: Tiles of each class in each split, for `image_folder`.
+TWO_CLASSES = {"train/fat": 4, "train/gland": 4, "val/fat": 1, "val/gland": 2, "test/fat": 2, "test/gland": 1}
+
+
+def tiles(n: int, size: int = 10, classes: int = 2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Tiles of noise, and their labels."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8), np.arange(n) % classes
+
+
+def image_folder(root: Path, counts: dict[str, int], size: int = 10, suffix: str = "png") -> Path:
+    """`counts` maps "split/class" to a number of tiles; tile i of the folder is filled with the grey level i."""
+    for folder, count in counts.items():
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            Image.new("RGB", (size, size), (i, i, i)).save(root / folder / f"tile_{i:03}.{suffix}")
+    return root
+
+
+def arrays(size: int = 28, classes: int = 2, per_class: int = 2) -> dict[str, np.ndarray]:
+    """The arrays of a file in the layout of MedMNIST."""
+    rng = np.random.default_rng(size)
+    result = {}
+    for prefix in ("train", "val", "test"):
+        labels = np.repeat(np.arange(classes, dtype=np.uint8), per_class)
+        result[f"{prefix}_images"] = rng.integers(0, 256, (len(labels), size, size, 3), dtype=np.uint8)
+        result[f"{prefix}_labels"] = labels[:, None]
+    return result
+
+
+def packed(content: dict[str, np.ndarray]) -> bytes:
+    """The `.npz` file of some arrays."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **content)
+    return buffer.getvalue()
 
 
 def png(grey: int = 0, size: int = 8) -> bytes:
