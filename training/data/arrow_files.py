@@ -97,6 +97,8 @@ def _parquet_batches(path: Path, metadata: pq.FileMetaData, columns: list[str]) 
     with _readable(path, "a Parquet file"), _parquet(path) as file:
         for batch in file.iter_batches(batch_rows, columns=columns, use_threads=False):
             read += batch.num_rows
+            if read > metadata.num_rows:
+                break
             yield batch
     _check_count(path, read, metadata.num_rows)
 

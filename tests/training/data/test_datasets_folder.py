@@ -15,6 +15,7 @@ from small_sources import NAMES, greys, parquet, png, refused, table
 
 from histodistill.training.data import limits
 from histodistill.training.data.sources import load_tiles
+from histodistill.training.running.errors import InputError
 
 
 def saved(folder: Path, **splits: int) -> Path:
@@ -520,3 +521,20 @@ def test_a_column_that_is_said_to_be_another(tmp_path):
     content["features"]["label"]["names"] = ["stroma", "gland"]
     info.write_text(json.dumps(content))
     assert "has other class names than are written beside it" in refused(tmp_path / "set")
+
+
+def test_rows_that_the_footer_does_not_count_are_refused(tmp_path):
+    """The number of rows stands in the footer twice: once for all, and once for each group."""
+    data = parquet(tmp_path / "train.parquet", 200).read_bytes()
+    length = int.from_bytes(data[-8:-4], "little")
+    footer = data[-8 - length : -8]
+    refusals = 0
+    for lie in (b"\x8e\x03", b"\x92\x03"):  # 199 and 201 as Thrift writes them; 200 is 90 03
+        for place in (place for place in range(len(footer)) if footer.startswith(b"\x90\x03", place)):
+            changed = data[: -8 - length] + footer[:place] + lie + footer[place + 2 :] + data[-8:]
+            (tmp_path / "train.parquet").write_bytes(changed)
+            try:
+                assert greys(tmp_path) == [*range(200)]  # what no reader goes by
+            except InputError:
+                refusals += 1
+    assert refusals >= 2
