@@ -16,6 +16,7 @@ from typing import Any
 from histodistill.selection.versions import installed_versions
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, sha256_of, write_json
+from histodistill.training.running.memory import peak_memory
 
 
 # The record's file in the folder of a stage.
@@ -115,6 +116,7 @@ class Stage:
         inputs: The content of each input by name: see `content_of`.
         complete: Whether the folder holds the finished stage.
         seconds_before: Time that earlier attempts spent.
+        peak_memory_before: Bytes of memory that earlier attempts held at most; 0 where that is not known.
 
     Raises:
         InputError: If the folder holds a stage made with other settings, or of inputs that have changed since.
@@ -132,6 +134,7 @@ class Stage:
         self._started = time.perf_counter()
         record = read_record(self.folder)
         self.seconds_before = 0.0
+        self.peak_memory_before = 0
         if record:
             if record["settings"] != self.settings:
                 changed = first_difference(record["settings"], self.settings)
@@ -141,6 +144,8 @@ class Stage:
                 if isinstance(before, dict) and before.get(name, content) != content:
                     raise InputError(f"{folder} was made of other files of the {name} than those of today: {remedy}")
             self.seconds_before = record["seconds"]
+            peak = record.get("peak_memory")
+            self.peak_memory_before = peak if isinstance(peak, int) else 0
         self.complete = bool(record and record["complete"])
 
     def require_own_folder(self) -> None:
@@ -187,6 +192,7 @@ class Stage:
             "settings": self.settings,
             "fingerprint": fingerprint(self.settings),
             "seconds": round(self.seconds_before + time.perf_counter() - self._started, 1),
+            "peak_memory": max(self.peak_memory_before, peak_memory() or 0) or None,
             "versions": installed_versions(PACKAGES),
             **({"inputs": self.inputs} if self.inputs else {}),
             **facts,

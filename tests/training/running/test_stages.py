@@ -7,7 +7,7 @@ import pytest
 
 from histodistill.training.running import stages
 from histodistill.training.running.errors import InputError
-from histodistill.training.running.files import read_json
+from histodistill.training.running.files import read_json, write_json
 from histodistill.training.running.stages import (
     Stage,
     content_of,
@@ -183,3 +183,15 @@ def test_stage_of_before_inputs_were_recorded_stays_valid(tmp_path):
 def test_inputs_do_not_change_the_fingerprint(tmp_path):
     one = Stage(tmp_path / "one", SETTINGS).finish()["fingerprint"]
     assert one == Stage(tmp_path / "two", SETTINGS, inputs={"model": tmp_path}).finish()["fingerprint"]
+
+
+def test_a_stage_records_the_most_memory_over_all_its_attempts(tmp_path):
+    stage = Stage(tmp_path, {"stage": "pool"})
+    stage.begin()
+    record = read_json(tmp_path / "stage.json")
+    assert record["peak_memory"] > 2**20
+    write_json(tmp_path / "stage.json", {**record, "peak_memory": 2**50})  # an attempt that held more
+    assert Stage(tmp_path, {"stage": "pool"}).finish()["peak_memory"] == 2**50
+    for damaged in ("much", None, [1]):
+        write_json(tmp_path / "stage.json", {**record, "peak_memory": damaged})
+        assert Stage(tmp_path, {"stage": "pool"}).finish()["peak_memory"] < 2**50
