@@ -10,7 +10,7 @@ from histodistill.training.models.architectures import ARCHITECTURES
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.launch import NUM_PROCESSES_HELP
 from histodistill.training.running.options import StepConfig, config, option
-from histodistill.training.running.training_options import PRECISIONS
+from histodistill.training.running.training_options import precision_option
 
 
 @config
@@ -19,7 +19,7 @@ class CellsConfig(StepConfig):
 
     seeds: tuple[int, ...] = option("one training each", default=(0,), at_least=0)
     batch_size: int = option("tiles per batch", default=128, at_least=1)
-    mixed_precision: str = option("fp16 needs a GPU", default="bf16", choices=PRECISIONS)
+    mixed_precision: str = precision_option()
     num_processes: int = option(NUM_PROCESSES_HELP, default=1, at_least=1, setting=False)
 
     def check(self) -> None:

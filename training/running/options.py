@@ -69,6 +69,7 @@ class Option:
         may_be_empty: Whether there may be none of several values, though there are some by default.
         setting: Whether it decides what comes out, and so is recorded as a setting of the result; others say where
             from, where to and how a script runs.
+        resolve: Puts what a value stands for on this machine in its place, so that records hold that.
     """
 
     help: str
@@ -83,6 +84,7 @@ class Option:
     repeatable: bool = False
     may_be_empty: bool = False
     setting: bool = True
+    resolve: Callable[[Any], Any] | None = None
 
     def rule(self) -> str:
         """The bounds in words, such as "at least 0 and below 1"; empty where there are none."""
@@ -309,8 +311,9 @@ def _take(config_class: type[StepConfig], field: dataclasses.Field[Any], value: 
     value = Kind.of(config_class, field.name).take(field.name, value)
     if value == () and field.default != () and not field.metadata[_METADATA].may_be_empty:
         raise InputError(f"{param(field.name)} has no values: give at least one")
-    _check_value(field.name, value, field.metadata[_METADATA])
-    return value
+    about = field.metadata[_METADATA]
+    _check_value(field.name, value, about)
+    return about.resolve(value) if about.resolve else value
 
 
 def _check_value(name: str, value: Any, about: Option) -> None:

@@ -18,6 +18,7 @@ from histodistill.training.evaluation import cells, compare
 from histodistill.training.evaluation.compare import RECOVERY_ROW, ROWS, CompareConfig, make_parser
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json
+from histodistill.training.running.precision import usual_precision
 from histodistill.training.running.stages import Stage, is_complete, read_record
 
 
@@ -46,7 +47,7 @@ def test_defaults():
 def test_settings_are_the_options_that_decide_the_result():
     # The tiles' fingerprint tells the image size.
     assert read("--num-processes", "2", "--image-size", "28").settings() == {
-        "batch_size": 128, "mixed_precision": "bf16", "seeds": (0,), "train": ("convnet:1000",),
+        "batch_size": 128, "mixed_precision": usual_precision(), "seeds": (0,), "train": ("convnet:1000",),
     }  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from histodistill.training.models.embedders import embed_images, embedder_finger
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, write_json
 from histodistill.training.running.options import to_argv
+from histodistill.training.running.precision import usual_precision
 from histodistill.training.running.stages import is_complete, read_record
 
 
@@ -62,7 +63,8 @@ def test_settings_are_the_options_that_decide_the_result():
     # Of pool, embedder and tiles the fingerprints are recorded.
     settings = read("--pool", "other", "--embedder", "untrained", "--image-size", "28", "--output", "o").settings()
     assert settings == {
-        "batch_size": 128, "mixed_precision": "bf16", "n_neighbors": 5, "seeds": (0,), "train": ("resnet18:300",),
+        "batch_size": 128, "mixed_precision": usual_precision(), "n_neighbors": 5,
+        "seeds": (0,), "train": ("resnet18:300",),
     }  # fmt: skip
 
 
