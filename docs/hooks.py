@@ -5,7 +5,7 @@ A line of a page says what goes there:
     <!-- commands -->               every command with its options, as its parser knows them
     <!-- programs -->               what is started with `python -m` and is no command, in the same way
     <!-- include CONTRIBUTING.md --> a file of the repository; one that is not Markdown becomes a block of code
-    ::: histodistill.SelectConfig   (mkdocstrings) is followed by a table of the configuration's fields
+    ::: histodistill.SelectConfig   (mkdocstrings) is followed by the configuration's fields
 
 Parsers import neither torch nor mkdocs, so that the pages are built, and tested, without the one or the other.
 """
@@ -61,18 +61,18 @@ def program_sections() -> Iterator[str]:
     of_commands = {f"histodistill.training.{command.step}" for command in COMMANDS.values()}
     for name in PROGRAMS:
         if name not in of_commands:
-            yield section(f"python -m {name}", import_module(name).make_parser())
+            text = section(name.rpartition(".")[2], import_module(name).make_parser())
+            yield text.replace("\n\n", f"\n\n`python -m {name}`\n\n", 1)
 
 
 def section(called: str, parser: argparse.ArgumentParser) -> str:
     """The help of a parser in Markdown.
 
     Args:
-        called: What the user types.
-        parser: Its description is Markdown but for the names of pages, which become links.
+        called: Its heading.
+        parser: Says the rest.
     """
-    description = re.sub(r"`docs/([\w-]+\.md)`", r"[\1](\1)", parser.description or "")
-    parts = [f"### `{called}`", description.strip()]
+    parts = [f"### `{called}`", description(parser.description or "")]
     for group in parser._action_groups:
         actions = [action for action in group._group_actions if action.help != argparse.SUPPRESS]
         actions = [action for action in actions if not isinstance(action, argparse._HelpAction)]
@@ -83,8 +83,21 @@ def section(called: str, parser: argparse.ArgumentParser) -> str:
     return "\n\n".join(parts)
 
 
+def description(text: str) -> str:
+    """What a docstring says, which is nearly Markdown: names of pages become links, and options code."""
+    text = re.sub(r"`docs/([\w-]+\.md)`", r"[\1](\1)", text.strip())
+    return "\n".join(line if line.startswith("    ") else _options_as_code(line) for line in text.splitlines())
+
+
+def _options_as_code(line: str) -> str:
+    parts = line.split("`")
+    parts[::2] = [re.sub(r"(?<!\w)--[a-z][\w-]*", r"`\g<0>`", part) for part in parts[::2]]
+    return "`".join(parts)
+
+
 def _title(title: str | None) -> str:
-    return {"positional arguments": "Arguments", None: "Options"}.get(title, title[:1].upper() + title[1:] if title else "")
+    words = "arguments" if title == "positional arguments" else title or "options"
+    return words[0].upper() + words[1:]
 
 
 def _definition(action: argparse.Action) -> str:
@@ -115,29 +128,17 @@ def included(name: str) -> str:
 
 
 def configuration(name: str) -> str:
-    """What mkdocstrings is told of a configuration, and the table of its fields."""
-    config_class = getattr(histodistill, name)
-    rows = [f"| `{field.name}` | {_type(field)} | {_default(field)} | {_meaning(field)} |" for field in fields(config_class)]
-    head = "| field | type | default | meaning |\n|---|---|---|---|"
-    return "\n".join([f"::: histodistill.{name}\n    options:\n      members: false\n", head, *rows])
+    """What mkdocstrings is told of a configuration, and its fields, those without a default first."""
+    fields = dataclasses.fields(getattr(histodistill, name))
+    entries = map(_field, sorted(fields, key=lambda field: field.default is not dataclasses.MISSING))
+    return "\n\n".join([f"::: histodistill.{name}\n    options:\n      members: false", *entries])
 
 
-def fields(config_class: Any) -> tuple[dataclasses.Field[Any], ...]:
-    """The fields of a configuration, those without a default first."""
-    found = dataclasses.fields(config_class)
-    return tuple(sorted(found, key=lambda field: field.default is not dataclasses.MISSING))
-
-
-def _type(field: dataclasses.Field[Any]) -> str:
-    return f"`{field.type}`".replace("|", "\\|")
-
-
-def _default(field: dataclasses.Field[Any]) -> str:
-    return "required" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
-
-
-def _meaning(field: dataclasses.Field[Any]) -> str:
+def _field(field: dataclasses.Field[Any]) -> str:
+    """A field as an entry of a definition list."""
     about = field.metadata["option"]
+    default = "" if field.default is dataclasses.MISSING else f" = {field.default!r}"
     rule = [about.rule()] if about.rule() else []
     choices = [f"one of {', '.join(about.choices)}"] if about.choices else []
-    return escape("; ".join([about.help, *rule, *choices]), quote=False).replace("|", "\\|")
+    meaning = escape("; ".join([about.help, *rule, *choices]), quote=False)
+    return f"`{field.name}: {field.type}{default}`\n:   {meaning}"
