@@ -4,7 +4,7 @@
 
 Compares the distilled set and the pool with the real training tiles and, as the control, with tiles that no model was
 trained on: those that `--audit-share` held out, or else the validation tiles. Known copies of training tiles are
-planted to see whether they would be found. `selection/AUDIT.md` tells what is measured, and how far it carries.
+planted to see whether they would be found. `docs/privacy-audit.md` tells what is measured, and how far it carries.
 
 Leaves `RUN/audit.json`: the figures, and for the distilled set, the selector and the pipeline a verdict with the
 SHA-256 of every file that it is about. Publishing goes by it. Files that hold what may not be published are refused
