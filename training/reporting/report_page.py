@@ -63,11 +63,12 @@ _FACTS = {
 
 
 def write_report(run: str | Path) -> Path:
-    """Writes `run/report.html`: scores, distilled images, communities, times and settings on one page.
+    """Writes `run/report.html`: scores and the audit's verdict at first sight, and all else of a run on one page.
 
     The page needs nothing else: its images are in it (only synthetic ones), it has no script and loads nothing. Of the
     run's files only `distilled/` must be there; where another is missing (`run.json`, `results.json`, the `stage.json`
-    of a stage), the section says so. The pictures of the communities in `selector/` are shown where they are there.
+    of a stage), the section says so. Where they are there it shows, too, the scores of single classes in `comparison/`,
+    the table in `benchmark/`, and the pictures of the communities in `selector/`.
 
     Args:
         run: Folder of a run.
