@@ -38,8 +38,8 @@ from histodistill.training.running.stages import read_record, require_complete
 # Generated images on a picture, each beside the real tile that it is most like, stand in so many columns.
 _COLUMNS = 5
 # Pixels: small tiles are enlarged by a whole number to nearly this side, so that one can see them; so much space is
-# between the two of a pair and around it, and below it for a line of text.
-_SIDE, _GAP, _TEXT = 112, 6, 14
+# between the two of a pair and around it, and below it for two lines of text.
+_SIDE, _GAP, _TEXT = 112, 6, 30
 
 
 @dataclass(frozen=True, repr=False)
@@ -319,7 +319,7 @@ def draw_pairs(path: Path, images: np.ndarray, real: RealTiles, found: SetAudit,
 
 
 def draw_closest(synthetic: np.ndarray, real: np.ndarray, scores: np.ndarray, limit: float) -> bytes:
-    """A PNG of generated images, each beside the real tile that it is most like: uint8 N×S×S×3 each.
+    """A PNG of generated images, each left of the real tile that it is most like: uint8 N×S×S×3 each.
 
     Args:
         synthetic, real: The pairs.
@@ -339,5 +339,11 @@ def draw_closest(synthetic: np.ndarray, real: np.ndarray, scores: np.ndarray, li
         for number, image in enumerate(pair):
             enlarged = Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST)
             canvas.paste(enlarged, (left + number * (side + gap), top))
-        draw.text((left, top + side + 2), f"generated | real   {score / limit:.2f} of the limit", fill="black")
+        draw.text((left, top + side + 2), pair_caption(score / limit), fill="black")
     return png_bytes(canvas)
+
+
+def pair_caption(times: float) -> str:
+    """Two lines for below a pair: what is what, and how many times the limit apart it is; below 1 is a copy."""
+    # Cut, not rounded, so that a pair just below the limit does not read as one at it.
+    return f"generated | real\n{np.floor(100 * times) / 100:.2f} × limit: {'a copy' if times < 1 else 'no copy'}"

@@ -2,8 +2,9 @@
 
     histodistill report --run runs/phantom
 
-The page shows scores, distilled images, communities, times and settings. It needs nothing else: its images are in it,
-only synthetic ones, it has no script and loads nothing.
+The page shows scores as charts and tables, the audit's verdict, distilled images and how they were chosen, times and
+settings. It needs nothing else: its images are in it, only synthetic ones, it has no script and loads nothing. It
+follows dark mode and can be printed.
 """
 
 from __future__ import annotations
