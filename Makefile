@@ -9,7 +9,7 @@ LINKS := .mypy-links/histodistill
 
 .PHONY: demo test lint clean
 
-$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+$(VENV)/.installed: setup.cfg setup.py pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint,dp]'
 	touch $@
@@ -31,4 +31,4 @@ lint: $(VENV)/.installed
 	MYPYPATH=.mypy-links $(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-page $(RUN) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .mypy-links
+	rm -rf $(VENV) .venv-build .venv-lowest .venv-page .venv-wheel $(RUN) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .mypy-links

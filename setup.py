@@ -1,4 +1,4 @@
-"""The one thing that setup.cfg cannot say: the README as the package index shows it.
+"""What setup.cfg cannot say, above all the README as the package index shows it.
 
 The index shows the README alone, so that its links to other files of the repository and its pictures would lead
 nowhere. With the address of a public repository they lead there; without one, a link is its text and a picture what it
@@ -8,6 +8,7 @@ shows, in words.
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 from setuptools import setup
@@ -74,5 +75,7 @@ def _words(text: str) -> str:
 
 
 if __name__ == "__main__":
+    # setuptools-scm of a shallow clone, whose version counts too few commits since the release; nothing else is wrong.
+    warnings.filterwarnings("ignore", message=".* is shallow and may cause errors")
     readme = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
     setup(long_description=for_the_index(readme), long_description_content_type="text/markdown")
