@@ -10,7 +10,7 @@ LINKS := .mypy-links/histodistill
 
 .PHONY: demo test lint links docs clean
 
-$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+$(VENV)/.installed: setup.cfg setup.py pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint,dp]'
 	touch $@
@@ -38,4 +38,5 @@ docs:
 	PYTHON=$(PYTHON) .ci/docs
 
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-page .venv-docs $(RUN) site build *.egg-info .pytest_cache .ruff_cache .mypy_cache .mypy-links
+	rm -rf $(VENV) .venv-build .venv-docs .venv-lowest .venv-page .venv-wheel $(RUN) build dist site *.egg-info \
+		.pytest_cache .ruff_cache .mypy_cache .mypy-links
