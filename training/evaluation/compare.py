@@ -1,6 +1,6 @@
 """Trains classifiers on the distilled set and on real tiles, and scores them on real test tiles.
 
-    histodistill compare --run runs/phantom --data phantom --train convnet:1000
+    histodistill compare runs/phantom --data phantom --train convnet:1000
 
 Each combination is one training; finished ones are kept in `RUN/comparison/`. All rows of an architecture share the
 same recipe and number of steps; the best step is chosen on the validation tiles, and the test tiles are scored once.
@@ -46,7 +46,7 @@ class CompareConfig(RowsConfig):
 
     known_rows = ROWS
 
-    run: Path = option("folder with pool/ and distilled/", setting=False)
+    run: Path = option("folder with pool/ and distilled/", positional=True, also_named=True, setting=False)
     data: str | Path = option("the real tiles: any source that train_classifier takes", setting=False)
     image_size: int | None = option("side in pixels; default: the size tiles have", default=None, setting=False)
 

@@ -1,7 +1,7 @@
 """Publishes a run on the Hugging Face Hub: its pipeline, its selector and its distilled set, each with a card.
 
-    histodistill publish --run runs/phantom --namespace you           shows what would go up
-    histodistill publish --run runs/phantom --namespace you --push    does it
+    histodistill publish runs/phantom --namespace you           shows what would go up
+    histodistill publish runs/phantom --namespace you --push    does it
 
 Repositories are private unless --public is given. Only files of a fixed list go up; the rest of a run stays here.
 Each repository changes by one commit, and one that is as it should be by none, so the same command can be run again at
@@ -32,7 +32,7 @@ _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 class PublishConfig(HubConfig):
     """Options of `publish`."""
 
-    run: Path = option("folder of a finished run", setting=False)
+    run: Path = option("folder of a finished run", positional=True, also_named=True, setting=False)
     name: str | None = option(
         "what to call the source in the names of the repositories and on the cards; default: the source's own "
         "name where it is known to everybody (phantom and those of MedMNIST)",

@@ -44,7 +44,7 @@ def run(tiny_run, tmp_path):
 
 
 def collect(run, *argv):
-    return publish.run(publish.make_parser().read(["--run", str(run), "--namespace", "me", *map(str, argv)]))
+    return publish.run(publish.make_parser().read([str(run), "--namespace", "me", *map(str, argv)]))
 
 
 def test_only_the_listed_files_leave(run):
@@ -331,13 +331,13 @@ def test_metric_space(name):
 )
 def test_options_are_checked(argv, message, capsys):
     with pytest.raises(SystemExit) as ended:
-        publish.make_parser().read(["--run", "run", *argv])
+        publish.make_parser().read(["run", *argv])
     error = capsys.readouterr().err
     assert ended.value.code == 2 and message in error and error.count("\n") == 1
 
 
 def test_defaults_upload_nothing():
-    config = publish.make_parser().read(["--run", "a-run", "--namespace", "my-lab", "--name", "crc.5_a"])
+    config = publish.make_parser().read(["a-run", "--namespace", "my-lab", "--name", "crc.5_a"])
     assert config == PublishConfig(run="a-run", namespace="my-lab", name="crc.5_a")
     assert config.only == publish.KINDS == tuple(PARTS) == tuple(SUFFIXES) and config.audit is None
     assert not (config.push or config.public or config.i_accept_the_risk)

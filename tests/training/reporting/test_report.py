@@ -127,7 +127,7 @@ def run(tmp_path):
 
 
 def test_the_step_writes_the_page_and_says_where_it_is(run, capsys):
-    path = report.run(report.make_parser().read(["--run", str(run)]))
+    path = report.run(report.make_parser().read([str(run)]))
     assert path == run / "report.html" == report.run(report.ReportConfig(run=str(run)))
     assert path.read_bytes() == write_report(run).read_bytes()
     assert capsys.readouterr().out == 2 * f"report: {path}\n"
