@@ -12,11 +12,11 @@ from jinja2 import Environment, StrictUndefined
 
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.images import base64_png
+from histodistill.training.evaluation.run_facts import package_versions, privacy_facts
 from histodistill.training.evaluation.verdicts import read_run_audit
 from histodistill.training.reporting.audit_texts import audit_texts
 from histodistill.training.reporting.pictures import BENCHMARK_PICTURES, SELECTION_PICTURES, read_pictures
-from histodistill.training.reporting.run_facts import package_versions, privacy_facts, source_name
-from histodistill.training.reporting.run_files import REPORT, read_optional, read_results, read_run_record
+from histodistill.training.reporting.run_files import REPORT, read_optional, read_results, read_run_record, source_name
 from histodistill.training.reporting.scores import ScoreText, architecture_title, recoveries, score_tables
 from histodistill.training.running.files import write_text
 from histodistill.training.running.stages import read_record
