@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from histodistill.training.engine.pool import Chunk
     from histodistill.training.running.stages import Stage
 
-# Of a pool's settings, those that decide what a seed becomes.
-PIPELINE_OPTIONS = ("num_inference_steps", "guidance_scale", "guidance_interval", "mixed_precision")
+#: Of a pool's settings, those that the pipeline is called with.
+CALL_OPTIONS = ("num_inference_steps", "guidance_scale", "guidance_interval")
+#: The same with all else that decides what a seed becomes.
+PIPELINE_OPTIONS = (*CALL_OPTIONS, "mixed_precision")
 # Seconds between two records of the time spent, which a killed run goes on from.
 _PROGRESS_SECONDS = 60
 

@@ -36,6 +36,8 @@ ROWS = {
 }
 # The row whose accuracy is divided by that of real_all.
 RECOVERY_ROW = "distilled_ce"
+#: The row that uses all that the distilled set has, and so is the way to train on it.
+SOFT_ROW = "distilled_soft"
 # How often a training is validated: after each tenth of its steps.
 _VALIDATIONS = 10
 
@@ -165,7 +167,7 @@ def recipe(cell: PlannedCell, batch_size: int) -> ClassifierConfig:
     return ClassifierConfig(
         architecture=cell.architecture,
         loss="joint" if cell.row == "distilled_joint" else "ce",
-        soft_label_weight=1.0 if cell.row == "distilled_soft" else 0.0,
+        soft_label_weight=1.0 if cell.row == SOFT_ROW else 0.0,
         seed=cell.seed,
         max_train_steps=cell.steps,
         batch_size=batch_size,
@@ -195,9 +197,9 @@ def training_tiles(row: str, run: Path, source: TileSource, n_per_class: int, se
         train = source.split("train")
         return train.subset(sample_per_class(train.labels, n_per_class, seed))
     images, columns, _ = read_image_dataset(run / ("pool" if row == "pool_random" else "distilled"))
-    if row == "distilled_soft" and "soft_label" not in columns:
+    if row == SOFT_ROW and "soft_label" not in columns:
         raise InputError("the distilled set has no soft labels: run histodistill select anew")
-    tiles = Tiles(images, columns["label"], columns["soft_label"] if row == "distilled_soft" else None)
+    tiles = Tiles(images, columns["label"], columns["soft_label"] if row == SOFT_ROW else None)
     return tiles.subset(sample_per_class(tiles.labels, n_per_class, seed)) if row == "pool_random" else tiles
 
 

@@ -12,6 +12,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.images import base64_png
+from histodistill.training.evaluation.run_facts import package_versions, privacy_facts
 from histodistill.training.evaluation.verdicts import read_run_audit
 from histodistill.training.reporting.audit_texts import audit_texts
 from histodistill.training.reporting.class_scores import class_scores
@@ -21,8 +22,7 @@ from histodistill.training.reporting.pictures import (
     SELECTION_PICTURES,
     read_pictures,
 )
-from histodistill.training.reporting.run_facts import package_versions, privacy_facts, source_name
-from histodistill.training.reporting.run_files import REPORT, read_optional, read_results, read_run_record
+from histodistill.training.reporting.run_files import REPORT, read_optional, read_results, read_run_record, source_name
 from histodistill.training.reporting.scores import (
     ScoreText,
     architecture_title,
