@@ -67,7 +67,7 @@ def write_report(run: str | Path) -> Path:
 
     The page needs nothing else: its images are in it (only synthetic ones), it has no script and loads nothing. Of the
     run's files only `distilled/` must be there; where another is missing (`run.json`, `results.json`, the `stage.json`
-    of a stage), the section says so. Where they are there it shows, too, the scores of single classes in `comparison/`,
+    of a stage), the section says so. Where they are there, it shows the scores of single classes in `comparison/`,
     the table in `benchmark/`, and the pictures of the communities in `selector/`.
 
     Args:
