@@ -12,7 +12,7 @@ from histodistill.hub_cards.part_files import shown
 
 
 #: Version of the layout of `audit.json`. An audit of any other is of another version of histodistill.
-AUDIT_FORMAT = 3
+AUDIT_FORMAT = 4
 #: What an audit of images looks at, in order: nothing else is a finding, and none of them may be missing.
 SET_FINDINGS = (
     "planted exact",
@@ -138,6 +138,11 @@ class FindingRecord(Exact):
     passed: bool
     sentence: _Sentence
 
+    @property
+    def is_control(self) -> bool:
+        """Whether it is about the audit itself: what it would find, not what it found."""
+        return self.name.startswith("planted") or self.name == "false alarms"
+
 
 class VerdictRecord(Exact):
     """What was found of one part.
@@ -173,7 +178,7 @@ class AuditRecord(Exact):
         figures: What the verdicts rest on.
     """
 
-    format: Literal[3]
+    format: Literal[4]
     data: Annotated[str, Field(max_length=1000)]
     num_tiles: dict[Literal["train", "validation", "test", "held_out"], Count]
     held_out_at_random: bool

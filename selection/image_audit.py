@@ -3,7 +3,7 @@
 Arrays in, plain dataclasses out. Three questions, each asked in pixels and in every embedding: are there copies, are
 the images nearer to training tiles than chance allows, and can an attacker tell who was in the training set? Each has
 a main attack, a control where nothing can have been learned, and a naive baseline, as anonymeter has (Giomi et al.,
-PoPETs 2023). `AUDIT.md` beside this file gives the reasons.
+PoPETs 2023). `docs/privacy-audit.md` gives the reasons.
 """
 
 from __future__ import annotations
@@ -474,21 +474,19 @@ def judge_set(result: AuditResult) -> list[Finding]:
 def judge_weights(result: AuditResult) -> list[Finding]:
     """The points on which the model passes: those of its set, no memorising, and no membership told by its weights."""
     copies = result.pool.copies
-    findings = [
-        *judge_set(result),
-        Finding(
-            "pool",
-            copies.p_value >= FAILS_BY_CHANCE and copies.share.low <= MAX_FALSE_ALARMS,
-            f"{copies.of_training} of {copies.num_images:,} generated images are copies of training tiles, where "
-            f"{copies.control * copies.num_images:.1f} are expected of a model that has not seen them and at most "
-            f"{100 * MAX_FALSE_ALARMS:.0f}% may be",
-        ),
-    ]
+    passed = copies.p_value >= FAILS_BY_CHANCE and copies.share.low <= MAX_FALSE_ALARMS
+    sentence = (
+        f"{copies.of_training} of {copies.num_images:,} generated images are copies of training tiles, where "
+        f"{copies.control * copies.num_images:.1f} are expected of a model that has not seen them"
+    )
+    rule = f"at most {100 * MAX_FALSE_ALARMS:.0f}% may be"
+    sentence += f"; that is consistent with chance, and {rule}" if passed else f" and {rule}"
+    findings = [*judge_set(result), Finding("pool", passed, sentence)]
     if result.weights is None:
         findings.append(Finding("weights", False, "the attack of one who holds the weights was not made"))
     else:
         enough = result.num_weight_tiles >= result.least_weight_tiles
-        sentence = f"one who holds the weights tells training tiles with {_told(result.weights)}"
+        sentence = _told("one who holds the weights", result.weights)
         if not enough:
             few = f"{result.num_weight_tiles} tiles say little: it must be at least {result.least_weight_tiles}"
             sentence += f"; {few}"
@@ -505,19 +503,20 @@ def _judge_audit(result: AuditResult) -> list[Finding]:
     for kind, least in MUST_FIND.items():
         if kind in result.planted:
             value = result.planted[kind].value
-            sentence = f"{100 * value:.0f}% of the planted {kind} copies are found; it must be {100 * least:.0f}%"
+            sentence = (
+                f"{100 * value:.0f}% of the planted {kind} copies are found; at least {100 * least:.0f}% must be"
+            )
             findings.append(Finding(f"planted {kind}", value >= least, sentence))
     alarms = binomial_interval(round(limits.false_alarms * limits.num_held_out), limits.num_held_out)
     # With few tiles the limit is the lowest of their scores; a further tile falls below that with this probability.
     allowed = max(MAX_FALSE_ALARMS, 1 / (limits.num_held_out + 1))
-    findings.append(
-        Finding(
-            "false alarms",
-            alarms.low <= allowed,
-            f"{100 * alarms.value:.1f}% [{100 * alarms.low:.1f}, {100 * alarms.high:.1f}] of {limits.num_held_out:,} "
-            f"independent real tiles are taken for copies; it may be {100 * allowed:.0f}%",
-        )
+    passed = alarms.low <= allowed
+    sentence = (
+        f"{100 * alarms.value:.1f}% [{100 * alarms.low:.1f}, {100 * alarms.high:.1f}] of {limits.num_held_out:,} "
+        f"independent real tiles are taken for copies, {{}} {100 * allowed:.0f}%"
     )
+    how = "consistent with at most" if passed else "which is more than the allowed"
+    findings.append(Finding("false alarms", passed, sentence.format(how)))
     return findings
 
 
@@ -533,12 +532,14 @@ def _judge_images(result: AuditResult) -> list[Finding]:
         )
     )
     worst = max(published.overfitting.items(), key=lambda item: item[1].share.low)
+    passed = worst[1].share.low <= 0.5
+    how = "consistent with the 0.5 of chance" if passed else "more than the 0.5 of chance"
     findings.append(
         Finding(
             "overfitting",
-            worst[1].share.low <= 0.5,
+            passed,
             f"a share of {_text(worst[1].share)} of the images is nearer to a training tile than to any of as many "
-            f"held-out ones ({worst[0]}); 0.5 is chance",
+            f"held-out ones ({worst[0]}), {how}",
         )
     )
     attacks = [
@@ -548,8 +549,7 @@ def _judge_images(result: AuditResult) -> list[Finding]:
     ]
     bad = [item for item in attacks if not _is_guessing(item[1])]
     name, attack = max(bad or attacks, key=lambda item: abs(item[1].auc.value - 0.5))
-    sentence = f"one who has the images alone tells training tiles with {_told(attack)} ({name}; the best of "
-    sentence += f"{len(attacks)} attacks)"
+    sentence = _told("one who has the images alone", attack) + f" ({name}; the best of {len(attacks)} attacks)"
     if bad and not result.is_random:
         sentence += "; no tiles were held out at random, so this may be how training and validation tiles differ"
     findings.append(Finding("membership", not bad, sentence))
@@ -563,11 +563,14 @@ def _is_guessing(attack: Attack) -> bool:
     return is_half and (surely is None or surely.low <= MAX_TRUE_POSITIVES)
 
 
-def _told(attack: Attack) -> str:
-    """How well an attack tells members, for the end of a sentence."""
+def _told(who: str, attack: Attack) -> str:
+    """How well an attacker tells members, as a sentence that says whether it is more than guessing."""
     surely = attack.true_positives[FALSE_POSITIVE_RATES[0]]
     few = "" if surely is None else f", and {100 * surely.value:.1f}% of them at 1% false alarms"
-    return f"an AUC of {_text(attack.auc)}{few}"
+    if not _is_guessing(attack):
+        return f"{who} tells training tiles with an AUC of {_text(attack.auc)}{few}"
+    near = "consistent with" if attack.auc.covers(0.5) else f"within {AUC_TOLERANCE} of"
+    return f"{who} can only guess at training tiles: an AUC of {_text(attack.auc)}, {near} the 0.5 of guessing{few}"
 
 
 def _text(interval: Interval) -> str:

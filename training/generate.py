@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from histodistill.training.running.launch import NUM_PROCESSES_HELP
 from histodistill.training.running.options import StepConfig, StepParser, config, option, require, run_script
-from histodistill.training.running.training_options import PRECISIONS
+from histodistill.training.running.training_options import precision_option
 
 
 if TYPE_CHECKING:
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from histodistill.training.engine.pool import Chunk
     from histodistill.training.running.stages import Stage
 
-# Of a pool's settings, those that decide what a seed becomes.
-PIPELINE_OPTIONS = ("num_inference_steps", "guidance_scale", "guidance_interval", "mixed_precision")
+#: Of a pool's settings, those that the pipeline is called with.
+CALL_OPTIONS = ("num_inference_steps", "guidance_scale", "guidance_interval")
+#: The same with all else that decides what a seed becomes.
+PIPELINE_OPTIONS = (*CALL_OPTIONS, "mixed_precision")
 # Seconds between two records of the time spent, which a killed run goes on from.
 _PROGRESS_SECONDS = 60
 
@@ -46,7 +48,7 @@ class GenerateConfig(StepConfig):
     )
     chunk_size: int = option("images that are generated together", default=100, at_least=1)
     seed: int = option("the pool's seed; of 0, image i has the seed i", default=0, at_least=0, below=2**31)
-    mixed_precision: str = option("fp16 needs a GPU", default="no", choices=PRECISIONS)
+    mixed_precision: str = precision_option(default="no")
     num_processes: int = option(NUM_PROCESSES_HELP, default=1, at_least=1, setting=False)
 
     def check(self) -> None:

@@ -91,6 +91,19 @@ def test_copies_of_training_tiles_fail_on_every_point(thief):
         assert "\n" not in finding.sentence and not finding.sentence.endswith(".")
 
 
+def test_a_point_that_passes_does_not_read_like_one_that_fails(honest, thief):
+    good = {finding.name: finding.sentence for finding in judge_weights(honest)}
+    bad = {finding.name: finding.sentence for finding in judge_weights(thief)}
+    for name in ("membership", "weights"):
+        assert " can only guess at training tiles: an AUC of " in good[name] and " of guessing" in good[name]
+        assert " tells training tiles with an AUC of " in bad[name] and "guess" not in bad[name]
+    for name in ("overfitting", "pool", "false alarms"):
+        assert "consistent with" in good[name]
+    assert bad["overfitting"].endswith("more than the 0.5 of chance")
+    assert bad["pool"].endswith("and at most 1% may be") and "consistent" not in bad["pool"]
+    assert good["planted exact"] == "100% of the planted exact copies are found; at least 100% must be"
+
+
 def test_nothing_passes_where_nothing_was_planted_or_the_weights_not_attacked(real):
     result = audit(tiles(20, 3), tiles(20, 4), real, {}, n_planted=0)
     assert "planted" in failed(judge_set(result))

@@ -93,7 +93,7 @@ def test_command_that_is_told_to_end_does_so_with_one_sentence(monkeypatch, caps
 
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(step_of("report"), "run", told_to_end)
-    assert run("report", "--run", "r") == 143
+    assert run("report", "r") == 143
     assert capsys.readouterr().err == "error: histodistill report was told to end: run the same command again\n"
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -202,13 +202,13 @@ def test_bad_options_of_generate(option, value, rule, capsys):
 def test_report_of_a_run(tiny_run, tmp_path, capsys):
     folder = shutil.copytree(tiny_run.folder, tmp_path / "run")
     (folder / "report.html").unlink()
-    cli.main(["report", "--run", str(folder)])
+    cli.main(["report", str(folder)])
     assert capsys.readouterr().out == f"report: {folder / 'report.html'}\n"
     assert (folder / "report.html").is_file()
 
 
 def test_report_of_nothing(tmp_path, capsys):
-    assert run("report", "--run", str(tmp_path / "run")) == 2
+    assert run("report", str(tmp_path / "run")) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1

@@ -26,6 +26,7 @@ from histodistill.training.engine.classifier_training import TrainedClassifier, 
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.options import run_script, to_argv
+from histodistill.training.running.precision import usual_precision
 from histodistill.training.train_classifier import TrainClassifierConfig, make_parser
 
 
@@ -405,8 +406,9 @@ def test_settings_are_the_options_that_decide_the_result():
         "alpha": 1.0, "architecture": "convnet", "batch_size": 128, "class_balance": 0.0, "cutmix": 0.0,
         "ema_decay": 0.0, "gradient_accumulation_steps": 1, "image_size": None, "learning_rate": None, "loss": "ce",
         "margin": 0.3, "max_blur": 0.0, "max_grad_norm": 1.0, "max_shift": 2, "max_train_steps": 1000,
-        "mixed_precision": "bf16", "mixup": 0.0, "n_per_class": 5, "normalize_stain": False, "position": 0.9,
-        "seed": 0, "soft_label_weight": 0.0, "stain_strength": 0.1, "temperature": 4.0, "validation_steps": 100,
+        "mixed_precision": usual_precision(), "mixup": 0.0, "n_per_class": 5, "normalize_stain": False,
+        "position": 0.9, "seed": 0, "soft_label_weight": 0.0, "stain_strength": 0.1, "temperature": 4.0,
+        "validation_steps": 100,
         "validation_tiles": 10_000, "warmup": 0.05, "weight_decay": 0.0005, "width": None,
     }  # fmt: skip
     assert list(settings) == sorted(settings)

@@ -23,8 +23,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from histodistill.training.running.options import StepConfig, StepParser, config, option, run_script
+from histodistill.training.running.precision import PRECISIONS
 from histodistill.training.running.presets import PRESET_NAMES, load_preset
-from histodistill.training.running.training_options import PRECISIONS
 
 
 if TYPE_CHECKING:

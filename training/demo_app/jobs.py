@@ -20,6 +20,7 @@ from histodistill.training.engine.classifier_training import fit_classifier
 from histodistill.training.engine.pool import generate_images
 from histodistill.training.engine.scoring import score
 from histodistill.training.running.errors import InputError
+from histodistill.training.running.precision import usual_precision
 
 
 #: What a classifier can learn from, and how the page calls it.
@@ -126,7 +127,7 @@ def train_live(run: DemoRun, real: TileSource | None, recipe: str, num_steps: in
                     config,
                     train,
                     validation,
-                    make_accelerator("bf16"),
+                    make_accelerator(usual_precision()),
                     class_names=run.class_names,
                     log=log,
                     progress=False,

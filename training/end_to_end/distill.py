@@ -25,9 +25,10 @@ from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.formats import RUN_FORMAT, check_format
 from histodistill.training.running.launch import NUM_PROCESSES_HELP, run_module
 from histodistill.training.running.options import StepConfig, StepParser, check_values, config, option, run_script
+from histodistill.training.running.precision import resolve_precision
 from histodistill.training.running.presets import PRESET_NAMES, Preset, load_preset, preset_name
 from histodistill.training.running.program import ANSWER_IS_NO
-from histodistill.training.running.training_options import AUDIT_SHARE_HELP, PRECISIONS
+from histodistill.training.running.training_options import AUDIT_SHARE_HELP, precision_option
 
 
 # What is made of the models, and so can be made anew with other options.
@@ -73,7 +74,7 @@ class DistillConfig(StepConfig):
     audit_share: float = option(AUDIT_SHARE_HELP, default=0.1, at_least=0, below=1)
     # What the selection can take.
     seed: int = option("seed of every step", default=0, at_least=0, below=2**31)
-    mixed_precision: str = option("of the trainings", default="bf16", choices=PRECISIONS)
+    mixed_precision: str = precision_option()
     num_processes: int = option(NUM_PROCESSES_HELP, default=1, at_least=1)
 
     def check(self) -> None:
@@ -256,6 +257,9 @@ def open_run(config: DistillConfig, max_train_steps: Mapping[str, int] | None = 
     preset = with_changes(preset.with_options("diffusion", {"max_train_steps": steps}), config, list(STEPS))
     for step, number in (max_train_steps or {}).items():
         preset = preset.with_options(step, {"max_train_steps": number})
+    for step in STEPS:  # run.json holds what was used, not "auto"
+        if precision := preset.options(step).get("mixed_precision"):
+            preset = preset.with_options(step, {"mixed_precision": resolve_precision(precision)})
     settings = {
         **preset.settings(),
         "seed": config.seed,

@@ -7,6 +7,7 @@ from typing import Any
 from histodistill.training.models.architectures import ARCHITECTURES, LEARNING_RATES
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import StepConfig, config, option
+from histodistill.training.running.suggestions import did_you_mean
 
 
 # Cross-entropy, its sum with the boundary-guided contrastive term, and that term alone: see `losses.py`.
@@ -117,7 +118,8 @@ def check_recipe(config: Any) -> None:
     for name, known in (("architecture", ARCHITECTURES), ("loss", LOSSES)):
         if getattr(config, name) not in known:
             value = getattr(config, name)
-            raise InputError(f"{param(name)}={value} is unknown: it must be one of {', '.join(known)}")
+            meant = did_you_mean(value, known)
+            raise InputError(f"{param(name)}={value} is unknown{meant}: it must be one of {', '.join(known)}")
     if config.loss != "ce" and (config.mixup or config.cutmix):
         raise InputError(
             f"{param('loss')}={config.loss} does not go with mixed tiles, which are of no one class: give "

@@ -1,6 +1,6 @@
 """Trains classifiers on the distilled set and on real tiles, and scores them on real test tiles.
 
-    histodistill compare --run runs/phantom --data phantom --train convnet:1000
+    histodistill compare runs/phantom --data phantom --train convnet:1000
 
 Each combination is one training; finished ones are kept in `RUN/comparison/`. All rows of an architecture share the
 same recipe and number of steps; the best step is chosen on the validation tiles, and the test tiles are scored once.
@@ -36,6 +36,8 @@ ROWS = {
 }
 # The row whose accuracy is divided by that of real_all.
 RECOVERY_ROW = "distilled_ce"
+#: The row that uses all that the distilled set has, and so is the way to train on it.
+SOFT_ROW = "distilled_soft"
 # How often a training is validated: after each tenth of its steps.
 _VALIDATIONS = 10
 
@@ -46,7 +48,7 @@ class CompareConfig(RowsConfig):
 
     known_rows = ROWS
 
-    run: Path = option("folder with pool/ and distilled/", setting=False)
+    run: Path = option("folder with pool/ and distilled/", positional=True, also_named=True, setting=False)
     data: str | Path = option("the real tiles: any source that train_classifier takes", setting=False)
     image_size: int | None = option("side in pixels; default: the size tiles have", default=None, setting=False)
 
@@ -165,7 +167,7 @@ def recipe(cell: PlannedCell, batch_size: int) -> ClassifierConfig:
     return ClassifierConfig(
         architecture=cell.architecture,
         loss="joint" if cell.row == "distilled_joint" else "ce",
-        soft_label_weight=1.0 if cell.row == "distilled_soft" else 0.0,
+        soft_label_weight=1.0 if cell.row == SOFT_ROW else 0.0,
         seed=cell.seed,
         max_train_steps=cell.steps,
         batch_size=batch_size,
@@ -195,9 +197,9 @@ def training_tiles(row: str, run: Path, source: TileSource, n_per_class: int, se
         train = source.split("train")
         return train.subset(sample_per_class(train.labels, n_per_class, seed))
     images, columns, _ = read_image_dataset(run / ("pool" if row == "pool_random" else "distilled"))
-    if row == "distilled_soft" and "soft_label" not in columns:
+    if row == SOFT_ROW and "soft_label" not in columns:
         raise InputError("the distilled set has no soft labels: run histodistill select anew")
-    tiles = Tiles(images, columns["label"], columns["soft_label"] if row == "distilled_soft" else None)
+    tiles = Tiles(images, columns["label"], columns["soft_label"] if row == SOFT_ROW else None)
     return tiles.subset(sample_per_class(tiles.labels, n_per_class, seed)) if row == "pool_random" else tiles
 
 

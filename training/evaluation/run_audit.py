@@ -31,7 +31,7 @@ from histodistill.training.evaluation.weights_attack import attack_scores, denoi
 from histodistill.training.models.embedders import is_classifier, named_embeddings
 from histodistill.training.models.loading import load_pipeline
 from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.files import read_json, write_bytes, write_json
+from histodistill.training.running.files import write_bytes, write_json
 from histodistill.training.running.stages import read_record, require_complete
 
 
@@ -256,7 +256,7 @@ def write_audit(path: Path, audit: AuditRecord) -> None:
     write_json(path, audit.model_dump(mode="json"))
 
 
-def renew_audit(path: Path, run: AuditedRun) -> dict[str, Any]:
+def renew_audit(path: Path, run: AuditedRun) -> AuditRecord:
     """The audit of a run whose files are those that were judged, with the hashes of the records as they are now.
 
     Args:
@@ -264,7 +264,7 @@ def renew_audit(path: Path, run: AuditedRun) -> dict[str, Any]:
         run: The run, whose records were just seen to hold nothing but what they may.
 
     Returns:
-        What audit.json holds.
+        The audit as it now is.
 
     Raises:
         InputError: If it is about other files, or is no audit.
@@ -279,12 +279,13 @@ def renew_audit(path: Path, run: AuditedRun) -> dict[str, Any]:
         changed = sorted(
             name for name in known.records.keys() | records.keys() if known.records.get(name) != records.get(name)
         )
-        write_audit(path, known.model_copy(update={"records": records}))
+        known = known.model_copy(update={"records": records})
+        write_audit(path, known)
         print(
             f"audit: what was judged has not changed, so nothing was measured again; {path} is now about "
             f"{', '.join(changed)} as it is"
         )
-    return read_json(path)
+    return known
 
 
 def summary_lines(audit: AuditRecord) -> list[str]:

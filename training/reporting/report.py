@@ -1,6 +1,6 @@
 """Writes the report of a run, `RUN/report.html`, again.
 
-    histodistill report --run runs/phantom
+    histodistill report runs/phantom
 
 The page shows scores as charts and tables, the audit's verdict, distilled images and how they were chosen, times and
 settings. It needs nothing else: its images are in it, only synthetic ones, it has no script and loads nothing. It
@@ -18,7 +18,7 @@ from histodistill.training.running.options import StepConfig, StepParser, config
 class ReportConfig(StepConfig):
     """Options of `report`."""
 
-    run: Path = option("folder that histodistill distill left", setting=False)
+    run: Path = option("folder that histodistill distill left", positional=True, also_named=True, setting=False)
 
 
 def make_parser() -> StepParser[ReportConfig]:

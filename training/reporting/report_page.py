@@ -12,6 +12,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.images import base64_png
+from histodistill.training.evaluation.run_facts import package_versions, privacy_facts
 from histodistill.training.evaluation.verdicts import read_run_audit
 from histodistill.training.reporting.audit_texts import audit_texts
 from histodistill.training.reporting.class_scores import class_scores
@@ -21,8 +22,7 @@ from histodistill.training.reporting.pictures import (
     SELECTION_PICTURES,
     read_pictures,
 )
-from histodistill.training.reporting.run_facts import package_versions, privacy_facts, source_name
-from histodistill.training.reporting.run_files import REPORT, read_optional, read_results, read_run_record
+from histodistill.training.reporting.run_files import REPORT, read_optional, read_results, read_run_record, source_name
 from histodistill.training.reporting.scores import (
     ScoreText,
     architecture_title,
@@ -67,8 +67,8 @@ def write_report(run: str | Path) -> Path:
 
     The page needs nothing else: its images are in it (only synthetic ones), it has no script and loads nothing. Of the
     run's files only `distilled/` must be there; where another is missing (`run.json`, `results.json`, the `stage.json`
-    of a stage), the section says so. Where they are there, it shows the scores of single classes in `comparison/`,
-    the table in `benchmark/`, and the pictures of the communities in `selector/`.
+    of a stage), the section says so. Where they are there it shows, too, the scores of single classes in
+    `comparison/`, the table in `benchmark/`, and the pictures of the communities in `selector/`.
 
     Args:
         run: Folder of a run.

@@ -45,29 +45,45 @@ def score_tables(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def recoveries(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """The recovery of each architecture, and what it means in one sentence.
+    """What each architecture recovers by the recommended way, beside as many random real tiles, in one sentence.
+
+    The recommended way is the teacher's soft labels, where there are such scores.
 
     Args:
         results: What `read_results` returned.
 
     Returns:
-        Dicts of `architecture`, `value` (1 is the accuracy of all real tiles) and `sentence`.
+        Dicts of `architecture`, `value` (1 is the accuracy of all real tiles) and `sentence`; none for an architecture
+        without scores of all real tiles.
     """
-    by_place = {(row["architecture"], row["row"]): row for row in results["rows"]}
     items = []
-    for name, value in results.get("recovery", {}).items():
-        own, full = by_place[name, results["recovery_row"]], by_place[name, "real_all"]
-        sentence = (
-            f"{architecture_title(name)} trained on the {own['num_train']:,} distilled images reaches "
-            f"{100 * value:.1f}% of the test accuracy that all {full['num_train']:,} real training tiles give "
-            f"({own['accuracy']['mean']:.3f} of {full['accuracy']['mean']:.3f})"
-        )
-        random = by_place.get((name, "real_random"))
-        if random and random["accuracy"]["mean"] is not None:
-            share = random["accuracy"]["mean"] / full["accuracy"]["mean"]
-            sentence += f"; {random['num_train']:,} random real tiles reach {100 * share:.1f}%"
-        items.append({"architecture": architecture_title(name), "value": value, "sentence": f"{sentence}."})
+    for name in dict.fromkeys(row["architecture"] for row in results["rows"]):
+        rows = {row["row"]: row for row in results["rows"] if row["architecture"] == name}
+        own, full = rows.get(headline_row(rows, results["recovery_row"])), rows.get("real_all")
+        if own and full and own["accuracy"]["mean"] is not None and full["accuracy"]["mean"]:
+            value = own["accuracy"]["mean"] / full["accuracy"]["mean"]
+            sentence = _headline(name, own, full, rows.get("real_random"))
+            items.append({"architecture": architecture_title(name), "value": value, "sentence": sentence})
     return items
+
+
+def _headline(name: str, own: dict[str, Any], full: dict[str, Any], random: dict[str, Any] | None) -> str:
+    """The score of distilled images in one sentence with what random real tiles give."""
+    accuracy, ceiling = own["accuracy"]["mean"], full["accuracy"]["mean"]
+    how = "with the teacher's soft labels" if own["row"] == _RECOMMENDED_ROW else "by their labels"
+    text = (
+        f"{architecture_title(name)} trained on the {own['num_train']:,} distilled images {how} gets {accuracy:.3f} "
+        f"of the test tiles right, {100 * accuracy / ceiling:.1f}% of what all {full['num_train']:,} real training "
+        f"tiles give ({ceiling:.3f})"
+    )
+    if random and random["accuracy"]["mean"] is not None:
+        text += (
+            f"; {random['num_train']:,} random real tiles give {random['accuracy']['mean']:.3f}, but real "
+            "tiles may not be shared"
+        )
+    seeds = own["seeds"]
+    told = f"mean of {len(seeds)} seeds" if len(seeds) > 1 else "one seed: another may differ by some points"
+    return f"{text} ({told})."
 
 
 def headline_row(names: Collection[str], recovery_row: str) -> str:

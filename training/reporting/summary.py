@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from histodistill.training.evaluation.audit import AUDIT
 from histodistill.training.evaluation.verdicts import read_run_audit
-from histodistill.training.reporting.run_files import REPORT, read_results
+from histodistill.training.reporting.run_files import REPORT, read_results, read_run_record
 from histodistill.training.reporting.scores import recoveries, score_tables
 
 
@@ -31,6 +32,7 @@ def summary_lines(run: str | Path) -> list[str]:
                 lines.append(f"  {row['title']:<{width}}{row['num_train']:>8,}{scores}")
             lines.append("")
         lines += results.get("notes", [])
+        lines += tile_lines(run, results)
         lines += [item["sentence"] for item in recoveries(results)]
     else:
         lines.append("No scores yet: histodistill compare makes them.")
@@ -38,6 +40,24 @@ def summary_lines(run: str | Path) -> list[str]:
     if (run / REPORT).is_file():
         lines.append(f"Report:        {run / REPORT}")
     return lines + refusal_lines(run)
+
+
+def tile_lines(run: Path, results: dict[str, Any]) -> list[str]:
+    """Why classifiers on all real tiles saw more of them than the models did; no line where they did not.
+
+    Args:
+        run: Folder of a run.
+        results: What `read_results` returned.
+    """
+    record = read_run_record(run)
+    counts = record.get("num_tiles") if record else None
+    train, held_out = (counts or {}).get("train", 0), (counts or {}).get("held_out", 0)
+    if not held_out or not any(row["num_train"] == train + held_out for row in results["rows"]):
+        return []
+    return [
+        f"All {train + held_out:,} real training tiles are the {train:,} that the models learned from and the "
+        f"{held_out:,} that were held out for the privacy audit."
+    ]
 
 
 def refusal_lines(run: Path) -> list[str]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import itertools
 import math
 import numbers
 import os
@@ -32,7 +33,15 @@ from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar, Union, dataclass_transform
 
 from histodistill.training.running.errors import InputError, option_string, param
-from histodistill.training.running.program import as_program, end_with, require_temporary_folders, speaks
+from histodistill.training.running.program import (
+    ERROR,
+    as_program,
+    end_with,
+    fail,
+    require_temporary_folders,
+    speaks,
+)
+from histodistill.training.running.suggestions import did_you_mean
 
 
 _Config = TypeVar("_Config", bound="StepConfig")
@@ -65,10 +74,12 @@ class Option:
         metavar: What stands for its value, or values, in `--help`.
         group: Title of the group that `--help` shows it in.
         positional: Whether the command line takes it without a name.
+        also_named: Whether the command line takes a positional by its name, too, as it did when it was no positional.
         repeatable: Whether the command line takes it, with one value or several, more than once.
         may_be_empty: Whether there may be none of several values, though there are some by default.
         setting: Whether it decides what comes out, and so is recorded as a setting of the result; others say where
             from, where to and how a script runs.
+        resolve: Puts what a value stands for on this machine in its place, so that records hold that.
     """
 
     help: str
@@ -80,9 +91,11 @@ class Option:
     metavar: str | tuple[str, ...] | None = None
     group: str | None = None
     positional: bool = False
+    also_named: bool = False
     repeatable: bool = False
     may_be_empty: bool = False
     setting: bool = True
+    resolve: Callable[[Any], Any] | None = None
 
     def rule(self) -> str:
         """The bounds in words, such as "at least 0 and below 1"; empty where there are none."""
@@ -260,6 +273,25 @@ class Kind:
         is_name = self.text_or_path and len(path.parts) == 1 and not path.is_absolute()
         return os.path.join(os.curdir, path) if is_name else str(path)
 
+    def read_words(self, name: str, words: Any) -> Any:
+        """The value that one word or several of a command line stand for, which `take` has still to see.
+
+        Args:
+            name: The field's, for messages.
+            words: Text or texts; what is none, such as a default, stays what it is.
+
+        Raises:
+            InputError: For a word that stands for no number where there should be one.
+        """
+        if isinstance(words, list):
+            return [self.read_words(name, word) for word in words]
+        if not isinstance(words, str) or self.item not in (int, float):
+            return words
+        try:
+            return self.item(words)
+        except ValueError as error:
+            raise InputError(f"{param(name)}={words} cannot be read: it must be {_WANTED[self.item]}") from error
+
     def read_text(self, name: str, text: str) -> Any:
         """The value that a text stands for; several numbers are separated by commas, several texts by spaces.
 
@@ -309,8 +341,9 @@ def _take(config_class: type[StepConfig], field: dataclasses.Field[Any], value: 
     value = Kind.of(config_class, field.name).take(field.name, value)
     if value == () and field.default != () and not field.metadata[_METADATA].may_be_empty:
         raise InputError(f"{param(field.name)} has no values: give at least one")
-    _check_value(field.name, value, field.metadata[_METADATA])
-    return value
+    about = field.metadata[_METADATA]
+    _check_value(field.name, value, about)
+    return about.resolve(value) if about.resolve else value
 
 
 def _check_value(name: str, value: Any, about: Option) -> None:
@@ -319,7 +352,8 @@ def _check_value(name: str, value: Any, about: Option) -> None:
         if item is None or isinstance(item, bool):
             continue
         if about.choices is not None and item not in about.choices:
-            raise InputError(f"{param(name)}={item} is unknown: it must be one of {', '.join(about.choices)}")
+            meant = did_you_mean(item, about.choices)
+            raise InputError(f"{param(name)}={item} is unknown{meant}: it must be one of {', '.join(about.choices)}")
         if isinstance(item, (int, float)) and about.rule():
             is_within = about.allows(item)
             # The record of the settings is JSON, which knows no infinity.
@@ -353,7 +387,8 @@ def check_values(config_class: type[StepConfig], values: Mapping[str, Any]) -> N
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     for name, value in values.items():
         if name not in fields:
-            raise InputError(f"{name} is no option: it must be one of {', '.join(fields)}")
+            meant = did_you_mean(name, fields)
+            raise InputError(f"{name} is no option{meant}: it must be one of {', '.join(fields)}")
         _take(config_class, fields[name], value)
 
 
@@ -433,23 +468,28 @@ class StepParser(argparse.ArgumentParser, Generic[_Config]):
             del options["metavar"]
             options["action"] = argparse.BooleanOptionalAction
         else:
-            options["type"] = kind.item
             if about.choices is not None:
-                options["choices"] = list(about.choices)
+                options["choices"] = _Choices(about.choices)
             if kind.count is None:
                 # No value at all is one that can be given only where it is the default, or means something.
                 options["nargs"] = "*" if field.default == () or about.may_be_empty else "+"
             elif kind.count:
                 options["nargs"] = kind.count
         if about.positional:
-            metavar = about.metavar if isinstance(about.metavar, str) else field.name.upper()
-            self.called[field.name] = metavar
-            group.add_argument(field.name, **{**options, "metavar": metavar})
+            self._add_positional(group, field.name, about, options)
             return
         default: Any = None if required else field.default
         if about.repeatable:
             options["action"], default = "extend", list(default or ())
         group.add_argument(option_string(field.name), dest=field.name, required=required, default=default, **options)
+
+    def _add_positional(self, group: Any, name: str, about: Option, options: dict[str, Any]) -> None:
+        metavar = about.metavar if isinstance(about.metavar, str) else name.upper()
+        self.called[name] = metavar
+        positional = group.add_argument(name, **{**options, "metavar": metavar})
+        if about.also_named:
+            positional.required = False  # `_take_by_name` sees to it
+            group.add_argument(option_string(name), dest=_by_name(name), help=argparse.SUPPRESS)
 
     def read(self, argv: Sequence[str] | None = None) -> _Config:
         """The configuration that a command line stands for.
@@ -460,17 +500,67 @@ class StepParser(argparse.ArgumentParser, Generic[_Config]):
         Raises:
             SystemExit: With code 2 where it is wrong, after one sentence about it.
         """
-        args = self.parse_args(argv)
+        argv = sys.argv[1:] if argv is None else list(argv)
+        self._refuse_unknown_options(argv)
+        values = vars(self.parse_args(argv))
+        self._take_by_name(values)
         try:
-            return self.config_class(**vars(args))
+            kinds = {name: Kind.of(self.config_class, name) for name in values}
+            return self.config_class(**{name: kinds[name].read_words(name, value) for name, value in values.items()})
         except InputError as error:
             end_with(error, self.called)
 
+    def _refuse_unknown_options(self, argv: Sequence[str]) -> None:
+        """Says what is no option before argparse says what else is missing, and which one was probably meant."""
+        names = self.option_strings()
+        for word in itertools.takewhile(lambda word: word != "--", argv):
+            name = word.partition("=")[0]
+            # As argparse has it, a word with a space in it is a value.
+            if word.startswith("--") and " " not in word and name not in names:
+                meant = did_you_mean(name, names)
+                self._end(f"{name} is no option of {self.prog}{meant}: {self.prog} --help lists them")
+
+    def option_strings(self) -> list[str]:
+        """All options as they are written on a command line, such as `--seed`."""
+        return [name for action in self._actions for name in action.option_strings]
+
+    def _take_by_name(self, values: dict[str, Any]) -> None:
+        """Puts what was given by the name of a positional in its place."""
+        for name, metavar in self.called.items():
+            by_name = values.pop(_by_name(name), None)
+            if values[name] is None:
+                values[name] = by_name
+            elif by_name is not None:
+                self._end(
+                    f"{metavar}={values[name]} and {option_string(name)}={by_name} are the same: give one of them"
+                )
+            if values[name] is None:
+                self.error(f"{metavar} must be given, before the options")
+
     def error(self, message: str) -> NoReturn:
-        """Ends the program as argparse does: one of several processes speaks for all."""
+        """Ends the program with one sentence about what argparse found."""
+        message = message.removeprefix("argument ")
+        required = message.removeprefix("the following arguments are required: ")
+        sentence = message if required == message else f"{required} must be given"
+        self._end(f"{sentence}: {self.prog} --help tells how")
+
+    def _end(self, sentence: str) -> NoReturn:
+        """Ends the program; one of several processes speaks for all."""
         if not speaks():
-            raise SystemExit(2)
-        super().error(message)
+            raise SystemExit(ERROR)
+        fail(sentence)
+
+
+class _Choices(tuple[str, ...]):
+    """What `--help` shows as the only values; the configuration refuses others, with a sentence of ours."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+def _by_name(name: str) -> str:
+    """Where the parser keeps what is given by the name of a positional; no field can be called so."""
+    return option_string(name)
 
 
 def _help_text(about: Option, default: Any) -> str:

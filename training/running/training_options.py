@@ -7,16 +7,20 @@ from typing import Any
 
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import StepConfig, config, like, option, require
+from histodistill.training.running.precision import PRECISION_CHOICES, PRECISION_HELP, resolve_precision
 
 
-# What Accelerate knows of mixed precision on the machines that this is for.
-PRECISIONS = ("no", "bf16", "fp16")
 # Titles of the groups that `--help` shows the options in.
 _DATA, _OPTIMISATION, _RUNNING, _PRIVACY = "data", "optimisation", "running", "differential privacy"
 # What `--help` says of `audit_share`, wherever there is one.
 AUDIT_SHARE_HELP = (
     "random share of the training tiles that no model sees, for the privacy audit; the same in all stages"
 )
+
+
+def precision_option(default: str = "auto", **about: Any) -> Any:
+    """The option `mixed_precision` of a step."""
+    return option(PRECISION_HELP, default=default, choices=PRECISION_CHOICES, resolve=resolve_precision, **about)
 
 
 @config
@@ -52,7 +56,7 @@ class TrainingConfig(StepConfig):
         "share of the steps with rising learning rate", default=0.05, at_least=0, at_most=1, group=_OPTIMISATION
     )
     max_grad_norm: float = option("gradients are clipped to this norm", default=1.0, above=0, group=_OPTIMISATION)
-    mixed_precision: str = option("fp16 needs a GPU", default="bf16", choices=PRECISIONS, group=_OPTIMISATION)
+    mixed_precision: str = precision_option(group=_OPTIMISATION)
     seed: int = option("seed of weights, order, augmentation and noise", default=0, at_least=0, group=_OPTIMISATION)
     validation_steps: int = option("steps between validations", default=250, at_least=1, group=_RUNNING)
     validation_tiles: int = option("validation tiles looked at, at most", default=512, at_least=1, group=_RUNNING)

@@ -804,3 +804,11 @@ def test_exit_code_of_the_real_command(tmp_path):
     assert done.stdout == ""
     assert done.stderr.startswith("error: nothing.npz does not exist: ") and done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_records_the_precision_that_auto_stood_for(tiny_tiles, tmp_path, monkeypatch):
+    for usual in ("no", "bf16"):
+        monkeypatch.setattr("histodistill.training.running.precision.usual_precision", lambda usual=usual: usual)
+        config = distill.DistillConfig(data=tiny_tiles, output=tmp_path / usual, preset="cpu-demo", audit_share=0)
+        settings = distill.open_run(config)["settings"]
+        assert settings["mixed_precision"] == settings["generate"]["mixed_precision"] == usual

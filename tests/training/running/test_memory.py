@@ -2,6 +2,7 @@
 
 import numpy as np
 import psutil
+
 from histodistill.training.running.memory import peak_memory
 
 

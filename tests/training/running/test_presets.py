@@ -10,6 +10,7 @@ from histodistill.training.evaluation import compare
 from histodistill.training.models.autoencoder import build_autoencoder
 from histodistill.training.models.denoiser import build_denoiser
 from histodistill.training.running.errors import InputError
+from histodistill.training.running.precision import usual_precision
 from histodistill.training.running.presets import PRESET_NAMES, Preset, load_preset, preset_name
 
 
@@ -35,6 +36,8 @@ def test_steps_understand_every_option(name, step):
     config = configured(step, PRESETS[name])
     assert options
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
+    if options.get("mixed_precision") == "auto":
+        options["mixed_precision"] = usual_precision()
     assert {option: plain[option] for option in options} == options
 
 
