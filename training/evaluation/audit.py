@@ -21,6 +21,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from histodistill.training.running.notes import is_step_of_distill
 from histodistill.training.running.options import StepConfig, StepParser, config, option, run_script
 from histodistill.training.running.program import ANSWER_IS_NO
 
@@ -118,7 +119,7 @@ def run(config: AuditConfig) -> dict[str, Any]:
     renew_card(audited.files, audited.contents, record)
     # The very last: where it is there, it is of these files.
     write_audit(path, record)
-    print("\n".join(summary_lines(record)))
+    print("\n".join(summary_lines(record, brief=is_step_of_distill())))
     print(f"audit: saved to {path}; {folder} shows real tiles and must not be shared")
     return read_json(path)
 

@@ -16,6 +16,7 @@ from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.evaluation.plans import PlannedCell, RowsConfig, planned_cells
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.formats import RESULTS_FORMAT
+from histodistill.training.running.notes import is_step_of_distill, tell
 from histodistill.training.running.options import StepParser, config, option, run_script
 
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from histodistill.training.data.tiles import Tiles, TileSource
+    from histodistill.training.running.progress import Progress
     from histodistill.training.running.stages import Stage
 
 # What classifiers are trained on, and what tables call it.
@@ -138,16 +140,17 @@ def train_rows(
     note = auc_note("test", test.labels, source.class_names)
     notes = [] if note is None else [note]
 
-    def make_cell(cell: PlannedCell, path: Path) -> dict[str, Any] | None:
+    def make_cell(cell: PlannedCell, path: Path, progress: Progress) -> dict[str, Any] | None:
         try:
             train = training_tiles(cell.row, config.run, source, n_per_class, cell.seed)
         except InputError as error:
             note = f"{ROWS[cell.row]}: left out, since {error}"
             if note not in notes:
                 notes.append(note)
-                accelerator.print(note)
+                tell(note)
             return None
-        accelerator.print(f"{cell.architecture} on {len(train)} tiles: {ROWS[cell.row]}, seed {cell.seed}")
+        if not is_step_of_distill():  # which shows all of them with their scores
+            tell(f"{cell.architecture} on {len(train):,} tiles: {ROWS[cell.row]}, seed {cell.seed}")
         return train_cell(
             path,
             cell.row,
@@ -157,6 +160,7 @@ def train_rows(
             {"test": test},
             accelerator,
             source.class_names,
+            progress,
         )
 
     return fill_cells(planned_cells(config.plan, config.seeds), stage, accelerator, make_cell), notes

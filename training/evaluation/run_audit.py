@@ -288,13 +288,22 @@ def renew_audit(path: Path, run: AuditedRun) -> AuditRecord:
     return known
 
 
-def summary_lines(audit: AuditRecord) -> list[str]:
-    """What `audit.json` says, for people."""
+def summary_lines(audit: AuditRecord, brief: bool = False) -> list[str]:
+    """What `audit.json` says, for people.
+
+    Args:
+        audit: What it says.
+        brief: Whether to say of planted copies only which are not found as often as they must be.
+    """
     lines = []
     for part, verdict in audit.parts.items():
         lines.append(f"audit of {part}: {'passed' if verdict.passed else 'NOT PASSED: it should not be published'}")
     shown = max((part for part in ("pipeline", "distilled") if part in audit.parts), key=list(JUDGES).index)
-    lines += [f"  {sentence}" for sentence in audit_sentences(audit, shown)]
+    lines += [
+        f"  {sentence}"
+        for finding, sentence in zip(audit.parts[shown].findings, audit_sentences(audit, shown), strict=True)
+        if not (brief and finding.passed and finding.name.startswith("planted "))
+    ]
     if not audit.held_out_at_random:
         lines.append(
             "  note: no training tiles were held out at random (--audit-share), so validation tiles stood in for them"

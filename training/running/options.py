@@ -18,11 +18,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import itertools
 import math
 import numbers
 import os
-import shutil
 import sys
 import types
 import typing
@@ -30,17 +28,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeVar, Union, dataclass_transform
+from typing import Any, Generic, TypeVar, Union, dataclass_transform
 
 from histodistill.training.running.errors import InputError, option_string, param
-from histodistill.training.running.program import (
-    ERROR,
-    as_program,
-    end_with,
-    fail,
-    require_temporary_folders,
-    speaks,
-)
+from histodistill.training.running.program import as_program, end_with, require_temporary_folders
+from histodistill.training.running.sentence_parser import SentenceParser
 from histodistill.training.running.suggestions import did_you_mean
 
 
@@ -48,8 +40,6 @@ _Config = TypeVar("_Config", bound="StepConfig")
 _Result = TypeVar("_Result")
 # Where a field's metadata holds its `Option`.
 _METADATA = "option"
-# Characters of a line of `--help`, at most: longer ones are hard to read where a terminal is wider.
-_HELP_WIDTH = 119
 # What a value must be, by the type of its field; of a command line's text, true and false are written small.
 _WANTED: dict[type, str] = {
     int: "a whole number",
@@ -418,19 +408,7 @@ def require(is_right: bool, name: str, value: Any, rule: str) -> None:
         raise InputError(f"{param(name)}={_shown(value)} is out of range: {rule}")
 
 
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of a module's docstring, and its own short enough to be read.
-
-    Args:
-        prog: What the user typed.
-    """
-
-    def __init__(self, prog: str):
-        # argparse, too, leaves two columns free.
-        super().__init__(prog, width=min(_HELP_WIDTH, shutil.get_terminal_size().columns - 2))
-
-
-class StepParser(argparse.ArgumentParser, Generic[_Config]):
+class StepParser(SentenceParser, Generic[_Config]):
     """Reads a command line into a configuration.
 
     Args:
@@ -448,9 +426,7 @@ class StepParser(argparse.ArgumentParser, Generic[_Config]):
     def __init__(
         self, config_class: type[_Config], *, prog: str, description: str | None = None, epilog: str | None = None
     ):
-        super().__init__(
-            prog=prog, description=description, epilog=epilog, allow_abbrev=False, formatter_class=HelpFormatter
-        )
+        super().__init__(prog=prog, description=description, epilog=epilog)
         self.config_class = config_class
         self.called: dict[str, str] = {}
         groups: dict[str | None, Any] = {None: self}
@@ -500,8 +476,6 @@ class StepParser(argparse.ArgumentParser, Generic[_Config]):
         Raises:
             SystemExit: With code 2 where it is wrong, after one sentence about it.
         """
-        argv = sys.argv[1:] if argv is None else list(argv)
-        self._refuse_unknown_options(argv)
         values = vars(self.parse_args(argv))
         self._take_by_name(values)
         try:
@@ -510,20 +484,6 @@ class StepParser(argparse.ArgumentParser, Generic[_Config]):
         except InputError as error:
             end_with(error, self.called)
 
-    def _refuse_unknown_options(self, argv: Sequence[str]) -> None:
-        """Says what is no option before argparse says what else is missing, and which one was probably meant."""
-        names = self.option_strings()
-        for word in itertools.takewhile(lambda word: word != "--", argv):
-            name = word.partition("=")[0]
-            # As argparse has it, a word with a space in it is a value.
-            if word.startswith("--") and " " not in word and name not in names:
-                meant = did_you_mean(name, names)
-                self._end(f"{name} is no option of {self.prog}{meant}: {self.prog} --help lists them")
-
-    def option_strings(self) -> list[str]:
-        """All options as they are written on a command line, such as `--seed`."""
-        return [name for action in self._actions for name in action.option_strings]
-
     def _take_by_name(self, values: dict[str, Any]) -> None:
         """Puts what was given by the name of a positional in its place."""
         for name, metavar in self.called.items():
@@ -531,24 +491,11 @@ class StepParser(argparse.ArgumentParser, Generic[_Config]):
             if values[name] is None:
                 values[name] = by_name
             elif by_name is not None:
-                self._end(
+                self.end(
                     f"{metavar}={values[name]} and {option_string(name)}={by_name} are the same: give one of them"
                 )
             if values[name] is None:
                 self.error(f"{metavar} must be given, before the options")
-
-    def error(self, message: str) -> NoReturn:
-        """Ends the program with one sentence about what argparse found."""
-        message = message.removeprefix("argument ")
-        required = message.removeprefix("the following arguments are required: ")
-        sentence = message if required == message else f"{required} must be given"
-        self._end(f"{sentence}: {self.prog} --help tells how")
-
-    def _end(self, sentence: str) -> NoReturn:
-        """Ends the program; one of several processes speaks for all."""
-        if not speaks():
-            raise SystemExit(ERROR)
-        fail(sentence)
 
 
 class _Choices(tuple[str, ...]):

@@ -266,7 +266,7 @@ def test_none_is_a_value_where_it_is_the_default_alone():
         ({"count": 0}, "count=0 is out of range: it must be at least 1"),
         ({"name": "x", "rate": "fast"}, "rate='fast' is of another type: it must be a number"),
         ({"widths": []}, "widths has no values: give at least one"),
-        ({"counts": 3}, "counts is no option: it must be one of run, data, output, "),
+        ({"counts": 3}, "counts is no option (did you mean count?): it must be one of run, data, output, "),
     ],
 )
 def test_values_are_checked_without_a_whole_configuration(values, message):
