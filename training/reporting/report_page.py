@@ -33,6 +33,7 @@ from histodistill.training.reporting.scores import (
 )
 from histodistill.training.reporting.selector_texts import selector_text
 from histodistill.training.reporting.size_curve import size_curves
+from histodistill.training.reporting.summary import tile_lines
 from histodistill.training.running.files import write_text
 from histodistill.training.running.stages import read_record
 
@@ -110,6 +111,7 @@ def _page(run: Path) -> dict[str, Any]:
         "recovery": recoveries(results) if results else [],
         "tables": score_tables(results) if results else [],
         "score_charts": score_charts(results) if results else [],
+        "tile_lines": tile_lines(run, results) if results else [],
         "result_notes": results.get("notes", []) if results else [],
         "class_scores": class_scores(run, results) if results else None,
         "classes": _classes(images, columns["label"], class_names),
