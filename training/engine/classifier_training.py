@@ -79,6 +79,7 @@ def fit_classifier(
     resume: str | Path | None = None,
     log: Callable[[dict[str, Any], int], None] | None = None,
     on_checkpoint: Callable[[], None] | None = None,
+    on_step: Callable[[int], None] | None = None,
     progress: bool = True,
 ) -> TrainedClassifier:
     """Trains a classifier on `train` and keeps the weights that do best on `validation`.
@@ -96,6 +97,7 @@ def fit_classifier(
         resume: "latest" (of checkpoint_dir; none there starts anew), a checkpoint folder, or None to start anew.
         log: Called with each record of the history and its step, on the main process alone.
         on_checkpoint: Called on the main process when a checkpoint is written.
+        on_step: Called on every process with the number of steps made, after each; what it raises ends the training.
         progress: Whether the main process shows a progress bar.
 
     Raises:
@@ -120,6 +122,8 @@ def fit_classifier(
         bar.update()
 
         done = step + 1
+        if on_step is not None:
+            on_step(done)
         is_last = done == config.max_train_steps
         if done % config.validation_steps == 0 or is_last:
             record = training.validate(done, learning_rate)

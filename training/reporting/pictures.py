@@ -6,7 +6,9 @@ Each is a file, a title and a caption. They show synthetic images and scores onl
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
 #: What `histodistill select` may leave in `selector/`.
@@ -28,10 +30,12 @@ SELECTION_PICTURES = (
         "images have a green frame. A row should look alike, and the rows of a class unlike each other.",
     ),
 )
+#: The picture that shows what `benchmark.json` holds.
+ACCURACY_PICTURE = "accuracy_by_size.png"
 #: What `histodistill benchmark` leaves in `benchmark/`.
 BENCHMARK_PICTURES = (
     (
-        "accuracy_by_size.png",
+        ACCURACY_PICTURE,
         "Accuracy against images per class",
         "Test tiles, mean and standard deviation over seeds. Dashed lines are sets of a fixed size.",
     ),
@@ -50,11 +54,15 @@ BENCHMARK_PICTURES = (
 )
 
 
-def read_pictures(folder: Path, pictures: tuple[tuple[str, str, str], ...]) -> list[dict[str, str]]:
-    """Title, caption and base64 PNG of those pictures (file, title, caption) that are in `folder`."""
+# What shows images: to be seen as they are, on white, whatever the colours of the page.
+_TILES = "community_tiles.png"
+
+
+def read_pictures(folder: Path, pictures: Iterable[tuple[str, str, str]]) -> list[dict[str, Any]]:
+    """Title, caption, base64 PNG and `has_tiles` of those pictures (file, title, caption) that are in `folder`."""
     found = []
     for file, title, caption in pictures:
         if (folder / file).is_file():
             png = base64.b64encode((folder / file).read_bytes()).decode()
-            found.append({"title": title, "caption": caption, "png": png})
+            found.append({"title": title, "caption": caption, "png": png, "has_tiles": file == _TILES})
     return found
