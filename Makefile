@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= demo-run
 
-# Type checkers do not follow an editable installation, which maps folders to histodistill.*: links do the same.
+# Type checkers and the documentation do not follow an editable installation, which maps folders to histodistill.*:
+# links do the same.
 LINKS := .mypy-links/histodistill
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint links docs clean
 
-$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+$(VENV)/.installed: setup.cfg setup.py pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint,dp]'
 	touch $@
@@ -22,13 +23,20 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.installed links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	MYPYPATH=.mypy-links $(BIN)/mypy
+
+links:
 	mkdir -p $(LINKS)
 	ln -sfn $(foreach name,hub_cards pipelines selection training,$(CURDIR)/$(name)) \
 		$(CURDIR)/histodistill/__init__.py $(CURDIR)/histodistill/py.typed $(LINKS)
-	MYPYPATH=.mypy-links $(BIN)/mypy
+
+# The documentation: open site/index.html.
+docs:
+	PYTHON=$(PYTHON) .ci/docs
 
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-page $(RUN) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .mypy-links
+	rm -rf $(VENV) .venv-build .venv-docs .venv-lowest .venv-page .venv-wheel $(RUN) build dist site *.egg-info \
+		.pytest_cache .ruff_cache .mypy_cache .mypy-links

@@ -45,7 +45,9 @@ if TYPE_CHECKING:
     from histodistill.training.train_diffusion import TrainDiffusionConfig
     from histodistill.training.train_diffusion import run as train_diffusion
 
-__version__ = "0.1.0"
+#: The version of the installed package, which comes from the tags of the repository. In an editable installation it is
+#: that of the day of the installation.
+__version__: str
 
 __all__ = [
     "SELECTORS",
@@ -124,13 +126,26 @@ __path__ = extend_path(__path__, __name__)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name == "__version__":
+        value = _installed_version()
+    elif name in _HOMES:
+        module, attribute = _HOMES[name]
+        value = getattr(import_module(f"{__name__}.{module}"), attribute)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, attribute = _HOMES[name]
-    value = getattr(import_module(f"{__name__}.{module}"), attribute)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+def _installed_version() -> str:
+    # Imported here, since it takes longer than all else above.
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(__name__)
+    except PackageNotFoundError:
+        return "0+unknown"  # a folder of sources that nobody has installed

@@ -138,6 +138,11 @@ class FindingRecord(Exact):
     passed: bool
     sentence: _Sentence
 
+    @property
+    def is_control(self) -> bool:
+        """Whether it is about the audit itself: what it would find, not what it found."""
+        return self.name.startswith("planted") or self.name == "false alarms"
+
 
 class VerdictRecord(Exact):
     """What was found of one part.

@@ -8,9 +8,23 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
+from histodistill.hub_cards.audit_record import AuditRecord
+from histodistill.hub_cards.gate import audit_sentences
+
 
 #: What texts call the architectures of classifiers.
 ARCHITECTURES = {"convnet": "ConvNet", "resnet18": "ResNet-18", "vit": "ViT"}
+#: In what numbers images were generated, by the setting of a pool.
+PRECISIONS = {
+    "no": "float32",
+    "bf16": "bfloat16 (torch.autocast)",
+    "fp16": "float16 (torch.autocast)",
+}
+#: What stands in a model index for the id on the Hub of test tiles that nobody else has.
+PRIVATE_TILES = "private-test-tiles"
+# Rows of scores that cards show at once, beside that of the distilled set: what to compare it with. And the number of
+# rows up to which they show all.
+_COMPARED, _FEW_ROWS = ("real_all", "real_random"), 6
 # What the model index of the Hub calls the scores.
 _METRICS = {"accuracy": "Accuracy", "auc": "Macro one-vs-rest AUC", "f1": "Macro F1"}
 # The identifiers of the same scores in that index, which are those of the library evaluate.
@@ -23,11 +37,22 @@ class AuditFacts:
 
     Attributes:
         passed: Whether it passed.
-        findings: What it measured, in plain words, one sentence each.
+        findings: What it found, in plain words, one sentence each.
+        controls: Whether it would have found what it looked for, in the same way; those that hold.
     """
 
     passed: bool
     findings: Sequence[str] = ()
+    controls: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, audit: AuditRecord, part: str) -> AuditFacts:
+        """What an audit says of a part of a run that it is about."""
+        verdict = audit.parts[part]  # type: ignore[index]
+        told = list(zip(verdict.findings, audit_sentences(audit, part), strict=True))
+        controls = [sentence for finding, sentence in told if finding.passed and finding.is_control]
+        findings = [sentence for _, sentence in told if sentence not in controls]
+        return cls(passed=verdict.passed, findings=findings, controls=controls)
 
 
 @dataclass(kw_only=True)
@@ -71,6 +96,8 @@ class RunFacts:
         results: Rows of `results.json`: `row`, `title`, `architecture`, `num_train`, `seeds`, and `accuracy`, `auc`
             and `f1`, each `{"mean": .., "std": ..}`.
         own_row: The `row` that stands for the distilled set.
+        test_tiles: What the real test tiles of `results` are called in public.
+        test_tiles_id: What stands for their id on the Hub.
         benchmark: Rows of the results table: `title`, `architecture`, `size` (None for all), `seeds`, the same
             scores, and `margin`, the mean, low and high of the accuracy over random choice, or None.
         validation: What the training of the models ended with, name → text.
@@ -92,6 +119,8 @@ class RunFacts:
     attribution: str | None = None
     results: Sequence[Mapping[str, Any]] = field(default_factory=list)
     own_row: str | None = None
+    test_tiles: str = "private test tiles"
+    test_tiles_id: str = PRIVATE_TILES
     benchmark: Sequence[Mapping[str, Any]] = field(default_factory=list)
     validation: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -105,7 +134,7 @@ class RunFacts:
         return [] if self.is_phantom else ["histopathology", "medical"]
 
     def eval_results(self) -> list[EvalResult]:
-        """The scores of the distilled set as the Hub's model index has them, linked to its dataset."""
+        """The scores on real test tiles as the Hub's model index has them, with a link to the distilled set."""
         found = []
         for row in self.results:
             if row["row"] != self.own_row or "dataset" not in self.repos:
@@ -117,16 +146,33 @@ class RunFacts:
                 found.append(
                     EvalResult(
                         task_type="image-classification",
-                        task_name=f"{classifier} trained on the distilled set, scored on real test tiles",
-                        dataset_type=self.repos["dataset"],
-                        dataset_name=f"Distilled {self.name}",
-                        dataset_split="train",
+                        task_name=f"{classifier} trained on images of this model ({row['title']})",
+                        dataset_type=self.test_tiles_id,
+                        dataset_name=self.test_tiles,
+                        dataset_split="test",
                         metric_type=_METRIC_TYPES[metric],
                         metric_name=f"{title}, {classifier}, mean over {_count(len(row['seeds']), 'seed')}",
                         metric_value=round(row[metric]["mean"], 4),
+                        source_name="the distilled set that it was trained on",
+                        source_url=f"https://huggingface.co/datasets/{self.repos['dataset']}",
                     )
                 )
         return found
+
+
+def split_scores(
+    rows: Sequence[Mapping[str, Any]], own_row: str | None
+) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
+    """The rows of scores that a card shows at once, and those that it folds away; a few are all shown.
+
+    Args:
+        rows: Rows as `RunFacts.results` has them.
+        own_row: The `row` that stands for the distilled set.
+    """
+    shown = [row for row in rows if row.get("row") in (*_COMPARED, own_row)]
+    if len(rows) <= _FEW_ROWS or not shown:
+        return rows, []
+    return shown, [row for row in rows if row not in shown]
 
 
 def _count(number: int, what: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import DatasetCardData
 
-from histodistill.hub_cards.card_facts import RunFacts
+from histodistill.hub_cards.card_facts import PRECISIONS, RunFacts, split_scores
 from histodistill.hub_cards.rendering import render_card, size_category
 from histodistill.hub_cards.uploading import MARK
 
@@ -64,7 +64,8 @@ class DistilledDatasetCardData:
         results: Scores of classifiers on real test tiles, one mapping for each training set and architecture:
             `title`, `architecture`, `num_train`, and `accuracy`, `auc`, `f1`, each `{"mean": .., "std": ..}`.
         filters: What an image of the pool had to pass before the selector saw it, name → value.
-        generation: Options of the pipeline that, with its seed, make an image again, name → value.
+        generation: What the pipeline is called with to make an image again from its seed, option → value.
+        precision: A key of `PRECISIONS`: that of the pool.
         sites: What a merged set was joined from, one mapping for each: `name`, `num_images`, `n_per_class` (a number
             for each class), `is_phantom`, and, each None where it is not known, `source_name`, `license`, `selector`,
             `pool_size` and the `fingerprint` of the site's record.
@@ -90,6 +91,7 @@ class DistilledDatasetCardData:
     results: Sequence[Mapping[str, Any]] = field(default_factory=list)
     filters: Mapping[str, Any] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
+    precision: str = "no"
     sites: Sequence[Mapping[str, Any]] = field(default_factory=list)
     facts: RunFacts | None = None
     has_grid: bool = False
@@ -174,7 +176,9 @@ class DistilledDatasetCardData:
 
 def render_dataset_card(card: DistilledDatasetCardData) -> str:
     """The README.md of a distilled dataset's folder: YAML header and Markdown."""
-    values = {"card": card, "facts": card.facts, "results": card.results, "not_tissue": NOT_TISSUE, "span": _span}
+    results, more_results = split_scores(card.results, card.facts.own_row if card.facts else None)
+    values: dict[str, Any] = {"card": card, "facts": card.facts, "results": results, "more_results": more_results}
+    values |= {"not_tissue": NOT_TISSUE, "span": _span, "precision": PRECISIONS[card.precision]}
     return render_card(card.metadata(), "dataset_card.md", values)
 
 

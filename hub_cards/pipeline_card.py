@@ -8,13 +8,9 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from histodistill.hub_cards.card_facts import RunFacts
+from histodistill.hub_cards.card_facts import PRECISIONS, RunFacts, split_scores
 from histodistill.hub_cards.rendering import render_card
 from histodistill.hub_cards.uploading import MARK
-
-
-# Those options of a pool that a pipeline is called with.
-CALL_OPTIONS = ("num_inference_steps", "guidance_scale", "guidance_interval")
 
 
 @dataclass(kw_only=True)
@@ -25,7 +21,8 @@ class PipelineCardData:
         facts: Of the run; with the id of the pipeline's repository.
         components: Class of each component, name → class.
         parameters: Number of parameters of each component that has some, name → number.
-        generation: Options with which the pool was made, name → value; empty where there is none.
+        generation: What the pipeline was called with to make the pool, option → value; empty where there is none.
+        precision: A key of `PRECISIONS`: that of the pool.
         pool_size: Images in the pool.
         has_grid: Whether `assets/distilled.png` is there.
 
@@ -37,6 +34,7 @@ class PipelineCardData:
     components: Mapping[str, str]
     parameters: Mapping[str, int] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
+    precision: str = "no"
     pool_size: int | None = None
     has_grid: bool = True
 
@@ -59,5 +57,7 @@ class PipelineCardData:
 
 def render_pipeline_card(card: PipelineCardData) -> str:
     """The README.md of a pipeline's repository: YAML header and Markdown."""
-    values = {"card": card, "facts": card.facts, "results": card.facts.results, "call_options": CALL_OPTIONS}
+    results, more_results = split_scores(card.facts.results, card.facts.own_row)
+    values = {"card": card, "facts": card.facts, "results": results, "more_results": more_results}
+    values["precision"] = PRECISIONS[card.precision]
     return render_card(card.metadata(), "pipeline_card.md", values)

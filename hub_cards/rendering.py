@@ -14,6 +14,8 @@ from jinja2 import BaseLoader, Environment, FunctionLoader, StrictUndefined
 from histodistill.hub_cards.gate import risk_statement
 
 
+#: Where the project is found.
+PROJECT_URL = "https://pypi.org/project/histodistill/"
 #: The paper whose method this is, as cards cite it.
 PAPER = (
     "Li, Z. and Kainz, B. (2024). Image Distillation for Safe Data Sharing in Histopathology. "
@@ -51,7 +53,7 @@ def render_card(metadata: CardData, template: str, values: Mapping[str, Any]) ->
         metadata: The header.
         template: File name in `hub_cards/templates`. It has the filters `md`, for any text that is not ours, `score`,
             for a mean with its standard deviation, and `risk`, for what the gate said when it was overridden.
-        values: What the template uses, beside `paper` and `paper_bibtex`.
+        values: What the template uses, beside `paper`, `paper_bibtex` and `project_url`.
 
     Returns:
         The whole card, ending in one newline.
@@ -68,7 +70,9 @@ def render_card(metadata: CardData, template: str, values: Mapping[str, Any]) ->
         keep_trailing_newline=True,  # of a template that another includes
     )
     environment.filters |= {"md": escape_markdown, "score": format_score, "risk": risk_statement}
-    body = environment.get_template(template).render(paper=PAPER, paper_bibtex=PAPER_BIBTEX, **values)
+    body = environment.get_template(template).render(
+        paper=PAPER, paper_bibtex=PAPER_BIBTEX, project_url=PROJECT_URL, **values
+    )
     body = _BLANK_LINES.sub("\n\n", body).strip()
     return f"---\n{metadata.to_yaml()}\n---\n\n{body}\n"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from histodistill.hub_cards.card_facts import RunFacts
+from histodistill.hub_cards.card_facts import RunFacts, split_scores
 from histodistill.hub_cards.rendering import render_card
 from histodistill.hub_cards.uploading import MARK
 
@@ -63,5 +63,6 @@ class SelectorCardData:
 
 def render_selector_card(card: SelectorCardData) -> str:
     """The README.md of a selector's repository: YAML header and Markdown."""
-    values = {"card": card, "facts": card.facts, "results": card.facts.results}
+    results, more_results = split_scores(card.facts.results, card.facts.own_row)
+    values = {"card": card, "facts": card.facts, "results": results, "more_results": more_results}
     return render_card(card.metadata(), "selector_card.md", values)

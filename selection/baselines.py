@@ -1,6 +1,6 @@
 """The selectors that do not go by communities, under the same contract as `DistillSelector`.
 
-`KernelHerdingSelector` is the default of `histodistill select`; `README.md` beside this file tells why.
+`KernelHerdingSelector` is the default of `histodistill select`; `docs/selection.md` tells why.
 """
 
 from __future__ import annotations

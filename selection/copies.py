@@ -9,7 +9,7 @@ Four or so scores, each small for a copy:
   nearest-neighbour distance ratio, with the image under the eight symmetries.
 
 A score that is small for an independent real tile as well is no sign of copying, so the limits come from such tiles:
-see `calibrate`. The audit takes validation tiles. `AUDIT.md` beside this file tells what was measured.
+see `calibrate`. The audit takes validation tiles. `docs/privacy-audit.md` tells what was measured.
 """
 
 from __future__ import annotations

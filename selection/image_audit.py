@@ -3,7 +3,7 @@
 Arrays in, plain dataclasses out. Three questions, each asked in pixels and in every embedding: are there copies, are
 the images nearer to training tiles than chance allows, and can an attacker tell who was in the training set? Each has
 a main attack, a control where nothing can have been learned, and a naive baseline, as anonymeter has (Giomi et al.,
-PoPETs 2023). `AUDIT.md` beside this file gives the reasons.
+PoPETs 2023). `docs/privacy-audit.md` gives the reasons.
 """
 
 from __future__ import annotations

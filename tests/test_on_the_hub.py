@@ -122,7 +122,7 @@ def audit(tiny_run, tmp_path_factory):
 @pytest.fixture(scope="module")
 def publish_argv(tiny_run, audit):
     return [
-        "publish", "--run", str(tiny_run.folder), "--namespace", "me", "--name", "toy", "--audit", str(audit),
+        "publish", str(tiny_run.folder), "--namespace", "me", "--name", "toy", "--audit", str(audit),
         "--revision-tag", "v1", "--push",
     ]  # fmt: skip
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from histodistill.training.running.launch import NUM_PROCESSES_HELP
+from histodistill.training.running.notes import suggest
 from histodistill.training.running.options import StepConfig, StepParser, config, option, require, run_script
 from histodistill.training.running.training_options import precision_option
 
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
     from histodistill.training.engine.pool import Chunk
     from histodistill.training.running.stages import Stage
 
-# Of a pool's settings, those that decide what a seed becomes.
-PIPELINE_OPTIONS = ("num_inference_steps", "guidance_scale", "guidance_interval", "mixed_precision")
+#: Of a pool's settings, those that the pipeline is called with.
+CALL_OPTIONS = ("num_inference_steps", "guidance_scale", "guidance_interval")
+#: The same with all else that decides what a seed becomes.
+PIPELINE_OPTIONS = (*CALL_OPTIONS, "mixed_precision")
 # Seconds between two records of the time spent, which a killed run goes on from.
 _PROGRESS_SECONDS = 60
 
@@ -104,6 +107,7 @@ def run(config: GenerateConfig) -> Path:
         stage.finish(num_images=len(labels), num_processes=accelerator.num_processes)
         shutil.rmtree(config.output / "chunks")
         accelerator.print(f"pool: {len(labels)} images saved to {config.output}")
+        suggest("histodistill", "select", "--pool", config.output, "--teacher", "FOLDER", "--output", "FOLDER")
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return config.output
@@ -125,34 +129,29 @@ def make_missing_chunks(
         accelerator: Says which of them are this process's.
         stage: Of the pool; the time spent is kept in its record.
     """
-    from tqdm.auto import tqdm
-
     from histodistill.training.engine.pool import generate_images, read_chunk, write_chunk
+    from histodistill.training.running.progress import Progress
 
     mine = chunks[accelerator.process_index :: accelerator.num_processes]
     missing = [chunk for chunk in mine if read_chunk(*chunk) is None]
-    progress = tqdm(
-        total=len(mine),
-        initial=len(mine) - len(missing),
-        desc="pool",
-        unit=f"×{config.chunk_size} images",
-        disable=not accelerator.is_local_main_process,
-    )
     options = {
         "num_inference_steps": config.num_inference_steps,
         "guidance_scale": config.guidance_scale,
         "guidance_interval": config.guidance_interval,
     }
     saved = time.monotonic()
-    for path, labels, seeds in missing:
-        with accelerator.autocast():
-            images = generate_images(pipeline, labels, seeds, **options)
-        write_chunk(path, images, labels, seeds)
-        progress.update()
-        if accelerator.is_main_process and time.monotonic() - saved > _PROGRESS_SECONDS:
-            stage.save_progress()
-            saved = time.monotonic()
-    progress.close()
+    total, left = (sum(len(labels) for _, labels, _ in some) for some in (mine, missing))
+    with Progress(
+        total, "pool", "images", initial=total - left, enabled=accelerator.is_local_main_process
+    ) as progress:
+        for path, labels, seeds in missing:
+            with accelerator.autocast():
+                images = generate_images(pipeline, labels, seeds, **options)
+            write_chunk(path, images, labels, seeds)
+            progress.update(len(labels))
+            if accelerator.is_main_process and time.monotonic() - saved > _PROGRESS_SECONDS:
+                stage.save_progress()
+                saved = time.monotonic()
 
 
 if __name__ == "__main__":

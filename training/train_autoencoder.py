@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from histodistill.selection.streams import torch_seed
+from histodistill.training.running.notes import suggest
 from histodistill.training.running.options import StepParser, config, like, option, run_script
 from histodistill.training.running.training_options import PrivateTrainingConfig
 
@@ -104,6 +105,8 @@ def run(config: TrainAutoencoderConfig) -> Path:
         save(training, stage, source.image_size)
         psnr = training.history[-1]["validation_psnr"]
         accelerator.print(f"autoencoder: validation PSNR {psnr:.2f} dB, saved to {config.output}")
+        options = ["--data", config.data, "--autoencoder", config.output, "--output", "FOLDER"]
+        suggest("histodistill", "train", "diffusion", *options)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return config.output

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from histodistill.selection.streams import torch_seed
 from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.notes import suggest
 from histodistill.training.running.options import StepParser, config, like, option, require, run_script
 from histodistill.training.running.training_options import PrivateTrainingConfig
 
@@ -125,6 +126,7 @@ def run(config: TrainDiffusionConfig) -> Path:
         accelerator.print(f"diffusion: validation loss {loss:.4f}, saved to {config.output}")
         if warning := overfitting_warning(training.history):
             accelerator.print(f"diffusion: warning: {warning}")
+        suggest("histodistill", "generate", "--pipeline", config.output, "--output", "FOLDER")
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return config.output

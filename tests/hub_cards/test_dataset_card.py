@@ -41,6 +41,12 @@ def make_card(**changes) -> DistilledDatasetCardData:
     return DistilledDatasetCardData(**(values | changes))
 
 
+def code_of(text: str) -> str:
+    """The Python code of a card."""
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return code
+
+
 def header(text: str) -> dict:
     return yaml.safe_load(re.match(r"---\n(.*?)\n---\n", text, re.DOTALL).group(1))
 
@@ -235,3 +241,26 @@ def test_a_set_that_is_not_merged_has_no_sites():
 def test_a_merged_card_that_does_not_fit_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         make_merged_card(**changes)
+
+
+@pytest.mark.parametrize("target", ["soft_label", "label"])
+def test_the_code_for_training_runs_as_it_stands(target, tmp_path):
+    write_parquet(tmp_path)
+    features = FEATURES
+    if target == "label":
+        features = Features({name: kind for name, kind in FEATURES.items() if name != "soft_label"})
+        (file,) = tmp_path.glob("data/*.parquet")
+        Dataset.from_parquet(str(file)).remove_columns("soft_label").to_parquet(str(file))
+    (tmp_path / "README.md").write_text(render_dataset_card(make_card(features=features)))
+    code = code_of((tmp_path / "README.md").read_text()).replace("path/to/this/folder", str(tmp_path))
+    found: dict = {}
+    exec(compile(code, "card", "exec"), found)
+    assert found["targets"].dtype.is_floating_point == (target == "soft_label")
+    # It has learned the six images by heart.
+    predicted = found["model"](found["images"] / 127.5 - 1)
+    labels = found["rows"]["label"]
+    assert found["class_names"] == NAMES and predicted.shape == (6, 2)
+    if target == "label":
+        assert (predicted.argmax(1) == labels).all()
+    else:
+        assert np.allclose(predicted.softmax(1).detach().numpy(), found["targets"].numpy(), atol=0.1)

@@ -75,7 +75,8 @@ def pipeline_card(**changes) -> str:
             facts=make_facts(**changes),
             components={"unet": "UNet2DModel", "scheduler": "DPMSolverMultistepScheduler"},
             parameters={"unet": 13146},
-            generation={"num_inference_steps": 20, "guidance_interval": [0.3, 0.9], "mixed_precision": "bf16"},
+            generation={"num_inference_steps": 20, "guidance_interval": [0.3, 0.9]},
+            precision="bf16",
             pool_size=2000,
         )
     )
@@ -142,15 +143,22 @@ def test_header_is_valid(kind, changes):
     assert "histodistill" in data["tags"]
 
 
-def test_model_index_is_linked_to_the_dataset():
-    card = ModelCard(pipeline_card())
+def test_model_index_is_about_the_real_test_tiles():
+    card = ModelCard(pipeline_card(test_tiles="toy: 50 private test tiles"))
     assert read_header(pipeline_card())["model-index"][0]["name"] == "me/toy-ldm"
-    found = [(r.metric_type, r.metric_value, r.dataset_type, r.metric_name) for r in card.data.eval_results]
+    found = [(r.metric_type, r.metric_value, r.metric_name) for r in card.data.eval_results]
     # Only what was measured, and only of the distilled set.
     assert found == [
-        ("accuracy", 0.8124, "me/toy-distilled", "Accuracy, ConvNet, mean over 2 seeds"),
-        ("f1", 0.8, "me/toy-distilled", "Macro F1, ConvNet, mean over 2 seeds"),
+        ("accuracy", 0.8124, "Accuracy, ConvNet, mean over 2 seeds"),
+        ("f1", 0.8, "Macro F1, ConvNet, mean over 2 seeds"),
     ]
+    for result in card.data.eval_results:
+        assert (result.dataset_type, result.dataset_split) == ("private-test-tiles", "test")
+        assert result.dataset_name == "toy: 50 private test tiles"
+        assert result.task_name == "ConvNet trained on images of this model (Distilled, joint loss)"
+        assert result.source_url == "https://huggingface.co/datasets/me/toy-distilled"
+    public = ModelCard(pipeline_card(test_tiles="PathMNIST", test_tiles_id="pathmnist"))
+    assert {result.dataset_type for result in public.data.eval_results} == {"pathmnist"}
     assert "model-index" not in read_header(pipeline_card(results=[]))
     assert "model-index" not in read_header(pipeline_card(repos={"pipeline": "me/toy-ldm"}))
     assert read_header(selector_card())["datasets"] == ["me/toy-distilled"]
@@ -166,6 +174,7 @@ def test_what_every_card_says(kind):
     assert "| denoiser | seed 0, learning_rate 0.001 |" in text and "Made with torch 2.13.0." in text
     assert "Licence: cc-by-4.0." in text and "Kather &#42;et al.&#42;" in text
     assert "no privacy audit has been made" in text
+    assert "[histodistill](https://pypi.org/project/histodistill/)" in text
     body = text.split("\n---\n", 1)[1]
     assert "<b>" not in body and "None" not in body and "\n\n\n" not in body
     # Every heading and table stands apart from what is before it, or Markdown does not see it.
@@ -200,6 +209,51 @@ def test_audit_in_words(kind):
     assert "accepted the risk" in first and first.endswith("(2 of &#42;6&#42; images).")
 
 
+def test_controls_that_hold_are_folded_away():
+    audit = AuditFacts(passed=True, findings=["✓ 0 of 6 images are copies."], controls=["✓ 100% of *planted* ones."])
+    text = dataset_card(audit=audit)
+    open_part, folded = text.split("<summary>Would the audit have seen a leak?", 1)
+    assert "- ✓ 0 of 6 images are copies.\n" in open_part
+    assert "- ✓ 100% of &#42;planted&#42; ones.\n" in folded.split("</details>")[0]
+
+
+@pytest.mark.parametrize("kind", CARDS)
+def test_of_many_rows_of_scores_the_main_ones_are_shown(kind):
+    rows = [
+        RESULTS[number] | {"architecture": architecture, "row": row, "title": f"title of {row}"}
+        for architecture in ("convnet", "resnet18")
+        for number, row in ((0, "real_all"), (0, "real_random"), (0, "pool_random"), (1, "distilled_joint"))
+    ]
+    text = CARDS[kind][0](results=rows)
+    shown, folded = text.split("<summary>2 further rows</summary>")
+    assert [shown.count(f"| title of {row} |") for row in ("real_all", "real_random", "distilled_joint")] == [2, 2, 2]
+    assert "pool_random" not in shown and folded.count("| title of pool_random |") == 2
+    few = CARDS[kind][0](results=rows[:4])
+    assert "further rows" not in few and "| title of pool_random |" in few
+
+
+@pytest.mark.parametrize(
+    ("std", "words"), [(0.1, "standard deviation over the seeds"), (None, "of one training each (one seed)")]
+)
+def test_one_seed_is_called_one(std, words):
+    assert words in dataset_card(results=[row | {"accuracy": score(0.5, std)} for row in RESULTS])
+
+
+def test_options_of_the_pipeline_are_those_that_it_is_called_with():
+    text = pipeline_card()
+    assert '    "num_inference_steps": 20,\n    "guidance_interval": [0.3, 0.9],\n}' in text
+    assert "with the options above, in bfloat16 (torch.autocast)." in text and "mixed_precision" not in text
+
+
+def test_tiles_held_out_are_told():
+    tiles = {"train": 1350, "held_out": 150}
+    assert "trained on 1,350 labelled tiles (toy), with 150 more held out for the privacy audit" in dataset_card(
+        num_tiles=tiles
+    )
+    assert "(1,350 of them, with 150 more held out for the privacy audit)" in pipeline_card(num_tiles=tiles)
+    assert "held out for" not in dataset_card()
+
+
 def test_benchmark_rows():
     text = pipeline_card(benchmark=BENCHMARK)
     assert (
@@ -227,6 +281,10 @@ def test_standing_headings_of_a_dataset_card():
         assert f"\n{heading}\n" in text
     assert "(assets/distilled.png)" in text and "(assets/community_map.png)" in text
     assert 'load_dataset("me/toy-distilled", split="train")' in text
+    # What a reader wants first comes first.
+    order = ["# Distilled toy", "## How to use it", "## Scores", "## Privacy", "## Dataset Creation", "## Bias, Risks"]
+    places = [text.index(f"\n{heading}") for heading in (*order, "## Licence and attribution", "## Citation")]
+    assert places == sorted(places)
 
 
 def test_a_card_of_a_repository_that_has_no_name_is_refused():
@@ -285,6 +343,7 @@ def test_metric_card():
     data = SpaceCard(text).data.to_dict()
     assert (data["title"], data["sdk"]) == ("Macro F1", "static") and {"evaluate", "metric"} <= set(data["tags"])
     assert 'evaluate.load("me/f1_macro", module_type="metric")' in text
+    assert "[histodistill](https://pypi.org/project/histodistill/)" in text
     assert "- **predictions** (list of int): predicted classes.\n" in text and "- ValueError: never.\n" in text
 
 

@@ -15,7 +15,7 @@ from histodistill.training.running.options import StepConfig, StepParser, config
 
 
 # The commands that can answer no: what they judged does not pass.
-CAN_ANSWER_NO = {"audit"}
+CAN_ANSWER_NO = {"audit", "doctor"}
 
 
 @config
@@ -34,7 +34,7 @@ def end(monkeypatch):
         monkeypatch.setattr(module, "make_parser", lambda: StepParser(NoOptions, prog=f"histodistill {name}"))
         monkeypatch.setattr(module, "run", step)
         try:
-            cli.main([name])
+            cli.main(name.split())
         except SystemExit as ended:
             return ended.code
         return 0
@@ -75,7 +75,7 @@ def test_what_ends_a_command(name, step, code, end, capsys):
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_usage_that_is_wrong(name, capsys):
-    for argv in ([name, "--no-such-option"], [name, "--seed", "many"]):
+    for argv in ([*name.split(), "--no-such-option"], [*name.split(), "--seed", "many"]):
         with pytest.raises(SystemExit) as ended:
             cli.main(argv)
         assert ended.value.code == 2

@@ -1,6 +1,6 @@
 """Measures time and peak memory of the privacy audit of a run's images among many real tiles.
 
-    python -m histodistill.training.benchmarks.audit_speed --run RUN --data SRC --num-images 10000 --num-tiles 90000
+    python -m histodistill.training.benchmarks.audit_speed RUN --data SRC --num-images 10000 --num-tiles 90000
 
 Few sources have so many tiles, so tiles are blended: each is the mean of two of the source, the second of them turned,
 drawn with a seed. They stand for the real tiles: eight tenths to train on, a tenth held out, and a tenth for
@@ -39,7 +39,7 @@ _ONE_IN = 10
 class AuditSpeedConfig(StepConfig):
     """Options of `audit_speed`."""
 
-    run: Path = option("folder with pipeline/ and autoencoder/")
+    run: Path = option("folder with pipeline/ and autoencoder/", positional=True, also_named=True)
     data: str | Path = option("tiles of the same size, with test tiles")
     num_images: int = option("generated images", default=10_000, at_least=1)
     num_tiles: int = option("real tiles", default=90_000, at_least=100)

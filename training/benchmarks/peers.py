@@ -1,6 +1,6 @@
 """Times a training of a run's denoiser as diffusers' users mostly do it: what `speed` measures histodistill against.
 
-    python -m histodistill.training.benchmarks.peers --run RUN --data SRC --output FILE.json
+    python -m histodistill.training.benchmarks.peers RUN --data SRC --output FILE.json
 
 `speed` starts each such training in a process of its own.
 """
@@ -17,7 +17,7 @@ from histodistill.training.running.options import StepConfig, StepParser, config
 class PeerConfig(StepConfig):
     """Options of `peers`."""
 
-    run: Path = option("folder with autoencoder/ and pipeline/")
+    run: Path = option("folder with autoencoder/ and pipeline/", positional=True, also_named=True)
     data: str | Path = option("the source that the run was made from")
     image_size: int | None = option("side in pixels; default: the size tiles have", default=None)
     output: Path = option("JSON file for the speed")

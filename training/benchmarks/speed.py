@@ -1,6 +1,6 @@
 """Measures how fast histodistill trains and samples beside diffusers-style code, in one run on one machine.
 
-    python -m histodistill.training.benchmarks.speed --run runs/phantom --data phantom
+    python -m histodistill.training.benchmarks.speed runs/phantom --data phantom
 
 Training: `train_diffusion` against a loop built like diffusers' example for unconditional images, for the same new
 U-Net, autoencoder, tiles, batch size and number of steps; each training is a process of its own. Sampling: the run's
@@ -33,7 +33,7 @@ _PACKAGES = ("histodistill", "torch", "diffusers", "accelerate", "datasets", "nu
 class SpeedConfig(StepConfig):
     """Options of `speed`."""
 
-    run: Path = option("folder with autoencoder/, pipeline/, pool/ and teacher/")
+    run: Path = option("folder with autoencoder/, pipeline/, pool/ and teacher/", positional=True, also_named=True)
     data: str | Path = option("the real tiles: the source that the run was made from")
     image_size: int | None = option("side in pixels; default: the size tiles have", default=None)
     steps: int = option("optimizer steps of each training; some hundreds on a GPU", default=60, at_least=1)

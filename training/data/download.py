@@ -7,10 +7,10 @@ from pathlib import Path
 
 import requests
 from filelock import FileLock
-from tqdm.auto import tqdm
 
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import md5_of
+from histodistill.training.running.progress import Progress
 
 
 # Connections that are opened at most for one file, as long as each of them brings something.
@@ -100,9 +100,9 @@ def _transfer(url: str, part: Path, start: int) -> bool:
         total = start + int(length) if length is not None and length.isdigit() else None
         with (
             open(part, "ab" if start else "wb") as file,
-            tqdm(desc=part.stem, total=total, initial=start, unit="B", unit_scale=True, disable=None) as bar,
+            Progress(total, part.stem, "B", initial=start, scaled=True) as progress,
         ):
             for piece in answer.iter_content(_PIECE):
                 file.write(piece)
-                bar.update(len(piece))
+                progress.update(len(piece))
             return total is None or file.tell() == total

@@ -13,6 +13,7 @@ from histodistill.training.data.split_files import names_of
 from histodistill.training.data.tiles import SPLIT_ALIASES, SPLITS, Tiles, TileSource, make_source
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.notes import tell
+from histodistill.training.running.suggestions import did_you_mean
 
 
 def load_image_folder(path: Path, *, image_size: int | None = None, hold_out_validation: bool = True) -> TileSource:
@@ -121,9 +122,10 @@ def _check_classes(folders: dict[str, Path], by_split: dict[str, dict[str, list[
     for split, by_class in by_split.items():
         unknown = sorted(set(by_class) - set(classes))
         if unknown:
+            meant = did_you_mean(unknown[0], classes)
             raise InputError(
-                f"{folders[split] / unknown[0]} is a class that train does not have: add {train / unknown[0]}, or "
-                f"give it one of the names there ({', '.join(classes)})"
+                f"{folders[split] / unknown[0]} is a class that train does not have{meant}: "
+                f"add {train / unknown[0]}, or give it one of the names there ({', '.join(classes)})"
             )
         if not any(by_class.values()):
             raise InputError(f"{folders[split]} holds no image ({', '.join(IMAGE_SUFFIXES)}): add some or remove it")

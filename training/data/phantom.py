@@ -18,6 +18,7 @@ from histodistill.selection.checks import check_integer
 from histodistill.selection.stains import STAIN_VECTORS
 from histodistill.training.data.tiles import SPLITS, Tiles, TileSource
 from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.suggestions import did_you_mean
 
 
 #: The tissues that can be drawn; the index is the label.
@@ -74,7 +75,8 @@ def phantom_tiles(split: str, n_per_class: int, *, image_size: int = 28, seed: i
         InputError: An unknown split, or a number out of range.
     """
     if split not in SPLITS:
-        raise InputError(f"split={split!r} is unknown: it must be one of {', '.join(SPLITS)}")
+        meant = did_you_mean(split, SPLITS)
+        raise InputError(f"split={split!r} is unknown{meant}: it must be one of {', '.join(SPLITS)}")
     check_integer(param("n_per_class"), n_per_class, 1, error=InputError)
     check_integer(param("image_size"), image_size, MIN_IMAGE_SIZE, error=InputError)
     check_integer(param("seed"), seed, 0, error=InputError)

@@ -14,7 +14,7 @@ from histodistill.training.data.loading_notes import tell_of_tiles
 from histodistill.training.data.names import fault_of_name
 from histodistill.training.data.tiles import MIN_IMAGE_SIZE, TileSource, hold_out_for_audit
 from histodistill.training.running.errors import InputError, one_line, param
-from histodistill.training.running.notes import warn
+from histodistill.training.running.notes import told_by_distill, warn
 
 
 # What an id on the Hub looks like: user/name.
@@ -78,8 +78,9 @@ def load_tiles(
     """
     if image_size is not None:
         check_integer(param("image_size"), image_size, MIN_IMAGE_SIZE, error=InputError)
-    found = hold_out_for_audit(_load(source, image_size, cache_dir, download, hold_out_validation), audit_share)
-    tell_of_tiles(found)
+    with told_by_distill():
+        found = hold_out_for_audit(_load(source, image_size, cache_dir, download, hold_out_validation), audit_share)
+        tell_of_tiles(found)
     return found
 
 

@@ -21,6 +21,7 @@ from histodistill.training.engine.pool import generate_images
 from histodistill.training.engine.scoring import score
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.precision import usual_precision
+from histodistill.training.running.progress import Progress
 
 
 #: What a classifier can learn from, and how the page calls it; the recommended way first.
@@ -66,6 +67,19 @@ class TrainingProgress:
 
 class _Stopped(Exception):
     """Nobody looks on any more."""
+
+
+class _Watched(Progress):
+    """Counts the steps of a training, and ends it after the step in which `stopped` was set."""
+
+    def __init__(self, num_steps: int, stopped: threading.Event):
+        super().__init__(num_steps, "training", enabled=False)
+        self.done, self.stopped = 0, stopped
+
+    def update(self, parts: int = 1) -> None:
+        self.done += parts
+        if self.stopped.is_set():
+            raise _Stopped
 
 
 def generate_like_pool(pipeline: DiffusionPipeline, run: DemoRun, label: int, seeds: list[int]) -> np.ndarray:
@@ -115,13 +129,7 @@ def train_live(run: DemoRun, real: TileSource | None, recipe: str, num_steps: in
     stopped = threading.Event()
     messages: queue.SimpleQueue[Any] = queue.SimpleQueue()  # records, and last the result or an error
 
-    steps_done = 0
-
-    def on_step(step: int) -> None:
-        nonlocal steps_done
-        if stopped.is_set():
-            raise _Stopped
-        steps_done = step
+    steps = _Watched(num_steps, stopped)
 
     def work() -> None:
         try:
@@ -135,8 +143,7 @@ def train_live(run: DemoRun, real: TileSource | None, recipe: str, num_steps: in
                     make_accelerator(usual_precision()),
                     class_names=run.class_names,
                     log=lambda record, step: messages.put(record),
-                    on_step=on_step,
-                    progress=False,
+                    progress=steps,
                 )
                 if stopped.is_set():
                     return
@@ -154,7 +161,7 @@ def train_live(run: DemoRun, real: TileSource | None, recipe: str, num_steps: in
             try:
                 message = messages.get(timeout=_SIGN_OF_LIFE)
             except queue.Empty:
-                progress = replace(progress, step=steps_done)
+                progress = replace(progress, step=steps.done)
                 yield progress
                 continue
             if isinstance(message, Exception):

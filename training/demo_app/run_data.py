@@ -18,12 +18,12 @@ from histodistill.hub_cards.audit_record import AuditRecord
 from histodistill.hub_cards.gate import audit_sentences
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.images import base64_png
+from histodistill.training.evaluation.run_facts import public_name
 from histodistill.training.evaluation.verdicts import read_run_audit
 from histodistill.training.generate import PIPELINE_OPTIONS
 from histodistill.training.reporting.audit_texts import audit_outcome
 from histodistill.training.reporting.pictures import BENCHMARK_PICTURES, SELECTION_PICTURES, read_pictures
-from histodistill.training.reporting.run_facts import public_name, source_name
-from histodistill.training.reporting.run_files import read_optional, read_results
+from histodistill.training.reporting.run_files import read_optional, read_results, source_name
 from histodistill.training.reporting.scores import ScoreText, architecture_title, recoveries, score_tables
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.stages import read_record
@@ -204,7 +204,8 @@ def overview_html(run: DemoRun) -> str:
     for label, name in enumerate(run.class_names[:_OVERVIEW_CLASSES]):
         members = np.flatnonzero(run.labels == label)
         urls = [data_url(run.images[i]) for i in members[:_OVERVIEW_IMAGES]]
-        strips.append({"name": name, "count": len(members), "urls": urls})
+        if urls:
+            strips.append({"name": name, "count": len(members), "urls": urls})
     return _macro("overview", run, strips)
 
 

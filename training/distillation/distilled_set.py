@@ -21,7 +21,7 @@ from histodistill.training.data.tiles import TileSource
 from histodistill.training.distillation.community_figures import community_map, community_tiles
 from histodistill.training.distillation.pool_selection import Selection, SelectionInputs
 from histodistill.training.distillation.selector_options import SelectorConfig
-from histodistill.training.generate import PIPELINE_OPTIONS
+from histodistill.training.generate import CALL_OPTIONS
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.embedders import (
     describe_embedder,
@@ -277,7 +277,8 @@ def write_card(
         selector_params=selection.selector.get_params(),
         embedder=describe_embedder(embedder),
         filters=filters,
-        generation={name: sources.pool_record["settings"][name] for name in PIPELINE_OPTIONS},
+        generation={name: sources.pool_record["settings"][name] for name in CALL_OPTIONS},
+        precision=sources.pool_record["settings"]["mixed_precision"],
         features=features,
         source_name=tiles_name,
     )

@@ -3,7 +3,7 @@
     histodistill select --pool runs/phantom/pool --teacher runs/phantom/teacher --output runs/phantom
 
 Leaves `selector/` (the fitted selector, and pictures of the pool's communities) and `distilled/` (a dataset that
-`load_dataset` opens) in the output folder. `selection/README.md` tells what the defaults were chosen from. Whatever
+`load_dataset` opens) in the output folder. `docs/selection.md` tells what the defaults were chosen from. Whatever
 chooses, Infomap finds the communities of the pool; `--selector infomap` also chooses by them, as the paper does.
 The teacher is a classifier trained on the real tiles: its probabilities become the column soft_label. Real tiles
 (`--data`) are needed only by `--typical-share` and `--drop-copies`, and none of them is written anywhere.

@@ -15,19 +15,25 @@ from __future__ import annotations
 import functools
 import json
 import math
+import shlex
+import time
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from histodistill.training.end_to_end.remaining import seconds_left
 from histodistill.training.end_to_end.steps import STEPS, Common, StageCall, read_change, refuse_given, stage_calls
 from histodistill.training.evaluation.audit import AUDIT
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.formats import RUN_FORMAT, check_format
 from histodistill.training.running.launch import NUM_PROCESSES_HELP, run_module
+from histodistill.training.running.notes import STEP_OF_DISTILL, tell
 from histodistill.training.running.options import StepConfig, StepParser, check_values, config, option, run_script
 from histodistill.training.running.precision import resolve_precision
 from histodistill.training.running.presets import PRESET_NAMES, Preset, load_preset, preset_name
 from histodistill.training.running.program import ANSWER_IS_NO
+from histodistill.training.running.progress import about, clock
 from histodistill.training.running.training_options import AUDIT_SHARE_HELP, precision_option
 
 
@@ -50,6 +56,8 @@ _AFTER = {
     "compare": {"comparison", "results.json", "report.html"},
     "compare_options": {"comparison", "results.json", "report.html"},
 }
+# What `publish` calls the parts of a run.
+_KINDS = {"distilled": "dataset", "selector": "selector", "pipeline": "pipeline"}
 
 
 @config
@@ -110,7 +118,9 @@ def make_parser() -> StepParser[DistillConfig]:
 
 
 def run(config: DistillConfig) -> Path:
-    """Runs all steps that are not finished, then writes the report and prints a summary.
+    """Runs all steps that are not finished, then writes the report and prints a summary and what to do next.
+
+    Standard error has a line for each step: its number, and how long all of them have taken and will take.
 
     What does not pass the audit is a result: the summary then ends with what may not be published, and why.
 
@@ -124,22 +134,59 @@ def run(config: DistillConfig) -> Path:
     from histodistill.training.reporting.report_page import write_report
     from histodistill.training.reporting.summary import summary_lines
 
-    plan = stages(config, open_run(config))
+    started = time.monotonic()
+    record = open_run(config)
+    plan = stages(config, record)
     for number, stage in enumerate(plan, start=1):
-        if _is_finished(stage, config.output):
-            print(f"[{number}/{len(plan)}] {stage.title}: finished before", flush=True)
+        finished = [other.folder for other in plan if _is_finished(other, config.output)]
+        if stage.folder in finished:
+            tell(f"[{number}/{len(plan)}] {stage.title} · finished before{_duration(config.output / stage.folder)}")
             continue
-        print(f"[{number}/{len(plan)}] {stage.title}", flush=True)
+        times = f"{clock(time.monotonic() - started)} so far"
+        left = seconds_left(config.output, plan, record, finished)
+        if left is not None:
+            times += f", {about(left)} left"
+        tell(f"[{number}/{len(plan)}] {stage.title} · {times}")
         try:
-            run_module(stage.module, stage.argv, stage.num_processes)
+            run_module(stage.module, stage.argv, stage.num_processes, STEP_OF_DISTILL)
         except SystemExit as ended:
             # That something does not pass the audit is a result, as any other: the last lines say so.
             if ended.code != ANSWER_IS_NO or not _is_finished(stage, config.output):
                 raise
 
     write_report(config.output)
+    tell(f"all {len(plan)} steps are finished · {clock(time.monotonic() - started)}")
     print("\n".join(summary_lines(config.output)))
+    for line in next_lines(config):
+        tell(line)
     return config.output
+
+
+def _duration(folder: Path) -> str:
+    """How long a finished step took, in words, where its record tells."""
+    from histodistill.training.running.stages import read_record
+
+    record = read_record(folder)
+    return f", in {clock(record['seconds'])}" if record else ""
+
+
+def next_lines(config: DistillConfig) -> list[str]:
+    """What can be done with a finished run, as commands that can be copied; what was not audited well has none."""
+    from histodistill.training.evaluation.verdicts import read_run_audit
+
+    run, data = shlex.quote(str(config.output)), shlex.quote(str(config.data))
+    page = f"histodistill demo-app {run} --data {data}"
+    if find_spec("gradio") is None:
+        page += "   (needs gradio)"
+    audit = read_run_audit(config.output / AUDIT)
+    verdicts = audit.parts if audit else {}
+    passed = [_KINDS[part] for part, verdict in verdicts.items() if verdict.passed]
+    if passed:
+        only = "" if len(passed) == len(verdicts) else f" --only {' '.join(passed)}"
+        publish = f"histodistill publish {run} --namespace YOU{only}   (shows what would go up; --push does it)"
+    else:
+        publish = "not as it is, since nothing of it passed the privacy audit"
+    return [f"Look and try:  {page}", f"Publish:       {publish}"]
 
 
 def _is_finished(stage: StageCall, run: Path) -> bool:

@@ -13,6 +13,7 @@ from histodistill.training.distillation import select
 from histodistill.training.evaluation import audit, compare
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import Kind, StepConfig, check_values, to_argv
+from histodistill.training.running.suggestions import did_you_mean
 
 
 # The steps by the name of their section in a preset, in order.
@@ -164,15 +165,17 @@ def read_change(text: str, given: Mapping[str, Mapping[str, Any]]) -> tuple[str,
     step, dot, name = place.partition(".")
     name = name.replace("-", "_")
     if not equals or not dot or not name or step not in STEPS:
+        meant = did_you_mean(step, STEPS) if step not in STEPS else ""
         raise InputError(
-            f"{param('set')} {text} is not STEP.OPTION=VALUE with one of the steps {', '.join(STEPS)}: write it as in "
-            "diffusion.learning_rate=1e-4"
+            f"{param('set')} {text} is not STEP.OPTION=VALUE with one of the steps {', '.join(STEPS)}{meant}: write "
+            "it as in diffusion.learning_rate=1e-4"
         )
     known = [field.name for field in fields(STEPS[step])]
     try:
         refuse_given({name: None}, given[step])
         if name not in known:
-            raise InputError(f"{name} is no option of {step}: it must be one of {', '.join(known)}")
+            meant = did_you_mean(name, known)
+            raise InputError(f"{name} is no option of {step}{meant}: it must be one of {', '.join(known)}")
         read = Kind.of(STEPS[step], name).read_text(name, value)
         check_values(STEPS[step], {name: read})
     except InputError as error:

@@ -23,13 +23,14 @@ class ClassifierConfig(StepConfig):
     Without a `learning_rate` it becomes that of `LEARNING_RATES` for the architecture.
     """
 
-    architecture: str = option("convnet, resnet18 or vit", default="convnet", group=_MODEL)
+    architecture: str = option("the network", default="convnet", choices=ARCHITECTURES, group=_MODEL)
     width: int | None = option(
         "base width; default: 128 for convnet, 64 for resnet18, 192 for vit", default=None, at_least=1, group=_MODEL
     )
     loss: str = option(
         "ce: cross-entropy; contrastive: the boundary-guided contrastive term; joint: their sum",
         default="ce",
+        choices=LOSSES,
         group=_LOSS,
     )
     alpha: float = option("weight of the contrastive term", default=1.0, at_least=0, group=_LOSS)
@@ -112,12 +113,8 @@ def check_recipe(config: Any) -> None:
     """Checks the values of a recipe that do not go together.
 
     Raises:
-        InputError: For an unknown name, or a loss that has no use for soft labels or mixed tiles.
+        InputError: For a loss that has no use for soft labels or mixed tiles.
     """
-    for name, known in (("architecture", ARCHITECTURES), ("loss", LOSSES)):
-        if getattr(config, name) not in known:
-            value = getattr(config, name)
-            raise InputError(f"{param(name)}={value} is unknown: it must be one of {', '.join(known)}")
     if config.loss != "ce" and (config.mixup or config.cutmix):
         raise InputError(
             f"{param('loss')}={config.loss} does not go with mixed tiles, which are of no one class: give "

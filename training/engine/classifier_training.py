@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from histodistill.selection.streams import stream, torch_seed
 from histodistill.training.data.pixels import to_model_input
@@ -43,6 +42,7 @@ from histodistill.training.engine.steps import (
 )
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,7 @@ def fit_classifier(
     resume: str | Path | None = None,
     log: Callable[[dict[str, Any], int], None] | None = None,
     on_checkpoint: Callable[[], None] | None = None,
-    on_step: Callable[[int], None] | None = None,
-    progress: bool = True,
+    progress: bool | Progress = True,
 ) -> TrainedClassifier:
     """Trains a classifier on `train` and keeps the weights that do best on `validation`.
 
@@ -97,8 +96,8 @@ def fit_classifier(
         resume: "latest" (of checkpoint_dir; none there starts anew), a checkpoint folder, or None to start anew.
         log: Called with each record of the history and its step, on the main process alone.
         on_checkpoint: Called on the main process when a checkpoint is written.
-        on_step: Called on every process with the number of steps made, after each; what it raises ends the training.
-        progress: Whether the main process shows a progress bar.
+        progress: Whether the main process shows how far it is; or what shows several trainings, and counts the steps
+            of this one.
 
     Raises:
         InputError: For options or tiles that do not fit, soft labels that are missing, a checkpoint of another run, or
@@ -109,37 +108,42 @@ def fit_classifier(
     first_step = training.load(checkpoint_dir, resume)
     assert config.learning_rate is not None  # the configuration has chosen one
     warmup_steps = math.ceil(config.warmup * config.max_train_steps)
-    bar = tqdm(
-        total=config.max_train_steps,
-        initial=first_step,
-        desc=config.architecture,
-        unit="step",
-        disable=not (progress and accelerator.is_local_main_process),
-    )
-    for step in range(first_step, config.max_train_steps):
-        learning_rate = cosine_learning_rate(step, config.max_train_steps, warmup_steps, config.learning_rate)
-        training.make_step(step, learning_rate)
-        bar.update()
+    with _shown(progress, config, first_step, accelerator) as shown:
+        for step in range(first_step, config.max_train_steps):
+            learning_rate = cosine_learning_rate(step, config.max_train_steps, warmup_steps, config.learning_rate)
+            training.make_step(step, learning_rate)
+            shown.update()
 
-        done = step + 1
-        if on_step is not None:
-            on_step(done)
-        is_last = done == config.max_train_steps
-        if done % config.validation_steps == 0 or is_last:
-            record = training.validate(done, learning_rate)
-            if "validation_accuracy" in record:
-                bar.set_postfix(accuracy=f"{record['validation_accuracy']:.3f}")
-            if log is not None and accelerator.is_main_process:
-                log(record, done)
-        if checkpoint_dir is not None and done % checkpointing_steps == 0 and not is_last:
-            training.save(checkpoint_dir, done)
-            if on_checkpoint is not None and accelerator.is_main_process:
-                on_checkpoint()
-    bar.close()
+            done = step + 1
+            is_last = done == config.max_train_steps
+            if done % config.validation_steps == 0 or is_last:
+                record = training.validate(done, learning_rate)
+                if "validation_accuracy" in record:
+                    shown.show(accuracy=f"{record['validation_accuracy']:.3f}")
+                if log is not None and accelerator.is_main_process:
+                    log(record, done)
+            if checkpoint_dir is not None and done % checkpointing_steps == 0 and not is_last:
+                training.save(checkpoint_dir, done)
+                if on_checkpoint is not None and accelerator.is_main_process:
+                    on_checkpoint()
     accelerator.free_memory()
     return TrainedClassifier(
         training.best, training.history, training.best_step, training.best_scores, time.perf_counter() - started
     )
+
+
+@contextlib.contextmanager
+def _shown(
+    progress: bool | Progress, config: ClassifierConfig, first_step: int, accelerator: Accelerator
+) -> Iterator[Progress]:
+    """What shows the steps of a training: see `progress` of `fit_classifier`."""
+    if isinstance(progress, Progress):
+        progress.update(first_step)  # of a checkpoint
+        yield progress
+        return
+    enabled = progress and accelerator.is_local_main_process
+    with Progress(config.max_train_steps, config.architecture, "steps", initial=first_step, enabled=enabled) as own:
+        yield own
 
 
 class ClassifierTraining:

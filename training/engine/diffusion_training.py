@@ -179,7 +179,7 @@ class DiffusionTraining(GenerativeTraining):
 def overfitting_warning(history: list[dict[str, Any]]) -> str | None:
     """What to tell the user where the validation loss rose again by more than a tenth: tiles are learned by heart.
 
-    `selection/AUDIT.md` shows how copies and membership come with it.
+    `docs/privacy-audit.md` shows how copies and membership come with it.
 
     Args:
         history: One dict for each validation, with `step` and `validation_loss`.

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from tqdm.auto import tqdm
 
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.engine.accelerator import make_accelerator
@@ -36,6 +35,7 @@ from histodistill.training.engine.steps import (
     set_learning_rate,
     step_generator,
 )
+from histodistill.training.running.progress import Progress
 from histodistill.training.running.stages import Stage
 from histodistill.training.running.training_options import PrivateTrainingConfig
 
@@ -190,13 +190,26 @@ def fit(training: GenerativeTraining, stage: Stage) -> None:
         training.load_state(state)
 
     make_step = _private_steps(training, optimizer) if training.plan else _plain_steps(training, model, optimizer)
-    progress = tqdm(
-        total=config.max_train_steps,
+    with Progress(
+        config.max_train_steps,
+        training.name,
+        "steps",
         initial=training.start,
-        desc=training.name,
-        unit="step",
-        disable=not accelerator.is_local_main_process,
-    )
+        enabled=accelerator.is_local_main_process,
+    ) as progress:
+        _train(training, stage, optimizer, make_step, progress)
+    accelerator.wait_for_everyone()
+
+
+def _train(
+    training: GenerativeTraining,
+    stage: Stage,
+    optimizer: Any,
+    make_step: Callable[[int], torch.Tensor | None],
+    progress: Progress,
+) -> None:
+    """All steps that are left, with validations and checkpoints."""
+    config, accelerator = training.config, training.accelerator
     warmup_steps = math.ceil(config.warmup * config.max_train_steps)
     resumed = time.perf_counter()
     for step in range(training.start, config.max_train_steps):
@@ -219,8 +232,6 @@ def fit(training: GenerativeTraining, stage: Stage) -> None:
         if (done % config.checkpointing_steps == 0 or is_last) and accelerator.is_main_process:
             training.before_look()
             _save(training, stage, optimizer, done)
-    progress.close()
-    accelerator.wait_for_everyone()
 
 
 def _settings(training: GenerativeTraining, stage: Stage) -> dict[str, Any]:
@@ -297,7 +308,7 @@ def _private_steps(training: GenerativeTraining, optimizer: Any) -> Callable[[in
     return make_step
 
 
-def _look(training: GenerativeTraining, record: dict[str, Any], progress: tqdm) -> None:
+def _look(training: GenerativeTraining, record: dict[str, Any], progress: Progress) -> None:
     """Validates, keeps and shows the figures, and draws a picture."""
     config, accelerator = training.config, training.accelerator
     figures = training.validate()
@@ -305,7 +316,7 @@ def _look(training: GenerativeTraining, record: dict[str, Any], progress: tqdm) 
     check_finite(training.trained, record["step"], record)
     training.history.append(record)
     name, value = next(iter(figures.items()))
-    progress.set_postfix({name: f"{value:.4g}"})
+    progress.show(**{name: f"{value:.4g}"})
     if config.report_to:
         accelerator.log(record, step=record["step"])
     if accelerator.is_main_process:

@@ -4,13 +4,14 @@
 
 Compares the distilled set and the pool with the real training tiles and, as the control, with tiles that no model was
 trained on: those that `--audit-share` held out, or else the validation tiles. Known copies of training tiles are
-planted to see whether they would be found. `selection/AUDIT.md` tells what is measured, and how far it carries.
+planted to see whether they would be found. `docs/privacy-audit.md` tells what is measured, and how far it carries.
 
 Leaves `RUN/audit.json`: the figures, and for the distilled set, the selector and the pipeline a verdict with the
 SHA-256 of every file that it is about. Publishing goes by it. Files that hold what may not be published are refused
 before anything is measured. Where only the scores have changed since (`results.json`, `benchmark/`), the same command
 renews their hashes, and measures nothing again. `RUN/audit/` has two pictures of real tiles beside the
 generated images that are most like them, of the distilled set and of the pool, and must not be shared.
+`RUN/distilled/README.md` is written anew, with the verdict and the scores.
 
 The exit code is 0 where all that was audited passes, 1 where a part does not, and 2 for errors.
 """
@@ -20,6 +21,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from histodistill.training.running.notes import is_step_of_distill
 from histodistill.training.running.options import StepConfig, StepParser, config, option, run_script
 from histodistill.training.running.program import ANSWER_IS_NO
 
@@ -85,6 +87,7 @@ def run(config: AuditConfig) -> dict[str, Any]:
         summary_lines,
         write_audit,
     )
+    from histodistill.training.evaluation.set_card import renew_card
     from histodistill.training.models.embedders import embedder_fingerprint
     from histodistill.training.running.files import read_json
     from histodistill.training.running.stages import Stage
@@ -103,7 +106,8 @@ def run(config: AuditConfig) -> dict[str, Any]:
     # A run has one audit, and files that have changed need another one.
     stage = Stage(folder, settings, remedy=f"delete {folder} to audit anew")
     if stage.complete and path.is_file():
-        return renew_audit(path, audited)
+        renew_card(audited.files, audited.contents, renew_audit(path, audited))
+        return read_json(path)
     stage.begin()
     path.unlink(missing_ok=True)
 
@@ -112,9 +116,10 @@ def run(config: AuditConfig) -> dict[str, Any]:
     draw_pairs(folder / "closest_pool.png", audited.pool.images, audited.real, result.pool, result)
     record = audit_record(audited, result)
     stage.finish()
+    renew_card(audited.files, audited.contents, record)
     # The very last: where it is there, it is of these files.
     write_audit(path, record)
-    print("\n".join(summary_lines(record)))
+    print("\n".join(summary_lines(record, brief=is_step_of_distill())))
     print(f"audit: saved to {path}; {folder} shows real tiles and must not be shared")
     return read_json(path)
 

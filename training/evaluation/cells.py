@@ -17,6 +17,7 @@ from histodistill.training.engine.scoring import predict_shared, score_probabili
 from histodistill.training.evaluation.plans import PlannedCell
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.files import read_kept, write_json
+from histodistill.training.running.progress import Progress
 from histodistill.training.running.stages import Stage
 
 
@@ -60,7 +61,7 @@ def train_cell(
     score_on: dict[str, Tiles],
     accelerator: Accelerator,
     class_names: list[str],
-    progress: bool = True,
+    progress: bool | Progress = True,
     size: int | None = None,
 ) -> dict[str, Any]:
     """Trains and scores one classifier, and writes the cell; a training that was killed is resumed.
@@ -74,7 +75,7 @@ def train_cell(
         score_on: Tiles that are scored, once, by the name of their split.
         accelerator: Shared by all processes.
         class_names: Names of the labels.
-        progress: Whether to show a progress bar.
+        progress: See `fit_classifier`.
         size: Images per class, where a table has the row in several sizes.
 
     Returns:
@@ -123,7 +124,7 @@ def fill_cells(
     planned: Iterable[PlannedCell],
     stage: Stage,
     accelerator: Accelerator,
-    make: Callable[[PlannedCell, Path], dict[str, Any] | None],
+    make: Callable[[PlannedCell, Path, Progress], dict[str, Any] | None],
 ) -> list[dict[str, Any]]:
     """Reads the cells that are finished and makes the others, one after the other.
 
@@ -131,23 +132,26 @@ def fill_cells(
         planned: The cells of a table.
         stage: The stage whose folder holds them; its time is kept whenever a cell is made.
         accelerator: Shared by all processes.
-        make: Makes a cell and writes it to the path; gives None where the cell has to be left out.
+        make: Makes a cell and writes it to the path, and counts its steps; gives None where the cell has to be left
+            out.
 
     Returns:
         Cells as `train_cell` returns them, in the order of `planned`, without those that were left out.
     """
-    cells = []
-    for cell in planned:
-        path = stage.folder / cell.file_name
-        finished = read_cell(path)
-        if finished is None:
-            finished = make(cell, path)
-            if finished is None:
-                continue
-            if accelerator.is_main_process:
+    paths = {cell: stage.folder / cell.file_name for cell in planned}
+    cells = {cell: read_cell(path) for cell, path in paths.items()}
+    total = sum(cell.steps for cell in cells)
+    done = sum(cell.steps for cell, finished in cells.items() if finished is not None)
+    with Progress(
+        total, stage.folder.name, "steps", initial=done, enabled=accelerator.is_local_main_process
+    ) as progress:
+        for cell in [cell for cell, finished in cells.items() if finished is None]:
+            cells[cell] = made = make(cell, paths[cell], progress)
+            if made is None:
+                progress.update(cell.steps)
+            elif accelerator.is_main_process:
                 stage.save_progress()
-        cells.append(finished)
-    return cells
+    return [cell for cell in cells.values() if cell is not None]
 
 
 def spread(values: list[float | None]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Trains classifiers on the distilled set and on real tiles, and scores them on real test tiles.
 
-    histodistill compare --run runs/phantom --data phantom --train convnet:1000
+    histodistill compare runs/phantom --data phantom --train convnet:1000
 
 Each combination is one training; finished ones are kept in `RUN/comparison/`. All rows of an architecture share the
 same recipe and number of steps; the best step is chosen on the validation tiles, and the test tiles are scored once.
@@ -16,6 +16,7 @@ from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.evaluation.plans import PlannedCell, RowsConfig, planned_cells
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.formats import RESULTS_FORMAT
+from histodistill.training.running.notes import is_step_of_distill, tell
 from histodistill.training.running.options import StepParser, config, option, run_script
 
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from histodistill.training.data.tiles import Tiles, TileSource
+    from histodistill.training.running.progress import Progress
     from histodistill.training.running.stages import Stage
 
 # What classifiers are trained on, and what tables call it.
@@ -36,6 +38,8 @@ ROWS = {
 }
 # The row whose accuracy is divided by that of real_all.
 RECOVERY_ROW = "distilled_ce"
+#: The row that uses all that the distilled set has, and so is the way to train on it.
+SOFT_ROW = "distilled_soft"
 # How often a training is validated: after each tenth of its steps.
 _VALIDATIONS = 10
 
@@ -46,7 +50,7 @@ class CompareConfig(RowsConfig):
 
     known_rows = ROWS
 
-    run: Path = option("folder with pool/ and distilled/", setting=False)
+    run: Path = option("folder with pool/ and distilled/", positional=True, also_named=True, setting=False)
     data: str | Path = option("the real tiles: any source that train_classifier takes", setting=False)
     image_size: int | None = option("side in pixels; default: the size tiles have", default=None, setting=False)
 
@@ -136,16 +140,17 @@ def train_rows(
     note = auc_note("test", test.labels, source.class_names)
     notes = [] if note is None else [note]
 
-    def make_cell(cell: PlannedCell, path: Path) -> dict[str, Any] | None:
+    def make_cell(cell: PlannedCell, path: Path, progress: Progress) -> dict[str, Any] | None:
         try:
             train = training_tiles(cell.row, config.run, source, n_per_class, cell.seed)
         except InputError as error:
             note = f"{ROWS[cell.row]}: left out, since {error}"
             if note not in notes:
                 notes.append(note)
-                accelerator.print(note)
+                tell(note)
             return None
-        accelerator.print(f"{cell.architecture} on {len(train)} tiles: {ROWS[cell.row]}, seed {cell.seed}")
+        if not is_step_of_distill():  # which shows all of them with their scores
+            tell(f"{cell.architecture} on {len(train):,} tiles: {ROWS[cell.row]}, seed {cell.seed}")
         return train_cell(
             path,
             cell.row,
@@ -155,6 +160,7 @@ def train_rows(
             {"test": test},
             accelerator,
             source.class_names,
+            progress,
         )
 
     return fill_cells(planned_cells(config.plan, config.seeds), stage, accelerator, make_cell), notes
@@ -165,7 +171,7 @@ def recipe(cell: PlannedCell, batch_size: int) -> ClassifierConfig:
     return ClassifierConfig(
         architecture=cell.architecture,
         loss="joint" if cell.row == "distilled_joint" else "ce",
-        soft_label_weight=1.0 if cell.row == "distilled_soft" else 0.0,
+        soft_label_weight=1.0 if cell.row == SOFT_ROW else 0.0,
         seed=cell.seed,
         max_train_steps=cell.steps,
         batch_size=batch_size,
@@ -195,9 +201,9 @@ def training_tiles(row: str, run: Path, source: TileSource, n_per_class: int, se
         train = source.split("train")
         return train.subset(sample_per_class(train.labels, n_per_class, seed))
     images, columns, _ = read_image_dataset(run / ("pool" if row == "pool_random" else "distilled"))
-    if row == "distilled_soft" and "soft_label" not in columns:
+    if row == SOFT_ROW and "soft_label" not in columns:
         raise InputError("the distilled set has no soft labels: run histodistill select anew")
-    tiles = Tiles(images, columns["label"], columns["soft_label"] if row == "distilled_soft" else None)
+    tiles = Tiles(images, columns["label"], columns["soft_label"] if row == SOFT_ROW else None)
     return tiles.subset(sample_per_class(tiles.labels, n_per_class, seed)) if row == "pool_random" else tiles
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.evaluation.plans import PlannedCell, RowsConfig, planned_cells
 from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.notes import tell
 from histodistill.training.running.options import StepParser, config, like, option, run_script
 
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from histodistill.training.data.tiles import Tiles
+    from histodistill.training.running.progress import Progress
     from histodistill.training.running.stages import Stage
 
 # What classifiers are trained on, and what tables call it.
@@ -242,9 +244,9 @@ def train_rows(
         autoencoder = load_autoencoder(config.run / "pipeline" / "vae").to(accelerator.device)
         return Tiles(reconstruct(autoencoder, tiles.train.images), tiles.train.labels)
 
-    def make_cell(cell: PlannedCell, path: Path) -> dict[str, Any]:
+    def make_cell(cell: PlannedCell, path: Path, progress: Progress) -> dict[str, Any]:
         train = training_tiles(cell.row)
-        accelerator.print(f"{cell.architecture} on {len(train)} tiles: {ROWS[cell.row]}, seed {cell.seed}")
+        tell(f"{cell.architecture} on {len(train):,} tiles: {ROWS[cell.row]}, seed {cell.seed}")
         recipe = ClassifierConfig(
             architecture=cell.architecture,
             seed=cell.seed,
@@ -253,7 +255,7 @@ def train_rows(
         )
         # No step is chosen on the validation tiles: they are what is scored.
         score_on = {"validation": tiles.validation}
-        return train_cell(path, cell.row, recipe, train, None, score_on, accelerator, tiles.class_names)
+        return train_cell(path, cell.row, recipe, train, None, score_on, accelerator, tiles.class_names, progress)
 
     return fill_cells(planned_cells(config.plan, config.seeds), stage, accelerator, make_cell)
 

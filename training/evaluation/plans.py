@@ -10,6 +10,7 @@ from histodistill.training.models.architectures import ARCHITECTURES
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.launch import NUM_PROCESSES_HELP
 from histodistill.training.running.options import StepConfig, config, option
+from histodistill.training.running.suggestions import did_you_mean
 from histodistill.training.running.training_options import precision_option
 
 
@@ -76,14 +77,16 @@ def parse_plan(texts: Sequence[str], known_rows: Sequence[str]) -> list[Planned]
         names = rows.split(",") if rows else list(known_rows)
         where = f"{param('train')}={text}"
         if architecture not in ARCHITECTURES:
-            raise InputError(f"{where}: the architecture must be one of {', '.join(ARCHITECTURES)}")
+            meant = did_you_mean(architecture, ARCHITECTURES)
+            raise InputError(f"{where}: the architecture{meant} must be one of {', '.join(ARCHITECTURES)}")
         if not steps.isdecimal() or int(steps) < 1:
             raise InputError(
                 f"{where}: after the architecture comes the number of steps, at least 1, as in convnet:1000"
             )
         unknown = [name for name in names if name not in known_rows]
         if unknown:
-            raise InputError(f"{where}: {unknown[0]!r} is no row: use {', '.join(known_rows)}")
+            meant = did_you_mean(unknown[0], known_rows)
+            raise InputError(f"{where}: {unknown[0]!r} is no row{meant}: use {', '.join(known_rows)}")
         if len(set(names)) < len(names):
             raise InputError(f"{where} names a row twice: name each once")
         if architecture in (other.architecture for other in plan):

@@ -31,15 +31,15 @@ from histodistill.training.evaluation.weights_attack import attack_scores, denoi
 from histodistill.training.models.embedders import is_classifier, named_embeddings
 from histodistill.training.models.loading import load_pipeline
 from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.files import read_json, write_bytes, write_json
+from histodistill.training.running.files import write_bytes, write_json
 from histodistill.training.running.stages import read_record, require_complete
 
 
 # Generated images on a picture, each beside the real tile that it is most like, stand in so many columns.
 _COLUMNS = 5
 # Pixels: small tiles are enlarged by a whole number to nearly this side, so that one can see them; so much space is
-# between the two of a pair and around it, and below it for a line of text.
-_SIDE, _GAP, _TEXT = 112, 6, 14
+# between the two of a pair and around it, and below it for two lines of text.
+_SIDE, _GAP, _TEXT = 112, 6, 30
 
 
 @dataclass(frozen=True, repr=False)
@@ -256,7 +256,7 @@ def write_audit(path: Path, audit: AuditRecord) -> None:
     write_json(path, audit.model_dump(mode="json"))
 
 
-def renew_audit(path: Path, run: AuditedRun) -> dict[str, Any]:
+def renew_audit(path: Path, run: AuditedRun) -> AuditRecord:
     """The audit of a run whose files are those that were judged, with the hashes of the records as they are now.
 
     Args:
@@ -264,7 +264,7 @@ def renew_audit(path: Path, run: AuditedRun) -> dict[str, Any]:
         run: The run, whose records were just seen to hold nothing but what they may.
 
     Returns:
-        What audit.json holds.
+        The audit as it now is.
 
     Raises:
         InputError: If it is about other files, or is no audit.
@@ -279,21 +279,31 @@ def renew_audit(path: Path, run: AuditedRun) -> dict[str, Any]:
         changed = sorted(
             name for name in known.records.keys() | records.keys() if known.records.get(name) != records.get(name)
         )
-        write_audit(path, known.model_copy(update={"records": records}))
+        known = known.model_copy(update={"records": records})
+        write_audit(path, known)
         print(
             f"audit: what was judged has not changed, so nothing was measured again; {path} is now about "
             f"{', '.join(changed)} as it is"
         )
-    return read_json(path)
+    return known
 
 
-def summary_lines(audit: AuditRecord) -> list[str]:
-    """What `audit.json` says, for people."""
+def summary_lines(audit: AuditRecord, brief: bool = False) -> list[str]:
+    """What `audit.json` says, for people.
+
+    Args:
+        audit: What it says.
+        brief: Whether to say of planted copies only which are not found as often as they must be.
+    """
     lines = []
     for part, verdict in audit.parts.items():
         lines.append(f"audit of {part}: {'passed' if verdict.passed else 'NOT PASSED: it should not be published'}")
     shown = max((part for part in ("pipeline", "distilled") if part in audit.parts), key=list(JUDGES).index)
-    lines += [f"  {sentence}" for sentence in audit_sentences(audit, shown)]
+    lines += [
+        f"  {sentence}"
+        for finding, sentence in zip(audit.parts[shown].findings, audit_sentences(audit, shown), strict=True)
+        if not (brief and finding.passed and finding.name.startswith("planted "))
+    ]
     if not audit.held_out_at_random:
         lines.append(
             "  note: no training tiles were held out at random (--audit-share), so validation tiles stood in for them"
@@ -319,7 +329,7 @@ def draw_pairs(path: Path, images: np.ndarray, real: RealTiles, found: SetAudit,
 
 
 def draw_closest(synthetic: np.ndarray, real: np.ndarray, scores: np.ndarray, limit: float) -> bytes:
-    """A PNG of generated images, each beside the real tile that it is most like: uint8 N×S×S×3 each.
+    """A PNG of generated images, each left of the real tile that it is most like: uint8 N×S×S×3 each.
 
     Args:
         synthetic, real: The pairs.
@@ -339,5 +349,11 @@ def draw_closest(synthetic: np.ndarray, real: np.ndarray, scores: np.ndarray, li
         for number, image in enumerate(pair):
             enlarged = Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST)
             canvas.paste(enlarged, (left + number * (side + gap), top))
-        draw.text((left, top + side + 2), f"generated | real   {score / limit:.2f} of the limit", fill="black")
+        draw.text((left, top + side + 2), pair_caption(score / limit), fill="black")
     return png_bytes(canvas)
+
+
+def pair_caption(times: float) -> str:
+    """Two lines for below a pair: what is what, and how many times the limit apart it is; below 1 is a copy."""
+    # Cut, not rounded, so that a pair just below the limit does not read as one at it.
+    return f"generated | real\n{np.floor(100 * times) / 100:.2f} × limit: {'a copy' if times < 1 else 'no copy'}"

@@ -13,6 +13,7 @@ from histodistill.training.models.architectures import ARCHITECTURES, DEFAULT_WI
 from histodistill.training.models.stain import standardize_stain
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import require
+from histodistill.training.running.suggestions import did_you_mean
 
 
 # Side in px of the smallest tiles that a classifier takes: the ConvNet halves them three times.
@@ -218,8 +219,8 @@ class Classifier(
     ) -> None:
         super().__init__()
         if architecture not in ARCHITECTURES:
-            known = ", ".join(ARCHITECTURES)
-            raise InputError(f"{param('architecture')}={architecture!r} is unknown: it must be one of {known}")
+            known, meant = ", ".join(ARCHITECTURES), did_you_mean(architecture, ARCHITECTURES)
+            raise InputError(f"{param('architecture')}={architecture!r} is unknown{meant}: it must be one of {known}")
         if num_classes is None:
             num_classes = len(class_names) if class_names is not None else 0
         require(num_classes >= 2, "num_classes", num_classes, "it must be at least 2")

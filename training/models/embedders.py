@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from diffusers import AutoencoderDC
 from PIL import Image
-from tqdm.auto import tqdm
 
 from histodistill.selection.streams import torch_seed
 from histodistill.training.data.pixels import to_model_input
@@ -22,6 +21,7 @@ from histodistill.training.models.loading import has_class, has_classifier, load
 from histodistill.training.models.prediction import embed
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.hub_cache import cache_problem
+from histodistill.training.running.progress import Progress
 
 
 #: Name of the embedder that is a run's own teacher.
@@ -220,13 +220,15 @@ def _embed_with_transformers(
     processor: Any, model: Any, has_pooler: bool, device: str, images: np.ndarray, batch_size: int
 ) -> np.ndarray:
     embeddings = []
-    for start in tqdm(range(0, len(images), batch_size), desc="embed", unit="batch"):
-        batch = [Image.fromarray(image) for image in images[start : start + batch_size]]
-        output = model(**processor(images=batch, return_tensors="pt").to(device))
-        pooled = getattr(output, "pooler_output", None) if has_pooler else None
-        if pooled is None:
-            hidden = output.last_hidden_state
-            # Feature maps of a convolutional network, or tokens of a transformer.
-            pooled = hidden.flatten(2).mean(2) if hidden.ndim == 4 else hidden.mean(1)
-        embeddings.append(pooled.flatten(1).float().cpu().numpy())
+    with Progress(len(images), "embedding", "images") as progress:
+        for start in range(0, len(images), batch_size):
+            batch = [Image.fromarray(image) for image in images[start : start + batch_size]]
+            output = model(**processor(images=batch, return_tensors="pt").to(device))
+            pooled = getattr(output, "pooler_output", None) if has_pooler else None
+            if pooled is None:
+                hidden = output.last_hidden_state
+                # Feature maps of a convolutional network, or tokens of a transformer.
+                pooled = hidden.flatten(2).mean(2) if hidden.ndim == 4 else hidden.mean(1)
+            embeddings.append(pooled.flatten(1).float().cpu().numpy())
+            progress.update(len(batch))
     return np.concatenate(embeddings)

@@ -1,12 +1,16 @@
 """Publishes a run on the Hugging Face Hub: its pipeline, its selector and its distilled set, each with a card.
 
-    histodistill publish --run runs/phantom --namespace you           shows what would go up
-    histodistill publish --run runs/phantom --namespace you --push    does it
+    histodistill publish runs/phantom --preview cards           writes the cards as pages to look at
+    histodistill publish runs/phantom --namespace you           shows what would go up
+    histodistill publish runs/phantom --namespace you --push    does it
 
 Repositories are private unless --public is given. Only files of a fixed list go up; the rest of a run stays here.
 Each repository changes by one commit, and one that is as it should be by none, so the same command can be run again at
 any time. Nothing goes up without a passing privacy audit of exactly the files to be published (RUN/audit.json). The
 token is taken from HF_TOKEN or from `hf auth login`.
+
+A preview needs neither token nor namespace nor network, and uploads nothing. It shows what the audit would refuse as
+well, and says so.
 """
 
 from __future__ import annotations
@@ -16,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from histodistill.training.publishing.hub_config import HubConfig, require_hub_name
-from histodistill.training.running.options import StepParser, config, option, require, run_script
+from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.options import StepParser, config, like, option, require, run_script
 
 
 if TYPE_CHECKING:
@@ -24,6 +29,8 @@ if TYPE_CHECKING:
 
 #: What of a run can be published, in the order in which the repositories refer to each other.
 KINDS = ("pipeline", "selector", "dataset")
+# What stands for the namespace in a preview where none is given.
+_PLACEHOLDER = "you"
 # How the Hub writes the identifiers of licences.
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
@@ -32,7 +39,13 @@ _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 class PublishConfig(HubConfig):
     """Options of `publish`."""
 
-    run: Path = option("folder of a finished run", setting=False)
+    namespace: str | None = like(  # type: ignore[assignment]  # a preview needs none
+        HubConfig,
+        "namespace",
+        default=None,
+        help="your name on the Hub, or that of an organisation; a preview needs none",
+    )
+    run: Path = option("folder of a finished run", positional=True, also_named=True, setting=False)
     name: str | None = option(
         "what to call the source in the names of the repositories and on the cards; default: the source's own "
         "name where it is known to everybody (phantom and those of MedMNIST)",
@@ -48,9 +61,17 @@ class PublishConfig(HubConfig):
         "publish without a passing audit; the first lines of the cards will say so", default=False
     )
 
+    preview: Path | None = option(
+        "write the cards as HTML pages to this folder, and upload nothing", default=None, metavar="DIR", setting=False
+    )
+
     def check(self) -> None:
-        """Checks that the Hub can take name and licence."""
+        """Checks that the Hub can take name and licence, and that what is asked for goes together."""
         super().check()
+        if self.namespace is None and self.preview is None:
+            raise InputError(f"{param('namespace')} is missing: give your name on the Hub, or only {param('preview')}")
+        if self.preview is not None and self.push:
+            raise InputError(f"{param('preview')} uploads nothing and {param('push')} does: give one of them")
         require_hub_name("name", self.name)
         rule = "it must be an identifier of the Hub, such as cc-by-4.0"
         require(self.license is None or bool(_LICENSE.fullmatch(self.license)), "license", self.license, rule)
@@ -68,23 +89,35 @@ def run(config: PublishConfig) -> list[Upload] | list[Published]:
         What became of each repository; without `push`, each as it would go up.
 
     Raises:
-        InputError: If a stage is missing, the gate refuses, a file holds what may not leave, or something stands in
-            the way of uploading.
+        InputError: If a stage is missing, the gate refuses, a file holds what may not leave, something stands in the
+            way of uploading, or the folder of a preview holds something else.
     """
+    from histodistill.training.publishing.preview import INDEX, require_preview_folder, write_preview
     from histodistill.training.publishing.pushing import show_or_push
-    from histodistill.training.publishing.repositories import collect_uploads
+    from histodistill.training.publishing.repositories import collect_repositories
 
-    uploads = collect_uploads(
+    if config.preview is not None:
+        require_preview_folder(config.preview)
+    repositories = collect_repositories(
         config.run,
-        config.namespace,
+        config.namespace or _PLACEHOLDER,
         config.only,
         name=config.name,
         license=config.license,
         attribution=config.attribution,
         audit_file=config.audit,
         accept_risk=config.i_accept_the_risk,
+        show_refused=config.preview is not None,
     )
-    return show_or_push(uploads, config)
+    uploads = [repository.upload for repository in repositories]
+    if config.preview is None:
+        return show_or_push(uploads, config)
+    write_preview(config.preview, repositories)
+    refused = [repository.upload.repo_id for repository in repositories if repository.refusal is not None]
+    if refused:
+        print(f"Publishing would refuse {', '.join(refused)}: the pages say why.")
+    print(f"Nothing was uploaded. Look at the cards: {config.preview / INDEX}")
+    return uploads
 
 
 if __name__ == "__main__":

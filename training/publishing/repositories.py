@@ -6,26 +6,18 @@ goes up, pictures and cards as well, is made of what was found in them.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from PIL import Image
 
 from histodistill.hub_cards import (
     AuditError,
     AuditFacts,
     ContentError,
-    DistilledDatasetCardData,
     PipelineCardData,
     RunFacts,
     SelectorCardData,
     Upload,
-    audit_sentences,
     check_audit,
     check_records,
     render_dataset_card,
@@ -33,141 +25,43 @@ from histodistill.hub_cards import (
     render_selector_card,
 )
 from histodistill.hub_cards.audit_record import AuditRecord
-from histodistill.hub_cards.contents import PipelineContent, SelectorContent, SetContent, about
-from histodistill.hub_cards.pictures import encode_png
-from histodistill.training.data.image_dataset import dataset_features
-from histodistill.training.data.images import make_grid
-from histodistill.training.distillation.community_discs import community_discs
+from histodistill.hub_cards.contents import about
+from histodistill.training.evaluation.checked_run import CheckedRun, read_checked_run
 from histodistill.training.evaluation.run_contents import RunFiles
+from histodistill.training.evaluation.run_facts import public_name
+from histodistill.training.evaluation.run_records import by_class
+from histodistill.training.evaluation.set_card import dataset_card
 from histodistill.training.evaluation.verdicts import read_run_audit
-from histodistill.training.generate import PIPELINE_OPTIONS
-from histodistill.training.models.embedders import describe_embedder
 from histodistill.training.publishing.pushing import as_input_error
-from histodistill.training.reporting.run_facts import RunRecords, public_name, read_run_facts
-from histodistill.training.reporting.run_records import StageRecord, by_class, check_setting
 from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.stages import require_complete
+from histodistill.training.running.notes import warn
+from histodistill.training.tables.benchmark_record import benchmark_rows
 
 
 # What the name of each repository ends with.
 SUFFIXES = {"pipeline": "ldm", "selector": "selector", "dataset": "distilled"}
 # The folder of a run that each repository is made of, and that its verdict is about.
 PARTS = {"pipeline": "pipeline", "selector": "selector", "dataset": "distilled"}
-# Images of a class in the picture of the distilled set, which fit side by side on a card.
-GRID_COLUMNS = 10
-# In pixels: to about this small images are enlarged in that picture.
-_GRID_SIDE = 64
-# Settings of `select` that say what an image of the pool had to pass.
-_FILTERS = ("min_probability", "typical_share")
 # What cards call the place of the picture of the distilled set.
 _GRID = "assets/distilled.png"
 # The same of the picture of the pool's communities.
 _MAP = "assets/community_map.png"
-# An embedder that is not of a run: a model of the Hub, or of a library.
-_MODEL_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}(/[A-Za-z0-9][\w.-]{0,63})?")
 
 
-@dataclass(frozen=True, repr=False)
-class CheckedRun:
-    """A run whose files were read once, and hold nothing but what they may.
+@dataclass(frozen=True)
+class Repository:
+    """A repository of a run as it is to be.
 
     Attributes:
-        files: The files as they were read.
-        pipeline, selector: What of these parts goes up; None for one that is not to be published.
-        distilled: What of the distilled set goes up.
-        records: What the stages say, as far as cards tell of it.
+        upload: What is in it.
+        refusal: Why the gate refuses it, without the names of folders; None where it does not, or is overruled.
     """
 
-    files: RunFiles
-    pipeline: PipelineContent | None
-    selector: SelectorContent
-    distilled: SetContent
-    records: RunRecords
-
-    @property
-    def class_names(self) -> list[str]:
-        """Names of the labels."""
-        return self.distilled.table.class_names
-
-    @property
-    def labels(self) -> np.ndarray:
-        """int64 N, of the distilled set."""
-        return self.distilled.table.columns["label"]
-
-    @property
-    def selection(self) -> StageRecord:
-        """The record of the selection."""
-        return self.records.stages["distilled"]
-
-    @property
-    def pool(self) -> StageRecord:
-        """The record of the pool."""
-        return self.records.stages["pool"]
-
-    @cached_property
-    def grid(self) -> bytes:
-        """PNG file of the first images of each class."""
-        return encode_png(np.asarray(distilled_grid(self.distilled.table.images, self.labels)))
-
-    @cached_property
-    def community_sizes(self) -> dict[str, list[int]]:
-        """Images of each community of a class, the largest first; empty where none were looked for."""
-        with about(self.files.folder, "distilled/stage.json"):
-            sizes = by_class(self.selection.community_sizes, self.class_names)
-            if sum(map(sum, sizes.values())) > (self.pool.num_images or 0):
-                raise ContentError("holds communities of more images than the pool has")
-            return {name: list(counts) for name, counts in sizes.items()}
-
-    @cached_property
-    def map(self) -> bytes | None:
-        """PNG file of the pool's communities, drawn from their sizes; None where these are not known."""
-        with about(self.files.folder, "distilled/stage.json"):
-            chosen = by_class(self.selection.community_chosen, self.class_names)
-            if not self.community_sizes or not chosen:
-                return None
-            try:
-                return community_discs(self.community_sizes, chosen)
-            except ValueError as error:
-                raise ContentError(f"contradicts itself ({error})") from error
-
-    @property
-    def map_files(self) -> dict[str, bytes]:
-        """The same by its place in a repository."""
-        return {} if self.map is None else {_MAP: self.map}
-
-    @cached_property
-    def generation(self) -> dict[str, Any]:
-        """The options of the pipeline with which the pool was made."""
-        with about(self.files.folder, "pool/stage.json"):
-            return {name: check_setting(self.pool, "pool", name) for name in PIPELINE_OPTIONS}
-
-    @cached_property
-    def filters(self) -> dict[str, Any]:
-        """What an image of the pool had to pass before the selector saw it."""
-        with about(self.files.folder, "distilled/stage.json"):
-            found = {name: check_setting(self.selection, "distilled", name) for name in _FILTERS}
-            filters = {name: value for name, value in found.items() if value}
-            if self.selection.copies_dropped is not None:
-                dropped = by_class(self.selection.copies_dropped, self.class_names)
-                filters["copies of real tiles"] = f"{sum(dropped.values())} images dropped"
-        return filters
-
-    @cached_property
-    def embedder(self) -> str | None:
-        """What embedded the pool in words, without the name of a folder or a file."""
-        setting = self.selection.settings.get("embedder")
-        if not isinstance(setting, str):
-            return None
-        name, _, digest = setting.partition(", sha256 ")
-        of_a_run = {f"{what} of {of}" for what in ("features", "latents") for of in ("a classifier", "an autoencoder")}
-        if name in of_a_run or name == "features of a classifier trained on the same tiles":
-            return name
-        return (
-            describe_embedder(name) if not digest and _MODEL_NAME.fullmatch(name) else "a model that is not published"
-        )
+    upload: Upload
+    refusal: str | None = None
 
 
-def collect_uploads(
+def collect_repositories(
     run: Path,
     namespace: str,
     kinds: Sequence[str] = tuple(PARTS),
@@ -177,8 +71,11 @@ def collect_uploads(
     attribution: str | None = None,
     audit_file: Path | None = None,
     accept_risk: bool = False,
-) -> list[Upload]:
+    show_refused: bool = False,
+) -> list[Repository]:
     """The repositories of a run as they are to be, in the order in which they refer to each other.
+
+    Warns where they would have no licence.
 
     Args:
         run: Folder of the run.
@@ -188,6 +85,8 @@ def collect_uploads(
         license, attribution: Of the real tiles; by default those of MedMNIST where they are its tiles.
         audit_file: The audit; by default that of the run.
         accept_risk: Whether the gate's refusal is only noted on the cards; what files hold is checked all the same.
+        show_refused: Whether a repository that the gate refuses is put together all the same, to be looked at and not
+            to be uploaded.
 
     Raises:
         InputError: If a stage is missing, the gate refuses, or a file holds what may not leave.
@@ -196,51 +95,30 @@ def collect_uploads(
         checked = read_checked_run(run, "pipeline" in kinds)
         name = _name_to_publish(checked, name)
         repos = {kind: f"{namespace}/{name}-{SUFFIXES[kind]}" for kind in kinds}
-        table = checked.distilled.table
-        common = read_run_facts(
-            checked.records,
-            repos,
-            name,
-            checked.class_names,
-            table.images.shape[1],
-            len(table),
-            license,
-            attribution,
-        )
+        facts = checked.facts(repos, name, license, attribution)
+        per_class = facts.num_distilled // len(facts.class_names)
+        facts = replace(facts, benchmark=benchmark_rows(run, checked.files.records, per_class))
         audit = read_run_audit(audit_file or run / "audit.json")
-        facts = {kind: pass_gate(checked.files, kind, audit, common, accept_risk) for kind in kinds}
-        makers = {"pipeline": pipeline_upload, "selector": selector_upload, "dataset": dataset_upload}
-        uploads = [make(checked, facts[kind]) for kind, make in makers.items() if kind in repos]
+        verdicts = {}
+        for kind in kinds:
+            # What stands on a card or a page names no folder of this machine.
+            verdicts[kind] = ask_gate(checked.files, kind, audit, Path() if accept_risk or show_refused else run)
+            refusal = verdicts[kind].refusal
+            if refusal is not None and not (accept_risk or show_refused):
+                raise as_input_error(refusal) from refusal
+        repositories = [
+            _repository(checked, kind, facts, verdicts[kind], accept_risk) for kind in MAKERS if kind in repos
+        ]
     except ContentError as error:
         raise InputError(str(error)) from error
-    for upload in uploads:
-        check_no_paths(upload, (run, Path.home()))
-    return uploads
-
-
-def read_checked_run(run: Path, with_pipeline: bool) -> CheckedRun:
-    """Reads what is published of a run, and sees that it holds nothing but what it may.
-
-    Args:
-        run: Folder of the run.
-        with_pipeline: Whether the pipeline is to be published.
-
-    Raises:
-        InputError: If a stage is missing.
-        ContentError: If a file holds what it may not.
-    """
-    require_complete(run / "distilled", "distilled set", "run histodistill select first")
-    require_complete(run / "pool", "pool", "run histodistill generate first")
-    parts = ["distilled", "selector"]
-    if with_pipeline:
-        require_complete(run / "pipeline", "pipeline", "run train_diffusion first")
-        parts.append("pipeline")
-    files = RunFiles.read(run, parts)
-    # The records of the two parts that have one are read with these, and the others beside them.
-    stages = {f"{part}/stage.json": files.parts[part]["stage.json"] for part in parts if part != "selector"}
-    records = RunRecords.read(run, files.records | stages)
-    contents = files.check()
-    return CheckedRun(files, contents.pipeline, contents.selector, contents.distilled, records)
+    for repository in repositories:
+        check_no_paths(repository.upload, (run, Path.home()))
+    if facts.license is None and not facts.is_phantom:
+        warn(
+            "without --license the repositories have no licence, so nobody may lawfully use them: give one that the "
+            "owner of the tiles agrees to, such as --license cc-by-4.0"
+        )
+    return repositories
 
 
 def _name_to_publish(run: CheckedRun, name: str | None) -> str:
@@ -263,40 +141,47 @@ def _name_to_publish(run: CheckedRun, name: str | None) -> str:
     return name
 
 
-def pass_gate(files: RunFiles, kind: str, audit: AuditRecord | None, facts: RunFacts, accept_risk: bool) -> RunFacts:
-    """The facts with what the audit says of one repository.
+@dataclass(frozen=True)
+class GateAnswer:
+    """What the gate says of a repository.
+
+    Attributes:
+        audit: What the audit says, where it is about these files.
+        refusal: Why it may not go up; None where it may.
+    """
+
+    audit: AuditFacts | None
+    refusal: AuditError | None
+
+
+def ask_gate(files: RunFiles, kind: str, audit: AuditRecord | None, place: Path) -> GateAnswer:
+    """What the gate says of one repository.
 
     Args:
         files: The files of the run as they were read.
         kind: Of the repository.
         audit: The audit, None where there is none.
-        facts: What the cards have in common.
-        accept_risk: Whether the gate's refusal is only noted.
-
-    Returns:
-        The facts with `audit`, where the audit is about these files, and `risk`, what the gate said where it refused.
-
-    Raises:
-        InputError: If the gate refuses.
+        place: What a refusal calls the folder of the run.
     """
     part = PARTS[kind]
-    # A refusal that is overridden stands on the card, which names no folder of this machine.
-    run = Path() if accept_risk else files.folder
+    refusal = None
     try:
-        check_audit(run / part, files.parts[part], audit)
-        check_records(run, files.records, audit)
-        refusal = None
+        check_audit(place / part, files.parts[part], audit)
+        check_records(place, files.records, audit)
     except AuditError as error:
-        if not accept_risk:
-            raise as_input_error(error) from error
-        refusal = str(error)
+        refusal = error
     if audit is None or part not in audit.parts:
-        return replace(facts, risk=refusal)
-    passed = audit.parts[part].passed  # type: ignore[index]
-    if refusal and passed:
-        # The audit passed, but of other files than these.
-        return replace(facts, risk=refusal)
-    return replace(facts, risk=refusal, audit=AuditFacts(passed=passed, findings=audit_sentences(audit, part)))
+        return GateAnswer(None, refusal)
+    facts = AuditFacts.of(audit, part)
+    # One that passed and is refused was of other files than these.
+    return GateAnswer(None if refusal and facts.passed else facts, refusal)
+
+
+def _repository(run: CheckedRun, kind: str, facts: RunFacts, answer: GateAnswer, accept_risk: bool) -> Repository:
+    """A repository with the card that says what the gate says."""
+    refusal = None if answer.refusal is None else as_input_error(answer.refusal).for_command_line()
+    facts = replace(facts, audit=answer.audit, risk=str(answer.refusal) if answer.refusal and accept_risk else None)
+    return Repository(MAKERS[kind](run, facts), None if accept_risk else refusal)
 
 
 def pipeline_upload(run: CheckedRun, facts: RunFacts) -> Upload:
@@ -307,6 +192,7 @@ def pipeline_upload(run: CheckedRun, facts: RunFacts) -> Upload:
         components=run.pipeline.components,
         parameters=run.pipeline.parameters,
         generation=run.generation,
+        precision=run.precision,
         pool_size=run.pool.num_images,
     )
     files = {**run.pipeline.files, _GRID: run.grid, "README.md": render_pipeline_card(card).encode()}
@@ -331,43 +217,29 @@ def selector_upload(run: CheckedRun, facts: RunFacts) -> Upload:
         dropped=dropped,
         has_map=run.map is not None,
     )
-    files = {**run.selector.files, **run.map_files, "README.md": render_selector_card(card).encode()}
+    files = {**run.selector.files, **_map_files(run), "README.md": render_selector_card(card).encode()}
     return Upload("selector", facts.repos["selector"], files)
 
 
 def dataset_upload(run: CheckedRun, facts: RunFacts) -> Upload:
     """The repository of the distilled set; `facts` is what its card says of the run."""
-    config = run.selector.config
-    card = DistilledDatasetCardData(
-        class_names=list(facts.class_names),
-        n_per_class=np.bincount(run.labels).tolist(),
-        image_size=facts.image_size,
-        pool_size=run.pool.num_images,
-        selector=config.class_name,
-        selector_params=dict(sorted(config.params.model_dump().items())),
-        features=dataset_features(run.distilled.table),
-        embedder=run.embedder,
-        source_name=facts.name,
-        license=facts.license,
-        attribution=facts.attribution,
-        results=facts.results,
-        filters=run.filters,
-        generation=run.generation,
-        facts=facts,
-        has_grid=True,
-        has_map=run.map is not None,
-    )
-    pictures = {_GRID: run.grid, **run.map_files}
-    files = {**run.distilled.files, **pictures, "README.md": render_dataset_card(card).encode()}
+    card = dataset_card(run, facts, has_pictures=True)
+    files = {
+        **run.distilled.files,
+        _GRID: run.grid,
+        **_map_files(run),
+        "README.md": render_dataset_card(card).encode(),
+    }
     return Upload("dataset", facts.repos["dataset"], files)
 
 
-def distilled_grid(images: np.ndarray, labels: np.ndarray) -> Image.Image:
-    """The first images of each class, uint8 N×H×W×3 with labels int N, one row for each class."""
-    classes = np.unique(labels)
-    columns = min(GRID_COLUMNS, *(int((labels == label).sum()) for label in classes))
-    shown = np.concatenate([np.flatnonzero(labels == label)[:columns] for label in classes])
-    return make_grid(images[shown], columns, scale=max(1, _GRID_SIDE // images.shape[1]))
+def _map_files(run: CheckedRun) -> dict[str, bytes]:
+    """The picture of the pool's communities by its place in a repository."""
+    return {} if run.map is None else {_MAP: run.map}
+
+
+#: Kind of a repository → what puts it together.
+MAKERS = {"pipeline": pipeline_upload, "selector": selector_upload, "dataset": dataset_upload}
 
 
 def check_no_paths(upload: Upload, folders: Iterable[Path]) -> None:

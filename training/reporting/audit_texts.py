@@ -18,8 +18,9 @@ def audit_texts(run: Path, audit: AuditRecord | None) -> dict[str, Any] | None:
         audit: Its audit, None where there is none or one of another version of histodistill.
 
     Returns:
-        `verdicts`, pairs of a part and its `audit_outcome`; `findings`, those of the part that has most; `attacks`,
-        each with `name`, `main`, `control` and `rates` as text; and `held_out_at_random`. None without an audit.
+        `verdicts`, pairs of a part and its `audit_outcome`; `passed`, whether all did; `findings`, those of the part
+        that has most; `attacks`, each with `name`, `main`, `control` and `rates` as text; and `held_out_at_random`.
+        None without an audit.
     """
     if audit is None:
         return None
@@ -31,8 +32,10 @@ def audit_texts(run: Path, audit: AuditRecord | None) -> dict[str, Any] | None:
     ]
     if figures.weights:
         attacks.append(_attack("with the weights of the model", figures.weights, control=None))
+    outcomes = {part: audit_outcome(run / part, verdict) for part, verdict in verdicts.items()}
     return {
-        "verdicts": [(part, audit_outcome(run / part, verdict)) for part, verdict in verdicts.items()],
+        "verdicts": list(outcomes.items()),
+        "passed": set(outcomes.values()) == {"passed"},
         "findings": max((verdict.findings for verdict in verdicts.values()), key=len),
         "attacks": attacks,
         "held_out_at_random": audit.held_out_at_random,

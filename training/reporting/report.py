@@ -1,9 +1,10 @@
 """Writes the report of a run, `RUN/report.html`, again.
 
-    histodistill report --run runs/phantom
+    histodistill report runs/phantom
 
-The page shows scores, distilled images, communities, times and settings. It needs nothing else: its images are in it,
-only synthetic ones, it has no script and loads nothing.
+The page shows scores as charts and tables, the audit's verdict, distilled images and how they were chosen, times and
+settings. It needs nothing else: its images are in it, only synthetic ones, it has no script and loads nothing. It
+follows dark mode and can be printed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from histodistill.training.running.options import StepConfig, StepParser, config
 class ReportConfig(StepConfig):
     """Options of `report`."""
 
-    run: Path = option("folder that histodistill distill left", setting=False)
+    run: Path = option("folder that histodistill distill left", positional=True, also_named=True, setting=False)
 
 
 def make_parser() -> StepParser[ReportConfig]:

@@ -8,16 +8,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.images import base64_png
+from histodistill.training.evaluation.run_facts import package_versions, privacy_facts
 from histodistill.training.evaluation.verdicts import read_run_audit
 from histodistill.training.reporting.audit_texts import audit_texts
-from histodistill.training.reporting.pictures import BENCHMARK_PICTURES, SELECTION_PICTURES, read_pictures
-from histodistill.training.reporting.run_facts import package_versions, privacy_facts, source_name
-from histodistill.training.reporting.run_files import REPORT, read_optional, read_results, read_run_record
-from histodistill.training.reporting.scores import ScoreText, architecture_title, recoveries, score_tables
+from histodistill.training.reporting.class_scores import class_scores
+from histodistill.training.reporting.pictures import (
+    ACCURACY_PICTURE,
+    BENCHMARK_PICTURES,
+    SELECTION_PICTURES,
+    read_pictures,
+)
+from histodistill.training.reporting.run_files import REPORT, read_optional, read_results, read_run_record, source_name
+from histodistill.training.reporting.scores import (
+    ScoreText,
+    architecture_title,
+    headline_figures,
+    recoveries,
+    score_charts,
+    score_tables,
+)
+from histodistill.training.reporting.selector_texts import selector_text
+from histodistill.training.reporting.size_curve import size_curves
 from histodistill.training.running.files import write_text
 from histodistill.training.running.stages import read_record
 
@@ -48,11 +63,12 @@ _FACTS = {
 
 
 def write_report(run: str | Path) -> Path:
-    """Writes `run/report.html`: scores, distilled images, communities, times and settings on one page.
+    """Writes `run/report.html`: scores and the audit's verdict at first sight, and all else of a run on one page.
 
     The page needs nothing else: its images are in it (only synthetic ones), it has no script and loads nothing. Of the
     run's files only `distilled/` must be there; where another is missing (`run.json`, `results.json`, the `stage.json`
-    of a stage), the section says so. The pictures of the communities in `selector/` are shown where they are there.
+    of a stage), the section says so. Where they are there it shows, too, the scores of single classes in
+    `comparison/`, the table in `benchmark/`, and the pictures of the communities in `selector/`.
 
     Args:
         run: Folder of a run.
@@ -65,11 +81,13 @@ def write_report(run: str | Path) -> Path:
     """
     run = Path(run)
     # Autoescaped: names of classes and of data come from outside.
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = resources.files("histodistill.training.reporting").joinpath("report.html.jinja")
-    source = template.read_text(encoding="utf-8")
+    folder = resources.files("histodistill.training.reporting")
+    loader = FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8"))
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     path = run / REPORT
-    write_text(path, environment.from_string(source).render(_page(run)))
+    write_text(path, environment.get_template("report.html.jinja").render(_page(run)))
     return path
 
 
@@ -79,24 +97,33 @@ def _page(run: Path) -> dict[str, Any]:
     about = read_run_record(run) or {}
     results = read_results(run)
     records = {name: read_record(run / name) or {} for name in _STAGES}
+    curves = size_curves(run)
+    # The picture that shows the same as the curves is only for tables that hold none.
+    benchmark_pictures = [shown for shown in BENCHMARK_PICTURES if not (curves and shown[0] == ACCURACY_PICTURE)]
     return {
         "name": about.get("data") or (results or {}).get("data") or run.resolve().name,
         "phantom": source_name(run) == "phantom",
         "num_images": len(images),
         "num_tiles": about.get("num_tiles"),
         "image_size": images.shape[1],
+        "headline": headline_figures(results) if results else None,
         "recovery": recoveries(results) if results else [],
         "tables": score_tables(results) if results else [],
+        "score_charts": score_charts(results) if results else [],
         "result_notes": results.get("notes", []) if results else [],
+        "class_scores": class_scores(run, results) if results else None,
         "classes": _classes(images, columns["label"], class_names),
         "quality": _pool_quality(read_optional(run / "evaluation" / "metrics.json")),
+        "closest": (run / "audit" / "closest_distilled.png").is_file(),
         "audit": audit_texts(run, read_run_audit(run / "audit.json")),
         "privacy": privacy_facts(records["pipeline"], records["distilled"]),
+        "selector": selector_text(records["distilled"].get("settings", {})),
         "communities": _communities(records["distilled"].get("community_sizes", {}), columns, class_names),
         "dropped": [(name, n) for name, n in records["distilled"].get("dropped", {}).items() if n],
         "copies_dropped": sum((records["distilled"].get("copies_dropped") or {}).values()),
         "pictures": read_pictures(run / "selector", SELECTION_PICTURES),
-        "benchmark_pictures": read_pictures(run / "benchmark", BENCHMARK_PICTURES),
+        "curves": curves,
+        "benchmark_pictures": read_pictures(run / "benchmark", benchmark_pictures),
         "selection_notes": records["distilled"].get("warnings", []),
         "stages": [_stage(title, records[name]) for name, title in _STAGES.items()],
         "total": _duration(sum(record.get("seconds", 0) for record in records.values())),

@@ -47,6 +47,14 @@ def read_results(run: Path) -> dict[str, Any] | None:
     return _read_format(run / "results.json", RESULTS_FORMAT)
 
 
+def source_name(run: Path) -> str | None:
+    """What the stages call the real tiles, which may be the name of a file; None where none of them says."""
+    for read in (read_run_record, read_results):
+        if name := (read(run) or {}).get("data"):
+            return name
+    return ((read_optional(run / "teacher" / "results.json") or {}).get("data") or {}).get("train")
+
+
 def _read_format(path: Path, known: int) -> dict[str, Any] | None:
     """A JSON object of a format up to `known`, or None where there is no such file."""
     value = read_optional(path)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from histodistill.hub_cards.card_facts import ARCHITECTURES
 from histodistill.hub_cards.rendering import ScoreText
+from histodistill.training.reporting.charts import Score, bar_chart
 
 
-#: The row of `histodistill compare` that a user of the set should follow.
-RECOMMENDED_ROW = "distilled_soft"
 # The scores of a table, from left to right.
 _METRICS = ("accuracy", "auc", "f1")
+# The way to train on a distilled set that is recommended.
+_RECOMMENDED_ROW = "distilled_soft"
 
 
 def score_tables(results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -22,19 +24,17 @@ def score_tables(results: dict[str, Any]) -> list[dict[str, Any]]:
 
     Returns:
         Tables of `architecture`, `seeds` (the largest number of them) and `rows` of `title`, `num_train` images,
-        `own` (whether it stands for the distilled set: the recommended way) and `scores`: ACC, AUC and macro F1 as
-        `ScoreText`.
+        `own` (whether it stands for the distilled set) and `scores`: ACC, AUC and macro F1 as `ScoreText`.
     """
     tables = []
     for architecture in dict.fromkeys(row["architecture"] for row in results["rows"]):
         mine = [row for row in results["rows"] if row["architecture"] == architecture]
-        has_recommended = any(row["row"] == RECOMMENDED_ROW for row in mine)
-        own_row = RECOMMENDED_ROW if has_recommended else results["recovery_row"]
+        own = headline_row([row["row"] for row in mine], results["recovery_row"])
         rows = [
             {
                 "title": row["title"],
                 "num_train": row["num_train"],
-                "own": row["row"] == own_row,
+                "own": row["row"] == own,
                 "scores": [ScoreText.of(row[metric]) for metric in _METRICS],
             }
             for row in mine
@@ -59,7 +59,7 @@ def recoveries(results: dict[str, Any]) -> list[dict[str, Any]]:
     items = []
     for name in dict.fromkeys(row["architecture"] for row in results["rows"]):
         rows = {row["row"]: row for row in results["rows"] if row["architecture"] == name}
-        own, full = rows.get(RECOMMENDED_ROW) or rows.get(results["recovery_row"]), rows.get("real_all")
+        own, full = rows.get(headline_row(rows, results["recovery_row"])), rows.get("real_all")
         if own and full and own["accuracy"]["mean"] is not None and full["accuracy"]["mean"]:
             value = own["accuracy"]["mean"] / full["accuracy"]["mean"]
             sentence = _headline(name, own, full, rows.get("real_random"))
@@ -70,7 +70,7 @@ def recoveries(results: dict[str, Any]) -> list[dict[str, Any]]:
 def _headline(name: str, own: dict[str, Any], full: dict[str, Any], random: dict[str, Any] | None) -> str:
     """The score of distilled images in one sentence with what random real tiles give."""
     accuracy, ceiling = own["accuracy"]["mean"], full["accuracy"]["mean"]
-    how = "with the teacher's soft labels" if own["row"] == RECOMMENDED_ROW else "by their labels"
+    how = "with the teacher's soft labels" if own["row"] == _RECOMMENDED_ROW else "by their labels"
     text = (
         f"{architecture_title(name)} trained on the {own['num_train']:,} distilled images {how} gets {accuracy:.3f} "
         f"of the test tiles right, {100 * accuracy / ceiling:.1f}% of what all {full['num_train']:,} real training "
@@ -84,6 +84,79 @@ def _headline(name: str, own: dict[str, Any], full: dict[str, Any], random: dict
     seeds = own["seeds"]
     told = f"mean of {len(seeds)} seeds" if len(seeds) > 1 else "one seed: another may differ by some points"
     return f"{text} ({told})."
+
+
+def headline_row(names: Collection[str], recovery_row: str) -> str:
+    """The row that stands for the distilled set at first sight: trained the recommended way where it was.
+
+    Args:
+        names: Of the rows that an architecture has.
+        recovery_row: What `results.json` measures recovery by.
+    """
+    return _RECOMMENDED_ROW if _RECOMMENDED_ROW in names else recovery_row
+
+
+def headline_figures(results: dict[str, Any]) -> dict[str, Any] | None:
+    """The accuracies to see first: of the distilled set, random real tiles and all real tiles, first architecture.
+
+    Args:
+        results: What `read_results` returned.
+
+    Returns:
+        `architecture`; `seeds`, the largest number of them; and `figures`, dicts of `kind`, `title`, `num_train` and
+        `accuracy`. None where the distilled set has no score.
+    """
+    for architecture in dict.fromkeys(row["architecture"] for row in results["rows"]):
+        by_name = {row["row"]: row for row in results["rows"] if row["architecture"] == architecture}
+        own = headline_row(by_name, results["recovery_row"])
+        shown = [by_name[name] for name in (own, "real_random", "real_all") if name in by_name]
+        shown = [row for row in shown if row["accuracy"]["mean"] is not None]
+        if shown and shown[0]["row"] == own:
+            figures = [
+                {
+                    "kind": row_kind(row["row"]),
+                    "title": row["title"],
+                    "num_train": row["num_train"],
+                    "accuracy": row["accuracy"]["mean"],
+                }
+                for row in shown
+            ]
+            seeds = max(len(row["seeds"]) for row in shown)
+            return {"architecture": architecture_title(architecture), "seeds": seeds, "figures": figures}
+    return None
+
+
+def score_charts(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Accuracy by row as a chart for each architecture, in the order of `score_tables`: see `bar_chart`.
+
+    What random real tiles give, which is what the others are compared with, is marked on every bar.
+
+    Args:
+        results: What `read_results` returned.
+    """
+    charts = []
+    for architecture in dict.fromkeys(row["architecture"] for row in results["rows"]):
+        mine = {row["row"]: row for row in results["rows"] if row["architecture"] == architecture}
+        own = headline_row(mine, results["recovery_row"])
+        bars = [
+            {
+                "title": row["title"],
+                "text": str(ScoreText.of(row["accuracy"])),
+                "score": Score(row["accuracy"]["mean"], row["accuracy"]["std"]),
+                "kind": row_kind(name),
+                "own": name == own,
+            }
+            for name, row in mine.items()
+            if row["accuracy"]["mean"] is not None
+        ]
+        random = mine.get("real_random")
+        charts.append(bar_chart(bars, random and random["accuracy"]["mean"]))
+    return charts
+
+
+def row_kind(name: str) -> str:
+    """What decides the colour of a row: `distilled` however it was trained, or its name."""
+    return "distilled" if name.startswith("distilled") else name
 
 
 def architecture_title(name: str) -> str:

@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from histodistill.training.running.program import ERROR
+from histodistill.training.running.progress import has_bars
 
 
 # What `--help` says of `num_processes`, wherever there is one.
@@ -32,7 +33,9 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def run_module(module: str, argv: list[str], num_processes: int = 1) -> None:
+def run_module(
+    module: str, argv: list[str], num_processes: int = 1, variables: Mapping[str, str] | None = None
+) -> None:
     """Runs `python -m module argv`, and with several processes the same through `accelerate launch`.
 
     These processes are on this machine, whatever a configuration of Accelerate says of others.
@@ -45,6 +48,7 @@ def run_module(module: str, argv: list[str], num_processes: int = 1) -> None:
         module: Its full name.
         argv: The words of its command line.
         num_processes: How many processes share the work, at least 1.
+        variables: What its environment has beside that of this process.
 
     Raises:
         SystemExit: With the module's exit code where it is not 0, and with 2 for that of several processes; with 128
@@ -52,7 +56,7 @@ def run_module(module: str, argv: list[str], num_processes: int = 1) -> None:
             to end by SIGTERM.
         KeyboardInterrupt: After Ctrl-C, when the module has ended.
     """
-    environment = dict(os.environ)
+    environment = {**os.environ, **(variables or {})}
     command = [sys.executable, "-m"]
     if num_processes > 1:
         # Not by the user's own default_config.yaml, which may have these processes wait for those of other machines.
@@ -65,6 +69,8 @@ def run_module(module: str, argv: list[str], num_processes: int = 1) -> None:
             environment["ACCELERATE_USE_CPU"] = "true"
     code = _run([*command, module, *argv], environment)
     if code < 0:
+        if has_bars():
+            print(file=sys.stderr)  # ends the line of a bar that nobody cleared up
         print(f"error: {module} was killed by signal {-code}: run the same command again to go on", file=sys.stderr)
         raise SystemExit(128 - code)
     # Accelerate's launcher ends with 1 whatever its processes ended with, and 1 is an answer: see `program`.

@@ -3,10 +3,35 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import parent_process
 
 from histodistill.training.running.errors import one_line
+
+
+#: What `distill` adds to the environment of the steps that it starts.
+STEP_OF_DISTILL = {"HISTODISTILL_STEP_OF_DISTILL": "1"}
+# Whether notes are left out just now.
+_hushed = False
+
+
+def is_step_of_distill() -> bool:
+    """Whether `distill` has started this process, and itself tells what all steps would tell alike."""
+    return STEP_OF_DISTILL.items() <= os.environ.items()
+
+
+@contextmanager
+def told_by_distill() -> Iterator[None]:
+    """Leaves out notes in a step that `distill` started: on what all steps load, such as the tiles."""
+    global _hushed
+    before, _hushed = _hushed, is_step_of_distill()
+    try:
+        yield
+    finally:
+        _hushed = before
 
 
 def tell(message: str) -> None:
@@ -20,8 +45,19 @@ def tell(message: str) -> None:
     """
     # Several processes load the same tiles and would say the same: those of accelerate and torchrun, which set RANK,
     # and workers that a command starts.
-    if os.environ.get("RANK", "0") == "0" and parent_process() is None:
-        print(one_line(message), file=sys.stderr, flush=True)
+    if os.environ.get("RANK", "0") == "0" and parent_process() is None and not _hushed:
+        line = one_line(message)
+        if (tqdm := sys.modules.get("tqdm")) and sys.stderr is not None:
+            tqdm.tqdm.write(line, file=sys.stderr)  # above a bar, where one stands
+            sys.stderr.flush()
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+
+def suggest(*words: object) -> None:
+    """Tells the words of the command that goes on from what a step has left, but not in `distill`, which goes on."""
+    if not is_step_of_distill():
+        tell(f"next: {shlex.join(map(str, words))}")
 
 
 def warn(message: str) -> None:

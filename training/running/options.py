@@ -21,7 +21,6 @@ import functools
 import math
 import numbers
 import os
-import shutil
 import sys
 import types
 import typing
@@ -29,18 +28,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeVar, Union, dataclass_transform
+from typing import Any, Generic, TypeVar, Union, dataclass_transform
 
 from histodistill.training.running.errors import InputError, option_string, param
-from histodistill.training.running.program import as_program, end_with, require_temporary_folders, speaks
+from histodistill.training.running.program import as_program, end_with, require_temporary_folders
+from histodistill.training.running.sentence_parser import SentenceParser
+from histodistill.training.running.suggestions import did_you_mean
 
 
 _Config = TypeVar("_Config", bound="StepConfig")
 _Result = TypeVar("_Result")
 # Where a field's metadata holds its `Option`.
 _METADATA = "option"
-# Characters of a line of `--help`, at most: longer ones are hard to read where a terminal is wider.
-_HELP_WIDTH = 119
 # What a value must be, by the type of its field; of a command line's text, true and false are written small.
 _WANTED: dict[type, str] = {
     int: "a whole number",
@@ -65,6 +64,7 @@ class Option:
         metavar: What stands for its value, or values, in `--help`.
         group: Title of the group that `--help` shows it in.
         positional: Whether the command line takes it without a name.
+        also_named: Whether the command line takes a positional by its name, too, as it did when it was no positional.
         repeatable: Whether the command line takes it, with one value or several, more than once.
         may_be_empty: Whether there may be none of several values, though there are some by default.
         setting: Whether it decides what comes out, and so is recorded as a setting of the result; others say where
@@ -81,6 +81,7 @@ class Option:
     metavar: str | tuple[str, ...] | None = None
     group: str | None = None
     positional: bool = False
+    also_named: bool = False
     repeatable: bool = False
     may_be_empty: bool = False
     setting: bool = True
@@ -262,6 +263,25 @@ class Kind:
         is_name = self.text_or_path and len(path.parts) == 1 and not path.is_absolute()
         return os.path.join(os.curdir, path) if is_name else str(path)
 
+    def read_words(self, name: str, words: Any) -> Any:
+        """The value that one word or several of a command line stand for, which `take` has still to see.
+
+        Args:
+            name: The field's, for messages.
+            words: Text or texts; what is none, such as a default, stays what it is.
+
+        Raises:
+            InputError: For a word that stands for no number where there should be one.
+        """
+        if isinstance(words, list):
+            return [self.read_words(name, word) for word in words]
+        if not isinstance(words, str) or self.item not in (int, float):
+            return words
+        try:
+            return self.item(words)
+        except ValueError as error:
+            raise InputError(f"{param(name)}={words} cannot be read: it must be {_WANTED[self.item]}") from error
+
     def read_text(self, name: str, text: str) -> Any:
         """The value that a text stands for; several numbers are separated by commas, several texts by spaces.
 
@@ -322,7 +342,8 @@ def _check_value(name: str, value: Any, about: Option) -> None:
         if item is None or isinstance(item, bool):
             continue
         if about.choices is not None and item not in about.choices:
-            raise InputError(f"{param(name)}={item} is unknown: it must be one of {', '.join(about.choices)}")
+            meant = did_you_mean(item, about.choices)
+            raise InputError(f"{param(name)}={item} is unknown{meant}: it must be one of {', '.join(about.choices)}")
         if isinstance(item, (int, float)) and about.rule():
             is_within = about.allows(item)
             # The record of the settings is JSON, which knows no infinity.
@@ -356,7 +377,8 @@ def check_values(config_class: type[StepConfig], values: Mapping[str, Any]) -> N
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     for name, value in values.items():
         if name not in fields:
-            raise InputError(f"{name} is no option: it must be one of {', '.join(fields)}")
+            meant = did_you_mean(name, fields)
+            raise InputError(f"{name} is no option{meant}: it must be one of {', '.join(fields)}")
         _take(config_class, fields[name], value)
 
 
@@ -386,19 +408,7 @@ def require(is_right: bool, name: str, value: Any, rule: str) -> None:
         raise InputError(f"{param(name)}={_shown(value)} is out of range: {rule}")
 
 
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of a module's docstring, and its own short enough to be read.
-
-    Args:
-        prog: What the user typed.
-    """
-
-    def __init__(self, prog: str):
-        # argparse, too, leaves two columns free.
-        super().__init__(prog, width=min(_HELP_WIDTH, shutil.get_terminal_size().columns - 2))
-
-
-class StepParser(argparse.ArgumentParser, Generic[_Config]):
+class StepParser(SentenceParser, Generic[_Config]):
     """Reads a command line into a configuration.
 
     Args:
@@ -416,9 +426,7 @@ class StepParser(argparse.ArgumentParser, Generic[_Config]):
     def __init__(
         self, config_class: type[_Config], *, prog: str, description: str | None = None, epilog: str | None = None
     ):
-        super().__init__(
-            prog=prog, description=description, epilog=epilog, allow_abbrev=False, formatter_class=HelpFormatter
-        )
+        super().__init__(prog=prog, description=description, epilog=epilog)
         self.config_class = config_class
         self.called: dict[str, str] = {}
         groups: dict[str | None, Any] = {None: self}
@@ -436,23 +444,28 @@ class StepParser(argparse.ArgumentParser, Generic[_Config]):
             del options["metavar"]
             options["action"] = argparse.BooleanOptionalAction
         else:
-            options["type"] = kind.item
             if about.choices is not None:
-                options["choices"] = list(about.choices)
+                options["choices"] = _Choices(about.choices)
             if kind.count is None:
                 # No value at all is one that can be given only where it is the default, or means something.
                 options["nargs"] = "*" if field.default == () or about.may_be_empty else "+"
             elif kind.count:
                 options["nargs"] = kind.count
         if about.positional:
-            metavar = about.metavar if isinstance(about.metavar, str) else field.name.upper()
-            self.called[field.name] = metavar
-            group.add_argument(field.name, **{**options, "metavar": metavar})
+            self._add_positional(group, field.name, about, options)
             return
         default: Any = None if required else field.default
         if about.repeatable:
             options["action"], default = "extend", list(default or ())
         group.add_argument(option_string(field.name), dest=field.name, required=required, default=default, **options)
+
+    def _add_positional(self, group: Any, name: str, about: Option, options: dict[str, Any]) -> None:
+        metavar = about.metavar if isinstance(about.metavar, str) else name.upper()
+        self.called[name] = metavar
+        positional = group.add_argument(name, **{**options, "metavar": metavar})
+        if about.also_named:
+            positional.required = False  # `_take_by_name` sees to it
+            group.add_argument(option_string(name), dest=_by_name(name), help=argparse.SUPPRESS)
 
     def read(self, argv: Sequence[str] | None = None) -> _Config:
         """The configuration that a command line stands for.
@@ -463,17 +476,38 @@ class StepParser(argparse.ArgumentParser, Generic[_Config]):
         Raises:
             SystemExit: With code 2 where it is wrong, after one sentence about it.
         """
-        args = self.parse_args(argv)
+        values = vars(self.parse_args(argv))
+        self._take_by_name(values)
         try:
-            return self.config_class(**vars(args))
+            kinds = {name: Kind.of(self.config_class, name) for name in values}
+            return self.config_class(**{name: kinds[name].read_words(name, value) for name, value in values.items()})
         except InputError as error:
             end_with(error, self.called)
 
-    def error(self, message: str) -> NoReturn:
-        """Ends the program as argparse does: one of several processes speaks for all."""
-        if not speaks():
-            raise SystemExit(2)
-        super().error(message)
+    def _take_by_name(self, values: dict[str, Any]) -> None:
+        """Puts what was given by the name of a positional in its place."""
+        for name, metavar in self.called.items():
+            by_name = values.pop(_by_name(name), None)
+            if values[name] is None:
+                values[name] = by_name
+            elif by_name is not None:
+                self.end(
+                    f"{metavar}={values[name]} and {option_string(name)}={by_name} are the same: give one of them"
+                )
+            if values[name] is None:
+                self.error(f"{metavar} must be given, before the options")
+
+
+class _Choices(tuple[str, ...]):
+    """What `--help` shows as the only values; the configuration refuses others, with a sentence of ours."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+def _by_name(name: str) -> str:
+    """Where the parser keeps what is given by the name of a positional; no field can be called so."""
+    return option_string(name)
 
 
 def _help_text(about: Option, default: Any) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.suggestions import did_you_mean
 
 
 #: The presets that come with the package: files in `training/presets/`.
@@ -136,8 +137,9 @@ def load_preset(name_or_path: str | Path) -> Preset:
         return _read_preset(text, str(name_or_path))
     path = Path(name_or_path)
     if path.suffix.lower() != ".toml":
-        known = ", ".join(PRESET_NAMES)
-        raise InputError(f"{param('preset')}={name_or_path} is unknown: it must be one of {known}, or a .toml file")
+        known = f"{', '.join(PRESET_NAMES)}, or a .toml file"
+        meant = did_you_mean(name_or_path, PRESET_NAMES)
+        raise InputError(f"{param('preset')}={name_or_path} is unknown{meant}: it must be one of {known}")
     try:
         text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark of its encoding
     except (OSError, ValueError) as error:
@@ -162,7 +164,10 @@ def _read_preset(text: str, where: str) -> Preset:
     known = [name for name in Preset.__dataclass_fields__ if name not in ("max_epochs", "compare_options")]
     for name, options in sections.items():
         if name not in known:
-            raise InputError(f"{where}: {name!r} is no section of a preset: use max_epochs and {', '.join(known)}")
+            meant = did_you_mean(name, known)
+            raise InputError(
+                f"{where}: {name!r} is no section of a preset{meant}: use max_epochs and {', '.join(known)}"
+            )
         if not isinstance(options, dict):
             raise InputError(f"{where}: {name!r} must be a section with options: write [{name}] and its options below")
         sections[name] = {option.replace("-", "_"): value for option, value in options.items()}

@@ -18,11 +18,13 @@ import shutil
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
 from histodistill.training.running.errors import InputError, one_line
-from histodistill.training.running.notes import tell
+from histodistill.training.running.notes import tell, warn
+from histodistill.training.running.progress import quiet_libraries
 from histodistill.training.running.system_errors import find_refusal, is_full_disk, refusal_sentence
 
 
@@ -43,25 +45,35 @@ def as_program() -> Iterator[None]:
             something, such as to write to a full disk, and otherwise after its traceback.
     """
     write_any_text()
-    try:
+    with quiet_libraries(), _warnings_as_notes():
+        try:
+            yield
+        except Exception as error:
+            if refusal := find_refusal(error):
+                _close_progress_bars(error)
+                fail(refusal_sentence(refusal))
+            traceback.print_exc()
+            raise SystemExit(ERROR) from error
+
+
+@contextlib.contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    """Has each of Python's warnings told as one line, above a bar where one stands."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: warn(str(message).strip())
         yield
-    except Exception as error:
-        if refusal := find_refusal(error):
-            _close_progress_bars(error)
-            fail(refusal_sentence(refusal))
-        traceback.print_exc()
-        raise SystemExit(ERROR) from error
 
 
 def write_any_text() -> None:
-    """Lets standard output and standard error take every character, whatever their encoding.
+    """Lets standard output and standard error take every character, whatever their encoding, and line by line.
 
     On Windows and in Latin-1 locales, a file or a pipe cannot take a check mark or a name in Chinese; what it cannot
     take is then written as Python writes it, such as `\\u2713`. A step must not lose its work by what it prints.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            # Line by line, results and notes that go to the same file come in their order.
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
 
 
 def require_temporary_folders() -> None:

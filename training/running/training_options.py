@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.launch import NUM_PROCESSES_HELP
 from histodistill.training.running.options import StepConfig, config, like, option, require
 from histodistill.training.running.precision import PRECISION_CHOICES, PRECISION_HELP, resolve_precision
 
@@ -69,6 +70,7 @@ class TrainingConfig(StepConfig):
     report_to: str | None = option(
         "optional tracker", default=None, choices=("tensorboard", "wandb", "all"), group=_RUNNING, setting=False
     )
+    num_processes: int = option(NUM_PROCESSES_HELP, default=1, at_least=1, group=_RUNNING, setting=False)
 
 
 @config

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from tqdm.auto import tqdm
 
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.sources import load_tiles
@@ -24,6 +23,8 @@ from histodistill.training.evaluation.cells import train_cell
 from histodistill.training.running.allocator import keep_freed_memory
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.launch import usable_cores
+from histodistill.training.running.notes import tell
+from histodistill.training.running.progress import Progress
 from histodistill.training.running.stages import Stage
 from histodistill.training.tables.planned_cells import Cell
 from histodistill.training.tables.results_summary import SPLITS
@@ -81,12 +82,14 @@ def train_cells(config: TableOptions, cells: list[Cell], stage: Stage) -> list[s
     ):
         futures = [workers.submit(_run_cell, cell) for cell in cells]
         try:
-            for future in tqdm(as_completed(futures), total=len(futures), desc="benchmark", unit="training"):
-                note = future.result()
-                if note and note not in notes:
-                    notes.append(note)
-                    tqdm.write(note)
-                stage.save_progress()
+            with Progress(len(futures), "benchmark", "trainings") as progress:
+                for future in as_completed(futures):
+                    note = future.result()
+                    if note and note not in notes:
+                        notes.append(note)
+                        tell(note)
+                    stage.save_progress()
+                    progress.update()
         except BrokenProcessPool as error:
             raise InputError(
                 f"a process of {param('jobs')}={config.jobs} was killed, perhaps for want of memory: run the same "

@@ -14,6 +14,7 @@ from histodistill.training.distillation.selector_options import SelectorConfig
 from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import Kind
+from histodistill.training.running.suggestions import did_you_mean
 
 
 # Rows whose tiles are not selected, and what they are.
@@ -140,7 +141,8 @@ def _selector_option(item: str, where: str) -> tuple[str, str]:
     if not equals or name == "selector":
         raise InputError(f"{where}: {item!r} is not OPTION=VALUE: write a row as in infomap:quota=sqrt,n_neighbors=10")
     if name not in _SELECTOR_OPTIONS:
-        raise InputError(f"{where}: {item!r} is not OPTION=VALUE with one of {', '.join(_SELECTOR_OPTIONS)}")
+        known, meant = ", ".join(_SELECTOR_OPTIONS), did_you_mean(name, _SELECTOR_OPTIONS)
+        raise InputError(f"{where}: {item!r} is not OPTION=VALUE with one of {known}{meant}")
     return name, value
 
 
@@ -162,7 +164,8 @@ def parse_recipe(items: Sequence[str], where: str) -> dict[str, Any]:
         name, equals, value = item.partition("=")
         name = name.replace("-", "_")
         if not equals or name not in RECIPE_OPTIONS:
-            raise InputError(f"{where}: {item!r} is not OPTION=VALUE with one of {', '.join(RECIPE_OPTIONS)}")
+            known, meant = ", ".join(RECIPE_OPTIONS), did_you_mean(name, RECIPE_OPTIONS)
+            raise InputError(f"{where}: {item!r} is not OPTION=VALUE with one of {known}{meant}")
         if name in recipe:
             raise InputError(f"{where} names {name} twice: name it once")
         kind = Kind.of(ClassifierConfig, name).item

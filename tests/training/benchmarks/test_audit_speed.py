@@ -13,7 +13,7 @@ from histodistill.training.running.files import read_json
 
 def test_measures_the_whole_audit(tiny_pool, tiny_npz, run_main, tmp_path, capsys):
     sizes = ["--num-images", 12, "--num-tiles", 100, "--plant", 2, "--weight-tiles", 8]
-    run_main(script, "--run", tiny_pool.parent, "--data", tiny_npz, *sizes, "--output", tmp_path / "figures.json")
+    run_main(script, tiny_pool.parent, "--data", tiny_npz, *sizes, "--output", tmp_path / "figures.json")
     figures = read_json(tmp_path / "figures.json")
     assert json.loads(capsys.readouterr().out.partition("{")[2].join(["{", ""])) == figures
     seconds = figures["seconds"]
@@ -35,5 +35,5 @@ def test_blends_are_means_of_two_tiles(tiny_npz):
 @pytest.mark.parametrize(("option", "rule"), [("--num-tiles=99", "at least 100"), ("--weight-tiles=1", "at least 2")])
 def test_bad_sizes_are_one_sentence(option, rule, capsys):
     with pytest.raises(SystemExit):
-        script.make_parser().read(["--run", "r", "--data", "d", option])
+        script.make_parser().read(["r", "--data", "d", option])
     assert rule in capsys.readouterr().err

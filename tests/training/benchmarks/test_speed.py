@@ -225,7 +225,7 @@ def test_another_architecture_is_refused(tmp_path, denoiser):
 )
 def test_bad_options(argv, message, capsys):
     with pytest.raises(SystemExit) as stopped:
-        script.make_parser().read(["--run", "run", "--data", "phantom", *argv])
+        script.make_parser().read(["run", "--data", "phantom", *argv])
     assert stopped.value.code == 2
     assert capsys.readouterr().err == f"error: {message}\n"
 
@@ -240,13 +240,13 @@ def test_bad_options(argv, message, capsys):
 )
 def test_bad_options_of_a_peer(argv, message, capsys):
     with pytest.raises(SystemExit) as stopped:
-        peers.make_parser().read(["--run", "run", "--data", "phantom", "--output", "peer.json", *argv])
+        peers.make_parser().read(["run", "--data", "phantom", "--output", "peer.json", *argv])
     assert stopped.value.code == 2
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
 def test_other_tiles_end_it_with_one_sentence(tiny_run, tiny_npz, tmp_path, capsys):
-    argv = ["--run", str(tiny_run.folder), "--data", str(tiny_npz), "--output", str(tmp_path / "benchmark.json")]
+    argv = [str(tiny_run.folder), "--data", str(tiny_npz), "--output", str(tmp_path / "benchmark.json")]
     with pytest.raises(SystemExit) as stopped:
         run_script(script.make_parser, script.run, argv)
     assert stopped.value.code == 2
@@ -260,7 +260,7 @@ def test_an_unfinished_run_ends_it_with_one_sentence(tmp_path, capsys):
     for name, stage in (("pipeline", "diffusion"), ("pool", "pool"), ("autoencoder", "autoencoder")):
         Stage(tmp_path / name, {"stage": stage}).finish()
     with pytest.raises(SystemExit) as stopped:
-        run_script(script.make_parser, script.run, ["--run", str(tmp_path), "--data", "phantom"])
+        run_script(script.make_parser, script.run, [str(tmp_path), "--data", "phantom"])
     assert stopped.value.code == 2
     assert capsys.readouterr().err == (
         f"error: {tmp_path / 'teacher'} holds no finished teacher: run train_classifier first\n"
@@ -280,7 +280,7 @@ def measured(tiny_run, tmp_path_factory, run_main):
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
         patch.setenv("OMP_NUM_THREADS", "1")
         run_main(
-            script, "--run", run, "--data", tiny_run.data, "--steps", 2, "--batch-size", 8,
+            script, run, "--data", tiny_run.data, "--steps", 2, "--batch-size", 8,
             "--num-workers", 1, "--num-images", 12, "--repeats", 1, "--output", file,
         )  # fmt: skip
     return file, output.getvalue()

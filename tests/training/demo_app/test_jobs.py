@@ -90,9 +90,9 @@ def test_without_real_tiles_there_is_no_score_and_the_text_says_so(run):
 
 def test_training_ends_when_nobody_looks_on(run, monkeypatch):
     # It measures nothing for long: who looks on hears of it all the same, and can end it at any step.
-    def endless(*args, on_step, **options):
-        for step in range(1, 60_000):
-            on_step(step)
+    def endless(*args, progress, **options):
+        for _ in range(60_000):
+            progress.update()
             time.sleep(0.001)
 
     monkeypatch.setattr(jobs, "fit_classifier", endless)

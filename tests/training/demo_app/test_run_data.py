@@ -134,8 +134,11 @@ def test_overview_has_images_of_each_class_verdict_and_scores(run):
     add_scores(run)
     found = show.read_demo_run(run)
     html = show.overview_html(found)
-    assert np.array_equal(pixels(html), found.images)
+    shown = pixels(html)
+    # First the best of each class side by side, then each class.
+    assert np.array_equal(shown[:2], found.images[[0, 6]]) and np.array_equal(shown[2:], found.images)
     text = words(html)
+    assert text.startswith("fat &lt;5 % stroma &amp; co What a classifier learns")
     assert "fat &lt;5 % 6 of 6 images" in text and "stroma &amp; co 6 of 6 images" in text
     assert "Privacy audit Passed ✓ The distilled set: passed" in text
     assert "ConvNet, one seed, trained on: All real tiles 1,000 0.800 Distilled, cross-entropy 12 0.600" in text
@@ -148,7 +151,8 @@ def test_overview_shows_the_best_of_large_sets(run):
     images = np.arange(132, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2).repeat(3, 3)
     write_image_dataset(run / "distilled" / "data", images, {"label": labels}, [f"class {i}" for i in range(11)])
     html = show.overview_html(show.read_demo_run(run))
-    assert [image[0, 0, 0] for image in pixels(html)] == [12 * label + i for label in range(9) for i in range(10)]
+    first = [12 * label for label in range(9)]
+    assert [image[0, 0, 0] for image in pixels(html)] == first + [start + i for start in first for i in range(10)]
     assert "class 8 10 of 12 images" in words(html) and "The other 2 classes are under Browse." in words(html)
 
 

@@ -88,8 +88,7 @@ def files(folder: Path) -> dict[str, tuple[int, int]]:
 
 def test_killed_run_goes_on_where_it_was(tiny_run):
     assert tiny_run.when_killed["complete"] is False
-    # A progress bar begins at the step of the checkpoint.
-    first = re.search(r"autoencoder:[^\r\n]*? (\d+)/150 ", tiny_run.progress)
+    first = re.search(r"^autoencoder: goes on after (\d+) of 150 steps$", tiny_run.progress, re.MULTILINE)
     assert 5 <= int(first[1]) < 150 and int(first[1]) % 5 == 0
     assert read_record(tiny_run.folder / "autoencoder")["complete"]
 
@@ -117,9 +116,6 @@ def test_results(tiny_run):
 
 def test_summary_is_printed(tiny_run):
     lines = tiny_run.output.splitlines()
-    assert [line for line in lines if re.match(r"\[\d/7\] ", line)] == [
-        f"[{number}/7] {title}" for number, title in enumerate(TITLES, start=1)
-    ]
     results = read_json(tiny_run.folder / "results.json")
     header = next(line for line in lines if line.split()[-3:] == ["ACC", "AUC", "F1"])
     for row, line in zip(results["rows"], lines[lines.index(header) + 1 :], strict=False):
@@ -128,6 +124,22 @@ def test_summary_is_printed(tiny_run):
         assert row["title"] in line
     assert f"{100 * results['recovery']['convnet']:.1f}" in tiny_run.output
     assert str(tiny_run.folder / "report.html") in lines[-1]
+
+
+def test_what_a_run_writes_off_a_terminal(tiny_run):
+    """Both streams together: a line for each step, nothing twice, nothing of libraries, no bars."""
+    notes = tiny_run.progress.splitlines()
+    steps = [line for line in notes if line.startswith("[")]
+    for number, (title, line) in enumerate(zip(TITLES, steps, strict=True), start=1):
+        times = r"\d:\d\d so far" + (r", (about \d+ min|less than a minute) left" if number > 1 else "")
+        assert re.fullmatch(rf"\[{number}/7\] {title} · {times}", line)
+    # What it was made of, where it went on, that it is finished, and what to do next.
+    assert [re.split(r"[ :]", line)[0] for line in notes if line not in steps] == [
+        "tiles", "autoencoder", "all", "Look", "Publish"
+    ]  # fmt: skip
+    lines = [line for line in notes + tiny_run.output.splitlines() if line]
+    assert len(set(lines)) == len(lines) < 45
+    assert "\r" not in tiny_run.progress + tiny_run.output
 
 
 def test_distilled_set(tiny_run):
@@ -183,10 +195,10 @@ def test_finished_stages_are_skipped(tiny_run, copy, started, capsys):
     before = files(copy)
     call(tiny_run.data, copy)
     assert started == []
-    output = capsys.readouterr().out
-    assert [line for line in output.splitlines() if line.startswith("[")] == [
-        f"[{number}/7] {title}: finished before" for number, title in enumerate(TITLES, start=1)
-    ]
+    output, notes = capsys.readouterr()
+    steps = [line for line in notes.splitlines() if line.startswith("[")]
+    for number, (title, line) in enumerate(zip(TITLES, steps, strict=True), start=1):
+        assert re.fullmatch(rf"\[{number}/7\] {title} · finished before, in \d:\d\d", line)
     assert "ACC" in output and "Report:" in output
     after = files(copy)
     assert {name for name in before if after[name] != before[name]} <= {str(copy / "report.html")}
@@ -251,10 +263,11 @@ def test_lost_pool_is_made_again_and_is_the_same(tiny_run, copy, monkeypatch, ca
         monkeypatch.setenv(name, value)
     shutil.rmtree(copy / "pool")
     call(tiny_run.data, copy)
-    output = capfd.readouterr().out
+    output, notes = capfd.readouterr()
     # The audit seals the record of the pool, which tells how long it took: nothing else is new in it.
-    assert output.count("finished before") + output.count("nothing was measured again") == 6
-    assert re.search(r"\[4/7\] pool\npool: 40 images saved to ", output)
+    assert notes.count("finished before") + output.count("nothing was measured again") == 6
+    assert re.search(r"^\[4/7\] pool · 0:\d\d so far, (about|less than) ", notes, re.MULTILINE)
+    assert re.search(r"^pool: 40 images saved to ", output, re.MULTILINE)
     images, columns, _ = read_image_dataset(copy / "pool")
     old_images, old_columns, _ = read_image_dataset(tiny_run.folder / "pool")
     assert np.array_equal(images, old_images)

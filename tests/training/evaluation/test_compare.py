@@ -30,7 +30,7 @@ PER_CLASS = 3  # distilled; there are 6 in the pool and 12 real ones
 
 
 def read(*argv: str) -> CompareConfig:
-    return make_parser().read(["--run", "run", "--data", "phantom", *argv])
+    return make_parser().read(["run", "--data", "phantom", *argv])
 
 
 def test_plan():
@@ -89,7 +89,7 @@ def test_nothing_to_train_is_refused(capsys):
 def test_several_processes_are_launched_with_every_option(monkeypatch):
     started = []
     monkeypatch.setattr(cli, "run_module", lambda *call: started.append(call))
-    argv = ["--run", "run", "--data", "phantom", "--num-processes", "2"]
+    argv = ["run", "--data", "phantom", "--num-processes", "2"]
     cli.main(["compare", *argv])
     assert started == [("histodistill.training.evaluation.compare", argv, 2)]
 
@@ -206,7 +206,7 @@ def run(finished_stages, tmp_path) -> Path:
 @pytest.fixture
 def start(run, run_main, tiny_tiles):
     def start(*argv: object) -> None:
-        run_main(compare, "--run", run, "--data", tiny_tiles, "--mixed-precision", "no", *argv)
+        run_main(compare, run, "--data", tiny_tiles, "--mixed-precision", "no", *argv)
 
     return start
 

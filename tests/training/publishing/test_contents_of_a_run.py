@@ -25,7 +25,7 @@ from histodistill.hub_cards import ContentError, rendering
 from histodistill.training.evaluation import run_contents
 from histodistill.training.evaluation.verdicts import RECORDS
 from histodistill.training.publishing import publish, pushing, repositories
-from histodistill.training.publishing.repositories import collect_uploads
+from histodistill.training.publishing.repositories import collect_repositories
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, write_json
 
@@ -63,7 +63,8 @@ def run(clean, tmp_path) -> Path:
 
 
 def collect(run: Path, *, accept_risk: bool = False):
-    return {upload.kind: upload for upload in collect_uploads(run, "me", name="toy", accept_risk=accept_risk)}
+    found = collect_repositories(run, "me", name="toy", accept_risk=accept_risk)
+    return {repository.upload.kind: repository.upload for repository in found}
 
 
 def refusal(run: Path) -> str:

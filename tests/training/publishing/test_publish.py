@@ -14,13 +14,15 @@ from loopback_hub.card_rules import card_errors, read_header
 from PIL import Image, PngImagePlugin
 
 from histodistill.hub_cards import Published, PublishError, Upload
+from histodistill.training.evaluation.checked_run import distilled_grid
+from histodistill.training.evaluation.run_facts import RunRecords, public_name, read_run_facts
 from histodistill.training.metrics import METRICS, metric_folder
 from histodistill.training.publishing import publish, publish_metrics, pushing
 from histodistill.training.publishing.metric_spaces import metric_upload
 from histodistill.training.publishing.publish import PublishConfig
 from histodistill.training.publishing.publish_metrics import PublishMetricsConfig
-from histodistill.training.publishing.repositories import PARTS, SUFFIXES, distilled_grid
-from histodistill.training.reporting.run_facts import public_name, source_name
+from histodistill.training.publishing.repositories import PARTS, SUFFIXES
+from histodistill.training.reporting.run_files import source_name
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, write_json
 
@@ -44,7 +46,7 @@ def run(tiny_run, tmp_path):
 
 
 def collect(run, *argv):
-    return publish.run(publish.make_parser().read(["--run", str(run), "--namespace", "me", *map(str, argv)]))
+    return publish.run(publish.make_parser().read([str(run), "--namespace", "me", *map(str, argv)]))
 
 
 def test_only_the_listed_files_leave(run):
@@ -78,6 +80,19 @@ def test_nothing_tells_where_the_tiles_were(run, tiny_run):
     assert record["fingerprint"] not in card and read_json(run / "pipeline/stage.json")["settings"]["data"] not in card
 
 
+def test_without_a_licence_there_is_a_warning(run, capsys):
+    collect(run, "--name", "toy")
+    warned = capsys.readouterr().err
+    assert warned.startswith("warning: without --license the repositories have no licence, so nobody may lawfully use")
+    assert warned.count("\n") == 1
+    collect(run, "--name", "toy", "--license", "cc0-1.0")
+    for file in ("run.json", "results.json"):
+        write_json(run / file, read_json(run / file) | {"data": "phantom"})
+    add_audit(run)
+    collect(run)  # the built-in drawings are nobody's
+    assert capsys.readouterr().err == ""
+
+
 def test_drawings_are_called_so_whatever_their_name(run):
     with pytest.raises(InputError, match=r"^name=phantom is the built-in drawings, and these tiles are not") as caught:
         collect(run, "--name", "phantom")
@@ -107,7 +122,9 @@ def test_cards_say_what_was_measured(run):
     index = read_header(pipeline)["model-index"][0]["results"]
     distilled = next(row for row in rows if row["row"] == "distilled_ce")
     assert index[0]["metrics"][0]["value"] == round(distilled["accuracy"]["mean"], 4)
-    assert {result["dataset"]["type"] for result in index} == {"me/toy-distilled"}
+    test_tiles = f"toy: {read_json(run / 'run.json')['num_tiles']['test']} private test tiles"
+    datasets = [result["dataset"] for result in index]
+    assert datasets == [{"type": "private-test-tiles", "name": test_tiles, "split": "test"}]
 
 
 def test_cards_tell_of_dropped_copies_and_not_what_looked_for_them(run):
@@ -196,7 +213,6 @@ def test_names_that_everybody_knows():
 
 def test_medmnist_brings_licence_and_attribution(run):
     from histodistill.training.data.medmnist import MEDMNIST
-    from histodistill.training.reporting.run_facts import RunRecords, read_run_facts
 
     names = list(MEDMNIST["pathmnist"].class_names)
     records = RunRecords.read(run, {"run.json": b'{"data": "pathmnist", "num_tiles": {"train": 9}}'})
@@ -324,6 +340,8 @@ def test_metric_space(name):
     ("argv", "message"),
     [
         (["--namespace", "a/b"], "--namespace=a/b is out of range: it must be letters and digits"),
+        ([], "--namespace is missing: give your name on the Hub, or only --preview"),
+        (["--preview", "cards", "--push"], "--preview uploads nothing and --push does: give one of them"),
         (["--namespace", "me", "--name", "a--b"], "--name=a--b is out of range"),
         (["--namespace", "me", "--revision-tag", "v 1"], "--revision-tag=v 1 is out of range"),
         (["--namespace", "me", "--license", "CC BY 4.0"], "--license=CC BY 4.0 is out of range: it must be an ident"),
@@ -331,13 +349,13 @@ def test_metric_space(name):
 )
 def test_options_are_checked(argv, message, capsys):
     with pytest.raises(SystemExit) as ended:
-        publish.make_parser().read(["--run", "run", *argv])
+        publish.make_parser().read(["run", *argv])
     error = capsys.readouterr().err
     assert ended.value.code == 2 and message in error and error.count("\n") == 1
 
 
 def test_defaults_upload_nothing():
-    config = publish.make_parser().read(["--run", "a-run", "--namespace", "my-lab", "--name", "crc.5_a"])
+    config = publish.make_parser().read(["a-run", "--namespace", "my-lab", "--name", "crc.5_a"])
     assert config == PublishConfig(run="a-run", namespace="my-lab", name="crc.5_a")
     assert config.only == publish.KINDS == tuple(PARTS) == tuple(SUFFIXES) and config.audit is None
     assert not (config.push or config.public or config.i_accept_the_risk)

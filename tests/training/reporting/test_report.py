@@ -4,6 +4,7 @@ import base64
 import io
 import re
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -126,7 +127,7 @@ def run(tmp_path):
 
 
 def test_the_step_writes_the_page_and_says_where_it_is(run, capsys):
-    path = report.run(report.make_parser().read(["--run", str(run)]))
+    path = report.run(report.make_parser().read([str(run)]))
     assert path == run / "report.html" == report.run(report.ReportConfig(run=str(run)))
     assert path.read_bytes() == write_report(run).read_bytes()
     assert capsys.readouterr().out == 2 * f"report: {path}\n"
@@ -152,7 +153,8 @@ def test_page_stands_alone_and_is_well_formed(run):
 
 def test_scores_and_recovery_are_there(run):
     text = " ".join(Page(write_report(run).read_text()).text.split())
-    assert "91.0% ConvNet recovery" in text
+    assert "72.8% Distilled, joint loss 60 synthetic images 60.0% Random real tiles 60 real tiles" in text
+    assert "a ConvNet classifies correctly when trained on these, mean of 2 seeds" in text
     assert (
         "ConvNet trained on the 60 distilled images by their labels gets 0.728 of the test tiles right, 91.0% of what "
         "all 11,592 real training tiles give (0.800); 60 random real tiles give 0.600, but real tiles may "
@@ -195,7 +197,9 @@ def test_pictures_of_the_communities_are_shown_where_they_are(run):
         html = write_report(run).read_text()
         page = Page(html)
         assert caption in page.text
-        pictures = [attributes for tag, attributes in page.tags if attributes.get("class") == "picture"]
+        pictures = [
+            attributes for tag, attributes in page.tags if "picture" in (attributes.get("class") or "").split()
+        ]
         assert len(pictures) == count
         assert base64.b64decode(pictures[-1]["src"].removeprefix("data:image/png;base64,")) == data
         assert pictures[-1]["alt"]
@@ -250,7 +254,8 @@ def test_only_the_distilled_set_is_needed(tmp_path):
     text = " ".join(Page(write_report(tmp_path).read_text()).text.split())
     assert "No scores yet" in text
     assert "run.json is missing" in text
-    assert "None recorded" in text
+    assert "The record of the selection does not say" in text
+    assert "Communities" not in text
     assert "not run" in text
 
 
@@ -325,17 +330,272 @@ def test_summary_without_results(tmp_path):
     assert summary_lines(tmp_path)[0].startswith("No scores yet")
 
 
+# Charts.
+
+
+def svg(html, name):
+    """A chart of the page, or None; it is well-formed XML, so names in it are escaped."""
+    start = html.find(f'<svg class="chart" id="{name}"')
+    depth = 0
+    for tag in re.finditer("<(/?)svg", html[start:]) if start >= 0 else ():
+        depth += -1 if tag.group(1) else 1
+        if not depth:
+            return ElementTree.fromstring(html[start : start + tag.end()] + ">")
+    return None
+
+
+def per_cent(text):
+    assert text.endswith("%")
+    return float(text[:-1])
+
+
+def test_bars_are_the_accuracies(run):
+    html = write_report(run).read_text()
+    chart = svg(html, "scores-1")
+    assert chart.get("role") == "img"
+    about = {part.get("id"): part.text for part in chart if part.tag in ("title", "desc")}
+    assert list(about) == chart.get("aria-labelledby").split() and all(about.values())
+    rows = [row for row in chart.findall("svg") if row.find("rect") is not None]
+    found = [
+        (row.find("text").text, row.findall("text")[1].text, per_cent(row.findall("rect")[1].get("width")))
+        for row in rows
+    ]
+    assert found == [
+        ("All real tiles", "0.800 ± 0.004", 80.0),
+        ("Random real tiles", "0.600 ± 0.030", 60.0),
+        ("Distilled, joint loss", "0.728 ± 0.012", 72.8),
+    ]
+    # The deviation, and what random real tiles give.
+    places = [per_cent(line.get("x1")) for line in rows[2].findall("line")]
+    assert places == [71.6, 71.6, 74.0, 60.0]
+    # One seed has no deviation, and without random real tiles there is nothing to mark.
+    assert not list(svg(html, "scores-2").iter("line"))
+    assert svg(html, "scores-3") is None
+
+
+def test_the_recommended_way_is_what_stands_out(run):
+    results = read_json(run / "results.json")
+    results["rows"].insert(0, row("distilled_soft", "Distilled, soft labels", "convnet", 60, score(0.75)))
+    results["rows"].append(row("real_random", "Random real tiles", "resnet18", 60, score(None)))
+    write_json(run / "results.json", results)
+    html = write_report(run).read_text()
+    assert "75.0% Distilled, soft labels 60 synthetic images" in " ".join(Page(html).text.split())
+    assert re.findall(r'<tr class="own"><th scope="row">(.*?)<small', html)[:2] == [
+        "Distilled, soft labels",
+        "Distilled, joint loss",
+    ]
+    # What has no score has no bar.
+    assert len(svg(html, "scores-2").findall("svg")) == 2 + 1
+
+
+def write_cells(run, **changes):
+    """Cells of the comparison of the ConvNet's rows; `changes` are of the test scores of the distilled set's last."""
+    for name, num_train in (("real_all", 11592), ("real_random", 60), ("distilled_joint", 60)):
+        for seed in (0, 1):
+            test = {"per_class_f1": [0.8 + seed / 10, 0.5], "confusion": [[333, 667 - seed], [0, 0]]}
+            if (name, seed) == ("distilled_joint", 1):
+                test.update(changes)
+            cell = {"num_train": num_train, "test": {key: value for key, value in test.items() if value is not None}}
+            write_json(run / "comparison" / f"convnet-{name}-seed{seed}.json", cell)
+
+
+def test_classes_are_shown_one_by_one(run):
+    assert "Class by class" not in write_report(run).read_text()
+    write_cells(run)
+    html = write_report(run).read_text()
+    text = " ".join(Page(html).text.split())
+    assert f"{NAMES[0]} 0.850 ± 0.071 0.850 ± 0.071 0.850 ± 0.071 {NAMES[1]} 0.500 ± 0.000" in text
+    chart = svg(html, "class-f1")
+    titles = [part.text for part in chart.findall("text") if part.get("class") == "on-grid"]
+    assert titles == NAMES
+    ticks = {float(part.text): per_cent(part.get("x")) for part in chart.findall("text") if part.get("x")}
+    marks = [(part.get("class"), per_cent(part.get("x"))) for part in chart.findall("svg")]
+    middle = (ticks[0.8] + ticks[0.9]) / 2
+    assert marks == [
+        (kind, pytest.approx(place, abs=0.02))
+        for place in (middle, ticks[0.5])
+        for kind in ("real_all", "real_random", "distilled")
+    ]
+    # Per cent of a class, not numbers of tiles; a class without test tiles has none.
+    assert re.findall(r"--share:([\d.]+)", html) == ["0.33", "0.67", "0.0", "0.0"]
+    assert f"1 {NAMES[0]} 33 67 2 {NAMES[1]} 0 0" in text
+    assert "666" not in text and "667" not in text
+    assert "trained on: Distilled, joint loss." in text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"per_class_f1": None},
+        {"per_class_f1": [0.5]},
+        {"per_class_f1": [0.5, 7.0]},
+        {"confusion": [[1, 2], [3]]},
+        {"confusion": [[1, 2, 3], [4, 5, 6]]},
+    ],
+)
+def test_cells_that_do_not_say_what_classes_got_are_left_out(run, changes):
+    write_cells(run, **changes)
+    text = " ".join(Page(write_report(run).read_text()).text.split())
+    assert f"{NAMES[0]} 0.850 ± 0.071 0.850 ± 0.071 {NAMES[1]}" in text
+    assert "trained on: Random real tiles." in text
+
+
+def test_cells_of_another_comparison_are_left_out(run):
+    write_cells(run)
+    for path in (run / "comparison").glob("*.json"):
+        write_json(path, {**read_json(path), "num_train": 7})
+    (run / "comparison" / "convnet-real_all-seed0.json").write_text("{")
+    assert "Class by class" not in write_report(run).read_text()
+
+
+def benchmark_row(name, size, mean, std=None, architecture="convnet"):
+    one = {"mean": mean, "std": std}
+    return {
+        "row": name,
+        "architecture": architecture,
+        "size": size,
+        "seeds": [0, 1] if std else [0],
+        "test": {"accuracy": one, "auc": one, "f1": one},
+    }
+
+
+def test_results_table_is_a_curve(run):
+    rows = [
+        benchmark_row("real_all", None, 0.9, 0.01),
+        *(benchmark_row(f"infomap:n_neighbors={n}", size, 0.5) for n in range(3, 12) for size in (10, 100)),
+        benchmark_row("kernel_herding", 100, 0.8, 0.05),
+        benchmark_row("kernel_herding", 10, 0.6, 0.1),
+        benchmark_row("real_all", None, 0.7, architecture="vit"),
+    ]
+    write_json(run / "benchmark" / "benchmark.json", {"rows": rows})
+    for name in ("accuracy_by_size.png", "confusion.png"):
+        (run / "benchmark" / name).write_bytes(name.encode())
+    html = write_report(run).read_text()
+    chart = svg(html, "sizes-1")
+    ticks = {float(part.text): float(part.get("y")) + 4 for part in chart.findall("text") if not part.get("x")}
+    sizes = {part.text: part.get("x") for part in chart.findall("text") if part.get("x")}
+    assert list(sizes) == ["10", "100"]
+    groups = {group.get("class"): group for group in chart.findall("g")}
+    assert set(groups) == {f"series series-{number}" for number in range(8)}  # as many as can be told apart
+    assert float(groups["series series-0"].find("line").get("y1")) == pytest.approx(ticks[0.9])
+    points = [(point.get("x"), float(point.get("y"))) for point in groups["series series-1"].findall("svg")]
+    assert points == [(sizes["10"], pytest.approx(ticks[0.6])), (sizes["100"], pytest.approx(ticks[0.8]))]
+    # All are in the table, and one without sizes is no curve.
+    text = " ".join(Page(html).text.split())
+    assert "Trained on 10 100 all all real training tiles 0.900 ± 0.010 kernel_herding 0.600 ± 0.100 0.800" in text
+    assert "infomap:n_neighbors=11 0.500 0.500" in text
+    assert "ViT , one seed" in text and svg(html, "sizes-2") is None
+    # The picture that shows the same is not needed.
+    shown = [base64.b64decode(data) for data in re.findall(r'class="picture plot" src="[^,]*,([^"]*)', html)]
+    assert shown == [b"confusion.png"]
+
+
+@pytest.mark.parametrize("text", ["{", '{"rows": 1}', '{"rows": [{"row": "<b>"}]}'])
+def test_a_damaged_results_table_is_one_sentence(run, text):
+    (run / "benchmark").mkdir()
+    (run / "benchmark" / "benchmark.json").write_text(text)
+    with pytest.raises(InputError, match=r"benchmark\.json cannot be read \(.*\): delete it and run histodistill"):
+        write_report(run)
+
+
+# Looks.
+
+
+def colours(html):
+    """Variables of the page in light and in dark."""
+    rules = re.findall(r":root \{(.*?)\}", html, re.DOTALL)
+    light, dark = (dict(re.findall(r"--([a-z]+): (#\w{6})", rule)) for rule in rules)
+    return light, dark
+
+
+def luminance(colour):
+    return np.dot(
+        [0.2126, 0.7152, 0.0722], np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)
+    )
+
+
+def contrast(one, other):
+    low, high = sorted(map(luminance, (one, other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_colours_follow_dark_mode_and_can_be_read(run):
+    write_cells(run)
+    html = write_report(run).read_text()
+    light, dark = colours(html)
+    assert light.keys() == dark.keys()
+    assert set(re.findall(r"var\(--(\w+)\)", html)) - {"share", "colour"} == set(light)
+    assert "@media screen and (prefers-color-scheme: dark)" in html  # paper is white
+    # Charts have no colours of their own.
+    assert not re.search(r"(fill|stroke)=|#[0-9a-f]{6}", html[html.index("<body>") :].replace("base64,", ""))
+    for mode in (light, dark):
+        rgb = {name: np.array([int(code[i : i + 2], 16) / 255 for i in (1, 3, 5)]) for name, code in mode.items()}
+        for ground in ("ground", "panel"):
+            for text in ("ink", "soft", "accent", "good", "bad"):
+                assert contrast(rgb[text], rgb[ground]) >= 4.5, (text, ground)
+        for shape in ("grey", "blue", "orange", "green", "red", "teal", "olive", "accent"):
+            assert contrast(rgb[shape], rgb["ground"]) >= 3, shape
+        # The darkest cells of the confusion, as the style mixes them.
+        for colour, most in (("orange", 0.5), ("accent", 0.45)):
+            cell = most * rgb[colour] + (1 - most) * rgb["ground"]
+            assert contrast(rgb["ink"], cell) >= 4.5, colour
+    assert "min(.5, var(--share)" in html and "calc(var(--share) * .45)" in html
+
+
+def test_print_is_light_and_open(run):
+    style = re.search(r"@media print \{(.*)</style>", write_report(run).read_text(), re.DOTALL).group(1)
+    assert "details::details-content { content-visibility: visible" in style
+    assert re.search(r"figure, table, .*\{ break-inside: avoid; \}", style)
+
+
+# How the images were chosen.
+
+
+def test_communities_are_as_large_as_their_part(run):
+    record = read_json(run / "distilled" / "stage.json")
+    for selector, is_small in (("infomap", False), ("kernel_herding", True)):
+        settings = {**record["settings"], "selector": selector}
+        write_json(run / "distilled" / "stage.json", {**record, "settings": settings})
+        html = write_report(run).read_text()
+        small = re.search(r"<details>\n<summary>Communities of each class</summary>(.*?)</details>", html, re.DOTALL)
+        assert bool(small) == is_small
+        assert html.count("40 communities of 200 images") == 1
+        assert ("had no part in the choice, which was by kernel herding" in html) == is_small
+    assert "Of each class, kernel herding chose one image after the other" in html
+    assert small.group(1).count("<figure>") == 2
+
+
 # The privacy audit.
 
 
+def test_what_is_next_goes_by_the_audit(run):
+    text = Page(write_report(run).read_text()).text
+    assert "histodistill audit --run RUN" in text and "histodistill publish" not in text
+    add_audit(run)
+    text = Page(write_report(run).read_text()).text
+    assert "histodistill publish --run RUN" in text and "histodistill audit --run RUN" not in text
+
+
+def test_where_the_closest_pairs_are_is_told_and_how_to_read_them(run):
+    sentence = "above 1 it is farther apart than a copy can be, below 1 it counts as a copy"
+    add_audit(run)
+    assert sentence not in write_report(run).read_text()
+    (run / "audit").mkdir(exist_ok=True)
+    (run / "audit" / "closest_distilled.png").write_bytes(b"real tiles")
+    html = write_report(run).read_text()
+    assert sentence in html and base64.b64encode(b"real tiles").decode() not in html
+
+
 def test_audit_is_shown_where_it_was_made(run):
-    assert "Privacy audit" not in re.findall(r"<h2>(.*?)</h2>", write_report(run).read_text())
+    assert "Privacy audit" not in re.findall(r"<h2[^>]*>(.*?)</h2>", write_report(run).read_text())
     record = read_json(run / "distilled" / "stage.json")
     write_json(run / "distilled" / "stage.json", {**record, "copies_dropped": {"fat": 3, "stroma": 4}})
     add_audit(run, weights_auc=0.7, is_random=False)
     page = Page(write_report(run).read_text())
     text = " ".join(page.text.split())
     assert "distilled: passed" in text and "pipeline: not passed; it should not be published" in text
+    assert "distilled: ✓ passed" in text and "pipeline: ✗ not passed; it should not be published" in text
+    assert "Share nothing that did not pass" in text and "histodistill publish" not in text
     assert "✓ copies 0 of 15 images are copies of real tiles" in text
     assert "✗ weights one who holds the weights tells training tiles with an AUC of 0.700" in text
     assert "distance, pixels 0.500 [0.490, 0.510] 0.500 [0.490, 0.510] 0.010 [0.000, 0.020] too few tiles" in text

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from histodistill.training.reporting.run_facts import source_name
-from histodistill.training.reporting.run_files import read_optional, read_results, read_run_record
+from histodistill.training.reporting.run_files import read_optional, read_results, read_run_record, source_name
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import write_json
 

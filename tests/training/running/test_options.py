@@ -266,7 +266,7 @@ def test_none_is_a_value_where_it_is_the_default_alone():
         ({"count": 0}, "count=0 is out of range: it must be at least 1"),
         ({"name": "x", "rate": "fast"}, "rate='fast' is of another type: it must be a number"),
         ({"widths": []}, "widths has no values: give at least one"),
-        ({"counts": 3}, "counts is no option: it must be one of run, data, output, "),
+        ({"counts": 3}, "counts is no option (did you mean count?): it must be one of run, data, output, "),
     ],
 )
 def test_values_are_checked_without_a_whole_configuration(values, message):
@@ -332,30 +332,90 @@ def test_values_out_of_range(argv, message, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--mode", "fast"], "argument --mode: invalid choice: 'fast'"),
-        (["--unknown", "1"], "unrecognized arguments: --unknown 1"),
-        (["--coun", "1"], "unrecognized arguments: --coun 1"),
-        (["--count", "many"], "argument --count: invalid int value: 'many'"),
-        (["--count", "3.0"], "argument --count: invalid int value: '3.0'"),
-        (["--widths"], "argument --widths: expected at least one argument"),
-        (["--interval", "0.5"], "argument --interval: expected 2 arguments"),
-        (["--flag", "true"], "unrecognized arguments: true"),
+        (["--mode", "fast"], "--mode=fast is unknown: it must be one of slow, quick"),
+        (["--mode", "quik"], "--mode=quik is unknown (did you mean quick?): it must be one of slow, quick"),
+        (["--modes", "slow", "fast"], "--modes=fast is unknown: it must be one of slow, quick"),
+        (["--anything", "1"], "--anything is no option of every-kind: every-kind --help lists them"),
+        (
+            ["--coun", "1"],
+            "--coun is no option of every-kind (did you mean --count?): every-kind --help lists them",
+        ),
+        (
+            ["--no-other_flag"],
+            "--no-other_flag is no option of every-kind (did you mean --no-other-flag?): every-kind --help lists them",
+        ),
+        (["--count", "many"], "--count=many cannot be read: it must be a whole number"),
+        (["--count", "3.0"], "--count=3.0 cannot be read: it must be a whole number"),
+        (["--widths", "8", "x"], "--widths=x cannot be read: it must be a whole number"),
+        (["--rate", "x"], "--rate=x cannot be read: it must be a number"),
+        (["--widths"], "--widths: expected at least one argument: every-kind --help tells how"),
+        (["--interval", "0.5"], "--interval: expected 2 arguments: every-kind --help tells how"),
+        (["--flag", "true"], "unrecognized arguments: true: every-kind --help tells how"),
     ],
 )
-def test_what_argparse_refuses(argv, message, capsys):
+def test_what_the_parser_refuses(argv, message, capsys):
     with pytest.raises(SystemExit) as error:
         read(*argv)
     assert error.value.code == 2
-    assert f"every-kind: error: {message}" in capsys.readouterr().err
+    assert capsys.readouterr() == ("", f"error: {message}\n")
+
+
+def test_an_unknown_option_comes_before_what_is_missing(capsys):
+    with pytest.raises(SystemExit):
+        make_parser().read(["r", "--dat", "phantom"])
+    assert "--dat is no option of every-kind (did you mean --data?)" in capsys.readouterr().err
+
+
+def test_values_that_look_like_options():
+    assert read("--name=--count").name == "--count"
+    assert read("--names", "--north side", "b").names == ("--north side", "b")
 
 
 def test_what_must_be_given(capsys):
     with pytest.raises(SystemExit):
         make_parser().read(["r"])
-    assert "the following arguments are required: --data" in capsys.readouterr().err
+    assert capsys.readouterr().err == "error: --data must be given: every-kind --help tells how\n"
     with pytest.raises(SystemExit):
         make_parser().read(["--data", "phantom"])
-    assert "the following arguments are required: RUN" in capsys.readouterr().err
+    assert capsys.readouterr().err == "error: RUN must be given: every-kind --help tells how\n"
+
+
+@config
+class OfARun(StepConfig):
+    """A positional that was an option once."""
+
+    run: Path = option("folder", positional=True, also_named=True)
+    seeds: tuple[int, ...] = option("seeds", default=(0,))
+
+
+@pytest.mark.parametrize(
+    "argv", [["r"], ["--run", "r"], ["--run=r"], ["r", "--seeds", "0"], ["--seeds", "0", "--run=r"]]
+)
+def test_a_positional_that_has_a_name_too(argv):
+    assert StepParser(OfARun, prog="of-a-run").read(argv) == OfARun(run="r")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["r", "--run", "s"], "RUN=r and --run=s are the same: give one of them"),
+        (["--run", "s", "r"], "RUN=r and --run=s are the same: give one of them"),
+        ([], "RUN must be given, before the options: of-a-run --help tells how"),
+    ],
+)
+def test_a_positional_is_given_once(argv, message, capsys):
+    with pytest.raises(SystemExit) as error:
+        StepParser(OfARun, prog="of-a-run").read(argv)
+    assert error.value.code == 2
+    assert capsys.readouterr() == ("", f"error: {message}\n")
+
+
+def test_help_teaches_the_positional_alone(capsys):
+    with pytest.raises(SystemExit):
+        StepParser(OfARun, prog="of-a-run").read(["--help"])
+    text = capsys.readouterr().out
+    assert text.startswith("usage: of-a-run [-h] [--seeds SEEDS [SEEDS ...]] RUN") and "--run" not in text
+    assert to_argv(OfARun(run="r")) == ["r"]
 
 
 def test_a_positional_is_called_by_its_name_in_messages(capsys):

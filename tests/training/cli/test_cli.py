@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ HEAVY = (
     "torch", "diffusers", "transformers", "datasets", "accelerate", "matplotlib", "sklearn", "faiss", "infomap",
     "safetensors", "opacus", "gradio",
 )  # fmt: skip
-# What one starts with `accelerate launch`, and the command line does not name.
+# What one starts with `accelerate launch`, by the name of the module.
 SCRIPTS = ("train_autoencoder", "train_diffusion", "train_classifier")
 
 
@@ -36,7 +37,7 @@ def step_of(name: str) -> ModuleType:
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_has_a_step(name):
     step = step_of(name)
-    parser = step.make_parser()
+    parser = cli.command_parser(name)
     assert isinstance(parser, StepParser)
     assert issubclass(parser.config_class, StepConfig)
     assert callable(step.run)
@@ -72,14 +73,52 @@ def test_help_lists_the_commands(capsys):
     assert all(f"\n  {name} " in text and command.help in text for name, command in cli.COMMANDS.items())
 
 
-def test_unknown_command_is_refused_in_one_sentence(capsys):
-    assert run("destill", "--data", "phantom") == 2
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ["destill", "--data", "phantom"],
+            "'destill' is no command (did you mean distill?): use one of distill, train, generate, select, audit, "
+            "merge, compare, evaluate-pool, benchmark, publish, publish-metrics, demo-app, report, doctor, completion",
+        ),
+        (
+            ["train", "difusion", "--data", "phantom"],
+            "'train difusion' is no command (did you mean diffusion?): use one of autoencoder, diffusion, classifier",
+        ),
+        (["--versoin"], "--versoin is no option of histodistill (did you mean --version?): histodistill --help lists"),
+        (["train", "--hlp"], "--hlp is no option of histodistill train (did you mean --help?): histodistill train"),
+        (["-x"], "unrecognized arguments: -x: histodistill --help tells how"),
+        (
+            ["train", "diffusion", "--autoencoders", "a"],
+            "--autoencoders is no option of histodistill train diffusion (did you mean --autoencoder?): "
+            "histodistill train diffusion --help lists them",
+        ),
+    ],
+)
+def test_what_is_unknown_is_refused_in_one_sentence(argv, message, capsys):
+    assert run(*argv) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == (
-        "error: 'destill' is no command: use one of distill, generate, select, audit, merge, compare, "
-        "evaluate-pool, benchmark, publish, publish-metrics, demo-app, report\n"
-    )
+    assert captured.err.startswith(f"error: {message}") and captured.err.count("\n") == 1
+
+
+def test_trainings_are_listed(capsys):
+    assert run("train") == 2
+    told = capsys.readouterr().err
+    assert run("train", "--help") == 0
+    assert capsys.readouterr().out == told
+    assert told.startswith("usage: histodistill train ")
+    listed = re.findall(r"^  (train \w+) ", told, re.MULTILINE)
+    assert listed == ["train autoencoder", "train diffusion", "train classifier"]
+
+
+def test_the_number_of_processes_is_no_setting_of_a_training():
+    for name in ("train autoencoder", "train diffusion", "train classifier"):
+        config_class = cli.command_parser(name).config_class
+        options = {"data": "phantom", "output": "o"}
+        if name == "train diffusion":
+            options["autoencoder"] = "a"
+        assert config_class(**options, num_processes=2).settings() == config_class(**options).settings()
 
 
 def test_version(capsys):
@@ -93,7 +132,7 @@ def test_command_that_is_told_to_end_does_so_with_one_sentence(monkeypatch, caps
 
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(step_of("report"), "run", told_to_end)
-    assert run("report", "--run", "r") == 143
+    assert run("report", "r") == 143
     assert capsys.readouterr().err == "error: histodistill report was told to end: run the same command again\n"
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -103,6 +142,11 @@ def test_command_that_is_told_to_end_does_so_with_one_sentence(monkeypatch, caps
     [
         ("distill", ["--data", "phantom", "--output", "o"], "the same command goes on where it stopped"),
         ("generate", ["--pipeline", "p", "--output", "o"], "run the same command again"),
+        (
+            "train classifier",
+            ["--data", "phantom", "--output", "o"],
+            "run the same command again with --resume latest",
+        ),
     ],
 )
 def test_interrupted_command_ends_with_one_sentence(name, argv, remedy, monkeypatch, capsys):
@@ -110,7 +154,7 @@ def test_interrupted_command_ends_with_one_sentence(name, argv, remedy, monkeypa
         raise KeyboardInterrupt
 
     monkeypatch.setattr(step_of(name), "run", interrupted)
-    assert run(name, *argv) == 130
+    assert run(*name.split(), *argv) == 130
     assert capsys.readouterr().err == f"error: histodistill {name} was interrupted: {remedy}\n"
 
 
@@ -140,11 +184,11 @@ def called(monkeypatch):
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_arguments_reach_the_command(name, called, capsys):
     seen = called(name)
-    cli.main([name, "--anything", "at all"])
+    cli.main([*name.split(), "--anything", "at all"])
     assert seen == [AnyConfig(anything="at all")]
-    assert run(name, "--anything", "at all", "--help") == 0
+    assert run(*name.split(), "--anything", "at all", "--help") == 0
     assert capsys.readouterr().out.startswith(f"usage: histodistill {name} ")
-    assert run(name, "--nothing") == 2
+    assert run(*name.split(), "--nothing") == 2
     assert len(seen) == 1
 
 
@@ -153,7 +197,7 @@ def test_several_processes_run_the_step_where_they_share_the_work(name, called, 
     seen, started = called(name), []
     monkeypatch.setattr(cli, "run_module", lambda *call: started.append(call))
     argv = ["--anything", "at all", "--num-processes", "2"]
-    cli.main([name, *argv])
+    cli.main([*name.split(), *argv])
     if cli.COMMANDS[name].shares_work:
         assert seen == [] and started == [(f"histodistill.training.{cli.COMMANDS[name].step}", argv, 2)]
     else:
@@ -202,13 +246,13 @@ def test_bad_options_of_generate(option, value, rule, capsys):
 def test_report_of_a_run(tiny_run, tmp_path, capsys):
     folder = shutil.copytree(tiny_run.folder, tmp_path / "run")
     (folder / "report.html").unlink()
-    cli.main(["report", "--run", str(folder)])
+    cli.main(["report", str(folder)])
     assert capsys.readouterr().out == f"report: {folder / 'report.html'}\n"
     assert (folder / "report.html").is_file()
 
 
 def test_report_of_nothing(tmp_path, capsys):
-    assert run("report", "--run", str(tmp_path / "run")) == 2
+    assert run("report", str(tmp_path / "run")) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
@@ -234,7 +278,7 @@ def show(name, call):
     before.update(imported)
 show("histodistill", lambda: main(["--help"]))
 for name in COMMANDS:
-    show(f"histodistill {{name}}", lambda: main([name, "--help"]))
+    show(f"histodistill {{name}}", lambda: main([*name.split(), "--help"]))
 for name in {SCRIPTS!r}:
     show(name, lambda: import_module(f"histodistill.training.{{name}}").make_parser().read(["--help"]))
 print(json.dumps(found))

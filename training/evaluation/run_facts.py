@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from histodistill.hub_cards import PrivacyFacts, RunFacts
+from histodistill.hub_cards.card_facts import PRIVATE_TILES
 from histodistill.hub_cards.contents import about
 from histodistill.hub_cards.documents import check_document, parse_json
 from histodistill.training.data.medmnist import MEDMNIST
+from histodistill.training.evaluation.compare import SOFT_ROW
 from histodistill.training.evaluation.results_file import Results
-from histodistill.training.reporting.run_files import read_optional, read_results, read_run_record
-from histodistill.training.reporting.run_records import (
-    Benchmark,
+from histodistill.training.evaluation.run_records import (
     RunRecord,
     StageRecord,
     TeacherResults,
@@ -38,14 +38,6 @@ _VALIDATION = {
 }
 
 
-def source_name(run: Path) -> str | None:
-    """What the stages call the real tiles, which may be the name of a file; None where none of them says."""
-    for read in (read_run_record, read_results):
-        if name := (read(run) or {}).get("data"):
-            return name
-    return ((read_optional(run / "teacher" / "results.json") or {}).get("data") or {}).get("train")
-
-
 def public_name(name: str | None, class_names: list[str]) -> str | None:
     """The name itself where it is one that everybody knows, and otherwise None: names of files stay private.
 
@@ -64,7 +56,6 @@ class RunRecords:
         source: What the stages call the real tiles, which may be the name of a file; None where none of them says.
         num_tiles: Real tiles of each split, where known.
         results: The scores, where they were measured.
-        benchmark: The results table, where it was made.
         stages: Folder of a stage → its record.
     """
 
@@ -72,7 +63,6 @@ class RunRecords:
     source: str | None
     num_tiles: dict[str, int] | None
     results: Results | None
-    benchmark: Benchmark | None
     stages: dict[str, StageRecord]
 
     @classmethod
@@ -100,14 +90,13 @@ class RunRecords:
             source=next(filter(None, sources), None),
             num_tiles=run and run.num_tiles,
             results=results,
-            benchmark=parse("benchmark/benchmark.json", Benchmark),
             stages={stage: record for stage, record in stages.items() if record},
         )
 
 
 def read_run_facts(
     records: RunRecords,
-    repos: dict[str, str],
+    repos: Mapping[str, str],
     name: str,
     class_names: list[str],
     image_size: int,
@@ -143,6 +132,8 @@ def read_run_facts(
         repos=repos,
         name=name,
         is_phantom=known == "phantom",
+        test_tiles=describe_test_tiles(known, name, records.num_tiles),
+        test_tiles_id=known or PRIVATE_TILES,
         class_names=class_names,
         image_size=image_size,
         num_distilled=num_distilled,
@@ -150,8 +141,7 @@ def read_run_facts(
         license=license,
         attribution=attribution,
         results=[row.for_card() for row in records.results.rows] if records.results else [],
-        own_row=records.results.recovery_row if records.results else None,
-        benchmark=benchmark_rows(records, num_distilled // len(class_names)),
+        own_row=own_row(records.results),
         validation={
             title: text.format(plain[stage][key])
             for (stage, key), (title, text) in _VALIDATION.items()
@@ -161,6 +151,32 @@ def read_run_facts(
         versions=package_versions(plain),
         privacy=privacy_facts(plain.get("pipeline", {}), plain.get("distilled", {})),
     )
+
+
+def describe_test_tiles(known: str | None, name: str, num_tiles: Mapping[str, int] | None) -> str:
+    """What a model index calls the tiles that scores were measured on.
+
+    Args:
+        known: The name of the source where everybody knows it.
+        name: What the tiles are called in public.
+        num_tiles: Tiles of each split, where known.
+    """
+    number = f"{num_tiles['test']:,} " if num_tiles and "test" in num_tiles else ""
+    if known == "phantom":
+        return f"phantom: {number}test tiles that a program drew"
+    if known is not None:
+        return f"{MEDMNIST[known].title} of MedMNIST: {number}test tiles"
+    return f"{name}: {number}private test tiles"
+
+
+def own_row(results: Results | None) -> str | None:
+    """The row of the scores that stands for the distilled set: training on soft labels, which is recommended.
+
+    Where that was not measured, the one that the recovery is of.
+    """
+    if results is None:
+        return None
+    return SOFT_ROW if any(row.row == SOFT_ROW for row in results.rows) else results.recovery_row
 
 
 def privacy_facts(pipeline: dict[str, Any], distilled: dict[str, Any]) -> PrivacyFacts | None:
@@ -205,23 +221,3 @@ def package_versions(records: dict[str, dict[str, Any]]) -> dict[str, str]:
             if version not in found.setdefault(package, []):
                 found[package].append(version)
     return {package: " and ".join(versions) for package, versions in found.items()}
-
-
-def benchmark_rows(records: RunRecords, n_per_class: int) -> list[dict[str, Any]]:
-    """Test scores of the rows of the results table with as many images per class as the distilled set, or all.
-
-    `margin` is that over random pool images: those of the row's recipe, or plain ones where these were not trained.
-
-    Raises:
-        ContentError: For a row that the table does not have.
-    """
-    rows = []
-    for row in records.benchmark.rows if records.benchmark else ():
-        if row.size in (n_per_class, None):
-            with about(records.folder, "benchmark/benchmark.json"):
-                title = row.title()
-            scores = row.test.model_dump()
-            margin = scores["accuracy"]["margins"].get("random")
-            common = {"architecture": row.architecture, "size": row.size, "seeds": list(row.seeds)}
-            rows.append({"title": title, **common, **scores, "margin": margin})
-    return rows

@@ -9,21 +9,19 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from histodistill.hub_cards.audit_record import Count, Share
-from histodistill.hub_cards.documents import Known, Seed, Version, check_document, parse_json
+from histodistill.hub_cards.documents import Known, Version, check_document, parse_json
 from histodistill.hub_cards.errors import ContentError
 from histodistill.training.distillation.select import SelectConfig
 from histodistill.training.engine.classifier_config import LOSSES
-from histodistill.training.evaluation.results_file import Architecture
 from histodistill.training.generate import GenerateConfig
 from histodistill.training.models.architectures import ARCHITECTURES
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.options import StepConfig, check_values
-from histodistill.training.tables.rows import FIXED_ROWS, parse_row
 from histodistill.training.train_autoencoder import TrainAutoencoderConfig
 from histodistill.training.train_classifier import TrainClassifierConfig
 from histodistill.training.train_diffusion import TrainDiffusionConfig
@@ -101,72 +99,6 @@ class TeacherResults(Known):
     data: Data
 
 
-class Margin(Known):
-    """How much higher an accuracy is than another."""
-
-    mean: Annotated[float, Field(ge=-1, le=1)]
-    # An interval of few seeds is wider than the scores are.
-    low: Annotated[float, Field(ge=-100, le=100)] | None
-    high: Annotated[float, Field(ge=-100, le=100)] | None
-
-    @model_validator(mode="after")
-    def _is_interval(self) -> Self:
-        if (self.low is None) != (self.high is None):
-            raise ValueError("low and high must be there both, or neither")
-        return self
-
-
-class BenchmarkScore(Known):
-    """A score of the results table."""
-
-    mean: Share | None
-    std: Share | None
-    margins: dict[str, Margin | None] = Field(default_factory=dict)
-
-
-class BenchmarkScores(Known):
-    """The scores of a row on one split."""
-
-    accuracy: BenchmarkScore
-    auc: BenchmarkScore
-    f1: BenchmarkScore
-
-
-class BenchmarkRow(Known):
-    """A row of the results table."""
-
-    row: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,:=@+-]{1,200}$")]
-    architecture: Architecture
-    size: Annotated[Count, Field(ge=1)] | None
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000)]
-    test: BenchmarkScores
-
-    def title(self) -> str:
-        """What it was trained on, in words that are made of its name.
-
-        Raises:
-            ContentError: If that is the name of no row.
-        """
-        try:
-            row = parse_row(self.row)
-        except InputError as error:
-            raise ContentError("holds a row that the results table does not have") from error
-        options = "".join(f", {name}={_shown_option(name, value)}" for name, value in row.recipe.items())
-        return FIXED_ROWS.get(row.tiles, f"pool images chosen by {row.tiles}") + options
-
-
-class Benchmark(Known):
-    """benchmark.json: the results table."""
-
-    rows: Annotated[tuple[BenchmarkRow, ...], Field(max_length=1000)]
-
-    @model_validator(mode="after")
-    def _has_each_row_once(self) -> Self:
-        if len({(row.row, row.architecture, row.size) for row in self.rows}) < len(self.rows):
-            raise ValueError("a row is there twice")
-        return self
-
-
 def read_stage_record(data: bytes) -> StageRecord:
     """stage.json of a stage.
 
@@ -190,7 +122,7 @@ def stage_settings(record: StageRecord, stage: str) -> dict[str, str]:
     for field in dataclasses.fields(STAGE_OPTIONS[stage]):
         if field.metadata["option"].setting and field.name in record.settings:
             value = check_setting(record, stage, field.name)
-            shown[field.name] = _shown_value(field.name, value)
+            shown[field.name] = shown_value(field.name, value)
     return dict(sorted(shown.items()))
 
 
@@ -209,7 +141,7 @@ def check_setting(record: StageRecord, stage: str, name: str) -> Any:
     return record.settings[name]
 
 
-def _shown_value(name: str, value: Any) -> str:
+def shown_value(name: str, value: Any) -> str:
     """A setting as text. Raises ContentError for a text that no option takes, and for what is very long."""
     if isinstance(value, str) and name in _WORDS and value not in _WORDS[name]:
         raise ContentError(f"holds a setting {name} that is not one of {', '.join(_WORDS[name])}")
@@ -217,11 +149,6 @@ def _shown_value(name: str, value: Any) -> str:
     if len(text) > (_LONGEST_NUMBER if isinstance(value, int | float) else _LONGEST_SETTING):
         raise ContentError(f"holds a setting {name} that is longer than a card shows")
     return text
-
-
-def _shown_option(name: str, value: Any) -> str:
-    """The same as the name of a row has it: 0 and 1 stand for false and true."""
-    return f"{value:g}" if isinstance(value, int | float) else _shown_value(name, value)
 
 
 def by_class(found: Mapping[str, Any], class_names: list[str]) -> dict[str, Any]:

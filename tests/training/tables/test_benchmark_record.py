@@ -1,0 +1,37 @@
+"""benchmark.json as cards take it."""
+
+from __future__ import annotations
+
+import json
+
+from histodistill.training.tables.benchmark_record import benchmark_rows
+from histodistill.training.tables.results_summary import summarise
+
+
+def test_rows_of_the_results_table_as_cards_take_them(tmp_path):
+    def cell(row, size, seed, accuracy):
+        scores = {"accuracy": accuracy, "auc": 0.5, "f1": 0.5}
+        about = {"architecture": "convnet", "row": row, "size": size, "seed": seed, "num_train": 9}
+        return {**about, "config": {"max_train_steps": 3}, "validation": scores, "test": scores}
+
+    rows = {
+        ("real_all@stain_strength=0", None): 0.9,
+        ("random", 2): 0.5,
+        ("kmeans@loss=joint", 2): 0.75,
+        ("random", 3): 1,
+        ("random@stain_strength=0", 2): 0.25,
+        ("kmeans@stain_strength=0", 2): 0.375,
+    }
+    cells = [cell(*place, seed, accuracy) for place, accuracy in rows.items() for seed in (0, 1)]
+    data = json.dumps({"rows": summarise(cells)}).encode()
+    found = benchmark_rows(tmp_path, {"benchmark/benchmark.json": data}, 2)
+    assert [(row["title"], row["size"], row["accuracy"]["mean"]) for row in found] == [
+        ("all real training tiles, stain_strength=0", None, 0.9),
+        ("pool images chosen by random", 2, 0.5),
+        ("pool images chosen by kmeans, loss=joint", 2, 0.75),
+        ("pool images chosen by random, stain_strength=0", 2, 0.25),
+        ("pool images chosen by kmeans, stain_strength=0", 2, 0.375),
+    ]
+    # Over random images with the same recipe, where that was trained.
+    assert [row["margin"] and row["margin"]["mean"] for row in found] == [None, None, 0.25, None, 0.125]
+    assert benchmark_rows(tmp_path, {}, 2) == []

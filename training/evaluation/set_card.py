@@ -1,0 +1,71 @@
+"""The card of a run's distilled set: as it is published, and as the README.md in the run's own folder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from histodistill.hub_cards import AuditFacts, ContentError, DistilledDatasetCardData, RunFacts, render_dataset_card
+from histodistill.hub_cards.audit_record import AuditRecord
+from histodistill.hub_cards.dataset_card import NO_SOURCE
+from histodistill.training.data.image_dataset import dataset_features
+from histodistill.training.evaluation.checked_run import CheckedRun
+from histodistill.training.evaluation.run_contents import RunContents, RunFiles
+from histodistill.training.running.files import write_text
+from histodistill.training.running.notes import warn
+
+
+def dataset_card(run: CheckedRun, facts: RunFacts, *, has_pictures: bool) -> DistilledDatasetCardData:
+    """What the card of the distilled set says.
+
+    Args:
+        run: The run.
+        facts: What its cards say alike.
+        has_pictures: Whether the pictures of the card lie beside it.
+    """
+    config = run.selector.config
+    return DistilledDatasetCardData(
+        class_names=list(facts.class_names),
+        n_per_class=np.bincount(run.labels).tolist(),
+        image_size=facts.image_size,
+        pool_size=run.pool.num_images,
+        selector=config.class_name,
+        selector_params=dict(sorted(config.params.model_dump().items())),
+        features=dataset_features(run.distilled.table),
+        embedder=run.embedder,
+        source_name=facts.name,
+        license=facts.license,
+        attribution=facts.attribution,
+        results=facts.results,
+        filters=run.filters,
+        generation=run.generation,
+        precision=run.precision,
+        facts=facts,
+        has_grid=has_pictures,
+        has_map=has_pictures and run.map is not None,
+    )
+
+
+def renew_card(files: RunFiles, contents: RunContents, audit: AuditRecord) -> None:
+    """Writes RUN/distilled/README.md anew, with the scores and the verdict that the run now has.
+
+    What `select` wrote there is from before either was known. The file stays here: the card that goes up is made while
+    publishing. A run that no card can tell of keeps the one that it has, and a warning says why.
+
+    Args:
+        files: The run, as it was read for its audit.
+        contents: What of it goes up.
+        audit: The audit.
+    """
+    path = files.folder / "distilled" / "README.md"
+    try:
+        run = CheckedRun.of(files, contents)
+        # The folder is named as its tiles are; what is published has a name that was given for that.
+        facts = run.facts({}, run.records.source or NO_SOURCE)
+        facts = replace(facts, audit=AuditFacts.of(audit, "distilled"))
+        text = render_dataset_card(dataset_card(run, facts, has_pictures=False))
+    except ContentError as error:
+        warn(f"{path} does not tell what the audit found: {error}")
+    else:
+        write_text(path, text)
