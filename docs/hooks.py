@@ -131,7 +131,9 @@ def configuration(name: str) -> str:
     """What mkdocstrings is told of a configuration, and its fields, those without a default first."""
     fields = dataclasses.fields(getattr(histodistill, name))
     entries = map(_field, sorted(fields, key=lambda field: field.default is not dataclasses.MISSING))
-    return "\n\n".join([f"::: histodistill.{name}\n    options:\n      members: false\n      show_signature: false", *entries])
+    return "\n\n".join(
+        [f"::: histodistill.{name}\n    options:\n      members: false\n      show_signature: false", *entries]
+    )
 
 
 def _field(field: dataclasses.Field[Any]) -> str:
