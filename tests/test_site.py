@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib.util
 import re
@@ -79,8 +80,9 @@ def sections(text: str) -> dict[str, str]:
 
 
 def options_of(step: str) -> set[str]:
-    parser = import_module(step).make_parser()
-    return {name for action in parser._actions if action.dest != "help" for name in action.option_strings}
+    """The options that `--help` shows, but for itself; an older spelling may be hidden."""
+    shown = (a for a in import_module(step).make_parser()._actions if a.dest != "help" and a.help != argparse.SUPPRESS)
+    return {name for action in shown for name in action.option_strings}
 
 
 def test_every_command_is_on_its_page_with_every_option(hooks):
