@@ -284,7 +284,7 @@ def test_page_in_a_browser(page, browser, run, width, colours):
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
     browser.get(page)
 
-    # At first sight: images of each class that there is one of, verdict and scores.
+    # At first sight: the best image of each class and all 20, verdict and scores.
     assert len(wait_for(browser, lambda: texts(browser, ".hd-strip img, .hd-first img"))) == 25
     assert ["Not audited" in text or "no scores yet" in text for text in texts(browser, ".hd-card")] == [True, True]
     assert browser.title == "Private tiles, distilled – histodistill"
