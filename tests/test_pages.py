@@ -181,7 +181,7 @@ def check_command(words: list[str]) -> None:
     elif words[0] == "pip":
         check_pip(words[1:])
     elif words == ["histodistill", "--version"]:
-        with pytest.raises(SystemExit, match="^0$"):
+        with pytest.raises(SystemExit, match=r"^0$"):
             main(words[1:])
     elif words[0] == "histodistill":
         # A command can be two words.
