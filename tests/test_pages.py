@@ -21,7 +21,7 @@ from accelerate.commands.launch import launch_command_parser
 from diffusers import DiffusionPipeline
 from diffusers.utils import dynamic_modules_utils
 
-from histodistill.training.cli import COMMANDS
+from histodistill.training.cli import COMMANDS, main
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.medmnist import MEDMNIST
 from histodistill.training.running.presets import PRESET_NAMES
@@ -180,6 +180,9 @@ def check_command(words: list[str]) -> None:
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     elif words[0] == "pip":
         check_pip(words[1:])
+    elif words == ["histodistill", "--version"]:
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main(words[1:])
     elif words[0] == "histodistill":
         # A command can be two words.
         name = " ".join(words[1:3]) if " ".join(words[1:3]) in COMMANDS else words[1]
