@@ -98,6 +98,7 @@ def _page(run: Path) -> dict[str, Any]:
     about = read_run_record(run) or {}
     results = read_results(run)
     records = {name: read_record(run / name) or {} for name in _STAGES}
+    audit = read_run_audit(run / "audit.json")
     curves = size_curves(run)
     # The picture that shows the same as the curves is only for tables that hold none.
     benchmark_pictures = [shown for shown in BENCHMARK_PICTURES if not (curves and shown[0] == ACCURACY_PICTURE)]
@@ -117,7 +118,8 @@ def _page(run: Path) -> dict[str, Any]:
         "classes": _classes(images, columns["label"], class_names),
         "quality": _pool_quality(read_optional(run / "evaluation" / "metrics.json")),
         "closest": (run / "audit" / "closest_distilled.png").is_file(),
-        "audit": audit_texts(run, read_run_audit(run / "audit.json")),
+        "audit": audit_texts(run, audit),
+        "is_audit_old": audit is None and (run / "audit.json").is_file(),
         "privacy": privacy_facts(records["pipeline"], records["distilled"]),
         "selector": selector_text(records["distilled"].get("settings", {})),
         "communities": _communities(records["distilled"].get("community_sizes", {}), columns, class_names),

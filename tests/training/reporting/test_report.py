@@ -619,7 +619,9 @@ def test_audit_is_shown_where_it_was_made(run):
     assert "pipeline: not passed; it should not be published" in text
     # What another version found is not shown.
     write_json(run / "audit.json", {**read_json(run / "audit.json"), "format": 0})
-    assert "no privacy audit has been made" in write_report(run).read_text()
+    text = write_report(run).read_text()
+    assert "no privacy audit has been made" in text
+    assert "made by another version of histodistill" in text and "histodistill audit --run RUN" in text
 
 
 def test_differential_privacy_is_told_with_what_it_does_not_cover(run):
