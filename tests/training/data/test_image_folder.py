@@ -468,7 +468,7 @@ def test_spellings_of_a_class_in_unicode_are_one_class(tmp_path, capsys, name):
 
 def test_a_class_that_only_test_has_is_refused_with_the_names_of_train(folder):
     varied_folder(folder, {"test/A": 2})
-    assert f"{folder / 'test' / 'A'} is a class that train does not have: add" in refused(folder)
+    assert f"{folder / 'test' / 'A'} is a class that train does not have (did you mean a?): add" in refused(folder)
     assert "or give it one of the names there (a, b)" in refused(folder)
 
 

@@ -233,6 +233,25 @@ def test_refusal_of_the_audit_is_a_result(kept, tiny_run, copy, monkeypatch, cap
         assert lines[-1] == f"What was found:        {copy / 'report.html'}, {copy / 'audit.json'}"
 
 
+def test_what_to_do_next(tiny_run, copy, monkeypatch):
+    run = copy.rename(copy.with_name("my run"))
+    config = distill.DistillConfig(data=tiny_run.data, output=run, preset=str(TINY))
+    monkeypatch.setattr(distill, "find_spec", lambda _: None)
+    add_audit(run)
+    assert distill.next_lines(config) == [
+        f"Look and try:  histodistill demo-app '{run}' --data {tiny_run.data}   (needs gradio)",
+        f"Publish:       histodistill publish '{run}' --namespace YOU   (shows what would go up; --push does it)",
+    ]
+    add_audit(run, weights_auc=0.9)
+    assert distill.next_lines(config)[1].startswith(
+        f"Publish:       histodistill publish '{run}' --namespace YOU --only dataset selector   ("
+    )
+    add_audit(run, copies=3, weights_auc=0.9)
+    assert distill.next_lines(config)[1] == (
+        "Publish:       not as it is, since nothing of it passed the privacy audit"
+    )
+
+
 @pytest.mark.parametrize(
     ("gone", "scripts"),
     [
@@ -503,7 +522,10 @@ def test_run_with_other_set_options_is_left_untouched(tiny_run, capsys):
         ("learning_rate=1", "--set learning_rate=1 is not STEP.OPTION=VALUE with one of the steps autoencoder, "),
         ("denoiser.seed=1", "--set denoiser.seed=1 is not STEP.OPTION=VALUE with one of the steps autoencoder, "),
         ("diffusion.channels", "--set diffusion.channels is not STEP.OPTION=VALUE"),
-        ("diffusion.learning=1", "--set diffusion.learning=1: learning is no option of diffusion: it must be one of "),
+        (
+            "diffusion.learning=1",
+            "--set diffusion.learning=1: learning is no option of diffusion (did you mean learning_rate?): it must ",
+        ),
         ("teacher.width=wide", "--set teacher.width=wide: width=wide cannot be read: it must be a whole number"),
         ("teacher.width=0", "--set teacher.width=0: width=0 is out of range: it must be at least 1"),
         ("select.selector=best", "--set select.selector=best: selector=best is unknown: it must be one of infomap, "),
@@ -526,7 +548,10 @@ def test_run_with_other_set_options_is_left_untouched(tiny_run, capsys):
             "diffusion.channels=8,,16",
             "--set diffusion.channels=8,,16: channels=8,,16 cannot be read: it must be ",
         ),
-        ("teacher.loss=worst", "step teacher: loss=worst is unknown: it must be one of ce, joint, contrastive"),
+        (
+            "teacher.loss=worst",
+            "--set teacher.loss=worst: loss=worst is unknown: it must be one of ce, joint, contrastive",
+        ),
     ],
 )
 def test_bad_set_options(text, message, tiny_tiles, tmp_path, started, capsys):
@@ -548,7 +573,7 @@ def test_a_preset_whose_option_no_step_knows(tiny_tiles, tmp_path, tiny_preset, 
     (tmp_path / "b.toml").write_text(text.replace("width = 8", 'width = "8"'))
     (tmp_path / "c.toml").write_text(text.replace("[teacher]", "[teacher]\nseed = 3"))
     for name, expected in {
-        "a": "section [teacher]: widht is no option: it must be one of ",
+        "a": "section [teacher]: widht is no option (did you mean width?): it must be one of ",
         "b": "section [teacher]: width='8' is of another type: it must be a whole number",
         "c": "section [teacher]: seed cannot be set for one step, since distill gives it to all: leave it out here",
     }.items():

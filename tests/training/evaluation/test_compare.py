@@ -81,7 +81,7 @@ def test_bad_options(argv, message, capsys):
 def test_nothing_to_train_is_refused(capsys):
     with pytest.raises(SystemExit):
         read("--train")
-    assert "argument --train: expected at least one argument" in capsys.readouterr().err
+    assert "error: --train: expected at least one argument: " in capsys.readouterr().err
     with pytest.raises(InputError, match="train has no values: give at least one"):
         CompareConfig(run="run", data="phantom", train=[])
 
