@@ -93,18 +93,19 @@ def build_page(run: show.DemoRun, pipeline: DiffusionPipeline | None, real: Tile
     quick = {"api_visibility": "private", "show_progress": "hidden"}
     with gr.Blocks(analytics_enabled=False, title=f"{run.name}, distilled – histodistill") as page:
         gr.HTML(show.intro_html(run))
-        with gr.Tab("Overview"):
-            gr.HTML(show.overview_html(run))
-        with gr.Tab("Browse"):
-            _browse_tab(run, quick)
-        with gr.Tab("Generate"):
-            _generate_tab(run, pipeline, busy)
-        with gr.Tab("Train"):
-            _train_tab(run, real, busy, quick)
-        with gr.Tab("Scores"):
-            gr.HTML(show.scores_html(run))
-        with gr.Tab("Audit"):
-            gr.HTML(show.audit_html(run))
+        with gr.Tabs(overflow_behavior="wrap"):
+            with gr.Tab("Overview"):
+                gr.HTML(show.overview_html(run))
+            with gr.Tab("Browse"):
+                _browse_tab(run, quick)
+            with gr.Tab("Generate"):
+                _generate_tab(run, pipeline, busy)
+            with gr.Tab("Train"):
+                _train_tab(run, real, busy, quick)
+            with gr.Tab("Scores"):
+                gr.HTML(show.scores_html(run))
+            with gr.Tab("Audit"):
+                gr.HTML(show.audit_html(run))
     return page
 
 
