@@ -72,11 +72,15 @@ def refusal_lines(run: Path) -> list[str]:
     audit = read_run_audit(run / AUDIT)
     if audit is None:
         return []
-    lines = []
+    parts_of: dict[str, list[str]] = {}
     for part, verdict in audit.parts.items():
         if not verdict.passed:
             reasons = "; ".join(finding.sentence for finding in verdict.findings if not finding.passed)
-            lines.append(f"Must not be published: {run / part}, which did not pass the privacy audit ({reasons})")
+            parts_of.setdefault(reasons, []).append(str(run / part))
+    lines = [
+        f"Must not be published: {', '.join(parts)}, which did not pass the privacy audit ({reasons})"
+        for reasons, parts in parts_of.items()
+    ]
     if lines:
         shown = [str(run / name) for name in (REPORT, AUDIT) if (run / name).is_file()]
         lines.append(f"What was found:        {', '.join(shown)}")

@@ -322,8 +322,8 @@ def test_summary(run):
 
 
 def test_summary_ends_with_what_may_not_be_published(tmp_path):
-    for part in ("distilled", "pipeline"):
-        write_json(tmp_path / part / "stage.json", {})
+    for part in ("distilled", "selector", "pipeline"):
+        write_json(tmp_path / part / ("config.json" if part == "selector" else "stage.json"), {})
     plain = summary_lines(tmp_path)
     add_audit(tmp_path)
     assert summary_lines(tmp_path) == plain
@@ -331,7 +331,8 @@ def test_summary_ends_with_what_may_not_be_published(tmp_path):
     copies = "which did not pass the privacy audit (2 of 15 images are copies of real tiles"
     *before, distilled, pipeline, where = summary_lines(tmp_path)
     assert before == plain
-    assert distilled == f"Must not be published: {tmp_path / 'distilled'}, {copies})"
+    # Parts with the same reasons share a line.
+    assert distilled == f"Must not be published: {tmp_path / 'distilled'}, {tmp_path / 'selector'}, {copies})"
     assert pipeline.startswith(f"Must not be published: {tmp_path / 'pipeline'}, {copies}; one who holds the weights")
     assert where == f"What was found:        {tmp_path / 'audit.json'}"
 
