@@ -26,11 +26,8 @@ from histodistill.training.cli import COMMANDS
 
 
 ROOT = Path(__file__).resolve().parents[1]
-#: Modules with a command line of their own, without what the commands run.
+#: Modules that no command runs, with a command line of their own.
 PROGRAMS = (
-    "histodistill.training.train_autoencoder",
-    "histodistill.training.train_diffusion",
-    "histodistill.training.train_classifier",
     "histodistill.training.benchmarks.speed",
     "histodistill.training.benchmarks.peers",
     "histodistill.training.benchmarks.memory",
@@ -57,12 +54,10 @@ def command_sections() -> Iterator[str]:
 
 
 def program_sections() -> Iterator[str]:
-    """A section for each of `PROGRAMS` that no command runs."""
-    of_commands = {f"histodistill.training.{command.step}" for command in COMMANDS.values()}
+    """A section for each of `PROGRAMS`."""
     for name in PROGRAMS:
-        if name not in of_commands:
-            text = section(name.rpartition(".")[2], import_module(name).make_parser())
-            yield text.replace("\n\n", f"\n\n`python -m {name}`\n\n", 1)
+        text = section(name.rpartition(".")[2], import_module(name).make_parser())
+        yield text.replace("\n\n", f"\n\n`python -m {name}`\n\n", 1)
 
 
 def section(called: str, parser: argparse.ArgumentParser) -> str:

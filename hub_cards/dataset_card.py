@@ -176,7 +176,8 @@ class DistilledDatasetCardData:
 
 def render_dataset_card(card: DistilledDatasetCardData) -> str:
     """The README.md of a distilled dataset's folder: YAML header and Markdown."""
-    results, more_results = split_scores(card.results, card.facts.own_row if card.facts else None)
+    own_row = card.facts.own_row if card.facts else None
+    results, more_results = split_scores(card.results, own_row)
     values: dict[str, Any] = {"card": card, "facts": card.facts, "results": results, "more_results": more_results}
     values |= {"not_tissue": NOT_TISSUE, "span": _span, "precision": PRECISIONS[card.precision]}
     return render_card(card.metadata(), "dataset_card.md", values)

@@ -334,10 +334,11 @@ def main(argv: list[str] | None = None) -> None:
         methods = METHODS if args.dense_sizes else METHODS[:1]
         shapes += [(method, args.classes, args.sizes[0]) for method in methods]
     rows = []
-    progress = tqdm(shapes, unit="measurement")
+    is_terminal = sys.stderr.isatty()
+    progress = tqdm(shapes, unit="measurement", mininterval=0.1 if is_terminal else 60)
     for method, classes, size in progress:
         row = {"method": method, "classes": classes, "size": size}
-        progress.set_postfix_str(f"{method}, {_shape(row)}")
+        progress.set_postfix_str(f"{method}, {_shape(row)}", refresh=is_terminal)
         rows.append({**row, **run_measurement({**settings, **row})})
     add_comparisons(rows)
     packages = ("histodistill", "infomap", "faiss-cpu", "numpy", "scipy", "scikit-learn")

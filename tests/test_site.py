@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib.util
 import re
@@ -79,8 +80,9 @@ def sections(text: str) -> dict[str, str]:
 
 
 def options_of(step: str) -> set[str]:
-    parser = import_module(step).make_parser()
-    return {name for action in parser._actions if action.dest != "help" for name in action.option_strings}
+    """The options that `--help` shows, but for itself; an older spelling may be hidden."""
+    shown = (a for a in import_module(step).make_parser()._actions if a.dest != "help" and a.help != argparse.SUPPRESS)
+    return {name for action in shown for name in action.option_strings}
 
 
 def test_every_command_is_on_its_page_with_every_option(hooks):
@@ -95,8 +97,7 @@ def test_every_command_is_on_its_page_with_every_option(hooks):
 
 def test_every_program_is_on_the_page_of_commands(hooks):
     page = sections(written(hooks, "command-line.md"))
-    of_commands = {f"histodistill.training.{command.step}" for command in COMMANDS.values()}
-    for name in set(hooks.PROGRAMS) - of_commands:
+    for name in hooks.PROGRAMS:
         text = page[name.rpartition(".")[2]]
         assert f"`python -m {name}`" in text
         assert [option for option in options_of(name) if f"`{option}" not in text] == []

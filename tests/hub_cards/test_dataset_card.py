@@ -257,10 +257,6 @@ def test_the_code_for_training_runs_as_it_stands(target, tmp_path):
     exec(compile(code, "card", "exec"), found)
     assert found["targets"].dtype.is_floating_point == (target == "soft_label")
     # It has learned the six images by heart.
-    predicted = found["model"](found["images"] / 127.5 - 1)
-    labels = found["rows"]["label"]
-    assert found["class_names"] == NAMES and predicted.shape == (6, 2)
-    if target == "label":
-        assert (predicted.argmax(1) == labels).all()
-    else:
-        assert np.allclose(predicted.softmax(1).detach().numpy(), found["targets"].numpy(), atol=0.1)
+    predicted = found["model"](found["images"] / 127.5 - 1).softmax(1).detach().numpy()
+    wanted = np.eye(2)[found["rows"]["label"]] if target == "label" else found["targets"].numpy()
+    assert found["class_names"] == NAMES and np.abs(predicted - wanted).max() < 0.15

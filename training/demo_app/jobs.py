@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,18 +21,21 @@ from histodistill.training.engine.pool import generate_images
 from histodistill.training.engine.scoring import score
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.precision import usual_precision
+from histodistill.training.running.progress import Progress
 
 
-#: What a classifier can learn from, and how the page calls it.
+#: What a classifier can learn from, and how the page calls it; the recommended way first.
 RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "soft": ("the teacher's soft labels (recommended)", {"soft_label_weight": 1.0}),
     "labels": ("labels", {}),
-    "soft": ("the teacher's soft labels", {"soft_label_weight": 1.0}),
     "joint": ("labels, joint loss", {"loss": "joint"}),
 }
 # Points of the curves; each costs a look at the validation tiles.
 _UPDATES = 20
 # Validation tiles that are looked at for each point, at most, which keeps a look short.
 _VALIDATION_TILES = 500
+# Seconds between two signs of life of a training. The page ends one that nobody looks at only when it hears of it.
+_SIGN_OF_LIFE = 1.0
 # Precisions other than float32 that a pool may have been generated with.
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # One training after the other: one that was stopped may still be in its last steps.
@@ -66,6 +69,19 @@ class _Stopped(Exception):
     """Nobody looks on any more."""
 
 
+class _Watched(Progress):
+    """Counts the steps of a training, and ends it after the step in which `stopped` was set."""
+
+    def __init__(self, num_steps: int, stopped: threading.Event):
+        super().__init__(num_steps, "training", enabled=False)
+        self.done, self.stopped = 0, stopped
+
+    def update(self, parts: int = 1) -> None:
+        self.done += parts
+        if self.stopped.is_set():
+            raise _Stopped
+
+
 def generate_like_pool(pipeline: DiffusionPipeline, run: DemoRun, label: int, seeds: list[int]) -> np.ndarray:
     """Images of a class, uint8 N×H×W×3, as the pool has them: with the same options and precision."""
     options = dict(run.generation)
@@ -83,9 +99,9 @@ def available_recipes(run: DemoRun) -> list[str]:
 
 
 def train_live(run: DemoRun, real: TileSource | None, recipe: str, num_steps: int) -> Iterator[TrainingProgress]:
-    """Trains a ConvNet on the distilled set in another thread, and yields how far it is.
+    """Trains a ConvNet on the distilled set in another thread, and yields how far it is, at least once a second.
 
-    The training stops, after some more steps, when the iterator is closed.
+    When the iterator is closed, the training ends with the step that it is in.
 
     Args:
         run: Has the distilled set.
@@ -113,10 +129,7 @@ def train_live(run: DemoRun, real: TileSource | None, recipe: str, num_steps: in
     stopped = threading.Event()
     messages: queue.SimpleQueue[Any] = queue.SimpleQueue()  # records, and last the result or an error
 
-    def log(record: dict[str, Any], step: int) -> None:
-        if stopped.is_set():
-            raise _Stopped
-        messages.put(record)
+    steps = _Watched(num_steps, stopped)
 
     def work() -> None:
         try:
@@ -129,30 +142,36 @@ def train_live(run: DemoRun, real: TileSource | None, recipe: str, num_steps: in
                     validation,
                     make_accelerator(usual_precision()),
                     class_names=run.class_names,
-                    log=log,
-                    progress=False,
+                    log=lambda record, step: messages.put(record),
+                    progress=steps,
                 )
+                if stopped.is_set():
+                    return
                 messages.put((trained.best_step, None if test is None else score(trained.model, test)))
         except _Stopped:
             pass
         except Exception as error:  # shown where the training is looked at
             messages.put(error)
 
-    history: list[dict[str, Any]] = []
-    num_test = 0 if test is None else len(test)
-    yield TrainingProgress(0, num_steps, num_train=len(train), num_test=num_test)
+    progress = TrainingProgress(0, num_steps, num_train=len(train), num_test=0 if test is None else len(test))
+    yield progress
     threading.Thread(target=work, name="demo-app-training", daemon=True).start()
     try:
         while True:
-            message = messages.get()
+            try:
+                message = messages.get(timeout=_SIGN_OF_LIFE)
+            except queue.Empty:
+                progress = replace(progress, step=steps.done)
+                yield progress
+                continue
             if isinstance(message, Exception):
                 raise message
             if isinstance(message, tuple):
                 best_step, scores = message
-                yield TrainingProgress(num_steps, num_steps, history, True, scores, best_step, len(train), num_test)
+                yield replace(progress, step=num_steps, finished=True, test=scores, best_step=best_step)
                 return
-            history = [*history, message]
-            yield TrainingProgress(message["step"], num_steps, history, num_train=len(train), num_test=num_test)
+            progress = replace(progress, step=message["step"], history=[*progress.history, message])
+            yield progress
     finally:
         stopped.set()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import tempfile
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -45,52 +46,22 @@ _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'"
 )
-# Looks of the page, with classes that begin with hd- for what it adds to gradio's own.
-_CSS = """
-.gradio-container { width: 100% !important; max-width: 62rem !important; margin: 0 auto !important; }
-.html-container { padding: 0 !important; }
-.hd { --hd-soft: #5b6470; color: var(--body-text-color); overflow-wrap: break-word; }
-.dark .hd { --hd-soft: #9aa3ad; }
-.hd h1 { font-size: 1.5rem; line-height: 1.2; margin: .25rem 0; }
-.hd h3 { font-size: 1rem; margin: 1.25rem 0 .4rem; }
-.hd p { max-width: 44rem; margin: .4rem 0; }
-.hd ul { max-width: 44rem; margin: .4rem 0; padding-left: 1.2rem; list-style: none; }
-.hd li { margin: .3rem 0; text-indent: -1.2rem; }
-.hd-soft { color: var(--hd-soft); font-weight: 400; }
-.hd-note { padding: .6rem .8rem; background: var(--background-fill-secondary); border-left: 3px solid #8e3b73; }
-.hd-good { color: #00805a; }
-.hd-bad { color: #c62f2f; }
-.dark .hd-good { color: #3ecf9b; }
-.dark .hd-bad { color: #ff7b7b; }
-.hd-tiles { display: grid; gap: .5rem; }
-.hd-small { grid-template-columns: repeat(auto-fill, minmax(4.5rem, 1fr)); }
-.hd-large { grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); }
-.hd-tiles figure { margin: 0; max-width: 12rem; }
-.hd-tiles img { display: block; width: 100%; height: auto; image-rendering: pixelated; border-radius: 3px; }
-.hd-tiles figcaption { font-size: .7rem; line-height: 1.25; color: var(--hd-soft); }
-.hd-tiles figcaption span { display: block; }
-.hd-large figcaption { font-size: .8rem; }
-.hd-scroll { overflow-x: auto; }
-.hd-picture { display: block; width: 100%; min-width: 40rem; height: auto; background: white; }
-.hd table { width: 100%; border: 0 !important; border-collapse: collapse; font-variant-numeric: tabular-nums;
-  font-size: .9rem; }
-.hd th, .hd td { padding: .35rem .5rem; border: 0; border-bottom: 1px solid var(--border-color-primary);
-  text-align: right; vertical-align: baseline; background: none; }
-.hd th:first-child { text-align: left; padding-left: 0; min-width: 9rem; }
-.hd thead, .hd tbody, .hd tr { border: 0 !important; background: none !important; }
-.hd thead th { color: var(--hd-soft); font-weight: 600; }
-.hd tbody th { font-weight: 400; }
-.hd tbody .hd-own th { font-weight: 600; }
-.hd td { white-space: nowrap; }
-@media (max-width: 36rem) {
-  .gradio-container main { padding: .75rem 1rem !important; }
-  .hd table { font-size: .8rem; }
-  .hd th, .hd td { padding: .35rem .25rem; }
-  .hd th:first-child { min-width: 6.5rem; overflow-wrap: anywhere; }
-  .hd td small { display: block; }
-  .tab-container button { padding: 0 .5rem !important; font-size: .9rem !important; }
-}
-"""
+
+# The colour of histodistill, from light to dark.
+_PLUM = gr.themes.colors.Color(
+    name="plum",
+    c50="#fcf4f9",
+    c100="#f7e6f0",
+    c200="#efcde1",
+    c300="#e3abcd",
+    c400="#d98bbd",
+    c500="#b45a97",
+    c600="#8e3b73",
+    c700="#742e5d",
+    c800="#5c254a",
+    c900="#471d39",
+    c950="#2b1022",
+)
 
 
 class _SafeHeaders:
@@ -120,18 +91,21 @@ def build_page(run: show.DemoRun, pipeline: DiffusionPipeline | None, real: Tile
     # One computation at a time, of whoever: the machine has one set of cores.
     busy = {"concurrency_id": "compute", "concurrency_limit": 1, "api_visibility": "private"}
     quick = {"api_visibility": "private", "show_progress": "hidden"}
-    with gr.Blocks(analytics_enabled=False, title="histodistill") as page:
+    with gr.Blocks(analytics_enabled=False, title=f"{run.name}, distilled – histodistill") as page:
         gr.HTML(show.intro_html(run))
-        with gr.Tab("Generate"):
-            _generate_tab(run, pipeline, busy)
-        with gr.Tab("Browse"):
-            _browse_tab(run, quick)
-        with gr.Tab("Audit"):
-            gr.HTML(show.audit_html(run))
-        with gr.Tab("Scores"):
-            gr.HTML(show.scores_html(run))
-        with gr.Tab("Train"):
-            _train_tab(run, real, busy, quick)
+        with gr.Tabs(overflow_behavior="wrap"):
+            with gr.Tab("Overview"):
+                gr.HTML(show.overview_html(run))
+            with gr.Tab("Browse"):
+                _browse_tab(run, quick)
+            with gr.Tab("Generate"):
+                _generate_tab(run, pipeline, busy)
+            with gr.Tab("Train"):
+                _train_tab(run, real, busy, quick)
+            with gr.Tab("Scores"):
+                gr.HTML(show.scores_html(run))
+            with gr.Tab("Audit"):
+                gr.HTML(show.audit_html(run))
     return page
 
 
@@ -141,16 +115,16 @@ def _generate_tab(run: show.DemoRun, pipeline: DiffusionPipeline | None, busy: d
         gr.Markdown("This run has no pipeline, so there is nothing to generate from.")
         return
     gr.Markdown(
-        "Each seed gives one image, always the same. Those of the distilled set, which Browse shows, make its images "
-        "again."
+        "Each seed gives one image of a class, always the same. The seeds below Browse's images make these again; "
+        "all others make new ones."
     )
     first = int(run.columns["seed"][0]) if "seed" in run.columns else 0
     with gr.Row():
         label = gr.Dropdown(_classes(run), value=int(run.labels[0]), label="Class", min_width=200)
-        seed = gr.Number(first, label="Seed", min_width=140)
-        count = gr.Slider(1, MOST_IMAGES, 6, step=1, label="Images, with this seed and the next ones", min_width=200)
+        seed = gr.Number(first, label="First seed", min_width=140)
+        count = gr.Slider(1, MOST_IMAGES, 6, step=1, label="Images", min_width=200, elem_id="count")
     button = gr.Button("Generate", variant="primary", elem_id="generate")
-    images = gr.HTML("", min_height=180)
+    images = gr.HTML(show.example_html(run), min_height=180)
 
     def generate(label: int, seed: float | None, count: int) -> str:
         try:
@@ -196,35 +170,48 @@ def _train_tab(run: show.DemoRun, real: TileSource | None, busy: dict[str, Any],
     gr.Markdown(f"A small ConvNet, trained on the {len(run.images):,} distilled images alone, {scored}.")
     with gr.Row():
         names = available_recipes(run)
-        recipe = gr.Radio([(RECIPES[name][0], name) for name in names], value=names[0], label="Learns from")
+        choices = [(RECIPES[name][0], name) for name in names]
+        recipe = gr.Radio(choices, value=names[0], label="Learns from", elem_id="recipe")
         steps = gr.Slider(20, 1000, 200, step=20, label="Steps", min_width=200, elem_id="steps")
-    with gr.Row():
-        button = gr.Button("Train a classifier", variant="primary", scale=2, min_width=180, elem_id="train")
-        stop = gr.Button("Stop", scale=1, min_width=80, elem_id="stop")
+    button = gr.Button("Train a classifier", variant="primary", elem_id="train")
+    stop = gr.Button("Stop", elem_id="stop", visible=False)
     text = gr.Markdown("", elem_id="progress")
     look = {"x": "step", "height": 240, "min_width": 280, "buttons": [], "visible": False}
     with gr.Row():
         loss = gr.LinePlot(y="loss", title="Loss", **look)
         accuracy = gr.LinePlot(y="ACC", title="ACC on real validation tiles", y_lim=[0, 1], **look)
 
+    def wait() -> tuple[str, gr.Button, gr.Button]:
+        return "Waiting for its turn: one computation runs at a time.", *buttons(training=True)
+
+    def buttons(training: bool) -> tuple[gr.Button, gr.Button]:
+        return gr.Button(visible=not training), gr.Button(visible=training)
+
     def plot(history: list[dict[str, Any]], key: str, name: str, steps: int) -> gr.LinePlot:
         points = [(record["step"], record[key]) for record in history if key in record]
         # With a single point there is no line to draw.
         return gr.LinePlot(pd.DataFrame(points, columns=["step", name]), x_lim=[0, steps], visible=len(points) > 1)
 
-    def train(recipe: str, steps: int) -> Iterator[tuple[str, gr.LinePlot, gr.LinePlot]]:
+    def train(recipe: str, steps: int) -> Iterator[tuple[Any, ...]]:
+        # After Stop, a reload or a closed tab gradio closes this iterator as soon as it yields, and the training ends.
+        drawn = -1
         try:
             for progress in train_live(run, real, recipe, int(steps)):
-                yield (
-                    progress_text(progress),
-                    plot(progress.history, "loss", "loss", int(steps)),
-                    plot(progress.history, "validation_accuracy", "ACC", int(steps)),
-                )
+                plots = (gr.skip(), gr.skip())
+                if drawn != len(progress.history):
+                    drawn = len(progress.history)
+                    plots = (
+                        plot(progress.history, "loss", "loss", int(steps)),
+                        plot(progress.history, "validation_accuracy", "ACC", int(steps)),
+                    )
+                yield progress_text(progress), *plots
         except InputError as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from error
 
-    training = button.click(train, [recipe, steps], [text, loss, accuracy], show_progress="hidden", **busy)
-    stop.click(lambda: "Stopped.", None, text, cancels=[training], **quick)
+    waiting = button.click(wait, None, [text, button, stop], **quick)
+    training = waiting.then(train, [recipe, steps], [text, loss, accuracy], show_progress="hidden", **busy)
+    training.then(lambda: buttons(training=False), None, [button, stop], **quick)
+    stop.click(lambda: ("Stopped.", *buttons(training=False)), None, [text, button, stop], cancels=[training], **quick)
 
 
 def _classes(run: show.DemoRun) -> list[tuple[str, int]]:
@@ -300,6 +287,29 @@ def serve_page(folder: Path, data: str | Path | None, host: str, port: int) -> N
     page.block_thread()
 
 
+def make_theme() -> gr.themes.Base:
+    """Colours and fonts of the page: every text is at least 4.5 times as bright as its background, or the reverse."""
+    theme = gr.themes.Default(
+        primary_hue=_PLUM,
+        # Names of installed fonts; gradio's own are fetched from elsewhere.
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )
+    return theme.set(
+        # In dark mode page.css has lighter ones of these two.
+        color_accent="*primary_600",
+        slider_color="*primary_600",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_700",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_400",
+        input_placeholder_color="*neutral_600",
+        input_placeholder_color_dark="*neutral_400",
+    )
+
+
 def launch(page: gr.Blocks, folder: Path, host: str, port: int) -> None:
     """Starts to serve a page, in threads of its own: nothing is shared elsewhere, and no file of the run is served.
 
@@ -311,12 +321,7 @@ def launch(page: gr.Blocks, folder: Path, host: str, port: int) -> None:
     Raises:
         InputError: If the address cannot be listened on.
     """
-    theme = gr.themes.Default(
-        primary_hue=gr.themes.colors.fuchsia,
-        # Names of installed fonts; gradio's own are fetched from elsewhere.
-        font=["system-ui", "sans-serif"],
-        font_mono=["ui-monospace", "monospace"],
-    )
+    looks = resources.files("histodistill.training.demo_app")
     try:
         page.queue(max_size=_LONGEST_QUEUE).launch(
             server_name=host,
@@ -327,8 +332,9 @@ def launch(page: gr.Blocks, folder: Path, host: str, port: int) -> None:
             footer_links=[],
             blocked_paths=[str(folder.resolve()), tempfile.gettempdir()],
             app_kwargs={"middleware": [Middleware(_SafeHeaders)]},
-            theme=theme,
-            css=_CSS,
+            theme=make_theme(),
+            css=looks.joinpath("page.css").read_text(encoding="utf-8"),
+            favicon_path=str(looks.joinpath("favicon.svg")),
             prevent_thread_lock=True,
             quiet=True,
         )

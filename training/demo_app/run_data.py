@@ -42,6 +42,8 @@ _AUDITED = {
 _LARGEST_SIDE = 96
 # The same for images that were just generated, of which there are few.
 _LARGEST_GENERATED_SIDE = 256
+# Of the overview: images of a class, the best first, and classes.
+_OVERVIEW_IMAGES, _OVERVIEW_CLASSES = 10, 9
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,17 @@ def intro_html(run: DemoRun) -> str:
     return _macro("intro", run)
 
 
+def overview_html(run: DemoRun) -> str:
+    """What to see first: scores, verdicts, and the first images of each class."""
+    strips = []
+    for label, name in enumerate(run.class_names[:_OVERVIEW_CLASSES]):
+        members = np.flatnonzero(run.labels == label)
+        urls = [data_url(run.images[i]) for i in members[:_OVERVIEW_IMAGES]]
+        if urls:
+            strips.append({"name": name, "count": len(members), "urls": urls})
+    return _macro("overview", run, strips)
+
+
 def communities_html(run: DemoRun, label: int, community: int | None = None) -> str:
     """The distilled images of a class, grouped by community; one group where `community` is given."""
     groups = []
@@ -216,6 +229,13 @@ def generated_html(run: DemoRun, label: int, seeds: list[int], images: np.ndarra
             notes.append("distilled" if difference == 0 else f"distilled, up to {difference}/255 apart")
         tiles.append({"url": data_url(image, _LARGEST_GENERATED_SIDE), "notes": notes, "hint": ""})
     return _macro("generated", run.class_names[label], tiles)
+
+
+def example_html(run: DemoRun) -> str:
+    """The first distilled image as the one that its seed generates; empty where the seed is not known."""
+    if "seed" not in run.columns:
+        return ""
+    return generated_html(run, int(run.labels[0]), [int(run.columns["seed"][0])], run.images[:1])
 
 
 def maps_html(run: DemoRun) -> str:

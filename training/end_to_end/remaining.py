@@ -24,9 +24,9 @@ _CLASSIFIERS = {"convnet": 2.5e-9, "resnet18": 5.0e-8, "vit": 3.5e-9}
 # A denoising step has no backward pass, but is often made twice, with and without a class.
 _DENOISING = _DENOISER / 2
 # Seconds for one image of the pool, or one real tile, that the selection and the audit look at.
-_SELECTED, _AUDITED = 0.012, 0.035
-# Seconds that every step takes at least.
-_LEAST = 3.0
+_SELECTED, _AUDITED = 0.012, 0.02
+# Seconds that every step takes at least, and the audit for its attacks, which depend on neither number.
+_LEAST, _ATTACKS = 3.0, 40.0
 
 
 def costs(plan: Sequence[StageCall], run: Mapping[str, Any]) -> dict[str, float]:
@@ -58,7 +58,7 @@ def costs(plan: Sequence[StageCall], run: Mapping[str, Any]) -> dict[str, float]
             * len(compare.seeds)
             for planned in compare.plan
         ),
-        "audit": _AUDITED * (images + tiles),
+        "audit": _ATTACKS + _AUDITED * (images + tiles),
     }
     return {folder: _LEAST + work[folder] / stage.num_processes for folder, stage in by_folder.items()}
 

@@ -137,6 +137,8 @@ def train_rows(
     from histodistill.training.engine.scoring import auc_note
     from histodistill.training.evaluation.cells import fill_cells, train_cell
 
+    # Which shows all rows with their scores, and the notes, when it ends.
+    say = (lambda _: None) if is_step_of_distill() else tell
     test = source.split("test")
     note = auc_note("test", test.labels, source.class_names)
     notes = [] if note is None else [note]
@@ -148,10 +150,9 @@ def train_rows(
             note = f"{ROWS[cell.row]}: left out, since {error}"
             if note not in notes:
                 notes.append(note)
-                tell(note)
+                say(note)
             return None
-        if not is_step_of_distill():  # which shows all of them with their scores
-            tell(f"{cell.architecture} on {len(train):,} tiles: {ROWS[cell.row]}, seed {cell.seed}")
+        say(f"{cell.architecture} on {len(train):,} tiles: {ROWS[cell.row]}, seed {cell.seed}")
         return train_cell(
             path,
             cell.row,

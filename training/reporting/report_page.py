@@ -33,6 +33,7 @@ from histodistill.training.reporting.scores import (
 )
 from histodistill.training.reporting.selector_texts import selector_text
 from histodistill.training.reporting.size_curve import size_curves
+from histodistill.training.reporting.summary import tile_lines
 from histodistill.training.running.files import write_text
 from histodistill.training.running.stages import read_record
 
@@ -97,6 +98,7 @@ def _page(run: Path) -> dict[str, Any]:
     about = read_run_record(run) or {}
     results = read_results(run)
     records = {name: read_record(run / name) or {} for name in _STAGES}
+    audit = read_run_audit(run / "audit.json")
     curves = size_curves(run)
     # The picture that shows the same as the curves is only for tables that hold none.
     benchmark_pictures = [shown for shown in BENCHMARK_PICTURES if not (curves and shown[0] == ACCURACY_PICTURE)]
@@ -110,12 +112,14 @@ def _page(run: Path) -> dict[str, Any]:
         "recovery": recoveries(results) if results else [],
         "tables": score_tables(results) if results else [],
         "score_charts": score_charts(results) if results else [],
+        "tile_lines": tile_lines(run, results) if results else [],
         "result_notes": results.get("notes", []) if results else [],
         "class_scores": class_scores(run, results) if results else None,
         "classes": _classes(images, columns["label"], class_names),
         "quality": _pool_quality(read_optional(run / "evaluation" / "metrics.json")),
         "closest": (run / "audit" / "closest_distilled.png").is_file(),
-        "audit": audit_texts(run, read_run_audit(run / "audit.json")),
+        "audit": audit_texts(run, audit),
+        "is_audit_old": audit is None and (run / "audit.json").is_file(),
         "privacy": privacy_facts(records["pipeline"], records["distilled"]),
         "selector": selector_text(records["distilled"].get("settings", {})),
         "communities": _communities(records["distilled"].get("community_sizes", {}), columns, class_names),

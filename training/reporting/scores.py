@@ -103,8 +103,8 @@ def headline_figures(results: dict[str, Any]) -> dict[str, Any] | None:
         results: What `read_results` returned.
 
     Returns:
-        `architecture`; `seeds`, the largest number of them; and `figures`, dicts of `kind`, `title`, `num_train` and
-        `accuracy`. None where the distilled set has no score.
+        `architecture`; and `figures`, dicts of `kind`, `title`, `num_train` and `accuracy`. None where the distilled
+        set has no score.
     """
     for architecture in dict.fromkeys(row["architecture"] for row in results["rows"]):
         by_name = {row["row"]: row for row in results["rows"] if row["architecture"] == architecture}
@@ -121,8 +121,7 @@ def headline_figures(results: dict[str, Any]) -> dict[str, Any] | None:
                 }
                 for row in shown
             ]
-            seeds = max(len(row["seeds"]) for row in shown)
-            return {"architecture": architecture_title(architecture), "seeds": seeds, "figures": figures}
+            return {"architecture": architecture_title(architecture), "figures": figures}
     return None
 
 

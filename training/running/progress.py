@@ -104,8 +104,8 @@ class Progress:
                 desc=self.name,
                 unit=self.unit,
                 unit_scale=self.scaled,
-                dynamic_ncols=True,
                 disable=False,
+                **_shape(),
             )
         elif self._enabled and 0 < self.initial != self.total:
             tell(f"{self.name}: goes on after {self._amount()}")
@@ -152,6 +152,14 @@ class Progress:
         if self.total is not None and self._done > self.initial:
             parts.append(f"{about(spent / (self._done - self.initial) * (self.total - self._done))} left")
         return ", ".join(filter(None, [*parts, self._figures]))
+
+
+def _shape() -> dict[str, Any]:
+    """What tqdm is told of the terminal's size: to follow it, or a usual one where it is said to be 0, as in CI."""
+    with contextlib.suppress(OSError):  # in a notebook
+        if not all(os.get_terminal_size(sys.stderr.fileno())):
+            return {"ncols": 80, "nrows": 24}
+    return {"dynamic_ncols": True}
 
 
 def clock(seconds: float) -> str:

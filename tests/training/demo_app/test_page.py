@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -42,6 +43,29 @@ import runpy, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 runpy.run_module("histodistill.training.demo_app.serve", run_name="__main__", alter_sys=True)
 """
+# The same with trainings that end only when they are stopped, and that tell when they begin and end.
+SERVE_ENDLESS = (
+    """
+import time
+from histodistill.training.demo_app import jobs
+
+def endless(*args, progress, **options):
+    print("training began", flush=True)
+    try:
+        while True:
+            time.sleep(0.01)
+            progress.update()
+    finally:
+        print("training ended", flush=True)
+
+jobs.fit_classifier = endless
+"""
+    + SERVE
+)
+# Run in the page: the contrast of each of its texts.
+CONTRAST = (Path(__file__).parent / "contrast.js").read_text(encoding="utf-8")
+# The lowest that WCAG 2 takes for readable (level AA).
+LOWEST_CONTRAST = 4.5
 # Trainings and page loads may share their cores with other work.
 PATIENCE = 600
 
@@ -118,6 +142,7 @@ def run(tmp_path_factory, tiny_pipeline, tiny_pool) -> Path:
     images, columns, names = read_image_dataset(tiny_pool)
     columns = {name: values[:20] for name, values in columns.items()}
     columns["community"] = np.arange(20) // 5 % 2
+    columns["soft_label"] = np.where(np.arange(5) == columns["label"][:, None], 0.8, 0.05).astype(np.float32)
     write_image_dataset(folder / "distilled" / "data", images[:20], columns, names)
     return folder
 
@@ -128,17 +153,19 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start(run: Path, environment: dict[str, str], log: Path, *options: object) -> subprocess.Popen:
-    argv = [sys.executable, "-c", SERVE, str(run), *map(str, options)]
+def start(
+    run: Path, environment: dict[str, str], log: Path, *options: object, script: str = SERVE
+) -> subprocess.Popen:
+    argv = [sys.executable, "-c", script, str(run), *map(str, options)]
     with open(log, "w") as file:
         return subprocess.Popen(argv, env=environment, cwd=log.parent, stdout=file, stderr=file)
 
 
-@pytest.fixture(scope="module")
-def page(run, tiny_npz, offline_environment, tmp_path_factory) -> Iterator[str]:
+@contextlib.contextmanager
+def served(run: Path, environment: dict[str, str], log: Path, *options: object, script: str = SERVE) -> Iterator[str]:
     """The address of the page while it is served."""
-    log, port = tmp_path_factory.mktemp("page") / "log", free_port()
-    server = start(run, offline_environment, log, "--data", tiny_npz, "--port", port)
+    port = free_port()
+    server = start(run, environment, log, *options, "--port", port, script=script)
     deadline = time.monotonic() + PATIENCE
     while f"http://127.0.0.1:{port} shows the run" not in log.read_text():
         assert server.poll() is None and time.monotonic() < deadline, log.read_text()
@@ -148,6 +175,14 @@ def page(run, tiny_npz, offline_environment, tmp_path_factory) -> Iterator[str]:
     server.send_signal(signal.SIGINT)
     assert server.wait(timeout=PATIENCE) == 0, log.read_text()
     assert "Traceback" not in log.read_text()
+
+
+@pytest.fixture(scope="module")
+def page(run, tiny_npz, offline_environment, tmp_path_factory) -> Iterator[str]:
+    """The address of the page while it is served."""
+    log = tmp_path_factory.mktemp("page") / "log"
+    with served(run, offline_environment, log, "--data", tiny_npz) as address:
+        yield address
 
 
 def fetch(url: str) -> tuple[int, dict[str, str], str]:
@@ -164,6 +199,7 @@ def fetch(url: str) -> tuple[int, dict[str, str], str]:
 def test_page_names_no_path_and_serves_no_file(page, run, tiny_npz):
     status, headers, html = fetch(page)
     assert status == 200
+    assert "<svg" in fetch(f"{page}favicon.ico")[2]
     assert headers["content-security-policy"].startswith("default-src 'self';")
     for text in (html, fetch(f"{page}config")[2]):
         assert str(run.parent) not in text and str(tiny_npz.parent) not in text
@@ -213,38 +249,75 @@ def texts(browser, selector: str) -> list[str]:
     return [item.text for item in browser.find_elements("css selector", selector) if item.is_displayed()]
 
 
-def is_too_wide(browser) -> bool:
-    return browser.execute_script("return document.documentElement.scrollWidth > window.innerWidth")
+def is_shown(browser, id: str) -> bool:
+    return any(item.is_displayed() for item in browser.find_elements("id", id))
+
+
+def assert_readable(browser) -> None:
+    """The page is no wider than the screen, and every text that is seen stands out from its background."""
+    assert not browser.execute_script("return document.documentElement.scrollWidth > window.innerWidth")
+    # Colours of what was just chosen or pressed take a moment to change.
+    for _ in range(20):
+        faint = [found for found in browser.execute_script(CONTRAST) if found[0] < LOWEST_CONTRAST]
+        if not faint:
+            return
+        time.sleep(0.2)
+    assert faint == []
+
+
+def start_training(browser, address: str) -> None:
+    """Opens the page and starts a training, which may have to wait for its turn."""
+    browser.get(address)
+    wait_for(browser, lambda: texts(browser, ".hd-cards"))
+    open_tab(browser, "Train")
+    wait_for(browser, lambda: is_shown(browser, "train"))
+    browser.find_element("id", "train").click()
+    wait_for(browser, lambda: is_shown(browser, "stop"))
 
 
 @needs_gradio
 @needs_browser
-@pytest.mark.parametrize("width", [1280, 390])
-def test_page_in_a_browser(page, browser, run, width):
+@pytest.mark.parametrize(("width", "colours"), [(1280, "light"), (390, "dark")])
+def test_page_in_a_browser(page, browser, run, width, colours):
     metrics = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    scheme = {"name": "prefers-color-scheme", "value": colours}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
     browser.get(page)
-    wait_for(browser, lambda: browser.find_elements("id", "generate"))
 
+    # At first sight: the best image of each class and all 20, verdict and scores.
+    assert len(wait_for(browser, lambda: texts(browser, ".hd-strip img, .hd-first img"))) == 25
+    assert ["Not audited" in text or "no scores yet" in text for text in texts(browser, ".hd-card")] == [True, True]
+    assert browser.title == "Private tiles, distilled – histodistill"
+    assert_readable(browser)
+
+    open_tab(browser, "Generate")
+    assert wait_for(browser, lambda: texts(browser, ".hd-large figcaption")) == ["seed 0\ndistilled"]
+    assert_readable(browser)
     browser.find_element("id", "generate").click()
-    captions = wait_for(browser, lambda: texts(browser, ".hd-large figcaption"))
+    captions = wait_for(browser, lambda: (found := texts(browser, ".hd-large figcaption"))[1:] and found)
     # Classes take turns in the pool. Made in another batch, an image may be apart by rounding.
     assert [caption.partition("\n")[0] for caption in captions] == [f"seed {i}" for i in range(6)]
     assert [i for i, caption in enumerate(captions) if "distilled" in caption] == [0, 5]
-    assert not is_too_wide(browser)
+    assert_readable(browser)
 
     open_tab(browser, "Browse")
     headings = wait_for(browser, lambda: [text for text in texts(browser, ".hd h3") if text.startswith("Community")])
     assert headings == ["Community 0 2 chosen", "Community 1 2 chosen"]
-    assert not is_too_wide(browser)
+    assert_readable(browser)
 
     open_tab(browser, "Audit")
     wait_for(browser, lambda: [t for t in texts(browser, ".hd-note") if "No privacy audit has been made" in t])
+    assert_readable(browser)
     open_tab(browser, "Scores")
     wait_for(browser, lambda: [t for t in texts(browser, ".hd p") if "This run has no scores yet" in t])
+    assert_readable(browser)
 
     open_tab(browser, "Train")
-    wait_for(browser, lambda: browser.find_element("id", "train").is_displayed())
+    wait_for(browser, lambda: is_shown(browser, "train"))
+    chosen = browser.find_element("css selector", "#recipe input:checked").find_element("xpath", "..")
+    assert chosen.text == "the teacher's soft labels (recommended)"
+    assert_readable(browser)
     steps = browser.find_element("css selector", "#steps input[type=number]")
     browser.execute_script(
         "arguments[0].value = 20; for (const name of ['input', 'change', 'blur']) "
@@ -256,7 +329,8 @@ def test_page_in_a_browser(page, browser, run, width):
         browser, lambda: texts(browser, "#progress")[0].startswith("Trained for 20 steps on 20 distilled images.")
     )
     assert "On 20 real test tiles" in texts(browser, "#progress")[0]
-    assert not is_too_wide(browser)
+    wait_for(browser, lambda: is_shown(browser, "train") and not is_shown(browser, "stop"))
+    assert_readable(browser)
 
     # Nothing came from elsewhere, and nothing tried to.
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
@@ -269,3 +343,48 @@ def test_page_in_a_browser(page, browser, run, width):
         entry["message"] for entry in browser.get_log("browser") if "Content Security Policy" in entry["message"]
     ]
     assert refused == []
+
+
+@needs_gradio
+@needs_browser
+def test_closed_and_reloaded_tabs_end_their_training(run, browser, offline_environment, tmp_path):
+    log = tmp_path / "log"
+
+    def trainings() -> tuple[int, int]:
+        """How many began, and how many ended."""
+        text = log.read_text()
+        return text.count("training began"), text.count("training ended")
+
+    with served(run, offline_environment, log, script=SERVE_ENDLESS) as address:
+        start_training(browser, address)
+        wait_for(browser, lambda: texts(browser, "#progress")[0].startswith("Step "))
+        first = browser.current_window_handle
+
+        # One at a time: a second tab waits, and one that is closed before its turn is forgotten.
+        browser.switch_to.new_window("tab")
+        start_training(browser, address)
+        third = browser.current_window_handle
+        browser.switch_to.new_window("tab")
+        start_training(browser, address)
+        time.sleep(2)
+        assert texts(browser, "#progress")[0].startswith("Waiting for its turn")
+        assert trainings() == (1, 0)
+        browser.close()
+
+        # Closing the tab of the one that runs ends it, and the next begins.
+        browser.switch_to.window(first)
+        browser.close()
+        browser.switch_to.window(third)
+        wait_for(browser, lambda: trainings() == (2, 1))
+        wait_for(browser, lambda: texts(browser, "#progress")[0].startswith("Step "))
+
+        # So does a reload, after which all is as at the beginning.
+        browser.refresh()
+        wait_for(browser, lambda: trainings() == (2, 2))
+        start_training(browser, address)
+        wait_for(browser, lambda: trainings() == (3, 2))
+
+        browser.find_element("id", "stop").click()
+        wait_for(browser, lambda: trainings() == (3, 3))
+        wait_for(browser, lambda: is_shown(browser, "train") and not is_shown(browser, "stop"))
+        assert texts(browser, "#progress") == ["Stopped."]

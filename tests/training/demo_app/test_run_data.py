@@ -82,7 +82,8 @@ def words(html: str) -> str:
 def all_html(run: show.DemoRun) -> str:
     pages = [show.communities_html(run, label) for label in range(2)]
     pages += [show.generated_html(run, 0, [1], run.images[:1])]
-    makers = (show.intro_html, show.maps_html, show.audit_html, show.scores_html)
+    makers = [show.intro_html, show.overview_html, show.example_html]
+    makers += [show.maps_html, show.audit_html, show.scores_html]
     return "".join([*pages, *(make(run) for make in makers)])
 
 
@@ -125,7 +126,64 @@ def test_nothing_distilled_is_refused(tmp_path):
         show.read_demo_run(tmp_path)
 
 
+# The overview.
+
+
+def test_overview_has_images_of_each_class_verdict_and_scores(run):
+    add_audit(run)
+    add_scores(run)
+    found = show.read_demo_run(run)
+    html = show.overview_html(found)
+    shown = pixels(html)
+    # First the best of each class side by side, then each class.
+    assert np.array_equal(shown[:2], found.images[[0, 6]]) and np.array_equal(shown[2:], found.images)
+    text = words(html)
+    assert text.startswith("fat &lt;5 % stroma &amp; co What a classifier learns")
+    assert "fat &lt;5 % 6 of 6 images" in text and "stroma &amp; co 6 of 6 images" in text
+    assert "Privacy audit Passed ✓ The distilled set: passed" in text
+    assert "ConvNet, one seed, trained on: All real tiles 1,000 0.800 Distilled, cross-entropy 12 0.600" in text
+    assert re.findall(r"--share: ([\d.]+)%", html) == ["80.0", "60.0"]
+    assert found.recovery[0]["sentence"] in text
+
+
+def test_overview_shows_the_best_of_large_sets(run):
+    labels = np.repeat(np.arange(11), 12)
+    images = np.arange(132, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2).repeat(3, 3)
+    write_image_dataset(run / "distilled" / "data", images, {"label": labels}, [f"class {i}" for i in range(11)])
+    html = show.overview_html(show.read_demo_run(run))
+    first = [12 * label for label in range(9)]
+    assert [image[0, 0, 0] for image in pixels(html)] == first + [start + i for start in first for i in range(10)]
+    assert "class 8 10 of 12 images" in words(html) and "The other 2 classes are under Browse." in words(html)
+
+
+def test_overview_of_a_bare_run_says_what_is_missing(run):
+    text = words(show.overview_html(show.read_demo_run(run)))
+    assert "This run has no scores yet" in text and "Privacy audit Not audited" in text
+    assert "nothing of it should be shared" in text
+
+
+@pytest.mark.parametrize("outdated", [False, True])
+def test_overview_tells_what_has_not_passed(run, outdated):
+    write_bytes(run / "pipeline" / "model_index.json", b"{}")
+    add_audit(run, weights_auc=0.7)
+    if outdated:
+        (run / "pipeline" / "model_index.json").unlink()
+    text = words(show.overview_html(show.read_demo_run(run)))
+    assert "Not all of it has passed ✓ The distilled set: passed ✗ The pipeline" in text
+    assert ("changed since the audit" if outdated else "not passed, it should not be shared") in text
+
+
 # Generated images.
+
+
+def test_example_is_what_the_first_seed_generates(run):
+    found = show.read_demo_run(run)
+    html = show.example_html(found)
+    assert words(html) == "fat &lt;5 % seed 100 distilled"
+    assert np.array_equal(pixels(html), found.images[:1])
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    write_image_dataset(run / "distilled" / "data", images, {"label": np.array([0, 1])}, NAMES)
+    assert show.example_html(show.read_demo_run(run)) == ""
 
 
 def test_generated_image_of_the_distilled_set_is_recognised(run):

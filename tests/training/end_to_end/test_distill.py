@@ -233,6 +233,25 @@ def test_refusal_of_the_audit_is_a_result(kept, tiny_run, copy, monkeypatch, cap
         assert lines[-1] == f"What was found:        {copy / 'report.html'}, {copy / 'audit.json'}"
 
 
+def test_what_to_do_next(tiny_run, copy, monkeypatch):
+    run = copy.rename(copy.with_name("my run"))
+    config = distill.DistillConfig(data=tiny_run.data, output=run, preset=str(TINY))
+    monkeypatch.setattr(distill, "find_spec", lambda _: None)
+    add_audit(run)
+    assert distill.next_lines(config) == [
+        f"Look and try:  histodistill demo-app '{run}' --data {tiny_run.data}   (needs gradio)",
+        f"Publish:       histodistill publish '{run}' --namespace YOU   (shows what would go up; --push does it)",
+    ]
+    add_audit(run, weights_auc=0.9)
+    assert distill.next_lines(config)[1].startswith(
+        f"Publish:       histodistill publish '{run}' --namespace YOU --only dataset selector   ("
+    )
+    add_audit(run, copies=3, weights_auc=0.9)
+    assert distill.next_lines(config)[1] == (
+        "Publish:       not as it is, since nothing of it passed the privacy audit"
+    )
+
+
 @pytest.mark.parametrize(
     ("gone", "scripts"),
     [

@@ -90,7 +90,7 @@ def test_pictures_stay_in_their_folder(audited):
 
 @pytest.mark.parametrize(
     ("times", "line"),
-    [(1.25, "1.25 × limit: no copy"), (1.0, "1.00 × limit: no copy"), (0.999, "0.99 × limit: a copy")],
+    [(1.25, "1.25 x limit: no copy"), (1.0, "1.00 x limit: no copy"), (0.999, "0.99 x limit: a copy")],
 )
 def test_pairs_say_on_which_side_of_the_limit_they_are(times, line):
     assert run_audit.pair_caption(np.float64(times)) == f"generated | real\n{line}"

@@ -125,7 +125,8 @@ def test_several_splits_are_scored_by_the_same_weights(source, accelerator, trai
     assert read_cell(tmp_path / "cells" / "one.json") == cell
 
 
-def test_the_bar_can_be_left_out(source, train, tmp_path, capsys):
+def test_the_bar_can_be_left_out(source, train, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("histodistill.training.running.progress.has_bars", lambda: True)
     score_on = {"test": source.split("test")}
     train(CONFIG, None, score_on)
     assert "6/6" in capsys.readouterr().err

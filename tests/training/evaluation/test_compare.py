@@ -320,7 +320,7 @@ def test_row_that_needs_more_tiles_than_there_are_is_left_out(run, start, traine
         f"{ROWS['real_random']}: left out, since n_per_class=13 is too many: class 0 has only 12 tiles; ask for fewer",
         f"{ROWS['pool_random']}: left out, since n_per_class=13 is too many: class 0 has only 6 tiles; ask for fewer",
     ]
-    assert results["notes"][0] in capsys.readouterr().out
+    assert results["notes"][0] in capsys.readouterr().err
     assert list(results["recovery"]) == ["convnet"]
 
 

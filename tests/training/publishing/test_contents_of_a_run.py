@@ -22,9 +22,9 @@ from loopback_hub.card_rules import card_errors
 from safetensors.numpy import load_file, save_file
 
 from histodistill.hub_cards import ContentError, rendering
-from histodistill.training.evaluation import run_contents
+from histodistill.training.evaluation import checked_run, run_contents
 from histodistill.training.evaluation.verdicts import RECORDS
-from histodistill.training.publishing import publish, pushing, repositories
+from histodistill.training.publishing import publish, pushing
 from histodistill.training.publishing.repositories import collect_repositories
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, write_json
@@ -137,7 +137,7 @@ DOCUMENTS = [
 def quick(monkeypatch):
     """What takes longest is done once for the same files and numbers."""
     slow = [(run_contents, name) for name in ("check_pipeline", "check_selector", "check_set")]
-    slow += [(repositories, name) for name in ("distilled_grid", "community_discs", "encode_png")]
+    slow += [(checked_run, name) for name in ("distilled_grid", "community_discs", "encode_png")]
     for module, name in slow:
         monkeypatch.setattr(module, name, remembering(getattr(module, name)))
 

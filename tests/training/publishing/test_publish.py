@@ -134,7 +134,7 @@ def test_cards_tell_of_dropped_copies_and_not_what_looked_for_them(run):
     write_json(file, record | {"copies_dropped": dict.fromkeys(class_names, 0) | {"mucus": 7}})
     add_audit(run)
     pipeline, selector, dataset = (x.files["README.md"].decode() for x in collect(run, "--name", "toy"))
-    assert "copies of real tiles 7 images dropped" in selector and "| copies of real tiles | 7 images" in dataset
+    assert "copies of real tiles: 7 images dropped" in selector and "| copies of real tiles | 7 images" in dataset
     assert not any("private_model" in text for text in (pipeline, selector, dataset))
 
 

@@ -154,7 +154,7 @@ def test_page_stands_alone_and_is_well_formed(run):
 def test_scores_and_recovery_are_there(run):
     text = " ".join(Page(write_report(run).read_text()).text.split())
     assert "72.8% Distilled, joint loss 60 synthetic images 60.0% Random real tiles 60 real tiles" in text
-    assert "a ConvNet classifies correctly when trained on these, mean of 2 seeds" in text
+    assert "7,180 real test tiles that a ConvNet classifies correctly when trained on these." in text
     assert (
         "ConvNet trained on the 60 distilled images by their labels gets 0.728 of the test tiles right, 91.0% of what "
         "all 11,592 real training tiles give (0.800); 60 random real tiles give 0.600, but real tiles may "
@@ -166,6 +166,16 @@ def test_scores_and_recovery_are_there(run):
     assert "Random real tiles: left out for <i>resnet18</i>" in text
     assert "no privacy audit has been made" in text
     assert "not for diagnosis" in text
+
+
+def test_the_numbers_of_real_tiles_are_reconciled(run):
+    sentence = "All 11,592 real training tiles are the 11,000 that"
+    assert sentence not in write_report(run).read_text()
+    record = read_json(run / "run.json")
+    write_json(run / "run.json", {**record, "num_tiles": {"train": 11000, "held_out": 592, "test": 7180}})
+    text = " ".join(Page(write_report(run).read_text()).text.split())
+    assert sentence in text
+    assert "made from 11,000 real training tiles (592 more were held out for the privacy audit)" in text
 
 
 def test_communities_times_and_settings_are_there(run):
@@ -609,7 +619,9 @@ def test_audit_is_shown_where_it_was_made(run):
     assert "pipeline: not passed; it should not be published" in text
     # What another version found is not shown.
     write_json(run / "audit.json", {**read_json(run / "audit.json"), "format": 0})
-    assert "no privacy audit has been made" in write_report(run).read_text()
+    text = write_report(run).read_text()
+    assert "no privacy audit has been made" in text
+    assert "made by another version of histodistill" in text and "histodistill audit --run RUN" in text
 
 
 def test_differential_privacy_is_told_with_what_it_does_not_cover(run):

@@ -123,10 +123,11 @@ with as_program():
 """
 
 
-def test_what_comes_while_a_bar_stands_has_its_own_line():
+@pytest.mark.parametrize("size", [(24, 100), (0, 0)], ids=str)
+def test_what_comes_while_a_bar_stands_has_its_own_line(size):
     """On a terminal: every bar is drawn from the beginning of a line, and cleared before anything else is written."""
     ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, 100))
+    termios.tcsetwinsize(theirs, size)
     environment = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
     done = subprocess.Popen([sys.executable, "-c", ON_A_TERMINAL], env=environment, stderr=theirs, stdout=theirs)
     os.close(theirs)
