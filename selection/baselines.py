@@ -10,11 +10,8 @@ import warnings
 import numpy as np
 
 from histodistill.selection.base import BaseSelector, ClassSelection
+from histodistill.selection.checks import LARGEST_DISTANCE_MATRIX
 from histodistill.selection.distances import squared_distances_to
-
-
-#: Most distances that a selector may hold at once: 4 GiB of float64.
-LARGEST_DISTANCE_MATRIX = 2**29
 
 
 def _check_distances_fit(images: np.ndarray, name: str, method: str) -> None:

@@ -10,6 +10,10 @@ from typing import Any
 import numpy as np
 
 
+#: Most distances that a selector may hold at once: 4 GiB of float64.
+LARGEST_DISTANCE_MATRIX = 2**29
+
+
 def check_embeddings(embeddings: Any, name: str = "embeddings") -> np.ndarray:
     """`embeddings` as a C-contiguous N×D float32 array, or ValueError that calls them `name`."""
     try:

@@ -73,6 +73,11 @@ def run(config: GenerateConfig) -> Path:
     Raises:
         InputError: For a folder that holds no finished pipeline, or an output folder that holds something else.
     """
+    from histodistill.training.running.stages import Stage, require_complete
+
+    # Before the libraries are imported, which takes seconds.
+    record = require_complete(config.pipeline, "pipeline", "run train_diffusion on it first")
+
     import shutil
 
     import numpy as np
@@ -81,9 +86,7 @@ def run(config: GenerateConfig) -> Path:
     from histodistill.training.engine.accelerator import make_accelerator
     from histodistill.training.engine.pool import cut_into_chunks, plan_pool, read_chunk
     from histodistill.training.models.loading import load_pipeline
-    from histodistill.training.running.stages import Stage, require_complete
 
-    record = require_complete(config.pipeline, "pipeline", "run train_diffusion on it first")
     settings = {"stage": "pool", "pipeline": record["fingerprint"], **config.settings()}
     stage = Stage(config.output, settings, inputs={"pipeline": config.pipeline})
     stage.require_own_folder()

@@ -86,13 +86,15 @@ def run(config: TrainAutoencoderConfig) -> Path:
             or a training that diverges.
     """
     from histodistill.training.data.sources import load_tiles
-    from histodistill.training.engine.loop import fit, open_training
-    from histodistill.training.engine.privacy import plan_privacy
     from histodistill.training.running.stages import Stage
 
     source = load_tiles(config.data, image_size=config.image_size, audit_share=config.audit_share)
     source.split("validation")  # tiles without any are refused before anything is written
     stage = Stage(config.output, {"stage": "autoencoder", "data": source.fingerprint(), **config.settings()})
+
+    from histodistill.training.engine.loop import fit, open_training
+    from histodistill.training.engine.privacy import plan_privacy
+
     accelerator = open_training(config, stage, "autoencoder")
     if accelerator is None:
         return config.output

@@ -80,17 +80,19 @@ def run(config: TrainClassifierConfig) -> dict[str, Any]:
         InputError: For tiles or options that do not fit, an output folder of another training, a damaged checkpoint,
             or a training that diverges.
     """
+    from histodistill.training.running.files import new_files, read_kept, write_json
+    from histodistill.training.running.stages import Stage
+
+    # What can be wrong is found out before anything is written, and in the tiles before libraries are imported.
+    source, real = load_sources(config)
+    train, test = training_tiles(config, source), real.split("test")
+
     from histodistill.training.engine.accelerator import make_accelerator
     from histodistill.training.engine.checkpoints import check_resume
     from histodistill.training.engine.classifier_training import build_classifier, fit_batch_size
     from histodistill.training.engine.scoring import predict_shared, score_probabilities
-    from histodistill.training.running.files import new_files, read_kept, write_json
-    from histodistill.training.running.stages import Stage
 
-    # What can be wrong is found out before anything is written.
     accelerator = make_accelerator(config.mixed_precision, report_to=config.report_to, project_dir=config.output)
-    source, real = load_sources(config)
-    train, test = training_tiles(config, source), real.split("test")
     build_classifier(config.recipe, source.image_size, source.class_names)
     fit_batch_size(config.recipe, len(train), accelerator.num_processes)
     check_resume(config.resume)

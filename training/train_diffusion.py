@@ -95,9 +95,6 @@ def run(config: TrainDiffusionConfig) -> Path:
             damaged checkpoint, or a training that diverges.
     """
     from histodistill.training.data.sources import load_tiles
-    from histodistill.training.engine.diffusion_training import overfitting_warning
-    from histodistill.training.engine.loop import fit, open_training
-    from histodistill.training.engine.privacy import plan_privacy
     from histodistill.training.running.stages import Stage, require_complete
 
     autoencoder_record = require_complete(config.autoencoder, "autoencoder", "run train_autoencoder on it first")
@@ -111,6 +108,11 @@ def run(config: TrainDiffusionConfig) -> Path:
         **config.settings(),
     }
     stage = Stage(config.output, settings, inputs={"autoencoder": config.autoencoder})
+
+    from histodistill.training.engine.diffusion_training import overfitting_warning
+    from histodistill.training.engine.loop import fit, open_training
+    from histodistill.training.engine.privacy import plan_privacy
+
     accelerator = open_training(config, stage, "diffusion")
     if accelerator is None:
         return config.output

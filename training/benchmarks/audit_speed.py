@@ -74,9 +74,9 @@ def run(config: AuditSpeedConfig) -> dict[str, Any]:
     from histodistill.training.evaluation.run_audit import measure_losses
     from histodistill.training.models.embedders import named_embeddings
     from histodistill.training.running.files import write_json
-    from histodistill.training.running.stages import require_complete
+    from histodistill.training.running.stages import require_parts
 
-    require_complete(config.run / "pipeline", "pipeline", "run train_diffusion first")
+    require_parts(config.run, "pipeline")
     source = load_tiles(config.data)
     real, pool = make_tiles(source, config.num_tiles, config.num_images, config.seed)
     published = pool[np.arange(min(NUM_PUBLISHED, len(pool)))]

@@ -51,9 +51,9 @@ def run(config: PeerConfig) -> dict[str, Any]:
     from histodistill.training.data.sources import load_tiles
     from histodistill.training.models.loading import load_autoencoder, load_denoiser
     from histodistill.training.running.files import write_json
-    from histodistill.training.running.stages import require_complete
+    from histodistill.training.running.stages import require_parts
 
-    record = require_complete(config.run / "pipeline", "pipeline", "run train_diffusion first")
+    record = require_parts(config.run, "pipeline")["pipeline"]
     autoencoder = load_autoencoder(config.run / "autoencoder")
     torch.manual_seed(0)
     random.seed(0)

@@ -78,13 +78,11 @@ def run(config: SpeedConfig) -> dict[str, Any]:
     from histodistill.training.data.sources import load_tiles
     from histodistill.training.engine.accelerator import make_accelerator
     from histodistill.training.running.files import write_json
-    from histodistill.training.running.stages import require_complete
+    from histodistill.training.running.stages import require_parts
 
     pipeline = config.run / "pipeline"
-    settings = require_complete(pipeline, "pipeline", "run train_diffusion first")["settings"]
-    pool = require_complete(config.run / "pool", "pool", "run histodistill generate first")["settings"]
-    require_complete(config.run / "autoencoder", "autoencoder", "run train_autoencoder first")
-    require_complete(config.run / "teacher", "teacher", "run train_classifier first")
+    records = require_parts(config.run, "pipeline", "pool", "autoencoder", "teacher")
+    settings, pool = records["pipeline"]["settings"], records["pool"]["settings"]
     source = load_tiles(config.data, image_size=config.image_size, audit_share=audit_share_of(config.run))
     if source.fingerprint() != settings["data"]:
         raise InputError(

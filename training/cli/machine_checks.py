@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from histodistill.training.cli.findings import FAIL, PASS, WARN, Finding, gib
+from histodistill.training.running.files import write_refusal
 from histodistill.training.running.launch import usable_cores
 from histodistill.training.running.precision import usual_precision
 
@@ -119,12 +120,9 @@ def check_disk(name: str, folder: Path, elsewhere: str) -> Finding:
         folder: The folder; it need not be there yet.
         elsewhere: How the user names another.
     """
+    if refusal := write_refusal(folder):
+        return Finding(name, WARN, f"{folder} cannot be written ({refusal.strerror})", elsewhere)
     there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
-    try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        return Finding(name, WARN, f"{folder} cannot be written ({error.strerror})", elsewhere)
     free = shutil.disk_usage(there).free
     found = f"{gib(free)} are free in {folder}"
     if free < _ENOUGH_DISK:

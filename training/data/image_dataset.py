@@ -89,9 +89,7 @@ def read_image_table(folder: str | Path, columns: Sequence[str] = MERGED) -> Ima
     Raises:
         InputError: If there is no such dataset, a file of it is missing, or it is damaged or holds anything else.
     """
-    files = find_shards(folder)
-    if not files:
-        raise InputError(f"{folder} holds no image dataset: give a folder with data/train-*.parquet in it")
+    files = require_shards(folder)
     try:
         return read_shards(files, columns)
     except (ContentError, OSError) as error:
@@ -107,6 +105,17 @@ def read_shards(files: Sequence[Path], columns: Sequence[str] = MERGED) -> Image
         OSError: If one cannot be opened.
     """
     return _join([_read_shard(file, columns, is_whole=len(files) == 1) for file in files])
+
+
+def require_shards(folder: str | Path) -> list[Path]:
+    """The Parquet files of the dataset in `folder`, in order.
+
+    Raises:
+        InputError: If there is no such dataset, or as `find_shards` does.
+    """
+    if files := find_shards(folder):
+        return files
+    raise InputError(f"{folder} holds no image dataset: give a folder with data/train-*.parquet in it")
 
 
 def find_shards(folder: str | Path) -> list[Path]:

@@ -59,6 +59,15 @@ def load_image_folder(path: Path, *, image_size: int | None = None, hold_out_val
     return make_source(path.resolve().name, classes, splits, hold_out_validation=hold_out_validation)
 
 
+def check_splits(path: Path) -> None:
+    """Refuses a folder without the folders of splits that `load_image_folder` needs; looks into none of them.
+
+    Raises:
+        InputError: As `load_image_folder` does.
+    """
+    _split_folders(FolderWalk(path))
+
+
 def _split_folders(walk: FolderWalk) -> dict[str, Path]:
     """Split → its folder."""
     path = walk.root

@@ -88,6 +88,16 @@ def read_npz(path: Path, image_size: int | None = None) -> tuple[dict[str, Tiles
     return splits, class_names
 
 
+def check_keys(path: Path) -> None:
+    """Refuses a file without the arrays that `read_npz` needs; reads their headers alone.
+
+    Raises:
+        InputError: As `read_npz` does.
+    """
+    with _readable(path), open(path, "rb") as raw, _archive(path, raw) as archive:
+        _keys_of_splits(path, _members(path, archive))
+
+
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
     """Turns what a damaged archive raises into one sentence."""

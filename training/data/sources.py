@@ -15,6 +15,7 @@ from histodistill.training.data.names import fault_of_name
 from histodistill.training.data.tiles import MIN_IMAGE_SIZE, TileSource, hold_out_for_audit
 from histodistill.training.running.errors import InputError, one_line, param
 from histodistill.training.running.notes import told_by_distill, warn
+from histodistill.training.running.suggestions import did_you_mean
 
 
 # What an id on the Hub looks like: user/name.
@@ -84,6 +85,30 @@ def load_tiles(
     return found
 
 
+def check_source(source: str | Path) -> None:
+    """Refuses a source that is not there or plainly of another layout, without reading its tiles or any library.
+
+    Args:
+        source: See `load_tiles`.
+
+    Raises:
+        InputError: The source is nothing that `load_tiles` takes; one sentence says why and what to do.
+    """
+    found = _find(source)
+    if isinstance(found, str):
+        return
+    if found.is_dir():
+        from histodistill.training.data.datasets_folder import is_datasets_folder
+        from histodistill.training.data.image_folder import check_splits
+
+        if not is_datasets_folder(found):
+            check_splits(found)
+    else:
+        from histodistill.training.data.npz import check_keys
+
+        check_keys(found)
+
+
 def _load(
     source: str | Path,
     image_size: int | None,
@@ -92,47 +117,65 @@ def _load(
     hold_out_validation: bool,
 ) -> TileSource:
     """Loads a source, see `load_tiles`, with all of its training tiles."""
+    found = _find(source)
+    if isinstance(found, str) and "/" not in found:
+        return _load_by_name(found, image_size, cache_dir, download)
+    options: _Options = {"image_size": image_size, "hold_out_validation": hold_out_validation}
+    if isinstance(found, str):
+        from histodistill.training.data.hub_datasets import load_hub_dataset
+
+        return load_hub_dataset(found, cache_dir=cache_dir, **options)
+    if found.is_dir():
+        from histodistill.training.data.datasets_folder import is_datasets_folder, load_datasets_folder
+        from histodistill.training.data.image_folder import load_image_folder
+
+        load = load_datasets_folder if is_datasets_folder(found) else load_image_folder
+        return _own_name(load(found, **options))
+    from histodistill.training.data.medmnist import load_npz
+
+    return _own_name(load_npz(found, **options))
+
+
+def _find(source: str | Path) -> str | Path:
+    """What a source is: the name of a data set or an id on the Hub, or the path of a folder or .npz file.
+
+    Raises:
+        InputError: It is none of these.
+    """
     text = os.fspath(source)
     fault = fault_of_name(text)
     if fault:
         raise InputError(f"the source {one_line(text)} has {fault} in its name: name it in letters of UTF-8")
-    if isinstance(source, str):
-        named = _load_by_name(text, image_size, cache_dir, download)
-        if named:
-            return named
+    is_text = isinstance(source, str)
+    # The drawings are written as they are here alone, the names of MedMNIST in any case of letters.
+    if is_text and (text == "phantom" or text.lower() in _data_sets()[1:]):
+        return text
     if not text:
         raise InputError(f"the source is empty: {_what_a_source_is()}")
     path = _existing(text)
-    options: _Options = {"image_size": image_size, "hold_out_validation": hold_out_validation}
-    if path and os.path.isdir(path):
-        from histodistill.training.data.datasets_folder import is_datasets_folder, load_datasets_folder
-        from histodistill.training.data.image_folder import load_image_folder
-
-        load = load_datasets_folder if is_datasets_folder(path) else load_image_folder
-        return _own_name(load(path, **options))
     if path:
-        if path.suffix.lower() != ".npz" or not os.path.isfile(path):
+        if not os.path.isdir(path) and not (path.suffix.lower() == ".npz" and os.path.isfile(path)):
             raise InputError(f"{path} is neither a folder nor a .npz file: {_what_a_source_is()}")
-        from histodistill.training.data.medmnist import load_npz
-
-        return _own_name(load_npz(path, **options))
-    if isinstance(source, str) and _is_hub_id(text):
-        from histodistill.training.data.hub_datasets import load_hub_dataset
-
-        return load_hub_dataset(text, cache_dir=cache_dir, **options)
-    if isinstance(source, str) and "/" not in text and text.lower().removesuffix("3d").endswith("mnist"):
-        raise InputError(f"{text} is not a MedMNIST name that can be used: {_what_a_source_is()}")
-    raise InputError(f"{text} does not exist: {_what_a_source_is()}")
+        return path
+    if is_text and _is_hub_id(text):
+        return text
+    meant = did_you_mean(text, _data_sets()) if is_text and "/" not in text else ""
+    if is_text and "/" not in text and text.lower().removesuffix("3d").endswith("mnist"):
+        raise InputError(f"{text} is not a MedMNIST name that can be used{meant}: {_what_a_source_is()}")
+    raise InputError(f"{text} does not exist{meant}: {_what_a_source_is()}")
 
 
-def _load_by_name(
-    name: str, image_size: int | None, cache_dir: str | Path | None, download: bool
-) -> TileSource | None:
-    """The source of this name; None if there is none. Warns where a file or folder is called so, too."""
-    from histodistill.training.data.medmnist import MEDMNIST, load_medmnist
+def _data_sets() -> tuple[str, ...]:
+    """The sources that go by a name of their own."""
+    from histodistill.training.data.medmnist import MEDMNIST
 
-    if name != "phantom" and name.lower() not in MEDMNIST:
-        return None
+    return ("phantom", *MEDMNIST)
+
+
+def _load_by_name(name: str, image_size: int | None, cache_dir: str | Path | None, download: bool) -> TileSource:
+    """The data set of this name. Warns where a file or folder is called so, too."""
+    from histodistill.training.data.medmnist import load_medmnist
+
     if os.path.lexists(name):
         warn(
             f"{name} is taken for the data set of this name, not for what is called so here: for that, write ./{name}"
@@ -149,10 +192,8 @@ def _own_name(source: TileSource) -> TileSource:
 
     What a source is called decides whether cards may name it, and whom they credit.
     """
-    from histodistill.training.data.medmnist import MEDMNIST
-
     is_known = source.attribution is not None  # of the files of MedMNIST alone
-    if is_known or source.name.lower() not in ("phantom", *MEDMNIST):
+    if is_known or source.name.lower() not in _data_sets():
         return source
     return replace(source, name=f"./{source.name}")
 
@@ -177,9 +218,7 @@ def _is_hub_id(text: str) -> bool:
 
 def _what_a_source_is() -> str:
     """All that can be given as a source, for the end of a message."""
-    from histodistill.training.data.medmnist import MEDMNIST
-
     return (
-        f"a source is phantom, one of {', '.join(MEDMNIST)}, a .npz in the MedMNIST layout, a folder of images "
-        "(split/class/*.png), a datasets folder, or a Hub dataset id (user/name)"
+        f"a source is phantom, one of {', '.join(_data_sets()[1:])}, a .npz in the MedMNIST layout, a folder of "
+        "images (split/class/*.png), a datasets folder, or a Hub dataset id (user/name)"
     )

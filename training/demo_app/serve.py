@@ -46,10 +46,16 @@ def run(config: DemoAppConfig) -> None:
         InputError: If gradio is not installed, the run has no distilled set, the real tiles are of another kind than
             it or have no test split, or the address cannot be listened on.
     """
+    from histodistill.training.data.image_dataset import require_shards
+    from histodistill.training.data.sources import check_source
+
     if find_spec("gradio") is None:
         raise InputError(
             "the page needs gradio, which is not installed: run pip install '.[demo-app]' in the folder of the source"
         )
+    require_shards(config.run / "distilled")
+    if config.data is not None:
+        check_source(config.data)
     # gradio reads it when it is imported.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     # Ctrl-C is how the page is closed.

@@ -74,10 +74,18 @@ def run(config: SelectConfig) -> Path:
         InputError: For a folder that holds no finished pool or classifier, for classes that differ between pool,
             teacher and real tiles, for what the selector refuses, or for an output folder of other settings.
     """
+    from histodistill.training.data.sources import check_source
+    from histodistill.training.running.stages import Stage, require_complete
+
+    # Before the libraries are imported, which takes seconds.
+    require_complete(config.pool, "pool", "run histodistill generate first")
+    require_complete(config.teacher, "classifier", "run train_classifier on the real tiles first")
+    if config.data is not None:
+        check_source(config.data)
+
     from histodistill.training.distillation import distilled_set
     from histodistill.training.distillation.pool_selection import fit_selector, make_selector
     from histodistill.training.models.embedders import resolve_embedder
-    from histodistill.training.running.stages import Stage
 
     folder, selector_folder = config.output / "distilled", config.output / "selector"
     sources = distilled_set.read_sources(config.pool, config.teacher, config.data if config.needs_real_tiles else None)

@@ -30,7 +30,7 @@ from histodistill.training.running.formats import RUN_FORMAT, check_format
 from histodistill.training.running.launch import NUM_PROCESSES_HELP, run_module
 from histodistill.training.running.notes import STEP_OF_DISTILL, tell
 from histodistill.training.running.options import StepConfig, StepParser, check_values, config, option, run_script
-from histodistill.training.running.precision import resolve_precision
+from histodistill.training.running.precision import has_cuda, resolve_precision
 from histodistill.training.running.presets import PRESET_NAMES, Preset, load_preset, preset_name
 from histodistill.training.running.program import ANSWER_IS_NO
 from histodistill.training.running.progress import about, clock
@@ -131,9 +131,6 @@ def run(config: DistillConfig) -> Path:
         InputError: For tiles or options that cannot be used, or a folder that holds another run.
         SystemExit: With the exit code of a step that failed, which has said why.
     """
-    from histodistill.training.reporting.report_page import write_report
-    from histodistill.training.reporting.summary import summary_lines
-
     started = time.monotonic()
     record = open_run(config)
     plan = stages(config, record)
@@ -153,6 +150,9 @@ def run(config: DistillConfig) -> Path:
             # That something does not pass the audit is a result, as any other: the last lines say so.
             if ended.code != ANSWER_IS_NO or not _is_finished(stage, config.output):
                 raise
+
+    from histodistill.training.reporting.report_page import write_report
+    from histodistill.training.reporting.summary import summary_lines
 
     write_report(config.output)
     tell(f"all {len(plan)} steps are finished · {clock(time.monotonic() - started)}")
@@ -207,7 +207,7 @@ def resolve_preset(config: DistillConfig) -> Preset:
         InputError: If it names options that a step does not take, there are not enough images to keep so many, since
             some are dropped as copies, or more images than the selector takes.
     """
-    from histodistill.selection.baselines import LARGEST_DISTANCE_MATRIX
+    from histodistill.selection.checks import LARGEST_DISTANCE_MATRIX
 
     where = config.preset or default_preset()
     preset = load_preset(where)
@@ -240,9 +240,7 @@ def resolve_preset(config: DistillConfig) -> Preset:
 
 def default_preset() -> str:
     """The preset that suits this machine."""
-    import torch
-
-    return "gpu" if torch.cuda.is_available() else "cpu"
+    return "gpu" if has_cuda() else "cpu"
 
 
 def with_changes(preset: Preset, config: DistillConfig, steps: Sequence[str]) -> Preset:
@@ -290,13 +288,18 @@ def open_run(config: DistillConfig, max_train_steps: Mapping[str, int] | None = 
     Raises:
         InputError: For data or options that cannot be used, or a folder that holds another run.
     """
-    from histodistill.training.data.audit_tiles import real_tiles
-    from histodistill.training.data.sources import load_tiles
+    from histodistill.training.data.sources import check_source, load_tiles
 
+    # First what takes no time to see.
+    check_source(config.data)
+    _require_place(config.output)
     _require_gpu_for_fp16(config.mixed_precision)
     preset = resolve_preset(config)
     source = load_tiles(config.data, image_size=config.image_size, audit_share=config.audit_share)
     check_image_size(preset, source.image_size)
+
+    from histodistill.training.data.audit_tiles import real_tiles
+
     real_tiles(source)
     source.split("test")
     preset = preset.for_image_size(source.image_size)
@@ -349,6 +352,22 @@ def _refuse_what_steps_refuse(plan: list[StageCall]) -> None:
             make_selector(stage.config)
 
 
+def _require_place(output: Path) -> None:
+    """Sees that a folder holds a run, or is new and can be written.
+
+    Raises:
+        InputError: If it is neither.
+    """
+    from histodistill.training.running.files import write_refusal
+
+    if (output / "run.json").is_file():
+        return
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{param('output')}={output} is not a run and not empty: give a new folder")
+    if refusal := write_refusal(output):
+        raise InputError(f"{param('output')}={output} cannot be written ({refusal.strerror}): give another")
+
+
 def _claim(output: Path, run: dict[str, Any]) -> None:
     """Writes run.json, where the folder is new, or holds this run.
 
@@ -362,8 +381,7 @@ def _claim(output: Path, run: dict[str, Any]) -> None:
         if _changed_settings(output, run["settings"]):
             write_json(file, run)
         return
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{param('output')}={output} is not a run and not empty: give a new folder")
+    _require_place(output)
     try:
         write_json(file, run)
     except OSError as error:

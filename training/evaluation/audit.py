@@ -77,6 +77,13 @@ def run(config: AuditConfig) -> dict[str, Any]:
             published, tiles that it was not made from, or a run that was audited with other options or has changed
             since.
     """
+    from histodistill.training.data.sources import check_source
+    from histodistill.training.running.stages import Stage, require_parts
+
+    # Before the libraries are imported, which takes seconds.
+    require_parts(config.run, "pipeline", "pool", "distilled", "autoencoder")
+    check_source(config.data)
+
     from histodistill.hub_cards.audit_record import AUDIT_FORMAT
     from histodistill.training.evaluation.run_audit import (
         audit_record,
@@ -90,7 +97,6 @@ def run(config: AuditConfig) -> dict[str, Any]:
     from histodistill.training.evaluation.set_card import renew_card
     from histodistill.training.models.embedders import embedder_fingerprint
     from histodistill.training.running.files import read_json
-    from histodistill.training.running.stages import Stage
 
     audited = read_run(config.run, config.data, config.audit_share, config.spaces)
     settings = {

@@ -71,25 +71,26 @@ def run(config: CompareConfig) -> dict[str, Any]:
         InputError: For a run that lacks a stage, tiles that are not of its kind, or a comparison of other settings.
     """
     from histodistill.training.data.sources import load_tiles
-    from histodistill.training.engine.accelerator import make_accelerator
     from histodistill.training.running.files import read_kept, write_json
-    from histodistill.training.running.stages import Stage, require_complete
+    from histodistill.training.running.stages import Stage, require_parts
 
-    distilled = require_complete(config.run / "distilled", "distilled set", "run histodistill select first")
-    pool = require_complete(config.run / "pool", "pool", "run histodistill generate first")
+    records = require_parts(config.run, "distilled", "pool")
     source = load_tiles(config.data, image_size=config.image_size)
     n_per_class = distilled_per_class(config.run / "distilled", source)
     settings = {
         "stage": "comparison",
         "data": source.fingerprint(),
-        "pool": pool["fingerprint"],
-        "distilled": distilled["fingerprint"],
+        "pool": records["pool"]["fingerprint"],
+        "distilled": records["distilled"]["fingerprint"],
         **config.settings(),
     }
     folder, results_path = config.run / "comparison", config.run / "results.json"
     # There is no other output folder to give: a run has one comparison.
     inputs = {name: config.run / name for name in ("pool", "distilled")}
     stage = Stage(folder, settings, remedy=f"delete {folder} to compare anew", inputs=inputs)
+
+    from histodistill.training.engine.accelerator import make_accelerator
+
     accelerator = make_accelerator(config.mixed_precision)
     # Every process has now read what an earlier run left in the folder, so the main process may overwrite it.
     accelerator.wait_for_everyone()

@@ -96,13 +96,18 @@ def run(config: EvaluatePoolConfig) -> dict[str, Any]:
         InputError: For a run that lacks a stage, tiles that are not of its kind or too few, or an output folder of
             other settings.
     """
-    from histodistill.training.engine.accelerator import make_accelerator
-    from histodistill.training.evaluation.cells import summarise_rows
-    from histodistill.training.models.embedders import embedder_fingerprint
+    from histodistill.training.data.sources import check_source
     from histodistill.training.running.files import read_json, read_kept, write_json
     from histodistill.training.running.stages import Stage
 
+    # Before the libraries are imported, which takes seconds.
     fingerprints = require_stages(config)
+    check_source(config.data)
+
+    from histodistill.training.engine.accelerator import make_accelerator
+    from histodistill.training.evaluation.cells import summarise_rows
+    from histodistill.training.models.embedders import embedder_fingerprint
+
     # For a folder, its content and not its path.
     embedder = None if config.embedder is None else embedder_fingerprint(config.embedder)
     tiles = load_measured(config)
@@ -155,11 +160,11 @@ def require_stages(config: EvaluatePoolConfig) -> dict[str, str]:
     Raises:
         InputError: If one is not finished.
     """
-    from histodistill.training.running.stages import require_complete
+    from histodistill.training.running.stages import require_complete, require_parts
 
     records = {
         "pool": require_complete(config.pool_folder, "pool", "run histodistill generate first"),
-        "pipeline": require_complete(config.run / "pipeline", "pipeline", "run train_diffusion first"),
+        **require_parts(config.run, "pipeline"),
     }
     if config.embedder is None:
         remedy = f"run train_classifier, or give {param('embedder')}"

@@ -32,7 +32,7 @@ from histodistill.training.models.embedders import is_classifier, named_embeddin
 from histodistill.training.models.loading import load_pipeline
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.files import write_bytes, write_json
-from histodistill.training.running.stages import read_record, require_complete
+from histodistill.training.running.stages import read_record, require_parts
 
 
 # Generated images on a picture, each beside the real tile that it is most like, stand in so many columns.
@@ -98,11 +98,7 @@ def read_run(run: Path, data: str | Path, audit_share: float | None, embedders: 
         InputError: For a part that is not finished, not made from the others or holds what may not be published,
             tiles that the run was not made from, or an embedder that is a classifier.
     """
-    records = {
-        "pipeline": require_complete(run / "pipeline", "pipeline", "run train_diffusion first"),
-        "pool": require_complete(run / "pool", "pool", "run histodistill generate first"),
-        "distilled": require_complete(run / "distilled", "distilled set", "run histodistill select first"),
-    }
+    records = require_parts(run, "pipeline", "pool", "distilled")
     try:
         # Before anything is measured, which takes minutes.
         files = RunFiles.read(run)
@@ -164,7 +160,7 @@ def check_one_run(run: Path, records: dict[str, dict[str, Any]]) -> None:
         InputError: Names the two parts.
     """
     pipeline = records["pipeline"]
-    autoencoder = require_complete(run / "autoencoder", "autoencoder", "run train_autoencoder first")
+    autoencoder = require_parts(run, "autoencoder")["autoencoder"]
     teacher = read_record(run / "teacher")
     made_by = [
         ("pool", records["pool"]["settings"].get("pipeline"), "pipeline", pipeline["fingerprint"]),
@@ -193,7 +189,7 @@ def load_run_tiles(
         InputError: If these are not the tiles that it was trained on.
     """
     share = audit_share_of(run) if audit_share is None else audit_share
-    size = require_complete(run / "autoencoder", "autoencoder", "run train_autoencoder first")["image_size"]
+    size = require_parts(run, "autoencoder")["autoencoder"]["image_size"]
     source = load_tiles(data, image_size=size, audit_share=share)
     if source.fingerprint() != pipeline_record["settings"]["data"]:
         raise InputError(

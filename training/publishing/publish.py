@@ -92,6 +92,11 @@ def run(config: PublishConfig) -> list[Upload] | list[Published]:
         InputError: If a stage is missing, the gate refuses, a file holds what may not leave, something stands in the
             way of uploading, or the folder of a preview holds something else.
     """
+    from histodistill.training.running.stages import require_parts
+
+    # Before the libraries are imported, which takes seconds.
+    require_parts(config.run, "distilled", "pool", *(["pipeline"] if "pipeline" in config.only else []))
+
     from histodistill.training.publishing.preview import INDEX, require_preview_folder, write_preview
     from histodistill.training.publishing.pushing import show_or_push
     from histodistill.training.publishing.repositories import collect_repositories

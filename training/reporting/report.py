@@ -35,6 +35,10 @@ def run(config: ReportConfig) -> Path:
     Raises:
         InputError: If there is no distilled set, or a JSON file of the run cannot be read.
     """
+    from histodistill.training.data.image_dataset import require_shards
+
+    require_shards(config.run / "distilled")  # before the libraries are imported, which takes seconds
+
     from histodistill.training.reporting.report_page import write_report
 
     path = write_report(config.run)

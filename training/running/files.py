@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,8 +30,23 @@ __all__ = [
     "sha256_of",
     "write_bytes",
     "write_json",
+    "write_refusal",
     "write_text",
 ]
+
+
+def write_refusal(folder: Path) -> OSError | None:
+    """Why nothing can be written in a folder; None where it can, or where the folder can be made.
+
+    Args:
+        folder: The folder, which need not be there yet. It is not made.
+    """
+    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return None
+    except OSError as error:
+        return error
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -15,8 +15,8 @@ PRECISION_CHOICES = ("auto", *PRECISIONS)
 PRECISION_HELP = "no is float32, fp16 needs a GPU; auto is bf16, but no on a processor without bfloat16 arithmetic"
 # Flags by which processors say that they multiply bfloat16 numbers: x86, x86 with tiles, ARM.
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
-# Where Linux has the devices of GPUs: NVIDIA's and AMD's.
-_GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")
+# Where Linux has the devices of GPUs: NVIDIA's, also of small boards and below Windows, and AMD's.
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvgpu", "/dev/dxg", "/dev/kfd")
 
 
 def resolve_precision(name: str) -> str:
@@ -32,11 +32,16 @@ def usual_precision() -> str:
     """
     if processor_has_bfloat16() is not False:
         return "bf16"
-    if not any(os.path.exists(path) for path in _GPU_DEVICES):
-        return "no"
-    import torch  # takes seconds, so only where there seems to be a GPU
+    return "bf16" if has_cuda() else "no"
 
-    return "bf16" if torch.cuda.is_available() else "no"
+
+def has_cuda() -> bool:
+    """Whether torch has a GPU to compute on, NVIDIA's or AMD's."""
+    if sys.platform == "linux" and not any(os.path.exists(path) for path in _GPU_DEVICES):
+        return False
+    import torch  # takes seconds, so only where there seems to be one
+
+    return torch.cuda.is_available()
 
 
 def processor_has_bfloat16(cpuinfo: str | Path = "/proc/cpuinfo") -> bool | None:

@@ -32,8 +32,14 @@ STAGES = {
     "pool": "pool",
     "distilled set": "distilled",
 }
-
-
+# Folder in a run → what its stage makes, and which command makes it.
+_PARTS = {
+    "autoencoder": ("autoencoder", "train_autoencoder"),
+    "pipeline": ("pipeline", "train_diffusion"),
+    "teacher": ("teacher", "train_classifier"),
+    "pool": ("pool", "histodistill generate"),
+    "distilled": ("distilled set", "histodistill select"),
+}
 # What every record has; a file without one of these is none.
 _REQUIRED = {"complete", "settings", "fingerprint", "seconds"}
 # What a stage's content is told by: weights and tables, beside configurations.
@@ -78,6 +84,21 @@ def require_complete(folder: str | Path, what: str, remedy: str) -> dict[str, An
     if not record or not record["complete"] or record["settings"].get("stage") != STAGES[what]:
         raise InputError(f"{folder} holds no finished {what}: {remedy}")
     return record
+
+
+def require_parts(run: Path, *parts: str) -> dict[str, dict[str, Any]]:
+    """The records of finished stages of a run, by the names of their folders.
+
+    Commands ask for them before they import libraries, so that a wrong folder is told at once.
+
+    Args:
+        run: The run's folder.
+        parts: Names of folders in it.
+
+    Raises:
+        InputError: If one does not hold a finished stage of its kind.
+    """
+    return {part: require_complete(run / part, _PARTS[part][0], f"run {_PARTS[part][1]} first") for part in parts}
 
 
 def content_of(folder: str | Path) -> str:

@@ -6,6 +6,10 @@ import difflib
 from collections.abc import Iterable
 
 
+# How alike two names must be, from 0 to 1: organmnist is no mistyped pathmnist.
+_LIKENESS = 0.7
+
+
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """What a sentence that refuses a name says behind "is unknown" or "is no …".
 
@@ -17,7 +21,7 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
         Such as " (did you mean infomap?)", in the spelling of `known`, or nothing where none of them is like it.
     """
     spelled = {_plain(each): each for each in known}
-    found = difflib.get_close_matches(_plain(str(name)), spelled, n=1)
+    found = difflib.get_close_matches(_plain(str(name)), spelled, n=1, cutoff=_LIKENESS)
     return f" (did you mean {spelled[found[0]]}?)" if found else ""
 
 

@@ -106,19 +106,20 @@ def run(config: ResultsTableConfig) -> dict[str, Any]:
     """
     from histodistill.training.data.image_dataset import read_image_dataset
     from histodistill.training.data.sources import load_tiles
+    from histodistill.training.running.stages import Stage, require_parts
+
+    records = require_parts(config.run, "pool", "teacher")
+    source = load_tiles(config.data, image_size=config.image_size)
+
     from histodistill.training.distillation.pool_selection import make_selector
     from histodistill.training.engine.accelerator import make_accelerator
     from histodistill.training.engine.scoring import auc_note
     from histodistill.training.evaluation.cells import check_same_kind
     from histodistill.training.models.embedders import embedder_fingerprint
-    from histodistill.training.running.stages import Stage, require_complete
     from histodistill.training.tables.cell_workers import train_cells
     from histodistill.training.tables.results_summary import SPLITS
     from histodistill.training.tables.table_inputs import needed_inputs, write_inputs
 
-    pool = require_complete(config.run / "pool", "pool", "run histodistill generate first")
-    teacher = require_complete(config.run / "teacher", "classifier", "run train_classifier first")
-    source = load_tiles(config.data, image_size=config.image_size)
     for split in SPLITS:
         source.split(split)
     images, _, class_names = read_image_dataset(config.run / "pool")
@@ -127,8 +128,8 @@ def run(config: ResultsTableConfig) -> dict[str, Any]:
     settings = {
         "stage": "benchmark",
         "data": source.fingerprint(),
-        "pool": pool["fingerprint"],
-        "teacher": teacher["fingerprint"],
+        "pool": records["pool"]["fingerprint"],
+        "teacher": records["teacher"]["fingerprint"],
         **config.settings(),
         "embedder": embedder_fingerprint(config.embedder),
     }

@@ -12,7 +12,7 @@ from PIL import Image
 from small_sources import image_folder, refused, tiles
 
 from histodistill.training.data.pixels import to_model_input, to_uint8
-from histodistill.training.data.sources import load_tiles
+from histodistill.training.data.sources import check_source, load_tiles
 from histodistill.training.data.tiles import Tiles, TileSource, sample_per_class
 from histodistill.training.running.errors import InputError
 
@@ -33,8 +33,9 @@ def real_data(name: str) -> Path:
     [
         ("no/such/folder", "no/such/folder does not exist"),
         ("missing.npz", "missing.npz does not exist"),
-        ("pathmnits", "pathmnits does not exist"),
-        ("chestmnist", "chestmnist is not a MedMNIST name"),
+        ("pathmnits", "pathmnits does not exist (did you mean pathmnist?): a source"),
+        ("chestmnist", "chestmnist is not a MedMNIST name that can be used: a source"),
+        ("Phantom", "Phantom does not exist (did you mean phantom?): a source"),
         ("", "the source is empty"),
     ],
 )
@@ -42,8 +43,28 @@ def test_unknown_sources_say_what_a_source_may_be(tmp_path, monkeypatch, source,
     monkeypatch.chdir(tmp_path)
     message = refused(source)
     assert message.startswith(expected)
+    with pytest.raises(InputError) as at_once:
+        check_source(source)
+    assert str(at_once.value) == message
     for known in ("phantom", "pathmnist", "dermamnist", "retinamnist", "bloodmnist", ".npz", "user/name"):
         assert known in message
+
+
+def test_what_is_seen_before_tiles_are_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("phantom", "PathMNIST", "user/name"):  # whether these can be loaded is another matter
+        check_source(name)
+    image_folder(tmp_path / "good", {"train/a": 2, "train/b": 2})
+    image_folder(tmp_path / "bad", {"tiles/a": 2})
+    np.savez("good.npz", train_images=np.zeros((2, 8, 8, 3), np.uint8), train_labels=np.zeros(2, np.int64))
+    np.savez("bad.npz", train_images=np.zeros((2, 8, 8, 3), np.uint8))
+    for name in ("good", "good.npz"):
+        check_source(name)
+        check_source(Path(name))
+    for name in ("bad", "bad.npz"):
+        with pytest.raises(InputError) as at_once:
+            check_source(name)
+        assert str(at_once.value) == refused(name)
 
 
 def test_a_path_is_never_a_name(tmp_path, monkeypatch):

@@ -446,7 +446,7 @@ def test_record_of_a_run(tiny_run):
 
 @pytest.mark.parametrize(("has_gpu", "preset"), [(True, "gpu"), (False, "cpu")])
 def test_default_preset_suits_the_machine(has_gpu, preset, tiny_tiles, tmp_path, monkeypatch, started):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(distill, "has_cuda", lambda: has_gpu)
     monkeypatch.setattr("histodistill.training.reporting.report_page.write_report", lambda _: None)
     run_script(distill.make_parser, distill.run, ["--data", str(tiny_tiles), "--output", str(tmp_path / "run")])
     assert read_json(tmp_path / "run" / "run.json")["preset"] == preset

@@ -15,6 +15,7 @@ from histodistill.training.running.files import (
     remove,
     write_bytes,
     write_json,
+    write_refusal,
     write_text,
 )
 
@@ -162,3 +163,12 @@ def test_json_is_not_waited_for(tmp_path):
     for path in (tmp_path / "stage.json", Path(os.devnull)):
         with pytest.raises(OSError, match="no ordinary file"):
             read_json(path)
+
+
+def test_whether_a_folder_can_be_written(tmp_path):
+    assert write_refusal(tmp_path) is None
+    assert write_refusal(tmp_path / "not" / "there") is None
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    refusal = write_refusal(tmp_path / "file" / "folder")
+    assert refusal is not None and refusal.strerror == "Not a directory"

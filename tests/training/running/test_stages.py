@@ -15,6 +15,7 @@ from histodistill.training.running.stages import (
     is_complete,
     read_record,
     require_complete,
+    require_parts,
 )
 
 
@@ -112,6 +113,24 @@ def test_require_complete(tmp_path):
     assert require_complete(tmp_path, "pool", "run generate first")["settings"] == settings
     with pytest.raises(InputError, match="holds no finished pipeline: run train_diffusion first"):
         require_complete(tmp_path, "pipeline", "run train_diffusion first")
+
+
+def test_parts_of_a_run(tmp_path):
+    for name, stage in {"pool": "pool", "teacher": "classifier"}.items():
+        begun = Stage(tmp_path / name, {**SETTINGS, "stage": stage})
+        begun.begin()
+        begun.finish()
+    records = require_parts(tmp_path, "pool", "teacher")
+    assert {name: record["settings"]["stage"] for name, record in records.items()} == {
+        "pool": "pool",
+        "teacher": "classifier",
+    }
+    with pytest.raises(InputError) as refused:
+        require_parts(tmp_path, "pool", "distilled")
+    assert (
+        str(refused.value)
+        == f"{tmp_path / 'distilled'} holds no finished distilled set: run histodistill select first"
+    )
 
 
 def test_a_folder_with_other_things_is_refused(tmp_path):

@@ -16,7 +16,7 @@ def test_what_is_nearly_a_name(name, meant):
     assert did_you_mean(name, SELECTORS) == f" (did you mean {meant}?)"
 
 
-@pytest.mark.parametrize("name", ["", "zebra", "x" * 1000, 3])
+@pytest.mark.parametrize("name", ["", "zebra", "mapinfo", "x" * 1000, 3])
 def test_what_is_like_none(name):
     assert did_you_mean(name, SELECTORS) == ""
 
