@@ -66,7 +66,7 @@ def whole_parser() -> argparse.ArgumentParser:
 
 def _add_commands(parser: argparse.ArgumentParser) -> argparse._SubParsersAction:
     # Where argparse would make a parser for a command, it is given one that is there.
-    return parser.add_subparsers(parser_class=lambda *, parser, **_: parser)
+    return parser.add_subparsers(parser_class=lambda *, parser, **_: parser)  # type: ignore[call-overload, no-any-return]
 
 
 def _complete_paths(parser: StepParser) -> None:

@@ -43,7 +43,9 @@ class SentenceParser(argparse.ArgumentParser):
             prog=prog, description=description, epilog=epilog, allow_abbrev=False, formatter_class=HelpFormatter
         )
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_args(  # type: ignore[override]  # argparse has overloads for namespaces of one's own
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
         """What argparse reads, after a look for what is no option, which tells more than what is missing.
 
         Raises:
