@@ -151,10 +151,10 @@ def draw_distilled(run: Path, path: Path, per_class: int = 4) -> None:
     from histodistill.training.data.image_dataset import read_image_dataset
 
     images, columns, class_names = read_image_dataset(run / "distilled")
-    figure = Figure(figsize=(0.95 * len(class_names), 0.95 * per_class + 0.55), dpi=160, facecolor="white")
+    figure = Figure(figsize=(0.95 * len(class_names), 0.95 * per_class + 0.55), dpi=112, facecolor="white")
     grid = figure.subplots(per_class, len(class_names), squeeze=False)
     figure.subplots_adjust(
-        left=0.002, right=0.998, bottom=0.004, top=1 - 0.55 / (0.95 * per_class + 0.55), wspace=0.05
+        left=0.002, right=0.998, bottom=0.004, top=1 - 0.55 / (0.95 * per_class + 0.55), wspace=0.05, hspace=0.05
     )
     for label, name in enumerate(class_names):
         chosen = images[np.flatnonzero(columns["label"] == label)[:per_class]]
@@ -171,7 +171,7 @@ def _wrapped(name: str) -> str:
     """A class name in lines short enough for a column."""
     import textwrap
 
-    return "\n".join(textwrap.wrap(name, 14, break_on_hyphens=False)[:3])
+    return "\n".join(textwrap.wrap(name, 15, break_long_words=False)[:3])
 
 
 def draw_curve(result: dict[str, Any], path: Path) -> None:
