@@ -355,5 +355,5 @@ def draw_closest(synthetic: np.ndarray, real: np.ndarray, scores: np.ndarray, li
 
 def pair_caption(times: float) -> str:
     """Two lines for below a pair: what is what, and how many times the limit apart it is; below 1 is a copy."""
-    # The font of pictures has no sign for times. Cut, not rounded: a pair just below the limit does not read as at it.
+    # Cut, not rounded, so that a pair just below the limit does not read as one at it. The font has no sign for times.
     return f"generated | real\n{np.floor(100 * times) / 100:.2f} x limit: {'a copy' if times < 1 else 'no copy'}"

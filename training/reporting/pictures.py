@@ -18,8 +18,8 @@ SELECTION_PICTURES = (
         "Maps of the pool",
         "One panel is one class, one dot one of its generated images. Images that the embedding finds alike lie close "
         "together (t-SNE). Dots of one colour that a thin line joins are one community; colours repeat, so the same "
-        "colour elsewhere is another one. Large dots with a dark ring are the chosen images: they should lie in all "
-        "parts of the cloud. Light grey dots, if any, were dropped before the selection. Only closeness means "
+        "colour elsewhere is another one. Large dots with a ring are the chosen images: they should lie in all "
+        "parts of the cloud. Grey dots, if any, were dropped before the selection. Only closeness means "
         "something, not the directions and not the width of a gap.",
     ),
     (
