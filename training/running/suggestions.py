@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Iterable
 
 
-# How alike two names must be, from 0 to 1: organmnist is no mistyped pathmnist.
-_LIKENESS = 0.7
+# How alike two names must be, from 0 to 1: organmnist is no mistyped dermamnist.
+_LIKENESS = 0.75
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:

@@ -35,6 +35,7 @@ def real_data(name: str) -> Path:
         ("missing.npz", "missing.npz does not exist"),
         ("pathmnits", "pathmnits does not exist (did you mean pathmnist?): a source"),
         ("chestmnist", "chestmnist is not a MedMNIST name that can be used: a source"),
+        ("organmnist", "organmnist is not a MedMNIST name that can be used: a source"),
         ("Phantom", "Phantom does not exist (did you mean phantom?): a source"),
         ("", "the source is empty"),
     ],
