@@ -143,7 +143,7 @@ def _table(path: Path) -> Iterator[dict[str, Any]]:
 # Drawing
 
 
-def draw_distilled(run: Path, path: Path, per_class: int = 4) -> None:
+def draw_distilled(run: Path, path: Path, per_class: int = 3) -> None:
     """Draws the first distilled images of each class, one column for each, to a PNG file."""
     import numpy as np
     from matplotlib.figure import Figure
@@ -183,7 +183,7 @@ def draw_curve(result: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = [row for row in result["table"] if row["architecture"] == "convnet"]
-    figure = Figure(figsize=(7.2, 3.4))
+    figure = Figure(figsize=(7.6, 2.9))
     axes = figure.subplots()
     for name, (title, colour, marker) in LINES.items():
         mine = sorted((row for row in rows if row["row"] == name), key=lambda row: row["size"])
