@@ -80,7 +80,7 @@ def run(config: SelectConfig) -> Path:
     # Before the libraries are imported, which takes seconds.
     require_complete(config.pool, "pool", "run histodistill generate first")
     require_complete(config.teacher, "classifier", "run train_classifier on the real tiles first")
-    if config.data is not None:
+    if config.data is not None and config.needs_real_tiles:
         check_source(config.data)
 
     from histodistill.training.distillation import distilled_set

@@ -83,7 +83,7 @@ def test_each_site_distils_its_own_tiles(tiny_npz, tmp_path, monkeypatch):
     assert all(configs[name].data == tiles for name in (*steps[:3], "select"))
     assert [configs[name].max_train_steps for name in ("train_diffusion", "train_classifier")] == [7, 5]
     settings = read_json(tmp_path / "site-1" / "run" / "run.json")["settings"]
-    assert [settings[name]["max_train_steps"] for name in ("autoencoder", "diffusion", "teacher")] == [400, 7, 5]
+    assert [settings[name]["max_train_steps"] for name in ("autoencoder", "diffusion", "teacher")] == [250, 7, 5]
     assert (configs["generate"].per_class, configs["select"].n_per_class) == (9, 2)
     assert configs["train_autoencoder"].audit_share == 0
 

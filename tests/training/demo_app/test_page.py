@@ -78,8 +78,12 @@ def read(*argv: str) -> serve.DemoAppConfig:
 
 
 @pytest.fixture
-def fake_page(monkeypatch) -> ModuleType:
-    """A module in the place of the page, as if gradio were installed; tests give it a `serve_page`."""
+def fake_page(monkeypatch, tmp_path) -> ModuleType:
+    """A module in the place of the page, as if gradio were installed, beside `run`; tests give it a `serve_page`."""
+    shard = tmp_path / "run" / "distilled" / "data" / "train-00000-of-00001.parquet"
+    shard.parent.mkdir(parents=True)
+    shard.touch()
+    monkeypatch.chdir(tmp_path)
     module = ModuleType("histodistill.training.demo_app.page")
     monkeypatch.setattr(serve, "find_spec", lambda name: True)
     monkeypatch.setitem(sys.modules, module.__name__, module)

@@ -428,7 +428,7 @@ def test_names_are_not_left_out(capsys):
     with pytest.raises(SystemExit) as stopped:
         script.make_parser().read(["a", "b", "--output", "o", "--names"])
     assert stopped.value.code == 2
-    assert "argument --names: expected at least one argument" in capsys.readouterr().err
+    assert "--names: expected at least one argument" in capsys.readouterr().err
 
 
 def test_bad_site_ends_with_code_2(tmp_path, capsys):

@@ -311,7 +311,7 @@ def test_failed_stage_ends_the_run_with_its_exit_code(tiny_run, copy, monkeypatc
         (["--audit-share", "0"], "the tiles, audit_share"),
         (["--mixed-precision", "bf16"], "mixed_precision"),
         (["--image-size", "24"], "image_size, the tiles"),
-        (["--preset", "cpu-demo"], "autoencoder, diffusion, teacher, generate, select, compare"),
+        (["--preset", "cpu-demo"], "autoencoder, diffusion, teacher, generate, select, compare, compare_options"),
     ],
 )
 def test_run_with_other_settings_is_left_untouched(argv, named, tiny_run, capsys):
@@ -774,7 +774,7 @@ def damaged_image(folder, good):
 
 
 def unknown_medmnist_name(folder, good):
-    return "organmnist", "organmnist is not a MedMNIST name that can be used: a source is phantom, one of pathmnist, "
+    return "organmnist", "organmnist is not a MedMNIST name that can be used (did you mean "
 
 
 def no_test_split(folder, good):

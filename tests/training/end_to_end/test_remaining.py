@@ -25,7 +25,10 @@ def demo(tmp_path):
         "diffusion": {"max_train_steps": 1200, "batch_size": 32, "channels": [32, 96]},
         "teacher": {"max_train_steps": 300, "width": 64, "architecture": "convnet"},
         "generate": {"per_class": 200, "num_inference_steps": 16},
-        "compare": {"train": ["convnet:250:real_all,real_random,distilled_ce,distilled_joint,distilled_soft"]},
+        "compare": {
+            "train": ["convnet:250:real_all,real_random,distilled_ce,distilled_joint,distilled_soft"],
+            "batch_size": 128,
+        },
     }.items():
         preset = preset.with_options(step, options)
     run = {

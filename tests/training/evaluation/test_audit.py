@@ -329,14 +329,14 @@ def test_number_of_planted_copies_is_not_left_out(capsys):
     with pytest.raises(SystemExit) as stopped:
         script.make_parser().read(["run", "--data", "phantom", "--plant"])
     assert stopped.value.code == 2
-    assert "argument --plant: expected one argument" in capsys.readouterr().err
+    assert "--plant: expected one argument" in capsys.readouterr().err
 
 
 def test_embedding_spaces_are_not_left_out(capsys):
     with pytest.raises(SystemExit) as stopped:
         script.make_parser().read(["run", "--data", "phantom", "--embedders"])
     assert stopped.value.code == 2
-    assert "argument --embedders: expected at least one argument" in capsys.readouterr().err
+    assert "--embedders: expected at least one argument" in capsys.readouterr().err
 
 
 def test_defaults():

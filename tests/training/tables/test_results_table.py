@@ -726,7 +726,7 @@ def test_a_run_without_pool_is_refused(tmp_path, folder, run_main, tiny_npz):
     with pytest.raises(InputError, match="holds no finished pool: run histodistill generate first"):
         run_main(script, tmp_path, *argv)
     shutil.copytree(folder / "pool", tmp_path / "pool")
-    with pytest.raises(InputError, match="holds no finished classifier: run train_classifier first"):
+    with pytest.raises(InputError, match="holds no finished teacher: run train_classifier first"):
         run_main(script, tmp_path, *argv)
     assert not (tmp_path / "output").exists()
 
