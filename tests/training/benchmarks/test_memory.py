@@ -195,7 +195,7 @@ def test_table(capsys):
     estimate = estimate_denoiser(load_preset("cpu-demo"), 28, 9)
     million, shape = f"{estimate.num_parameters / 1e6:.2f} M", "8×14×14"
     parts = (estimate.weight_bytes, estimate.activation_bytes, estimate.total_bytes)
-    expected = f"28 px denoiser {million} {shape} 16 " + " ".join(f"{part / MIB:,.0f} MiB" for part in parts)
+    expected = f"28 px denoiser {million} {shape} 32 " + " ".join(f"{part / MIB:,.0f} MiB" for part in parts)
     assert " ".join(lines[3].split()) == expected
     assert lines[-1] == script.NOTE and "estimate" in script.NOTE
     assert len({len(line) for line in lines[1:-1]}) == 1
