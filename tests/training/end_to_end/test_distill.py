@@ -774,7 +774,7 @@ def damaged_image(folder, good):
 
 
 def unknown_medmnist_name(folder, good):
-    return "organmnist", "organmnist is not a MedMNIST name that can be used (did you mean "
+    return "organmnist", "organmnist is not a MedMNIST name that can be used: a source is phantom, one of pathmnist, "
 
 
 def no_test_split(folder, good):
