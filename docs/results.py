@@ -15,7 +15,7 @@ import argparse
 import io
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,20 +182,20 @@ def draw_curve(result: dict[str, Any], path: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    rows = [row for row in result["table"] if row["architecture"] == "convnet"]
+    rows = convnet_rows(result)
     figure = Figure(figsize=(7.6, 2.9))
     axes = figure.subplots()
     for name, (title, colour, marker) in LINES.items():
-        mine = sorted((row for row in rows if row["row"] == name), key=lambda row: row["size"])
+        mine = [rows[name, size] for size in sizes_of(rows) if (name, size) in rows]
         axes.errorbar(
             [row["size"] for row in mine],
             [row["accuracy"]["mean"] for row in mine],
             [row["accuracy"]["std"] or 0 for row in mine],
             color=colour, marker=marker, markersize=5, linewidth=1.8, capsize=3, label=title,
         )  # fmt: skip
-    (ceiling,) = (row for row in rows if row["row"] == CEILING)
+    ceiling = rows[CEILING, None]
     axes.axhline(ceiling["accuracy"]["mean"], color=_INK, linewidth=1.2, linestyle=(0, (4, 3)))
-    sizes = sorted({row["size"] for row in rows if row["size"]})
+    sizes = sizes_of(rows)
     axes.text(
         sizes[0], ceiling["accuracy"]["mean"], f"all {ceiling['num_train']:,} real tiles",
         color=_INK, fontsize=9, va="bottom",
@@ -232,23 +232,27 @@ def read_results() -> dict[str, dict[str, Any]]:
     return {path.stem: read_json(path) for path in sorted(RESULTS.glob("*.json"))}
 
 
-def _find(result: dict[str, Any], row: str, size: int | None) -> dict[str, Any]:
-    (found,) = (
-        item for item in result["table"] if (item["architecture"], item["row"], item["size"]) == ("convnet", row, size)
-    )
-    return found
+def convnet_rows(result: dict[str, Any]) -> dict[tuple[str, int | None], dict[str, Any]]:
+    """What the ConvNet scored: name of a row and images per class, None for a row of fixed size → the row."""
+    return {(row["row"], row["size"]): row for row in result["table"] if row["architecture"] == "convnet"}
+
+
+def sizes_of(rows: Iterable[tuple[str, int | None]]) -> list[int]:
+    """The numbers of images per class that there are, in order."""
+    return sorted({size for _, size in rows if size})
 
 
 def three_numbers(results: dict[str, dict[str, Any]]) -> str:
     """What a reader should remember, from the run whose images are shown."""
     result = results[FEATURED]
     soft, by_labels, full = _mean_accuracies(result)
+    num_real = convnet_rows(result)[CEILING, None]["num_train"]
     audit, sizes = result["audit"], result["shared"]
     auc, low, high = audit["membership_auc"]
     per_class = result["num_distilled"] // len(result["class_names"])
     return (
         f"- **{soft:.3f} against {full:.3f}**: test accuracy of a ConvNet trained on the {result['num_distilled']} "
-        f"synthetic images with their soft labels, and on all {_find(result, CEILING, None)['num_train']} real tiles "
+        f"synthetic images with their soft labels, and on all {num_real} real tiles "
         f"({by_labels:.3f} by labels alone; {_seeds(result)} at equal steps, test tiles of another clinic).\n"
         f"- **{audit['copies']} copies**: none of the images is a copy of a real tile, also turned, moved, zoomed or "
         f"stained otherwise, and the best of our attacks on membership has an AUC of {auc:.2f} "
@@ -261,14 +265,15 @@ def three_numbers(results: dict[str, dict[str, Any]]) -> str:
 def _mean_accuracies(result: dict[str, Any]) -> tuple[float, float, float]:
     """Of the largest distilled set with soft labels and by labels, and of all real tiles."""
     soft_row, row = list(LINES)[:2]
-    size = max(item["size"] for item in result["table"] if item["row"] == soft_row)
-    found = (_find(result, soft_row, size), _find(result, row, size), _find(result, CEILING, None))
+    rows = convnet_rows(result)
+    size = max(sizes_of(key for key in rows if key[0] == soft_row))
+    found = (rows[soft_row, size], rows[row, size], rows[CEILING, None])
     soft, by_labels, full = (item["accuracy"]["mean"] for item in found)
     return soft, by_labels, full
 
 
 def _seeds(result: dict[str, Any]) -> str:
-    count = len(_find(result, CEILING, None)["seeds"])
+    count = len(convnet_rows(result)[CEILING, None]["seeds"])
     return "one seed" if count == 1 else f"means of {count} seeds"
 
 
@@ -293,18 +298,17 @@ def _duration(seconds: float) -> str:
 def curve(results: dict[str, dict[str, Any]]) -> str:
     """The figures of the chart as a table."""
     result = results[FEATURED]
-    sizes = sorted({row["size"] for row in result["table"] if row["size"] and row["architecture"] == "convnet"})
+    rows = convnet_rows(result)
     lines = [
         "| images per class | " + " | ".join(title for title, _, _ in LINES.values()) + " |",
         "|---:|" + "---|" * len(LINES),
     ]
-    for size in sizes:
-        cells = []
-        for row in LINES:
-            found = [r for r in result["table"] if (r["architecture"], r["row"], r["size"]) == ("convnet", row, size)]
-            cells.append(_with_spread(found[0]) if found else "– (some classes have fewer)")
+    for size in sizes_of(rows):
+        cells = [
+            _with_spread(rows[name, size]) if (name, size) in rows else "– (some classes have fewer)" for name in LINES
+        ]
         lines.append(f"| {size} | " + " | ".join(cells) + " |")
-    full = _find(result, CEILING, None)
+    full = rows[CEILING, None]
     lines.append(f"| all {full['num_train']} real tiles | | | {_with_spread(full)} |")
     return "\n".join(lines) + "\n"
 

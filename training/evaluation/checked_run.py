@@ -26,7 +26,7 @@ from histodistill.training.evaluation.run_facts import RunRecords, read_run_fact
 from histodistill.training.evaluation.run_records import StageRecord, by_class, check_setting
 from histodistill.training.generate import CALL_OPTIONS
 from histodistill.training.models.embedders import describe_embedder
-from histodistill.training.running.stages import require_complete
+from histodistill.training.running.stages import require_parts
 
 
 # Images of a class in the picture of the distilled set, which fit side by side on a card.
@@ -178,12 +178,9 @@ def read_checked_run(run: Path, with_pipeline: bool) -> CheckedRun:
         InputError: If a stage is missing.
         ContentError: If a file holds what it may not.
     """
-    require_complete(run / "distilled", "distilled set", "run histodistill select first")
-    require_complete(run / "pool", "pool", "run histodistill generate first")
-    parts = ["distilled", "selector"]
-    if with_pipeline:
-        require_complete(run / "pipeline", "pipeline", "run train_diffusion first")
-        parts.append("pipeline")
+    pipeline = ["pipeline"] if with_pipeline else []
+    require_parts(run, "distilled", "pool", *pipeline)
+    parts = ["distilled", "selector", *pipeline]
     files = RunFiles.read(run, parts)
     return CheckedRun.of(files, files.check())
 

@@ -9,6 +9,7 @@ Leaves `RUN/results.json`.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,10 +39,20 @@ ROWS = {
 }
 # The row whose accuracy is divided by that of real_all.
 RECOVERY_ROW = "distilled_ce"
-#: The row that uses all that the distilled set has, and so is the way to train on it.
+# The row that uses all that the distilled set has, and so is the way to train on it.
 SOFT_ROW = "distilled_soft"
 # How often a training is validated: after each tenth of its steps.
 _VALIDATIONS = 10
+
+
+def headline_row(names: Collection[str], recovery_row: str) -> str:
+    """The row that stands for the distilled set: on soft labels, or where that was not measured, that of the recovery.
+
+    Args:
+        names: Of the rows that were measured.
+        recovery_row: What `results.json` measures recovery by.
+    """
+    return SOFT_ROW if SOFT_ROW in names else recovery_row
 
 
 @config

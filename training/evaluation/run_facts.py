@@ -12,7 +12,7 @@ from histodistill.hub_cards.card_facts import PRIVATE_TILES
 from histodistill.hub_cards.contents import about
 from histodistill.hub_cards.documents import check_document, parse_json
 from histodistill.training.data.medmnist import MEDMNIST
-from histodistill.training.evaluation.compare import SOFT_ROW
+from histodistill.training.evaluation.compare import headline_row
 from histodistill.training.evaluation.results_file import Results
 from histodistill.training.evaluation.run_records import (
     RunRecord,
@@ -174,9 +174,7 @@ def own_row(results: Results | None) -> str | None:
 
     Where that was not measured, the one that the recovery is of.
     """
-    if results is None:
-        return None
-    return SOFT_ROW if any(row.row == SOFT_ROW for row in results.rows) else results.recovery_row
+    return headline_row([row.row for row in results.rows], results.recovery_row) if results else None
 
 
 def privacy_facts(pipeline: dict[str, Any], distilled: dict[str, Any]) -> PrivacyFacts | None:

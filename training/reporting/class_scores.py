@@ -16,9 +16,10 @@ from histodistill.hub_cards.documents import Known, check_document, parse_json
 from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.rendering import ScoreText
 from histodistill.training.evaluation.cells import spread
+from histodistill.training.evaluation.compare import headline_row
 from histodistill.training.evaluation.plans import PlannedCell
 from histodistill.training.reporting.charts import mark_chart
-from histodistill.training.reporting.scores import architecture_title, headline_row, row_kind
+from histodistill.training.reporting.scores import architecture_title, row_kind, rows_by_architecture
 
 
 class _ClassScores(Known):
@@ -49,8 +50,7 @@ def class_scores(run: Path, results: dict[str, Any]) -> dict[str, Any] | None:
     """
     if not results["rows"]:
         return None
-    names, architecture = results["class_names"], results["rows"][0]["architecture"]
-    by_name = {row["row"]: row for row in results["rows"] if row["architecture"] == architecture}
+    names, (architecture, by_name) = results["class_names"], next(iter(rows_by_architecture(results).items()))
     shown = dict.fromkeys([headline_row(by_name, results["recovery_row"]), "real_random", "real_all"])
     found = {
         name: cells for name in shown if name in by_name and (cells := _read_cells(run, by_name[name], len(names)))

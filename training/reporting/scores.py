@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 from histodistill.hub_cards.card_facts import ARCHITECTURES
 from histodistill.hub_cards.rendering import ScoreText
+from histodistill.training.evaluation.compare import SOFT_ROW, headline_row
 from histodistill.training.reporting.charts import Score, bar_chart
 
 
 # The scores of a table, from left to right.
 _METRICS = ("accuracy", "auc", "f1")
-# The way to train on a distilled set that is recommended.
-_RECOMMENDED_ROW = "distilled_soft"
+
+
+def rows_by_architecture(results: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """The rows of results.json: architecture → name of a row → the row, in the order of the file.
+
+    Args:
+        results: What `read_results` returned.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in results["rows"]:
+        found.setdefault(row["architecture"], {})[row["row"]] = row
+    return found
 
 
 def score_tables(results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -27,19 +37,18 @@ def score_tables(results: dict[str, Any]) -> list[dict[str, Any]]:
         `own` (whether it stands for the distilled set) and `scores`: ACC, AUC and macro F1 as `ScoreText`.
     """
     tables = []
-    for architecture in dict.fromkeys(row["architecture"] for row in results["rows"]):
-        mine = [row for row in results["rows"] if row["architecture"] == architecture]
-        own = headline_row([row["row"] for row in mine], results["recovery_row"])
+    for architecture, mine in rows_by_architecture(results).items():
+        own = headline_row(mine, results["recovery_row"])
         rows = [
             {
                 "title": row["title"],
                 "num_train": row["num_train"],
-                "own": row["row"] == own,
+                "own": name == own,
                 "scores": [ScoreText.of(row[metric]) for metric in _METRICS],
             }
-            for row in mine
+            for name, row in mine.items()
         ]
-        seeds = max(len(row["seeds"]) for row in mine)
+        seeds = max(len(row["seeds"]) for row in mine.values())
         tables.append({"architecture": architecture_title(architecture), "seeds": seeds, "rows": rows})
     return tables
 
@@ -57,8 +66,7 @@ def recoveries(results: dict[str, Any]) -> list[dict[str, Any]]:
         without scores of all real tiles.
     """
     items = []
-    for name in dict.fromkeys(row["architecture"] for row in results["rows"]):
-        rows = {row["row"]: row for row in results["rows"] if row["architecture"] == name}
+    for name, rows in rows_by_architecture(results).items():
         own, full = rows.get(headline_row(rows, results["recovery_row"])), rows.get("real_all")
         if own and full and own["accuracy"]["mean"] is not None and full["accuracy"]["mean"]:
             value = own["accuracy"]["mean"] / full["accuracy"]["mean"]
@@ -70,7 +78,7 @@ def recoveries(results: dict[str, Any]) -> list[dict[str, Any]]:
 def _headline(name: str, own: dict[str, Any], full: dict[str, Any], random: dict[str, Any] | None) -> str:
     """The score of distilled images in one sentence with what random real tiles give."""
     accuracy, ceiling = own["accuracy"]["mean"], full["accuracy"]["mean"]
-    how = "with the teacher's soft labels" if own["row"] == _RECOMMENDED_ROW else "by their labels"
+    how = "with the teacher's soft labels" if own["row"] == SOFT_ROW else "by their labels"
     text = (
         f"{architecture_title(name)} trained on the {own['num_train']:,} distilled images {how} gets {accuracy:.3f} "
         f"of the test tiles right, {100 * accuracy / ceiling:.1f}% of what all {full['num_train']:,} real training "
@@ -86,16 +94,6 @@ def _headline(name: str, own: dict[str, Any], full: dict[str, Any], random: dict
     return f"{text} ({told})."
 
 
-def headline_row(names: Collection[str], recovery_row: str) -> str:
-    """The row that stands for the distilled set at first sight: trained the recommended way where it was.
-
-    Args:
-        names: Of the rows that an architecture has.
-        recovery_row: What `results.json` measures recovery by.
-    """
-    return _RECOMMENDED_ROW if _RECOMMENDED_ROW in names else recovery_row
-
-
 def headline_figures(results: dict[str, Any]) -> dict[str, Any] | None:
     """The accuracies to see first: of the distilled set, random real tiles and all real tiles, first architecture.
 
@@ -106,8 +104,7 @@ def headline_figures(results: dict[str, Any]) -> dict[str, Any] | None:
         `architecture`; and `figures`, dicts of `kind`, `title`, `num_train` and `accuracy`. None where the distilled
         set has no score.
     """
-    for architecture in dict.fromkeys(row["architecture"] for row in results["rows"]):
-        by_name = {row["row"]: row for row in results["rows"] if row["architecture"] == architecture}
+    for architecture, by_name in rows_by_architecture(results).items():
         own = headline_row(by_name, results["recovery_row"])
         shown = [by_name[name] for name in (own, "real_random", "real_all") if name in by_name]
         shown = [row for row in shown if row["accuracy"]["mean"] is not None]
@@ -134,8 +131,7 @@ def score_charts(results: dict[str, Any]) -> list[dict[str, Any]]:
         results: What `read_results` returned.
     """
     charts = []
-    for architecture in dict.fromkeys(row["architecture"] for row in results["rows"]):
-        mine = {row["row"]: row for row in results["rows"] if row["architecture"] == architecture}
+    for mine in rows_by_architecture(results).values():
         own = headline_row(mine, results["recovery_row"])
         bars = [
             {
@@ -149,7 +145,7 @@ def score_charts(results: dict[str, Any]) -> list[dict[str, Any]]:
             if row["accuracy"]["mean"] is not None
         ]
         random = mine.get("real_random")
-        charts.append(bar_chart(bars, random and random["accuracy"]["mean"]))
+        charts.append(bar_chart(bars, random["accuracy"]["mean"] if random else None))
     return charts
 
 
