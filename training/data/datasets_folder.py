@@ -20,6 +20,7 @@ from histodistill.selection.summaries import counted
 from histodistill.training.data.arrow_files import Rows, open_arrow, open_parquet
 from histodistill.training.data.folder_card import FolderCard, read_folder_card
 from histodistill.training.data.folder_walk import IMAGE_SUFFIXES
+from histodistill.training.data.grouping import Grouping
 from histodistill.training.data.image_rows import Features, source_of_rows
 from histodistill.training.data.names import shown, some
 from histodistill.training.data.split_files import (
@@ -88,7 +89,13 @@ def is_datasets_folder(path: Path) -> bool:
     )
 
 
-def load_datasets_folder(path: Path, *, image_size: int | None = None, hold_out_validation: bool = True) -> TileSource:
+def load_datasets_folder(
+    path: Path,
+    *,
+    image_size: int | None = None,
+    hold_out_validation: bool = True,
+    grouping: Grouping | None = None,
+) -> TileSource:
     """Loads a folder of Parquet files, or one that `save_to_disk` of `datasets` left.
 
     Columns are found by their type, as `datasets` writes it into the files (for Parquet, README.md may say it
@@ -102,7 +109,8 @@ def load_datasets_folder(path: Path, *, image_size: int | None = None, hold_out_
     Args:
         path: The folder.
         image_size: Side that tiles are brought to in pixels; by default they stay as they are.
-        hold_out_validation: Whether a part of train becomes validation where there is no such split.
+        hold_out_validation: Whether parts of train become validation and test where there are no such splits.
+        grouping: What was said of the groups.
 
     Returns:
         The source, named after the folder.
@@ -122,7 +130,14 @@ def load_datasets_folder(path: Path, *, image_size: int | None = None, hold_out_
     if "train" not in splits:
         raise InputError(f"{path} has no train split (found {', '.join(parts)}): name one train")
     name = path.resolve().name
-    return source_of_rows(name, str(path), splits, image_size=image_size, hold_out_validation=hold_out_validation)
+    return source_of_rows(
+        name,
+        str(path),
+        splits,
+        image_size=image_size,
+        hold_out_validation=hold_out_validation,
+        grouping=grouping,
+    )
 
 
 def _parquet_parts(folder: Path) -> dict[str, _Files]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from histodistill.training.data.arrow_files import Rows, reason
+from histodistill.training.data.grouping import Grouping
 from histodistill.training.data.image_rows import source_of_rows
 from histodistill.training.data.names import shown, some
 from histodistill.training.data.tiles import SPLIT_ALIASES, TileSource
@@ -35,6 +36,7 @@ def load_hub_dataset(
     image_size: int | None = None,
     cache_dir: str | Path | None = None,
     hold_out_validation: bool = True,
+    grouping: Grouping | None = None,
 ) -> TileSource:
     """Loads a dataset of the Hub by its id `user/name`, from the Hugging Face cache when it is there.
 
@@ -45,7 +47,8 @@ def load_hub_dataset(
         repo_id: The id, `user/name`.
         image_size: Side that tiles are brought to in pixels; by default they stay as they are.
         cache_dir: Where downloads are kept; the Hugging Face cache by default.
-        hold_out_validation: Whether a part of train becomes validation where there is no such split.
+        hold_out_validation: Whether parts of train become validation and test where there are no such splits.
+        grouping: What was said of the groups.
 
     Returns:
         The source, named by the id.
@@ -88,6 +91,7 @@ def load_hub_dataset(
         splits,
         image_size=image_size,
         hold_out_validation=hold_out_validation,
+        grouping=grouping,
         license=license or None,
     )
 

@@ -8,15 +8,23 @@ import numpy as np
 
 from histodistill.training.data.decoding import decode_tiles
 from histodistill.training.data.folder_walk import IMAGE_SUFFIXES, FolderWalk
+from histodistill.training.data.grouping import Grouping
+from histodistill.training.data.make_source import make_source
 from histodistill.training.data.names import class_name
 from histodistill.training.data.split_files import names_of
-from histodistill.training.data.tiles import SPLIT_ALIASES, SPLITS, Tiles, TileSource, make_source
+from histodistill.training.data.tiles import SPLIT_ALIASES, SPLITS, Tiles, TileSource
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.notes import tell
 from histodistill.training.running.suggestions import did_you_mean
 
 
-def load_image_folder(path: Path, *, image_size: int | None = None, hold_out_validation: bool = True) -> TileSource:
+def load_image_folder(
+    path: Path,
+    *,
+    image_size: int | None = None,
+    hold_out_validation: bool = True,
+    grouping: Grouping | None = None,
+) -> TileSource:
     """Loads `path/split/class/**/*.png` and images of the other formats that `decode_image` reads.
 
     Splits are the folders `train` (required), `validation` and `test`, or what `SPLIT_ALIASES` has for them, in any
@@ -28,7 +36,8 @@ def load_image_folder(path: Path, *, image_size: int | None = None, hold_out_val
     Args:
         path: The folder.
         image_size: Side that tiles are brought to in pixels; by default they stay as they are.
-        hold_out_validation: Whether a part of train becomes validation where there is no such split.
+        hold_out_validation: Whether parts of train become validation and test where there are no such splits.
+        grouping: What was said of the groups.
 
     Returns:
         The source, named after the folder.
@@ -56,7 +65,8 @@ def load_image_folder(path: Path, *, image_size: int | None = None, hold_out_val
         split: Tiles(part, of_split)
         for part, (split, of_split) in zip(np.split(images, ends), labels.items(), strict=True)
     }
-    return make_source(path.resolve().name, classes, splits, hold_out_validation=hold_out_validation)
+    name = path.resolve().name
+    return make_source(name, classes, splits, hold_out_validation=hold_out_validation, grouping=grouping)
 
 
 def check_splits(path: Path) -> None:

@@ -18,9 +18,11 @@ import pyarrow.compute as pc
 from histodistill.selection.summaries import counted
 from histodistill.training.data.arrow_files import Rows
 from histodistill.training.data.decoding import Entry, decode_batches
+from histodistill.training.data.grouping import Grouping
 from histodistill.training.data.limits import check_growth, check_memory
+from histodistill.training.data.make_source import make_source
 from histodistill.training.data.names import shown, some
-from histodistill.training.data.tiles import MIN_IMAGE_SIZE, Tiles, TileSource, check_soft_labels, make_source
+from histodistill.training.data.tiles import MIN_IMAGE_SIZE, Tiles, TileSource, check_soft_labels
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.notes import tell, warn
 
@@ -59,6 +61,7 @@ def source_of_rows(
     *,
     image_size: int | None,
     hold_out_validation: bool,
+    grouping: Grouping | None = None,
     license: str | None = None,
 ) -> TileSource:
     """The source that rows of files with typed columns make.
@@ -69,7 +72,8 @@ def source_of_rows(
         splits: For each split its files in order; with each, what its columns are where that is said beside the file,
             and otherwise None, so that the file's own schema says it.
         image_size: Side that tiles are brought to in pixels; by default they stay as they are.
-        hold_out_validation: Whether a part of train becomes validation where there is no such split.
+        hold_out_validation: Whether parts of train become validation and test where there are no such splits.
+        grouping: What was said of the groups.
         license: Licence of the tiles where known.
 
     Raises:
@@ -90,7 +94,14 @@ def source_of_rows(
         raise InputError(
             f"the splits of {where} differ in image size: give {param('image_size')} to bring all to one size"
         )
-    return make_source(name, first.class_names, tiles, license=license, hold_out_validation=hold_out_validation)
+    return make_source(
+        name,
+        first.class_names,
+        tiles,
+        license=license,
+        hold_out_validation=hold_out_validation,
+        grouping=grouping,
+    )
 
 
 def _tell_of_unused(where: str, columns: Mapping[str, Columns], tiles: Mapping[str, Tiles]) -> None:

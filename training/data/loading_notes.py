@@ -38,8 +38,8 @@ def tiles_in_one_line(source: TileSource) -> str:
             least, most = f"{rest.min():,}", f"{rest.max():,}"
             each = least if least == most else f"{least} to {most}"
             shown.append(f"and {each} of each of {counted(len(rest), 'more class', 'more classes')}")
-        if name == "validation" and source.validation_was_train:
-            shown[-1] += "; the last tenth of each class of train, for there is no such split"
+        if name in source.made:
+            shown[-1] += "; a tenth of train, for there is no such split"
         called = "held out for the audit" if name == HELD_OUT else name
         splits.append(f"{called} {len(tiles):,} ({', '.join(shown)})")
     missing = [f"no {name}" for name in ("validation", "test") if name not in source.splits]

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from histodistill.training.data.grouping import Grouping
+from histodistill.training.data.make_source import make_source
 from histodistill.training.data.npz import read_npz
-from histodistill.training.data.tiles import TileSource, make_source
+from histodistill.training.data.tiles import TileSource
 from histodistill.training.running.errors import InputError, option_string
 from histodistill.training.running.files import md5_of
 from histodistill.training.running.notes import tell
@@ -135,6 +137,7 @@ def load_medmnist(
     image_size: int | None = None,
     cache_dir: str | Path | None = None,
     download: bool = True,
+    grouping: Grouping | None = None,
 ) -> TileSource:
     """Loads one of `MEDMNIST` with its official splits, fetching its file first when it is not in the cache folder.
 
@@ -143,6 +146,7 @@ def load_medmnist(
         image_size: 28, 64, 128 or 224 takes the file of that size; another size resizes the 28-pixel file.
         cache_dir: By default the environment variable `MEDMNIST_ROOT`, else `~/.medmnist`.
         download: Whether a missing file may be fetched.
+        grouping: What was said of the groups, of which these tiles have none.
 
     Returns:
         The source.
@@ -170,10 +174,23 @@ def load_medmnist(
     else:
         raise InputError(f"{path.name} is not in {folder} and download is off: put {url} there (MD5 {md5})")
     splits, _ = read_npz(path, image_size)
-    return make_source(name, facts.class_names, splits, license=facts.license, attribution=facts.attribution)
+    return make_source(
+        name,
+        facts.class_names,
+        splits,
+        license=facts.license,
+        attribution=facts.attribution,
+        grouping=grouping,
+    )
 
 
-def load_npz(path: Path, *, image_size: int | None = None, hold_out_validation: bool = True) -> TileSource:
+def load_npz(
+    path: Path,
+    *,
+    image_size: int | None = None,
+    hold_out_validation: bool = True,
+    grouping: Grouping | None = None,
+) -> TileSource:
     """Loads a `.npz` file in the layout that `read_npz` describes.
 
     Class names are, in this order: the array of text `class_names` in the file; those of MedMNIST, if it is one of the
@@ -183,7 +200,8 @@ def load_npz(path: Path, *, image_size: int | None = None, hold_out_validation: 
     Args:
         path: The file.
         image_size: Side that tiles are brought to in pixels; by default they stay as they are.
-        hold_out_validation: Whether a part of train becomes validation where there is no such split.
+        hold_out_validation: Whether parts of train become validation and test where there are no such splits.
+        grouping: What was said of the groups.
 
     Returns:
         The source, named after the file, or after the MedMNIST set that it is.
@@ -202,6 +220,7 @@ def load_npz(path: Path, *, image_size: int | None = None, hold_out_validation: 
             license=facts.license,
             attribution=facts.attribution,
             hold_out_validation=hold_out_validation,
+            grouping=grouping,
         )
     splits, names = read_npz(path, image_size)
     if names is None:
@@ -212,7 +231,7 @@ def load_npz(path: Path, *, image_size: int | None = None, hold_out_validation: 
                 f"{alike.title} are taken for its own: put the names into it as an array class_names, and give "
                 f"{option_string('license')} when you publish"
             )
-    return make_source(path.stem, names, splits, hold_out_validation=hold_out_validation)
+    return make_source(path.stem, names, splits, hold_out_validation=hold_out_validation, grouping=grouping)
 
 
 def _published(path: Path) -> str | None:

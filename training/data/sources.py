@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TypedDict
 
 from histodistill.selection.checks import check_integer
+from histodistill.training.data.grouping import Grouping
 from histodistill.training.data.loading_notes import tell_of_tiles
 from histodistill.training.data.names import fault_of_name
-from histodistill.training.data.tiles import MIN_IMAGE_SIZE, TileSource, hold_out_for_audit
+from histodistill.training.data.splits import hold_out_for_audit
+from histodistill.training.data.tiles import MIN_IMAGE_SIZE, TileSource
 from histodistill.training.running.errors import InputError, one_line, param
 from histodistill.training.running.notes import told_by_distill, warn
 from histodistill.training.running.suggestions import did_you_mean
@@ -27,6 +29,7 @@ class _Options(TypedDict):
 
     image_size: int | None
     hold_out_validation: bool
+    grouping: Grouping
 
 
 def load_tiles(
@@ -37,6 +40,11 @@ def load_tiles(
     download: bool = True,
     hold_out_validation: bool = True,
     audit_share: float = 0.0,
+    group_column: str | None = None,
+    group_pattern: str | None = None,
+    group_kind: str | None = None,
+    split_seed: int | None = None,
+    allow_shared_groups: bool = False,
 ) -> TileSource:
     """Loads labelled RGB tiles from any source.
 
@@ -54,10 +62,10 @@ def load_tiles(
        `histodistill.training.data.decoding.decode_image` reads.
     7. `user/name`, where no folder `user` exists: a dataset id on the Hub.
 
-    Every source needs a train split. Where there is no validation split, the last tenth of each class's training tiles
-    in file order becomes validation (`hold_out_validation=False` leaves it out); where there is no test split, the
-    result has none. Odd sizes: with `image_size`, the shorter side is resized to it and the centre is cut out;
-    without, all tiles must be of one square size.
+    Every source needs a train split. Where there is no validation or test split, a tenth of the training tiles becomes
+    it: whole groups where tiles have groups, and otherwise the last tiles of each class in file order, with their near
+    copies (`hold_out_validation=False` makes none); see `make_missing_splits`. Odd sizes: with `image_size`, the
+    shorter side is resized to it and the centre is cut out; without, all tiles must be of one square size.
 
     One line on standard error tells how many tiles each class has in each split. Further ones warn of tiles that two
     splits have in common, turned or mirrored ones included, and of tiles that train has with several labels.
@@ -68,19 +76,29 @@ def load_tiles(
         cache_dir: Where downloads are kept; by default `MEDMNIST_ROOT` or `~/.medmnist` for MedMNIST, and the
             Hugging Face cache for Hub datasets.
         download: Whether a MedMNIST file that is not there may be fetched. (Hub datasets obey `HF_HUB_OFFLINE`.)
-        hold_out_validation: Whether a part of train becomes validation where there is no such split.
+        hold_out_validation: Whether parts of train become validation and test where there are no such splits.
         audit_share: Share of the training tiles that becomes the split "held_out": see `hold_out_for_audit`.
+        group_column: The column with each tile's group, such as its patient, of a source with columns.
+        group_pattern: A regular expression with a named part `group`, such as `(?P<group>[^_/]+)_`, that is searched
+            for in the path of each tile's file, relative to the source's folder.
+        group_kind: What a group is: one of `GROUP_KINDS`, such as "patient".
+        split_seed: Seed of the splits that are made.
+        allow_shared_groups: Whether a group may be in two given splits.
 
     Returns:
-        A `TileSource`, with images uint8 N×H×W×3 and labels int64 N in every split.
+        A `TileSource`, with images uint8 N×H×W×3 and labels int64 N in every split, and groups, text N, or None.
 
     Raises:
         InputError: The source is not there or cannot be used; one sentence says why and what to do.
     """
     if image_size is not None:
         check_integer(param("image_size"), image_size, MIN_IMAGE_SIZE, error=InputError)
+    if split_seed is not None:
+        check_integer(param("split_seed"), split_seed, 0, error=InputError)
+    grouping = Grouping(group_column, group_pattern, group_kind, split_seed, allow_shared_groups)
+    options: _Options = {"image_size": image_size, "hold_out_validation": hold_out_validation, "grouping": grouping}
     with told_by_distill():
-        found = hold_out_for_audit(_load(source, image_size, cache_dir, download, hold_out_validation), audit_share)
+        found = hold_out_for_audit(_load(source, cache_dir, download, options), audit_share)
         tell_of_tiles(found)
     return found
 
@@ -109,18 +127,11 @@ def check_source(source: str | Path) -> None:
         check_keys(found)
 
 
-def _load(
-    source: str | Path,
-    image_size: int | None,
-    cache_dir: str | Path | None,
-    download: bool,
-    hold_out_validation: bool,
-) -> TileSource:
+def _load(source: str | Path, cache_dir: str | Path | None, download: bool, options: _Options) -> TileSource:
     """Loads a source, see `load_tiles`, with all of its training tiles."""
     found = _find(source)
     if isinstance(found, str) and "/" not in found:
-        return _load_by_name(found, image_size, cache_dir, download)
-    options: _Options = {"image_size": image_size, "hold_out_validation": hold_out_validation}
+        return _load_by_name(found, cache_dir, download, options)
     if isinstance(found, str):
         from histodistill.training.data.hub_datasets import load_hub_dataset
 
@@ -172,7 +183,7 @@ def _data_sets() -> tuple[str, ...]:
     return ("phantom", *MEDMNIST)
 
 
-def _load_by_name(name: str, image_size: int | None, cache_dir: str | Path | None, download: bool) -> TileSource:
+def _load_by_name(name: str, cache_dir: str | Path | None, download: bool, options: _Options) -> TileSource:
     """The data set of this name. Warns where a file or folder is called so, too."""
     from histodistill.training.data.medmnist import load_medmnist
 
@@ -183,8 +194,9 @@ def _load_by_name(name: str, image_size: int | None, cache_dir: str | Path | Non
     if name == "phantom":
         from histodistill.training.data.phantom import phantom_source
 
-        return phantom_source(image_size=image_size or 28)
-    return load_medmnist(name.lower(), image_size=image_size, cache_dir=cache_dir, download=download)
+        return phantom_source(image_size=options["image_size"] or 28)
+    size, grouping = options["image_size"], options["grouping"]
+    return load_medmnist(name.lower(), image_size=size, cache_dir=cache_dir, download=download, grouping=grouping)
 
 
 def _own_name(source: TileSource) -> TileSource:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
 
 from histodistill.selection.checks import check_integer
+from histodistill.selection.near_copies import in_order
 from histodistill.selection.streams import stream
 from histodistill.selection.summaries import counted, summarise
 from histodistill.training.data.limits import check_memory, check_picture
-from histodistill.training.data.names import checked_class_names, fault_of_name
-from histodistill.training.running.errors import InputError, one_line, param
+from histodistill.training.running.errors import InputError, param
 
 
 #: The splits that a source can have, in the order in which they are kept.
@@ -50,14 +50,19 @@ class Tiles:
         images: uint8 N×H×W×3, RGB.
         labels: int64 N; other whole numbers are converted.
         soft_labels: A teacher's probabilities, float32 N×C, or None.
+        groups: The name of each tile's group, such as its patient: text N, or None where none are known.
+        attributes: What else is known of each tile, such as its site: name → text N.
 
     Raises:
-        InputError: Another dtype or shape, or not as many labels as images.
+        InputError: Another dtype or shape, not as many labels as images, or a tile without a group where others have
+            one.
     """
 
     images: np.ndarray
     labels: np.ndarray
     soft_labels: np.ndarray | None = None
+    groups: np.ndarray | None = None
+    attributes: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[-1] != 3:
@@ -70,26 +75,35 @@ class Tiles:
                 found = describe(self.soft_labels)
                 raise InputError(f"soft labels are {found}: there must be one row for each of {len(self)} images")
             object.__setattr__(self, "soft_labels", self.soft_labels.astype(np.float32))
+        if self.groups is not None:
+            object.__setattr__(self, "groups", _checked_groups(self.groups, len(self)))
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __repr__(self) -> str:
         soft = "" if self.soft_labels is None else ", with soft labels"
-        return f"Tiles({summarise(self.images, self.labels, 'tile')}{soft})"
+        groups = "" if self.groups is None else f", {counted(len(np.unique(self.groups)), 'group')}"
+        return f"Tiles({summarise(self.images, self.labels, 'tile')}{groups}{soft})"
 
     def fingerprint(self) -> str:
-        """SHA-256 (64 hex digits) of images, labels and soft labels, in their order."""
+        """SHA-256 (64 hex digits) of images, labels, soft labels, and which groups belong together, in their order."""
         digest = hashlib.sha256(json.dumps(list(self.images.shape)).encode())
         self.add_to(digest)
         return digest.hexdigest()
 
     def add_to(self, digest: hashlib._Hash) -> None:
-        """Adds images, labels and soft labels to a hash."""
+        """Adds images, labels and soft labels to a hash, and of groups and attributes which tiles share one.
+
+        Names are left out: a hash of few possible names would tell which it was made of.
+        """
         digest.update(np.ascontiguousarray(self.images).data)
         digest.update(np.ascontiguousarray(self.labels.astype("<i8")).data)
         if self.soft_labels is not None:
             digest.update(np.ascontiguousarray(self.soft_labels.astype("<f4")).data)
+        for values in (self.groups, *(self.attributes[name] for name in sorted(self.attributes))):
+            if values is not None:
+                digest.update(in_order(values).astype("<i8").data)
 
     def subset(self, indices: np.ndarray | Sequence[int]) -> Tiles:
         """The tiles at `indices`, in that order.
@@ -100,7 +114,9 @@ class Tiles:
         indices = np.asarray(indices, dtype=np.int64)
         check_memory(f"a copy of {len(indices):,} tiles", len(indices) * self.images[:1].nbytes)
         soft_labels = None if self.soft_labels is None else self.soft_labels[indices]
-        return Tiles(self.images[indices], self.labels[indices], soft_labels)
+        groups = None if self.groups is None else self.groups[indices]
+        attributes = {name: values[indices] for name, values in self.attributes.items()}
+        return Tiles(self.images[indices], self.labels[indices], soft_labels, groups, attributes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +131,9 @@ class TileSource:
         image_size: Side of every tile in pixels.
         license: Licence of the tiles where known.
         attribution: Whom to credit, where known.
-        validation_was_train: Whether the validation split was made of training tiles, since the data has none.
+        made: The splits that were made of training tiles, since the data has none.
+        group_kind: What a group is, one of `GROUP_KINDS`; None where the tiles have no groups.
+        shared_groups: Groups that are in several given splits, where this was allowed.
     """
 
     name: str
@@ -124,7 +142,9 @@ class TileSource:
     image_size: int
     license: str | None = None
     attribution: str | None = None
-    validation_was_train: bool = False
+    made: tuple[str, ...] = ()
+    group_kind: str | None = None
+    shared_groups: int = 0
 
     def __repr__(self) -> str:
         splits = ", ".join(f"{name} {len(tiles):,}" for name, tiles in self.splits.items())
@@ -150,107 +170,6 @@ class TileSource:
             digest.update(json.dumps([name, list(tiles.images.shape)]).encode())
             tiles.add_to(digest)
         return digest.hexdigest()
-
-
-def make_source(
-    name: str,
-    class_names: Sequence[str],
-    splits: dict[str, Tiles],
-    *,
-    license: str | None = None,
-    attribution: str | None = None,
-    hold_out_validation: bool = True,
-) -> TileSource:
-    """Makes a source: checks the splits against each other, and holds out a validation split where there is none.
-
-    Args:
-        name: Short name of the source.
-        class_names: The name of each label.
-        splits: Tiles by split, "train" among them; they are kept in the order of `SPLITS`.
-        license: Licence of the tiles where known.
-        attribution: Whom to credit, where known.
-        hold_out_validation: Whether a part of train becomes validation where there is no such split.
-
-    Raises:
-        InputError: Names that `checked_class_names` refuses, fewer than two classes, a class with no training tile, a
-            label that is no class, an empty split, tiles of different size, tiles that are not square, or tiles
-            smaller than 8 pixels.
-    """
-    fault = fault_of_name(name)
-    if fault:
-        raise InputError(f"the source {one_line(name)!r} has a name with {fault}: name it in letters of UTF-8")
-    names = checked_class_names(name, class_names)
-    if "train" not in splits:
-        raise InputError(f"{name} has no train split: a source needs one")
-    if len(names) < 2:
-        raise InputError(f"{name} has only one class ({', '.join(names)}): at least 2 are needed")
-    height, width = splits["train"].images.shape[1:3]
-    for split, tiles in splits.items():
-        _check_split(name, split, tiles, (height, width), len(names))
-    _check_shape(name, height, width)
-    counts = np.bincount(splits["train"].labels, minlength=len(names))
-    if not counts.all():
-        empty = int(np.argmin(counts))
-        raise InputError(
-            f"class {names[empty]!r} (label {empty}) of {name} has no training tile: every class needs one; "
-            "add tiles or leave the class out"
-        )
-    make_validation = "validation" not in splits and hold_out_validation
-    if make_validation:
-        splits = {**splits, **_hold_out(splits["train"])}
-    ordered = {split: splits[split] for split in SPLITS if split in splits}
-    return TileSource(name, names, ordered, int(height), license, attribution, make_validation)
-
-
-def _check_split(name: str, split: str, tiles: Tiles, size: tuple[int, int], num_classes: int) -> None:
-    """Checks that a split of the source `name` has tiles, of this height and width, and no label that is no class."""
-    if not len(tiles):
-        raise InputError(f"the {split} split of {name} is empty: it needs at least one tile")
-    if tiles.images.shape[1:3] != size:
-        found = "x".join(map(str, tiles.images.shape[2:0:-1]))
-        raise InputError(
-            f"the {split} tiles of {name} are {found} pixels and the train tiles {size[1]}x{size[0]}: give "
-            f"{param('image_size')} to bring all to one size"
-        )
-    low, high = int(tiles.labels.min()), int(tiles.labels.max())
-    if low < 0 or high >= num_classes:
-        bad = low if low < 0 else high
-        raise InputError(
-            f"the {split} split of {name} holds the label {bad}: "
-            f"labels must be 0 to {num_classes - 1}, one of the {num_classes} classes that train has"
-        )
-
-
-def _check_shape(name: str, height: int, width: int) -> None:
-    """Checks that the tiles of a source are square, and not too small."""
-    if height != width:
-        raise InputError(
-            f"the tiles of {name} are {width}x{height} pixels: they must be square; give {param('image_size')} to "
-            "resize the shorter side and cut out the centre"
-        )
-    if height < MIN_IMAGE_SIZE:
-        raise InputError(
-            f"the tiles of {name} are {width}x{height} pixels: they must be at least {MIN_IMAGE_SIZE}; give a larger "
-            f"{param('image_size')} to enlarge them"
-        )
-
-
-def _hold_out(train: Tiles) -> dict[str, Tiles]:
-    """Train without the last tenth of each class's tiles, in order, and this tenth as validation.
-
-    A class of two tiles or more gives at least one.
-
-    Tiles of one slide or region mostly lie side by side in file order, so the end of the list is a fairer test than
-    a random tenth.
-    """
-    held = np.zeros(len(train), dtype=bool)
-    for label in np.unique(train.labels):
-        members = np.flatnonzero(train.labels == label)
-        count = min(max(1, (len(members) + 5) // 10), len(members) - 1)
-        held[members[len(members) - count :]] = True
-    if not held.any():
-        raise InputError("there is one training tile per class and no validation split: give at least 2 per class")
-    return {"train": train.subset(np.flatnonzero(~held)), "validation": train.subset(np.flatnonzero(held))}
 
 
 def sample_per_class(labels: np.ndarray | Sequence[int], n_per_class: int, seed: int) -> np.ndarray:
@@ -282,41 +201,6 @@ def sample_per_class(labels: np.ndarray | Sequence[int], n_per_class: int, seed:
             )
         chosen.append(stream("random real tiles of a class", seed, int(label)).permutation(members)[:n_per_class])
     return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)
-
-
-def hold_out_for_audit(source: TileSource, share: float) -> TileSource:
-    """Moves a random `share` of each class's training tiles, at least one of two or more, to the split "held_out".
-
-    The privacy audit asks whether training tiles can be told from tiles that no model has seen. The answer means
-    something only where chance alone decided which are which; validation tiles mostly come from other slides. The
-    draw is the same every time, so that all stages of a run agree on it.
-
-    Args:
-        source: The data, with a train split.
-        share: At least 0 and below 1; 0 changes nothing.
-
-    Returns:
-        The source with fewer training tiles and the further split.
-
-    Raises:
-        InputError: For another share, or where every class has a single tile.
-    """
-    if not 0 <= share < 1:
-        raise InputError(f"{param('audit_share')}={share} is out of range: it must be at least 0 and below 1")
-    if share == 0:
-        return source
-    train = source.split("train")
-    held = np.zeros(len(train), dtype=bool)
-    for label in np.unique(train.labels):
-        members = np.flatnonzero(train.labels == label)
-        count = min(max(1, round(share * len(members))), len(members) - 1)
-        # Without a purpose in its key, and therefore no stream of those that have one (see `selection.streams`). It
-        # keeps its numbers, so that a run made before is audited with the very tiles that its models never saw.
-        held[np.random.default_rng(int(label)).permutation(members)[:count]] = True
-    if not held.any():
-        raise InputError(f"{source.name} has one training tile per class: give more, or an audit_share of 0")
-    parts = {"train": train.subset(np.flatnonzero(~held)), HELD_OUT: train.subset(np.flatnonzero(held))}
-    return replace(source, splits={**source.splits, **parts})
 
 
 def fit_tile(image: Image.Image, size: int, name: str = "an image") -> Image.Image:
@@ -375,6 +259,17 @@ def check_soft_labels(soft_labels: np.ndarray, where: str) -> None:
             f"{sums[row]:.4g}: a row must be probabilities, at least 0 and with the sum 1; save them so, or leave the "
             "column out"
         )
+
+
+def _checked_groups(groups: np.ndarray, count: int) -> np.ndarray:
+    """Groups as text, of which each of `count` tiles has one."""
+    if groups.shape != (count,):
+        raise InputError(f"groups are {describe(groups)}: there must be one for each of {count} tiles")
+    groups = groups.astype(np.str_)
+    if (groups == "").any():
+        row = int(np.argmax(groups == ""))
+        raise InputError(f"tile {row} has no group: give each tile one, or none of them any")
+    return groups
 
 
 def describe(array: np.ndarray) -> str:

@@ -7,8 +7,9 @@ import pytest
 
 from histodistill.selection.views import apply_symmetry
 from histodistill.training.data.loading_notes import tiles_in_one_line, warnings_of_copies
+from histodistill.training.data.make_source import make_source
 from histodistill.training.data.sources import load_tiles
-from histodistill.training.data.tiles import Tiles, TileSource, make_source
+from histodistill.training.data.tiles import Tiles, TileSource
 
 
 def random_tiles(n: int, size: int = 12, classes: int = 2, seed: int = 0) -> Tiles:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from histodistill.hub_cards.names import LONGEST_NAME
+from histodistill.training.data.make_source import make_source
 from histodistill.training.data.names import fault_of_name
-from histodistill.training.data.tiles import Tiles, make_source
+from histodistill.training.data.tiles import Tiles
 from histodistill.training.running.errors import InputError, one_line
 
 

@@ -1,0 +1,94 @@
+"""The units of an audit: what of the real tiles belongs together, and which units are held out at random.
+
+A unit is a patient, or whatever the groups of the tiles are; without groups it is a tile with its near copies. Groups
+that have a near copy in common are one unit, since a tile on either side of a split would tell of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from histodistill.selection.near_copies import connected, in_order, near_pairs
+
+
+# Draws of units that are tried until one leaves each class with a training tile.
+_MOST_DRAWS = 1000
+
+
+def find_units(sets: Sequence[np.ndarray], groups: np.ndarray | None = None) -> np.ndarray:
+    """The unit of each tile of several sets, one after the other.
+
+    Args:
+        sets: uint8 N×S×S×3 each, of one size S.
+        groups: The group of each tile, N of any type that NumPy sorts; None where nothing is known of them.
+
+    Returns:
+        int64 N, from 0 on in the order of their first tile.
+    """
+    count = sum(map(len, sets))
+    pairs = near_pairs(sets)
+    if groups is None:
+        return connected(pairs, count)
+    codes = in_order(groups)
+    return connected(codes[pairs], int(codes.max(initial=-1)) + 1)[codes]
+
+
+def classes_of_units(units: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The class that each unit has most tiles of, the lowest of several: int64, for units 0, 1, ...
+
+    Args:
+        units: int64 N, each number from 0 on.
+        labels: N whole numbers ≥ 0.
+    """
+    if not len(units):
+        return np.empty(0, np.int64)
+    pairs, counts = np.unique(np.stack([units, labels], axis=1), axis=0, return_counts=True)
+    order = np.lexsort((pairs[:, 1], -counts, pairs[:, 0]))
+    _, first = np.unique(pairs[order, 0], return_index=True)
+    return pairs[order[first], 1].astype(np.int64)
+
+
+def draw_units(classes: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Draws `count` units, each as likely as any other, spread over their classes: bool U.
+
+    A systematic draw: units in random order, class by class, of which every so-manieth is taken. So a permutation test
+    that draws them anew in this way draws them as they were drawn.
+
+    Args:
+        classes: int64 U, see `classes_of_units`.
+        count: 0 to U.
+        rng: The source of chance.
+    """
+    drawn = np.zeros(len(classes), dtype=bool)
+    if count:
+        order = rng.permutation(len(classes))
+        order = order[np.argsort(rng.permutation(classes.max() + 1)[classes[order]], kind="stable")]
+        drawn[order[np.floor((rng.random() + np.arange(count)) * len(classes) / count).astype(int)]] = True
+    return drawn
+
+
+def hold_out_units(units: np.ndarray, labels: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Draws whole units at random, about a share of all, so that each class keeps a tile of another: bool N.
+
+    At least two are drawn where there are four or more: of one, an attack could say nothing.
+
+    Args:
+        units: int64 N, each number from 0 on.
+        labels: N whole numbers ≥ 0.
+        share: Above 0 and below 1.
+        rng: The source of chance.
+
+    Raises:
+        ValueError: If there is a single unit, or none of many draws leaves each class with a tile.
+    """
+    classes = classes_of_units(units, labels)
+    count = min(max(round(share * len(classes)), 2 if len(classes) >= 4 else 1), len(classes) - 1)
+    if count < 1:
+        raise ValueError("there is only one: there must be at least 2, one of which is held out")
+    for _ in range(_MOST_DRAWS):
+        held = draw_units(classes, count, rng)[units]
+        if len(np.unique(labels[~held])) == len(np.unique(labels)):
+            return held
+    raise ValueError("whichever are held out, a class is left without a training tile")

@@ -1,0 +1,48 @@
+"""What a source holds, without its pixels: enough to see in seconds whether it was understood, however many tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class ListedSplit:
+    """The tiles of one split, as they are known without being decoded.
+
+    Attributes:
+        labels: int64 N, the class of each tile.
+        groups: Text N, or None where the split has none.
+        attributes: What else is known of each tile, such as its site: name → text N.
+    """
+
+    labels: np.ndarray
+    groups: np.ndarray | None = None
+    attributes: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """What a source holds; its splits are those that were given.
+
+    Attributes:
+        name: As `TileSource.name`.
+        class_names: The name of each label.
+        splits: Split → its tiles.
+        sizes: Width and height in pixels → tiles that were seen to have it, by their headers; of large sources a
+            sample of the tiles, spread evenly.
+        bytes_on_disk: Of the files that hold the tiles; 0 for tiles that are drawn.
+        is_sample: Whether `sizes` are those of a sample.
+    """
+
+    name: str
+    class_names: list[str]
+    splits: dict[str, ListedSplit]
+    sizes: dict[tuple[int, int], int]
+    bytes_on_disk: int
+    is_sample: bool = False

@@ -1,0 +1,244 @@
+"""Splits of tiles that never divide what belongs together: a group, or a tile and its near copies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+
+from histodistill.selection.streams import stream
+from histodistill.selection.summaries import counted
+from histodistill.selection.units import classes_of_units, find_units, hold_out_units
+from histodistill.training.data.grouping import Grouping
+from histodistill.training.data.tiles import HELD_OUT, Tiles, TileSource
+from histodistill.training.running.errors import InputError, one_line, param
+from histodistill.training.running.notes import warn
+
+
+# A split that is made takes one of so many parts of train.
+_PARTS = 10
+# The splits that can be made, in order.
+_MADE = ("validation", "test")
+# Ways to put groups into parts that are tried until one leaves each class with a training tile.
+_MOST_TRIES = 20
+
+
+def check_groups(name: str, splits: Mapping[str, Tiles], grouping: Grouping) -> int:
+    """Sees that no group is in two of the splits that a source has.
+
+    Args:
+        name: What the source is called.
+        splits: Its tiles, by split.
+        grouping: What was said of the groups.
+
+    Returns:
+        The number of groups in several splits, where this was allowed, and otherwise 0.
+
+    Raises:
+        InputError: If there are such groups, if the user said where groups are and there are none, or if splits that
+            are trained on and looked at do not both have groups.
+    """
+    if splits["train"].groups is None:
+        if grouping.was_asked_for:
+            option = param("group_column" if grouping.column is not None else "group_pattern")
+            raise InputError(f"{name} has no groups by {option}={grouping.column or grouping.pattern}: leave it out")
+        if grouping.kind is not None:
+            raise InputError(
+                f"{param('group_kind')}={grouping.kind} is given and {name} has no groups: say where they are with "
+                f"{param('group_column')} or {param('group_pattern')}"
+            )
+    with_groups = {split: np.unique(tiles.groups) for split, tiles in splits.items() if tiles.groups is not None}
+    for split in splits.keys() - with_groups.keys() if with_groups else ():
+        warn(
+            f"the {split} split of {name} has no groups: nothing is known of groups that are in {split} and elsewhere"
+        )
+    shared: set[str] = set()
+    for first, second in combinations(with_groups, 2):
+        both = np.intersect1d(with_groups[first], with_groups[second])
+        if len(both) and not grouping.allow_shared:
+            raise InputError(
+                f"{counted(len(both), 'group is', 'groups are')} in both {first} and {second} of {name} (such as "
+                f"{one_line(str(both[0]))!r}): what is measured on them looks better than it is; give each group to "
+                f"one split, or give {param('allow_shared_groups')}, which cards and reports then say"
+            )
+        shared.update(both.tolist())
+    return len(shared)
+
+
+def make_missing_splits(
+    name: str, splits: Mapping[str, Tiles], seed: int | None = None
+) -> tuple[dict[str, Tiles], tuple[str, ...]]:
+    """Makes validation and test of a tenth of the training tiles each, where there are no such splits.
+
+    Whole groups go to a split, with about a tenth of each class (scikit-learn's `StratifiedGroupKFold`). Without
+    groups a tile goes with its near copies, and each class gives the last of its tiles in file order: tiles of one
+    slide or region mostly lie side by side there, so that this is a fairer test than a random tenth. With a seed it
+    is a random tenth.
+
+    There is no test split where a class has too few tiles, or groups, for one.
+
+    Args:
+        name: What the source is called.
+        splits: Its tiles by split, "train" among them.
+        seed: Seed of what is random.
+
+    Returns:
+        All splits, and the names of those that were made.
+
+    Raises:
+        InputError: If there are too few tiles, or groups, for a validation split.
+    """
+    splits = dict(splits)
+    made = tuple(split for split in _MADE if split not in splits)
+    if not made:
+        return splits, ()
+    train = splits["train"]
+    units = find_units([train.images], train.groups)
+    sizes = np.bincount(train.labels)
+    for split in made:
+        if train.groups is None:
+            taken = _last_of_each_class(units, train.labels, sizes, split, seed)
+        else:
+            taken = _part_of_groups(units, train.labels, split, seed or 0)
+        if taken is None and split == "validation":
+            what = "training tile" if train.groups is None else "group"
+            raise InputError(
+                f"{name} has no validation split, and one {what} of a class at least: give at least 2 per class"
+            )
+        if taken is None:
+            made = tuple(other for other in made if other != split)
+            continue
+        splits |= {split: train.subset(np.flatnonzero(taken)), "train": train.subset(np.flatnonzero(~taken))}
+        train, units = splits["train"], np.unique(units[~taken], return_inverse=True)[1]
+    return splits, made
+
+
+def hold_out_for_audit(source: TileSource, share: float) -> TileSource:
+    """Moves a random `share` of the training tiles to the split "held_out": whole groups, or tiles with their copies.
+
+    The privacy audit asks whether training tiles can be told from tiles that no model has seen. The answer means
+    something only where chance alone decided which are which; validation tiles mostly come from other slides. The
+    draw is the same every time, so that all stages of a run agree on it.
+
+    With groups it is about that share of them, and at least two of four or more. Without, it is that share of each
+    class's tiles, at least one of two or more, and near copies stay together.
+
+    Args:
+        source: The data, with a train split.
+        share: At least 0 and below 1; 0 changes nothing.
+
+    Returns:
+        The source with fewer training tiles and the further split.
+
+    Raises:
+        InputError: For another share, or where there are too few tiles or groups.
+    """
+    if not 0 <= share < 1:
+        raise InputError(f"{param('audit_share')}={share} is out of range: it must be at least 0 and below 1")
+    if share == 0:
+        return source
+    train = source.split("train")
+    units = find_units([train.images], train.groups)
+    if train.groups is None:
+        held = _random_of_each_class(units, train.labels, share)
+        if not held.any():
+            raise InputError(f"{source.name} has one training tile per class: give more, or an audit_share of 0")
+    else:
+        try:
+            held = hold_out_units(units, train.labels, share, stream("groups that are held out for the audit"))
+        except ValueError as error:
+            raise InputError(
+                f"groups of {source.name} cannot be held out for the audit ({error}): give {param('audit_share')} 0"
+            ) from error
+    parts = {"train": train.subset(np.flatnonzero(~held)), HELD_OUT: train.subset(np.flatnonzero(held))}
+    return replace(source, splits={**source.splits, **parts})
+
+
+def _last_of_each_class(
+    units: np.ndarray, labels: np.ndarray, sizes: np.ndarray, split: str, seed: int | None
+) -> np.ndarray | None:
+    """A tenth of each class's tiles, with their near copies: bool N.
+
+    Args:
+        units: int64 N, from 0 on.
+        labels: int64 N.
+        sizes: Tiles of each class of which a tenth is taken: some may be taken already.
+        split: What they become.
+        seed: Of a random tenth; None takes the last tiles.
+
+    Returns:
+        None for a validation split where no class has two tiles, and for a test split where a class has none to give.
+    """
+    taken = np.zeros(len(labels), dtype=bool)
+    rows_of_unit = np.split(np.argsort(units, kind="stable"), np.cumsum(np.bincount(units))[:-1])
+    left = np.bincount(labels)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        order = members[::-1]
+        if seed is not None:
+            rng = stream("tiles of a split that is made", seed, _MADE.index(split), int(label))
+            order = rng.permutation(members)
+        count = min(max(1, (int(sizes[label]) + _PARTS // 2) // _PARTS), len(members) - 1)
+        enough = len(members) - count
+        for row in order:
+            if left[label] <= enough:
+                break
+            rows = rows_of_unit[units[row]]
+            after = left - np.bincount(labels[rows], minlength=len(left))
+            # A near copy may be of another class, and its last tile.
+            if not taken[row] and (after[np.unique(labels[rows])] > 0).all():
+                taken[rows], left = True, after
+        if split == "test" and left[label] == len(members):
+            return None
+    return taken if taken.any() else None
+
+
+def _leaves_none(taken: np.ndarray, labels: np.ndarray) -> bool:
+    """Whether a class would have no tile left."""
+    return len(np.unique(labels[~taken])) < len(np.unique(labels))
+
+
+def _part_of_groups(units: np.ndarray, labels: np.ndarray, split: str, seed: int) -> np.ndarray | None:
+    """Whole units with about a tenth of each class: bool N; None where a class would be left without a tile."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    parts = min(_PARTS, len(np.unique(units)))
+    if parts < 2:
+        return None
+    shares = np.bincount(labels) / parts
+    best, least = None, np.inf
+    for number in range(_MOST_TRIES):
+        rng = stream("groups of a split that is made", seed, _MADE.index(split), number)
+        folds = StratifiedGroupKFold(parts, shuffle=True, random_state=int(rng.integers(2**31)))
+        for _, rows in folds.split(labels, labels, units):
+            taken = np.zeros(len(labels), dtype=bool)
+            taken[rows] = True
+            if not len(rows) or _leaves_none(taken, labels):
+                continue
+            counts = np.bincount(labels[rows], minlength=len(shares))
+            # A class that is missing weighs more than any other fault.
+            fault = np.abs(counts - shares).sum() / shares.sum() + 10 * (counts[shares > 0] == 0).sum()
+            if fault < least:
+                best, least = taken, fault
+        if least < 1:
+            break
+    return best
+
+
+def _random_of_each_class(units: np.ndarray, labels: np.ndarray, share: float) -> np.ndarray:
+    """A random share of the units of each class, but for one of them: bool N."""
+    classes = classes_of_units(units, labels)
+    held = np.zeros(len(classes), dtype=bool)
+    for label in np.unique(classes):
+        members = np.flatnonzero(classes == label)
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        # Without a purpose in its key, and therefore no stream of those that have one (see `selection.streams`). It
+        # keeps its numbers, so that tiles without near copies are held out as they always were.
+        held[np.random.default_rng(int(label)).permutation(members)[:count]] = True
+    taken = held[units]
+    # Of a class whose tiles are all near copies of another's, none may be left.
+    for label in np.setdiff1d(labels, labels[~taken]):
+        held[units[labels == label]] = False
+    return held[units]
