@@ -29,7 +29,7 @@ def hub(monkeypatch):
 @pytest.mark.parametrize("name", ["eval", "holdout", "unsupervised", "CRC_VAL_HE_7K"])
 def test_splits_of_no_known_name_are_told(hub, capsys, name):
     hub |= {"train": datasets.Dataset(table(8)), "dev": datasets.Dataset(table(4)), name: datasets.Dataset(table(2))}
-    source = load_tiles("someone/tiles")
+    source = load_tiles("someone/tiles", hold_out_validation=False)
     assert {split: len(tiles) for split, tiles in source.splits.items()} == {"train": 8, "validation": 4}
     expected = f"warning: someone/tiles: splits not called train, validation or test are not used ({name})"
     assert expected in capsys.readouterr().err.splitlines()

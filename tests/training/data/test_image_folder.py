@@ -38,18 +38,20 @@ def test_image_formats(tmp_path, suffix):
     assert len(source.split("train")) + len(source.split("validation")) == 4
 
 
-def test_missing_validation_is_the_last_tenth_of_each_class(tmp_path):
+def test_missing_validation_and_test_are_the_last_tenths_of_each_class(tmp_path):
     folder = image_folder(tmp_path, {"train/a": 20, "train/b": 5})
     source = load_tiles(folder)
     assert source.split("validation").labels.tolist() == [0, 0, 1]
     assert source.split("validation").images[:, 0, 0, 0].tolist() == [18, 19, 4]
-    assert len(source.split("train")) == 22
+    assert source.split("test").images[:, 0, 0, 0].tolist() == [16, 17, 3]
+    assert source.split("train").images[:, 0, 0, 0].tolist() == [*range(16), *range(3)]
+    assert source.made == ("validation", "test")
     whole = load_tiles(folder, hold_out_validation=False)
     assert list(whole.splits) == ["train"] and len(whole.split("train")) == 25
 
 
 def test_missing_test_split_is_an_error_only_when_asked_for(tmp_path):
-    source = load_tiles(image_folder(tmp_path, {"train/a": 3, "train/b": 3}))
+    source = load_tiles(image_folder(tmp_path, {"train/a": 2, "train/b": 3}))  # too few to make one
     with pytest.raises(InputError, match="no 'test' split: it has train, validation"):
         source.split("test")
 
@@ -189,7 +191,10 @@ def told(folder: Path, capsys, **options: object) -> list[str]:
     return captured.err.splitlines()
 
 
-COUNTS = "tiles of slides, 10x10 px: train 8 (a 4, b 4), validation 4 (a 2, b 2), no test"
+COUNTS = (
+    "tiles of slides, 10x10 px: train 6 (a 3, b 3), validation 4 (a 2, b 2), "
+    "test 2 (a 1, b 1; a tenth of train, for there is no such split)"
+)
 
 
 def test_a_folder_with_nothing_else_is_told_in_one_line(folder, capsys):
@@ -201,7 +206,8 @@ def test_every_suffix_of_a_format_that_is_read_is_taken(folder, suffix):
     tile = folder / "train" / "a" / "tile_000.png"
     tile.rename(tile.with_suffix(suffix.upper()))
     (folder / "train" / "a" / "tile_001.png").rename(folder / "train" / "a" / f"x{suffix}")
-    assert np.bincount(load_tiles(folder).split("train").labels).tolist() == [4, 4]
+    train = load_tiles(folder, hold_out_validation=False).split("train")
+    assert np.bincount(train.labels).tolist() == [4, 4]
 
 
 def test_other_files_are_told_with_number_and_example(folder, capsys):
@@ -416,7 +422,7 @@ def test_links_to_folders_and_files_are_followed(folder, tmp_path, capsys):
     (folder / "train" / "a" / "p1").symlink_to(store / "patient 1")
     (folder / "train" / "c").symlink_to(store / "patient 2", target_is_directory=True)
     (folder / "train" / "b" / "x.png").symlink_to(varied_folder(tmp_path / "one", {"y": 1}, seed=2) / "y/tile_000.png")
-    assert told(folder, capsys) == [
+    assert told(folder, capsys, hold_out_validation=False) == [
         f"followed 3 links that lead out of {folder} (such as train/a/p1)",
         "tiles of slides, 10x10 px: train 17 (a 9, b 5, c 3), validation 4 (a 2, b 2, c 0), no test",
     ]
@@ -485,7 +491,7 @@ def test_real_odd_files(folder):
         if path.is_file() and "_not_pathology" not in path.parts and not path.name.endswith(texts):
             (folder / "train" / "a" / path.name).write_bytes(path.read_bytes())
             if path.name in taken:
-                assert len(load_tiles(folder, image_size=10).split("train")) == 9
+                assert len(load_tiles(folder, image_size=10, hold_out_validation=False).split("train")) == 9
             else:
                 assert path.name in refused(folder, image_size=10)
             (folder / "train" / "a" / path.name).unlink()

@@ -36,8 +36,10 @@ def test_splits_that_are_made_are_told(tmp_path, capsys):
     np.savez(tmp_path / "t.npz", train_images=tiles.images, train_labels=tiles.labels)
     load_tiles(tmp_path / "t.npz", audit_share=0.5)
     assert capsys.readouterr().err == (
-        "tiles of t, 12x12 px: train 18 (class 0 9, class 1 9), validation 4 (class 0 2, class 1 2; the last tenth of "
-        "each class of train, for there is no such split), held out for the audit 18 (class 0 9, class 1 9), no test\n"
+        "tiles of t, 12x12 px: train 16 (class 0 8, class 1 8), "
+        "validation 4 (class 0 2, class 1 2; a tenth of train, for there is no such split), "
+        "test 4 (class 0 2, class 1 2; a tenth of train, for there is no such split), "
+        "held out for the audit 16 (class 0 8, class 1 8)\n"
     )
 
 
@@ -91,9 +93,10 @@ def test_tiles_with_several_labels_are_warned_of():
     assert warnings_of_copies(source(train)) == []
 
 
-def test_copies_that_we_hold_out_ourselves_are_warned_of(tmp_path, capsys):
+def test_copies_are_never_in_two_splits_that_we_make(tmp_path, capsys):
     tiles = random_tiles(40)
     images = np.concatenate([tiles.images[:20], tiles.images[:20]])
     np.savez(tmp_path / "t.npz", train_images=images, train_labels=tiles.labels)
-    load_tiles(tmp_path / "t.npz")
-    assert "warning: 4 of 4 validation tiles of t are train tiles too, 0 of them turned" in capsys.readouterr().err
+    source = load_tiles(tmp_path / "t.npz", audit_share=0.2)
+    assert list(source.splits) == ["train", "validation", "test", "held_out"]
+    assert warnings_of_copies(source) == [] and "warning" not in capsys.readouterr().err

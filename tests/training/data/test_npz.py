@@ -28,7 +28,11 @@ def test_splits_may_be_missing(tmp_path):
     content = {key: value for key, value in arrays(classes=2, per_class=10).items() if key.startswith("train")}
     np.savez(tmp_path / "mine.npz", **content)
     source = load_tiles(tmp_path / "mine.npz")
-    assert {name: len(tiles) for name, tiles in source.splits.items()} == {"train": 18, "validation": 2}
+    assert {name: len(tiles) for name, tiles in source.splits.items()} == {
+        "train": 16,
+        "validation": 2,
+        "test": 2,
+    }
 
 
 @pytest.mark.parametrize(
