@@ -309,6 +309,7 @@ def open_run(config: DistillConfig, max_train_steps: Mapping[str, int] | None = 
     check_image_size(preset, source.image_size)
 
     from histodistill.training.data.audit_tiles import real_tiles
+    from histodistill.training.data.group_facts import group_facts
 
     real_tiles(source)
     source.split("test")
@@ -338,6 +339,7 @@ def open_run(config: DistillConfig, max_train_steps: Mapping[str, int] | None = 
         **({"set": list(config.set)} if config.set else {}),
         "class_names": source.class_names,
         "num_tiles": {name: len(tiles) for name, tiles in source.splits.items()},
+        **({"groups": groups_told} if (groups_told := group_facts(source)) else {}),
         "image_size": source.image_size,
         "seed": config.seed,
         # As it comes back from the file.
