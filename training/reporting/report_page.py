@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-from histodistill.hub_cards.documents import check_document
-from histodistill.hub_cards.errors import ContentError
-from histodistill.hub_cards.group_facts import SINGLE_TILES, GroupFacts
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.images import base64_png
 from histodistill.training.evaluation.run_facts import package_versions, privacy_facts
 from histodistill.training.evaluation.verdicts import read_run_audit
 from histodistill.training.reporting.audit_texts import audit_texts
 from histodistill.training.reporting.class_scores import class_scores
+from histodistill.training.reporting.group_texts import group_sentences
 from histodistill.training.reporting.pictures import (
     ACCURACY_PICTURE,
     BENCHMARK_PICTURES,
@@ -37,7 +35,6 @@ from histodistill.training.reporting.scores import (
 from histodistill.training.reporting.selector_texts import selector_text
 from histodistill.training.reporting.size_curve import size_curves
 from histodistill.training.reporting.summary import tile_lines
-from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import write_text
 from histodistill.training.running.stages import read_record
 
@@ -140,22 +137,6 @@ def _page(run: Path) -> dict[str, Any]:
         "run_settings": _flat(about.get("settings", {})),
         "versions": package_versions(records).items(),
     }
-
-
-def group_sentences(about: dict[str, Any]) -> list[str]:
-    """What is known of the groups of the tiles, from run.json; nothing where that is not there.
-
-    Raises:
-        InputError: If it says something else there.
-    """
-    if not about:
-        return []
-    if (said := about.get("groups")) is None:
-        return [f"The splits and the audit are of {SINGLE_TILES}."]
-    try:
-        return check_document(said, GroupFacts).sentences()
-    except ContentError as error:
-        raise InputError(f"run.json does not say what groups there are ({error}): restore it") from error
 
 
 def _pool_quality(metrics: dict[str, Any] | None) -> dict[str, Any] | None:
