@@ -187,6 +187,7 @@ def _load_by_name(name: str, cache_dir: str | Path | None, download: bool, optio
     """The data set of this name. Warns where a file or folder is called so, too."""
     from histodistill.training.data.medmnist import load_medmnist
 
+    size, grouping = options["image_size"], options["grouping"]
     if os.path.lexists(name):
         warn(
             f"{name} is taken for the data set of this name, not for what is called so here: for that, write ./{name}"
@@ -194,8 +195,7 @@ def _load_by_name(name: str, cache_dir: str | Path | None, download: bool, optio
     if name == "phantom":
         from histodistill.training.data.phantom import phantom_source
 
-        return phantom_source(image_size=options["image_size"] or 28)
-    size, grouping = options["image_size"], options["grouping"]
+        return phantom_source(image_size=size or 28, grouping=grouping)
     return load_medmnist(name.lower(), image_size=size, cache_dir=cache_dir, download=download, grouping=grouping)
 
 
