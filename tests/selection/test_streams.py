@@ -15,8 +15,8 @@ from histodistill.selection.streams import stream, torch_seed
 
 # Their first argument is the purpose.
 TAKE_A_PURPOSE = {"stream", "torch_seed", "step_generator"}
-# Draws that keep the numbers they had: the drawings of the phantom, and the tiles that are held out for an audit.
-WITHOUT_PURPOSE = {"phantom.py", "tiles.py"}
+# A draw that keeps the numbers it had: of the tiles that are held out for an audit.
+WITHOUT_PURPOSE = {"splits.py"}
 
 
 def calls() -> list[tuple[Path, str, ast.Call]]:

@@ -6,10 +6,7 @@ import re
 from dataclasses import dataclass, replace
 
 from histodistill.training.running.errors import InputError, param
-
-
-#: What a group can be, as cards and reports call it; nothing else may be said there.
-GROUP_KINDS = ("patient", "case", "specimen", "block", "slide", "site", "group")
+from histodistill.training.running.group_options import GROUP_KINDS
 
 
 @dataclass(frozen=True)

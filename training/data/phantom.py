@@ -6,8 +6,11 @@ stage, and they are **not histology**: nothing measured on them says anything ab
 Each tile is made in two steps. Geometry gives two concentration maps, one for each stain; then the Beer-Lambert law
 turns concentration into colour, `I = I0 * exp(-(c_H * v_H + c_E * v_E))`, with the stain vectors of Ruifrok and
 Johnston, "Quantification of histochemical staining by color deconvolution" (Anal. Quant. Cytol. Histol. 23, 2001).
-Vectors, amounts of stain, focus and sensor noise vary from tile to tile. The test split imitates another centre: its
-mean stain differs. About half of the tiles hold some of a second tissue; the label is the tissue that fills most.
+About half of the tiles hold some of a second tissue; the label is the tissue that fills most.
+
+Tiles are of patients, each with stains, nuclei and glands of its own (`phantom_patients`), and these are of sites. The
+test split imitates another centre: its mean stain differs. Within a patient, stains, focus and sensor noise vary a
+little from tile to tile.
 """
 
 from __future__ import annotations
@@ -16,44 +19,53 @@ import numpy as np
 
 from histodistill.selection.checks import check_integer
 from histodistill.selection.stains import STAIN_VECTORS
+from histodistill.selection.streams import stream
+from histodistill.training.data.grouping import Grouping
+from histodistill.training.data.phantom_patients import Patients, draw_patients
+from histodistill.training.data.phantom_tissues import TISSUES, gradient, waves
 from histodistill.training.data.tiles import SPLITS, Tiles, TileSource
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.suggestions import did_you_mean
 
 
 #: The tissues that can be drawn; the index is the label.
-PHANTOM_CLASSES = ("adipose", "glands", "lymphocytes", "mucus", "stroma")
+PHANTOM_CLASSES = tuple(TISSUES)
 #: Tiles of each class by split, where nothing else is asked for.
 PHANTOM_SIZES = {"train": 300, "validation": 60, "test": 100}
 #: Least side of a tile in pixels: on fewer, nuclei are no longer to be seen.
 MIN_IMAGE_SIZE = 16
+# Tiles of each class that a patient has, at most; but there are so many patients at least, where tiles suffice, since
+# of fewer none could be held out.
+_TILES_PER_PATIENT, _FEWEST_PATIENTS = 3, 4
 # Tiles of fewer pixels along a side are drawn at twice the size and averaged, so that edges are smooth.
 _SMOOTH_FROM = 128
-# How a centre stains: what it adds to the stain vectors (`STAIN_VECTORS`) of haematoxylin and of eosin, and what it
-# multiplies their amounts by.
-_Centre = tuple[tuple[float, float, float], tuple[float, float, float], float, float]
-
-# Optical density per unit of stain (red, green, blue) of the two stains of H&E.
-_HAEMATOXYLIN, _EOSIN, _ = STAIN_VECTORS
-
-# The centre that train and validation come from, and the other one that test comes from.
-_CENTRES: dict[str, _Centre] = {
-    "train": ((0.00, 0.00, 0.00), (0.06, 0.00, 0.10), 1.00, 1.00),
-    "test": ((-0.07, 0.05, 0.07), (0.12, -0.05, 0.22), 1.12, 0.86),
-}
+# Between tiles of one patient: the standard deviation of what is added to a stain vector, and of the logarithm of the
+# amount of a stain.
+_VECTOR, _AMOUNT = 0.015, 0.06
 
 
-def phantom_source(*, image_size: int = 28, seed: int = 0, sizes: dict[str, int] | None = None) -> TileSource:
+def phantom_source(
+    *,
+    image_size: int = 28,
+    seed: int = 0,
+    sizes: dict[str, int] | None = None,
+    grouping: Grouping | None = None,
+) -> TileSource:
     """Makes the phantom's splits in memory; nothing is read from disk or cached.
 
     Args:
         image_size: Side of a tile in pixels, at least 16. The same seed shows the same fields of view at any size.
         seed: At least 0.
-        sizes: Tiles per class for each split; by default 300 / 60 / 100.
+        sizes: Tiles per class for each split; by default 300 / 60 / 100, which are of 100 / 20 / 34 patients.
+        grouping: What was said of the groups, which can be no more than what they are called.
 
     Raises:
-        InputError: `image_size`, `seed` or a size out of range.
+        InputError: `image_size`, `seed` or a size out of range, or groups elsewhere than in the drawings.
     """
+    grouping = (grouping or Grouping()).usual("patient")
+    if grouping.was_asked_for:
+        option = param("group_column" if grouping.column is not None else "group_pattern")
+        raise InputError(f"phantom has patients of its own, and neither columns nor files: leave {option} out")
     sizes = PHANTOM_SIZES if sizes is None else sizes
     splits = {name: phantom_tiles(name, n, image_size=image_size, seed=seed) for name, n in sizes.items()}
     return TileSource(
@@ -63,13 +75,26 @@ def phantom_source(*, image_size: int = 28, seed: int = 0, sizes: dict[str, int]
         image_size=image_size,
         license="Apache-2.0",
         attribution="Procedural drawings made by histodistill; not histology.",
+        group_kind=grouping.kind,
     )
 
 
-def phantom_tiles(split: str, n_per_class: int, *, image_size: int = 28, seed: int = 0) -> Tiles:
+def phantom_tiles(
+    split: str, n_per_class: int, *, image_size: int = 28, seed: int = 0, patients: Patients | None = None
+) -> Tiles:
     """Draws `n_per_class` tiles of each class, in class order: images uint8 N×H×W×3 RGB and labels int64 N.
 
-    Deterministic for (`split`, `n_per_class`, `image_size`, `seed`), up to the last bit of the machine's arithmetic.
+    Each has its patient as its group, and the patient's site as the attribute `site`. Within a class, tiles of a
+    patient follow each other. Deterministic for all arguments, up to the last bit of the machine's arithmetic.
+
+    Args:
+        split: One of `SPLITS`. It decides, together with the seed, what is drawn.
+        n_per_class: At least 1.
+        image_size: Side of a tile in pixels, at least 16.
+        seed: At least 0.
+        patients: Whose tiles are drawn, as many of each patient as of another, or one more. By default they are the
+            split's own, of up to three tiles of a class each. New tiles of patients that are there already are drawn
+            with another seed, and with the patients of theirs: `draw_patients("train", 100, seed)`.
 
     Raises:
         InputError: An unknown split, or a number out of range.
@@ -80,54 +105,56 @@ def phantom_tiles(split: str, n_per_class: int, *, image_size: int = 28, seed: i
     check_integer(param("n_per_class"), n_per_class, 1, error=InputError)
     check_integer(param("image_size"), image_size, MIN_IMAGE_SIZE, error=InputError)
     check_integer(param("seed"), seed, 0, error=InputError)
-    images = []
-    for label in range(len(PHANTOM_CLASSES)):
-        # Without a purpose in its key (see `selection.streams`), since a drawing must stay the drawing it was. With
-        # seed 0, the training tiles of class 0 so share their numbers with the draw of those that are held out from
-        # it, but the one takes them for strokes and the other for an order, which do not tell of each other.
-        rng = np.random.default_rng([seed, SPLITS.index(split), label])
-        images.append(
-            _class_tiles(rng, label, n_per_class, image_size, _CENTRES["test" if split == "test" else "train"])
-        )
-    return Tiles(np.concatenate(images), np.repeat(np.arange(len(PHANTOM_CLASSES)), n_per_class))
+    if patients is None:
+        count = max(-(-n_per_class // _TILES_PER_PATIENT), min(n_per_class, _FEWEST_PATIENTS))
+        patients = draw_patients(split, count, seed)
+    of_tiles = patients[np.arange(n_per_class) * len(patients) // n_per_class]
+    images = [
+        _class_tiles(stream("drawings of the phantom", seed, SPLITS.index(split), label), label, of_tiles, image_size)
+        for label in range(len(PHANTOM_CLASSES))
+    ]
+    return Tiles(
+        np.concatenate(images),
+        np.repeat(np.arange(len(PHANTOM_CLASSES)), n_per_class),
+        groups=np.tile(of_tiles.names, len(PHANTOM_CLASSES)),
+        attributes={"site": np.tile(of_tiles.sites, len(PHANTOM_CLASSES))},
+    )
 
 
-def _class_tiles(rng: np.random.Generator, label: int, n: int, size: int, centre: _Centre) -> np.ndarray:
-    """Draws `n` tiles of one class, uint8 N×S×S×3."""
+def _class_tiles(rng: np.random.Generator, label: int, patients: Patients, size: int) -> np.ndarray:
+    """Draws a tile of one class for each of N patients, uint8 N×S×S×3."""
+    n = len(patients)
     factor = 2 if size < _SMOOTH_FROM else 1
     grid = size * factor
-    stains = _TISSUES[PHANTOM_CLASSES[label]](rng, n, grid)
+    stains = TISSUES[PHANTOM_CLASSES[label]](rng, patients, grid)
 
     # A second tissue in about half of the tiles, never the larger part.
     share = np.where(rng.random(n) < 0.5, rng.uniform(0.1, 0.49, n), 0.0)
     other = (label + rng.integers(1, len(PHANTOM_CLASSES), n)) % len(PHANTOM_CLASSES)
-    relief = _gradient(rng, n, grid) + 0.35 * _waves(rng, n, grid, 4, 0.5, 1.5)
-    for neighbour, name in enumerate(PHANTOM_CLASSES):
+    relief = gradient(rng, n, grid) + 0.35 * waves(rng, n, grid, 4, 0.5, 1.5)
+    for neighbour, draw in enumerate(TISSUES.values()):
         chosen = np.flatnonzero((other == neighbour) & (share > 0))
         if len(chosen):
-            foreign = _TISSUES[name](rng, len(chosen), grid)
+            foreign = draw(rng, patients[chosen], grid)
             for i, tile in enumerate(chosen):
                 edge = np.quantile(relief[tile], share[tile])
                 mask = np.clip((edge - relief[tile]) / 0.12 + 0.5, 0, 1)
                 stains[:, tile] += mask * (foreign[:, i] - stains[:, tile])
 
     stains = stains.reshape(2, n, size, factor, size, factor).mean(axis=(3, 5))
-    stains *= 1 + 0.10 * np.stack([_waves(rng, n, size, 3, 0.3, 1.0) for _ in range(2)])
-    return _render(rng, _defocus(rng, stains), centre)
+    stains *= 1 + 0.10 * np.stack([waves(rng, n, size, 3, 0.3, 1.0) for _ in range(2)])
+    return _render(rng, _defocus(rng, stains), patients)
 
 
-def _render(rng: np.random.Generator, stains: np.ndarray, centre: _Centre) -> np.ndarray:
+def _render(rng: np.random.Generator, stains: np.ndarray, patients: Patients) -> np.ndarray:
     """Beer-Lambert: concentrations 2×N×S×S to uint8 N×S×S×3."""
-    h_shift, e_shift, h_amount, e_amount = centre
     n, size = stains.shape[1], stains.shape[2]
     density = np.zeros((n, size, size, 3), dtype=np.float32)
-    for plane, vector, amount in (
-        (stains[0], _HAEMATOXYLIN + h_shift, h_amount),
-        (stains[1], _EOSIN + e_shift, e_amount),
-    ):
-        vectors = np.clip(vector + rng.normal(0, 0.035, (n, 3)), 0.01, None)
+    for number, plane in enumerate(stains):
+        vectors = STAIN_VECTORS[number] + patients.vectors[:, number] + rng.normal(0, _VECTOR, (n, 3))
+        vectors = np.clip(vectors, 0.01, None)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        amounts = amount * np.exp(rng.normal(0, 0.16, n))
+        amounts = patients.amounts[:, number] * np.exp(rng.normal(0, _AMOUNT, n))
         density += (plane * amounts[:, None, None])[..., None] * vectors[:, None, None, :].astype(np.float32)
     light = rng.normal(243, 3, (n, 1, 1, 1)) + rng.normal(0, 1.5, (n, 1, 1, 3))
     image = light * np.exp(-density) + rng.normal(0, 3.0, density.shape)
@@ -141,289 +168,3 @@ def _defocus(rng: np.random.Generator, stains: np.ndarray) -> np.ndarray:
     blurred = (rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:]) / 16
     weight = rng.uniform(0, 0.8, (stains.shape[1],))[:, None, None].astype(np.float32)
     return np.maximum(stains + weight * (blurred - stains), 0)
-
-
-# --- Tissues. Each function returns concentrations float32 2×N×S×S (haematoxylin, eosin), in the stain's units of
-# --- optical density. Lengths are shares of the tile's side. The numbers imitate a look; none was measured on tissue.
-
-
-def _adipose(rng: np.random.Generator, n: int, grid: int) -> np.ndarray:
-    """Large empty cells with thin walls: the borders of a jittered Voronoi diagram."""
-    y, x = _coordinates(grid)
-    spacing = rng.uniform(0.36, 0.56, n)
-    steps = np.arange(-2.5, 3.0)
-    jitter = rng.uniform(-0.32, 0.32, (2, n, len(steps), len(steps)))
-    offset = rng.uniform(-0.5, 0.5, (2, n, 1, 1))
-    seeds_y = 0.5 + (steps[:, None] + offset[0] + jitter[0]) * spacing[:, None, None]
-    seeds_x = 0.5 + (steps[None, :] + offset[1] + jitter[1]) * spacing[:, None, None]
-    seeds_y, seeds_x = (s.reshape(n, -1).astype(np.float32) for s in (seeds_y, seeds_x))
-    warp = 0.018 * _waves(rng, n, grid, 3, 1.0, 2.5)
-    first = np.full((n, grid, grid), 9.0, dtype=np.float32)
-    second = first.copy()
-    for k in range(seeds_y.shape[1]):
-        distance = np.hypot(y - seeds_y[:, k, None, None] + warp, x - seeds_x[:, k, None, None] - warp)
-        second = np.minimum(second, np.maximum(first, distance))
-        first = np.minimum(first, distance)
-    gap = second - first
-    thickness = rng.uniform(0.035, 0.075, (n, 1, 1)).astype(np.float32)
-    wall = np.clip(1.4 - gap / thickness, 0, 1)
-    haematoxylin = 0.02 + 0.14 * wall
-    eosin = 0.03 + 0.60 * wall
-    # Flat nuclei lie in the walls: of a few random places, the one nearest to a wall is taken.
-    for _ in range(3):
-        places = rng.integers(0, grid, (2, n, 12))
-        rows = np.arange(n)
-        best = gap[rows[:, None], places[0], places[1]].argmin(axis=1)
-        keep = rng.random(n) < 0.6
-        spot = (places[:, rows, best] + 0.5) / grid
-        _stamp(
-            haematoxylin,
-            rows[keep],
-            spot[0][keep],
-            spot[1][keep],
-            length=rng.uniform(0.035, 0.05, keep.sum()),
-            width=rng.uniform(0.02, 0.028, keep.sum()),
-            angle=rng.uniform(0, np.pi, keep.sum()),
-            amount=rng.uniform(1.0, 1.5, keep.sum()),
-        )
-    return np.stack([haematoxylin, eosin])
-
-
-def _glands(rng: np.random.Generator, n: int, grid: int) -> np.ndarray:
-    """Crypts: a pale lumen, columnar cells around it, and their nuclei in a ring at the base."""
-    fibres = _waves(rng, n, grid, 5, 2.0, 5.0)
-    eosin = 0.50 + 0.14 * fibres
-    haematoxylin = 0.10 + 0.02 * fibres
-    _scatter_spindles(rng, haematoxylin, count=8, chance=0.5, angle=rng.uniform(0, np.pi, n), wobble=0.6)
-    radius = rng.uniform(0.27, 0.40, n)
-    centre_y, centre_x = rng.uniform(0.32, 0.68, (2, n))
-    for ring in range(2):
-        if ring == 1:  # a neighbour, mostly cut by the border of the tile
-            direction = rng.uniform(0, 2 * np.pi, n)
-            next_radius = rng.uniform(0.24, 0.38, n)
-            reach = radius + next_radius + rng.uniform(0.05, 0.16, n)
-            centre_y, centre_x = centre_y + reach * np.sin(direction), centre_x + reach * np.cos(direction)
-            radius = next_radius
-        _draw_crypt(rng, haematoxylin, eosin, radius, centre_y, centre_x)
-    return np.stack([haematoxylin, eosin])
-
-
-def _draw_crypt(
-    rng: np.random.Generator,
-    haematoxylin: np.ndarray,
-    eosin: np.ndarray,
-    radius: np.ndarray,
-    centre_y: np.ndarray,
-    centre_x: np.ndarray,
-) -> None:
-    """Draws one crypt into each of N tiles (haematoxylin and eosin N×S×S), in place, with N radii and centres."""
-    n, grid = len(radius), eosin.shape[1]
-    y, x = _coordinates(grid)
-    squeeze, tilt = rng.uniform(0.68, 1.0, n), rng.uniform(0, np.pi, n)
-    dent, dent_angle = rng.uniform(0.0, 0.14, n), rng.uniform(0, 2 * np.pi, n)
-    lumen_share = rng.uniform(0.16, 0.48, n)
-
-    def each(values: np.ndarray) -> np.ndarray:
-        return values[:, None, None].astype(np.float32)
-
-    dy, dx = y - each(centre_y), x - each(centre_x)
-    u = dx * each(np.cos(tilt)) + dy * each(np.sin(tilt))
-    v = (dy * each(np.cos(tilt)) - dx * each(np.sin(tilt))) / each(squeeze)
-    outline = 1 + each(dent) * np.cos(3 * np.arctan2(v, u) + each(dent_angle))
-    r = np.hypot(u, v) / (each(radius) * outline)
-    body = np.clip((1.03 - r) / 0.08, 0, 1)
-    lumen = np.clip((each(lumen_share) - r) / 0.10 + 0.5, 0, 1)
-    eosin += body * (0.34 - eosin)
-    haematoxylin += body * (0.30 - haematoxylin)
-    eosin += lumen * (0.05 - eosin)
-    haematoxylin += lumen * (0.04 - haematoxylin)
-
-    count = np.rint(2 * np.pi * radius / rng.uniform(0.085, 0.115, n))
-    k = np.arange(int(count.max()))[None, :]
-    tile, slot = np.nonzero((k < count[:, None]) & (rng.random((n, k.size)) < 0.93))
-    theta = 2 * np.pi * (slot + rng.uniform(-0.22, 0.22, len(tile))) / count[tile]
-    depth = radius[tile] * (1 + dent[tile] * np.cos(3 * theta + dent_angle[tile])) * rng.normal(0.82, 0.045, len(tile))
-    pu, pv = depth * np.cos(theta), depth * np.sin(theta) * squeeze[tile]
-    cos, sin = np.cos(tilt[tile]), np.sin(tilt[tile])
-    py, px = pu * sin + pv * cos, pu * cos - pv * sin
-    _stamp(
-        haematoxylin,
-        tile,
-        centre_y[tile] + py,
-        centre_x[tile] + px,
-        length=rng.uniform(0.048, 0.066, len(tile)),
-        width=rng.uniform(0.026, 0.036, len(tile)),
-        angle=np.arctan2(py, px),
-        amount=rng.uniform(0.95, 1.55, len(tile)),
-    )
-
-
-def _lymphocytes(rng: np.random.Generator, n: int, grid: int) -> np.ndarray:
-    """A crowd of small, round, dark nuclei with little between them."""
-    between = _waves(rng, n, grid, 5, 1.0, 3.0)
-    eosin = 0.24 + 0.08 * between
-    haematoxylin = 0.16 + 0.04 * between
-    side = 10
-    spacing = rng.uniform(0.115, 0.165, n)
-    thinning = rng.uniform(0.03, 0.38, n)
-    rows, columns = np.divmod(np.arange(side * side), side)
-    jitter = rng.uniform(-0.34, 0.34, (2, n, side * side))
-    tile, slot = np.nonzero(rng.random((n, side * side)) > thinning[:, None])
-    centre_y = 0.5 + (rows[slot] - (side - 1) / 2 + jitter[0, tile, slot]) * spacing[tile]
-    centre_x = 0.5 + (columns[slot] - (side - 1) / 2 + 0.5 * (rows[slot] % 2) + jitter[1, tile, slot]) * spacing[tile]
-    size = rng.uniform(0.34, 0.44, n)[tile] * spacing[tile] * rng.uniform(0.85, 1.15, len(tile))
-    _stamp(
-        haematoxylin,
-        tile,
-        centre_y,
-        centre_x,
-        length=size * rng.uniform(1.0, 1.2, len(tile)),
-        width=size,
-        angle=rng.uniform(0, np.pi, len(tile)),
-        amount=rng.uniform(1.2, 1.9, len(tile)),
-    )
-    return np.stack([haematoxylin, eosin])
-
-
-def _mucus(rng: np.random.Generator, n: int, grid: int) -> np.ndarray:
-    """Pale bluish swirls: stripes whose phase is itself a smooth random field."""
-    phase = rng.uniform(0.35, 0.75, (n, 1, 1)).astype(np.float32) * _waves(rng, n, grid, 4, 0.5, 1.3)
-    y, x = _coordinates(grid)
-    direction = rng.uniform(0, np.pi, (n, 1, 1)).astype(np.float32)
-    frequency = rng.uniform(1.5, 4.0, (n, 1, 1)).astype(np.float32)
-    stripes = np.sin(2 * np.pi * (phase + frequency * (y * np.cos(direction) + x * np.sin(direction))))
-    clouds = _waves(rng, n, grid, 4, 0.5, 2.0)
-    haematoxylin = 0.20 + 0.10 * stripes + 0.05 * clouds
-    eosin = 0.07 + 0.03 * clouds - 0.02 * stripes
-    count = rng.integers(0, 5, n)
-    tile, _ = np.nonzero(np.arange(4)[None, :] < count[:, None])
-    size = rng.uniform(0.03, 0.045, len(tile))
-    _stamp(
-        haematoxylin,
-        tile,
-        *rng.uniform(0, 1, (2, len(tile))),
-        length=size * 1.15,
-        width=size,
-        angle=rng.uniform(0, np.pi, len(tile)),
-        amount=rng.uniform(0.8, 1.5, len(tile)),
-    )
-    return np.maximum(np.stack([haematoxylin, eosin]), 0.01)
-
-
-def _stroma(rng: np.random.Generator, n: int, grid: int) -> np.ndarray:
-    """Wavy pink fibres with clefts, and thin nuclei that follow them."""
-    y, x = _coordinates(grid)
-    angle = rng.uniform(0, np.pi, n)
-    across = y * np.cos(angle)[:, None, None] - x * np.sin(angle)[:, None, None]
-    bend = 0.075 * _waves(rng, n, grid, 3, 0.6, 1.4)
-    frequency = rng.uniform(4.5, 8.0, (n, 1, 1))
-    stripes = np.sin(2 * np.pi * frequency * (across + bend) + rng.uniform(0, 2 * np.pi, (n, 1, 1)))
-    fine = np.sin(2 * np.pi * 1.7 * frequency * (across + 1.1 * bend) + rng.uniform(0, 2 * np.pi, (n, 1, 1)))
-    fibre = (0.65 * stripes + 0.35 * fine).astype(np.float32)
-    patches = _waves(rng, n, grid, 4, 0.6, 2.0)
-    eosin = np.maximum(0.58 + 0.26 * fibre + 0.10 * patches, 0.08)
-    haematoxylin = np.maximum(0.10 + 0.04 * fibre, 0.02)
-    _scatter_spindles(rng, haematoxylin, count=9, chance=rng.uniform(0.25, 0.9, (n, 1)), angle=angle, wobble=0.15)
-    return np.stack([haematoxylin, eosin])
-
-
-# How each class is drawn.
-_TISSUES = {
-    "adipose": _adipose,
-    "glands": _glands,
-    "lymphocytes": _lymphocytes,
-    "mucus": _mucus,
-    "stroma": _stroma,
-}
-
-
-# --- Drawing. ---
-
-
-def _coordinates(grid: int) -> tuple[np.ndarray, np.ndarray]:
-    """Centres of the pixels as shares of the tile: y float32 S×1 and x 1×S."""
-    centres = ((np.arange(grid) + 0.5) / grid).astype(np.float32)
-    return centres[:, None], centres[None, :]
-
-
-def _gradient(rng: np.random.Generator, n: int, grid: int) -> np.ndarray:
-    """A plane of slope 1 that rises in a random direction, 0 in the middle of each tile: float32 N×S×S."""
-    y, x = _coordinates(grid)
-    angle = rng.uniform(0, 2 * np.pi, (n, 1, 1)).astype(np.float32)
-    return (y - 0.5) * np.sin(angle) + (x - 0.5) * np.cos(angle)
-
-
-def _waves(rng: np.random.Generator, n: int, grid: int, count: int, low: float, high: float) -> np.ndarray:
-    """A smooth random field float32 N×S×S of mean about 0 and variance about 1: a sum of plane waves."""
-    y, x = _coordinates(grid)
-    total = np.zeros((n, grid, grid), dtype=np.float32)
-    for _ in range(count):
-        angle, phase = rng.uniform(0, 2 * np.pi, (2, n, 1, 1)).astype(np.float32)
-        frequency = 2 * np.pi * rng.uniform(low, high, (n, 1, 1)).astype(np.float32)
-        total += np.cos(frequency * (y * np.sin(angle) + x * np.cos(angle)) + phase)
-    return total * np.float32(np.sqrt(2 / count))
-
-
-def _scatter_spindles(
-    rng: np.random.Generator,
-    canvas: np.ndarray,
-    *,
-    count: int,
-    chance: float | np.ndarray,
-    angle: np.ndarray,
-    wobble: float,
-) -> None:
-    """Draws thin nuclei at random places into canvas N×S×S, in place.
-
-    Args:
-        rng: The source of chance.
-        canvas: float32 N×S×S, the haematoxylin.
-        count: Most nuclei in a tile.
-        chance: The chance of each of them to be there, a number or N×1.
-        angle: N, the direction of the nuclei of each tile in radians.
-        wobble: Standard deviation of a nucleus's own direction around it, in radians.
-    """
-    tile, _ = np.nonzero(rng.random((len(canvas), count)) < chance)
-    _stamp(
-        canvas,
-        tile,
-        *rng.uniform(0, 1, (2, len(tile))),
-        length=rng.uniform(0.065, 0.105, len(tile)),
-        width=rng.uniform(0.02, 0.028, len(tile)),
-        angle=angle[tile] + rng.normal(0, wobble, len(tile)),
-        amount=rng.uniform(0.9, 1.5, len(tile)),
-    )
-
-
-def _stamp(
-    canvas: np.ndarray,
-    tile: np.ndarray,
-    y: np.ndarray,
-    x: np.ndarray,
-    *,
-    length: np.ndarray,
-    width: np.ndarray,
-    angle: np.ndarray,
-    amount: np.ndarray,
-) -> None:
-    """Draws soft ellipses (nuclei) into canvas N×S×S, in place; `length` and `width` are half axes.
-
-    Only a small window around each nucleus is touched: a crowd of lymphocytes would be slow otherwise.
-    """
-    if not len(tile):
-        return
-    grid = canvas.shape[1]
-    half = int(np.ceil(1.3 * grid * float(np.max(length)))) + 1
-    offsets = np.arange(-half, half + 1)
-    rows = np.floor(y * grid).astype(int)[:, None, None] + offsets[None, :, None]
-    columns = np.floor(x * grid).astype(int)[:, None, None] + offsets[None, None, :]
-    dy = (rows + 0.5) / grid - y[:, None, None]
-    dx = (columns + 0.5) / grid - x[:, None, None]
-    cos, sin = np.cos(angle)[:, None, None], np.sin(angle)[:, None, None]
-    along = (dx * cos + dy * sin) / length[:, None, None]
-    across = (dy * cos - dx * sin) / width[:, None, None]
-    value = amount[:, None, None] * np.clip((1 - np.hypot(along, across)) / 0.4 + 0.5, 0, 1)
-    inside = (rows >= 0) & (rows < grid) & (columns >= 0) & (columns < grid) & (value > 0)
-    which, row, column = np.nonzero(inside)
-    target = (tile[which], rows[which, row, 0], columns[which, 0, column])
-    np.maximum.at(canvas, target, value[inside].astype(canvas.dtype))

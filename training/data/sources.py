@@ -241,12 +241,10 @@ def _open_by_name(
         warn(
             f"{name} is taken for the data set of this name, not for what is called so here: for that, write ./{name}"
         )
-    if grouping.was_asked_for:
-        raise InputError(f"{name} has no columns or paths for {grouping.asked}: leave it out")
     if name == "phantom":
         from histodistill.training.data.phantom import phantom_source
 
-        return opened_in_memory(phantom_source(image_size=image_size or 28), grouping)
+        return opened_in_memory(phantom_source(image_size=image_size or 28, grouping=grouping), grouping)
     from histodistill.training.data.medmnist import open_medmnist
 
     return open_medmnist(name.lower(), image_size, cache_dir, download, grouping)

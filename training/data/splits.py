@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import combinations
@@ -43,9 +44,7 @@ def check_groups(name: str, splits: Mapping[str, Tiles], grouping: Grouping) -> 
     require_groups(name, splits["train"].groups, grouping)
     with_groups = {split: np.unique(tiles.groups) for split, tiles in splits.items() if tiles.groups is not None}
     for split in splits.keys() - with_groups.keys() if with_groups else ():
-        warn(
-            f"the {split} split of {name} has no groups: nothing is known of groups that are in {split} and elsewhere"
-        )
+        warn(f"the {split} split of {name} has no groups: whether groups of other splits are in it is not known")
     shared: set[str] = set()
     for first, second in combinations(with_groups, 2):
         both = np.intersect1d(with_groups[first], with_groups[second])
@@ -111,9 +110,9 @@ def make_missing_splits(
         else:
             taken = _part_of_groups(units, train.labels, split, seed or 0)
         if taken is None and split == "validation":
-            what = "training tile" if train.groups is None else "group"
+            what = "tiles" if train.groups is None else "groups"
             raise InputError(
-                f"{name} has no validation split, and one {what} of a class at least: give at least 2 per class"
+                f"{name} has no validation split and too few {what} to make one: give at least 2 {what} per class"
             )
         if taken is None:
             made = tuple(other for other in made if other != split)
@@ -212,7 +211,9 @@ def _part_of_groups(units: np.ndarray, labels: np.ndarray, split: str, seed: int
     """Whole units with about a tenth of each class: bool N; None where a class would be left without a tile."""
     from sklearn.model_selection import StratifiedGroupKFold
 
-    parts = min(_PARTS, len(np.unique(units)))
+    # scikit-learn wants no more parts than the largest class has tiles, and warns of smaller classes, as is right for
+    # cross-validation: here only one part is taken.
+    parts = min(_PARTS, len(np.unique(units)), int(np.bincount(labels).max()))
     if parts < 2:
         return None
     shares = np.bincount(labels) / parts
@@ -220,7 +221,10 @@ def _part_of_groups(units: np.ndarray, labels: np.ndarray, split: str, seed: int
     for number in range(_MOST_TRIES):
         rng = stream("groups of a split that is made", seed, _MADE.index(split), number)
         folds = StratifiedGroupKFold(parts, shuffle=True, random_state=int(rng.integers(2**31)))
-        for _, rows in folds.split(labels, labels, units):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            found = [rows for _, rows in folds.split(labels, labels, units)]
+        for rows in found:
             taken = np.zeros(len(labels), dtype=bool)
             taken[rows] = True
             if not len(rows) or _leaves_none(taken, labels):

@@ -21,8 +21,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from histodistill.training.running.group_options import GroupOptions
 from histodistill.training.running.notes import is_step_of_distill
-from histodistill.training.running.options import StepConfig, StepParser, config, option, run_script
+from histodistill.training.running.options import StepParser, config, option, run_script
 from histodistill.training.running.program import ANSWER_IS_NO
 
 
@@ -31,7 +32,7 @@ AUDIT = "audit.json"
 
 
 @config
-class AuditConfig(StepConfig):
+class AuditConfig(GroupOptions):
     """Options of `audit`."""
 
     run: Path = option("folder with pipeline/, pool/ and distilled/", positional=True, setting=False)
@@ -98,7 +99,7 @@ def run(config: AuditConfig) -> dict[str, Any]:
     from histodistill.training.models.embedders import embedder_fingerprint
     from histodistill.training.running.files import read_json
 
-    audited = read_run(config.run, config.data, config.audit_share, config.spaces)
+    audited = read_run(config.run, config.data, config.audit_share, config.spaces, config.group_options(config.run))
     settings = {
         "stage": "audit",
         "format": AUDIT_FORMAT,

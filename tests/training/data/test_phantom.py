@@ -1,4 +1,4 @@
-"""The built-in drawings: same for a seed, of their class, with a shifted test split."""
+"""The built-in drawings: same for a seed, of their class and patient, with a shifted test split."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from histodistill.training.data.phantom import PHANTOM_CLASSES, phantom_source, phantom_tiles
+from histodistill.training.data.phantom_patients import draw_patients
 from histodistill.training.data.sources import load_tiles
 from histodistill.training.running.errors import InputError
 
 
 # Row 9, column 14 of the first tile of each class.
-GOLDEN = [[214, 150, 215], [189, 130, 196], [233, 213, 235], [220, 219, 233], [212, 129, 220]]
+GOLDEN = [[211, 152, 222], [234, 216, 237], [93, 65, 173], [213, 197, 233], [212, 126, 210]]
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,83 @@ def test_load_tiles_gives_the_default_sizes():
         assert tiles.images.shape == (5 * count, 28, 28, 3) and tiles.images.dtype == np.uint8
         assert np.bincount(tiles.labels).tolist() == [count] * 5
     assert "not histology" in source.attribution
+
+
+def test_default_patients_have_fifteen_tiles_each_and_are_in_one_split():
+    source = load_tiles("phantom")
+    assert source.group_kind == "patient" and source.shared_groups == 0
+    names = {}
+    for split, count, most in (("train", 100, 3), ("validation", 20, 3), ("test", 34, 3)):
+        tiles = source.split(split)
+        names[split] = set(tiles.groups)
+        assert len(names[split]) == count and f"{split}-{count - 1:03d}" in names[split]
+        for label in range(5):
+            _, of_class = np.unique(tiles.groups[tiles.labels == label], return_counts=True)
+            assert len(of_class) == count and of_class.max() == most and of_class.min() >= 2
+    assert not names["train"] & names["validation"] and not names["train"] & names["test"]
+
+
+@pytest.mark.parametrize(("count", "patients"), [(1, 1), (2, 2), (3, 3), (4, 4), (8, 4), (12, 4), (13, 5), (30, 10)])
+def test_any_number_of_tiles_is_of_patients_evenly(count, patients):
+    tiles = phantom_tiles("validation", count, image_size=16)
+    assert np.unique(tiles.groups).tolist() == [f"validation-{number:03d}" for number in range(patients)]
+    for label in range(5):
+        _, of_class = np.unique(tiles.groups[tiles.labels == label], return_counts=True)
+        assert len(of_class) == patients and np.ptp(of_class) <= 1
+
+
+def test_whole_patients_are_held_out():
+    source = load_tiles("phantom", audit_share=0.1)
+    train, held_out = source.split("train"), source.split("held_out")
+    assert len(np.unique(held_out.groups)) == 10 and len(held_out) == 150
+    assert not set(train.groups) & set(held_out.groups)
+
+
+def test_a_site_is_of_a_patient_and_the_test_split_is_of_another(small):
+    for split, sites in (("train", {"east", "west"}), ("test", {"south"})):
+        tiles = small.split(split)
+        assert set(tiles.attributes["site"]) == sites
+        for patient in np.unique(tiles.groups):
+            assert len(set(tiles.attributes["site"][tiles.groups == patient])) == 1
+
+
+def test_groups_cannot_be_said_elsewhere():
+    for options, name in (
+        ({"group_column": "p"}, "group_column"),
+        ({"group_pattern": "(?P<group>.)"}, "group_pattern"),
+    ):
+        with pytest.raises(InputError) as caught:
+            load_tiles("phantom", **options)
+        assert str(caught.value) == f"phantom has patients of its own, and neither columns nor files: leave {name} out"
+    assert load_tiles("phantom", group_kind="case").group_kind == "case"
+
+
+def test_tiles_look_like_their_patient():
+    """New tiles of the same patients are told by their mean colours alone; chance is one in 20."""
+    patients = draw_patients("train", 20)
+    first, again = (phantom_tiles("train", 80, seed=seed, patients=patients) for seed in (0, 1))
+    assert first.groups.tolist() == again.groups.tolist()
+    assert not (first.images == again.images).all(axis=(1, 2, 3)).any()
+
+    def colours(tiles) -> np.ndarray:
+        """Mean colour of each patient and class, by what classes have in common."""
+        means = [
+            [tiles.images[(tiles.groups == name) & (tiles.labels == c)].mean(axis=(0, 1, 2)) for c in range(5)]
+            for name in patients.names
+        ]
+        return (np.array(means) - np.mean(means, axis=0)).reshape(20, -1)
+
+    apart = np.linalg.norm(colours(first)[:, None] - colours(again)[None], axis=2)
+    assert (apart.argmin(axis=1) == np.arange(20)).mean() >= 0.5
+
+
+def test_patients_of_a_seed_stay_when_more_are_drawn():
+    few, many, other = draw_patients("train", 3), draw_patients("train", 40), draw_patients("train", 40, seed=1)
+    for name in ("names", "sites", "vectors", "amounts", "nuclei", "roundness", "lumen", "coarseness"):
+        assert np.array_equal(getattr(few, name), getattr(many, name)[:3])
+    assert not np.isclose(many.nuclei, other.nuclei).any()
+    assert 0.5 <= many.roundness.min() < 0.6 and 0.9 < many.roundness.max() <= 1
+    assert repr(few) == "Patients(train-000, train-001, train-002: 3)"
 
 
 def test_same_seed_same_tiles(small):

@@ -155,7 +155,7 @@ def test_a_source_prints_in_a_line():
 
 def test_tiles_print_in_a_line():
     tiles = load_tiles("phantom").split("train")
-    assert repr(tiles) == "Tiles(1,500 tiles of 28×28 px, 5 classes)"
+    assert repr(tiles) == "Tiles(1,500 tiles of 28×28 px, 5 classes, 100 groups)"
     one = Tiles(tiles.images[:1, :20], tiles.labels[:1], np.ones((1, 1), dtype=np.float32))
     assert repr(one) == "Tiles(1 tile of 28×20 px, 1 class, with soft labels)"
     assert repr(one.subset([])) == "Tiles(0 tiles, 0 classes, with soft labels)"

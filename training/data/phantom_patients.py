@@ -1,0 +1,97 @@
+"""Patients of the phantom: each with a look of its own, which all tiles of the patient share.
+
+What tells patients apart in real tiles is drawn at random here: how their sections took up the stains, how large
+nuclei are, the shape of glands, and how coarse the tissue is. So the truth about a leak of patients is known: tiles
+can be drawn anew of patients whose other tiles a model has seen, and of patients that nobody has seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from histodistill.selection.streams import stream
+from histodistill.training.data.tiles import SPLITS
+
+
+#: The sites that patients are of, by split: train and validation are of two of them, test is of a third.
+SITES = {"train": ("east", "west"), "validation": ("east", "west"), "test": ("south",)}
+# How a site stains: what it adds to the stain vectors (`STAIN_VECTORS`) of haematoxylin and of eosin, and what it
+# multiplies the amounts of the two by.
+_STAINING = {
+    "east": ((0.00, 0.00, 0.00), (0.08, -0.02, 0.12), (1.05, 0.97)),
+    "west": ((0.00, 0.00, 0.00), (0.04, 0.02, 0.08), (0.95, 1.03)),
+    "south": ((-0.07, 0.05, 0.07), (0.12, -0.05, 0.22), (1.12, 0.86)),
+}
+# Between patients: the standard deviation of what is added to a stain vector, and of the logarithms of the amounts of
+# the stains, of the size of nuclei and of the coarseness of the tissue. Factors stay within their square root of two
+# deviations, or nuclei would no longer look like nuclei.
+_VECTOR, _AMOUNT, _NUCLEI, _COARSENESS = 0.055, 0.20, 0.20, 0.20
+_MOST_DEVIATIONS = 2.0
+# Least and largest share that the shorter axis of a crypt has of the longer one, and its lumen's radius of its own.
+_ROUNDNESS, _LUMEN = (0.50, 1.0), (0.12, 0.55)
+
+
+@dataclass(frozen=True, eq=False)
+class Patients:
+    """P patients, in arrays that have a row for each.
+
+    Attributes:
+        names: Text P, such as `train-007`.
+        sites: Text P, the site that stained the sections: see `SITES`.
+        vectors: float64 P×2×3, what is added to the optical densities (red, green, blue) of haematoxylin and eosin.
+        amounts: float64 P×2, what the amounts of the two are multiplied by.
+        nuclei: float64 P, what the axes of nuclei are multiplied by.
+        roundness: float64 P, the shorter axis of a crypt over its longer one, 0.5 to 1.
+        lumen: float64 P, the radius of the lumen over that of the crypt, 0.12 to 0.55.
+        coarseness: float64 P, what fibres, swirls and fat cells are enlarged by.
+    """
+
+    names: np.ndarray
+    sites: np.ndarray
+    vectors: np.ndarray
+    amounts: np.ndarray
+    nuclei: np.ndarray
+    roundness: np.ndarray
+    lumen: np.ndarray
+    coarseness: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, rows: np.ndarray) -> Patients:
+        return Patients(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    def __repr__(self) -> str:
+        shown = ", ".join(map(str, self.names[:3]))
+        return f"Patients({shown}{', …' if len(self) > 3 else ''}: {len(self)})"
+
+
+def draw_patients(split: str, count: int, seed: int = 0) -> Patients:
+    """Draws the patients of a split. The first ones of a seed are the same, however many are drawn.
+
+    Args:
+        split: One of `SPLITS`, which decides of their names and sites: no patient is in two splits.
+        count: At least 1.
+        seed: At least 0.
+    """
+    rng = stream("looks of the phantom's patients", seed, SPLITS.index(split))
+    # A row of numbers for each patient, so that further ones follow.
+    normal = np.empty((count, 10))
+    uniform = np.empty((count, 3))
+    for row in range(count):
+        normal[row], uniform[row] = rng.standard_normal(10), rng.random(3)
+    factors = np.exp(np.clip(normal[:, 6:], -_MOST_DEVIATIONS, _MOST_DEVIATIONS))
+    sites = np.array(SITES[split])[(uniform[:, 0] * len(SITES[split])).astype(int)]
+    stainings = [_STAINING[site] for site in sites]
+    return Patients(
+        names=np.array([f"{split}-{number:03d}" for number in range(count)]),
+        sites=sites,
+        vectors=np.array([staining[:2] for staining in stainings]) + _VECTOR * normal[:, :6].reshape(count, 2, 3),
+        amounts=np.array([staining[2] for staining in stainings]) * factors[:, :2] ** _AMOUNT,
+        nuclei=factors[:, 2] ** _NUCLEI,
+        roundness=_ROUNDNESS[0] + uniform[:, 1] * (_ROUNDNESS[1] - _ROUNDNESS[0]),
+        lumen=_LUMEN[0] + uniform[:, 2] * (_LUMEN[1] - _LUMEN[0]),
+        coarseness=factors[:, 3] ** _COARSENESS,
+    )
