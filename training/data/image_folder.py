@@ -57,8 +57,15 @@ def open_image_folder(path: Path, grouping: Grouping) -> OpenedSource:
         tell(account)
     classes = _check_classes(folders, by_split)
     splits = {split: _listed(path, of_split, classes, grouping) for split, of_split in by_split.items()}
-    files = [(str(file), file) for of_split in by_split.values() for file in _in_order(of_split, classes)]
-    return open_tile_files(path.resolve().name, classes, splits, files, grouping)
+    files = [file for of_split in by_split.values() for file in _in_order(of_split, classes)]
+    return open_tile_files(
+        path.resolve().name,
+        classes,
+        splits,
+        entry=lambda i: (str(files[i]), files[i]),
+        stored=lambda: sum(file.stat().st_size for file in files),
+        grouping=grouping,
+    )
 
 
 def _in_order(by_class: dict[str, list[Path]], classes: list[str]) -> list[Path]:

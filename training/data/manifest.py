@@ -16,6 +16,7 @@ import numpy as np
 
 from histodistill.hub_cards.names import fault_of_published_name
 from histodistill.selection.summaries import counted
+from histodistill.training.data.decoding import Entry
 from histodistill.training.data.group_names import (
     LONGEST,
     kind_called,
@@ -100,11 +101,10 @@ def open_manifest(path: Path, grouping: Grouping) -> OpenedSource:
             unknown name, a tile that is not there or is there twice, or groups that cannot be used.
     """
     table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_text(path)
-    _check_columns(path, [*table.columns, *table.others])
     for name in (*_REQUIRED, *_OPTIONAL):
         if name in table.others:
             raise InputError(f"column {name} of {path} holds something else than text: save it as text")
-    files = _files(table)
+    files, stored = _files(table)
     labels = [class_name(label) for label in table.column("label")]
     classes = _in_order({*labels})
     number = {name: i for i, name in enumerate(classes)}
@@ -118,8 +118,12 @@ def open_manifest(path: Path, grouping: Grouping) -> OpenedSource:
         )
         for split, rows in rows_of.items()
     }
-    entries = [(f"{table.place(row)} ({shown(table.columns['path'][row])})", files[row]) for row in _all(rows_of)]
-    return open_tile_files(path.stem, classes, splits, entries, grouping)
+    rows = np.concatenate([*rows_of.values()])
+
+    def entry(i: int) -> Entry:
+        return f"{table.place(rows[i])} ({shown(table.columns['path'][rows[i]])})", Path(files[rows[i]])
+
+    return open_tile_files(path.stem, classes, splits, entry, lambda: stored, grouping)
 
 
 def check_manifest(path: Path) -> None:
@@ -133,7 +137,10 @@ def check_manifest(path: Path) -> None:
             if file.read(4) != b"PAR1":
                 raise InputError(f"{path} is no Parquet file: it may be cut short or damaged; fetch or save it again")
             return
-        rows = _rows_of_text(path, file.readline() + b"\n")
+        line = next((line for line in file if line.strip()), b"")
+        if line.count(b'"') % 2:  # a cell goes on in the next line
+            return
+        rows = _rows_of_text(path, line)
         _check_columns(path, _header(path, next(rows, (1, []))[1]))
 
 
@@ -165,6 +172,7 @@ def _read_text(path: Path) -> _Table:
         check_memory(str(path), os.fstat(file.fileno()).st_size * _GROWTH)
         rows = _rows_of_text(path, file.read())
     names = _header(path, next(rows, (1, []))[1])
+    _check_columns(path, names)
     lines, cells = [], []
     for line, row in rows:
         if len(row) != len(names):
@@ -227,6 +235,7 @@ def _read_parquet(path: Path) -> _Table:
     from histodistill.training.data.text_columns import is_text_column, texts_of_column
 
     rows = open_parquet(path)
+    _check_columns(path, rows.schema.names)
     features = features_of_schema(rows.schema, str(path))
     usable = [field.name for field in rows.schema if is_text_column(field.type) or pa.types.is_integer(field.type)]
     if not rows.num_rows:
@@ -244,40 +253,41 @@ def _read_parquet(path: Path) -> _Table:
 # --- what the columns say ---
 
 
-def _files(table: _Table) -> list[Path]:
-    """The file of each tile; sees that all are there, each once."""
-    folder = os.path.abspath(table.path.parent)
+def _files(table: _Table) -> tuple[list[str], int]:
+    """The file of each tile, and the bytes of all; sees that all are there, each once."""
     cells = table.columns["path"]
     table.column("path")  # none is empty
-    real: dict[str, str] = {}
-    seen: dict[str, int] = {}
-    files, missing = [], []
-    for row, cell in enumerate(cells):
-        file = os.path.join(folder, cell)
-        try:
-            is_file = stat.S_ISREG(os.stat(file).st_mode)
-        except (OSError, ValueError):  # a name that no file can have
-            is_file = False
-        if not is_file:
-            missing.append(row)
-            continue
-        parent, name = os.path.split(file)
-        if parent not in real:
-            real[parent] = os.path.realpath(parent)
-        before = seen.setdefault(os.path.join(real[parent], name), row)
+    folder = str(table.path.parent)
+    files = [os.path.join(folder, cell) for cell in cells]
+    sizes = [_size(file) for file in files]
+    if None in sizes:
+        first = sizes.index(None)
+        what = counted(sizes.count(None), "file that is not there", "files that are not there")
+        raise InputError(
+            f"{table.place(first)} names {shown(cells[first])}, one of {what}: correct the paths, which go from the "
+            "folder of the manifest where they are relative, or fetch the files"
+        )
+    # Links to folders are followed, so that two ways to one file are seen as such.
+    parts = [os.path.split(file) for file in files]
+    real = {parent: os.path.realpath(parent) for parent in {parent for parent, _ in parts}}
+    seen: dict[tuple[str, str], int] = {}
+    for row, (parent, name) in enumerate(parts):
+        before = seen.setdefault((real[parent], name), row)
         if before != row:
             raise InputError(
-                f"{table.place(row)} names the file of {_line(table, before)} again ({shown(cell)}): keep one of the "
-                "two lines, with the label that is right"
+                f"{table.place(row)} names the file of {_line(table, before)} again ({shown(cells[row])}): keep one "
+                "of the two, with the label that is right"
             )
-        files.append(Path(file))
-    if missing:
-        what = counted(len(missing), "file that is not there", "files that are not there")
-        raise InputError(
-            f"{table.place(missing[0])} names {shown(cells[missing[0]])}, one of {what}: relative paths go from "
-            f"{folder}; correct them, or fetch the files"
-        )
-    return files
+    return files, sum(size for size in sizes if size is not None)
+
+
+def _size(file: str) -> int | None:
+    """Bytes of a file; None where there is no file of this name."""
+    try:
+        status = os.stat(file)
+    except (OSError, ValueError):  # such as a name that no file can have
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def _line(table: _Table, row: int) -> str:
@@ -287,7 +297,7 @@ def _line(table: _Table, row: int) -> str:
 
 def _in_order(labels: Set[str]) -> list[str]:
     """The names of classes: sorted, and where all are whole numbers by their value."""
-    if all(re.fullmatch(r"-?[0-9]+", label) for label in labels):
+    if all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in labels):
         return sorted(labels, key=lambda label: (int(label), label))
     return sorted(labels)
 
@@ -307,15 +317,11 @@ def _rows_of_splits(table: _Table) -> dict[str, np.ndarray]:
     return {split: np.flatnonzero(splits == split) for split in SPLITS if split in splits}
 
 
-def _all(rows_of: dict[str, np.ndarray]) -> list[int]:
-    """All rows, split after split."""
-    return np.concatenate([*rows_of.values()]).tolist()
-
-
 def _listed(table: _Table, labels: np.ndarray, grouping: Grouping) -> tuple[ListedSplit, Grouping]:
     """What is known of all tiles, and of their groups; tells of columns that are not used."""
     column = _group_column(table, grouping)
-    groups, attributes = None, {}
+    groups = None
+    attributes: dict[str, np.ndarray] = {}
     if column is not None:
         groups = spelled(table.column(column), table.place)
         grouping = with_kind_of(grouping, column)
@@ -358,5 +364,5 @@ def _group_column(table: _Table, grouping: Grouping) -> str | None:
 
 def _may_be_attribute(name: str, values: Set[str]) -> bool:
     """Whether a column of no known name holds an attribute: few values, and none of them empty or long."""
-    is_named = fault_of_published_name(name) is None and kind_called(name) is None
+    is_named = fault_of_published_name(name) is None and kind_called(name) in (None, "site")
     return is_named and 2 <= len(values) <= _MOST_VALUES and all(0 < len(value) <= LONGEST for value in values)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -18,7 +17,8 @@ def open_tile_files(
     name: str,
     class_names: Sequence[str],
     splits: dict[str, ListedSplit],
-    files: Sequence[Entry],
+    entry: Callable[[int], Entry],
+    stored: Callable[[], int],
     grouping: Grouping,
 ) -> OpenedSource:
     """The source that files of pictures make.
@@ -27,12 +27,16 @@ def open_tile_files(
         name: What the source is called.
         class_names: The name of each label.
         splits: What is known of the tiles of each split.
-        files: All tiles' files, split after split, each with what messages call it.
+        entry: `entry(i)` gives what messages call the tile with this number, and its file. They count on from split to
+            split.
+        stored: `stored()` gives the bytes of all files.
         grouping: What was said of the groups.
     """
 
+    count = sum(map(len, splits.values()))
+
     def read(image_size: int | None) -> dict[str, Tiles]:
-        images = decode_tiles(len(files), lambda start, stop: list(files[start:stop]), image_size)
+        images = decode_tiles(count, lambda start, stop: [entry(i) for i in range(start, stop)], image_size)
         parts = np.split(images, np.cumsum([len(split) for split in splits.values()])[:-1])
         return {key: split.with_images(part) for part, (key, split) in zip(parts, splits.items(), strict=True)}
 
@@ -41,7 +45,7 @@ def open_tile_files(
         class_names,
         splits,
         read,
-        sizes=lambda: count_sizes(files[i] for i in spread(len(files))),
-        stored=lambda: sum(os.stat(file).st_size for _, file in files if not isinstance(file, bytes)),
+        sizes=lambda: count_sizes(map(entry, spread(count).tolist())),
+        stored=stored,
         grouping=grouping,
     )

@@ -12,7 +12,7 @@ from PIL import Image
 from small_sources import TWO_CLASSES, image_folder, refused, tiles
 
 from histodistill.training.data.folder_walk import IMAGE_SUFFIXES
-from histodistill.training.data.sources import load_tiles
+from histodistill.training.data.sources import list_tiles, load_tiles
 from histodistill.training.running.errors import InputError
 
 
@@ -438,6 +438,62 @@ def test_links_that_lead_back_are_refused(folder, target):
 def test_the_folder_itself_may_be_a_link(folder, tmp_path, capsys):
     (tmp_path / "link").symlink_to(folder)
     assert told(tmp_path / "link", capsys) == [COUNTS]
+
+
+# --- groups ---
+
+
+def patients(root: Path) -> Path:
+    """Tiles whose path tells patient and site, such as train/a/north/P1_tile_000.png."""
+    counts = {
+        f"{split}/{label}/{site}": 2 for split in ("train", "val") for label in "ab" for site in ("north", "south")
+    }
+    varied_folder(root, counts)
+    for folder in map(root.joinpath, counts):
+        for i, tile in enumerate(sorted(folder.iterdir())):
+            number = 1 + i + 2 * (folder.name == "south") + 4 * ("val" in folder.parts)
+            tile.rename(folder / f"P{number}_{tile.name}")
+    return root
+
+
+def test_groups_and_attributes_are_parts_of_paths(tmp_path):
+    folder = patients(tmp_path / "slides")
+    pattern = r"/(?P<site>[^/]+)/(?P<group>P\d+)_"
+    source = load_tiles(folder, group_pattern=pattern, group_kind="patient", hold_out_validation=False)
+    train = source.split("train")
+    assert train.groups.tolist() == ["P1", "P2", "P3", "P4"] * 2 and source.group_kind == "patient"
+    assert train.attributes["site"].tolist() == ["north", "north", "south", "south"] * 2
+    assert source.split("validation").groups.tolist() == ["P5", "P6", "P7", "P8"] * 2
+    listing = list_tiles(folder, group_pattern=pattern)
+    assert listing.splits["train"].groups.tolist() == train.groups.tolist() and listing.group_kind == "group"
+
+
+def test_spellings_of_a_group_are_one_group(tmp_path):
+    folder = varied_folder(tmp_path, {"train/a/M\u00fcller": 2, "train/b/Mu\u0308ller": 2})
+    groups = (
+        load_tiles(folder, group_pattern="(?P<group>[^/]+)/[^/]+$", hold_out_validation=False).split("train").groups
+    )
+    assert groups.tolist() == ["M\u00fcller"] * 4
+
+
+@pytest.mark.parametrize(
+    ("pattern", "number"),
+    [("P(?P<group>[1-3])_", 2), ("(?P<group>P.)(?P<site>x)?", 8), ("(?P<group>X?)", 8)],
+)
+def test_paths_that_a_pattern_does_not_fit_are_refused(tmp_path, pattern, number):
+    folder = patients(tmp_path / "slides")
+    message = refused(folder, group_pattern=pattern)
+    assert f"in the paths of {number} of 8 tiles of {folder}" in message and "(such as train/a/" in message
+
+
+@pytest.mark.parametrize("pattern", ["(?P<group>", "(?P<patient>.)", "x"])
+def test_patterns_that_are_none_are_refused(folder, pattern):
+    assert f"group_pattern={pattern} " in refused(folder, group_pattern=pattern)
+
+
+def test_a_folder_has_no_columns(folder):
+    message = refused(folder, group_column="patient")
+    assert "which has no columns for group_column=patient" in message and "group_pattern" in message
 
 
 # --- names of splits and classes ---
