@@ -41,15 +41,7 @@ def check_groups(name: str, splits: Mapping[str, Tiles], grouping: Grouping) -> 
         InputError: If there are such groups, if the user said where groups are and there are none, or if splits that
             are trained on and looked at do not both have groups.
     """
-    if splits["train"].groups is None:
-        if grouping.was_asked_for:
-            option = param("group_column" if grouping.column is not None else "group_pattern")
-            raise InputError(f"{name} has no groups by {option}={grouping.column or grouping.pattern}: leave it out")
-        if grouping.kind is not None:
-            raise InputError(
-                f"{param('group_kind')}={grouping.kind} is given and {name} has no groups: say where they are with "
-                f"{param('group_column')} or {param('group_pattern')}"
-            )
+    require_groups(name, splits["train"].groups, grouping)
     with_groups = {split: np.unique(tiles.groups) for split, tiles in splits.items() if tiles.groups is not None}
     for split in splits.keys() - with_groups.keys() if with_groups else ():
         warn(f"the {split} split of {name} has no groups: whether groups of other splits are in it is not known")
@@ -64,6 +56,22 @@ def check_groups(name: str, splits: Mapping[str, Tiles], grouping: Grouping) -> 
             )
         shared.update(both.tolist())
     return len(shared)
+
+
+def require_groups(name: str, groups: np.ndarray | None, grouping: Grouping) -> None:
+    """Sees that training tiles have groups where the user said where these are, or of which kind.
+
+    Raises:
+        InputError: If they have none.
+    """
+    if groups is None:
+        if grouping.was_asked_for:
+            raise InputError(f"{name} has no groups by {grouping.asked}: leave it out")
+        if grouping.kind is not None:
+            raise InputError(
+                f"{param('group_kind')}={grouping.kind} is given and {name} has no groups: say where they are with "
+                f"{param('group_column')} or {param('group_pattern')}"
+            )
 
 
 def make_missing_splits(

@@ -123,7 +123,7 @@ def test_a_link_without_a_target_is_no_id_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "someone").mkdir()
     (tmp_path / "someone" / "tiles").symlink_to("nowhere")
-    assert "someone/tiles is neither a folder nor a .npz file" in refused("someone/tiles")
+    assert "someone/tiles is neither a folder nor a .npz, .csv, .tsv or .parquet file" in refused("someone/tiles")
 
 
 def test_other_files_are_refused(tmp_path):

@@ -677,7 +677,7 @@ def missing_folder(folder, good):
 
 def file_of_another_kind(folder, good):
     (folder / "tiles.txt").write_text("tiles")
-    return folder / "tiles.txt", "tiles.txt is neither a folder nor a .npz file: "
+    return folder / "tiles.txt", "tiles.txt is neither a folder nor a .npz, .csv, .tsv or .parquet file: "
 
 
 def empty_folder(folder, good):
