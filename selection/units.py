@@ -13,6 +13,8 @@ import numpy as np
 from histodistill.selection.near_copies import connected, in_order, near_pairs
 
 
+#: Units that are held out at least, where there are enough.
+FEWEST_HELD_OUT = 5
 # Draws of units that are tried until one leaves each class with a training tile.
 _MOST_DRAWS = 1000
 
@@ -72,7 +74,7 @@ def draw_units(classes: np.ndarray, count: int, rng: np.random.Generator) -> np.
 def hold_out_units(units: np.ndarray, labels: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
     """Draws whole units at random, about a share of all, so that each class keeps a tile of another: bool N.
 
-    At least two are drawn where there are four or more: of one, an attack could say nothing.
+    At least `FEWEST_HELD_OUT` are drawn, but then no more than a third: by fewer hardly a leak could be seen.
 
     Args:
         units: int64 N, each number from 0 on.
@@ -84,11 +86,48 @@ def hold_out_units(units: np.ndarray, labels: np.ndarray, share: float, rng: np.
         ValueError: If there is a single unit, or none of many draws leaves each class with a tile.
     """
     classes = classes_of_units(units, labels)
-    count = min(max(round(share * len(classes)), 2 if len(classes) >= 4 else 1), len(classes) - 1)
+    count = min(max(round(share * len(classes)), min(FEWEST_HELD_OUT, len(classes) // 3), 1), len(classes) - 1)
     if count < 1:
         raise ValueError("there is only one: there must be at least 2, one of which is held out")
+    held = _fair_draw(classes, _classes_in_units(units, labels), count, rng)
+    if held is None:
+        raise ValueError("whichever are held out, a class is left without a training tile")
+    return held[units]
+
+
+def redraw_units(
+    units: np.ndarray, labels: np.ndarray, count: int, draws: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Draws `count` units as `hold_out_units` does, many times: bool D×U, for permutation tests.
+
+    Args:
+        units: int64 N, each number from 0 on.
+        labels: N whole numbers ≥ 0.
+        count: 1 to U.
+        draws: D.
+        rng: The source of chance.
+    """
+    classes, present = classes_of_units(units, labels), _classes_in_units(units, labels)
+    drawn = np.empty((draws, len(classes)), dtype=bool)
+    for row in drawn:
+        fair = _fair_draw(classes, present, count, rng)
+        # Whoever held out all of a class did not draw as we do: then any draw must do.
+        row[:] = draw_units(classes, count, rng) if fair is None else fair
+    return drawn
+
+
+def _classes_in_units(units: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Which classes each unit has tiles of: bool U×C."""
+    names, classes = np.unique(labels, return_inverse=True)
+    present = np.zeros((units.max(initial=-1) + 1, len(names)), dtype=bool)
+    present[units, classes] = True
+    return present
+
+
+def _fair_draw(classes: np.ndarray, present: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray | None:
+    """`draw_units` that leaves each class with a tile of another, bool U; None where many draws do not."""
     for _ in range(_MOST_DRAWS):
-        held = draw_units(classes, count, rng)[units]
-        if len(np.unique(labels[~held])) == len(np.unique(labels)):
+        held = draw_units(classes, count, rng)
+        if present[~held].any(axis=0).all():
             return held
-    raise ValueError("whichever are held out, a class is left without a training tile")
+    return None

@@ -58,7 +58,7 @@ def test_whole_units_are_held_out():
     units = np.repeat(np.arange(40), 3)
     labels = np.tile([0, 1, 2], 40)
     held = hold_out_units(units, labels, 0.1, stream("test"))
-    assert held.sum() == 12 and len(np.unique(units[held])) == 4
+    assert held.sum() == 15 and len(np.unique(units[held])) == 5
     assert not np.isin(units[held], units[~held]).any()
 
 
@@ -68,8 +68,10 @@ def test_a_class_keeps_its_only_unit():
         assert not hold_out_units(units, labels, 0.5, np.random.default_rng(seed))[9]
 
 
-@pytest.mark.parametrize(("count", "held"), [(2, 1), (3, 1), (4, 2), (5, 2), (30, 3)])
-def test_at_least_two_of_four_units_are_held_out(count, held):
+@pytest.mark.parametrize(
+    ("count", "held"), [(2, 1), (3, 1), (5, 1), (6, 2), (12, 4), (15, 5), (30, 5), (50, 5), (60, 6)]
+)
+def test_at_least_five_units_or_a_third_are_held_out(count, held):
     assert hold_out_units(np.arange(count), np.zeros(count, int), 0.1, np.random.default_rng(0)).sum() == held
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from histodistill.selection.names import GROUP_KINDS
 from histodistill.training.data.grouping import Grouping
 from histodistill.training.data.names import class_name, shown
 from histodistill.training.running.errors import InputError, option_string, param
-from histodistill.training.running.group_options import GROUP_KINDS
 from histodistill.training.running.notes import tell
 
 

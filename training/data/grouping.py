@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
+from histodistill.selection.names import GROUP_KINDS
 from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.group_options import GROUP_KINDS
 
 
 @dataclass(frozen=True)

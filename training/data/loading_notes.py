@@ -50,35 +50,44 @@ def tiles_in_one_line(source: TileSource) -> str:
 
 
 def warnings_of_copies(source: TileSource) -> list[str]:
-    """One sentence for each two splits with near copies in common, and one for those of train with several labels."""
-    names, splits = list(source.splits), list(source.splits.values())
-    pairs = near_pairs([tiles.images for tiles in splits])
-    starts = np.cumsum([0, *map(len, splits)])
-    of_split = np.searchsorted(starts, pairs, side="right") - 1
+    """One sentence for each two splits with near copies in common, and one for those of train with several labels.
+
+    Tiles that are held out for the audit count as train, of which they are.
+    """
+    parts = list(source.splits.values())
+    pairs = near_pairs([tiles.images for tiles in parts])
+    starts = np.cumsum([0, *map(len, parts)])
+    of_part = np.searchsorted(starts, pairs, side="right") - 1
+    called = np.array(["train" if name == HELD_OUT else name for name in source.splits])[of_part]
+    is_equal = np.array(
+        [
+            np.array_equal(*(parts[part].images[row - starts[part]] for part, row in zip(*pair, strict=True)))
+            for pair in zip(of_part, pairs, strict=True)
+        ],
+        dtype=bool,
+    )
     sentences = []
-    for first, second in combinations(range(len(splits)), 2):
-        between = pairs[(of_split[:, 0] == first) & (of_split[:, 1] == second)] - starts[[first, second]]
-        if not len(between):
+    given = [name for name in source.splits if name != HELD_OUT]
+    for first, second in combinations(given, 2):
+        between = (called == [first, second]).all(axis=1) | (called == [second, first]).all(axis=1)
+        if not between.any():
             continue
-        same = len(np.unique(between[:, 1]))
-        exact = between[_are_equal(splits[first].images, splits[second].images, between), 1]
+        mine = called == second
+        same = len(np.unique(pairs[mine & between[:, None]]))
+        changed = same - len(np.unique(pairs[mine & (between & is_equal)[:, None]]))
+        count = sum(len(tiles) for name, tiles in source.splits.items() if name == second)
         sentences.append(
-            f"{same:,} of {counted(len(splits[second]), f'{names[second]} tile')} of {source.name} are {names[first]} "
-            f"tiles too, {same - len(np.unique(exact)):,} of them turned, mirrored or a little changed: what is "
-            "measured on them looks better than it is; take them out of one of the two splits"
+            f"{same:,} of {counted(count, f'{second} tile')} of {source.name} are {first} tiles too, {changed:,} of "
+            "them turned, mirrored or a little changed: what is measured on them looks better than it is; take them "
+            "out of one of the two splits"
         )
-    within = pairs[(of_split == names.index("train")).all(axis=1)] - starts[names.index("train")]
-    labels = source.splits["train"].labels
-    several = within[labels[within[:, 0]] != labels[within[:, 1]]]
+    labels = np.concatenate([tiles.labels for tiles in parts])[pairs]
+    several = np.flatnonzero((called == "train").all(axis=1) & (labels[:, 0] != labels[:, 1]))
     if len(several):
         shown = [repr(source.class_names[label]) for label in sorted(labels[several[0]].tolist())]
         sentences.append(
-            f"{len(np.unique(several)):,} train tiles of {source.name} occur with several labels, as they are, turned "
-            f"or a little changed (such as one with {' and '.join(shown)}): keep each with the label that is right"
+            f"{len(np.unique(pairs[several])):,} train tiles of {source.name} occur with several labels, as they are, "
+            f"turned or a little changed (such as one with {' and '.join(shown)}): keep each with the label that is "
+            "right"
         )
     return sentences
-
-
-def _are_equal(first: np.ndarray, second: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Which of P×2 pairs of rows of two sets of images are the same in every pixel, bool P."""
-    return np.array([np.array_equal(first[one], second[other]) for one, other in pairs], dtype=bool)

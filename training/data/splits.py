@@ -129,8 +129,8 @@ def hold_out_for_audit(source: TileSource, share: float) -> TileSource:
     something only where chance alone decided which are which; validation tiles mostly come from other slides. The
     draw is the same every time, so that all stages of a run agree on it.
 
-    With groups it is about that share of them, and at least two of four or more. Without, it is that share of each
-    class's tiles, at least one of two or more, and near copies stay together.
+    With groups it is about that share of them, and at least five or, of few, a third. Without, it is that share of
+    each class's tiles, at least one of two or more, and near copies stay together.
 
     Args:
         source: The data, with a train split.

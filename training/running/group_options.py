@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from histodistill.selection.names import GROUP_KINDS
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.formats import RUN_FORMAT, check_format
 from histodistill.training.running.options import StepConfig, check_values, config, option
@@ -12,8 +13,6 @@ from histodistill.training.running.options import StepConfig, check_values, conf
 
 # Title of the part of `--help` that shows them.
 _GROUPS = "patients and other groups of tiles"
-#: What a group can be, as cards and reports call it; nothing else may be said there.
-GROUP_KINDS = ("patient", "case", "specimen", "block", "slide", "site", "group")
 #: The entry of a run's settings that holds what was said.
 SETTING = "groups"
 

@@ -9,6 +9,7 @@ from histodistill.selection.views import apply_symmetry
 from histodistill.training.data.loading_notes import tiles_in_one_line, warnings_of_copies
 from histodistill.training.data.make_source import make_source
 from histodistill.training.data.sources import load_tiles
+from histodistill.training.data.splits import hold_out_for_audit
 from histodistill.training.data.tiles import Tiles, TileSource
 
 
@@ -109,3 +110,12 @@ def test_copies_are_never_in_two_splits_that_we_make(tmp_path, capsys):
     source = load_tiles(tmp_path / "t.npz", audit_share=0.2)
     assert list(source.splits) == ["train", "validation", "test", "held_out"]
     assert warnings_of_copies(source) == [] and "warning" not in capsys.readouterr().err
+
+
+def test_copies_of_tiles_that_are_held_out_are_copies_of_train_tiles():
+    train, test = random_tiles(40), random_tiles(40)
+    test.images[0] = 0
+    held = hold_out_for_audit(source(train, test=test), 0.25)
+    assert len(held.splits["held_out"]) == 10
+    (warning,) = warnings_of_copies(held)
+    assert "39 of 40 test tiles of x are train tiles too, 0 of them turned" in warning

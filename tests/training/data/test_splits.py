@@ -179,7 +179,7 @@ def test_groups_that_were_asked_for_and_are_not_there(grouping, message):
 def test_whole_groups_are_held_out_for_the_audit():
     train = tiles(np.tile([0, 1], 100), np.repeat([f"p{i}" for i in range(40)], 5))
     held = hold_out_for_audit(source(train, validation=tiles([0, 1], seed=1), test=tiles([0, 1], seed=2)), 0.1)
-    assert len(np.unique(held.splits[HELD_OUT].groups)) == 4
+    assert len(np.unique(held.splits[HELD_OUT].groups)) == 5
     assert not set(held.splits[HELD_OUT].groups) & set(held.splits["train"].groups)
     again = hold_out_for_audit(source(train, validation=tiles([0, 1], seed=1), test=tiles([0, 1], seed=2)), 0.1)
     assert set(again.splits[HELD_OUT].groups) == set(held.splits[HELD_OUT].groups)
