@@ -6,14 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from histodistill.hub_cards.audit_record import Count
+from histodistill.hub_cards.audit_record import Count, GroupKind
 from histodistill.hub_cards.documents import ClassName, Exact
 
 
-#: What a group can be.
-GroupKind = Literal["patient", "case", "specimen", "block", "slide", "site", "group"]
-#: What is said where nothing is known of groups.
-SINGLE_TILES = "single tiles only: nothing is known about patients"
 # A class of fewer groups may point to persons.
 _FEW_GROUPS = 5
 

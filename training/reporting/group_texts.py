@@ -6,7 +6,8 @@ from typing import Any
 
 from histodistill.hub_cards.documents import check_document
 from histodistill.hub_cards.errors import ContentError
-from histodistill.hub_cards.group_facts import SINGLE_TILES, GroupFacts
+from histodistill.hub_cards.group_facts import GroupFacts
+from histodistill.selection.audit_verdict import SINGLE_TILES_ONLY
 from histodistill.training.running.errors import InputError
 
 
@@ -22,7 +23,7 @@ def group_sentences(about: dict[str, Any]) -> list[str]:
     if not about:
         return []
     if (said := about.get("groups")) is None:
-        return [f"The splits and the audit are of {SINGLE_TILES}."]
+        return [f"The splits and the audit are of {SINGLE_TILES_ONLY}."]
     try:
         return check_document(said, GroupFacts).sentences()
     except ContentError as error:
