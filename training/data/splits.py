@@ -70,7 +70,7 @@ def require_groups(name: str, groups: np.ndarray | None, grouping: Grouping) -> 
         if grouping.kind is not None:
             raise InputError(
                 f"{param('group_kind')}={grouping.kind} is given and {name} has no groups: say where they are with "
-                f"{param('group_column')} or {param('group_pattern')}"
+                f"{param('group_column')} or {param('group_pattern')}, or in a .npz as arrays train_groups, ..."
             )
 
 
