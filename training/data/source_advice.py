@@ -36,8 +36,8 @@ _FEW_TILES = 10
 _UNEVEN = 10
 #: Groups of a class below which its images may point to persons.
 FEWEST_GROUPS = 5
-# How often one attack may fail what leaks nothing, and the AUC from which on leaks must be found: four of five pairs of
-# a training and a held-out group are told apart.
+# How often one attack may fail what leaks nothing, and the AUC from which on leaks must be found: four of five pairs
+# of a training and a held-out group are told apart.
 _NOMINAL_RATE, _WEAK_LEAK = 0.025, 0.8
 
 
