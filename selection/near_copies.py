@@ -72,8 +72,7 @@ def near_copy_clusters(sets: Sequence[np.ndarray], tolerance: float = TOLERANCE)
 
 def connected(pairs: np.ndarray, count: int) -> np.ndarray:
     """The connected components of `count` nodes that P×2 `pairs` make: int64, numbered by their first node."""
-    # Here, since SciPy takes a while to import and whoever loads tiles imports this module.
-    from scipy.sparse import coo_array
+    from scipy.sparse import coo_array  # here, since whoever only names tiles has no time for it
     from scipy.sparse.csgraph import connected_components
 
     graph = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(count, count))

@@ -17,7 +17,6 @@ import numpy as np
 from histodistill.training.data.grouping import Grouping
 from histodistill.training.data.npz import NpzContent, list_npz, read_npz
 from histodistill.training.data.opened_source import OpenedSource
-from histodistill.training.data.splits import require_groups
 from histodistill.training.running.errors import InputError, option_string
 from histodistill.training.running.files import md5_of
 from histodistill.training.running.notes import tell
@@ -149,9 +148,8 @@ def open_medmnist(
         The source.
 
     Raises:
-        InputError: The file is missing and cannot be fetched, or it is damaged; or the user said where groups are.
+        InputError: The file is missing and cannot be fetched, or it is damaged.
     """
-    require_groups(name, None, grouping)
     facts = MEDMNIST[name]
     size = image_size if image_size in facts.md5 else 28
     folder = Path(cache_dir or os.environ.get("MEDMNIST_ROOT") or Path.home() / ".medmnist").expanduser()
