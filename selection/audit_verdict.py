@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from histodistill.selection.audit_figures import AuditResult, Units
+from histodistill.selection.audit_figures import AuditResult, Units, UnitTests
 from histodistill.selection.group_audit import DOMINANCE_FAILS_BY_CHANCE, GROUP_FAILS_BY_CHANCE, UNITS_FAIL_BY_CHANCE
 from histodistill.selection.membership import FALSE_POSITIVE_RATES, Attack, Interval, binomial_interval
 from histodistill.selection.permutation import detectable_auc
@@ -86,7 +86,7 @@ def judge_weights(result: AuditResult) -> list[Finding]:
     rule = f"at most {100 * MAX_FALSE_ALARMS:.0f}% may be"
     sentence += f"; that is consistent with chance, and {rule}" if passed else f" and {rule}"
     tests = result.pool.tests
-    if tests is not None and tests.membership < UNITS_FAIL_BY_CHANCE:
+    if tests is not None and result.units is not None and tests.membership < UNITS_FAIL_BY_CHANCE:
         passed = False
         sentence += (
             f"; one who has them all tells which {_plural(result.units)} were trained on ({_p(tests.membership)})"
@@ -117,7 +117,7 @@ def _judge_weights(result: AuditResult) -> Finding:
     enough = result.num_weight_tiles >= result.least_weight_tiles
     few = f"; {result.num_weight_tiles} tiles say little: it must be at least {result.least_weight_tiles}"
     who = "one who holds the weights"
-    if result.weights_test is None:
+    if result.weights_test is None or result.units is None:
         sentence, passed = _told(who, result.weights), _is_guessing(result.weights)
     else:
         test = result.weights_test
@@ -156,13 +156,12 @@ def _judge_audit(result: AuditResult) -> list[Finding]:
 
 def _judge_images(result: AuditResult) -> list[Finding]:
     """Whether the images give nothing away."""
-    published, findings, by_group = result.published, [], result.units is not None
+    published, findings = result.published, []
+    units, tests = result.units, result.published.tests
     num_copies = published.copies.of_training + published.copies.of_others
-    copied = (
-        f", of {_counted(published.tests.copied_units, result.units.kind)} in training"
-        if by_group and num_copies
-        else ""
-    )
+    copied = ""
+    if units is not None and tests is not None and num_copies:
+        copied = f", of {_counted(tests.copied_units, units.kind)} in training"
     findings.append(
         Finding(
             "copies",
@@ -170,8 +169,8 @@ def _judge_images(result: AuditResult) -> list[Finding]:
             f"{num_copies} of {published.copies.num_images:,} images are copies of real tiles{copied}",
         )
     )
-    if by_group:
-        return [*findings, *_judge_units(result)]
+    if units is not None and tests is not None:
+        return [*findings, *_judge_units(result, tests, units)]
     worst = max(published.overfitting.items(), key=lambda item: item[1].share.low)
     passed = worst[1].share.low <= 0.5
     how = "consistent with the 0.5 of chance" if passed else "more than the 0.5 of chance"
@@ -195,9 +194,9 @@ def _judge_images(result: AuditResult) -> list[Finding]:
     return findings
 
 
-def _judge_units(result: AuditResult) -> list[Finding]:
+def _judge_units(result: AuditResult, tests: UnitTests, units: Units) -> list[Finding]:
     """Overfitting, membership and dominance, by group."""
-    published, tests, units = result.published, result.published.tests, result.units
+    published = result.published
     space, worst = min(published.overfitting.items(), key=lambda item: (item[1].p_value, -item[1].share.value))
     nearer = tests.overfitting < UNITS_FAIL_BY_CHANCE
     how = "more than the 0.5 of chance" if nearer else "consistent with the 0.5 of chance"
@@ -210,7 +209,7 @@ def _judge_units(result: AuditResult) -> list[Finding]:
         for space, by_name in published.membership.items()
         for name, attack in by_name.items()
     ]
-    name, best = min(attacks, key=lambda item: (item[1].p_value, -item[1].main.auc.value))
+    name, best = min(attacks, key=lambda item: (item[1].p_value or 0.0, -item[1].main.auc.value))
     told = tests.membership < UNITS_FAIL_BY_CHANCE
     sentence = _told_of_units("one who has the images alone", best.main, tests.membership, told, units)
     sentence += f" ({name}; the best of {len(attacks)} attacks){_drawn(result, told)}"
@@ -226,7 +225,23 @@ def _judge_units(result: AuditResult) -> list[Finding]:
         Finding("overfitting", not nearer, overfitting),
         Finding("membership", not told and tests.detectable_auc is not None, f"{sentence}; {power}"),
         Finding("dominance", not dominates, dominance),
+        _judge_attributes(tests, units),
     ]
+
+
+def _judge_attributes(tests: UnitTests, units: Units) -> Finding:
+    """Whether the images tell more of units that were trained on than that they were."""
+    if not tests.attributes:
+        return Finding("attributes", True, "attributes: not measured, since none is known that is not the label")
+    told = tests.disclosure < UNITS_FAIL_BY_CHANCE
+    name, worst = min(tests.attributes.items(), key=lambda item: (item[1].p_value, -item[1].auc.value))
+    how = "is told better of" if told else "is told no better of"
+    than = "than of unseen ones by the images" + (", more than" if told else ", consistent with")
+    sentence = (
+        f"{name}, one of {worst.num_values} values, {how} {_plural(units)} in training {than} chance: an AUC of "
+        f"{_text(worst.auc)} ({_p(tests.disclosure)}; {_counted(len(tests.attributes), 'attribute')} measured)"
+    )
+    return Finding("attributes", not told, sentence)
 
 
 def _told_of_units(who: str, attack: Attack, p_value: float, told: bool, units: Units) -> str:

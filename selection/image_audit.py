@@ -46,6 +46,7 @@ from histodistill.selection.group_audit import LOOKS, GroupAudit
 from histodistill.selection.membership import (
     FALSE_POSITIVE_RATES,
     Attack,
+    Interval,
     advantage,
     binomial_interval,
     density_ratio_scores,
@@ -209,12 +210,16 @@ def audit_images(
 
 def _check_part(name: str, part: TileSet, size: int) -> LabelledImages:
     """A set of images of that size with their labels and groups, or ValueError that calls it `name`."""
-    groups = None
-    if isinstance(part, (tuple, list)) and len(part) in (2, 3):
+    groups: Any = None
+    attributes: Mapping[str, np.ndarray] = {}
+    if isinstance(part, (tuple, list)):
+        if len(part) not in (2, 3):
+            raise ValueError(f"{name} has {len(part)} parts: it must be a pair of images and labels")
         images, labels, *rest = part
         groups = rest[0] if rest else None
     elif hasattr(part, "images") and hasattr(part, "labels"):
         images, labels, groups = part.images, part.labels, getattr(part, "groups", None)
+        attributes = getattr(part, "attributes", {})
     else:
         raise ValueError(f"{name} is a {type(part).__name__}: it must be a pair of images and labels")
     images, labels = _check_arrays(images, labels, f"images of {name}", f"labels of {name}")
@@ -227,7 +232,7 @@ def _check_part(name: str, part: TileSet, size: int) -> LabelledImages:
         raise ValueError(f"{name} has {len(images)} tiles: it must be at least {fewest}")
     if groups is not None:
         groups = check_groups(groups, len(images), f"groups of {name}", of="images")
-    return LabelledImages(images, labels, groups)
+    return LabelledImages(images, labels, groups, attributes)
 
 
 def _check_arrays(images: Any, labels: Any, images_name: str, labels_name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -471,10 +476,11 @@ def _tell_groups(
 ) -> dict[str, Any]:
     """Overfitting, membership and the joint test where units are groups."""
     attacked, seed = known.attacked, known.seed
-    looks = by_group.looks_of(synthetic, views)
+    looks, as_they_are = by_group.looks_of(synthetic, views)
     nearest = {**nearest, LOOKS: by_group.nearest_by_look(looks)}
     confidence = 1 - FAILS_BY_CHANCE / len(nearest)
-    overfitting, per_class, membership, all_scores = {}, {}, {}, []
+    overfitting, per_class, all_scores = {}, {}, []
+    membership: dict[str, dict[str, MembershipAttack]] = {}
     for name, units in nearest.items():
         by_look = name == LOOKS
         overfitting[name] = by_group.overfitting(units, confidence, by_look=by_look)
@@ -491,7 +497,8 @@ def _tell_groups(
         else:
             of = views[name], known.controls[name], points[attacked.rows], points[attacked.reference]
         membership[name] = {}
-        scores, controls = {}, {}
+        scores: dict[str, tuple[np.ndarray, dict[int, Interval]]] = {}
+        controls: dict[str, np.ndarray] = {}
         for attack in ATTACKS:
             rng = stream("images whose density is measured", seed)
             main, control = (_tile_scores(attack, images, of[2], of[3], rng) for images in of[:2])
@@ -509,7 +516,7 @@ def _tell_groups(
         "overfitting": overfitting,
         "overfitting_per_class": per_class,
         "membership": membership,
-        "tests": by_group.test(all_scores, nearest, synthetic, looks, copied_units),
+        "tests": by_group.test(all_scores, nearest, synthetic, (looks, as_they_are), copied_units),
     }
 
 
