@@ -12,7 +12,7 @@ from histodistill.hub_cards.part_files import shown
 
 
 #: Version of the layout of `audit.json`. An audit of any other is of another version of histodistill.
-AUDIT_FORMAT = 4
+AUDIT_FORMAT = 5
 #: What an audit of images looks at, in order: nothing else is a finding, and none of them may be missing.
 SET_FINDINGS = (
     "planted exact",
@@ -31,6 +31,8 @@ SET_FINDINGS = (
 MODEL_FINDINGS = (*SET_FINDINGS, "pool", "weights")
 #: Part of a run → the findings that its verdict rests on.
 PART_FINDINGS = {"distilled": SET_FINDINGS, "selector": SET_FINDINGS, "pipeline": MODEL_FINDINGS}
+#: What it looks at beyond that where the tiles have groups.
+GROUP_FINDING = "dominance"
 #: The finding that there were too few planted copies to know anything; with it the others of that kind may be missing.
 TOO_FEW_PLANTED = "planted"
 
@@ -39,7 +41,11 @@ Count = Annotated[int, Field(ge=0, lt=2**53)]
 #: Where copies and attacks are looked for: pixels, the structure of an image, and embeddings by name.
 Space = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(/[A-Za-z0-9][A-Za-z0-9._-]{0,63})?$")]
 _Number = Annotated[float, Field(ge=0)]
-_Attack = Literal["distance", "density_ratio"]
+_Attack = Literal[
+    "distance", "density_ratio", "distance_extreme", "density_ratio_extreme", "unit_density_ratio", "mixture"
+]
+#: What a group of tiles can be; never its name.
+GroupKind = Literal["patient", "case", "specimen", "block", "slide", "site", "group"]
 _Planted = Literal["exact", "symmetric", "jpeg", "stain", "crop", "shift", "blend"]
 # A sentence of a finding: `check_findings` of the training sees that it is one of ours.
 _Sentence = Annotated[str, Field(min_length=1, max_length=500)]
@@ -70,7 +76,7 @@ class OverfittingFigures(Exact):
 
 
 class CopiesFigures(Exact):
-    """See `selection.image_audit.Copies`."""
+    """See `selection.audit_figures.Copies`."""
 
     num_images: Count
     of_training: Count
@@ -85,17 +91,38 @@ class CopiesFigures(Exact):
 
 
 class MembershipFigures(Exact):
-    """See `selection.image_audit.MembershipAttack`."""
+    """See `selection.audit_figures.MembershipAttack`."""
 
     main: AttackFigures
     control: AttackFigures
     advantage: Annotated[float, Field(ge=-1, le=1)] | None
     naive: Share
     per_class: dict[ClassName, IntervalFigure]
+    p_value: Share | None
+
+
+class DominanceFigures(Exact):
+    """See `selection.audit_figures.Dominance`."""
+
+    share: Share
+    usual: Share
+    p_value: Share
+
+
+class UnitTestsFigures(Exact):
+    """See `selection.audit_figures.UnitTests`."""
+
+    membership: Share
+    overfitting: Share
+    level: Share
+    num_statistics: Count
+    detectable_auc: Share | None
+    dominance: DominanceFigures
+    copied_units: Count
 
 
 class SetFigures(Exact):
-    """See `selection.image_audit.SetAudit`; without the closest pairs, which are of single tiles."""
+    """See `selection.audit_figures.SetAudit`; without the closest pairs, which are of single tiles."""
 
     copies: CopiesFigures
     overfitting: Annotated[dict[Space, OverfittingFigures], Field(min_length=1)]
@@ -103,6 +130,7 @@ class SetFigures(Exact):
     membership: Annotated[
         dict[Space, Annotated[dict[_Attack, MembershipFigures], Field(min_length=1)]], Field(min_length=1)
     ]
+    tests: UnitTestsFigures | None
 
 
 class LimitsFigures(Exact):
@@ -117,8 +145,29 @@ class LimitsFigures(Exact):
     guaranteed: bool
 
 
+class UnitsFigures(Exact):
+    """See `selection.audit_figures.Units`: how many there are, and never what they are called."""
+
+    kind: GroupKind
+    num_training: Count
+    num_held_out: Count
+    least_tiles: Count
+    median_tiles: _Number
+    most_tiles: Count
+    per_class: dict[ClassName, Count]
+
+
+class WeightsTestFigures(Exact):
+    """See `selection.audit_figures.WeightsTest`."""
+
+    p_value: Share
+    num_training: Count
+    num_held_out: Count
+    detectable_auc: Share | None
+
+
 class Figures(Exact):
-    """See `selection.image_audit.AuditResult`."""
+    """See `selection.audit_figures.AuditResult`."""
 
     limits: LimitsFigures
     is_random: bool
@@ -129,6 +178,26 @@ class Figures(Exact):
     weights: AttackFigures | None
     num_weight_tiles: Count
     least_weight_tiles: Count
+    num_left_out: Count
+    units: UnitsFigures | None
+    weights_test: WeightsTestFigures | None
+
+    @model_validator(mode="after")
+    def _is_by_one_unit(self) -> Self:
+        by_group = self.units is not None
+        if any((found.tests is not None) != by_group for found in (self.published, self.pool)):
+            raise ValueError("the tests by group do not agree with the units")
+        if (self.weights_test is not None) != (by_group and self.weights is not None):
+            raise ValueError("the test of the weights does not agree with the units")
+        attacks = [
+            attack
+            for found in (self.published, self.pool)
+            for by_name in found.membership.values()
+            for attack in by_name.values()
+        ]
+        if any((attack.p_value is not None) != by_group for attack in attacks):
+            raise ValueError("the attacks do not agree with the units")
+        return self
 
 
 class FindingRecord(Exact):
@@ -175,16 +244,18 @@ class AuditRecord(Exact):
         copies_dropped: Images of each class that were dropped as copies; None where none were looked for.
         parts: Part → its verdict.
         records: File of the run that cards tell of, such as `results.json` → SHA-256 as it was.
+        warnings: What else one should know, such as a class of few patients; no verdict rests on it.
         figures: What the verdicts rest on.
     """
 
-    format: Literal[4]
+    format: Literal[5]
     data: Annotated[str, Field(max_length=1000)]
     num_tiles: dict[Literal["train", "validation", "test", "held_out"], Count]
     held_out_at_random: bool
     copies_dropped: dict[ClassName, Count] | None
     parts: dict[Literal["distilled", "selector", "pipeline"], VerdictRecord]
     records: dict[_FileName, Sha256]
+    warnings: tuple[_Sentence, ...]
     figures: Figures
 
     @model_validator(mode="after")
@@ -193,6 +264,8 @@ class AuditRecord(Exact):
             raise ValueError("held_out_at_random does not agree with the figures")
         for part, verdict in self.parts.items():
             names, expected = [finding.name for finding in verdict.findings], list(PART_FINDINGS[part])
+            if self.figures.units is not None:
+                expected.insert(len(SET_FINDINGS), GROUP_FINDING)
             if TOO_FEW_PLANTED in names:  # a point that never holds
                 names = [name for name in names if not name.startswith(TOO_FEW_PLANTED)]
                 expected = [name for name in expected if not name.startswith(TOO_FEW_PLANTED)]

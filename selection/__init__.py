@@ -17,6 +17,7 @@ from histodistill.selection.names import QUOTA_RULES, RANKINGS, SELECTOR_NAMES, 
 
 
 if TYPE_CHECKING:
+    from histodistill.selection.audit_verdict import Verdict
     from histodistill.selection.base import BaseSelector, ClassSelection
     from histodistill.selection.baselines import (
         FacilityLocationSelector,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from histodistill.selection.distill_selector import DistillSelector
     from histodistill.selection.filters import at_least, recognised, typical
     from histodistill.selection.graph import knn_graph, nearest_among, nearest_neighbors
-    from histodistill.selection.image_audit import Verdict, audit_images
+    from histodistill.selection.image_audit import audit_images
     from histodistill.selection.quotas import community_quotas
     from histodistill.selection.registry import SELECTORS
 
@@ -48,7 +49,7 @@ _HOME_OF_NAME = {
     "Communities": "communities",
     "DegenerateGraphWarning": "communities",
     "find_communities": "communities",
-    "Verdict": "image_audit",
+    "Verdict": "audit_verdict",
     "audit_images": "image_audit",
     "DistillSelector": "distill_selector",
     "at_least": "filters",

@@ -54,10 +54,29 @@ def check_labels(labels: Any, n_images: int, name: str = "labels", of: str = "em
     return array
 
 
-def _check_length(labels: np.ndarray, n_images: int, name: str, of: str = "embeddings") -> None:
+def check_groups(groups: Any, n_images: int, name: str = "groups", of: str = "images") -> np.ndarray:
+    """`groups` as texts, an array of length `n_images`, or ValueError that calls them `name`.
+
+    Args:
+        groups: The group of each image, such as its patient: whole numbers or texts, none of them empty.
+        n_images: How many there must be.
+        name: What the message calls them.
+        of: What the message says that there must be one group for each of.
+    """
+    array = np.asarray(groups)
+    _check_length(array, n_images, name, of, "group")
+    if array.dtype.kind not in "OUiu" or any(value is None or value != value for value in array.tolist()):
+        raise ValueError(f"{name} has dtype {array.dtype}: it must hold texts or whole numbers, one for each image")
+    array = array.astype(np.str_)
+    if (array == "").any():
+        raise ValueError(f"{name} has an empty text: it must hold the group of each image")
+    return array
+
+
+def _check_length(labels: np.ndarray, n_images: int, name: str, of: str = "embeddings", what: str = "label") -> None:
     if labels.ndim != 1 or len(labels) != n_images:
         raise ValueError(
-            f"{name} has shape {labels.shape}: it must be one-dimensional with one label for each of the "
+            f"{name} has shape {labels.shape}: it must be one-dimensional with one {what} for each of the "
             f"{n_images} {of}"
         )
 

@@ -9,14 +9,29 @@ PoPETs 2023). `docs/privacy-audit.md` gives the reasons.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
 
-from histodistill.selection.checks import check_embeddings, check_images, check_integer, check_labels
+from histodistill.selection.attacked import Attacked, find_attacked
+from histodistill.selection.audit_figures import AuditResult, Copies, MembershipAttack, SetAudit
+from histodistill.selection.audit_verdict import (
+    FAILS_BY_CHANCE,
+    MAX_FALSE_ALARMS,
+    Verdict,
+    few_groups,
+    judge_set,
+)
+from histodistill.selection.checks import (
+    check_choice,
+    check_embeddings,
+    check_groups,
+    check_images,
+    check_integer,
+    check_labels,
+)
 from histodistill.selection.copies import (
     CopyIndex,
     CopyLimits,
@@ -26,11 +41,11 @@ from histodistill.selection.copies import (
     nearest_under_views,
     views_of,
 )
+from histodistill.selection.group_attacks import unit_means
+from histodistill.selection.group_audit import LOOKS, GroupAudit
 from histodistill.selection.membership import (
     FALSE_POSITIVE_RATES,
     Attack,
-    Interval,
-    Overfitting,
     advantage,
     binomial_interval,
     density_ratio_scores,
@@ -38,25 +53,18 @@ from histodistill.selection.membership import (
     measure_attack,
     measure_overfitting,
 )
+from histodistill.selection.names import GROUP_KINDS
+from histodistill.selection.near_copies import in_order
 from histodistill.selection.planting import MUST_FIND, plant
+from histodistill.selection.real_tiles import HasLabelledImages, LabelledImages, RealTiles
 from histodistill.selection.streams import stream
-from histodistill.selection.summaries import summarise
+from histodistill.selection.units import find_units
 from histodistill.selection.views import has_content
 
 
-#: Share of independent real tiles that may be taken for copies.
-MAX_FALSE_ALARMS = 0.01
-#: Copies of each kind that must be planted: fewer could not tell that the audit finds what it must.
-FEWEST_PLANTED = 20
 #: Members, and as many non-members, whose losses the attack on the weights must have where there are so many tiles: an
 #: attack on fewer says little.
 FEWEST_WEIGHT_TILES = 200
-#: An attack whose AUC is at most this far from 0.5 is as good as guessing.
-AUC_TOLERANCE = 0.02
-#: An attack that surely tells more than this share of the training tiles, at 1 % false positives, tells some.
-MAX_TRUE_POSITIVES = 0.03
-#: Probability that a verdict of a kind fails by chance alone, over all spaces and attacks of that kind.
-FAILS_BY_CHANCE = 0.05
 #: The attacks of one who has the images alone: see `distance_scores` and `density_ratio_scores`.
 ATTACKS = ("distance", "density_ratio")
 #: Validation tiles that an audit takes at least. Where no tile was held out for it, a quarter of
@@ -64,212 +72,33 @@ ATTACKS = ("distance", "density_ratio")
 FEWEST_VALIDATION_TILES = 8
 # Tiles of each part that `audit_images` takes at least: of those that are attacked there must be two for an interval.
 _FEWEST_TILES = {"train": 2, "validation": FEWEST_VALIDATION_TILES, "held_out": 2}
-# What the audit itself calls two of its scores, so that no embedding can have these names.
-_OWN_SCORES = ("pixels", "structure")
+# What the audit itself calls its spaces and scores, so that no embedding can have these names.
+_OWN_SCORES = ("pixels", "structure", LOOKS)
 # Validation tiles that the limits of copying are set by: more would say little more, and take their time.
 _MOST_CALIBRATING = 2000
 # Views of synthetic images by which their density is estimated, for the same reason.
 _MOST_FOR_DENSITY = 4000
 
 
-@dataclass(frozen=True)
-class LabelledImages:
-    """Images uint8 N×S×S×3 and their classes, int64 N."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, rows: np.ndarray) -> LabelledImages:
-        return LabelledImages(self.images[rows], self.labels[rows])
-
-    def __repr__(self) -> str:
-        return f"LabelledImages({summarise(self.images, self.labels)})"
-
-
-class HasLabelledImages(Protocol):
-    """Anything with images and their labels, such as `LabelledImages`, or the tiles that `load_tiles` gives."""
-
-    @property
-    def images(self) -> np.ndarray:
-        """uint8 N×S×S×3."""
-
-    @property
-    def labels(self) -> np.ndarray:
-        """N whole numbers."""
+#: What `audit_images` takes as a set of tiles.
+TileSet = HasLabelledImages | tuple[Any, Any] | tuple[Any, Any, Any]
 
 
 @dataclass(frozen=True)
-class RealTiles:
-    """The real tiles, by what a model saw of them.
+class WeightLosses:
+    """Losses of tiles under a model, from one who holds its weights: lower for a likelier member.
 
     Attributes:
-        train: What the models were trained on.
-        held_out: A random part of the same tiles that no model has seen; none where nothing was held out.
-        validation: Other tiles, that no model was trained on.
+        members: float64 N, of training tiles.
+        non_members: float64 M, of tiles that the model has not seen.
+        member_rows: int64 N, which of the training tiles they are; the first ones by default.
+        non_member_rows: int64 M, which of the held-out tiles, or validation tiles where nothing was held out.
     """
 
-    train: LabelledImages
-    held_out: LabelledImages | None
-    validation: LabelledImages
-
-    def __len__(self) -> int:
-        return sum(len(part) for part in self._parts)
-
-    def __repr__(self) -> str:
-        held_out = "nothing held out" if self.held_out is None else f"{len(self.held_out):,} held out"
-        train = summarise(self.train.images, self.train.labels, "training tile")
-        return f"RealTiles({train}; {held_out}; {len(self.validation):,} for validation)"
-
-    @cached_property
-    def all_images(self) -> np.ndarray:
-        """The images of train, held-out and validation tiles, in this order, uint8 N×S×S×3."""
-        return np.concatenate([part.images for part in self._parts])
-
-    def at(self, rows: np.ndarray) -> LabelledImages:
-        """The tiles at these rows of `all_images`."""
-        return LabelledImages(self.all_images[rows], np.concatenate([part.labels for part in self._parts])[rows])
-
-    @property
-    def _parts(self) -> list[LabelledImages]:
-        return [part for part in (self.train, self.held_out, self.validation) if part is not None]
-
-
-@dataclass(frozen=True)
-class Copies:
-    """Copies among N synthetic images.
-
-    Attributes:
-        num_images: N.
-        of_training: Images that are copies of a training tile.
-        of_others: Images that are copies of a tile that no model was trained on: the control.
-        num_training, num_others: Tiles of either kind.
-        share: `of_training` over N, with its interval.
-        control: `of_others` over N, as if there were as many of these tiles as training tiles.
-        naive: Share of independent real tiles that are taken for copies.
-        p_value: Probability of so many training tiles among those that were copied, if all tiles were alike to the
-            model; each tile counts once.
-        per_class: Copies of training tiles by class.
-    """
-
-    num_images: int
-    of_training: int
-    of_others: int
-    num_training: int
-    num_others: int
-    share: Interval
-    control: float
-    naive: float
-    p_value: float
-    per_class: dict[int, int]
-
-
-@dataclass(frozen=True)
-class MembershipAttack:
-    """One attack in one space: on the training tiles, its control, and by class.
-
-    Attributes:
-        main: Members are training tiles, non-members tiles that no model has seen.
-        control: The same with independent real tiles in place of the synthetic images.
-        advantage: What the images add at 1 % false positives, beyond the control: from 0 for nothing to 1.
-        naive: AUC of an attacker who guesses.
-        per_class: AUC within each class, where it has two tiles of either kind or more.
-    """
-
-    main: Attack
-    control: Attack
-    advantage: float | None
-    naive: float = 0.5
-    per_class: dict[int, Interval] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class SetAudit:
-    """What one set of synthetic images gives away.
-
-    Attributes:
-        copies: See `Copies`.
-        overfitting: Space → overfitting of all images.
-        overfitting_per_class: Space → class → overfitting of its images.
-        membership: Space → attack → figures, of an attacker who has nothing but the images.
-        closest: Rows of the images and of `RealTiles.all_images` that are most alike, at most 10×2.
-        closest_scores: Their scores; below the limit is a copy.
-    """
-
-    copies: Copies
-    overfitting: dict[str, Overfitting]
-    overfitting_per_class: dict[str, dict[int, Overfitting]]
-    membership: dict[str, dict[str, MembershipAttack]]
-    closest: np.ndarray
-    closest_scores: np.ndarray
-
-
-@dataclass(frozen=True)
-class AuditResult:
-    """All figures.
-
-    Attributes:
-        limits: Where copying begins.
-        is_random: Whether non-members were held out at random. If not, validation tiles stand in for them, and
-            figures of overfitting and membership hold whatever else makes these differ.
-        published: The audit of the images to be published.
-        pool: The audit of all generated images, before any was dropped; no attacks on membership by class.
-        planted: Kind of copy → share found, with its interval; empty where none was planted.
-        num_planted: Copies of each kind.
-        weights: The attack of one who holds the weights, where it was made.
-        num_weight_tiles: Members and non-members whose losses it had, the fewer of the two.
-        least_weight_tiles: How many it must have had, of those that there are.
-    """
-
-    limits: CopyLimits
-    is_random: bool
-    published: SetAudit
-    pool: SetAudit
-    planted: dict[str, Interval]
-    num_planted: int
-    weights: Attack | None
-    num_weight_tiles: int
-    least_weight_tiles: int
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One point of a verdict.
-
-    Attributes:
-        name: What was looked at, such as `"copies"`.
-        passed: Whether the point holds.
-        sentence: The figures for people, in one sentence.
-    """
-
-    name: str
-    passed: bool
-    sentence: str
-
-
-@dataclass(frozen=True, repr=False)
-class Verdict:
-    """Whether a set of images gives nothing away, and why; printed, it says so in sentences.
-
-    Attributes:
-        passed: whether all findings hold.
-        findings: the points that were looked at.
-        figures: all that was measured.
-    """
-
-    passed: bool
-    findings: tuple[Finding, ...]
-    figures: AuditResult
-
-    def __repr__(self) -> str:
-        failed = "".join(f", {finding.name}" for finding in self.findings if not finding.passed)
-        return f"Verdict(passed={self.passed}{failed and f', failed: {failed[2:]}'})"
-
-    def __str__(self) -> str:
-        lines = ["passed" if self.passed else "NOT PASSED: the images should not be published"]
-        return "\n".join(lines + [f"{'✓' if f.passed else '✗'} {f.sentence}" for f in self.findings])
+    members: np.ndarray
+    non_members: np.ndarray
+    member_rows: np.ndarray | None = None
+    non_member_rows: np.ndarray | None = None
 
 
 def find_limits(real: RealTiles, index: CopyIndex, seed: int = 0) -> CopyLimits:
@@ -310,18 +139,21 @@ def audit_images(
     images: Any,
     labels: Any,
     *,
-    train: HasLabelledImages | tuple[Any, Any],
-    validation: HasLabelledImages | tuple[Any, Any],
-    held_out: HasLabelledImages | tuple[Any, Any] | None = None,
-    pool: HasLabelledImages | tuple[Any, Any] | None = None,
+    train: TileSet,
+    validation: TileSet,
+    held_out: TileSet | None = None,
+    pool: TileSet | None = None,
     embeddings: Mapping[str, Embed] | None = None,
+    group_kind: str = "group",
     n_planted: int = 100,
     seed: int = 0,
 ) -> Verdict:
     """Whether synthetic images give anything away about the real tiles that their model was trained on.
 
-    Sets of real tiles are pairs of images and labels, or anything with `images` and `labels`. All images are uint8
-    N×S×S×3 of the same side, and labels N whole numbers ≥ 0, the same number for the same class.
+    Sets of real tiles are pairs of images and labels, or triples with groups beside them, or anything with `images`,
+    `labels` and, where they are known, `groups`. All images are uint8 N×S×S×3 of the same side, labels N whole numbers
+    ≥ 0, the same number for the same class, and groups N names or numbers, the same for tiles of one patient. With
+    groups the verdict is about groups; without, about single tiles, and it says so.
 
     Args:
         images: the synthetic images, those that are to be published.
@@ -334,6 +166,7 @@ def audit_images(
         embeddings: name → a function that embeds uint8 M×S×S×3 images as M×D real numbers, in which copies and
             attacks are looked for beside pixels; none by default. It must not come from a model that was trained on
             the labels of these tiles.
+        group_kind: what a group is: patient, case, specimen, block, slide, site or group.
         n_planted: copies of training tiles, of each kind, that are planted to see whether they are found; with fewer
             than 20 nothing passes.
         seed: of all that is random, from 0 on.
@@ -343,7 +176,7 @@ def audit_images(
 
     Raises:
         ValueError: for arrays of another shape, type or size, too few tiles, an embedding that returns something
-            else, or tiles that have nothing on them.
+            else, tiles that have nothing on them, or a group that is in train and in held_out.
 
     Examples:
         verdict = audit_images(images, labels, train=(tiles, classes), validation=source.split("validation"))
@@ -351,6 +184,7 @@ def audit_images(
     """
     check_integer("n_planted", n_planted, 0)
     check_integer("seed", seed, 0)
+    check_choice("group_kind", group_kind, GROUP_KINDS)
     published = LabelledImages(*_check_arrays(images, labels, "images", "labels"))
     size = published.images.shape[1]
     real = RealTiles(
@@ -365,19 +199,22 @@ def audit_images(
         published if pool is None else _check_part("pool", pool, size),
         real,
         _check_embeddings(embeddings or {}),
+        group_kind=group_kind,
         n_planted=n_planted,
         seed=seed,
     )
     findings = tuple(judge_set(figures))
-    return Verdict(all(finding.passed for finding in findings), findings, figures)
+    return Verdict(all(finding.passed for finding in findings), findings, figures, few_groups(figures.units))
 
 
-def _check_part(name: str, part: HasLabelledImages | tuple[Any, Any], size: int) -> LabelledImages:
-    """A set of images of that size with their labels, or ValueError that calls it `name`."""
-    if isinstance(part, (tuple, list)) and len(part) == 2:
-        images, labels = part
+def _check_part(name: str, part: TileSet, size: int) -> LabelledImages:
+    """A set of images of that size with their labels and groups, or ValueError that calls it `name`."""
+    groups = None
+    if isinstance(part, (tuple, list)) and len(part) in (2, 3):
+        images, labels, *rest = part
+        groups = rest[0] if rest else None
     elif hasattr(part, "images") and hasattr(part, "labels"):
-        images, labels = part.images, part.labels
+        images, labels, groups = part.images, part.labels, getattr(part, "groups", None)
     else:
         raise ValueError(f"{name} is a {type(part).__name__}: it must be a pair of images and labels")
     images, labels = _check_arrays(images, labels, f"images of {name}", f"labels of {name}")
@@ -388,7 +225,9 @@ def _check_part(name: str, part: HasLabelledImages | tuple[Any, Any], size: int)
     fewest = _FEWEST_TILES.get(name, 1)
     if len(images) < fewest:
         raise ValueError(f"{name} has {len(images)} tiles: it must be at least {fewest}")
-    return LabelledImages(images, labels)
+    if groups is not None:
+        groups = check_groups(groups, len(images), f"groups of {name}", of="images")
+    return LabelledImages(images, labels, groups)
 
 
 def _check_arrays(images: Any, labels: Any, images_name: str, labels_name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -420,178 +259,92 @@ def audit(
     real: RealTiles,
     embeddings: Mapping[str, Embed],
     *,
+    group_kind: str = "group",
     n_planted: int = 100,
-    weight_losses: tuple[np.ndarray, np.ndarray] | None = None,
+    weight_losses: WeightLosses | None = None,
     seed: int = 0,
 ) -> AuditResult:
-    """Audits a set to be published, and the pool that it was chosen from.
+    """Audits a set to be published, and the pool that it was chosen from; by group, where the real tiles have groups.
 
     Args:
         published, pool: Synthetic images with the classes that they were made as.
         real: The real tiles; validation needs 4 or more.
         embeddings: name → function, as for `CopyIndex`. None should have been trained on the training tiles with
             labels: it would know them, whatever the images say.
+        group_kind: What a group is, one of `GROUP_KINDS`.
         n_planted: Copies of each kind that are planted, to see whether they are found; 0 plants none.
         weight_losses: Losses of members and of non-members under the model, from one who holds its weights.
         seed: Seed of all that is random.
+
+    Raises:
+        ValueError: If the tiles are not fit for an audit: see `find_attacked` and `find_limits`.
     """
+    attacked = find_attacked(real, seed)
     index = CopyIndex(real.all_images, embeddings)
     limits = find_limits(real, index, seed)
-    rows = _split_validation(real, seed)
-    roles = {role: real.at(part) for role, part in rows.items()}
-    points = {name: {role: at[part] for role, part in rows.items()} for name, at in index.points.items()}
-    roles["control"] = roles["control"][np.arange(min(len(roles["control"]), len(published)))]
-    controls = {name: views_of(roles["control"].images, embed) for name, embed in index.spaces.items()}
-    attackable = _Attackable(index, limits, real, rows, roles, points, controls, seed)
+    control = attacked.control[: len(published)]
+    controls = {name: views_of(real.all_images[control], embed) for name, embed in index.spaces.items()}
+    by_group = GroupAudit(real, attacked, index, group_kind, seed) if attacked.by_group else None
+    known = _Attackable(index, limits, real, attacked, controls, by_group, seed)
     planted = {}
     if n_planted:
         copies = plant(real.train.images, n_planted, seed, has_content(real.train.images))
         found = limits.is_copy(index.search(copies.images))
         planted = {kind: binomial_interval(int(found[copies.kinds == kind].sum()), n_planted) for kind in MUST_FIND}
-    weights = None
+    weights, weights_test, num_weight_tiles = None, None, 0
     if weight_losses is not None:
-        members, non_members = weight_losses
-        weights = measure_attack(-members, -non_members, 1 - FAILS_BY_CHANCE, seed)
+        num_weight_tiles = min(len(weight_losses.members), len(weight_losses.non_members))
+        if by_group is None:
+            weights = _attack_weights(weight_losses, real, seed)
+        else:
+            weights, weights_test = by_group.test_weights(*_losses_of_attacked(weight_losses, real, attacked))
     others = real.held_out or real.validation
     return AuditResult(
         limits=limits,
         is_random=real.held_out is not None,
-        published=_audit_set(published, attackable, by_class=True),
-        pool=_audit_set(pool, attackable, by_class=False),
+        published=_audit_set(published, known, by_class=True),
+        pool=_audit_set(pool, known, by_class=False),
         planted=planted,
         num_planted=n_planted,
         weights=weights,
-        num_weight_tiles=min(map(len, weight_losses)) if weight_losses is not None else 0,
+        num_weight_tiles=num_weight_tiles,
         least_weight_tiles=min(FEWEST_WEIGHT_TILES, len(real.train), len(others)),
+        num_left_out=attacked.num_left_out,
+        units=None if by_group is None else by_group.units,
+        weights_test=weights_test,
     )
 
 
-def judge_set(result: AuditResult) -> list[Finding]:
-    """The points on which a set of images passes: all must hold."""
-    return [*_judge_audit(result), *_judge_images(result)]
+def _rows_of_losses(losses: WeightLosses) -> tuple[np.ndarray, np.ndarray]:
+    return tuple(
+        np.arange(len(values)) if rows is None else rows
+        for values, rows in ((losses.members, losses.member_rows), (losses.non_members, losses.non_member_rows))
+    )  # type: ignore[return-value]
 
 
-def judge_weights(result: AuditResult) -> list[Finding]:
-    """The points on which the model passes: those of its set, no memorising, and no membership told by its weights."""
-    copies = result.pool.copies
-    passed = copies.p_value >= FAILS_BY_CHANCE and copies.share.low <= MAX_FALSE_ALARMS
-    sentence = (
-        f"{copies.of_training} of {copies.num_images:,} generated images are copies of training tiles, where "
-        f"{copies.control * copies.num_images:.1f} are expected of a model that has not seen them"
-    )
-    rule = f"at most {100 * MAX_FALSE_ALARMS:.0f}% may be"
-    sentence += f"; that is consistent with chance, and {rule}" if passed else f" and {rule}"
-    findings = [*judge_set(result), Finding("pool", passed, sentence)]
-    if result.weights is None:
-        findings.append(Finding("weights", False, "the attack of one who holds the weights was not made"))
-    else:
-        enough = result.num_weight_tiles >= result.least_weight_tiles
-        sentence = _told("one who holds the weights", result.weights)
-        if not enough:
-            few = f"{result.num_weight_tiles} tiles say little: it must be at least {result.least_weight_tiles}"
-            sentence += f"; {few}"
-        findings.append(Finding("weights", enough and _is_guessing(result.weights), sentence))
-    return findings
+def _attack_weights(losses: WeightLosses, real: RealTiles, seed: int) -> Attack:
+    """The attack on the weights tile by tile, a tile with its near copies as one."""
+    rows, other_rows = _rows_of_losses(losses)
+    images = real.train.images[rows], (real.held_out or real.validation).images[other_rows]
+    units, count = find_units(images), len(rows)
+    members = -unit_means(losses.members, in_order(units[:count]))
+    kept = ~np.isin(units[count:], units[:count])
+    non_members = -unit_means(losses.non_members[kept], in_order(units[count:][kept]))
+    return measure_attack(members, non_members, 1 - FAILS_BY_CHANCE, seed)
 
 
-def _judge_audit(result: AuditResult) -> list[Finding]:
-    """Whether the audit finds what it must, and no more."""
-    limits, findings = result.limits, []
-    if result.num_planted < FEWEST_PLANTED:
-        sentence = f"{result.num_planted} copies of each kind were planted; it must be at least {FEWEST_PLANTED}"
-        findings.append(Finding("planted", False, f"{sentence}, or else nobody knows what the audit would find"))
-    for kind, least in MUST_FIND.items():
-        if kind in result.planted:
-            value = result.planted[kind].value
-            sentence = (
-                f"{100 * value:.0f}% of the planted {kind} copies are found; at least {100 * least:.0f}% must be"
-            )
-            findings.append(Finding(f"planted {kind}", value >= least, sentence))
-    alarms = binomial_interval(round(limits.false_alarms * limits.num_held_out), limits.num_held_out)
-    # With few tiles the limit is the lowest of their scores; a further tile falls below that with this probability.
-    allowed = max(MAX_FALSE_ALARMS, 1 / (limits.num_held_out + 1))
-    passed = alarms.low <= allowed
-    sentence = (
-        f"{100 * alarms.value:.1f}% [{100 * alarms.low:.1f}, {100 * alarms.high:.1f}] of {limits.num_held_out:,} "
-        f"independent real tiles are taken for copies, {{}} {100 * allowed:.0f}%"
-    )
-    how = "consistent with at most" if passed else "which is more than the allowed"
-    findings.append(Finding("false alarms", passed, sentence.format(how)))
-    return findings
+def _losses_of_attacked(losses: WeightLosses, real: RealTiles, attacked: Attacked) -> tuple[np.ndarray, np.ndarray]:
+    """The losses of tiles that are attacked, and which of them they are."""
+    rows, other_rows = _rows_of_losses(losses)
+    places = _places(attacked, len(real))[np.concatenate([rows, len(real.train) + other_rows])]
+    return np.concatenate([losses.members, losses.non_members])[places >= 0], places[places >= 0]
 
 
-def _judge_images(result: AuditResult) -> list[Finding]:
-    """Whether the images give nothing away."""
-    published, findings = result.published, []
-    num_copies = published.copies.of_training + published.copies.of_others
-    findings.append(
-        Finding(
-            "copies",
-            num_copies == 0,
-            f"{num_copies} of {published.copies.num_images:,} images are copies of real tiles",
-        )
-    )
-    worst = max(published.overfitting.items(), key=lambda item: item[1].share.low)
-    passed = worst[1].share.low <= 0.5
-    how = "consistent with the 0.5 of chance" if passed else "more than the 0.5 of chance"
-    findings.append(
-        Finding(
-            "overfitting",
-            passed,
-            f"a share of {_text(worst[1].share)} of the images is nearer to a training tile than to any of as many "
-            f"held-out ones ({worst[0]}), {how}",
-        )
-    )
-    attacks = [
-        (f"{name.replace('_', ' ')}, {space}", attack.main)
-        for space, by_name in published.membership.items()
-        for name, attack in by_name.items()
-    ]
-    bad = [item for item in attacks if not _is_guessing(item[1])]
-    name, attack = max(bad or attacks, key=lambda item: abs(item[1].auc.value - 0.5))
-    sentence = _told("one who has the images alone", attack) + f" ({name}; the best of {len(attacks)} attacks)"
-    if bad and not result.is_random:
-        sentence += "; no tiles were held out at random, so this may be how training and validation tiles differ"
-    findings.append(Finding("membership", not bad, sentence))
-    return findings
-
-
-def _is_guessing(attack: Attack) -> bool:
-    """AUC within the tolerance of 0.5 or not to be told from it, and no tiles that are told for sure."""
-    surely = attack.true_positives[FALSE_POSITIVE_RATES[0]]
-    is_half = abs(attack.auc.value - 0.5) <= AUC_TOLERANCE or attack.auc.covers(0.5)
-    return is_half and (surely is None or surely.low <= MAX_TRUE_POSITIVES)
-
-
-def _told(who: str, attack: Attack) -> str:
-    """How well an attacker tells members, as a sentence that says whether it is more than guessing."""
-    surely = attack.true_positives[FALSE_POSITIVE_RATES[0]]
-    few = "" if surely is None else f", and {100 * surely.value:.1f}% of them at 1% false alarms"
-    if not _is_guessing(attack):
-        return f"{who} tells training tiles with an AUC of {_text(attack.auc)}{few}"
-    near = "consistent with" if attack.auc.covers(0.5) else f"within {AUC_TOLERANCE} of"
-    return f"{who} can only guess at training tiles: an AUC of {_text(attack.auc)}, {near} the 0.5 of guessing{few}"
-
-
-def _text(interval: Interval) -> str:
-    """An estimate with its interval, to three digits."""
-    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
-
-
-def _split_validation(real: RealTiles, seed: int) -> dict[str, np.ndarray]:
-    """Rows of all tiles by part in the attacks: train, others (non-members), reference (the attacker's own), control.
-
-    Validation tiles, in random order, are the attacker's own and the control's, and where nothing was held out,
-    non-members too.
-    """
-    start = len(real) - len(real.validation)
-    order = start + stream("roles of validation tiles in attacks", seed).permutation(len(real.validation))
-    if real.held_out is not None:
-        reference, control = np.array_split(order, 2)
-        others = np.arange(len(real.train), start)
-    else:
-        others, reference, control = np.array_split(order, [len(order) // 2, 3 * len(order) // 4])
-    return {"train": np.arange(len(real.train)), "others": others, "reference": reference, "control": control}
+def _places(attacked: Attacked, count: int) -> np.ndarray:
+    """Of each of `count` real tiles, its place among those attacked, or −1."""
+    places = np.full(count, -1)
+    places[attacked.rows] = np.arange(len(attacked.rows))
+    return places
 
 
 @dataclass(frozen=True)
@@ -602,20 +355,19 @@ class _Attackable:
         index: The index of all real tiles.
         limits: Where copying begins.
         real: The real tiles.
-        rows: Role in the attacks, see `_split_validation` → rows of `real.all_images`.
-        roles: Role → its tiles; of the control, no more than there are images to be published.
-        points: Space → role → embeddings N×D.
-        controls: Space → the control tiles in all symmetries, embedded: 8×N×D.
+        attacked: Who of them is attacked.
+        controls: Space → control tiles, no more than there are images to be published, in all symmetries, embedded:
+            8×N×D.
+        by_group: The audit by group; None where units are tiles.
         seed: Seed of all that is random.
     """
 
     index: CopyIndex
     limits: CopyLimits
     real: RealTiles
-    rows: dict[str, np.ndarray]
-    roles: dict[str, LabelledImages]
-    points: dict[str, dict[str, np.ndarray]]
+    attacked: Attacked
     controls: dict[str, np.ndarray]
+    by_group: GroupAudit | None
     seed: int
 
 
@@ -623,69 +375,147 @@ def _audit_set(synthetic: LabelledImages, known: _Attackable, by_class: bool) ->
     """The audit of one set of images; `by_class` also measures overfitting and membership within each class."""
     views = {name: views_of(synthetic.images, embed) for name, embed in known.index.spaces.items()}
     scores = known.index.search(synthetic.images, views)
-    train, others = known.roles["train"], known.roles["others"]
-    is_other = np.repeat([False, True], [len(train), len(others)])
-    # For each real tile, its row among train and others together, or −1 for a tile of another role.
-    place = np.full(len(known.real), -1)
-    place[np.concatenate([known.rows["train"], known.rows["others"]])] = np.arange(len(is_other))
-    labels = np.concatenate([train.labels, others.labels])
-    confidence = 1 - FAILS_BY_CHANCE / len(views)
-    overfitting, per_class, membership = {}, {}, {}
-    for name, at in known.points.items():
-        both = np.concatenate([at["train"], at["others"]])
-        nearest = place[scores.nearest[name]]
-        # Where the nearest of all tiles has another role, the nearest of these two roles is searched for.
-        elsewhere = nearest < 0
-        nearest[elsewhere] = nearest_under_views(views[name][:, elsewhere], both, 1)[0][:, 0]
-        overfitting[name] = measure_overfitting(nearest, is_other, labels, confidence, known.seed)
-        if by_class:
-            per_class[name] = {
-                int(label): measure_overfitting(nearest[synthetic.labels == label], is_other, labels, seed=known.seed)
-                for label in np.unique(synthetic.labels)
-            }
-        membership[name] = {attack: _attack(attack, name, views[name], known, by_class) for attack in ATTACKS}
+    nearest = _nearest_units(scores, views, known)
+    copies, copied_units = _count_copies(synthetic, known, scores)
+    if known.by_group is None:
+        told = _tell_tiles(synthetic, views, nearest, known, by_class)
+    else:
+        told = _tell_groups(synthetic, views, nearest, copied_units, known, known.by_group, by_class)
     combined = known.limits.score(scores)
     closest = np.argsort(combined, kind="stable")[: min(10, int(np.isfinite(combined).sum()))]
     return SetAudit(
-        copies=_count_copies(synthetic, known.limits, scores, known.real),
-        overfitting=overfitting,
-        overfitting_per_class=per_class,
-        membership=membership,
+        copies=copies,
+        **told,
         closest=np.stack([closest, known.limits.nearest(scores)[closest]], axis=1),
         closest_scores=combined[closest],
     )
 
 
-def _attack(attack: str, space: str, views: np.ndarray, known: _Attackable, by_class: bool) -> MembershipAttack:
+def _nearest_units(scores: CopyScores, views: dict[str, np.ndarray], known: _Attackable) -> dict[str, np.ndarray]:
+    """Space → the unit that has the nearest attacked tile to each image: int64 G."""
+    attacked = known.attacked
+    places, found = _places(attacked, len(known.real)), {}
+    for name, points in known.index.points.items():
+        nearest = places[scores.nearest[name]]
+        # Where the nearest of all tiles is not attacked, the nearest of those that are is searched for.
+        elsewhere = nearest < 0
+        nearest[elsewhere] = nearest_under_views(views[name][:, elsewhere], points[attacked.rows], 1)[0][:, 0]
+        found[name] = attacked.units[nearest]
+    return found
+
+
+def _tell_tiles(
+    synthetic: LabelledImages,
+    views: dict[str, np.ndarray],
+    nearest: dict[str, np.ndarray],
+    known: _Attackable,
+    by_class: bool,
+) -> dict[str, Any]:
+    """Overfitting and membership where a unit is a tile with its near copies."""
+    attacked, seed = known.attacked, known.seed
+    held, classes = attacked.is_held_out, attacked.classes
+    confidence = 1 - FAILS_BY_CHANCE / len(views)
+    overfitting, per_class, membership = {}, {}, {}
+    for name, units in nearest.items():
+        overfitting[name] = measure_overfitting(units, held, classes, confidence, seed)
+        if by_class:
+            per_class[name] = {
+                int(label): measure_overfitting(units[synthetic.labels == label], held, classes, seed=seed)
+                for label in np.unique(synthetic.labels)
+            }
+        membership[name] = {attack: _attack_tiles(attack, name, views[name], known, by_class) for attack in ATTACKS}
+    return {"overfitting": overfitting, "overfitting_per_class": per_class, "membership": membership}
+
+
+def _attack_tiles(attack: str, space: str, views: np.ndarray, known: _Attackable, by_class: bool) -> MembershipAttack:
     """One of `ATTACKS` in one space, by images in all symmetries, embedded: `views` 8×G×D."""
-    at, train, others = known.points[space], known.roles["train"], known.roles["others"]
-    both = np.concatenate([at["train"], at["others"]])
-    rng = stream("images whose density is measured", known.seed)
-    scores = []
-    for synthetic in (views, known.controls[space]):
-        if attack == "distance":
-            scores.append(distance_scores(synthetic, both))
-        else:
-            images = synthetic.reshape(-1, synthetic.shape[2])
-            drawn = np.sort(rng.permutation(len(images))[:_MOST_FOR_DENSITY])
-            scores.append(density_ratio_scores(images[drawn], at["reference"], both))
-    count = len(train)
-    confidence = 1 - FAILS_BY_CHANCE / (len(known.points) * len(ATTACKS))
-    main, control = (measure_attack(s[:count], s[count:], confidence, known.seed) for s in scores)
+    attacked, seed = known.attacked, known.seed
+    held, classes = attacked.is_held_out, attacked.classes
+    points, rng = known.index.points[space], stream("images whose density is measured", seed)
+    scores = [
+        unit_means(_tile_scores(attack, of, points[attacked.rows], points[attacked.reference], rng), attacked.units)
+        for of in (views, known.controls[space])
+    ]
+    confidence = 1 - FAILS_BY_CHANCE / (len(known.index.points) * len(ATTACKS))
+    main, control = (measure_attack(s[~held], s[held], confidence, seed) for s in scores)
     per_class = {}
     if by_class:
-        for label in np.unique(train.labels):
-            members = scores[0][:count][train.labels == label]
-            non_members = scores[0][count:][others.labels == label]
+        for label in np.unique(classes[~held]):
+            members, non_members = (scores[0][(classes == label) & part] for part in (~held, held))
             if min(len(members), len(non_members)) >= 2:
-                per_class[int(label)] = measure_attack(members, non_members, seed=known.seed).auc
+                per_class[int(label)] = measure_attack(members, non_members, seed=seed).auc
     told, told_of_control = (found.true_positives[FALSE_POSITIVE_RATES[0]] for found in (main, control))
     gained = None if told is None or told_of_control is None else advantage(told.value, told_of_control.value)
     return MembershipAttack(main, control, gained, per_class=per_class)
 
 
-def _count_copies(synthetic: LabelledImages, limits: CopyLimits, scores: CopyScores, real: RealTiles) -> Copies:
-    """Counts the copies of training tiles and of others."""
+def _tile_scores(
+    attack: str, views: np.ndarray, tiles: np.ndarray, reference: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Scores of tiles N×D by one of `ATTACKS`, from images in all symmetries V×G×D: float64 N."""
+    if attack == "distance":
+        return distance_scores(views, tiles)
+    images = views.reshape(-1, views.shape[2])
+    drawn = np.sort(rng.permutation(len(images))[:_MOST_FOR_DENSITY])
+    return density_ratio_scores(images[drawn], reference, tiles)
+
+
+def _tell_groups(
+    synthetic: LabelledImages,
+    views: dict[str, np.ndarray],
+    nearest: dict[str, np.ndarray],
+    copied_units: int,
+    known: _Attackable,
+    by_group: GroupAudit,
+    by_class: bool,
+) -> dict[str, Any]:
+    """Overfitting, membership and the joint test where units are groups."""
+    attacked, seed = known.attacked, known.seed
+    looks = by_group.looks_of(synthetic, views)
+    nearest = {**nearest, LOOKS: by_group.nearest_by_look(looks)}
+    confidence = 1 - FAILS_BY_CHANCE / len(nearest)
+    overfitting, per_class, membership, all_scores = {}, {}, {}, []
+    for name, units in nearest.items():
+        by_look = name == LOOKS
+        overfitting[name] = by_group.overfitting(units, confidence, by_look=by_look)
+        if by_class:
+            per_class[name] = {
+                int(label): by_group.overfitting(
+                    units[synthetic.labels == label], 1 - FAILS_BY_CHANCE, by_look=by_look
+                )
+                for label in np.unique(synthetic.labels)
+            }
+        points = known.index.points.get(name)
+        if points is None:
+            of = looks[None], by_group.control_looks[None], by_group.looks, by_group.reference_looks
+        else:
+            of = views[name], known.controls[name], points[attacked.rows], points[attacked.reference]
+        membership[name] = {}
+        scores, controls = {}, {}
+        for attack in ATTACKS:
+            rng = stream("images whose density is measured", seed)
+            main, control = (_tile_scores(attack, images, of[2], of[3], rng) for images in of[:2])
+            classes = by_group.within_class(main) if by_class else {}
+            for kind, values in by_group.unit_scores(main).items():
+                scores[attack + kind] = values, {} if kind else classes
+            controls |= {attack + kind: values for kind, values in by_group.unit_scores(control).items()}
+        if by_look:
+            scores |= {attack: (values, {}) for attack, values in by_group.look_scores(looks).items()}
+            controls |= by_group.look_scores(by_group.control_looks)
+        for attack, (values, classes) in scores.items():
+            membership[name][attack] = by_group.attack(values, controls[attack], classes)
+            all_scores.append(values)
+    return {
+        "overfitting": overfitting,
+        "overfitting_per_class": per_class,
+        "membership": membership,
+        "tests": by_group.test(all_scores, nearest, synthetic, looks, copied_units),
+    }
+
+
+def _count_copies(synthetic: LabelledImages, known: _Attackable, scores: CopyScores) -> tuple[Copies, int]:
+    """Counts the copies of training tiles and of others, and the units that training tiles were copied of."""
+    limits, real = known.limits, known.real
     is_copy, nearest = limits.is_copy(scores), limits.nearest(scores)
     num_training, num_all = len(real.train), len(real)
     of_training = is_copy & (nearest < num_training)
@@ -695,7 +525,7 @@ def _count_copies(synthetic: LabelledImages, limits: CopyLimits, scores: CopySco
     p_value = 1.0
     if sum(tiles):
         p_value = float(binomtest(tiles[0], sum(tiles), num_training / num_all, alternative="greater").pvalue)
-    return Copies(
+    copies = Copies(
         num_images=count,
         of_training=int(of_training.sum()),
         of_others=int(of_others.sum()),
@@ -707,3 +537,5 @@ def _count_copies(synthetic: LabelledImages, limits: CopyLimits, scores: CopySco
         p_value=p_value,
         per_class={int(c): int(of_training[synthetic.labels == c].sum()) for c in np.unique(synthetic.labels)},
     )
+    # Training tiles come first, in all images and among those attacked.
+    return copies, len(np.unique(known.attacked.units[nearest[of_training]]))

@@ -11,3 +11,6 @@ RANKINGS = ("modular_centrality", "random")
 QUOTA_RULES = ("proportional", "uniform", "sqrt")
 #: The weights that `knn_graph` can give to links.
 WEIGHTINGS = ("local_gaussian", "inverse_distance", "cosine")
+
+#: What a group of tiles can be, as cards and reports call it; nothing else may be said there.
+GROUP_KINDS = ("patient", "case", "specimen", "block", "slide", "site", "group")

@@ -87,8 +87,45 @@ def hold_out_units(units: np.ndarray, labels: np.ndarray, share: float, rng: np.
     count = min(max(round(share * len(classes)), 2 if len(classes) >= 4 else 1), len(classes) - 1)
     if count < 1:
         raise ValueError("there is only one: there must be at least 2, one of which is held out")
+    held = _fair_draw(classes, _classes_in_units(units, labels), count, rng)
+    if held is None:
+        raise ValueError("whichever are held out, a class is left without a training tile")
+    return held[units]
+
+
+def redraw_units(
+    units: np.ndarray, labels: np.ndarray, count: int, draws: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Draws `count` units as `hold_out_units` does, many times: bool D×U, for permutation tests.
+
+    Args:
+        units: int64 N, each number from 0 on.
+        labels: N whole numbers ≥ 0.
+        count: 1 to U.
+        draws: D.
+        rng: The source of chance.
+    """
+    classes, present = classes_of_units(units, labels), _classes_in_units(units, labels)
+    drawn = np.empty((draws, len(classes)), dtype=bool)
+    for row in drawn:
+        fair = _fair_draw(classes, present, count, rng)
+        # Whoever held out all of a class did not draw as we do: then any draw must do.
+        row[:] = draw_units(classes, count, rng) if fair is None else fair
+    return drawn
+
+
+def _classes_in_units(units: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Which classes each unit has tiles of: bool U×C."""
+    names, classes = np.unique(labels, return_inverse=True)
+    present = np.zeros((units.max(initial=-1) + 1, len(names)), dtype=bool)
+    present[units, classes] = True
+    return present
+
+
+def _fair_draw(classes: np.ndarray, present: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray | None:
+    """`draw_units` that leaves each class with a tile of another, bool U; None where many draws do not."""
     for _ in range(_MOST_DRAWS):
-        held = draw_units(classes, count, rng)[units]
-        if len(np.unique(labels[~held])) == len(np.unique(labels)):
+        held = draw_units(classes, count, rng)
+        if present[~held].any(axis=0).all():
             return held
-    raise ValueError("whichever are held out, a class is left without a training tile")
+    return None

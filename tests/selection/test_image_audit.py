@@ -4,16 +4,10 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from histodistill.selection.image_audit import (
-    LabelledImages,
-    RealTiles,
-    audit,
-    audit_images,
-    find_copies,
-    judge_set,
-    judge_weights,
-)
+from histodistill.selection.audit_verdict import judge_set, judge_weights
+from histodistill.selection.image_audit import WeightLosses, audit, audit_images, find_copies
 from histodistill.selection.planting import MUST_FIND
+from histodistill.selection.real_tiles import LabelledImages, RealTiles
 from histodistill.selection.views import apply_symmetry
 
 
@@ -45,7 +39,9 @@ def real() -> RealTiles:
 def honest(real):
     """The audit of images that have nothing to do with any tile."""
     losses = np.random.default_rng(0).uniform(size=300), np.random.default_rng(1).uniform(size=100)
-    return audit(tiles(60, 3), tiles(200, 4), real, {"colours": colours}, n_planted=20, weight_losses=losses)
+    return audit(
+        tiles(60, 3), tiles(200, 4), real, {"colours": colours}, n_planted=20, weight_losses=WeightLosses(*losses)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +52,9 @@ def thief(real):
     copies = (real.train.images.astype(float) + 6 + noise).clip(0, 255).astype(np.uint8)
     pool = LabelledImages(copies, real.train.labels)
     losses = np.full(300, 0.1) + 0.01 * rng.standard_normal(300), np.full(100, 0.2) + 0.01 * rng.standard_normal(100)
-    return audit(pool[np.arange(240)], pool, real, {"colours": colours}, n_planted=20, weight_losses=losses)
+    return audit(
+        pool[np.arange(240)], pool, real, {"colours": colours}, n_planted=20, weight_losses=WeightLosses(*losses)
+    )
 
 
 def failed(findings) -> set[str]:
@@ -112,7 +110,7 @@ def test_nothing_passes_where_nothing_was_planted_or_the_weights_not_attacked(re
 
 def test_a_quick_trial_passes_nothing(real):
     losses = np.random.default_rng(0).uniform(size=(2, 10))
-    result = audit(tiles(20, 3), tiles(20, 4), real, {}, n_planted=2, weight_losses=tuple(losses))
+    result = audit(tiles(20, 3), tiles(20, 4), real, {}, n_planted=2, weight_losses=WeightLosses(*losses))
     findings = {finding.name: finding for finding in judge_weights(result) if not finding.passed}
     assert findings["planted"].sentence.startswith("2 copies of each kind were planted; it must be at least 20")
     assert findings["weights"].sentence.endswith("; 10 tiles say little: it must be at least 100")
@@ -166,7 +164,9 @@ def test_copies_of_any_real_tile_are_found(real):
 
 def test_same_seed_gives_the_same_audit(real, honest):
     losses = np.random.default_rng(0).uniform(size=300), np.random.default_rng(1).uniform(size=100)
-    again = audit(tiles(60, 3), tiles(200, 4), real, {"colours": colours}, n_planted=20, weight_losses=losses)
+    again = audit(
+        tiles(60, 3), tiles(200, 4), real, {"colours": colours}, n_planted=20, weight_losses=WeightLosses(*losses)
+    )
     assert judge_weights(again) == judge_weights(honest)
 
 

@@ -26,7 +26,7 @@ from histodistill.training.running.options import StepConfig, StepParser, config
 
 
 if TYPE_CHECKING:
-    from histodistill.selection.image_audit import LabelledImages, RealTiles
+    from histodistill.selection.real_tiles import LabelledImages, RealTiles
     from histodistill.training.data.tiles import Tiles, TileSource
 
 # Images of the set to publish, the first ones of the generated images.
@@ -111,7 +111,7 @@ def make_tiles(source: TileSource, num_tiles: int, num_images: int, seed: int) -
         num_images: Generated images.
         seed: Of the pairs that are blended.
     """
-    from histodistill.selection.image_audit import RealTiles
+    from histodistill.selection.real_tiles import RealTiles
     from histodistill.selection.streams import stream
 
     rng = stream("blended tiles of the speed of audits", seed)
@@ -132,7 +132,7 @@ def blended(tiles: Tiles, count: int, rng: np.random.Generator) -> LabelledImage
     Returns:
         uint8 count×S×S×3, with the class of the first tile of each.
     """
-    from histodistill.selection.image_audit import LabelledImages
+    from histodistill.selection.real_tiles import LabelledImages
 
     first, second = rng.integers(len(tiles), size=(2, count))
     images = (tiles.images[first].astype(np.uint16) + tiles.images[second][:, ::-1, ::-1]) // 2

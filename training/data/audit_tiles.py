@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from histodistill.selection.image_audit import FEWEST_VALIDATION_TILES, LabelledImages, RealTiles
+from histodistill.selection.image_audit import FEWEST_VALIDATION_TILES
+from histodistill.selection.real_tiles import LabelledImages, RealTiles
 from histodistill.training.data.tiles import HELD_OUT, Tiles, TileSource
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.files import read_json
@@ -54,5 +55,5 @@ def audit_share_of(run: Path) -> float:
 
 
 def labelled(tiles: Tiles) -> LabelledImages:
-    """The same images and labels for `selection`."""
-    return LabelledImages(tiles.images, tiles.labels)
+    """The same images, labels and groups for `selection`."""
+    return LabelledImages(tiles.images, tiles.labels, tiles.groups)

@@ -5,11 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
+from histodistill.selection.names import GROUP_KINDS
 from histodistill.training.running.errors import InputError, param
-
-
-#: What a group can be, as cards and reports call it; nothing else may be said there.
-GROUP_KINDS = ("patient", "case", "specimen", "block", "slide", "site", "group")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,10 @@ from histodistill.hub_cards.audit_record import AuditRecord, check_space
 from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.gate import audit_sentences
 from histodistill.hub_cards.part_files import hash_contents, hash_part
-from histodistill.selection.image_audit import AuditResult, LabelledImages, RealTiles, SetAudit, audit
+from histodistill.selection.audit_figures import AuditResult, SetAudit
+from histodistill.selection.image_audit import WeightLosses, audit
+from histodistill.selection.near_copies import in_order
+from histodistill.selection.real_tiles import LabelledImages, RealTiles
 from histodistill.selection.streams import stream
 from histodistill.training.data.audit_tiles import audit_share_of, real_tiles
 from histodistill.training.data.image_dataset import read_image_dataset
@@ -142,6 +145,7 @@ def audit_run(run: AuditedRun, embedders: Sequence[str], n_planted: int, weight_
             run.pool,
             run.real,
             named_embeddings(embedders),
+            group_kind=run.source.group_kind or "group",
             n_planted=n_planted,
             weight_losses=losses,
             seed=seed,
@@ -199,10 +203,8 @@ def load_run_tiles(
     return source
 
 
-def measure_losses(
-    files: Mapping[str, bytes], real: RealTiles, num_tiles: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The losses of an attacker who holds a pipeline's weights.
+def measure_losses(files: Mapping[str, bytes], real: RealTiles, num_tiles: int, seed: int) -> WeightLosses:
+    """The losses of an attacker who holds a pipeline's weights; with groups, of some tiles of as many as possible.
 
     Args:
         files: The pipeline as it is published, path → content.
@@ -211,7 +213,7 @@ def measure_losses(
         seed: Of which tiles are drawn, and of the noise.
 
     Returns:
-        One loss for each of the training tiles drawn, and for each of those that no model has seen: float64 N and M.
+        One loss for each of the training tiles drawn, and for each of those that no model has seen.
     """
     # From a copy of what was checked, so that these are the weights that the verdict is about.
     with tempfile.TemporaryDirectory() as folder:
@@ -219,11 +221,25 @@ def measure_losses(
             write_bytes(Path(folder) / name, content)
         pipeline = load_pipeline(folder)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-    losses = []
+    losses, chosen = [], []
     for number, part in enumerate((real.train, real.held_out or real.validation)):
-        rows = np.sort(stream("tiles of the attack on weights", seed, number).permutation(len(part))[:num_tiles])
+        order = stream("tiles of the attack on weights", seed, number).permutation(len(part))
+        rows = np.sort(_spread_over_groups(order, part.groups)[:num_tiles])
         losses.append(denoising_losses(pipeline, Tiles(part.images[rows], part.labels[rows]), seed))
-    return attack_scores(*losses)
+        chosen.append(rows)
+    return WeightLosses(*attack_scores(*losses), *chosen)
+
+
+def _spread_over_groups(order: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+    """Rows in an order in which each group has had a tile before any has another; as they are without groups."""
+    if groups is None:
+        return order
+    codes = in_order(groups[order])
+    by_group = np.argsort(codes, kind="stable")
+    starts = np.cumsum(np.bincount(codes)) - np.bincount(codes)
+    turns = np.empty(len(order), dtype=np.int64)
+    turns[by_group] = np.arange(len(order)) - starts[codes[by_group]]
+    return order[np.argsort(turns, kind="stable")]
 
 
 def audit_record(run: AuditedRun, result: AuditResult) -> AuditRecord:

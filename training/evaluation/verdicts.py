@@ -17,22 +17,26 @@ from histodistill.hub_cards.audit_record import (
     Figures,
     FindingRecord,
     SetFigures,
+    UnitsFigures,
+    UnitTestsFigures,
     is_of_this_format,
     read_audit,
 )
 from histodistill.hub_cards.documents import parse_json
 from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.part_files import hash_contents, read_file
-from histodistill.selection.copies import CopyLimits
-from histodistill.selection.image_audit import (
+from histodistill.selection.audit_figures import (
     AuditResult,
     Copies,
-    Finding,
+    Dominance,
     MembershipAttack,
     SetAudit,
-    judge_set,
-    judge_weights,
+    Units,
+    UnitTests,
+    WeightsTest,
 )
+from histodistill.selection.audit_verdict import Finding, few_groups, judge_set, judge_weights
+from histodistill.selection.copies import CopyLimits
 from histodistill.selection.membership import Attack, Interval, Overfitting
 from histodistill.training.running.errors import InputError
 
@@ -85,6 +89,8 @@ def read_run_audit(path: Path) -> AuditRecord | None:
     for part, verdict in audit.parts.items():
         if verdict.findings != tuple(_finding(finding) for finding in JUDGES[part](to_result(audit.figures))):
             raise InputError(f"{path} contradicts itself about {part}: delete it and run histodistill audit again")
+    if audit.warnings != _warnings(audit.figures.units):
+        raise InputError(f"{path} contradicts itself about warnings: delete it and run histodistill audit again")
     return audit
 
 
@@ -133,6 +139,7 @@ def make_audit(
             "held_out_at_random": result.is_random,
             "parts": parts,
             "records": dict(records),
+            "warnings": few_groups(result.units, class_names),
             "figures": figures,
         }
     )
@@ -164,7 +171,22 @@ def to_result(figures: Figures) -> AuditResult:
         weights=None if figures.weights is None else _to_attack(figures.weights),
         num_weight_tiles=figures.num_weight_tiles,
         least_weight_tiles=figures.least_weight_tiles,
+        num_left_out=figures.num_left_out,
+        units=None if figures.units is None else _to_units(figures.units),
+        weights_test=None if figures.weights_test is None else WeightsTest(**figures.weights_test.model_dump()),
     )
+
+
+def _to_units(figures: UnitsFigures) -> Units:
+    return Units(**{**figures.model_dump(), "per_class": {}})
+
+
+def _warnings(figures: UnitsFigures | None) -> tuple[str, ...]:
+    """The warnings that must be there, by the figures."""
+    if figures is None:
+        return ()
+    counts = dict(enumerate(figures.per_class.values()))
+    return few_groups(Units(**{**figures.model_dump(), "per_class": counts}), list(figures.per_class))
 
 
 def _to_set(figures: SetFigures) -> SetAudit:
@@ -179,14 +201,21 @@ def _to_set(figures: SetFigures) -> SetAudit:
         overfitting_per_class={},
         membership={
             space: {
-                name: MembershipAttack(_to_attack(found.main), _to_attack(found.control), found.advantage)
+                name: MembershipAttack(
+                    _to_attack(found.main), _to_attack(found.control), found.advantage, p_value=found.p_value
+                )
                 for name, found in by_name.items()
             }
             for space, by_name in figures.membership.items()
         },
         closest=np.empty((0, 2), np.int64),
         closest_scores=np.empty(0),
+        tests=None if figures.tests is None else _to_tests(figures.tests),
     )
+
+
+def _to_tests(figures: UnitTestsFigures) -> UnitTests:
+    return UnitTests(**{**figures.model_dump(), "dominance": Dominance(**figures.dominance.model_dump())})
 
 
 def _to_attack(figures: Any) -> Attack:

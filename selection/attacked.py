@@ -1,0 +1,142 @@
+"""Who is attacked: the units whose membership is asked for, and what the attacker has of their own.
+
+A unit is what the groups of the tiles are, such as a patient; without groups it is a tile with its near copies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from histodistill.selection.near_copies import in_order
+from histodistill.selection.real_tiles import RealTiles
+from histodistill.selection.streams import stream
+from histodistill.selection.units import classes_of_units, find_units
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """The tiles that are attacked, by unit. Rows are those of `RealTiles.all_images`.
+
+    Attributes:
+        rows: int64 N, training tiles first.
+        labels: int64 N.
+        units: int64 N, from 0 on in the order of their first tile.
+        is_held_out: bool U, which units no model has seen.
+        classes: int64 U, the class of which each unit has most tiles.
+        by_group: Whether units are groups of tiles.
+        num_left_out: Tiles that no model has seen, and yet a near copy of which was trained on: they are no
+            non-members, and not attacked.
+        reference: Rows of the tiles that the attacker has of their own.
+        control: Rows of tiles that are tried in place of the synthetic images.
+        groups_of_validation: int64 M, of each of `reference` and then `control` its group; each tile its own where
+            nothing is known of them.
+    """
+
+    rows: np.ndarray
+    labels: np.ndarray
+    units: np.ndarray
+    is_held_out: np.ndarray
+    classes: np.ndarray
+    by_group: bool
+    num_left_out: int
+    reference: np.ndarray
+    control: np.ndarray
+    groups_of_validation: np.ndarray
+
+    @property
+    def tile_is_held_out(self) -> np.ndarray:
+        """Which tiles no model has seen: bool N."""
+        return self.is_held_out[self.units]
+
+    @property
+    def numbers(self) -> tuple[int, int]:
+        """Units that were trained on, and units that were not."""
+        held_out = int(self.is_held_out.sum())
+        return len(self.is_held_out) - held_out, held_out
+
+
+def find_attacked(real: RealTiles, seed: int) -> Attacked:
+    """Who is attacked, and by what.
+
+    Validation tiles, in random order, are the attacker's own and the control's, and where nothing was held out,
+    non-members too. Those of groups that are attacked play no part.
+
+    Args:
+        real: The real tiles. Groups count where training tiles have them.
+        seed: Seed of the roles of validation tiles.
+
+    Raises:
+        ValueError: If a group is trained on and held out, if only some of these tiles have groups, or if no two tiles
+            are left that are near copies of no training tile.
+    """
+    train, held_out, validation = real.train, real.held_out, real.validation
+    start = len(real) - len(validation)
+    by_group = train.groups is not None
+    if held_out is not None and (held_out.groups is None) == by_group:
+        raise ValueError("of train and held_out only one has groups: give both theirs, or neither")
+    if held_out is None and validation.groups is None:
+        by_group = False
+    order = stream("roles of validation tiles in attacks", seed).permutation(len(validation))
+    known = None
+    if by_group:
+        known = set(np.unique(train.groups).tolist())
+        if held_out is not None:
+            both = known & set(np.unique(held_out.groups).tolist())
+            if both:
+                raise ValueError(
+                    f"{len(both)} groups are in train and in held_out: give each to one of them, or nobody knows "
+                    "what a model has seen of it"
+                )
+            known |= set(np.unique(held_out.groups).tolist())
+    own = validation.groups if by_group and validation.groups is not None else None
+    if own is not None and known is not None:
+        foreign = ~np.isin(own, list(known))
+        order = order[foreign[order]]
+    parts = _split(order, own, 2 if held_out is not None else 4)
+    if held_out is not None:
+        others, (reference, control) = np.arange(len(train), start), parts
+    else:
+        others, reference, control = start + np.concatenate(parts[:2]), parts[2], parts[3]
+    groups = None
+    if by_group:
+        of_others = held_out.groups if held_out is not None else own[others - start]  # type: ignore[index]
+        groups = np.concatenate([np.asarray(train.groups).astype(str), np.asarray(of_others).astype(str)])
+    rows = np.concatenate([np.arange(len(train)), others])
+    units = find_units([train.images, real.all_images[others]], groups)
+    is_other = np.arange(len(rows)) >= len(train)
+    kept = ~(is_other & np.isin(units, units[~is_other]))
+    rows, units = rows[kept], in_order(units[kept])
+    if (num_others := int(is_other[kept].sum())) < 2:
+        raise ValueError(
+            f"{num_others} tiles that no model has seen are left that are no near copies of training tiles: it must "
+            "be at least 2"
+        )
+    labels = real.all_labels[rows]
+    is_held_out = np.zeros(units.max() + 1, dtype=bool)
+    is_held_out[units] = is_other[kept]
+    mine = np.concatenate([reference, control])
+    return Attacked(
+        rows=rows,
+        labels=labels,
+        units=units,
+        is_held_out=is_held_out,
+        classes=classes_of_units(units, labels),
+        by_group=by_group,
+        num_left_out=int((~kept).sum()),
+        reference=start + reference,
+        control=start + control,
+        groups_of_validation=in_order(mine if own is None else own[mine]),
+    )
+
+
+def _split(order: np.ndarray, groups: np.ndarray | None, parts: int) -> list[np.ndarray]:
+    """Rows of validation tiles in `parts` parts, each with whole groups where these are known and enough."""
+    names = [] if groups is None else np.unique(groups[order])
+    if groups is None or len(names) < parts:
+        return np.array_split(order, parts)
+    first = in_order(groups[order])  # groups in random order, since the rows are
+    bounds = np.linspace(0, len(names), parts + 1).round().astype(int)
+    return [order[(first >= low) & (first < high)] for low, high in pairwise(bounds)]

@@ -1,0 +1,298 @@
+"""The verdict: the points that must hold, each in a sentence, made of the figures alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from histodistill.selection.audit_figures import AuditResult, Units
+from histodistill.selection.group_audit import DOMINANCE_FAILS_BY_CHANCE, GROUP_FAILS_BY_CHANCE, UNITS_FAIL_BY_CHANCE
+from histodistill.selection.membership import FALSE_POSITIVE_RATES, Attack, Interval, binomial_interval
+from histodistill.selection.permutation import detectable_auc
+from histodistill.selection.planting import MUST_FIND
+
+
+#: Share of independent real tiles that may be taken for copies.
+MAX_FALSE_ALARMS = 0.01
+#: Copies of each kind that must be planted: fewer could not tell that the audit finds what it must.
+FEWEST_PLANTED = 20
+#: An attack whose AUC is at most this far from 0.5 is as good as guessing.
+AUC_TOLERANCE = 0.02
+#: An attack that surely tells more than this share of the training tiles, at 1 % false positives, tells some.
+MAX_TRUE_POSITIVES = 0.03
+#: Probability that a verdict of a kind fails by chance alone, over all spaces and attacks of that kind; of an audit
+#: without groups.
+FAILS_BY_CHANCE = 0.05
+#: A class with tiles of fewer groups than this may point to them.
+FEWEST_GROUPS = 5
+#: What every verdict says where the tiles have no groups.
+SINGLE_TILES_ONLY = "single tiles only: nothing is known about patients"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One point of a verdict.
+
+    Attributes:
+        name: What was looked at, such as `"copies"`.
+        passed: Whether the point holds.
+        sentence: The figures for people, in one sentence.
+    """
+
+    name: str
+    passed: bool
+    sentence: str
+
+
+@dataclass(frozen=True, repr=False)
+class Verdict:
+    """Whether a set of images gives nothing away, and why; printed, it says so in sentences.
+
+    Attributes:
+        passed: whether all findings hold.
+        findings: the points that were looked at.
+        figures: all that was measured.
+        warnings: what else one should know, in a sentence each; nothing fails by it.
+    """
+
+    passed: bool
+    findings: tuple[Finding, ...]
+    figures: AuditResult
+    warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        failed = "".join(f", {finding.name}" for finding in self.findings if not finding.passed)
+        return f"Verdict(passed={self.passed}{failed and f', failed: {failed[2:]}'})"
+
+    def __str__(self) -> str:
+        lines = ["passed" if self.passed else "NOT PASSED: the images should not be published"]
+        lines += [f"{'✓' if f.passed else '✗'} {f.sentence}" for f in self.findings]
+        return "\n".join(lines + [f"! {warning}" for warning in self.warnings])
+
+
+def judge_set(result: AuditResult) -> list[Finding]:
+    """The points on which a set of images passes: all must hold."""
+    return [*_judge_audit(result), *_judge_images(result)]
+
+
+def judge_weights(result: AuditResult) -> list[Finding]:
+    """The points on which the model passes: those of its set, no memorising, and no membership told by its weights."""
+    copies = result.pool.copies
+    passed = copies.p_value >= FAILS_BY_CHANCE and copies.share.low <= MAX_FALSE_ALARMS
+    sentence = (
+        f"{copies.of_training} of {copies.num_images:,} generated images are copies of training tiles, where "
+        f"{copies.control * copies.num_images:.1f} are expected of a model that has not seen them"
+    )
+    rule = f"at most {100 * MAX_FALSE_ALARMS:.0f}% may be"
+    sentence += f"; that is consistent with chance, and {rule}" if passed else f" and {rule}"
+    tests = result.pool.tests
+    if tests is not None and tests.membership < UNITS_FAIL_BY_CHANCE:
+        passed = False
+        sentence += (
+            f"; one who has them all tells which {_plural(result.units)} were trained on ({_p(tests.membership)})"
+        )
+    return [*judge_set(result), Finding("pool", passed, sentence), _judge_weights(result)]
+
+
+def few_groups(units: Units | None, class_names: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Warnings that a class rests on so few groups that it may point to persons.
+
+    Args:
+        units: Of an audit by group.
+        class_names: The name of each class; by default its number.
+    """
+    if units is None:
+        return ()
+    return tuple(
+        f"class {class_names[label] if class_names else label} rests on {_counted(count, units.kind)}: "
+        "it may point to persons"
+        for label, count in units.per_class.items()
+        if count < FEWEST_GROUPS
+    )
+
+
+def _judge_weights(result: AuditResult) -> Finding:
+    if result.weights is None:
+        return Finding("weights", False, "the attack of one who holds the weights was not made")
+    enough = result.num_weight_tiles >= result.least_weight_tiles
+    few = f"; {result.num_weight_tiles} tiles say little: it must be at least {result.least_weight_tiles}"
+    who = "one who holds the weights"
+    if result.weights_test is None:
+        sentence, passed = _told(who, result.weights), _is_guessing(result.weights)
+    else:
+        test = result.weights_test
+        told = test.p_value < GROUP_FAILS_BY_CHANCE
+        sentence = _told_of_units(who, result.weights, test.p_value, told, result.units)
+        power = _power(result.units, test.num_training, test.num_held_out, test.detectable_auc)
+        sentence, passed = f"{sentence}; {power}", not told and test.detectable_auc is not None
+    return Finding("weights", enough and passed, sentence if enough else sentence + few)
+
+
+def _judge_audit(result: AuditResult) -> list[Finding]:
+    """Whether the audit finds what it must, and no more."""
+    limits, findings = result.limits, []
+    if result.num_planted < FEWEST_PLANTED:
+        sentence = f"{result.num_planted} copies of each kind were planted; it must be at least {FEWEST_PLANTED}"
+        findings.append(Finding("planted", False, f"{sentence}, or else nobody knows what the audit would find"))
+    for kind, least in MUST_FIND.items():
+        if kind in result.planted:
+            value = result.planted[kind].value
+            sentence = (
+                f"{100 * value:.0f}% of the planted {kind} copies are found; at least {100 * least:.0f}% must be"
+            )
+            findings.append(Finding(f"planted {kind}", value >= least, sentence))
+    alarms = binomial_interval(round(limits.false_alarms * limits.num_held_out), limits.num_held_out)
+    # With few tiles the limit is the lowest of their scores; a further tile falls below that with this probability.
+    allowed = max(MAX_FALSE_ALARMS, 1 / (limits.num_held_out + 1))
+    passed = alarms.low <= allowed
+    sentence = (
+        f"{100 * alarms.value:.1f}% [{100 * alarms.low:.1f}, {100 * alarms.high:.1f}] of {limits.num_held_out:,} "
+        f"independent real tiles are taken for copies, {{}} {100 * allowed:.0f}%"
+    )
+    how = "consistent with at most" if passed else "which is more than the allowed"
+    findings.append(Finding("false alarms", passed, sentence.format(how)))
+    return findings
+
+
+def _judge_images(result: AuditResult) -> list[Finding]:
+    """Whether the images give nothing away."""
+    published, findings, by_group = result.published, [], result.units is not None
+    num_copies = published.copies.of_training + published.copies.of_others
+    copied = (
+        f", of {_counted(published.tests.copied_units, result.units.kind)} in training"
+        if by_group and num_copies
+        else ""
+    )
+    findings.append(
+        Finding(
+            "copies",
+            num_copies == 0,
+            f"{num_copies} of {published.copies.num_images:,} images are copies of real tiles{copied}",
+        )
+    )
+    if by_group:
+        return [*findings, *_judge_units(result)]
+    worst = max(published.overfitting.items(), key=lambda item: item[1].share.low)
+    passed = worst[1].share.low <= 0.5
+    how = "consistent with the 0.5 of chance" if passed else "more than the 0.5 of chance"
+    findings.append(
+        Finding(
+            "overfitting",
+            passed,
+            f"a share of {_text(worst[1].share)} of the images is nearer to a training tile than to any of as many "
+            f"held-out ones ({worst[0]}), {how}",
+        )
+    )
+    attacks = [
+        (f"{name.replace('_', ' ')}, {space}", attack.main)
+        for space, by_name in published.membership.items()
+        for name, attack in by_name.items()
+    ]
+    bad = [item for item in attacks if not _is_guessing(item[1])]
+    name, attack = max(bad or attacks, key=lambda item: abs(item[1].auc.value - 0.5))
+    sentence = _told("one who has the images alone", attack) + f" ({name}; the best of {len(attacks)} attacks)"
+    findings.append(Finding("membership", not bad, f"{sentence}{_drawn(result, bool(bad))}; {SINGLE_TILES_ONLY}"))
+    return findings
+
+
+def _judge_units(result: AuditResult) -> list[Finding]:
+    """Overfitting, membership and dominance, by group."""
+    published, tests, units = result.published, result.published.tests, result.units
+    space, worst = min(published.overfitting.items(), key=lambda item: (item[1].p_value, -item[1].share.value))
+    nearer = tests.overfitting < UNITS_FAIL_BY_CHANCE
+    how = "more than the 0.5 of chance" if nearer else "consistent with the 0.5 of chance"
+    overfitting = (
+        f"a share of {_text(worst.share)} of the images is nearer to {_plural(units)} in training than to held-out "
+        f"ones ({space}), {how} ({_p(tests.overfitting)})"
+    )
+    attacks = [
+        (f"{name.replace('_', ' ')}, {space}", attack)
+        for space, by_name in published.membership.items()
+        for name, attack in by_name.items()
+    ]
+    name, best = min(attacks, key=lambda item: (item[1].p_value, -item[1].main.auc.value))
+    told = tests.membership < UNITS_FAIL_BY_CHANCE
+    sentence = _told_of_units("one who has the images alone", best.main, tests.membership, told, units)
+    sentence += f" ({name}; the best of {len(attacks)} attacks){_drawn(result, told)}"
+    power = _power(units, units.num_training, units.num_held_out, tests.detectable_auc)
+    most = tests.dominance
+    dominates = most.p_value < DOMINANCE_FAILS_BY_CHANCE
+    dominance = (
+        f"{100 * most.share:.1f}% of the images are nearest to a single {units.kind} in training, where independent "
+        f"real tiles give {100 * most.usual:.1f}%, {'more than' if dominates else 'consistent with'} chance "
+        f"({_p(most.p_value)})"
+    )
+    return [
+        Finding("overfitting", not nearer, overfitting),
+        Finding("membership", not told and tests.detectable_auc is not None, f"{sentence}; {power}"),
+        Finding("dominance", not dominates, dominance),
+    ]
+
+
+def _told_of_units(who: str, attack: Attack, p_value: float, told: bool, units: Units) -> str:
+    """How well an attacker tells units, as a sentence that says whether it is more than guessing."""
+    if told:
+        return f"{who} tells {_plural(units)} in training with an AUC of {_text(attack.auc)} ({_p(p_value)})"
+    return (
+        f"{who} can only guess at {_plural(units)} in training: an AUC of {_text(attack.auc)}, consistent with chance "
+        f"({_p(p_value)})"
+    )
+
+
+def _power(units: Units, num_training: int, num_held_out: int, auc: float | None) -> str:
+    """By what unit was tested, and which leak would have been seen."""
+    numbers = f"by {units.kind}: {num_training} in training, {num_held_out} held out"
+    if auc is not None:
+        return f"{numbers}; a leak with an AUC above {auc:.2f} would have been seen"
+    least = fewest_held_out(num_training + num_held_out)
+    remedy = "more are needed" if least is None else f"at least {least} must be held out"
+    return f"{numbers}, too few to see any leak: {remedy}"
+
+
+def fewest_held_out(total: int) -> int | None:
+    """How many of so many units must be held out so that a leak could be seen; None where no number would do."""
+    for held_out in range(2, total // 2 + 1):
+        if detectable_auc(total - held_out, held_out, UNITS_FAIL_BY_CHANCE / 4) is not None:
+            return held_out
+    return None
+
+
+def _drawn(result: AuditResult, bad: bool) -> str:
+    """What makes less of an attack that tells something, where chance did not decide who was held out."""
+    if result.is_random or not bad:
+        return ""
+    return "; no tiles were held out at random, so this may be how training and validation tiles differ"
+
+
+def _plural(units: Units) -> str:
+    return f"{units.kind}s"
+
+
+def _counted(count: int, kind: str) -> str:
+    return f"{count} {kind}{'' if count == 1 else 's'}"
+
+
+def _p(p_value: float) -> str:
+    return f"p = {p_value:.2g}" if p_value >= 0.001 else "p < 0.001"
+
+
+def _is_guessing(attack: Attack) -> bool:
+    """AUC within the tolerance of 0.5 or not to be told from it, and no tiles that are told for sure."""
+    surely = attack.true_positives[FALSE_POSITIVE_RATES[0]]
+    is_half = abs(attack.auc.value - 0.5) <= AUC_TOLERANCE or attack.auc.covers(0.5)
+    return is_half and (surely is None or surely.low <= MAX_TRUE_POSITIVES)
+
+
+def _told(who: str, attack: Attack) -> str:
+    """How well an attacker tells members, as a sentence that says whether it is more than guessing."""
+    surely = attack.true_positives[FALSE_POSITIVE_RATES[0]]
+    few = "" if surely is None else f", and {100 * surely.value:.1f}% of them at 1% false alarms"
+    if not _is_guessing(attack):
+        return f"{who} tells training tiles with an AUC of {_text(attack.auc)}{few}"
+    near = "consistent with" if attack.auc.covers(0.5) else f"within {AUC_TOLERANCE} of"
+    return f"{who} can only guess at training tiles: an AUC of {_text(attack.auc)}, {near} the 0.5 of guessing{few}"
+
+
+def _text(interval: Interval) -> str:
+    """An estimate with its interval, to three digits."""
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"

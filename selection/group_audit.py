@@ -1,0 +1,273 @@
+"""The audit by group: overfitting, membership and dominance told of patients, by one permutation test.
+
+All scores are computed without regard to who was held out. Then that is drawn anew many times, as it was drawn, and
+what was found is compared with what these draws give (`selection.permutation`). So the test is exact for any number of
+tiles of a patient, and any likeness among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from histodistill.selection.attacked import Attacked
+from histodistill.selection.audit_figures import Dominance, MembershipAttack, Units, UnitTests, WeightsTest
+from histodistill.selection.copies import CopyIndex
+from histodistill.selection.group_attacks import Candidates, less_of_class, unit_extremes, unit_means
+from histodistill.selection.looks import LookSpace
+from histodistill.selection.membership import FALSE_POSITIVE_RATES, Attack, Interval, Overfitting, measure_attack
+from histodistill.selection.permutation import aucs_of_draws, detectable_auc, joint_test, sums_over
+from histodistill.selection.real_tiles import LabelledImages, RealTiles
+from histodistill.selection.streams import stream
+from histodistill.selection.units import redraw_units
+
+
+#: Probability that an audit by group fails a set by chance alone, by overfitting, membership or dominance.
+GROUP_FAILS_BY_CHANCE = 0.025
+#: What of it is for dominance. The rest is for overfitting and membership, which one test judges.
+DOMINANCE_FAILS_BY_CHANCE = 0.005
+#: What of it is for overfitting and membership together.
+UNITS_FAIL_BY_CHANCE = GROUP_FAILS_BY_CHANCE - DOMINANCE_FAILS_BY_CHANCE
+#: The space of looks, beside pixels and embeddings.
+LOOKS = "looks"
+# Draws of who was held out.
+_DRAWS = 9_999
+# Draws of tiles that stand in for the images, for dominance.
+_DOMINANCE_DRAWS = 1_999
+
+
+class GroupAudit:
+    """All that is the same for every set of synthetic images, in an audit by group.
+
+    Args:
+        real: The real tiles.
+        attacked: Who is attacked, by group.
+        index: The index of all real tiles.
+        kind: What a group is.
+        seed: Of all that is random.
+    """
+
+    def __init__(self, real: RealTiles, attacked: Attacked, index: CopyIndex, kind: str, seed: int):
+        self.attacked, self.seed = attacked, seed
+        self.units = _count_units(real, attacked, kind)
+        self._embedded = {name: points for name, points in index.points.items() if name != "pixels"}
+        mine = np.concatenate([attacked.reference, attacked.control])
+        groups = np.concatenate([attacked.units, len(attacked.is_held_out) + attacked.groups_of_validation])
+        rows = np.concatenate([attacked.rows, mine])
+        self._space, looks = LookSpace.fit(
+            real.all_images[rows],
+            {name: points[rows] for name, points in self._embedded.items()},
+            real.all_labels[rows],
+            groups,
+        )
+        count = len(attacked.rows)
+        self.looks = looks[:count]
+        self.reference_looks = looks[count : count + len(attacked.reference)]
+        self._validation = looks[count:], real.all_labels[mine]
+        self.control_looks = looks[count + len(attacked.reference) :]
+        self._candidates = Candidates(self.looks, attacked.units, self._space.spread)
+        rng = stream("redrawn membership of groups", seed)
+        redrawn = redraw_units(attacked.units, attacked.labels, attacked.numbers[1], _DRAWS, rng)
+        self._draws = np.concatenate([attacked.is_held_out[None], redrawn])
+        self._tiles = np.bincount(attacked.units)
+
+    def looks_of(self, synthetic: LabelledImages, views: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The looks of images G×K, of which `views` are their symmetries in each space, 8×G×D."""
+        embedded = {name: views[name][0] for name in self._embedded}
+        return self._space.of(synthetic.images, embedded, synthetic.labels, own_means=True)
+
+    def overfitting(self, nearest: np.ndarray, confidence: float, *, by_look: bool = False) -> Overfitting:
+        """Whether images are nearer to units that were trained on than chance allows.
+
+        Args:
+            nearest: int64 G, the nearest unit of each image.
+            confidence: Of the interval.
+            by_look: Whether units have one look each, and not tiles.
+        """
+        shares = self._shares(nearest, by_look)
+        share, drawn = float(shares[0]), shares[1:]
+        # The spread of the draws around chance is taken for that of the share around the truth.
+        low, high = np.quantile(drawn, [0.5 - confidence / 2, 0.5 + confidence / 2]) - 0.5
+        interval = Interval(share, float(max(0.0, min(share, share - high))), float(min(1.0, max(share, share - low))))
+        return Overfitting(interval, float((shares >= share).mean()))
+
+    def nearest_by_look(self, looks: np.ndarray) -> np.ndarray:
+        """The unit of whose look each of G images is likeliest: int64 G."""
+        return self._candidates.log_densities(looks).argmax(axis=1)
+
+    def unit_scores(self, tile_scores: np.ndarray) -> dict[str, np.ndarray]:
+        """Two scores of each unit by those of its tiles: their mean, less that of their class, and the extreme."""
+        labels, units = self.attacked.labels, self.attacked.units
+        return {
+            "": unit_means(less_of_class(tile_scores, labels), units),
+            "_extreme": unit_extremes(tile_scores, labels, units),
+        }
+
+    def look_scores(self, looks: np.ndarray) -> dict[str, np.ndarray]:
+        """Scores of each unit by the looks of images, G×K: attack → float64 U."""
+        return {
+            "unit_density_ratio": self._candidates.density_ratio(looks, self.reference_looks),
+            "mixture": self._candidates.mixture(looks),
+        }
+
+    def attack(self, main: np.ndarray, control: np.ndarray, per_class: dict[int, Interval]) -> MembershipAttack:
+        """Figures of one attack, by the scores of units from the images, and from control tiles."""
+        held = self.attacked.is_held_out
+        aucs = aucs_of_draws(main[:, None], self._draws)[:, 0]
+        return MembershipAttack(
+            main=_measure(main, held, self.seed),
+            control=_measure(control, held, self.seed),
+            advantage=None,
+            per_class=per_class,
+            p_value=float((aucs >= aucs[0]).mean()),
+        )
+
+    def within_class(self, tile_scores: np.ndarray) -> dict[int, Interval]:
+        """Class → AUC of units by their tiles of that class, where there are two of either kind or more."""
+        found = {}
+        for label in np.unique(self.attacked.labels).tolist():
+            rows = self.attacked.labels == label
+            units, codes = np.unique(self.attacked.units[rows], return_inverse=True)
+            held = self.attacked.is_held_out[units]
+            if min(held.sum(), (~held).sum()) >= 2:
+                found[label] = _measure(unit_means(tile_scores[rows], codes), held, self.seed).auc
+        return found
+
+    def test(
+        self,
+        scores: list[np.ndarray],
+        nearest: Mapping[str, np.ndarray],
+        synthetic: LabelledImages,
+        looks: np.ndarray,
+        copied_units: int,
+    ) -> UnitTests:
+        """The joint test.
+
+        Args:
+            scores: Scores of units, float64 U each, one for each attack.
+            nearest: Space → int64 G, the nearest unit of each image.
+            synthetic: The images.
+            looks: G×K, theirs.
+            copied_units: Units that were copied from.
+        """
+        shares = [self._shares(units, space == LOOKS) for space, units in nearest.items()]
+        columns = np.column_stack([aucs_of_draws(np.stack(scores, axis=1), self._draws), *shares])
+        families = {
+            "membership": range(len(scores)),
+            "overfitting": range(len(scores), columns.shape[1]),
+        }
+        joint = joint_test(columns, families, UNITS_FAIL_BY_CHANCE)
+        return UnitTests(
+            membership=joint.adjusted["membership"],
+            overfitting=joint.adjusted["overfitting"],
+            level=joint.level,
+            num_statistics=columns.shape[1],
+            detectable_auc=detectable_auc(*self.attacked.numbers, joint.level),
+            dominance=self._dominance(synthetic, looks),
+            copied_units=copied_units,
+        )
+
+    def test_weights(self, losses: np.ndarray, rows: np.ndarray) -> tuple[Attack, WeightsTest]:
+        """The attack of one who holds the weights, by the losses of M tiles of as many units as possible.
+
+        Args:
+            losses: float64 M, lower for a likelier member.
+            rows: int64 M, the tiles among those attacked.
+        """
+        labels = self.attacked.labels[rows]
+        members, units = np.unique(self.attacked.units[rows], return_inverse=True)
+        held = self.attacked.is_held_out[members]
+        scores = np.stack(
+            [
+                unit_means(less_of_class(-losses, labels), units),
+                unit_extremes(-losses, labels, units),
+            ],
+            axis=1,
+        )
+        rng = stream("redrawn membership of the attack on weights", self.seed)
+        redrawn = redraw_units(units, labels, int(held.sum()), _DRAWS, rng)
+        aucs = aucs_of_draws(scores, np.concatenate([held[None], redrawn]))
+        joint = joint_test(aucs, {"weights": (0, 1)}, GROUP_FAILS_BY_CHANCE)
+        numbers = int((~held).sum()), int(held.sum())
+        test = WeightsTest(joint.adjusted["weights"], *numbers, detectable_auc(*numbers, joint.level))
+        return _measure(scores[:, 0], held, self.seed), test
+
+    def _shares(self, nearest: np.ndarray, by_look: bool) -> np.ndarray:
+        """Of each draw, the share of images nearest to a training unit, as if as many tiles had been held out."""
+        counts = np.bincount(nearest, minlength=len(self._tiles))
+        tiles = np.ones_like(self._tiles) if by_look else self._tiles
+        near, held = sums_over(self._draws, np.stack([counts, tiles], axis=1)).T
+        near_training = len(nearest) - near
+        return near_training / np.maximum(1e-12, near_training + (tiles.sum() - held) / held * near)
+
+    def _dominance(self, synthetic: LabelledImages, looks: np.ndarray) -> Dominance:
+        """Whether one training unit is nearest to more images than with independent real tiles in their place.
+
+        Such tiles are drawn from validation groups that are drawn themselves, with replacement, since tiles of one of
+        them go together; of each class as many as there are images.
+        """
+        real, labels = self._validation
+        spread = looks.copy()
+        # Images that vary less than tiles do would all be nearest to the most ordinary unit.
+        for label in np.unique(synthetic.labels):
+            rows, usual = synthetic.labels == label, real[labels == label]
+            if rows.sum() >= 2 and len(usual) >= 2:
+                spread[rows] *= usual.std(axis=0) / np.maximum(looks[rows].std(axis=0), 1e-9)
+        present = np.isin(synthetic.labels, labels)
+        if not present.any():
+            return Dominance(0.0, 0.0, 1.0)
+        mine, theirs = self.nearest_by_look(spread[present]), self.nearest_by_look(real)
+        training = ~self.attacked.is_held_out
+        share = self._largest(mine, training)
+        classes, sizes = np.unique(synthetic.labels[present], return_counts=True)
+        rng = stream("tiles in place of images, for dominance", self.seed)
+        groups = self.attacked.groups_of_validation
+        drawn = np.empty(_DOMINANCE_DRAWS)
+        for i in range(len(drawn)):
+            weights = np.bincount(rng.integers(groups.max() + 1, size=groups.max() + 1), minlength=groups.max() + 1)
+            chosen = [
+                _draw_tiles(theirs, labels == c, weights[groups], n, rng) for c, n in zip(classes, sizes, strict=True)
+            ]
+            drawn[i] = self._largest(np.concatenate(chosen), training)
+        return Dominance(share, float(np.median(drawn)), (1 + int((drawn >= share).sum())) / (1 + len(drawn)))
+
+    def _largest(self, nearest: np.ndarray, training: np.ndarray) -> float:
+        counts = np.bincount(nearest, minlength=len(training))
+        return float(counts[training].max() / len(nearest))
+
+
+def _draw_tiles(
+    values: np.ndarray, of_class: np.ndarray, weights: np.ndarray, count: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Values of `count` tiles of a class, each drawn by its weight; of any where all weigh nothing."""
+    own = values[of_class]
+    share = weights[of_class].astype(np.float64)
+    share = share if share.any() else np.ones(len(own))
+    return own[np.searchsorted(np.cumsum(share), rng.random(count) * share.sum(), side="right")]
+
+
+def _count_units(real: RealTiles, attacked: Attacked, kind: str) -> Units:
+    training, held_out = attacked.numbers
+    sizes = np.bincount(attacked.units)[~attacked.is_held_out]
+    in_training = ~attacked.tile_is_held_out
+    pairs = np.unique(np.stack([attacked.labels[in_training], attacked.units[in_training]], axis=1), axis=0)
+    classes, counts = np.unique(pairs[:, 0], return_counts=True)
+    return Units(
+        kind=kind,
+        num_training=training,
+        num_held_out=held_out,
+        least_tiles=int(sizes.min()),
+        median_tiles=float(np.median(sizes)),
+        most_tiles=int(sizes.max()),
+        per_class=dict(zip(classes.tolist(), counts.tolist(), strict=True)),
+    )
+
+
+def _measure(scores: np.ndarray, held_out: np.ndarray, seed: int) -> Attack:
+    """`measure_attack` of units; of a single one of either kind nothing is known."""
+    members, others = scores[~held_out], scores[held_out]
+    if min(len(members), len(others)) >= 2:
+        return measure_attack(members, others, seed=seed)
+    auc = float(aucs_of_draws(scores[:, None], held_out[None])[0, 0])
+    return Attack(Interval(auc, 0.0, 1.0), dict.fromkeys(FALSE_POSITIVE_RATES))

@@ -1,0 +1,86 @@
+"""What an audit takes: labelled images, with their groups where these are known, and the real tiles by their role."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+
+from histodistill.selection.summaries import summarise
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """Images uint8 N×S×S×3, their classes, int64 N, and the group of each, such as its patient: text N or None."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, rows: np.ndarray) -> LabelledImages:
+        groups = None if self.groups is None else self.groups[rows]
+        return LabelledImages(self.images[rows], self.labels[rows], groups)
+
+    def __repr__(self) -> str:
+        return f"LabelledImages({summarise(self.images, self.labels)})"
+
+
+class HasLabelledImages(Protocol):
+    """Anything with images and their labels, such as `LabelledImages`, or the tiles that `load_tiles` gives.
+
+    Where it has `groups`, N of any kind or None, they are its groups.
+    """
+
+    @property
+    def images(self) -> np.ndarray:
+        """uint8 N×S×S×3."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """N whole numbers."""
+
+
+@dataclass(frozen=True)
+class RealTiles:
+    """The real tiles, by what a model saw of them.
+
+    Attributes:
+        train: What the models were trained on.
+        held_out: A random part of the same tiles that no model has seen; none where nothing was held out.
+        validation: Other tiles, that no model was trained on.
+    """
+
+    train: LabelledImages
+    held_out: LabelledImages | None
+    validation: LabelledImages
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self._parts)
+
+    def __repr__(self) -> str:
+        held_out = "nothing held out" if self.held_out is None else f"{len(self.held_out):,} held out"
+        train = summarise(self.train.images, self.train.labels, "training tile")
+        return f"RealTiles({train}; {held_out}; {len(self.validation):,} for validation)"
+
+    @cached_property
+    def all_images(self) -> np.ndarray:
+        """The images of train, held-out and validation tiles, in this order, uint8 N×S×S×3."""
+        return np.concatenate([part.images for part in self._parts])
+
+    @cached_property
+    def all_labels(self) -> np.ndarray:
+        """Their classes, int64 N."""
+        return np.concatenate([part.labels for part in self._parts])
+
+    def at(self, rows: np.ndarray) -> LabelledImages:
+        """The tiles at these rows of `all_images`, without their groups."""
+        return LabelledImages(self.all_images[rows], self.all_labels[rows])
+
+    @property
+    def _parts(self) -> list[LabelledImages]:
+        return [part for part in (self.train, self.held_out, self.validation) if part is not None]
