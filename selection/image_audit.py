@@ -299,11 +299,12 @@ def audit(
         else:
             weights, weights_test = by_group.test_weights(*_losses_of_attacked(weight_losses, real, attacked))
     others = real.held_out or real.validation
+    of_published = _audit_set(published, known, by_class=True)
     return AuditResult(
         limits=limits,
         is_random=real.held_out is not None,
-        published=_audit_set(published, known, by_class=True),
-        pool=_audit_set(pool, known, by_class=False),
+        published=of_published,
+        pool=of_published if pool is published else _audit_set(pool, known, by_class=False),
         planted=planted,
         num_planted=n_planted,
         weights=weights,
