@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult
 
 from histodistill.hub_cards.audit_record import AuditRecord
 from histodistill.hub_cards.gate import audit_sentences
+from histodistill.hub_cards.group_facts import GroupFacts
 
 
 #: What texts call the architectures of classifiers.
@@ -91,6 +92,7 @@ class RunFacts:
         image_size: Side of the images in pixels.
         num_distilled: Distilled images of all classes together.
         num_tiles: Real tiles of each split.
+        groups: The groups of the training tiles, such as patients; None where nothing is known of them.
         license: Licence identifier of the Hub.
         attribution: Whom to credit for the real tiles.
         results: Rows of `results.json`: `row`, `title`, `architecture`, `num_train`, `seeds`, and `accuracy`, `auc`
@@ -115,6 +117,7 @@ class RunFacts:
     image_size: int
     num_distilled: int
     num_tiles: Mapping[str, int] | None = None
+    groups: GroupFacts | None = None
     license: str | None = None
     attribution: str | None = None
     results: Sequence[Mapping[str, Any]] = field(default_factory=list)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import DatasetCardData
 
 from histodistill.hub_cards.card_facts import PRECISIONS, RunFacts, split_scores
+from histodistill.hub_cards.group_facts import GroupFacts
 from histodistill.hub_cards.rendering import render_card, size_category
 from histodistill.hub_cards.uploading import MARK
 
@@ -68,7 +69,7 @@ class DistilledDatasetCardData:
         precision: A key of `PRECISIONS`: that of the pool.
         sites: What a merged set was joined from, one mapping for each: `name`, `num_images`, `n_per_class` (a number
             for each class), `is_phantom`, and, each None where it is not known, `source_name`, `license`, `selector`,
-            `pool_size` and the `fingerprint` of the site's record.
+            `pool_size`, the `fingerprint` of the site's record, and `groups`, as `GroupFacts` has them.
         facts: Of the run, for a published set; with the id of its repository.
         has_grid: Whether `assets/distilled.png` is there.
         has_map: Whether `assets/community_map.png` is there.
@@ -180,6 +181,7 @@ def render_dataset_card(card: DistilledDatasetCardData) -> str:
     results, more_results = split_scores(card.results, own_row)
     values: dict[str, Any] = {"card": card, "facts": card.facts, "results": results, "more_results": more_results}
     values |= {"not_tissue": NOT_TISSUE, "span": _span, "precision": PRECISIONS[card.precision]}
+    values["groups_of"] = _groups_of
     return render_card(card.metadata(), "dataset_card.md", values)
 
 
@@ -187,6 +189,12 @@ def _span(counts: Sequence[int]) -> str:
     """Numbers that may be alike: `3`, or `2 to 4`."""
     low, high = min(counts), max(counts)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _groups_of(site: Mapping[str, Any]) -> str:
+    """How many groups the tiles of a site are of: `18 patients`."""
+    groups = site.get("groups")
+    return "–" if groups is None else GroupFacts(**groups).count(groups["train"])
 
 
 def _type_name(feature: Any) -> str:

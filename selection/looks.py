@@ -12,27 +12,27 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import eigh
+from scipy.ndimage import gaussian_filter
+from sklearn.covariance import ledoit_wolf
 
 from histodistill.selection.stains import STAIN_VECTORS, optical_density
 from histodistill.selection.views import resample
 
 
 #: Directions of a look, at most.
-LOOK_COLUMNS = 8
+LOOK_COLUMNS = 12
 # Pixels along a side at which looks are taken; larger tiles are reduced to it.
 _SIDE = 64
 # Leading directions of each embedding that are features of a look.
 _EMBEDDING_COLUMNS = 8
-# Halvings of a tile between which the energy of detail is measured.
-_LEVELS = 4
+# Pixels, the standard deviations of Gaussians between which the energy of detail is measured, by half octaves.
+_SCALES = (0.6, 0.85, 1.2, 1.7, 2.4, 3.4)
 # Tiles whose features are computed at once.
 _TILES_PER_CALL = 512
 # Optical density that is added before a logarithm, so that empty tiles do not stand out.
 _LEAST_DENSITY = 0.02
 # Standard deviations of its class at which a feature ends.
 _FARTHEST = 4.0
-# Share of the within-patient variance that is spread evenly over all features (shrinkage).
-_SHRINKAGE = 0.1
 # Tiles of a class whose mean is known well enough to be taken out.
 _FEWEST_OF_CLASS = 2
 
@@ -43,7 +43,9 @@ def look_features(images: np.ndarray) -> np.ndarray:
     Args:
         images: uint8 N×S×S×3.
     """
-    parts = [_features_of_part(images[start : start + _TILES_PER_CALL]) for start in range(0, len(images), 512)]
+    parts = [
+        _features_of_part(images[start : start + _TILES_PER_CALL]) for start in range(0, len(images), _TILES_PER_CALL)
+    ]
     return np.concatenate(parts)
 
 
@@ -132,17 +134,12 @@ def _features_of_part(images: np.ndarray) -> np.ndarray:
 
 
 def _detail(planes: np.ndarray) -> np.ndarray:
-    """Log energy of detail of N×S×S planes between each of a few halvings: N×L."""
-    energies = []
-    for _ in range(_LEVELS):
-        side = planes.shape[1] // 2
-        if side < 2:
-            break
-        even = planes[:, : 2 * side, : 2 * side]
-        halved = even.reshape(len(even), side, 2, side, 2).mean(axis=(2, 4))
-        detail = even - np.repeat(np.repeat(halved, 2, axis=1), 2, axis=2)
-        energies.append(np.log(np.square(detail).mean(axis=(1, 2)) + _LEAST_DENSITY**2))
-        planes = halved
+    """Log energy of detail of N×S×S planes at each of `_SCALES`, fine to coarse: N×L."""
+    energies, finer = [], planes
+    for scale in _SCALES:
+        coarser = gaussian_filter(planes, (0, scale, scale), mode="reflect")
+        energies.append(np.log(np.square(finer - coarser).mean(axis=(1, 2)) + _LEAST_DENSITY**2))
+        finer = coarser
     return np.stack(energies, axis=1)
 
 
@@ -179,14 +176,13 @@ def _discriminants(residuals: np.ndarray, groups: np.ndarray) -> tuple[np.ndarra
     sizes = np.bincount(groups)
     means = np.stack([np.bincount(groups, column) for column in residuals.T], axis=1) / sizes[:, None]
     free = count - len(sizes)
+    inside = residuals - means[groups]
     if free < 1 or len(sizes) < 2:  # each tile a group of its own, or all of them one: nothing tells groups apart
-        within, between = np.cov(residuals.T).reshape(width, width), np.eye(width)
-        sizes = np.ones(1)
+        inside, free, sizes, between = residuals - residuals.mean(axis=0), count, np.ones(1), np.eye(width)
     else:
-        inside = residuals - means[groups]
-        within = inside.T @ inside / free
-        between = (means - means.mean(axis=0)).T @ (means - means.mean(axis=0)) / (len(sizes) - 1)
-    within = (1 - _SHRINKAGE) * within + _SHRINKAGE * np.trace(within) / width * np.eye(width)
+        between = np.cov(means.T)
+    # Ledoit & Wolf (J. Multivariate Analysis 88, 2004) say how far it must be shrunk for so few tiles.
+    within = ledoit_wolf(inside, assume_centered=True)[0] * count / free
     ratios, directions = eigh(between, within)
     ratios, directions = ratios[::-1], directions[:, ::-1]
     # Means of groups scatter by chance alone, too; beyond this edge (Marchenko & Pastur 1967) they differ.

@@ -122,7 +122,7 @@ def _summaries(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     no pair of near copies is lost. The contrast is the standard deviation of grey levels, float64 N, 0 for one colour.
     """
     count, side = images.shape[:2]
-    cells = min(_CELLS, side)
+    cells = min(_CELLS - (_CELLS - side) % 2, side)  # as odd as the side, so that cells can mirror each other
     edges = np.linspace(0, side, cells + 1).round().astype(int)
     later = np.arange(cells // 2 + 1)
     edges[cells - later] = side - edges[later]  # cells that mirror each other are of one size

@@ -13,6 +13,8 @@ import numpy as np
 from histodistill.selection.near_copies import connected, in_order, near_pairs
 
 
+#: Units that are held out at least, where there are enough.
+FEWEST_HELD_OUT = 5
 # Draws of units that are tried until one leaves each class with a training tile.
 _MOST_DRAWS = 1000
 
@@ -72,7 +74,7 @@ def draw_units(classes: np.ndarray, count: int, rng: np.random.Generator) -> np.
 def hold_out_units(units: np.ndarray, labels: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
     """Draws whole units at random, about a share of all, so that each class keeps a tile of another: bool N.
 
-    At least two are drawn where there are four or more: of one, an attack could say nothing.
+    At least `FEWEST_HELD_OUT` are drawn, but then no more than a third: by fewer hardly a leak could be seen.
 
     Args:
         units: int64 N, each number from 0 on.
@@ -84,7 +86,7 @@ def hold_out_units(units: np.ndarray, labels: np.ndarray, share: float, rng: np.
         ValueError: If there is a single unit, or none of many draws leaves each class with a tile.
     """
     classes = classes_of_units(units, labels)
-    count = min(max(round(share * len(classes)), 2 if len(classes) >= 4 else 1), len(classes) - 1)
+    count = min(max(round(share * len(classes)), min(FEWEST_HELD_OUT, len(classes) // 3), 1), len(classes) - 1)
     if count < 1:
         raise ValueError("there is only one: there must be at least 2, one of which is held out")
     held = _fair_draw(classes, _classes_in_units(units, labels), count, rng)

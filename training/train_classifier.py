@@ -140,17 +140,19 @@ def load_sources(config: TrainClassifierConfig) -> tuple[TileSource, TileSource]
     from histodistill.training.data.same_tiles import tiles_also_in
     from histodistill.training.data.sources import load_tiles
 
+    # Where other tiles are scored, what is said of groups is said of those: a distilled set has none.
+    groups = config.group_options()
     load = functools.partial(load_tiles, config.data, image_size=config.image_size, audit_share=config.audit_share)
     if config.eval_data is None:
-        source = real = load()
+        source = real = load(**groups)
     else:
         # A set that is only trained on is used whole. One whose last tiles are those that the other source validates
         # with, since both are the same tiles, must not train on them: not the names of files tell, but what they hold.
         source = load(hold_out_validation=False)
-        real = load_tiles(config.eval_data, image_size=source.image_size)
+        real = load_tiles(config.eval_data, image_size=source.image_size, **groups)
         validation = real.splits.get("validation")
         if "validation" not in source.splits and validation and tiles_also_in(validation, source.split("train")).any():
-            source = load()
+            source = load(**groups)
     if real.class_names != source.class_names:
         raise InputError(
             f"{param('data')} has the classes {', '.join(source.class_names)} and {param('eval_data')} "

@@ -215,8 +215,8 @@ def test_sites_of_a_merged_set():
     assert "7 synthetic 8×8 images, 3 to 4 of each of 2 classes, joined from 2 sites, meant" in text
     assert "| 0 | adipose | 3 |\n| 1 | no: 'yes' &#124; &#60;b&#62; | 4 |\n" in text
     assert "## Sites\n" in text
-    assert "| a &#124; &#60;b&#62; | 3 | 1 to 2 | – | – | – | – | – |\n" in text
-    assert "| c | 4 | 2 | &#42;crc&#42; | infomap | 2,000 | – | 0123456789ab |\n" in text
+    assert "| a &#124; &#60;b&#62; | 3 | 1 to 2 | – | – | – | – | – | – |\n" in text
+    assert "| c | 4 | 2 | &#42;crc&#42; | – | infomap | 2,000 | – | 0123456789ab |\n" in text
     assert "| site | ClassLabel | the site that the image comes from |" in text
     assert "within a class by site" in text and "No licence has been stated" in text
     assert "None" not in text and "parameter of" not in text

@@ -78,12 +78,18 @@ def run(config: SpeedConfig) -> dict[str, Any]:
     from histodistill.training.data.sources import load_tiles
     from histodistill.training.engine.accelerator import make_accelerator
     from histodistill.training.running.files import write_json
+    from histodistill.training.running.group_options import groups_of_run
     from histodistill.training.running.stages import require_parts
 
     pipeline = config.run / "pipeline"
     records = require_parts(config.run, "pipeline", "pool", "autoencoder", "teacher")
     settings, pool = records["pipeline"]["settings"], records["pool"]["settings"]
-    source = load_tiles(config.data, image_size=config.image_size, audit_share=audit_share_of(config.run))
+    source = load_tiles(
+        config.data,
+        image_size=config.image_size,
+        audit_share=audit_share_of(config.run),
+        **groups_of_run(config.run),
+    )
     if source.fingerprint() != settings["data"]:
         raise InputError(
             f"{param('data')}={config.data} does not hold the tiles that {pipeline} was trained on: give the same "

@@ -10,6 +10,7 @@ from typing import Any
 from histodistill.training.benchmarks.peers import PeerConfig
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json
+from histodistill.training.running.group_options import groups_of_run
 from histodistill.training.running.launch import run_module
 from histodistill.training.running.options import to_argv
 from histodistill.training.train_diffusion import TrainDiffusionConfig
@@ -52,6 +53,7 @@ def training_config(
         "data": data,
         "autoencoder": run / "autoencoder",
         "output": output,
+        **groups_of_run(run),
         "gradient_accumulation_steps": 1,
         # Both come once, after the last step, when the clock has stopped.
         "validation_steps": steps,

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from histodistill.hub_cards.parquet_pages import measure_pages
 from histodistill.training.data.limits import check_growth, check_memory
+from histodistill.training.data.listing import spread
 from histodistill.training.running.errors import InputError
 
 
 # Rows of a batch, and about how many bytes they have, at most.
 _BATCH, _BATCH_BYTES = 256, 2**24
+# Row groups of which a sample has the first rows, at most.
+_GROUPS_OF_SAMPLE = 20
 # Bytes that are read from a Parquet file at a time.
 _BUFFER = 2**20
 # The largest page that Parquet can hold.
@@ -41,7 +45,10 @@ class Rows:
         schema: Its columns.
         num_rows: Number of its rows.
         stored: Bytes of the file.
-        batches: `batches(columns)` reads these columns, in batches of a few rows, in order.
+        batches: `batches(columns)` reads these columns, in batches of a few rows, in order. A field of a column, such
+            as `image.path`, can be asked for, and comes in that column, perhaps with its other fields.
+        sample: `sample(column, count)` reads about so many cells of a column, spread over the rows: parts of it, each
+            with the numbers of its rows.
         files_below: Folders below which a row may name the file of its image; none for data that somebody gives.
     """
 
@@ -50,6 +57,7 @@ class Rows:
     num_rows: int
     stored: int
     batches: Callable[[list[str]], Iterator[pa.RecordBatch]]
+    sample: Callable[[str, int], Iterator[tuple[Sequence[int], pa.Array]]]
     files_below: tuple[Path, ...] = ()
 
 
@@ -63,7 +71,12 @@ def open_parquet(path: Path) -> Rows:
         metadata, schema = file.metadata, file.schema_arrow
     _check_names(path, schema)
     return Rows(
-        path, schema, metadata.num_rows, path.stat().st_size, lambda columns: _parquet_batches(path, metadata, columns)
+        path,
+        schema,
+        metadata.num_rows,
+        path.stat().st_size,
+        lambda columns: _parquet_batches(path, metadata, columns),
+        lambda column, count: _parquet_sample(path, metadata, column, count),
     )
 
 
@@ -81,7 +94,12 @@ def open_arrow(path: Path) -> Rows:
             num_rows += pa.ipc.read_record_batch(message, schema).num_rows
     _check_names(path, schema)
     return Rows(
-        path, schema, num_rows, path.stat().st_size, lambda columns: _arrow_batches(path, schema, num_rows, columns)
+        path,
+        schema,
+        num_rows,
+        path.stat().st_size,
+        lambda columns: _arrow_batches(path, schema, num_rows, columns),
+        lambda column, count: _arrow_sample(path, schema, num_rows, column, count),
     )
 
 
@@ -101,6 +119,21 @@ def _parquet_batches(path: Path, metadata: pq.FileMetaData, columns: list[str]) 
                 break
             yield batch
     _check_count(path, read, metadata.num_rows)
+
+
+def _parquet_sample(
+    path: Path, metadata: pq.FileMetaData, column: str, count: int
+) -> Iterator[tuple[Sequence[int], pa.Array]]:
+    """Some cells of a column: the first of some row groups, since no others can be read without those before them."""
+    batch_rows = _checked_batch_rows(path, metadata, [column])
+    starts = np.cumsum([0, *(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))])
+    groups = spread(metadata.num_row_groups, min(count, _GROUPS_OF_SAMPLE)).tolist()
+    with _readable(path, "a Parquet file"), _parquet(path) as file:
+        for group in groups:
+            rows = min(batch_rows, -(-count // len(groups)))
+            for batch in file.iter_batches(rows, row_groups=[group], columns=[column], use_threads=False):
+                yield range(starts[group], starts[group] + batch.num_rows), batch.column(0)
+                break
 
 
 def _checked_batch_rows(path: Path, metadata: pq.FileMetaData, columns: list[str]) -> int:
@@ -130,7 +163,7 @@ def _arrow_batches(path: Path, schema: pa.Schema, num_rows: int, columns: list[s
         messages = pa.ipc.MessageReader.open_stream(source)
         messages.read_next_message()  # the schema
         for message in _record_batches(path, messages):
-            whole = pa.ipc.read_record_batch(message, schema).select(columns)
+            whole = pa.ipc.read_record_batch(message, schema).select(whole_columns(schema, columns))
             # Offsets that point outside their column would otherwise be followed.
             whole.validate(full=True)
             read += whole.num_rows
@@ -138,6 +171,23 @@ def _arrow_batches(path: Path, schema: pa.Schema, num_rows: int, columns: list[s
             for start in range(0, whole.num_rows, rows):
                 yield whole.slice(start, rows)
     _check_count(path, read, num_rows)
+
+
+def _arrow_sample(
+    path: Path, schema: pa.Schema, num_rows: int, column: str, count: int
+) -> Iterator[tuple[Sequence[int], pa.Array]]:
+    """Some cells of a column of an Arrow stream, of which no others are read."""
+    wanted = spread(num_rows, count)
+    start = 0
+    for batch in _arrow_batches(path, schema, num_rows, [column]):
+        rows = wanted[(wanted >= start) & (wanted < start + batch.num_rows)]
+        yield rows.tolist(), batch.column(0).take(pa.array(rows - start))
+        start += batch.num_rows
+
+
+def whole_columns(schema: pa.Schema, columns: Sequence[str]) -> list[str]:
+    """The columns of a schema that these are, or are fields of."""
+    return [name if name in schema.names else name.partition(".")[0] for name in columns]
 
 
 def _rows_of_batch(of_row: int) -> int:

@@ -21,8 +21,10 @@ from histodistill.training.data.arrow_files import Rows, open_arrow, open_parque
 from histodistill.training.data.folder_card import FolderCard, read_folder_card
 from histodistill.training.data.folder_walk import IMAGE_SUFFIXES
 from histodistill.training.data.grouping import Grouping
-from histodistill.training.data.image_rows import Features, source_of_rows
+from histodistill.training.data.image_columns import Features, features_of_schema, is_image
+from histodistill.training.data.image_rows import open_rows
 from histodistill.training.data.names import shown, some
+from histodistill.training.data.opened_source import OpenedSource
 from histodistill.training.data.split_files import (
     check_different,
     check_shards,
@@ -31,7 +33,7 @@ from histodistill.training.data.split_files import (
     splits_by_name,
     splits_named,
 )
-from histodistill.training.data.tiles import SPLIT_ALIASES, SPLITS, TileSource
+from histodistill.training.data.tiles import SPLIT_ALIASES, SPLITS
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.notes import tell, warn
 
@@ -89,18 +91,13 @@ def is_datasets_folder(path: Path) -> bool:
     )
 
 
-def load_datasets_folder(
-    path: Path,
-    *,
-    image_size: int | None = None,
-    hold_out_validation: bool = True,
-    grouping: Grouping | None = None,
-) -> TileSource:
-    """Loads a folder of Parquet files, or one that `save_to_disk` of `datasets` left.
+def open_datasets_folder(path: Path, grouping: Grouping) -> OpenedSource:
+    """Opens a folder of Parquet files, or one that `save_to_disk` of `datasets` left.
 
     Columns are found by their type, as `datasets` writes it into the files (for Parquet, README.md may say it
     instead): one of type Image (else the one called `image`) and one of type ClassLabel (else `label`). A column
-    `soft_label` with one probability per class is taken along, and others are told of.
+    `soft_label` with one probability per class is taken along, a column `site` of text or ClassLabel as an attribute,
+    and others are told of. Groups are a column that the user names, or a part of the images' file names.
 
     Which split a Parquet file belongs to, README.md says (`configs` with `data_files`, for files in the folder only),
     or else its path: `train.parquet`, `train/0.parquet`, `data/train-00000-of-00002.parquet`. Splits are those of
@@ -108,8 +105,6 @@ def load_datasets_folder(
 
     Args:
         path: The folder.
-        image_size: Side that tiles are brought to in pixels; by default they stay as they are.
-        hold_out_validation: Whether parts of train become validation and test where there are no such splits.
         grouping: What was said of the groups.
 
     Returns:
@@ -117,7 +112,7 @@ def load_datasets_folder(
 
     Raises:
         InputError: A file that cannot be read, is missing or leads out of the folder, a file or split of which it is
-            not known what it is, or columns, labels, soft labels or images that cannot be used.
+            not known what it is, or columns, labels, soft labels or groups that cannot be used.
     """
     parts = _saved_parts(path) if _is_saved(path) else _parquet_parts(path)
     splits: dict[str, _Files] = {}
@@ -129,15 +124,39 @@ def load_datasets_folder(
         splits[split], called[split] = files, part
     if "train" not in splits:
         raise InputError(f"{path} has no train split (found {', '.join(parts)}): name one train")
-    name = path.resolve().name
-    return source_of_rows(
-        name,
-        str(path),
-        splits,
-        image_size=image_size,
-        hold_out_validation=hold_out_validation,
-        grouping=grouping,
-    )
+    return open_rows(path.resolve().name, str(path), splits, grouping)
+
+
+def holds_images(path: Path) -> bool:
+    """Whether a Parquet file holds images, and is no manifest: it has a column of them, or none of their paths.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    schema = open_parquet(path).schema
+    features = features_of_schema(schema, str(path))
+    kinds = {feature.get("_type") for feature in features.values() if isinstance(feature, dict)}
+    return "Image" in kinds or any(is_image(field.type) for field in schema) or "path" not in schema.names
+
+
+def open_parquet_file(path: Path, grouping: Grouping) -> OpenedSource:
+    """Opens a single Parquet file with images, as `open_datasets_folder` would a folder with nothing else in it.
+
+    Returns:
+        The source, named after the file.
+
+    Raises:
+        InputError: As `open_datasets_folder`; also if by its name the file is another split than train, or one part
+            of several.
+    """
+    file = PurePosixPath(path.name)
+    if "train" not in splits_by_name(path.parent, [file]):
+        raise InputError(
+            f"{path} is the {min(splits_named(file))} split by its name, and a source needs train: give the folder "
+            "with all splits, or rename the file if its tiles are for training"
+        )
+    check_shards([path])
+    return open_rows(path.stem, str(path), {"train": [(open_parquet(path), None)]}, grouping)
 
 
 def _parquet_parts(folder: Path) -> dict[str, _Files]:

@@ -12,6 +12,7 @@ import os
 import struct
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
@@ -76,6 +77,8 @@ _FORMATS = {
 }
 # Colour modes of 8 bits that Pillow turns into RGB as viewers show them.
 _CONVERTED = ("1", "L", "P", "RGBA", "CMYK", "YCbCr")
+# Orientations of EXIF that swap width and height.
+_ON_ITS_SIDE = (5, 6, 7, 8)
 # The end of a message about a file that cannot be decoded.
 _DAMAGED = "it may be damaged; replace it or take it out"
 #: Bytes from the start of a file that `kind_of_picture` goes by.
@@ -180,6 +183,30 @@ def decode_batches(
     return np.empty((0, 0, 0, 3), dtype=np.uint8) if tiles is None else tiles
 
 
+def count_sizes(entries: Iterable[Entry]) -> Counter[tuple[int, int]]:
+    """How many pictures there are of each size, by their headers: nothing is decoded.
+
+    Args:
+        entries: The pictures.
+
+    Returns:
+        Width and height in pixels, as viewers show it → pictures.
+
+    Raises:
+        InputError: Naming the first that cannot be read.
+    """
+    with _own_limits():
+        return Counter(_size(name, source) for name, source in entries)
+
+
+def _size(name: str, source: Path | bytes) -> tuple[int, int]:
+    """Width and height of a picture, within `_own_limits`."""
+    with _opened(name, source) as (image, _):
+        # A PNG may have its orientation behind its pixels, and is not searched for it.
+        orientation = image.getexif().get(ExifTags.Base.Orientation) if image.format != "PNG" else None
+        return image.size[::-1] if orientation in _ON_ITS_SIDE else image.size
+
+
 def _room_for(count: int, tile: np.ndarray, check_size: Callable[[int], None] | None) -> np.ndarray:
     """An array for `count` tiles like this one."""
     if check_size is None:
@@ -206,24 +233,31 @@ def _own_limits() -> Iterator[None]:
 
 def _decode(name: str, source: Path | bytes, image_size: int | None) -> np.ndarray:
     """`decode_image`, within `_own_limits`."""
+    with _opened(name, source) as (image, stream):
+        check_picture(name, *image.size)
+        pages = getattr(image, "n_frames", 1)
+        if pages > 1:
+            raise InputError(f"{name} holds {pages} pictures: a tile is one; save each in a file of its own")
+        fault = _fault(image, stream)
+        if fault:
+            how = ", as with Pillow's image.convert('RGB')," if image.mode in _CONVERTED else ""
+            raise InputError(
+                f"{name} has {fault}: tiles must be RGB with 8 bits a channel; convert it{how} or take it out if "
+                "it is no tile"
+            )
+        upright = ImageOps.exif_transpose(image)
+        return np.asarray(fit_tile(upright, image_size, name) if image_size else upright)
+
+
+@contextmanager
+def _opened(name: str, source: Path | bytes) -> Iterator[tuple[ImageFile, BinaryIO]]:
+    """A picture whose header was read, and its bytes; what decoders raise becomes one sentence."""
     try:
         with (
             io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as stream,
             Image.open(stream, formats=tuple(_FORMATS)) as image,
         ):
-            check_picture(name, *image.size)
-            pages = getattr(image, "n_frames", 1)
-            if pages > 1:
-                raise InputError(f"{name} holds {pages} pictures: a tile is one; save each in a file of its own")
-            fault = _fault(image, stream)
-            if fault:
-                how = ", as with Pillow's image.convert('RGB')," if image.mode in _CONVERTED else ""
-                raise InputError(
-                    f"{name} has {fault}: tiles must be RGB with 8 bits a channel; convert it{how} or take it out if "
-                    "it is no tile"
-                )
-            upright = ImageOps.exif_transpose(image)
-            return np.asarray(fit_tile(upright, image_size, name) if image_size else upright)
+            yield image, stream
     except InputError:
         raise
     except UnidentifiedImageError as error:

@@ -14,7 +14,7 @@ from huggingface_hub import metadata_load
 from pydantic import ValidationError
 
 from histodistill.hub_cards.documents import Known
-from histodistill.training.data.image_rows import Features
+from histodistill.training.data.image_columns import Features
 from histodistill.training.data.names import shown, some
 from histodistill.training.running.errors import InputError
 

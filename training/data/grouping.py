@@ -55,6 +55,13 @@ class Grouping:
         """Whether the user said where the groups are, so that a source without them is an error."""
         return self.column is not None or self.pattern is not None
 
+    @property
+    def asked(self) -> str:
+        """Where the user said that the groups are, as messages call it."""
+        if self.column is not None:
+            return f"{param('group_column')}={self.column}"
+        return f"{param('group_pattern')}={self.pattern}"
+
     def usual(self, kind: str) -> Grouping:
         """The same with this kind where none was said."""
         return self if self.kind is not None else replace(self, kind=kind)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from histodistill.training.data.arrow_files import Rows, reason
+from histodistill.training.data.arrow_files import Rows, reason, whole_columns
 from histodistill.training.data.grouping import Grouping
-from histodistill.training.data.image_rows import source_of_rows
+from histodistill.training.data.image_rows import open_rows
+from histodistill.training.data.listing import spread
 from histodistill.training.data.names import shown, some
-from histodistill.training.data.tiles import SPLIT_ALIASES, TileSource
+from histodistill.training.data.opened_source import OpenedSource
+from histodistill.training.data.tiles import SPLIT_ALIASES
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.notes import tell, warn
 
@@ -30,31 +32,22 @@ _CONFIGURATIONS = re.compile(r"Config name is missing.*?\[(.*?)\]", re.DOTALL)
 _COMMIT = re.compile(r"@([0-9a-f]{40})/")
 
 
-def load_hub_dataset(
-    repo_id: str,
-    *,
-    image_size: int | None = None,
-    cache_dir: str | Path | None = None,
-    hold_out_validation: bool = True,
-    grouping: Grouping | None = None,
-) -> TileSource:
-    """Loads a dataset of the Hub by its id `user/name`, from the Hugging Face cache when it is there.
+def open_hub_dataset(repo_id: str, cache_dir: str | Path | None, grouping: Grouping) -> OpenedSource:
+    """Opens a dataset of the Hub by its id `user/name`, from the Hugging Face cache when it is there.
 
     Splits are those of `SPLIT_ALIASES`, in any case of letters; others are told of. Columns are found as in
-    `load_datasets_folder`.
+    `open_datasets_folder`.
 
     Args:
         repo_id: The id, `user/name`.
-        image_size: Side that tiles are brought to in pixels; by default they stay as they are.
         cache_dir: Where downloads are kept; the Hugging Face cache by default.
-        hold_out_validation: Whether parts of train become validation and test where there are no such splits.
         grouping: What was said of the groups.
 
     Returns:
         The source, named by the id.
 
     Raises:
-        InputError: As for `load_datasets_folder`; also when there is neither a network nor a cached copy, or the
+        InputError: As for `open_datasets_folder`; also when there is neither a network nor a cached copy, or the
             dataset has several configurations.
     """
     from datasets import load_dataset
@@ -85,15 +78,7 @@ def load_hub_dataset(
         raise InputError(f"{repo_id} has no train split (found {some([*map(str, data)]) or 'none'}): name one train")
     _tell(repo_id, next(iter(data.values())).info, unknown)
     license = next((rows.info.license for rows in data.values() if rows.info.license), None)
-    return source_of_rows(
-        repo_id,
-        repo_id,
-        splits,
-        image_size=image_size,
-        hold_out_validation=hold_out_validation,
-        grouping=grouping,
-        license=license or None,
-    )
+    return open_rows(repo_id, repo_id, splits, grouping, license or None)
 
 
 def _rows(repo_id: str, data: Dataset, cache_dir: str | Path | None) -> Rows:
@@ -104,11 +89,17 @@ def _rows(repo_id: str, data: Dataset, cache_dir: str | Path | None) -> Rows:
     fetched = Path(HF_HUB_CACHE) / f"datasets--{repo_id.replace('/', '--')}"
     below = (fetched, Path(cache_dir or config.HF_DATASETS_CACHE), Path(config.DOWNLOADED_DATASETS_PATH))
 
+    schema = data.features.arrow_schema
+
     def batches(columns: list[str]) -> Iterator[pa.RecordBatch]:
-        for table in data.select_columns(columns).with_format("arrow").iter(_BATCH):
+        for table in data.select_columns(whole_columns(schema, columns)).with_format("arrow").iter(_BATCH):
             yield from table.combine_chunks().to_batches()
 
-    return Rows(Path(repo_id), data.features.arrow_schema, len(data), data.data.nbytes, batches, below)
+    def sample(column: str, count: int) -> Iterator[tuple[Sequence[int], pa.Array]]:
+        rows = spread(len(data), count).tolist()
+        yield rows, data.select_columns([column]).select(rows).with_format("arrow")[:].column(0).combine_chunks()
+
+    return Rows(Path(repo_id), schema, len(data), data.data.nbytes, batches, sample, below)
 
 
 def _tell(repo_id: str, info: DatasetInfo, unknown: list[str]) -> None:

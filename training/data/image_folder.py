@@ -6,26 +6,22 @@ from pathlib import Path
 
 import numpy as np
 
-from histodistill.training.data.decoding import decode_tiles
 from histodistill.training.data.folder_walk import IMAGE_SUFFIXES, FolderWalk
+from histodistill.training.data.group_names import parts_of_paths
 from histodistill.training.data.grouping import Grouping
-from histodistill.training.data.make_source import make_source
+from histodistill.training.data.listing import ListedSplit
 from histodistill.training.data.names import class_name
+from histodistill.training.data.opened_source import OpenedSource
 from histodistill.training.data.split_files import names_of
-from histodistill.training.data.tiles import SPLIT_ALIASES, SPLITS, Tiles, TileSource
-from histodistill.training.running.errors import InputError
+from histodistill.training.data.tile_files import open_tile_files
+from histodistill.training.data.tiles import SPLIT_ALIASES, SPLITS
+from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.notes import tell
 from histodistill.training.running.suggestions import did_you_mean
 
 
-def load_image_folder(
-    path: Path,
-    *,
-    image_size: int | None = None,
-    hold_out_validation: bool = True,
-    grouping: Grouping | None = None,
-) -> TileSource:
-    """Loads `path/split/class/**/*.png` and images of the other formats that `decode_image` reads.
+def open_image_folder(path: Path, grouping: Grouping) -> OpenedSource:
+    """Opens `path/split/class/**/*.png` and images of the other formats that `decode_image` reads.
 
     Splits are the folders `train` (required), `validation` and `test`, or what `SPLIT_ALIASES` has for them, in any
     case of letters. Classes are the folders in `train`, in sorted order of their names; a name is one class in all its
@@ -33,10 +29,10 @@ def load_image_folder(
     folders of systems and storages (`@eaDir`, `__MACOSX`), are passed over. So are, beside the folders of splits,
     images and folders without any. A note tells what was left out and why.
 
+    Groups and attributes are named parts of the files' paths in the folder, such as `train/gland/P1_007.png`.
+
     Args:
         path: The folder.
-        image_size: Side that tiles are brought to in pixels; by default they stay as they are.
-        hold_out_validation: Whether parts of train become validation and test where there are no such splits.
         grouping: What was said of the groups.
 
     Returns:
@@ -45,8 +41,14 @@ def load_image_folder(
     Raises:
         InputError: No train folder, another folder beside it, a split that is not unpacked, a class without training
             tiles, a class that train does not have, or an image that cannot be used: in no class folder, not fetched,
-            empty, of a format that is not read, not RGB with 8 bits, or of another size.
+            or empty. A pattern that does not fit all paths, or a column, which a folder does not have.
     """
+    if grouping.column is not None:
+        raise InputError(
+            f"{path} is a folder of images, which has no columns for {grouping.asked}: give "
+            f"{param('group_pattern')}, which finds groups in paths, or a manifest (a CSV file with the columns path, "
+            "label and group)"
+        )
     walk = FolderWalk(path)
     folders = _split_folders(walk)
     by_split = {split: _images_by_class(walk, folders[split]) for split in SPLITS if split in folders}
@@ -54,26 +56,37 @@ def load_image_folder(
     if account := walk.account():
         tell(account)
     classes = _check_classes(folders, by_split)
-    files = [file for of_split in by_split.values() for name in classes for file in of_split.get(name, [])]
-    labels = {
-        split: np.repeat(np.arange(len(classes)), [len(of_split.get(name, [])) for name in classes])
-        for split, of_split in by_split.items()
-    }
-    images = decode_tiles(len(files), lambda start, stop: [(str(f), f) for f in files[start:stop]], image_size)
-    ends = np.cumsum([len(of_split) for of_split in labels.values()])[:-1]
-    splits = {
-        split: Tiles(part, of_split)
-        for part, (split, of_split) in zip(np.split(images, ends), labels.items(), strict=True)
-    }
-    name = path.resolve().name
-    return make_source(name, classes, splits, hold_out_validation=hold_out_validation, grouping=grouping)
+    splits = {split: _listed(path, of_split, classes, grouping) for split, of_split in by_split.items()}
+    files = [file for of_split in by_split.values() for file in _in_order(of_split, classes)]
+    return open_tile_files(
+        path.resolve().name,
+        classes,
+        splits,
+        entry=lambda i: (str(files[i]), files[i]),
+        stored=lambda: sum(file.stat().st_size for file in files),
+        grouping=grouping,
+    )
+
+
+def _in_order(by_class: dict[str, list[Path]], classes: list[str]) -> list[Path]:
+    """The images of a split, class after class."""
+    return [file for name in classes for file in by_class.get(name, [])]
+
+
+def _listed(root: Path, by_class: dict[str, list[Path]], classes: list[str], grouping: Grouping) -> ListedSplit:
+    """What is known of the images of a split, in the order of `_in_order`."""
+    labels = np.repeat(np.arange(len(classes)), [len(by_class.get(name, [])) for name in classes])
+    if grouping.pattern is None:
+        return ListedSplit(labels)
+    paths = [file.relative_to(root).as_posix() for file in _in_order(by_class, classes)]
+    return ListedSplit(labels, *parts_of_paths(paths, grouping.pattern, str(root)))
 
 
 def check_splits(path: Path) -> None:
-    """Refuses a folder without the folders of splits that `load_image_folder` needs; looks into none of them.
+    """Refuses a folder without the folders of splits that `open_image_folder` needs; looks into none of them.
 
     Raises:
-        InputError: As `load_image_folder` does.
+        InputError: As `open_image_folder` does.
     """
     _split_folders(FolderWalk(path))
 

@@ -1,15 +1,12 @@
-"""From rows with typed columns, as `datasets` writes them, to tiles: which columns are images and labels, and reading
-them with limits.
-"""
+"""From rows with typed columns, as `datasets` writes them, to tiles, read with limits."""
 
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,53 +14,33 @@ import pyarrow.compute as pc
 
 from histodistill.selection.summaries import counted
 from histodistill.training.data.arrow_files import Rows
-from histodistill.training.data.decoding import Entry, decode_batches
+from histodistill.training.data.decoding import Entry, count_sizes, decode_batches
+from histodistill.training.data.group_names import (
+    LONGEST,
+    parts_of_paths,
+    spelled,
+    tell_of_likely_groups,
+    with_kind_of,
+)
 from histodistill.training.data.grouping import Grouping
+from histodistill.training.data.image_columns import Columns, Features, NameColumn, columns_of_split
 from histodistill.training.data.limits import check_growth, check_memory
-from histodistill.training.data.make_source import make_source
+from histodistill.training.data.listing import LOOKED_AT, ListedSplit
 from histodistill.training.data.names import shown, some
-from histodistill.training.data.tiles import MIN_IMAGE_SIZE, Tiles, TileSource, check_soft_labels
+from histodistill.training.data.opened_source import OpenedSource
+from histodistill.training.data.text_columns import texts_of_column
+from histodistill.training.data.tiles import MIN_IMAGE_SIZE, Tiles, check_soft_labels
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.notes import tell, warn
 
 
-#: What the columns are, by their name: `datasets`' features in the form in which it writes them to JSON.
-Features = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which columns of some rows are used.
-
-    Attributes:
-        image, label: Their names.
-        class_names: The name of each label.
-        soft_label: Whether there is a column of a teacher's probabilities.
-        unused: Names of all other columns.
-    """
-
-    image: str
-    label: str
-    class_names: tuple[str, ...]
-    soft_label: bool
-    unused: tuple[str, ...]
-
-    @property
-    def used(self) -> list[str]:
-        """The names of the columns that are read."""
-        return [self.image, self.label, *(["soft_label"] if self.soft_label else [])]
-
-
-def source_of_rows(
+def open_rows(
     name: str,
     where: str,
     splits: Mapping[str, Sequence[tuple[Rows, Features | None]]],
-    *,
-    image_size: int | None,
-    hold_out_validation: bool,
-    grouping: Grouping | None = None,
+    grouping: Grouping,
     license: str | None = None,
-) -> TileSource:
+) -> OpenedSource:
     """The source that rows of files with typed columns make.
 
     Args:
@@ -71,169 +48,250 @@ def source_of_rows(
         where: What messages call it.
         splits: For each split its files in order; with each, what its columns are where that is said beside the file,
             and otherwise None, so that the file's own schema says it.
-        image_size: Side that tiles are brought to in pixels; by default they stay as they are.
-        hold_out_validation: Whether parts of train become validation and test where there are no such splits.
         grouping: What was said of the groups.
         license: Licence of the tiles where known.
 
     Raises:
-        InputError: Columns, labels, soft labels or images that cannot be used, or that do not fit in memory.
+        InputError: Columns, labels, soft labels or groups that cannot be used, or that do not fit in memory.
     """
-    columns = {split: _columns_of_split(files, f"{where}, split {split}") for split, files in splits.items()}
+    columns = {}
+    for split, files in splits.items():
+        # Where other splits have no such column, nothing is known of their groups, which is told.
+        column = grouping.column if split == "train" or _has(files, grouping.column) else None
+        columns[split] = columns_of_split(files, f"{where}, split {split}", column)
     first = next(iter(columns.values()))
     for split, found in columns.items():
         if found.class_names != first.class_names:
             raise InputError(f"the {split} split of {where} has other class names: all splits must have the same")
-    tiles = {
-        split: _read_tiles([rows for rows, _ in files], columns[split], f"{where}, split {split}", image_size)
+    parts = {
+        split: _Part(tuple(rows for rows, _ in files), columns[split], f"{where}, split {split}")
         for split, files in splits.items()
     }
-    _tell_of_unused(where, columns, tiles)
-    sizes = {of_split.images.shape[1:3] for of_split in tiles.values()}
-    if len(sizes) > 1:
-        raise InputError(
-            f"the splits of {where} differ in image size: give {param('image_size')} to bring all to one size"
-        )
-    return make_source(
+    listed = {split: part.list_tiles(grouping.pattern) for split, part in parts.items()}
+    _tell_of_unused(where, listed.values())
+    if not grouping.was_asked_for:
+        tell_of_likely_groups(where, first.unused)
+
+    def read(image_size: int | None) -> dict[str, Tiles]:
+        tiles = {split: part.read(listed[split], image_size) for split, part in parts.items()}
+        if len({of_split.images.shape[1:3] for of_split in tiles.values()}) > 1:
+            raise InputError(
+                f"the splits of {where} differ in image size: give {param('image_size')} to bring all to one size"
+            )
+        return tiles
+
+    total = sum(len(of_split.tiles) for of_split in listed.values())
+    return OpenedSource(
         name,
         first.class_names,
-        tiles,
+        {split: of_split.tiles for split, of_split in listed.items()},
+        read,
+        sizes=lambda: sum((part.sizes(listed[split], total) for split, part in parts.items()), Counter()),
+        stored=lambda: sum(rows.stored for part in parts.values() for rows in part.files),
+        grouping=grouping if grouping.column is None else with_kind_of(grouping, grouping.column),
         license=license,
-        hold_out_validation=hold_out_validation,
-        grouping=grouping,
     )
 
 
-def _tell_of_unused(where: str, columns: Mapping[str, Columns], tiles: Mapping[str, Tiles]) -> None:
+def _has(files: Sequence[tuple[Rows, Features | None]], column: str | None) -> bool:
+    """Whether a file has this column."""
+    return any(column in rows.schema.names for rows, _ in files)
+
+
+def _tell_of_unused(where: str, listed: Iterable[_Listed]) -> None:
     """One line about the columns that were left."""
-    unused = {column for found in columns.values() for column in found.unused}
-    unused |= {
-        "soft_label" for split, found in columns.items() if found.soft_label and tiles[split].soft_labels is None
-    }
+    unused = {column for of_split in listed for column in of_split.unused}
     if unused:
         what = counted(len(unused), "column is", "columns are")
         tell(f"{where}: {what} not used ({some(sorted(unused))})")
 
 
-def features_of_schema(schema: pa.Schema, where: str) -> Features:
-    """What `datasets` wrote about the columns into a file's schema; nothing where it did not.
+@dataclass(frozen=True)
+class _Listed:
+    """What was read of a split before its images.
 
-    Raises:
-        InputError: If what is there cannot be understood.
+    Attributes:
+        tiles: Labels, groups and attributes.
+        soft_labels: float32 N×C, or None.
+        unused: Names of the columns that were left.
     """
-    text = (schema.metadata or {}).get(b"huggingface")
-    if text is None:
-        return {}
-    try:
-        features = json.loads(text)["info"]["features"]
-        if features is None or isinstance(features, dict):
-            return features or {}
-    except (KeyError, TypeError, ValueError, RecursionError):
-        pass
-    raise InputError(f"{where} has a schema whose entry 'huggingface' cannot be understood: save it again")
+
+    tiles: ListedSplit
+    soft_labels: np.ndarray | None
+    unused: Sequence[str]
 
 
-def _columns_of_split(files: Sequence[tuple[Rows, Features | None]], where: str) -> Columns:
-    """The columns of a split's files, which must be the same in all."""
-    found: Columns | None = None
-    for rows, features in files:
-        own = features_of_schema(rows.schema, str(rows.path))
-        columns = _find_columns(rows.schema, features or own, where)
-        if features and own and _find_columns(rows.schema, own, where).class_names != columns.class_names:
-            raise InputError(f"{rows.path} has other class names than are written beside it: correct one of them")
-        if found is not None and (columns.used, columns.class_names) != (found.used, found.class_names):
-            raise InputError(
-                f"{rows.path} has other columns or class names than {files[0][0].path}: all files of a split must "
-                "have the same"
-            )
-        found = found or columns
-    assert found is not None  # a split has files
-    return found
+class _Names:
+    """Collects the names in a column.
+
+    Args:
+        column: The column; None collects nothing.
+        where: What messages call the data.
+    """
+
+    def __init__(self, column: NameColumn | None, where: str):
+        self._column = column
+        self._where = f"column {column.column} of {where}" if column else where
+        self._names: list[str | None] = []
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Takes the names of the next rows."""
+        if self._column is not None:
+            cells = batch.column(self._column.column)
+            self._names += texts_of_column(cells, self._column.stands_for, self._where)
+
+    def of_all(self) -> np.ndarray | None:
+        """The groups that these names are, text N; None without a column.
+
+        Raises:
+            InputError: If a row has none.
+        """
+        if self._column is None:
+            return None
+        # No name and an empty one are the same.
+        return spelled([name or "" for name in self._names], lambda row: f"{self._where}, row {row}")
+
+    def where_all_have_one(self) -> np.ndarray | None:
+        """The sites that these names are, text N; None without a column, or where a row has none or a long text."""
+        names = [name for name in self._names if name is not None and 0 < len(name.strip()) <= LONGEST]
+        return spelled(names, str, "site") if self._column is not None and len(names) == len(self._names) else None
 
 
-def _find_columns(schema: pa.Schema, features: Features, where: str) -> Columns:
-    """Finds the columns of images and of labels by their type."""
-    kinds = {
-        "Image": ("image", "cast_column('image', datasets.Image())", _is_image),
-        "ClassLabel": ("label", "cast_column('label', datasets.ClassLabel(names=[...]))", pa.types.is_integer),
-    }
-    chosen: dict[str, str] = {}
-    for kind, (usual, remedy, is_stored_so) in kinds.items():
-        found = [
-            field.name
-            for field in schema
-            if isinstance(feature := features.get(field.name), dict)
-            and feature.get("_type") == kind
-            and is_stored_so(field.type)
-        ]
-        if usual in found:
-            found = [usual]
-        if len(found) != 1:
-            what = f"no column of type {kind}" if not found else f"several columns of type {kind}"
-            raise InputError(f"{where} has {what}: it needs one, called {usual!r} if there are more; use {remedy}")
-        chosen[kind] = found[0]
-    image, label = chosen["Image"], chosen["ClassLabel"]
-    names = features[label].get("names")
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise InputError(
-            f"{where} has no names for the labels in column {label!r}: cast it to ClassLabel(names=[...])"
-        )
-    soft_label = "soft_label" in schema.names and _is_list_of_numbers(schema.field("soft_label").type)
-    used = {image, label, *(["soft_label"] if soft_label else [])}
-    return Columns(image, label, tuple(names), soft_label, tuple(name for name in schema.names if name not in used))
+@dataclass(frozen=True)
+class _Part:
+    """One split of the data.
 
+    Attributes:
+        files: Its files, in order.
+        columns: The columns that are used.
+        where: What messages call it.
+    """
 
-def _is_image(kind: pa.DataType) -> bool:
-    """Whether a column can hold images: their bytes, or a struct of bytes and file name."""
-    if pa.types.is_struct(kind):
-        fields = {field.name: field.type for field in kind}
-        is_alone = len(fields) == kind.num_fields
-        return is_alone and "bytes" in fields and fields.keys() <= {"bytes", "path"} and _is_bytes(fields["bytes"])
-    return _is_bytes(kind)
+    files: Sequence[Rows]
+    columns: Columns
+    where: str
 
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    """Whether values are bytes of any number."""
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def _is_list_of_numbers(kind: pa.DataType) -> bool:
-    """Whether values are lists of numbers."""
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    return is_list and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
-
-
-def _read_tiles(files: Sequence[Rows], columns: Columns, where: str, image_size: int | None) -> Tiles:
-    """The tiles of one split."""
-    count = sum(file.num_rows for file in files)
-    if not count:
-        raise InputError(f"{where} is empty: a split needs at least one tile")
-    # Each row becomes a tile, so that rows which repeat one value do not stay as small as they are stored.
-    least = image_size or MIN_IMAGE_SIZE
-    _check_size(files, where, count * least * least * 3)
-    labels, soft_labels = [], []
-    outside: list[Path] = []
-
-    def entries() -> Iterator[list[Entry]]:
-        """The images, batch by batch, whose labels are read on the way."""
+    def list_tiles(self, pattern: str | None) -> _Listed:
+        """Reads all columns but that of the images; `pattern` finds groups in the names of their files."""
+        columns, where = self.columns, self.where
+        self._check_count(MIN_IMAGE_SIZE)
+        labels, soft_labels = [], []
+        groups, sites = _Names(columns.group, where), _Names(columns.site, where)
         start = 0
-        for below, batch in _batches(files, columns.used):
+        for _, batch in _batches(self.files, columns.listed):
             labels.append(_labels(batch.column(columns.label), where, start))
             if columns.soft_label:
                 soft_labels.append(_soft_labels(batch.column("soft_label"), len(columns.class_names)))
-            names = [columns.class_names[i] if 0 <= i < len(columns.class_names) else "" for i in labels[-1]]
-            of_batch = _entries(batch.column(columns.image), where, start, below, names)
-            outside.extend(file for _, file in of_batch if isinstance(file, Path) and not _is_below(file, below))
-            yield of_batch
+            groups.add(batch)
+            sites.add(batch)
             start += batch.num_rows
+        soft = _whole_soft_labels(soft_labels, where)
+        attributes = {} if (of_sites := sites.where_all_have_one()) is None else {"site": of_sites}
+        of_groups = groups.of_all()
+        if pattern is not None:
+            of_groups, parts = parts_of_paths(self._paths(), pattern, where)
+            attributes |= parts
+        unused = [
+            *columns.unused,
+            *(["site"] if columns.site is not None and of_sites is None else []),
+            *(["soft_label"] if columns.soft_label and soft is None else []),
+        ]
+        return _Listed(ListedSplit(np.concatenate(labels), of_groups, attributes), soft, unused)
 
-    images = decode_batches(count, entries(), image_size, functools.partial(_check_size, files, where))
-    if outside:
-        warn(
-            f"{where} holds no images but the names of files: {len(outside):,} are read from folders of images, "
-            f"such as {shown(str(outside[0]))}"
-        )
-    return Tiles(images, np.concatenate(labels), _whole_soft_labels(soft_labels, where))
+    def read(self, listed: _Listed, image_size: int | None) -> Tiles:
+        """Reads the images."""
+        columns, where = self.columns, self.where
+        # Each row becomes a tile, so that rows which repeat one value do not stay as small as they are stored.
+        count = self._check_count(image_size or MIN_IMAGE_SIZE)
+        outside: list[Path] = []
+
+        def entries() -> Iterator[list[Entry]]:
+            """The images, batch by batch."""
+            start = 0
+            for below, batch in _batches(self.files, [columns.image]):
+                rows = range(start, start + batch.num_rows)
+                of_batch = self._entries(batch.column(columns.image), rows, below, listed)
+                outside.extend(file for _, file in of_batch if isinstance(file, Path) and not _is_below(file, below))
+                yield of_batch
+                start += batch.num_rows
+
+        images = decode_batches(count, entries(), image_size, functools.partial(_check_size, self.files, where))
+        if outside:
+            warn(
+                f"{where} holds no images but the names of files: {len(outside):,} are read from folders of images, "
+                f"such as {shown(str(outside[0]))}"
+            )
+        return listed.tiles.with_images(images, listed.soft_labels)
+
+    def sizes(self, listed: _Listed, total: int) -> Counter[tuple[int, int]]:
+        """Sizes of a sample of the images, by their headers: of its share in all `total` tiles of the source."""
+        sizes: Counter[tuple[int, int]] = Counter()
+        start = 0
+        for file in self.files:
+            most = -(-LOOKED_AT * file.num_rows // total)
+            for rows, cells in file.sample(self.columns.image, most) if most else ():
+                sizes += count_sizes(self._entries(cells, [start + row for row in rows], file.files_below, listed))
+            start += file.num_rows
+        return sizes
+
+    def _check_count(self, size: int) -> int:
+        """The number of tiles; sees that there are some, and not too many of this size for the files."""
+        count = sum(file.num_rows for file in self.files)
+        if not count:
+            raise InputError(f"{self.where} is empty: a split needs at least one tile")
+        _check_size(self.files, self.where, count * size * size * 3)
+        return count
+
+    def _paths(self) -> list[str]:
+        """The name of each image's file."""
+        column = self.columns.image
+        remedy = f"give {param('group_column')}, or leave out {param('group_pattern')}"
+        kind = self.files[0].schema.field(column).type
+        if not pa.types.is_struct(kind) or "path" not in {field.name for field in kind}:
+            raise InputError(
+                f"{self.where} has no names of files in which {param('group_pattern')} could be: {remedy}"
+            )
+        paths: list[str | None] = []
+        for _, batch in _batches(self.files, [f"{column}.path"]):
+            paths += texts_of_column(pc.struct_field(batch.column(column), "path"), None, f"{column} of {self.where}")
+        if None in paths:
+            raise InputError(
+                f"{self.where} has an image without the name of a file in row {paths.index(None)}: {remedy}"
+            )
+        return [path.replace("\\", "/") for path in paths if path is not None]
+
+    def _entries(self, cells: pa.Array, rows: Sequence[int], below: Sequence[Path], listed: _Listed) -> list[Entry]:
+        """Some cells of the column of images: what messages call each, and its bytes or its file.
+
+        Data could name any file of whoever reads them. So a file must be below one of the folders `below`, or be a
+        tile of a folder of images, in the folder of its class: `to_parquet` of such a folder leaves the names of its
+        files.
+
+        Args:
+            cells: The cells.
+            rows: Their rows.
+            below: Folders of the data's own.
+            listed: With the label of each row.
+        """
+        entries: list[Entry] = []
+        names = self.columns.class_names
+        for row, cell in zip(rows, cells.to_pylist(), strict=True):
+            cell = cell if isinstance(cell, dict) else {"bytes": cell}
+            name, path, label = f"{self.where}, row {row}", cell.get("path"), int(listed.tiles.labels[row])
+            if path:
+                name = f"{name} ({shown(str(path))})"
+            if cell.get("bytes") is not None:
+                entries.append((name, cell["bytes"]))
+            elif not path:
+                raise InputError(f"{name} has no image: every row needs one")
+            elif _is_below(Path(path), below) or _is_of_class(Path(path), names[label] if label < len(names) else ""):
+                entries.append((name, Path(path)))
+            else:
+                raise InputError(
+                    f"{name} names a file in place of the image: only images that are in the data themselves are "
+                    "read; embed them before to_parquet, with datasets.table.embed_table_storage, or use save_to_disk"
+                )
+        return entries
 
 
 def _batches(files: Sequence[Rows], columns: list[str]) -> Iterator[tuple[Sequence[Path], pa.RecordBatch]]:
@@ -283,39 +341,6 @@ def _whole_soft_labels(parts: list[np.ndarray | None], where: str) -> np.ndarray
     soft_labels = np.concatenate(usable)
     check_soft_labels(soft_labels, where)
     return soft_labels
-
-
-def _entries(column: pa.Array, where: str, start: int, below: Sequence[Path], names: Sequence[str]) -> list[Entry]:
-    """The cells of the column of images from row `start` on: what messages call each, and its bytes or its file.
-
-    Data could name any file of whoever reads them. So a file must be below one of the folders `below`, or be a tile of
-    a folder of images, in the folder of its class: `to_parquet` of such a folder leaves the names of its files.
-
-    Args:
-        column: The cells.
-        where: What messages call the data.
-        start: Row of the first cell.
-        below: Folders of the data's own.
-        names: Name of each row's class.
-    """
-    entries: list[Entry] = []
-    for row, (cell, class_name) in enumerate(zip(column.to_pylist(), names, strict=True), start):
-        cell = cell if isinstance(cell, dict) else {"bytes": cell}
-        name, path = f"{where}, row {row}", cell.get("path")
-        if path:
-            name = f"{name} ({shown(str(path))})"
-        if cell.get("bytes") is not None:
-            entries.append((name, cell["bytes"]))
-        elif not path:
-            raise InputError(f"{name} has no image: every row needs one")
-        elif _is_below(Path(path), below) or _is_of_class(Path(path), class_name):
-            entries.append((name, Path(path)))
-        else:
-            raise InputError(
-                f"{name} names a file in place of the image: only images that are in the data themselves are read; "
-                "embed them before to_parquet, with datasets.table.embed_table_storage, or use save_to_disk"
-            )
-    return entries
 
 
 def _is_below(path: Path, folders: Sequence[Path]) -> bool:

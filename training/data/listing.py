@@ -7,6 +7,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from histodistill.training.data.tiles import Tiles
+
+
+#: Tiles whose headers are read to see their sizes, at most.
+LOOKED_AT = 200
+
 
 @dataclass(frozen=True, eq=False)
 class ListedSplit:
@@ -25,6 +31,10 @@ class ListedSplit:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def with_images(self, images: np.ndarray, soft_labels: np.ndarray | None = None) -> Tiles:
+        """The tiles with their pixels, uint8 N×H×W×3."""
+        return Tiles(images, self.labels, soft_labels, self.groups, self.attributes)
+
 
 @dataclass(frozen=True, eq=False)
 class Listing:
@@ -38,6 +48,7 @@ class Listing:
             sample of the tiles, spread evenly.
         bytes_on_disk: Of the files that hold the tiles; 0 for tiles that are drawn.
         is_sample: Whether `sizes` are those of a sample.
+        group_kind: What a group is, one of `GROUP_KINDS`; None where the tiles have no groups.
     """
 
     name: str
@@ -46,3 +57,9 @@ class Listing:
     sizes: dict[tuple[int, int], int]
     bytes_on_disk: int
     is_sample: bool = False
+    group_kind: str | None = None
+
+
+def spread(count: int, most: int = LOOKED_AT) -> np.ndarray:
+    """At most `most` of `count` indices, spread evenly: int64, ascending."""
+    return np.unique(np.linspace(0, max(0, count - 1), min(count, most)).astype(np.int64))

@@ -6,10 +6,10 @@ from itertools import combinations
 
 import numpy as np
 
+from histodistill.selection.near_copies import near_pairs
 from histodistill.selection.summaries import counted
-from histodistill.training.data.same_tiles import digests_of_repeats
 from histodistill.training.data.tiles import HELD_OUT, TileSource
-from histodistill.training.running.notes import tell, warn
+from histodistill.training.running.notes import is_step_of_distill, tell, warn
 
 
 # Classes whose tiles are counted one by one in a line.
@@ -19,9 +19,11 @@ _CLASSES_SHOWN = 12
 def tell_of_tiles(source: TileSource) -> None:
     """Tells in one line how many tiles of each class there are in each split, and warns of tiles that occur twice.
 
-    Tiles are the same if one is the other as it is, turned or mirrored. A tile of one colour, such as an empty one, is
-    no copy of another.
+    Which tiles count as the same, `selection.near_copies` says. A step of `distill`, which told it already, does not
+    look for them.
     """
+    if is_step_of_distill():
+        return
     tell(tiles_in_one_line(source))
     for warning in warnings_of_copies(source):
         warn(warning)
@@ -48,27 +50,44 @@ def tiles_in_one_line(source: TileSource) -> str:
 
 
 def warnings_of_copies(source: TileSource) -> list[str]:
-    """One sentence for each two splits with tiles in common, and one for tiles that train has with several labels."""
-    digests = digests_of_repeats(source.splits)
+    """One sentence for each two splits with near copies in common, and one for those of train with several labels.
+
+    Tiles that are held out for the audit count as train, of which they are.
+    """
+    parts = list(source.splits.values())
+    pairs = near_pairs([tiles.images for tiles in parts])
+    starts = np.cumsum([0, *map(len, parts)])
+    of_part = np.searchsorted(starts, pairs, side="right") - 1
+    called = np.array(["train" if name == HELD_OUT else name for name in source.splits])[of_part]
+    is_equal = np.array(
+        [
+            np.array_equal(*(parts[part].images[row - starts[part]] for part, row in zip(*pair, strict=True)))
+            for pair in zip(of_part, pairs, strict=True)
+        ],
+        dtype=bool,
+    )
     sentences = []
-    for first, second in combinations(source.splits, 2):
-        same = np.isin(digests[second].any_way, digests[first].any_way).sum()
-        turned = same - np.isin(digests[second].exact, digests[first].exact).sum()
-        if same:
-            sentences.append(
-                f"{same:,} of {counted(len(source.splits[second]), f'{second} tile')} of {source.name} are {first} "
-                f"tiles too, {turned:,} of them turned or mirrored: what is measured on them looks better than it is; "
-                "take them out of one of the two splits"
-            )
-    labels = source.splits["train"].labels[digests["train"].rows]
-    pairs = np.unique(np.stack([digests["train"].any_way, labels.astype(np.uint64)], axis=1), axis=0)
-    keys, counts = np.unique(pairs[:, 0], return_counts=True)
-    several = keys[counts > 1]
-    if len(several):
-        tiles = np.isin(digests["train"].any_way, several).sum()
-        names = [repr(source.class_names[int(label)]) for label in pairs[pairs[:, 0] == several[0], 1]]
+    given = [name for name in source.splits if name != HELD_OUT]
+    for first, second in combinations(given, 2):
+        between = (called == [first, second]).all(axis=1) | (called == [second, first]).all(axis=1)
+        if not between.any():
+            continue
+        mine = called == second
+        same = len(np.unique(pairs[mine & between[:, None]]))
+        changed = same - len(np.unique(pairs[mine & (between & is_equal)[:, None]]))
+        count = sum(len(tiles) for name, tiles in source.splits.items() if name == second)
         sentences.append(
-            f"{tiles:,} train tiles of {source.name} occur with several labels, as they are or turned (such as one "
-            f"with {' and '.join(names)}): keep each with the label that is right"
+            f"{same:,} of {counted(count, f'{second} tile')} of {source.name} are {first} tiles too, {changed:,} of "
+            "them turned, mirrored or a little changed: what is measured on them looks better than it is; take them "
+            "out of one of the two splits"
+        )
+    labels = np.concatenate([tiles.labels for tiles in parts])[pairs]
+    several = np.flatnonzero((called == "train").all(axis=1) & (labels[:, 0] != labels[:, 1]))
+    if len(several):
+        shown = [repr(source.class_names[label]) for label in sorted(labels[several[0]].tolist())]
+        sentences.append(
+            f"{len(np.unique(pairs[several])):,} train tiles of {source.name} occur with several labels, as they are, "
+            f"turned or a little changed (such as one with {' and '.join(shown)}): keep each with the label that is "
+            "right"
         )
     return sentences

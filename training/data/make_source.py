@@ -78,7 +78,22 @@ def _check_split(name: str, split: str, tiles: Tiles, size: tuple[int, int], num
             f"the {split} tiles of {name} are {found} pixels and the train tiles {size[1]}x{size[0]}: give "
             f"{param('image_size')} to bring all to one size"
         )
-    low, high = int(tiles.labels.min()), int(tiles.labels.max())
+    check_labels(name, split, tiles.labels, num_classes)
+
+
+def check_labels(name: str, split: str, labels: np.ndarray, num_classes: int) -> None:
+    """Sees that each label of a split, int64 N, is that of a class.
+
+    Args:
+        name: What the source is called.
+        split: What the split is called.
+        labels: Of one tile at least.
+        num_classes: The number of classes.
+
+    Raises:
+        InputError: If one is below 0 or too large.
+    """
+    low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:
         bad = low if low < 0 else high
         raise InputError(

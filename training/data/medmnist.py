@@ -1,4 +1,4 @@
-"""MedMNIST: facts about its RGB sets, fetching their files, and loading them and others in their layout.
+"""MedMNIST: facts about its RGB sets, fetching their files, and opening them and others in their layout.
 
 Facts (class names, number of tiles, MD5 of each file) are those of MedMNIST's own package, version 3.0.2
 (Yang et al., "MedMNIST v2", Scientific Data 10:41, 2023; files: https://zenodo.org/records/10519652).
@@ -6,16 +6,17 @@ Facts (class names, number of tiles, MD5 of each file) are those of MedMNIST's o
 
 from __future__ import annotations
 
+import functools
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from histodistill.training.data.grouping import Grouping
-from histodistill.training.data.make_source import make_source
-from histodistill.training.data.npz import read_npz
-from histodistill.training.data.tiles import TileSource
+from histodistill.training.data.npz import NpzContent, list_npz, read_npz
+from histodistill.training.data.opened_source import OpenedSource
 from histodistill.training.running.errors import InputError, option_string
 from histodistill.training.running.files import md5_of
 from histodistill.training.running.notes import tell
@@ -131,15 +132,10 @@ MEDMNIST = {
 }
 
 
-def load_medmnist(
-    name: str,
-    *,
-    image_size: int | None = None,
-    cache_dir: str | Path | None = None,
-    download: bool = True,
-    grouping: Grouping | None = None,
-) -> TileSource:
-    """Loads one of `MEDMNIST` with its official splits, fetching its file first when it is not in the cache folder.
+def open_medmnist(
+    name: str, image_size: int | None, cache_dir: str | Path | None, download: bool, grouping: Grouping
+) -> OpenedSource:
+    """Opens one of `MEDMNIST` with its official splits, fetching its file first when it is not in the cache folder.
 
     Args:
         name: A key of `MEDMNIST`.
@@ -173,25 +169,11 @@ def load_medmnist(
         fetch(url, path, md5)
     else:
         raise InputError(f"{path.name} is not in {folder} and download is off: put {url} there (MD5 {md5})")
-    splits, _ = read_npz(path, image_size)
-    return make_source(
-        name,
-        facts.class_names,
-        splits,
-        license=facts.license,
-        attribution=facts.attribution,
-        grouping=grouping,
-    )
+    return _of_medmnist(name, path, list_npz(path), grouping)
 
 
-def load_npz(
-    path: Path,
-    *,
-    image_size: int | None = None,
-    hold_out_validation: bool = True,
-    grouping: Grouping | None = None,
-) -> TileSource:
-    """Loads a `.npz` file in the layout that `read_npz` describes.
+def open_npz(path: Path, grouping: Grouping) -> OpenedSource:
+    """Opens a `.npz` file in the layout that `list_npz` describes.
 
     Class names are, in this order: the array of text `class_names` in the file; those of MedMNIST, if it is one of the
     files that MedMNIST published, by name and MD5; "class 0", "class 1", ... Licence and credit are known for
@@ -199,39 +181,56 @@ def load_npz(
 
     Args:
         path: The file.
-        image_size: Side that tiles are brought to in pixels; by default they stay as they are.
-        hold_out_validation: Whether parts of train become validation and test where there are no such splits.
-        grouping: What was said of the groups.
+        grouping: What was said of the groups, which are arrays here.
 
     Returns:
         The source, named after the file, or after the MedMNIST set that it is.
 
     Raises:
-        InputError: A file that `read_npz` refuses, or labels out of range.
+        InputError: A file that `list_npz` refuses, labels out of range, or a column or pattern, which arrays do not
+            have.
     """
-    published = _published(path)
-    if published:
-        facts = MEDMNIST[published]
-        splits, _ = read_npz(path, image_size)
-        return make_source(
-            published,
-            facts.class_names,
-            splits,
-            license=facts.license,
-            attribution=facts.attribution,
-            hold_out_validation=hold_out_validation,
-            grouping=grouping,
+    if grouping.was_asked_for:
+        raise InputError(
+            f"{path} is a .npz file, whose arrays have neither columns nor paths for {grouping.asked}: put the "
+            "groups into it as arrays train_groups, val_groups and test_groups, which are taken by themselves"
         )
-    splits, names = read_npz(path, image_size)
+    published = _published(path)
+    content = list_npz(path)
+    if published:
+        return _of_medmnist(published, path, content, grouping)
+    names = content.class_names
     if names is None:
-        names = _numbered_names(path, splits["train"].labels)
+        names = _numbered_names(path, content.splits["train"].labels)
         if alike := next((facts for name, facts in MEDMNIST.items() if path.stem.lower().startswith(name)), None):
             tell(
                 f"{path} is none of the files that MedMNIST published, so neither the class names nor the licence of "
                 f"{alike.title} are taken for its own: put the names into it as an array class_names, and give "
                 f"{option_string('license')} when you publish"
             )
-    return make_source(path.stem, names, splits, hold_out_validation=hold_out_validation, grouping=grouping)
+    return _opened(path.stem, names, path, content, grouping)
+
+
+def _opened(
+    name: str, class_names: Sequence[str], path: Path, content: NpzContent, grouping: Grouping
+) -> OpenedSource:
+    """The source that a file is."""
+    return OpenedSource(
+        name,
+        class_names,
+        content.splits,
+        read=functools.partial(read_npz, path, content),
+        sizes=lambda: content.sizes,
+        stored=lambda: path.stat().st_size,
+        grouping=grouping,
+    )
+
+
+def _of_medmnist(name: str, path: Path, content: NpzContent, grouping: Grouping) -> OpenedSource:
+    """The source that a file is which MedMNIST published."""
+    facts = MEDMNIST[name]
+    opened = _opened(name, facts.class_names, path, content, grouping)
+    return replace(opened, license=facts.license, attribution=facts.attribution)
 
 
 def _published(path: Path) -> str | None:

@@ -15,7 +15,9 @@ from typing import IO, BinaryIO
 import numpy as np
 
 from histodistill.selection.summaries import counted
+from histodistill.training.data.group_names import spelled
 from histodistill.training.data.limits import check_growth, check_memory
+from histodistill.training.data.listing import ListedSplit
 from histodistill.training.data.names import some
 from histodistill.training.data.split_files import splits_in
 from histodistill.training.data.tiles import SPLIT_ALIASES, SPLITS, Tiles, describe, fit_array
@@ -38,8 +40,10 @@ _UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-# The name of an array of a split, as in val_images.
-_OF_SPLIT = re.compile(r"(?P<split>.+)_(?P<what>images|labels)", re.IGNORECASE)
+# The name of an array of a split, as in val_images; of the last two, those of other names than a split's are no
+# concern of ours.
+_OF_SPLIT = re.compile(r"(?P<split>.+)_(?P<what>images|labels|groups|sites)", re.IGNORECASE)
+_OPTIONAL = ("groups", "sites")
 # The array with the names of the classes.
 _CLASS_NAMES = "class_names"
 
@@ -58,19 +62,31 @@ class _Member:
     dtype: np.dtype
 
 
-def read_npz(path: Path, image_size: int | None = None) -> tuple[dict[str, Tiles], list[str] | None]:
-    """Reads the splits of a `.npz` file, and the names of its classes if it has them.
+@dataclass(frozen=True)
+class NpzContent:
+    """What a file holds beside pixels.
+
+    Attributes:
+        splits: Split → its tiles, without their pixels.
+        class_names: The names that the file gives its classes, if it does.
+        sizes: Width and height in pixels → tiles that have it.
+    """
+
+    splits: dict[str, ListedSplit]
+    class_names: list[str] | None
+    sizes: Counter[tuple[int, int]]
+
+
+def list_npz(path: Path) -> NpzContent:
+    """Reads what a `.npz` file holds but its images: of these the header alone.
 
     Splits are pairs of arrays `NAME_images` (uint8 N×H×W×3) and `NAME_labels` (integers N or N×1), where the name is
-    one of `SPLIT_ALIASES`, in any case of letters; train is required. `class_names` is an array of text. One line
-    tells which other arrays the file has.
+    one of `SPLIT_ALIASES`, in any case of letters; train is required. Beside them there may be `NAME_groups` and
+    `NAME_sites` (text, bytes of UTF-8 or integers, N or N×1): the group of each tile, such as its patient, and its
+    attribute `site`. `class_names` is an array of text. One line tells which other arrays the file has.
 
     Args:
         path: The file.
-        image_size: Side that tiles are brought to in pixels; by default they stay as they are.
-
-    Returns:
-        Split → its tiles, and the class names.
 
     Raises:
         InputError: A file that is damaged, encrypted, or would take too much memory; missing arrays, a wrong dtype or
@@ -79,20 +95,53 @@ def read_npz(path: Path, image_size: int | None = None) -> tuple[dict[str, Tiles
     with _readable(path), open(path, "rb") as raw, _archive(path, raw) as archive:
         members = _members(path, archive)
         keys = _keys_of_splits(path, members)
-        used = [key for pair in keys.values() for key in pair]
         names_key = [_CLASS_NAMES] if _CLASS_NAMES in members else []
-        _tell_of_others(path, keys, [key for key in members if key not in used + names_key])
-        _check_sizes(path, [members[key] for key in used + names_key], image_size)
-        splits = {split: _read_split(path, archive, members, pair, image_size) for split, pair in keys.items()}
+        read = [key for of_split in keys.values() for what, key in of_split.items() if what != "images"] + names_key
+        used = [*read, *(of_split["images"] for of_split in keys.values())]
+        _tell_of_others(path, keys, [key for key in members if key not in used])
+        _check_growth(path, [members[key] for key in used])
+        check_memory(str(path), sum(members[key].info.file_size for key in read))
+        splits = {split: _list_split(path, archive, members, of_split) for split, of_split in keys.items()}
         class_names = _class_names(path, _read(archive, members[_CLASS_NAMES])) if names_key else None
-    return splits, class_names
+        sizes: Counter[tuple[int, int]] = Counter()
+        for of_split in keys.values():
+            count, height, width, _ = members[of_split["images"]].shape
+            sizes[width, height] += count
+    return NpzContent(splits, class_names, sizes)
+
+
+def read_npz(path: Path, content: NpzContent, image_size: int | None = None) -> dict[str, Tiles]:
+    """Reads the tiles of a `.npz` file.
+
+    Args:
+        path: The file.
+        content: What `list_npz` found in it.
+        image_size: Side that tiles are brought to in pixels; by default they stay as they are.
+
+    Returns:
+        Split → its tiles.
+
+    Raises:
+        InputError: A file that is damaged, was changed meanwhile, or would take too much memory.
+    """
+    splits = {}
+    with _readable(path), open(path, "rb") as raw, _archive(path, raw) as archive:
+        members = _members(path, archive)
+        keys = _keys_of_splits(path, members)
+        used = [members[key] for of_split in keys.values() for key in of_split.values()]
+        _check_growth(path, used)
+        _check_memory(path, used, image_size)
+        for split, listed in content.splits.items():
+            images = _read(archive, members[keys[split]["images"]])
+            splits[split] = listed.with_images(fit_array(images, image_size))
+    return splits
 
 
 def check_keys(path: Path) -> None:
-    """Refuses a file without the arrays that `read_npz` needs; reads their headers alone.
+    """Refuses a file without the arrays that `list_npz` needs; reads their headers alone.
 
     Raises:
-        InputError: As `read_npz` does.
+        InputError: As `list_npz` does.
     """
     with _readable(path), open(path, "rb") as raw, _archive(path, raw) as archive:
         _keys_of_splits(path, _members(path, archive))
@@ -134,7 +183,8 @@ def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, _Member]:
             shape, dtype, header = _header(stream)
         claimed = int(np.prod(shape, dtype=object)) * dtype.itemsize
         if dtype.hasobject:
-            if info.filename == f"{_CLASS_NAMES}.npy" or _OF_SPLIT.fullmatch(name.removesuffix(".npy")):
+            key = name.removesuffix(".npy")
+            if key == _CLASS_NAMES or _role(key):
                 raise InputError(
                     f"{path} holds Python objects in {one_line(name)}, which are not loaded: save names as "
                     "numpy.array(names, dtype=str), and images and labels as arrays of whole numbers"
@@ -154,14 +204,23 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, int]:
     return shape, dtype, stream.tell()
 
 
-def _keys_of_splits(path: Path, members: dict[str, _Member]) -> dict[str, tuple[str, str]]:
-    """Split → the names of its arrays of images and labels."""
+def _role(key: str) -> tuple[str, str] | None:
+    """What a split is called in the name of an array, and what of it the array holds; None for other arrays."""
+    match = _OF_SPLIT.fullmatch(key)
+    if match is None:
+        return None
+    called, what = match["split"].lower(), match["what"].lower()
+    return None if what in _OPTIONAL and called not in SPLIT_ALIASES else (called, what)
+
+
+def _keys_of_splits(path: Path, members: dict[str, _Member]) -> dict[str, dict[str, str]]:
+    """Split → the names of its arrays: of images and labels, and of groups and sites where it has them."""
     found: dict[str, dict[str, str]] = {}
     for key in members:
-        match = _OF_SPLIT.fullmatch(key)
-        if match is None:
+        role = _role(key)
+        if role is None:
             continue
-        split, what = SPLIT_ALIASES.get(match["split"].lower()), match["what"].lower()
+        split, what = SPLIT_ALIASES.get(role[0]), role[1]
         if split is None:
             raise InputError(
                 f"{path} has an array {one_line(key)!r} of no known split: a split must be called "
@@ -171,22 +230,25 @@ def _keys_of_splits(path: Path, members: dict[str, _Member]) -> dict[str, tuple[
             raise InputError(f"{path} has both {found[split][what]} and {key}: keep one of them for the {split} split")
         found[split][what] = key
     keys = {}
-    for split in (split for split in SPLITS if split in found or split == "train"):
-        pair = found.get(split, {})
+    for split in SPLITS:
+        arrays = found.get(split, {})
+        if split != "train" and not arrays.keys() - {*_OPTIONAL}:
+            continue
         for what, other in (("images", "labels"), ("labels", "images")):
-            if what not in pair:
-                prefix = pair[other][: -len(other)] if other in pair else f"{split}_"
+            if what not in arrays:
+                prefix = arrays[other][: -len(other)] if other in arrays else f"{split}_"
                 raise InputError(
                     f"{path} has no array {prefix + what!r}: the MedMNIST layout needs train_images and "
                     "train_labels, and for val and test both or neither"
                 )
-        if pair["images"][: -len("images")].lower() != pair["labels"][: -len("labels")].lower():
-            raise InputError(f"{path} has {pair['images']} and {pair['labels']}: give the {split} split one name")
-        keys[split] = (pair["images"], pair["labels"])
+        images, labels = arrays["images"], arrays["labels"]
+        if images[: -len("images")].lower() != labels[: -len("labels")].lower():
+            raise InputError(f"{path} has {images} and {labels}: give the {split} split one name")
+        keys[split] = arrays
     return keys
 
 
-def _tell_of_others(path: Path, keys: dict[str, tuple[str, str]], others: Sequence[str]) -> None:
+def _tell_of_others(path: Path, keys: dict[str, dict[str, str]], others: Sequence[str]) -> None:
     """One line about arrays that are not used; none of them may be a split that is not loaded."""
     for key in others:
         split = next(iter(splits_in(key)), None)
@@ -200,10 +262,14 @@ def _tell_of_others(path: Path, keys: dict[str, tuple[str, str]], others: Sequen
         tell(f"{path}: {what} not used ({some(others)})")
 
 
-def _check_sizes(path: Path, members: Sequence[_Member], image_size: int | None) -> None:
-    """Sees that what is read fits in memory and is not very many times as large as the file."""
+def _check_growth(path: Path, members: Sequence[_Member]) -> None:
+    """Sees that arrays are not very many times as large as the file."""
+    check_growth(str(path), path.stat().st_size, sum(member.info.file_size for member in members))
+
+
+def _check_memory(path: Path, members: Sequence[_Member], image_size: int | None) -> None:
+    """Sees that arrays fit in memory, with images of this size."""
     sizes = [member.info.file_size for member in members]
-    check_growth(str(path), path.stat().st_size, sum(sizes))
     if image_size is None:
         check_memory(str(path), sum(sizes))
     else:  # one split at a time is there as it was, beside all as they become
@@ -211,19 +277,25 @@ def _check_sizes(path: Path, members: Sequence[_Member], image_size: int | None)
         check_memory(str(path), max(sizes) + count * image_size**2 * 3)
 
 
-def _read_split(
-    path: Path, archive: zipfile.ZipFile, members: dict[str, _Member], keys: tuple[str, str], image_size: int | None
-) -> Tiles:
-    """The tiles of one split, whose arrays of images and labels are called `keys`."""
-    images_key, labels_key = keys
-    images, labels = (_read(archive, members[key]) for key in keys)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape[1:]:
+def _list_split(
+    path: Path, archive: zipfile.ZipFile, members: dict[str, _Member], keys: dict[str, str]
+) -> ListedSplit:
+    """What is known of one split, whose arrays are called `keys`."""
+    images = members[keys["images"]]
+    if images.dtype != np.uint8 or len(images.shape) != 4 or images.shape[-1] != 3 or 0 in images.shape[1:]:
         raise InputError(
-            f"{images_key} in {path} is {describe(images)}: images must be uint8 N x H x W x 3 (RGB); "
+            f"{keys['images']} in {path} is {describe(images)}: images must be uint8 N x H x W x 3 (RGB); "
             "convert greyscale or RGBA images first"
         )
-    flat = _flat_labels(labels, labels_key, len(images), path)
-    return Tiles(fit_array(images, image_size), flat)
+    count = images.shape[0]
+    labels = _flat_labels(_read(archive, members[keys["labels"]]), keys["labels"], count, path)
+    names = {
+        what: _names(_read(archive, members[keys[what]]), keys[what], count, path, what[:-1])
+        for what in _OPTIONAL
+        if what in keys
+    }
+    attributes = {"site": names["sites"]} if "sites" in names else {}
+    return ListedSplit(labels, names.get("groups"), attributes)
 
 
 def _read(archive: zipfile.ZipFile, member: _Member) -> np.ndarray:
@@ -249,6 +321,26 @@ def _flat_labels(labels: np.ndarray, key: str, count: int, path: Path) -> np.nda
         bad = int(labels.min() if labels.min() < 0 else labels.max())
         raise InputError(f"{key} in {path} holds {bad}: labels must be 0 to number of classes - 1")
     return labels.astype(np.int64)
+
+
+def _names(names: np.ndarray, key: str, count: int, path: Path, what: str) -> np.ndarray:
+    """Names of groups or sites, N or N×1, of `count` images as text N; messages call them `key` in `path`."""
+    if names.dtype.kind not in "USiu" or names.ndim not in (1, 2) or names.shape[1:] not in ((), (1,)):
+        raise InputError(
+            f"{key} in {path} is {describe(names)}: it must be text or whole numbers of shape N or N x 1; save it as "
+            "numpy.array(names, dtype=str)"
+        )
+    names = names.reshape(-1)
+    if len(names) != count:
+        raise InputError(f"{key} in {path} has {len(names)} names for {count} images: there must be one for each")
+    if names.dtype.kind == "S":
+        try:
+            names = np.char.decode(names, "utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{key} in {path} holds bytes that are no UTF-8: save it as numpy.array(names, dtype=str)"
+            ) from error
+    return spelled(names.astype(np.str_).tolist(), lambda row: f"{key} in {path}, row {row}", what)
 
 
 def _class_names(path: Path, names: np.ndarray) -> list[str]:

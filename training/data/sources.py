@@ -7,12 +7,13 @@ import re
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TypedDict
 
 from histodistill.selection.checks import check_integer
 from histodistill.training.data.grouping import Grouping
+from histodistill.training.data.listing import Listing
 from histodistill.training.data.loading_notes import tell_of_tiles
 from histodistill.training.data.names import fault_of_name
+from histodistill.training.data.opened_source import OpenedSource, opened_in_memory
 from histodistill.training.data.splits import hold_out_for_audit
 from histodistill.training.data.tiles import MIN_IMAGE_SIZE, TileSource
 from histodistill.training.running.errors import InputError, one_line, param
@@ -20,16 +21,10 @@ from histodistill.training.running.notes import told_by_distill, warn
 from histodistill.training.running.suggestions import did_you_mean
 
 
+# Endings of files that can be a source.
+_FILES = (".npz", ".csv", ".tsv", ".parquet")
 # What an id on the Hub looks like: user/name.
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-
-
-class _Options(TypedDict):
-    """What loading takes whatever the source is."""
-
-    image_size: int | None
-    hold_out_validation: bool
-    grouping: Grouping
 
 
 def load_tiles(
@@ -55,9 +50,11 @@ def load_tiles(
        `image_size` of 28, 64, 128 or 224 takes the file of that size, anything else the 28-pixel file.
        (To mean a folder with one of these names, write `./pathmnist`.)
        A path that exists is never a pattern, an address or an id, whatever it looks like.
-    3. An existing file: a `.npz` in the MedMNIST layout, see `read_npz`.
+    3. An existing file: a `.npz` in the MedMNIST layout, see `list_npz`; a `.parquet` with a column of images, see
+       `open_parquet_file`; or a manifest, a `.csv`, `.tsv` or `.parquet` with the columns `path` and `label`, see
+       `open_manifest`.
     4. An existing folder with `dataset_dict.json` or `state.json`: `datasets`' `save_to_disk` layout.
-    5. An existing folder with `.parquet` files in it or one level down: see `load_datasets_folder`.
+    5. An existing folder with `.parquet` files in it or one level down: see `open_datasets_folder`.
     6. Any other existing folder: images in `split/class/*.png`, or of the other formats that
        `histodistill.training.data.decoding.decode_image` reads.
     7. `user/name`, where no folder `user` exists: a dataset id on the Hub.
@@ -96,11 +93,39 @@ def load_tiles(
     if split_seed is not None:
         check_integer(param("split_seed"), split_seed, 0, error=InputError)
     grouping = Grouping(group_column, group_pattern, group_kind, split_seed, allow_shared_groups)
-    options: _Options = {"image_size": image_size, "hold_out_validation": hold_out_validation, "grouping": grouping}
     with told_by_distill():
-        found = hold_out_for_audit(_load(source, cache_dir, download, options), audit_share)
+        opened = _open(source, image_size, cache_dir, download, grouping)
+        found = hold_out_for_audit(opened.load(image_size, hold_out_validation), audit_share)
         tell_of_tiles(found)
     return found
+
+
+def list_tiles(
+    source: str | Path,
+    *,
+    image_size: int | None = None,
+    cache_dir: str | Path | None = None,
+    download: bool = True,
+    group_column: str | None = None,
+    group_pattern: str | None = None,
+    group_kind: str | None = None,
+) -> Listing:
+    """Lists what a source holds, as `load_tiles` would load it, without decoding a tile or making a split.
+
+    Args:
+        source: See `load_tiles`.
+        image_size: Side of the tiles in pixels that will be asked for, by which MedMNIST's file is chosen.
+        cache_dir, download, group_column, group_pattern, group_kind: As for `load_tiles`.
+
+    Returns:
+        The labels, groups and attributes of all tiles, and the sizes of some.
+
+    Raises:
+        InputError: As `load_tiles`, but for what is seen by decoding tiles or by comparing splits.
+    """
+    grouping = Grouping(group_column, group_pattern, group_kind)
+    with told_by_distill():
+        return _open(source, image_size, cache_dir, download, grouping).listing()
 
 
 def check_source(source: str | Path) -> None:
@@ -121,34 +146,56 @@ def check_source(source: str | Path) -> None:
 
         if not is_datasets_folder(found):
             check_splits(found)
-    else:
+    elif found.suffix.lower() == ".npz":
         from histodistill.training.data.npz import check_keys
 
         check_keys(found)
+    else:
+        from histodistill.training.data.manifest import check_manifest
+
+        check_manifest(found)
 
 
-def _load(source: str | Path, cache_dir: str | Path | None, download: bool, options: _Options) -> TileSource:
-    """Loads a source, see `load_tiles`, with all of its training tiles."""
+def _open(
+    source: str | Path, image_size: int | None, cache_dir: str | Path | None, download: bool, grouping: Grouping
+) -> OpenedSource:
+    """Opens a source, see `load_tiles`."""
     found = _find(source)
     if isinstance(found, str) and "/" not in found:
-        return _load_by_name(found, cache_dir, download, options)
+        return _open_by_name(found, image_size, cache_dir, download, grouping)
     if isinstance(found, str):
-        from histodistill.training.data.hub_datasets import load_hub_dataset
+        from histodistill.training.data.hub_datasets import open_hub_dataset
 
-        return load_hub_dataset(found, cache_dir=cache_dir, **options)
-    if found.is_dir():
-        from histodistill.training.data.datasets_folder import is_datasets_folder, load_datasets_folder
-        from histodistill.training.data.image_folder import load_image_folder
+        return open_hub_dataset(found, cache_dir, grouping)
+    return _own_name((_open_folder if found.is_dir() else _open_file)(found, grouping))
 
-        load = load_datasets_folder if is_datasets_folder(found) else load_image_folder
-        return _own_name(load(found, **options))
-    from histodistill.training.data.medmnist import load_npz
 
-    return _own_name(load_npz(found, **options))
+def _open_folder(path: Path, grouping: Grouping) -> OpenedSource:
+    """Opens a folder of one of the kinds that there are."""
+    from histodistill.training.data.datasets_folder import is_datasets_folder, open_datasets_folder
+    from histodistill.training.data.image_folder import open_image_folder
+
+    return (open_datasets_folder if is_datasets_folder(path) else open_image_folder)(path, grouping)
+
+
+def _open_file(path: Path, grouping: Grouping) -> OpenedSource:
+    """Opens a file of one of the kinds that there are."""
+    if path.suffix.lower() == ".npz":
+        from histodistill.training.data.medmnist import open_npz
+
+        return open_npz(path, grouping)
+    if path.suffix.lower() == ".parquet":
+        from histodistill.training.data.datasets_folder import holds_images, open_parquet_file
+
+        if holds_images(path):
+            return open_parquet_file(path, grouping)
+    from histodistill.training.data.manifest import open_manifest
+
+    return open_manifest(path, grouping)
 
 
 def _find(source: str | Path) -> str | Path:
-    """What a source is: the name of a data set or an id on the Hub, or the path of a folder or .npz file.
+    """What a source is: the name of a data set or an id on the Hub, or the path of a folder or file.
 
     Raises:
         InputError: It is none of these.
@@ -165,8 +212,11 @@ def _find(source: str | Path) -> str | Path:
         raise InputError(f"the source is empty: {_what_a_source_is()}")
     path = _existing(text)
     if path:
-        if not os.path.isdir(path) and not (path.suffix.lower() == ".npz" and os.path.isfile(path)):
-            raise InputError(f"{path} is neither a folder nor a .npz file: {_what_a_source_is()}")
+        if not os.path.isdir(path) and not (path.suffix.lower() in _FILES and os.path.isfile(path)):
+            raise InputError(
+                f"{path} is neither a folder nor a {', '.join(_FILES[:-1])} or {_FILES[-1]} file: "
+                f"{_what_a_source_is()}"
+            )
         return path
     if is_text and _is_hub_id(text):
         return text
@@ -183,11 +233,10 @@ def _data_sets() -> tuple[str, ...]:
     return ("phantom", *MEDMNIST)
 
 
-def _load_by_name(name: str, cache_dir: str | Path | None, download: bool, options: _Options) -> TileSource:
+def _open_by_name(
+    name: str, image_size: int | None, cache_dir: str | Path | None, download: bool, grouping: Grouping
+) -> OpenedSource:
     """The data set of this name. Warns where a file or folder is called so, too."""
-    from histodistill.training.data.medmnist import load_medmnist
-
-    size, grouping = options["image_size"], options["grouping"]
     if os.path.lexists(name):
         warn(
             f"{name} is taken for the data set of this name, not for what is called so here: for that, write ./{name}"
@@ -195,11 +244,13 @@ def _load_by_name(name: str, cache_dir: str | Path | None, download: bool, optio
     if name == "phantom":
         from histodistill.training.data.phantom import phantom_source
 
-        return phantom_source(image_size=size or 28, grouping=grouping)
-    return load_medmnist(name.lower(), image_size=size, cache_dir=cache_dir, download=download, grouping=grouping)
+        return opened_in_memory(phantom_source(image_size=image_size or 28, grouping=grouping), grouping)
+    from histodistill.training.data.medmnist import open_medmnist
+
+    return open_medmnist(name.lower(), image_size, cache_dir, download, grouping)
 
 
-def _own_name(source: TileSource) -> TileSource:
+def _own_name(source: OpenedSource) -> OpenedSource:
     """A source from a path, not called as a data set that everybody knows unless it is that data set.
 
     What a source is called decides whether cards may name it, and whom they credit.
@@ -225,12 +276,13 @@ def _existing(text: str) -> Path | None:
 def _is_hub_id(text: str) -> bool:
     """Whether a name of nothing on disk is that of a dataset on the Hub."""
     path = Path(text)
-    return bool(_HUB_ID.fullmatch(text)) and not path.parent.is_dir() and path.suffix != ".npz"
+    return bool(_HUB_ID.fullmatch(text)) and not path.parent.is_dir() and path.suffix not in _FILES
 
 
 def _what_a_source_is() -> str:
     """All that can be given as a source, for the end of a message."""
     return (
         f"a source is phantom, one of {', '.join(_data_sets()[1:])}, a .npz in the MedMNIST layout, a folder of "
-        "images (split/class/*.png), a datasets folder, or a Hub dataset id (user/name)"
+        "images (split/class/*.png), a manifest (a .csv, .tsv or .parquet file with the columns path and label), a "
+        "datasets folder, a Parquet file with images, or a Hub dataset id (user/name)"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import combinations
@@ -40,20 +41,10 @@ def check_groups(name: str, splits: Mapping[str, Tiles], grouping: Grouping) -> 
         InputError: If there are such groups, if the user said where groups are and there are none, or if splits that
             are trained on and looked at do not both have groups.
     """
-    if splits["train"].groups is None:
-        if grouping.was_asked_for:
-            option = param("group_column" if grouping.column is not None else "group_pattern")
-            raise InputError(f"{name} has no groups by {option}={grouping.column or grouping.pattern}: leave it out")
-        if grouping.kind is not None:
-            raise InputError(
-                f"{param('group_kind')}={grouping.kind} is given and {name} has no groups: say where they are with "
-                f"{param('group_column')} or {param('group_pattern')}"
-            )
+    require_groups(name, splits["train"].groups, grouping)
     with_groups = {split: np.unique(tiles.groups) for split, tiles in splits.items() if tiles.groups is not None}
     for split in splits.keys() - with_groups.keys() if with_groups else ():
-        warn(
-            f"the {split} split of {name} has no groups: nothing is known of groups that are in {split} and elsewhere"
-        )
+        warn(f"the {split} split of {name} has no groups: whether groups of other splits are in it is not known")
     shared: set[str] = set()
     for first, second in combinations(with_groups, 2):
         both = np.intersect1d(with_groups[first], with_groups[second])
@@ -65,6 +56,22 @@ def check_groups(name: str, splits: Mapping[str, Tiles], grouping: Grouping) -> 
             )
         shared.update(both.tolist())
     return len(shared)
+
+
+def require_groups(name: str, groups: np.ndarray | None, grouping: Grouping) -> None:
+    """Sees that training tiles have groups where the user said where these are, or of which kind.
+
+    Raises:
+        InputError: If they have none.
+    """
+    if groups is None:
+        if grouping.was_asked_for:
+            raise InputError(f"{name} has no groups by {grouping.asked}: leave it out")
+        if grouping.kind is not None:
+            raise InputError(
+                f"{param('group_kind')}={grouping.kind} is given and {name} has no groups: say where they are with "
+                f"{param('group_column')} or {param('group_pattern')}"
+            )
 
 
 def make_missing_splits(
@@ -103,9 +110,9 @@ def make_missing_splits(
         else:
             taken = _part_of_groups(units, train.labels, split, seed or 0)
         if taken is None and split == "validation":
-            what = "training tile" if train.groups is None else "group"
+            what = "tiles" if train.groups is None else "groups"
             raise InputError(
-                f"{name} has no validation split, and one {what} of a class at least: give at least 2 per class"
+                f"{name} has no validation split and too few {what} to make one: give at least 2 {what} per class"
             )
         if taken is None:
             made = tuple(other for other in made if other != split)
@@ -122,8 +129,8 @@ def hold_out_for_audit(source: TileSource, share: float) -> TileSource:
     something only where chance alone decided which are which; validation tiles mostly come from other slides. The
     draw is the same every time, so that all stages of a run agree on it.
 
-    With groups it is about that share of them, and at least two of four or more. Without, it is that share of each
-    class's tiles, at least one of two or more, and near copies stay together.
+    With groups it is about that share of them, and at least five or, of few, a third. Without, it is that share of
+    each class's tiles, at least one of two or more, and near copies stay together.
 
     Args:
         source: The data, with a train split.
@@ -204,7 +211,9 @@ def _part_of_groups(units: np.ndarray, labels: np.ndarray, split: str, seed: int
     """Whole units with about a tenth of each class: bool N; None where a class would be left without a tile."""
     from sklearn.model_selection import StratifiedGroupKFold
 
-    parts = min(_PARTS, len(np.unique(units)))
+    # scikit-learn wants no more parts than the largest class has tiles, and warns of smaller classes, as is right for
+    # cross-validation: here only one part is taken.
+    parts = min(_PARTS, len(np.unique(units)), int(np.bincount(labels).max()))
     if parts < 2:
         return None
     shares = np.bincount(labels) / parts
@@ -212,7 +221,10 @@ def _part_of_groups(units: np.ndarray, labels: np.ndarray, split: str, seed: int
     for number in range(_MOST_TRIES):
         rng = stream("groups of a split that is made", seed, _MADE.index(split), number)
         folds = StratifiedGroupKFold(parts, shuffle=True, random_state=int(rng.integers(2**31)))
-        for _, rows in folds.split(labels, labels, units):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            found = [rows for _, rows in folds.split(labels, labels, units)]
+        for rows in found:
             taken = np.zeros(len(labels), dtype=bool)
             taken[rows] = True
             if not len(rows) or _leaves_none(taken, labels):

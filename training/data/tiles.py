@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -272,6 +273,16 @@ def _checked_groups(groups: np.ndarray, count: int) -> np.ndarray:
     return groups
 
 
-def describe(array: np.ndarray) -> str:
-    """Type and shape of an array, for an error message."""
+class _Described(Protocol):
+    """What has the type and the shape of an array."""
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+def describe(array: _Described) -> str:
+    """Type and shape of an array, or of its header, for an error message."""
     return f"{array.dtype} of shape {'x'.join(map(str, array.shape)) or 'scalar'}"

@@ -22,8 +22,9 @@ from histodistill.training.evaluation.run_facts import public_name
 from histodistill.training.evaluation.verdicts import read_run_audit
 from histodistill.training.generate import PIPELINE_OPTIONS
 from histodistill.training.reporting.audit_texts import audit_outcome
+from histodistill.training.reporting.group_texts import group_sentences
 from histodistill.training.reporting.pictures import BENCHMARK_PICTURES, SELECTION_PICTURES, read_pictures
-from histodistill.training.reporting.run_files import read_optional, read_results, source_name
+from histodistill.training.reporting.run_files import read_optional, read_results, read_run_record, source_name
 from histodistill.training.reporting.scores import ScoreText, architecture_title, recoveries, score_tables
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.stages import read_record
@@ -74,6 +75,7 @@ class DemoRun:
         generation: Options that the pool was generated with, by name; empty where there is no pool.
         maps: Title, caption and base64 PNG of the pictures of the pool's communities.
         audit: One entry for each audited part; empty without an audit that can be read.
+        groups: What is known of the groups of the tiles, such as patients, in sentences.
         tables, recovery: Scores of results.json, as `report` has them.
         benchmark: Scores on test tiles of the results table, one table for each architecture, numbers as text.
         figures: Title, caption and base64 PNG of the figures of the results table.
@@ -87,6 +89,7 @@ class DemoRun:
     generation: dict[str, Any] = field(default_factory=dict)
     maps: list[dict[str, str]] = field(default_factory=list)
     audit: list[AuditedPart] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
     tables: list[dict[str, Any]] = field(default_factory=list)
     recovery: list[dict[str, Any]] = field(default_factory=list)
     benchmark: list[dict[str, Any]] = field(default_factory=list)
@@ -113,6 +116,7 @@ def read_demo_run(run: str | Path) -> DemoRun:
         generation={name: pool_settings[name] for name in PIPELINE_OPTIONS if name in pool_settings},
         maps=read_pictures(run / "selector", SELECTION_PICTURES),
         audit=audited_parts(run, read_run_audit(run / "audit.json")),
+        groups=group_sentences(read_run_record(run) or {}),
         tables=score_tables(results) if results else [],
         recovery=recoveries(results) if results else [],
         benchmark=benchmark_tables(benchmark["rows"]),
@@ -245,7 +249,7 @@ def maps_html(run: DemoRun) -> str:
 
 def audit_html(run: DemoRun) -> str:
     """The verdicts of the audit, and what they are based on."""
-    return _macro("audit", run.audit)
+    return _macro("audit", run.audit, run.groups)
 
 
 def scores_html(run: DemoRun) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,13 +81,16 @@ class Sources:
         return inputs
 
 
-def read_sources(pool: Path, teacher: Path, data: str | Path | None) -> Sources:
+def read_sources(
+    pool: Path, teacher: Path, data: str | Path | None, group_options: Mapping[str, Any] | None = None
+) -> Sources:
     """Reads the pool, the records, and the real tiles.
 
     Args:
         pool: Folder that `generate` left.
         teacher: Folder of a classifier trained on the real tiles.
         data: The real tiles, as `load_tiles` takes them; None where no option goes by them.
+        group_options: What `load_tiles` is told of their groups.
 
     Raises:
         InputError: If pool or teacher is not finished, the pool is damaged, or the real tiles cannot be read or have
@@ -98,7 +101,7 @@ def read_sources(pool: Path, teacher: Path, data: str | Path | None) -> Sources:
     images, columns, class_names = read_image_dataset(pool)
     real = None
     if data is not None:
-        real = load_tiles(data, image_size=images.shape[1])
+        real = load_tiles(data, image_size=images.shape[1], **(group_options or {}))
         if real.class_names != class_names:
             raise InputError(
                 f"{param('data')} {data} has other classes than the pool ({_short(real.class_names)} and not "

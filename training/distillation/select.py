@@ -15,11 +15,12 @@ from pathlib import Path
 
 from histodistill.training.distillation.selector_options import FILTERS, SelectorConfig
 from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.group_options import GroupOptions
 from histodistill.training.running.options import StepParser, config, option, run_script
 
 
 @config
-class SelectConfig(SelectorConfig):
+class SelectConfig(SelectorConfig, GroupOptions):
     """Options of `select`."""
 
     pool: Path = option("folder that generate left", setting=False)
@@ -88,7 +89,12 @@ def run(config: SelectConfig) -> Path:
     from histodistill.training.models.embedders import resolve_embedder
 
     folder, selector_folder = config.output / "distilled", config.output / "selector"
-    sources = distilled_set.read_sources(config.pool, config.teacher, config.data if config.needs_real_tiles else None)
+    sources = distilled_set.read_sources(
+        config.pool,
+        config.teacher,
+        config.data if config.needs_real_tiles else None,
+        config.group_options(config.output),
+    )
     known = sources.fingerprints(config.embedder, config.copy_embedders if config.drop_copies else None)
     made_of = {"pool": config.pool, "teacher": config.teacher}
     stage = Stage(folder, {"stage": "distilled", **known, **config.settings()}, inputs=made_of)

@@ -16,8 +16,9 @@ from pydantic import Field, StringConstraints, ValidationError
 
 from histodistill.hub_cards import DistilledDatasetCardData, render_dataset_card
 from histodistill.hub_cards.dataset_card import NO_SOURCE, NOT_TISSUE, TITLE
-from histodistill.hub_cards.documents import Known
+from histodistill.hub_cards.documents import Known, check_document
 from histodistill.hub_cards.errors import ContentError
+from histodistill.hub_cards.group_facts import GroupFacts
 from histodistill.hub_cards.tables import ImageTable, check_names
 from histodistill.training.data.image_dataset import find_shards, read_shards, write_image_dataset
 from histodistill.training.running.errors import InputError, param
@@ -174,6 +175,7 @@ def read_site(given: Path, folder: Path, name: str) -> Site:
         "pool_size": record.pool_size,
         "fingerprint": record.fingerprint,
         **read_card(folder / "README.md"),
+        "groups": read_groups(folder.parent / "run.json"),
         "data_sha256": digest.hexdigest(),
     }
     return site
@@ -204,6 +206,21 @@ def read_card(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} has a license that is no identifier of one: correct it, such as cc-by-4.0")
     is_phantom = source_name == "phantom" or NOT_TISSUE in text
     return {"source_name": source_name, "license": license, "is_phantom": is_phantom}
+
+
+def read_groups(path: Path) -> dict[str, Any] | None:
+    """What a site's run says of the groups of its tiles, such as patients; None where nothing is known of them.
+
+    Raises:
+        InputError: If it says something else there.
+    """
+    try:
+        said = read_json(path).get("groups")
+        return None if said is None else check_document(said, GroupFacts).model_dump()
+    except OSError:  # a set by itself, as other sites have it
+        return None
+    except (ValueError, AttributeError, ContentError) as error:
+        raise InputError(f"{path} does not say which groups there are ({error}): ask for the run's own") from error
 
 
 def check_alike(sites: list[Site]) -> None:

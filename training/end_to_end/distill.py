@@ -27,9 +27,10 @@ from histodistill.training.end_to_end.steps import STEPS, Common, StageCall, rea
 from histodistill.training.evaluation.audit import AUDIT
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.formats import RUN_FORMAT, check_format
+from histodistill.training.running.group_options import SETTING, GroupOptions
 from histodistill.training.running.launch import NUM_PROCESSES_HELP, run_module
 from histodistill.training.running.notes import STEP_OF_DISTILL, tell
-from histodistill.training.running.options import StepConfig, StepParser, check_values, config, option, run_script
+from histodistill.training.running.options import StepParser, check_values, config, option, run_script
 from histodistill.training.running.precision import has_cuda, resolve_precision
 from histodistill.training.running.presets import PRESET_NAMES, Preset, load_preset, preset_name
 from histodistill.training.running.program import ANSWER_IS_NO
@@ -61,7 +62,7 @@ _KINDS = {"distilled": "dataset", "selector": "selector", "pipeline": "pipeline"
 
 
 @config
-class DistillConfig(StepConfig):
+class DistillConfig(GroupOptions):
     """Options of `distill`."""
 
     data: str | Path = option("phantom, a MedMNIST name, .npz file, image folder, datasets folder or Hub dataset id")
@@ -94,7 +95,15 @@ class DistillConfig(StepConfig):
     @property
     def common(self) -> Common:
         """What all steps are told."""
-        return Common(self.data, self.output, self.audit_share, self.seed, self.mixed_precision, self.num_processes)
+        return Common(
+            self.data,
+            self.output,
+            self.audit_share,
+            self.seed,
+            self.mixed_precision,
+            self.num_processes,
+            self.group_options(),
+        )
 
     @functools.cached_property
     def changes(self) -> dict[str, dict[str, Any]]:
@@ -295,10 +304,12 @@ def open_run(config: DistillConfig, max_train_steps: Mapping[str, int] | None = 
     _require_place(config.output)
     _require_gpu_for_fp16(config.mixed_precision)
     preset = resolve_preset(config)
-    source = load_tiles(config.data, image_size=config.image_size, audit_share=config.audit_share)
+    groups = config.group_options()
+    source = load_tiles(config.data, image_size=config.image_size, audit_share=config.audit_share, **groups)
     check_image_size(preset, source.image_size)
 
     from histodistill.training.data.audit_tiles import real_tiles
+    from histodistill.training.data.group_facts import group_facts
 
     real_tiles(source)
     source.split("test")
@@ -319,6 +330,8 @@ def open_run(config: DistillConfig, max_train_steps: Mapping[str, int] | None = 
     }
     if config.audit_share:
         settings["audit_share"] = config.audit_share
+    if groups:
+        settings[SETTING] = groups
     run = {
         "format": RUN_FORMAT,
         "data": source.name,
@@ -326,6 +339,7 @@ def open_run(config: DistillConfig, max_train_steps: Mapping[str, int] | None = 
         **({"set": list(config.set)} if config.set else {}),
         "class_names": source.class_names,
         "num_tiles": {name: len(tiles) for name, tiles in source.splits.items()},
+        **({"groups": groups_told} if (groups_told := group_facts(source)) else {}),
         "image_size": source.image_size,
         "seed": config.seed,
         # As it comes back from the file.

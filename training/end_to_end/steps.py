@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +12,7 @@ from histodistill.training import generate, train_autoencoder, train_classifier,
 from histodistill.training.distillation import select
 from histodistill.training.evaluation import audit, compare
 from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.group_options import GROUP_OPTIONS
 from histodistill.training.running.options import Kind, StepConfig, check_values, to_argv
 from histodistill.training.running.suggestions import did_you_mean
 
@@ -39,6 +40,7 @@ class Common:
         seed: Seed of every step.
         mixed_precision: Of the trainings.
         num_processes: Processes that share the work of a step.
+        groups: What is said of the groups of the tiles, see `GroupOptions.group_options`.
     """
 
     data: str | Path
@@ -47,6 +49,7 @@ class Common:
     seed: int
     mixed_precision: str
     num_processes: int = 1
+    groups: Mapping[str, Any] = field(default_factory=dict)
 
     def given(self, image_size: int | None = None) -> dict[str, dict[str, Any]]:
         """The options of each step that are decided by it.
@@ -55,7 +58,8 @@ class Common:
             image_size: Side of the tiles in pixels, where it is known already.
         """
         out = self.output
-        data = {"data": self.data, "image_size": image_size}
+        tiles = {"data": self.data, **dict.fromkeys(GROUP_OPTIONS), "allow_shared_groups": False, **self.groups}
+        data = {**tiles, "image_size": image_size}
         training = {
             **data,
             "audit_share": self.audit_share,
@@ -71,11 +75,11 @@ class Common:
             "select": {
                 "pool": out / "pool",
                 "teacher": out / "teacher",
-                "data": self.data,
+                **tiles,
                 "output": out,
                 "seed": self.seed,
             },
-            "audit": {"run": out, "data": self.data, "audit_share": self.audit_share, "seed": self.seed},
+            "audit": {"run": out, **tiles, "audit_share": self.audit_share, "seed": self.seed},
             "compare": {"run": out, **data, "seeds": [self.seed], "mixed_precision": self.mixed_precision},
         }
 
@@ -170,7 +174,7 @@ def read_change(text: str, given: Mapping[str, Mapping[str, Any]]) -> tuple[str,
             f"{param('set')} {text} is not STEP.OPTION=VALUE with one of the steps {', '.join(STEPS)}{meant}: write "
             "it as in diffusion.learning_rate=1e-4"
         )
-    known = [field.name for field in fields(STEPS[step])]
+    known = [known_field.name for known_field in fields(STEPS[step])]
     try:
         refuse_given({name: None}, given[step])
         if name not in known:

@@ -13,6 +13,9 @@ renews their hashes, and measures nothing again. `RUN/audit/` has two pictures o
 generated images that are most like them, of the distilled set and of the pool, and must not be shared.
 `RUN/distilled/README.md` is written anew, with the verdict and the scores.
 
+With `--merged` a set that `merge` joined is audited in place of the run's own, by the tiles of this run alone: each
+site asks so whether the whole gives away anything about its own tiles.
+
 The exit code is 0 where all that was audited passes, 1 where a part does not, and 2 for errors.
 """
 
@@ -21,17 +24,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from histodistill.training.running.group_options import GroupOptions
 from histodistill.training.running.notes import is_step_of_distill
-from histodistill.training.running.options import StepConfig, StepParser, config, option, run_script
+from histodistill.training.running.options import StepParser, config, option, run_script
 from histodistill.training.running.program import ANSWER_IS_NO
 
 
 #: Name of the file in a run that holds the verdicts and figures.
 AUDIT = "audit.json"
+#: The same of a merged set, by the tiles of this run.
+MERGED_AUDIT = "audit_merged.json"
 
 
 @config
-class AuditConfig(StepConfig):
+class AuditConfig(GroupOptions):
     """Options of `audit`."""
 
     run: Path = option("folder with pipeline/, pool/ and distilled/", positional=True, setting=False)
@@ -42,6 +48,11 @@ class AuditConfig(StepConfig):
         at_least=0,
         below=1,
         setting=False,  # the fingerprint of the tiles tells it
+    )
+    merged: Path | None = option(
+        "audits what merge made of this run's set and others, by the tiles of this run; leaves RUN/audit_merged.json",
+        default=None,
+        setting=False,
     )
     plant: int = option(
         "copies of each kind to plant; 0 plants none, and then nothing passes", default=100, at_least=0
@@ -98,7 +109,16 @@ def run(config: AuditConfig) -> dict[str, Any]:
     from histodistill.training.models.embedders import embedder_fingerprint
     from histodistill.training.running.files import read_json
 
-    audited = read_run(config.run, config.data, config.audit_share, config.spaces)
+    audited = read_run(config.run, config.data, config.audit_share, config.spaces, config.group_options(config.run))
+    if config.merged is not None:
+        from histodistill.training.evaluation.merged_audit import audit_merged
+
+        path = config.run / MERGED_AUDIT
+        record = audit_merged(audited, config.merged, config.spaces, config.plant, config.seed)
+        write_audit(path, record)
+        print("\n".join(summary_lines(record)))
+        print(f"audit: saved to {path}; it is about {config.merged}, by the tiles of this site alone")
+        return read_json(path)
     settings = {
         "stage": "audit",
         "format": AUDIT_FORMAT,

@@ -17,6 +17,7 @@ from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.evaluation.plans import PlannedCell, RowsConfig, planned_cells
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.formats import RESULTS_FORMAT
+from histodistill.training.running.group_options import GroupOptions
 from histodistill.training.running.notes import is_step_of_distill, tell
 from histodistill.training.running.options import StepParser, config, option, run_script
 
@@ -56,7 +57,7 @@ def headline_row(names: Collection[str], recovery_row: str) -> str:
 
 
 @config
-class CompareConfig(RowsConfig):
+class CompareConfig(RowsConfig, GroupOptions):
     """Options of `compare`."""
 
     known_rows = ROWS
@@ -86,7 +87,7 @@ def run(config: CompareConfig) -> dict[str, Any]:
     from histodistill.training.running.stages import Stage, require_parts
 
     records = require_parts(config.run, "distilled", "pool")
-    source = load_tiles(config.data, image_size=config.image_size)
+    source = load_tiles(config.data, image_size=config.image_size, **config.group_options(config.run))
     n_per_class = distilled_per_class(config.run / "distilled", source)
     settings = {
         "stage": "comparison",

@@ -88,7 +88,13 @@ class AuditedRun:
         return LabelledImages(images, columns["label"])
 
 
-def read_run(run: Path, data: str | Path, audit_share: float | None, embedders: Sequence[str]) -> AuditedRun:
+def read_run(
+    run: Path,
+    data: str | Path,
+    audit_share: float | None,
+    embedders: Sequence[str],
+    group_options: Mapping[str, Any] | None = None,
+) -> AuditedRun:
     """Reads what is audited, and sees that it belongs together and holds nothing but what may be published.
 
     Args:
@@ -96,6 +102,7 @@ def read_run(run: Path, data: str | Path, audit_share: float | None, embedders: 
         data: The real tiles, as `load_tiles` takes them.
         audit_share: Share of the training tiles that no model saw; None for what run.json says.
         embedders: Embedding spaces beside pixels.
+        group_options: What `load_tiles` is told of the groups.
 
     Raises:
         InputError: For a part that is not finished, not made from the others or holds what may not be published,
@@ -118,7 +125,7 @@ def read_run(run: Path, data: str | Path, audit_share: float | None, embedders: 
                 "is published: give another"
             )
     check_one_run(run, records)
-    source = load_run_tiles(run, data, audit_share, records["pipeline"])
+    source = load_run_tiles(run, data, audit_share, records["pipeline"], group_options or {})
     table = contents.distilled.table
     check_same_kind(run / "distilled", table.images, table.class_names, source)
     return AuditedRun(run, records, source, files, contents)
@@ -185,7 +192,11 @@ def check_one_run(run: Path, records: dict[str, dict[str, Any]]) -> None:
 
 
 def load_run_tiles(
-    run: Path, data: str | Path, audit_share: float | None, pipeline_record: dict[str, Any]
+    run: Path,
+    data: str | Path,
+    audit_share: float | None,
+    pipeline_record: dict[str, Any],
+    group_options: Mapping[str, Any],
 ) -> TileSource:
     """The real tiles, with the same part held out as when the pipeline was trained.
 
@@ -194,11 +205,11 @@ def load_run_tiles(
     """
     share = audit_share_of(run) if audit_share is None else audit_share
     size = require_parts(run, "autoencoder")["autoencoder"]["image_size"]
-    source = load_tiles(data, image_size=size, audit_share=share)
+    source = load_tiles(data, image_size=size, audit_share=share, **group_options)
     if source.fingerprint() != pipeline_record["settings"]["data"]:
         raise InputError(
             f"{param('data')} {data} with {param('audit_share')} {share} is not what {run / 'pipeline'} was trained "
-            "on: give the same tiles and share"
+            "on: give the same tiles, groups and share"
         )
     return source
 

@@ -11,6 +11,7 @@ from histodistill.hub_cards import PrivacyFacts, RunFacts
 from histodistill.hub_cards.card_facts import PRIVATE_TILES
 from histodistill.hub_cards.contents import about
 from histodistill.hub_cards.documents import check_document, parse_json
+from histodistill.hub_cards.group_facts import GroupFacts
 from histodistill.training.data.medmnist import MEDMNIST
 from histodistill.training.evaluation.compare import headline_row
 from histodistill.training.evaluation.results_file import Results
@@ -18,6 +19,7 @@ from histodistill.training.evaluation.run_records import (
     RunRecord,
     StageRecord,
     TeacherResults,
+    by_class,
     stage_settings,
 )
 
@@ -55,6 +57,7 @@ class RunRecords:
         folder: The run, for messages.
         source: What the stages call the real tiles, which may be the name of a file; None where none of them says.
         num_tiles: Real tiles of each split, where known.
+        groups: Their groups, such as patients, where known.
         results: The scores, where they were measured.
         stages: Folder of a stage → its record.
     """
@@ -62,6 +65,7 @@ class RunRecords:
     folder: Path
     source: str | None
     num_tiles: dict[str, int] | None
+    groups: GroupFacts | None
     results: Results | None
     stages: dict[str, StageRecord]
 
@@ -89,6 +93,7 @@ class RunRecords:
             folder,
             source=next(filter(None, sources), None),
             num_tiles=run and run.num_tiles,
+            groups=run and run.groups,
             results=results,
             stages={stage: record for stage, record in stages.items() if record},
         )
@@ -138,6 +143,7 @@ def read_run_facts(
         image_size=image_size,
         num_distilled=num_distilled,
         num_tiles=records.num_tiles,
+        groups=checked_groups(records, class_names),
         license=license,
         attribution=attribution,
         results=[row.for_card() for row in records.results.rows] if records.results else [],
@@ -151,6 +157,14 @@ def read_run_facts(
         versions=package_versions(plain),
         privacy=privacy_facts(plain.get("pipeline", {}), plain.get("distilled", {})),
     )
+
+
+def checked_groups(records: RunRecords, class_names: list[str]) -> GroupFacts | None:
+    """The groups of a run's tiles; ContentError where their numbers are of other classes."""
+    if records.groups:
+        with about(records.folder, "run.json"):
+            by_class(records.groups.per_class, class_names)
+    return records.groups
 
 
 def describe_test_tiles(known: str | None, name: str, num_tiles: Mapping[str, int] | None) -> str:

@@ -16,6 +16,7 @@ from pydantic import Field
 from histodistill.hub_cards.audit_record import Count, Share
 from histodistill.hub_cards.documents import Known, Version, check_document, parse_json
 from histodistill.hub_cards.errors import ContentError
+from histodistill.hub_cards.group_facts import GroupFacts
 from histodistill.training.distillation.select import SelectConfig
 from histodistill.training.engine.classifier_config import LOSSES
 from histodistill.training.generate import GenerateConfig
@@ -86,6 +87,7 @@ class RunRecord(Known):
     format: Literal[1] = 1
     data: str
     num_tiles: dict[Literal["train", "validation", "test", "held_out"], Count] | None = None
+    groups: GroupFacts | None = None
 
 
 class TeacherResults(Known):

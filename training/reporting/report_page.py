@@ -16,6 +16,7 @@ from histodistill.training.evaluation.run_facts import package_versions, privacy
 from histodistill.training.evaluation.verdicts import read_run_audit
 from histodistill.training.reporting.audit_texts import audit_texts
 from histodistill.training.reporting.class_scores import class_scores
+from histodistill.training.reporting.group_texts import group_sentences
 from histodistill.training.reporting.pictures import (
     ACCURACY_PICTURE,
     BENCHMARK_PICTURES,
@@ -107,6 +108,7 @@ def _page(run: Path) -> dict[str, Any]:
         "phantom": source_name(run) == "phantom",
         "num_images": len(images),
         "num_tiles": about.get("num_tiles"),
+        "groups": group_sentences(about),
         "image_size": images.shape[1],
         "headline": headline_figures(results) if results else None,
         "recovery": recoveries(results) if results else [],

@@ -20,7 +20,10 @@ MISTAKES = [
         ["distill", "--data", "pathmnst", "--output", "o"],
         "pathmnst does not exist (did you mean pathmnist?): a",
     ),
-    (["distill", "--data", "note.txt", "--output", "o"], "note.txt is neither a folder nor a .npz file"),
+    (
+        ["distill", "--data", "note.txt", "--output", "o"],
+        "note.txt is neither a folder nor a .npz, .csv, .tsv or .parquet file",
+    ),
     (["distill", "--data", "empty", "--output", "o"], "empty is empty: tiles are expected as empty/train/CLASS/*.png"),
     (["distill", "--data", "bad.npz", "--output", "o"], "bad.npz has no array 'train_images'"),
     (

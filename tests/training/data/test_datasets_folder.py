@@ -14,7 +14,7 @@ import pytest
 from small_sources import NAMES, greys, parquet, png, refused, table
 
 from histodistill.training.data import limits
-from histodistill.training.data.sources import load_tiles
+from histodistill.training.data.sources import check_source, list_tiles, load_tiles
 from histodistill.training.running.errors import InputError
 
 
@@ -32,6 +32,149 @@ def compressed(file: Path) -> None:
         rows = reader.read_all()
     with pa.ipc.new_stream(file, rows.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_table(rows)
+
+
+# --- groups and sites ---
+
+
+SITES = {"_type": "ClassLabel", "names": ["north", "south"]}
+
+
+def grouped(folder: Path, split: str = "train", features: dict | None = None, **columns) -> Path:
+    """Adds a file with further columns, of four rows, whose cells have the names of files."""
+    cells = [{"bytes": png(i), "path": f"P{i // 2}_{i}.png"} for i in range(4)]
+    rows = table(cells=cells, **columns)
+    described = json.loads(rows.schema.metadata[b"huggingface"])
+    described["info"]["features"] |= features or {}
+    folder.mkdir(exist_ok=True)
+    pq.write_table(rows.replace_schema_metadata({"huggingface": json.dumps(described)}), folder / f"{split}.parquet")
+    return folder
+
+
+def stored(folder: Path, kind: str) -> Path:
+    """The same rows as `save_to_disk` leaves them, as a single file, or as they are."""
+    if kind == "saved":
+        from datasets import Dataset
+
+        Dataset(pq.read_table(folder / "train.parquet")).save_to_disk(folder.parent / "saved")
+        return folder.parent / "saved"
+    return folder / "train.parquet" if kind == "file" else folder
+
+
+@pytest.mark.parametrize("kind", ["folder", "saved", "file"])
+@pytest.mark.parametrize(
+    ("values", "features", "expected"),
+    [
+        (["a", "b", "a", " c"], None, ["a", "b", "a", "c"]),
+        ([1, 2, 1, 30], None, ["1", "2", "1", "30"]),
+        ([0, 1, 0, 1], {"patient": SITES}, ["north", "south", "north", "south"]),
+        (pa.array(["a", "b", "a", "b"], pa.large_string()), None, ["a", "b", "a", "b"]),
+    ],
+)
+def test_a_column_is_the_group(tmp_path, kind, values, features, expected):
+    source = stored(grouped(tmp_path / "set", features=features, patient=values, site=["x", "y", "x", "y"]), kind)
+    train = load_tiles(source, group_column="patient", hold_out_validation=False).split("train")
+    assert train.groups.tolist() == expected and train.attributes["site"].tolist() == ["x", "y", "x", "y"]
+    listing = list_tiles(source, group_column="patient")
+    assert listing.splits["train"].groups.tolist() == expected and listing.group_kind == "patient"
+    assert listing.sizes == {(8, 8): 4} and listing.bytes_on_disk > 0
+
+
+@pytest.mark.parametrize("kind", ["folder", "saved", "file"])
+def test_a_pattern_finds_the_group_in_the_names_of_files(tmp_path, kind):
+    source = stored(grouped(tmp_path / "set"), kind)
+    train = load_tiles(source, group_pattern="(?P<group>P.)_(?P<number>.)", hold_out_validation=False).split("train")
+    assert train.groups.tolist() == ["P0", "P0", "P1", "P1"]
+    assert train.attributes["number"].tolist() == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "expected"),
+    [
+        ("patients", ["a"] * 4, "group_column=patients is no column of {path}, split train (did you mean patient?)"),
+        ("label", ["a"] * 4, "group_column=label is the column of images or labels"),
+        ("image", ["a"] * 4, "group_column=image is the column of images or labels"),
+        ("patient", [0.5] * 4, "is of type double: groups must be text, whole numbers or a ClassLabel"),
+        ("patient", ["a", "b", None, "c"], "column patient of {path}, split train, row 2 has no group"),
+        ("patient", ["a", "b", "c", " "], "column patient of {path}, split train, row 3 has no group"),
+    ],
+)
+def test_columns_that_are_no_groups(tmp_path, column, values, expected):
+    folder = grouped(tmp_path / "set", patient=values)
+    assert expected.format(path=folder) in refused(folder, group_column=column)
+
+
+def test_numbers_that_stand_for_no_group(tmp_path):
+    folder = grouped(tmp_path / "set", features={"patient": SITES}, patient=[0, 1, 2, 0])
+    assert "holds 2, which stands for none of its 2 names" in refused(folder, group_column="patient")
+
+
+def test_rows_without_the_names_of_files_have_no_pattern(tmp_path):
+    parquet(tmp_path / "train.parquet")
+    assert "has an image without the name of a file in row 0: give group_column" in (
+        refused(tmp_path, group_pattern="(?P<group>.)")
+    )
+
+
+def test_a_split_without_the_column_has_no_groups(tmp_path, capsys):
+    folder = grouped(grouped(tmp_path / "set", patient=["a", "b", "c", "d"]), "test")
+    source = load_tiles(folder, group_column="patient", hold_out_validation=False)
+    assert source.split("test").groups is None
+    assert "warning: the test split of set has no groups" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("values", "features"),
+    [
+        (["x", None, "y", "y"], None),
+        (["x", "", "y", "y"], None),
+        (["x" * 201, "x", "y", "y"], None),
+        ([1, 2, 1, 2], None),
+    ],
+)
+def test_columns_that_are_no_sites_are_told(tmp_path, capsys, values, features):
+    folder = grouped(tmp_path / "set", features=features, site=values)
+    assert load_tiles(folder).split("train").attributes == {}
+    assert f"{folder}: 1 column is not used (site)" in capsys.readouterr().err
+
+
+def test_sites_by_number(tmp_path):
+    folder = grouped(tmp_path / "set", features={"site": SITES}, site=[0, 1, 0, 1])
+    train = load_tiles(folder, hold_out_validation=False).split("train")
+    assert train.attributes["site"].tolist() == ["north", "south", "north", "south"]
+
+
+def test_sites_of_some_files_are_none(tmp_path, capsys):
+    grouped(tmp_path / "set", "train-0", site=["x", "y", "x", "y"])
+    grouped(tmp_path / "set", "train-1")
+    assert load_tiles(tmp_path / "set", hold_out_validation=False).split("train").attributes == {}
+    assert "1 column is not used (site)" in capsys.readouterr().err
+
+
+def test_a_likely_column_is_told_and_not_guessed(tmp_path, capsys):
+    folder = grouped(tmp_path / "set", patient_id=["a", "b", "c", "d"])
+    assert load_tiles(folder).group_kind is None
+    told = f"{folder}: if tiles of one patient_id belong together, give --group-column patient_id"
+    assert told in capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("test.parquet", "is the test split by its name, and a source needs train"),
+        ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet is missing"),
+    ],
+)
+def test_single_files_that_are_a_part(tmp_path, name, expected):
+    assert expected in refused(parquet(tmp_path / name))
+
+
+def test_a_single_file_is_called_as_it_is(tmp_path):
+    # Images, beside what a manifest has.
+    path = grouped(tmp_path / "set", "tiles", path=["a", "b", "c", "d"]) / "tiles.parquet"
+    check_source(path)
+    source = load_tiles(path)
+    assert (source.name, source.class_names) == ("tiles", ["gland", "stroma"])
 
 
 # --- files are read where they are ---

@@ -46,7 +46,7 @@ def test_files_that_it_names(folder, paths, train, test):
 
 def test_what_it_does_not_name_is_told(folder, capsys):
     configured(folder, train="part/alpha-*", dev="part/beta.parquet")
-    assert sorted(load_tiles(folder).splits) == ["train", "validation"]
+    assert sorted(load_tiles(folder, hold_out_validation=False).splits) == ["train", "validation"]
     assert "2 files are not read (deep/er/gamma.parquet, odd[1].parquet)" in capsys.readouterr().err
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from small_sources import png, refused, table
 
-from histodistill.training.data.sources import load_tiles
+from histodistill.training.data.sources import list_tiles, load_tiles
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def hub(monkeypatch):
 @pytest.mark.parametrize("name", ["eval", "holdout", "unsupervised", "CRC_VAL_HE_7K"])
 def test_splits_of_no_known_name_are_told(hub, capsys, name):
     hub |= {"train": datasets.Dataset(table(8)), "dev": datasets.Dataset(table(4)), name: datasets.Dataset(table(2))}
-    source = load_tiles("someone/tiles")
+    source = load_tiles("someone/tiles", hold_out_validation=False)
     assert {split: len(tiles) for split, tiles in source.splits.items()} == {"train": 8, "validation": 4}
     expected = f"warning: someone/tiles: splits not called train, validation or test are not used ({name})"
     assert expected in capsys.readouterr().err.splitlines()
@@ -42,6 +42,22 @@ def test_the_configuration_and_revision_are_told(hub, capsys):
     hub["train"].info.config_name, hub["train"].info.download_checksums = "crops", {address: {}}
     load_tiles("someone/tiles")
     assert f"someone/tiles: configuration crops, revision {commit}" in capsys.readouterr().err.splitlines()
+
+
+def test_groups_and_sizes_of_its_tiles(hub):
+    cells = [{"bytes": png(i, size=8 + i // 299), "path": f"P{i % 7}_{i}.png"} for i in range(300)]
+    rows = datasets.Dataset(table(cells=cells, patient=[i // 10 for i in range(300)], site=["x", "y"] * 150))
+    hub["train"] = rows.select(range(300))
+    listing = list_tiles("someone/tiles", group_column="patient")
+    train = listing.splits["train"]
+    assert train.groups.tolist() == [str(i // 10) for i in range(300)] and listing.group_kind == "patient"
+    assert train.attributes["site"].tolist() == ["x", "y"] * 150
+    assert listing.is_sample and listing.sizes == {(8, 8): 199, (9, 9): 1}
+    by_name = list_tiles("someone/tiles", group_pattern="(?P<group>P.)_").splits["train"]
+    assert by_name.groups.tolist() == [f"P{i % 7}" for i in range(300)]
+    source = load_tiles("someone/tiles", image_size=8, group_column="patient", hold_out_validation=False)
+    assert source.split("train").groups.tolist() == train.groups.tolist()
+    assert "is no column of someone/tiles" in refused("someone/tiles", group_column="case")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from PIL import Image
 from small_sources import TWO_CLASSES, image_folder, refused, tiles
 
 from histodistill.training.data.folder_walk import IMAGE_SUFFIXES
-from histodistill.training.data.sources import load_tiles
+from histodistill.training.data.sources import list_tiles, load_tiles
 from histodistill.training.running.errors import InputError
 
 
@@ -38,18 +38,20 @@ def test_image_formats(tmp_path, suffix):
     assert len(source.split("train")) + len(source.split("validation")) == 4
 
 
-def test_missing_validation_is_the_last_tenth_of_each_class(tmp_path):
+def test_missing_validation_and_test_are_the_last_tenths_of_each_class(tmp_path):
     folder = image_folder(tmp_path, {"train/a": 20, "train/b": 5})
     source = load_tiles(folder)
     assert source.split("validation").labels.tolist() == [0, 0, 1]
     assert source.split("validation").images[:, 0, 0, 0].tolist() == [18, 19, 4]
-    assert len(source.split("train")) == 22
+    assert source.split("test").images[:, 0, 0, 0].tolist() == [16, 17, 3]
+    assert source.split("train").images[:, 0, 0, 0].tolist() == [*range(16), *range(3)]
+    assert source.made == ("validation", "test")
     whole = load_tiles(folder, hold_out_validation=False)
     assert list(whole.splits) == ["train"] and len(whole.split("train")) == 25
 
 
 def test_missing_test_split_is_an_error_only_when_asked_for(tmp_path):
-    source = load_tiles(image_folder(tmp_path, {"train/a": 3, "train/b": 3}))
+    source = load_tiles(image_folder(tmp_path, {"train/a": 2, "train/b": 3}))  # too few to make one
     with pytest.raises(InputError, match="no 'test' split: it has train, validation"):
         source.split("test")
 
@@ -189,7 +191,10 @@ def told(folder: Path, capsys, **options: object) -> list[str]:
     return captured.err.splitlines()
 
 
-COUNTS = "tiles of slides, 10x10 px: train 8 (a 4, b 4), validation 4 (a 2, b 2), no test"
+COUNTS = (
+    "tiles of slides, 10x10 px: train 6 (a 3, b 3), validation 4 (a 2, b 2), "
+    "test 2 (a 1, b 1; a tenth of train, for there is no such split)"
+)
 
 
 def test_a_folder_with_nothing_else_is_told_in_one_line(folder, capsys):
@@ -201,7 +206,8 @@ def test_every_suffix_of_a_format_that_is_read_is_taken(folder, suffix):
     tile = folder / "train" / "a" / "tile_000.png"
     tile.rename(tile.with_suffix(suffix.upper()))
     (folder / "train" / "a" / "tile_001.png").rename(folder / "train" / "a" / f"x{suffix}")
-    assert np.bincount(load_tiles(folder).split("train").labels).tolist() == [4, 4]
+    train = load_tiles(folder, hold_out_validation=False).split("train")
+    assert np.bincount(train.labels).tolist() == [4, 4]
 
 
 def test_other_files_are_told_with_number_and_example(folder, capsys):
@@ -416,7 +422,7 @@ def test_links_to_folders_and_files_are_followed(folder, tmp_path, capsys):
     (folder / "train" / "a" / "p1").symlink_to(store / "patient 1")
     (folder / "train" / "c").symlink_to(store / "patient 2", target_is_directory=True)
     (folder / "train" / "b" / "x.png").symlink_to(varied_folder(tmp_path / "one", {"y": 1}, seed=2) / "y/tile_000.png")
-    assert told(folder, capsys) == [
+    assert told(folder, capsys, hold_out_validation=False) == [
         f"followed 3 links that lead out of {folder} (such as train/a/p1)",
         "tiles of slides, 10x10 px: train 17 (a 9, b 5, c 3), validation 4 (a 2, b 2, c 0), no test",
     ]
@@ -432,6 +438,62 @@ def test_links_that_lead_back_are_refused(folder, target):
 def test_the_folder_itself_may_be_a_link(folder, tmp_path, capsys):
     (tmp_path / "link").symlink_to(folder)
     assert told(tmp_path / "link", capsys) == [COUNTS]
+
+
+# --- groups ---
+
+
+def patients(root: Path) -> Path:
+    """Tiles whose path tells patient and site, such as train/a/north/P1_tile_000.png."""
+    counts = {
+        f"{split}/{label}/{site}": 2 for split in ("train", "val") for label in "ab" for site in ("north", "south")
+    }
+    varied_folder(root, counts)
+    for folder in map(root.joinpath, counts):
+        for i, tile in enumerate(sorted(folder.iterdir())):
+            number = 1 + i + 2 * (folder.name == "south") + 4 * ("val" in folder.parts)
+            tile.rename(folder / f"P{number}_{tile.name}")
+    return root
+
+
+def test_groups_and_attributes_are_parts_of_paths(tmp_path):
+    folder = patients(tmp_path / "slides")
+    pattern = r"/(?P<site>[^/]+)/(?P<group>P\d+)_"
+    source = load_tiles(folder, group_pattern=pattern, group_kind="patient", hold_out_validation=False)
+    train = source.split("train")
+    assert train.groups.tolist() == ["P1", "P2", "P3", "P4"] * 2 and source.group_kind == "patient"
+    assert train.attributes["site"].tolist() == ["north", "north", "south", "south"] * 2
+    assert source.split("validation").groups.tolist() == ["P5", "P6", "P7", "P8"] * 2
+    listing = list_tiles(folder, group_pattern=pattern)
+    assert listing.splits["train"].groups.tolist() == train.groups.tolist() and listing.group_kind == "group"
+
+
+def test_spellings_of_a_group_are_one_group(tmp_path):
+    folder = varied_folder(tmp_path, {"train/a/M\u00fcller": 2, "train/b/Mu\u0308ller": 2})
+    groups = (
+        load_tiles(folder, group_pattern="(?P<group>[^/]+)/[^/]+$", hold_out_validation=False).split("train").groups
+    )
+    assert groups.tolist() == ["M\u00fcller"] * 4
+
+
+@pytest.mark.parametrize(
+    ("pattern", "number"),
+    [("P(?P<group>[1-3])_", 2), ("(?P<group>P.)(?P<site>x)?", 8), ("(?P<group>X?)", 8)],
+)
+def test_paths_that_a_pattern_does_not_fit_are_refused(tmp_path, pattern, number):
+    folder = patients(tmp_path / "slides")
+    message = refused(folder, group_pattern=pattern)
+    assert f"in the paths of {number} of 8 tiles of {folder}" in message and "(such as train/a/" in message
+
+
+@pytest.mark.parametrize("pattern", ["(?P<group>", "(?P<patient>.)", "x"])
+def test_patterns_that_are_none_are_refused(folder, pattern):
+    assert f"group_pattern={pattern} " in refused(folder, group_pattern=pattern)
+
+
+def test_a_folder_has_no_columns(folder):
+    message = refused(folder, group_column="patient")
+    assert "which has no columns for group_column=patient" in message and "group_pattern" in message
 
 
 # --- names of splits and classes ---
@@ -485,7 +547,7 @@ def test_real_odd_files(folder):
         if path.is_file() and "_not_pathology" not in path.parts and not path.name.endswith(texts):
             (folder / "train" / "a" / path.name).write_bytes(path.read_bytes())
             if path.name in taken:
-                assert len(load_tiles(folder, image_size=10).split("train")) == 9
+                assert len(load_tiles(folder, image_size=10, hold_out_validation=False).split("train")) == 9
             else:
                 assert path.name in refused(folder, image_size=10)
             (folder / "train" / "a" / path.name).unlink()

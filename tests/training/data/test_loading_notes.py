@@ -9,6 +9,7 @@ from histodistill.selection.views import apply_symmetry
 from histodistill.training.data.loading_notes import tiles_in_one_line, warnings_of_copies
 from histodistill.training.data.make_source import make_source
 from histodistill.training.data.sources import load_tiles
+from histodistill.training.data.splits import hold_out_for_audit
 from histodistill.training.data.tiles import Tiles, TileSource
 
 
@@ -36,8 +37,10 @@ def test_splits_that_are_made_are_told(tmp_path, capsys):
     np.savez(tmp_path / "t.npz", train_images=tiles.images, train_labels=tiles.labels)
     load_tiles(tmp_path / "t.npz", audit_share=0.5)
     assert capsys.readouterr().err == (
-        "tiles of t, 12x12 px: train 18 (class 0 9, class 1 9), validation 4 (class 0 2, class 1 2; the last tenth of "
-        "each class of train, for there is no such split), held out for the audit 18 (class 0 9, class 1 9), no test\n"
+        "tiles of t, 12x12 px: train 16 (class 0 8, class 1 8), "
+        "validation 4 (class 0 2, class 1 2; a tenth of train, for there is no such split), "
+        "test 4 (class 0 2, class 1 2; a tenth of train, for there is no such split), "
+        "held out for the audit 16 (class 0 8, class 1 8)\n"
     )
 
 
@@ -55,21 +58,30 @@ def test_copies_in_other_splits_are_warned_of(symmetry, size):
     turned = 3 if symmetry else 0
     for split in ("test", "validation"):
         assert warnings_of_copies(source(train, **{split: test})) == [
-            f"3 of 9 {split} tiles of x are train tiles too, {turned} of them turned or mirrored: what is measured on "
-            "them looks better than it is; take them out of one of the two splits"
+            f"3 of 9 {split} tiles of x are train tiles too, {turned} of them turned, mirrored or a little changed: "
+            "what is measured on them looks better than it is; take them out of one of the two splits"
         ]
 
 
 @pytest.mark.parametrize("size", [12, 40])
 def test_other_tiles_are_no_copies(size):
     train = random_tiles(10, size)
+    moved = np.roll(train.images, 1, axis=1)
+    brighter = np.where(train.images < 230, train.images + 20, train.images)
+    channels = train.images[..., ::-1]
+    for images in (moved, brighter, channels):
+        assert warnings_of_copies(source(train, test=Tiles(images, train.labels))) == []
+
+
+@pytest.mark.parametrize("size", [12, 40])
+def test_tiles_that_were_changed_a_little_are_copies(size):
+    train = random_tiles(10, size)
     changed = train.images.copy()
     changed[:, 0, 0] ^= 1
-    moved = np.roll(train.images, 1, axis=1)
-    brighter = np.minimum(train.images.astype(int) + 1, 255).astype(np.uint8)
-    channels = train.images[..., ::-1]
-    for images in (changed, moved, brighter, channels):
-        assert warnings_of_copies(source(train, test=Tiles(images, train.labels))) == []
+    brighter = np.minimum(train.images.astype(int) + 5, 255).astype(np.uint8)
+    for images in (changed, brighter):
+        (warning,) = warnings_of_copies(source(train, test=Tiles(images, train.labels)))
+        assert "10 of 10 test tiles of x are train tiles too, 10 of them turned" in warning
 
 
 def test_empty_tiles_are_no_copies():
@@ -83,17 +95,27 @@ def test_tiles_with_several_labels_are_warned_of():
     train = random_tiles(10)
     train.images[3] = train.images[2].transpose(1, 0, 2)
     assert warnings_of_copies(source(train)) == [
-        "2 train tiles of x occur with several labels, as they are or turned (such as one with 'c0' and 'c1'): keep "
-        "each with the label that is right"
+        "2 train tiles of x occur with several labels, as they are, turned or a little changed (such as one with 'c0' "
+        "and 'c1'): keep each with the label that is right"
     ]
     train.images[3] = random_tiles(1, seed=5).images[0]
     train.images[4] = train.images[2]
     assert warnings_of_copies(source(train)) == []
 
 
-def test_copies_that_we_hold_out_ourselves_are_warned_of(tmp_path, capsys):
+def test_copies_are_never_in_two_splits_that_we_make(tmp_path, capsys):
     tiles = random_tiles(40)
     images = np.concatenate([tiles.images[:20], tiles.images[:20]])
     np.savez(tmp_path / "t.npz", train_images=images, train_labels=tiles.labels)
-    load_tiles(tmp_path / "t.npz")
-    assert "warning: 4 of 4 validation tiles of t are train tiles too, 0 of them turned" in capsys.readouterr().err
+    source = load_tiles(tmp_path / "t.npz", audit_share=0.2)
+    assert list(source.splits) == ["train", "validation", "test", "held_out"]
+    assert warnings_of_copies(source) == [] and "warning" not in capsys.readouterr().err
+
+
+def test_copies_of_tiles_that_are_held_out_are_copies_of_train_tiles():
+    train, test = random_tiles(40), random_tiles(40)
+    test.images[0] = 0
+    held = hold_out_for_audit(source(train, test=test), 0.25)
+    assert len(held.splits["held_out"]) == 10
+    (warning,) = warnings_of_copies(held)
+    assert "39 of 40 test tiles of x are train tiles too, 0 of them turned" in warning

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from small_sources import arrays, packed, refused
 
-from histodistill.training.data.sources import load_tiles
+from histodistill.training.data.sources import list_tiles, load_tiles
 
 
 def sizes(source) -> dict[str, int]:
@@ -28,7 +28,77 @@ def test_splits_may_be_missing(tmp_path):
     content = {key: value for key, value in arrays(classes=2, per_class=10).items() if key.startswith("train")}
     np.savez(tmp_path / "mine.npz", **content)
     source = load_tiles(tmp_path / "mine.npz")
-    assert {name: len(tiles) for name, tiles in source.splits.items()} == {"train": 18, "validation": 2}
+    assert {name: len(tiles) for name, tiles in source.splits.items()} == {
+        "train": 16,
+        "validation": 2,
+        "test": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["p1", "p2", "p1", "p3"],
+        np.array([["p1"], ["p2"], ["p1"], ["p3"]]),
+        np.array([b"p1", b"p2", b"p1", b"p3"]),
+        np.array([7, 8, 7, 9], dtype=np.uint16),
+        np.array([[7], [8], [7], [-9]]),
+    ],
+)
+def test_groups_and_sites(tmp_path, capsys, names):
+    content = arrays(8) | {"Training_groups": np.array(names), "val_sites": np.array(["x", "y", "x", "y"])}
+    np.savez(tmp_path / "mine.npz", **content)
+    source = load_tiles(tmp_path / "mine.npz", group_kind="patient")
+    expected = [name.decode() if isinstance(name, bytes) else str(name) for name in np.array(names).ravel().tolist()]
+    assert source.split("train").groups.tolist() == expected and source.group_kind == "patient"
+    assert source.split("test").groups is None and source.split("train").attributes == {}
+    assert source.split("validation").attributes["site"].tolist() == ["x", "y", "x", "y"]
+    assert "not used" not in capsys.readouterr().err
+    listing = list_tiles(tmp_path / "mine.npz", group_kind="patient")
+    assert listing.splits["train"].groups.tolist() == expected and listing.group_kind == "patient"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"train_groups": np.array(["a", "b", "c"])}, "train_groups in {path} has 3 names for 4 images"),
+        ({"train_groups": np.array(["a", "b", " ", "c"])}, "train_groups in {path}, row 2 has no group"),
+        (
+            {"val_sites": np.array(["a", "b", "c", "c" * 201])},
+            "val_sites in {path}, row 3 has a site of more than 200",
+        ),
+        ({"train_groups": np.ones(4)}, "float64 of shape 4: it must be text or whole numbers of shape N or N x 1"),
+        ({"train_groups": np.ones((4, 2), int)}, "int64 of shape 4x2: it must be text"),
+        (
+            {"train_groups": np.array([b"a", b"\xff", b"c", b"d"])},
+            "train_groups in {path} holds bytes that are no UTF-8",
+        ),
+        ({"train_groups": np.array(["a", 1, None, "b"], dtype=object)}, "Python objects in train_groups.npy"),
+        ({"train_groups": np.arange(4), "training_groups": np.arange(4)}, "has both train_groups and training_groups"),
+        ({"train_groups": np.arange(4), "val_groups": np.arange(4)}, "4 groups are in both train and validation"),
+    ],
+)
+def test_groups_that_are_refused(tmp_path, change, expected):
+    path = tmp_path / "mine.npz"
+    np.savez(path, **arrays(8) | change)
+    assert expected.format(path=path) in refused(path)
+
+
+def test_groups_of_no_split_are_told(tmp_path, capsys):
+    content = arrays(8) | {"slide_groups": np.array(["a", None], dtype=object)}
+    np.savez(tmp_path / "mine.npz", **content)
+    assert load_tiles(tmp_path / "mine.npz").group_kind is None
+    assert "1 array is not used (slide_groups)" in capsys.readouterr().err
+    content = {key: value for key, value in arrays(8).items() if not key.startswith("val")}
+    np.savez(tmp_path / "mine.npz", **content, val_groups=np.arange(4))
+    assert "has an array 'val_groups' and no validation split" in refused(tmp_path / "mine.npz")
+
+
+@pytest.mark.parametrize("option", [{"group_column": "patient"}, {"group_pattern": "(?P<group>.)"}])
+def test_arrays_have_no_columns_and_no_paths(tmp_path, option):
+    np.savez(tmp_path / "mine.npz", **arrays(8))
+    message = refused(tmp_path / "mine.npz", **option)
+    assert "as arrays train_groups, val_groups and test_groups" in message and next(iter(option)) in message
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_a_link_without_a_target_is_no_id_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "someone").mkdir()
     (tmp_path / "someone" / "tiles").symlink_to("nowhere")
-    assert "someone/tiles is neither a folder nor a .npz file" in refused("someone/tiles")
+    assert "someone/tiles is neither a folder nor a .npz, .csv, .tsv or .parquet file" in refused("someone/tiles")
 
 
 def test_other_files_are_refused(tmp_path):
@@ -485,18 +485,19 @@ def test_part_held_out_for_the_audit(tmp_path):
     arrays = {"train_images": rng.integers(256, size=(50, 8, 8, 3), dtype=np.uint8)}
     arrays |= {"train_labels": np.array([0] * 30 + [1] * 20), "val_images": arrays["train_images"][:4]}
     np.savez(tmp_path / "tiles.npz", **arrays, val_labels=np.array([0, 0, 1, 1]))
-    whole = load_tiles(tmp_path / "tiles.npz")
-    parted = load_tiles(tmp_path / "tiles.npz", audit_share=0.2)
+    whole = load_tiles(tmp_path / "tiles.npz", hold_out_validation=False)
+    parted = load_tiles(tmp_path / "tiles.npz", hold_out_validation=False, audit_share=0.2)
     train, held_out = parted.split("train"), parted.split("held_out")
     assert np.bincount(train.labels).tolist() == [24, 16] and np.bincount(held_out.labels).tolist() == [6, 4]
     both = np.concatenate([train.images, held_out.images]).reshape(50, -1)
     assert np.array_equal(np.unique(both, axis=0), np.unique(arrays["train_images"].reshape(50, -1), axis=0))
     # At random, but the same every time; and the fingerprint tells it.
     assert not np.array_equal(train.images[:24], arrays["train_images"][:24])
-    again = load_tiles(tmp_path / "tiles.npz", audit_share=0.2)
+    again = load_tiles(tmp_path / "tiles.npz", hold_out_validation=False, audit_share=0.2)
     assert np.array_equal(again.split("held_out").images, held_out.images)
     assert again.fingerprint() == parted.fingerprint() != whole.fingerprint()
-    assert load_tiles(tmp_path / "tiles.npz", audit_share=0).fingerprint() == whole.fingerprint()
+    same = load_tiles(tmp_path / "tiles.npz", hold_out_validation=False, audit_share=0)
+    assert same.fingerprint() == whole.fingerprint()
     with pytest.raises(InputError, match="audit_share=1 is out of range: it must be at least 0 and below 1"):
         load_tiles(tmp_path / "tiles.npz", audit_share=1)
 

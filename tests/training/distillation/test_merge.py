@@ -130,10 +130,30 @@ def test_record_and_card_say_what_came_from_where(sites, tmp_path, run_main):
 
     card = card_of(tmp_path / "merged")
     assert "15 synthetic 8×8 images, 5 of each of 3 classes, joined from 2 sites" in card
-    assert f"| north | 6 | 2 | tiny | infomap | 10 | – | {fingerprints[0][:12]} |" in card
-    assert f"| south | 9 | 3 | crc | infomap | 10 | cc-by-4.0 | {fingerprints[1][:12]} |" in card
+    assert f"| north | 6 | 2 | tiny | – | infomap | 10 | – | {fingerprints[0][:12]} |" in card
+    assert f"| south | 9 | 3 | crc | – | infomap | 10 | cc-by-4.0 | {fingerprints[1][:12]} |" in card
     assert "The sites state different licences" in card and "license" not in yaml.safe_load(card.split("---\n")[1])
     assert "not tissue" not in card
+
+
+def test_the_groups_of_a_site_are_told_in_numbers(sites, tmp_path, run_main):
+    groups = {
+        "kind": "patient", "train": 18, "held_out": 2, "per_class": dict.fromkeys(NAMES, 18), "least_tiles": 15,
+        "median_tiles": 15.0, "shared": 0, "made": [],
+    }  # fmt: skip
+    write_json(sites[0] / "run.json", {"format": 1, "groups": groups})
+    run_main(script, *sites, "--output", tmp_path / "merged")
+    north, south = read_json(tmp_path / "merged" / "stage.json")["sites"]
+    assert (north["groups"], south["groups"]) == (groups, None)
+    assert "| north | 6 | 2 | tiny | 18 patients | infomap | 10 |" in card_of(tmp_path / "merged")
+
+
+@pytest.mark.parametrize("groups", [{"kind": "Mrs Miller"}, ["Mrs Miller"], "Mrs Miller"])
+def test_other_words_on_groups_are_refused(sites, tmp_path, run_main, groups):
+    write_json(sites[0] / "run.json", {"groups": groups})
+    with pytest.raises(InputError, match=r"run.json does not say which groups there are"):
+        run_main(script, *sites, "--output", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
 
 
 def test_licence_that_all_sites_state(sites, tmp_path, run_main):
@@ -316,7 +336,7 @@ def test_a_set_with_neither_record_nor_card(sites, tmp_path, run_main):
     (sites[0] / "distilled" / "stage.json").unlink()
     (sites[0] / "distilled" / "README.md").unlink()
     run_main(script, *sites, "--output", tmp_path / "merged")
-    assert "| north | 6 | 2 | – | – | – | – | – |" in card_of(tmp_path / "merged")
+    assert "| north | 6 | 2 | – | – | – | – | – | – |" in card_of(tmp_path / "merged")
 
 
 def test_a_card_that_names_no_source(sites, tmp_path, run_main):

@@ -677,7 +677,7 @@ def missing_folder(folder, good):
 
 def file_of_another_kind(folder, good):
     (folder / "tiles.txt").write_text("tiles")
-    return folder / "tiles.txt", "tiles.txt is neither a folder nor a .npz file: "
+    return folder / "tiles.txt", "tiles.txt is neither a folder nor a .npz, .csv, .tsv or .parquet file: "
 
 
 def empty_folder(folder, good):
@@ -779,6 +779,10 @@ def unknown_medmnist_name(folder, good):
 
 def no_test_split(folder, good):
     arrays = {name: array for name, array in arrays_of(good).items() if not name.startswith("test")}
+    # One tile of the first class is left, which cannot be given to a test split.
+    rows = np.flatnonzero(arrays["train_labels"].reshape(-1) != 0)
+    rows = np.append(rows, np.flatnonzero(arrays["train_labels"].reshape(-1) == 0)[:1])
+    arrays |= {name: arrays[name][rows] for name in ("train_images", "train_labels")}
     return save(folder, arrays), "bad has no 'test' split: it has train, validation"
 
 

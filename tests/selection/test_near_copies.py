@@ -1,0 +1,84 @@
+"""Which tiles are the same but for small differences."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from histodistill.selection.near_copies import TOLERANCE, in_order, near_copy_clusters, near_pairs
+from histodistill.selection.views import SYMMETRIES, apply_symmetry
+
+
+def tissue(n: int, size: int = 16, seed: int = 0) -> np.ndarray:
+    """Blotches, whose neighbouring pixels are alike as in tissue."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(60, 230, (n, 5, 5, 3)).astype(np.float64)
+    rows = np.linspace(0, 4, size).round().astype(int)
+    return coarse[:, rows][:, :, rows].astype(np.uint8)
+
+
+def brute_force(images: np.ndarray, tolerance: float) -> set[tuple[int, int]]:
+    """All pairs by definition, for images with something on them."""
+    views = np.stack([apply_symmetry(images, s) for s in range(SYMMETRIES)]).astype(int)
+    apart = np.abs(images[:, None, None].astype(int) - views.swapaxes(0, 1)[None]).mean(axis=(3, 4, 5)).min(axis=2)
+    return {(i, j) for i, j in np.argwhere(apart <= tolerance).tolist() if i < j}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(8, 21), st.floats(0, 12))
+def test_all_pairs_are_found_and_no_others(seed, size, noise):
+    rng = np.random.default_rng(seed)
+    images = tissue(12, size, seed)
+    symmetries = rng.integers(0, SYMMETRIES, 12)
+    turned = np.concatenate([apply_symmetry(images[i : i + 1], s) for i, s in enumerate(symmetries)])
+    copies = np.clip(turned + rng.normal(0, noise, turned.shape), 0, 255).astype(np.uint8)
+    both = np.concatenate([images, copies])
+    found = {tuple(pair) for pair in near_pairs([images, copies]).tolist()}
+    assert found == brute_force(both, TOLERANCE)
+
+
+@pytest.mark.parametrize("size", [8, 13, 28, 41])
+@pytest.mark.parametrize("symmetry", range(SYMMETRIES))
+def test_turned_copies_between_sets(size, symmetry):
+    images, others = tissue(6, size), tissue(6, size, seed=1)
+    others[2] = apply_symmetry(images[4:5], symmetry)[0]
+    assert near_pairs([images, others]).tolist() == [[4, 8]]
+    assert near_pairs([images, others], tolerance=0).tolist() == [[4, 8]]
+
+
+def test_a_difference_in_one_corner_counts_by_its_size():
+    images = tissue(2)
+    images[1] = images[0]
+    images[1, :4, :4] = 255 - images[0, :4, :4]
+    mean = np.abs(images[0].astype(int) - images[1]).mean()
+    assert 3 < mean < 30
+    assert len(near_pairs([images], tolerance=mean + 0.01)) == 1
+    assert len(near_pairs([images], tolerance=mean - 0.01)) == 0
+
+
+def test_tiles_with_nothing_on_them_are_copies_only_where_they_are_equal():
+    rng = np.random.default_rng(0)
+    pale = np.clip(rng.normal(240, 2, (5, 16, 16, 3)), 0, 255).astype(np.uint8)
+    pale[3] = np.rot90(pale[1])
+    assert near_pairs([pale]).tolist() == [[1, 3]]
+    assert len(near_pairs([np.full((4, 16, 16, 3), 255, np.uint8)])) == 0
+
+
+def test_clusters_are_chains_numbered_by_their_first_tile():
+    images = tissue(5).astype(int)
+    images[3] = images[0] + 5
+    images[4] = images[0] + 10  # near to 3 alone
+    clusters = near_copy_clusters([images.clip(0, 255).astype(np.uint8)])
+    assert clusters.tolist() == [0, 1, 2, 0, 0]
+
+
+@pytest.mark.parametrize("sets", [[], [np.empty((0, 8, 8, 3), np.uint8)]])
+def test_no_tiles_have_no_copies(sets):
+    assert near_pairs(sets).shape == (0, 2) and near_copy_clusters(sets).shape == (0,)
+
+
+def test_partitions_in_order():
+    assert in_order(np.array(["b", "a", "b", "c"])).tolist() == [0, 1, 0, 2]
+    assert in_order(np.array([], dtype=str)).tolist() == []

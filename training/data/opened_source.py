@@ -1,0 +1,86 @@
+"""A source between being found and being loaded: all is known of it but the pixels.
+
+What every kind of source is opened as, so that listing a source and loading it are one and the same reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from histodistill.training.data.grouping import Grouping
+from histodistill.training.data.listing import ListedSplit, Listing
+from histodistill.training.data.make_source import check_labels, make_source
+from histodistill.training.data.names import checked_class_names
+from histodistill.training.data.splits import require_groups
+from histodistill.training.data.tiles import SPLITS, Tiles, TileSource
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedSource:
+    """A source of which all is known but the pixels: what is listed of it, and how its tiles are read.
+
+    Attributes:
+        name: As `TileSource.name`.
+        class_names: The name of each label.
+        splits: Split → its tiles, without their pixels.
+        read: `read(image_size)` gives the tiles of each split, of this side in pixels; of their own with None.
+        sizes: `sizes()` gives width and height in pixels → tiles that have it, of all or of a sample.
+        stored: `stored()` gives the bytes on disk.
+        grouping: What was said of the groups, and what the source itself says.
+        license, attribution: As for `TileSource`.
+    """
+
+    name: str
+    class_names: Sequence[str]
+    splits: dict[str, ListedSplit]
+    read: Callable[[int | None], dict[str, Tiles]]
+    sizes: Callable[[], Mapping[tuple[int, int], int]]
+    stored: Callable[[], int]
+    grouping: Grouping
+    license: str | None = None
+    attribution: str | None = None
+
+    def load(self, image_size: int | None, hold_out_validation: bool) -> TileSource:
+        """Reads the tiles and makes a source of them, see `make_source`."""
+        return make_source(
+            self.name,
+            self.class_names,
+            self.read(image_size),
+            license=self.license,
+            attribution=self.attribution,
+            hold_out_validation=hold_out_validation,
+            grouping=self.grouping,
+        )
+
+    def listing(self) -> Listing:
+        """What there is to be read.
+
+        Raises:
+            InputError: Names of classes that cannot be used, a label that is no class, a tile whose size cannot be
+                seen, or no groups where the user said where they are.
+        """
+        names = checked_class_names(self.name, self.class_names)
+        require_groups(self.name, self.splits["train"].groups, self.grouping)
+        for split, tiles in self.splits.items():
+            check_labels(self.name, split, tiles.labels, len(names))
+        sizes = dict(self.sizes())
+        splits = {split: self.splits[split] for split in SPLITS if split in self.splits}
+        kind = None if splits["train"].groups is None else self.grouping.kind or "group"
+        is_sample = sum(sizes.values()) < sum(map(len, splits.values()))
+        return Listing(self.name, names, splits, sizes, self.stored(), is_sample, kind)
+
+
+def opened_in_memory(source: TileSource, grouping: Grouping) -> OpenedSource:
+    """A source that is made in memory, of one size."""
+    return OpenedSource(
+        source.name,
+        source.class_names,
+        {split: ListedSplit(tiles.labels, tiles.groups, tiles.attributes) for split, tiles in source.splits.items()},
+        read=lambda image_size: source.splits,
+        sizes=lambda: {(source.image_size, source.image_size): sum(map(len, source.splits.values()))},
+        stored=lambda: 0,
+        grouping=grouping if source.group_kind is None else grouping.usual(source.group_kind),
+        license=source.license,
+        attribution=source.attribution,
+    )
