@@ -123,7 +123,7 @@ def _real_tiles(recipe: Recipe, number: int) -> dict[str, Tiles]:
     count = recipe.patients + _HELD_OUT
     patients = draw_patients("train", count, _OWN + number)
     tiles = phantom_tiles("train", count * _TILES, image_size=_SIZE, seed=_OWN + number, patients=patients)
-    is_seen = np.isin(tiles.groups, patients.names[: recipe.patients])
+    is_seen = np.isin(np.asarray(tiles.groups), patients.names[: recipe.patients])
     return {
         "train": tiles.subset(np.flatnonzero(is_seen)),
         "held_out": tiles.subset(np.flatnonzero(~is_seen)),

@@ -29,7 +29,7 @@ LEAKS = ("none", "looks", "neighbours")
 _UNSEEN = 1_000_000
 # The points of a verdict that are about the images; the others are about the audit itself, whether it finds copies
 # that are planted, and say nothing of patients.
-_POINTS = ("copies", "overfitting", "membership", "dominance")
+_POINTS = ("copies", "overfitting", "membership", "dominance", "attributes")
 # Validation patients, and their tiles of each class.
 _VALIDATION_PATIENTS, _VALIDATION_TILES = 24, 1
 
@@ -120,13 +120,13 @@ def make_trial(trial: Trial, sizes: Sizes) -> tuple[TileSource, Tiles]:
         train = duplicate_tiles(train, trial.duplicated, seed)
     splits = {"train": train, "validation": validation}
     source = TileSource("phantom", list(PHANTOM_CLASSES), splits, size, group_kind="patient")
-    known = np.unique(hold_out_for_audit(source, sizes.audit_share).split("train").groups)
+    known = np.unique(np.asarray(hold_out_for_audit(source, sizes.audit_share).split("train").groups))
     if beside is None:
-        known_patients = patients[np.isin(patients.names, known)]
-        return source, copied_looks(known_patients, trial.share, sizes.images, image_size=size, seed=_UNSEEN + seed)
-    mine = beside.subset(np.flatnonzero(np.isin(beside.groups, known)))
+        mine = patients[np.isin(patients.names, known)]
+        return source, copied_looks(mine, trial.share, sizes.images, image_size=size, seed=_UNSEEN + seed)
+    next_to_known = beside.subset(np.flatnonzero(np.isin(np.asarray(beside.groups), known)))
     foreign, _ = neighbouring_tiles(unseen, sizes.tiles, image_size=size, seed=2 * _UNSEEN + seed)
-    return source, _mixed(mine, foreign, trial.share, sizes.images, seed)
+    return source, _mixed(next_to_known, foreign, trial.share, sizes.images, seed)
 
 
 def _mixed(mine: Tiles, foreign: Tiles, share: float, n_per_class: int, seed: int) -> Tiles:
@@ -140,7 +140,7 @@ def _mixed(mine: Tiles, foreign: Tiles, share: float, n_per_class: int, seed: in
     return Tiles(
         np.concatenate([part.images for part in parts]),
         np.concatenate([part.labels for part in parts]),
-        groups=np.concatenate([part.groups for part in parts]),
+        groups=np.concatenate([np.asarray(part.groups) for part in parts]),
     )
 
 
