@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from histodistill.training.distillation.select import run as select
     from histodistill.training.end_to_end.distill import DistillConfig
     from histodistill.training.end_to_end.distill import run as distill
+    from histodistill.training.end_to_end.inspect_tiles import InspectTilesConfig
+    from histodistill.training.end_to_end.inspect_tiles import run as inspect_tiles
     from histodistill.training.evaluation.audit import AuditConfig
     from histodistill.training.evaluation.audit import run as audit
     from histodistill.training.evaluation.compare import CompareConfig
@@ -60,6 +62,7 @@ __all__ = [
     "GenerateConfig",
     "HistologyPipeline",
     "InputError",
+    "InspectTilesConfig",
     "MergeConfig",
     "PublishConfig",
     "SelectConfig",
@@ -74,6 +77,7 @@ __all__ = [
     "distill",
     "evaluate_pool",
     "generate",
+    "inspect_tiles",
     "load_embedder",
     "load_tiles",
     "merge",
@@ -97,6 +101,7 @@ _HOMES = {
     "GenerateConfig": ("training.generate", "GenerateConfig"),
     "HistologyPipeline": ("pipelines.histology_pipeline", "HistologyPipeline"),
     "InputError": ("training.running.errors", "InputError"),
+    "InspectTilesConfig": ("training.end_to_end.inspect_tiles", "InspectTilesConfig"),
     "MergeConfig": ("training.distillation.merge", "MergeConfig"),
     "PublishConfig": ("training.publishing.publish", "PublishConfig"),
     "SelectConfig": ("training.distillation.select", "SelectConfig"),
@@ -110,6 +115,7 @@ _HOMES = {
     "distill": ("training.end_to_end.distill", "run"),
     "evaluate_pool": ("training.evaluation.evaluate_pool", "run"),
     "generate": ("training.generate", "run"),
+    "inspect_tiles": ("training.end_to_end.inspect_tiles", "run"),
     "load_embedder": ("training.models.embedders", "load_embedder"),
     "load_tiles": ("training.data.sources", "load_tiles"),
     "merge": ("training.distillation.merge", "run"),

@@ -32,7 +32,7 @@ MODEL_FINDINGS = (*SET_FINDINGS, "pool", "weights")
 #: Part of a run → the findings that its verdict rests on.
 PART_FINDINGS = {"distilled": SET_FINDINGS, "selector": SET_FINDINGS, "pipeline": MODEL_FINDINGS}
 #: What it looks at beyond that where the tiles have groups.
-GROUP_FINDING = "dominance"
+GROUP_FINDINGS = ("dominance", "attributes")
 #: The finding that there were too few planted copies to know anything; with it the others of that kind may be missing.
 TOO_FEW_PLANTED = "planted"
 
@@ -46,6 +46,14 @@ _Attack = Literal[
 ]
 #: What a group of tiles can be; never its name.
 GroupKind = Literal["patient", "case", "specimen", "block", "slide", "site", "group"]
+# What is known of tiles beside their label, by names that are nobody's own.
+_Attribute = Annotated[
+    str,
+    Field(
+        pattern=r"^(age|batch|centre|center|ethnicity|grade|hospital|organ|race|scanner|sex|site|stage|stain|year"
+        r"|attribute [1-9][0-9]{0,2})$"
+    ),
+]
 _Planted = Literal["exact", "symmetric", "jpeg", "stain", "crop", "shift", "blend"]
 # A sentence of a finding: `check_findings` of the training sees that it is one of ours.
 _Sentence = Annotated[str, Field(min_length=1, max_length=500)]
@@ -109,6 +117,14 @@ class DominanceFigures(Exact):
     p_value: Share
 
 
+class AttributeFigures(Exact):
+    """See `selection.audit_figures.AttributeAttack`: never a value of it."""
+
+    num_values: Count
+    auc: IntervalFigure
+    p_value: Share
+
+
 class UnitTestsFigures(Exact):
     """See `selection.audit_figures.UnitTests`."""
 
@@ -119,6 +135,8 @@ class UnitTestsFigures(Exact):
     detectable_auc: Share | None
     dominance: DominanceFigures
     copied_units: Count
+    attributes: dict[_Attribute, AttributeFigures]
+    disclosure: Share
 
 
 class SetFigures(Exact):
@@ -265,7 +283,7 @@ class AuditRecord(Exact):
         for part, verdict in self.parts.items():
             names, expected = [finding.name for finding in verdict.findings], list(PART_FINDINGS[part])
             if self.figures.units is not None:
-                expected.insert(len(SET_FINDINGS), GROUP_FINDING)
+                expected[len(SET_FINDINGS) : len(SET_FINDINGS)] = GROUP_FINDINGS
             if TOO_FEW_PLANTED in names:  # a point that never holds
                 names = [name for name in names if not name.startswith(TOO_FEW_PLANTED)]
                 expected = [name for name in expected if not name.startswith(TOO_FEW_PLANTED)]

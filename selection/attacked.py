@@ -26,6 +26,7 @@ class Attacked:
         units: int64 N, from 0 on in the order of their first tile.
         is_held_out: bool U, which units no model has seen.
         classes: int64 U, the class of which each unit has most tiles.
+        attributes: What else is known of the tiles: name → text N.
         by_group: Whether units are groups of tiles.
         num_left_out: Tiles that no model has seen, and yet a near copy of which was trained on: they are no
             non-members, and not attacked.
@@ -40,6 +41,7 @@ class Attacked:
     units: np.ndarray
     is_held_out: np.ndarray
     classes: np.ndarray
+    attributes: dict[str, np.ndarray]
     by_group: bool
     num_left_out: int
     reference: np.ndarray
@@ -124,12 +126,25 @@ def find_attacked(real: RealTiles, seed: int) -> Attacked:
         units=units,
         is_held_out=is_held_out,
         classes=classes_of_units(units, labels),
+        attributes={name: values[kept] for name, values in _attributes(real, others).items()},
         by_group=by_group,
         num_left_out=int((~kept).sum()),
         reference=start + reference,
         control=start + control,
         groups_of_validation=in_order(mine if own is None else own[mine]),
     )
+
+
+def _attributes(real: RealTiles, others: np.ndarray) -> dict[str, np.ndarray]:
+    """The attributes that training tiles and those at the rows `others` have in common."""
+    train, part = real.train, real.held_out or real.validation
+    # Where nothing was held out, the rows of some validation tiles; otherwise those of all that were.
+    rows = others - len(train)
+    return {
+        name: np.concatenate([values, part.attributes[name][rows]])
+        for name, values in train.attributes.items()
+        if name in part.attributes
+    }
 
 
 def _split(order: np.ndarray, groups: np.ndarray | None, parts: int) -> list[np.ndarray]:

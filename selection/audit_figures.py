@@ -47,6 +47,21 @@ class Dominance:
 
 
 @dataclass(frozen=True)
+class AttributeAttack:
+    """Whether images tell an attribute of units that were trained on better than of others.
+
+    Attributes:
+        num_values: Values that it has.
+        auc: How far the gains of units in training are above those of others: 0.5 if they are alike.
+        p_value: Probability of so high an AUC by chance, of this attribute on its own.
+    """
+
+    num_values: int
+    auc: Interval
+    p_value: float
+
+
+@dataclass(frozen=True)
 class UnitTests:
     """What a permutation test over units says, in which who was held out is drawn anew as it was drawn.
 
@@ -59,6 +74,8 @@ class UnitTests:
             perfect one would.
         dominance: See `Dominance`.
         copied_units: Units that were trained on and of which an image is a copy.
+        attributes: Attribute that is not the label → whether it is disclosed; empty where none can be measured.
+        disclosure: As `membership`, of the attribute that is told best; 1 where there is none.
     """
 
     membership: float
@@ -68,6 +85,8 @@ class UnitTests:
     detectable_auc: float | None
     dominance: Dominance
     copied_units: int
+    attributes: dict[str, AttributeAttack]
+    disclosure: float
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from histodistill.selection.audit_figures import AuditResult, Units
+from histodistill.selection.audit_figures import AuditResult, Units, UnitTests
 from histodistill.selection.group_audit import DOMINANCE_FAILS_BY_CHANCE, GROUP_FAILS_BY_CHANCE, UNITS_FAIL_BY_CHANCE
 from histodistill.selection.membership import FALSE_POSITIVE_RATES, Attack, Interval, binomial_interval
 from histodistill.selection.permutation import detectable_auc
@@ -226,7 +226,23 @@ def _judge_units(result: AuditResult) -> list[Finding]:
         Finding("overfitting", not nearer, overfitting),
         Finding("membership", not told and tests.detectable_auc is not None, f"{sentence}; {power}"),
         Finding("dominance", not dominates, dominance),
+        _judge_attributes(tests, units),
     ]
+
+
+def _judge_attributes(tests: UnitTests, units: Units) -> Finding:
+    """Whether the images tell more of units that were trained on than that they were."""
+    if not tests.attributes:
+        return Finding("attributes", True, "attributes: not measured, since none is known that is not the label")
+    told = tests.disclosure < UNITS_FAIL_BY_CHANCE
+    name, worst = min(tests.attributes.items(), key=lambda item: (item[1].p_value, -item[1].auc.value))
+    how = "is told better of" if told else "is told no better of"
+    than = "than of unseen ones by the images" + (", more than" if told else ", consistent with")
+    sentence = (
+        f"{name}, one of {worst.num_values} values, {how} {_plural(units)} in training {than} chance: an AUC of "
+        f"{_text(worst.auc)} ({_p(tests.disclosure)}; {_counted(len(tests.attributes), 'attribute')} measured)"
+    )
+    return Finding("attributes", not told, sentence)
 
 
 def _told_of_units(who: str, attack: Attack, p_value: float, told: bool, units: Units) -> str:

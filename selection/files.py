@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
+def write_bytes(path: str | Path, data: bytes, private: bool = False) -> None:
     """Writes a file under a temporary name beside it, then renames it into place.
 
     Whoever reads `path` meanwhile finds the old file or the new one, never a part of it. Folders that are missing are
@@ -16,6 +16,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     Args:
         path: The file, replaced if it is there.
         data: What shall be in it.
+        private: Whether its owner alone may read it, at no moment anybody else; others may as the system has it.
 
     Raises:
         OSError: If the file cannot be written, which it names; what was at `path` is then still there, and nothing
@@ -27,7 +28,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         # Made anew ("x") and with the permissions of any other file, which `tempfile` would not give it.
-        with open(temporary, "xb") as file:
+        with open(temporary, "xb", opener=_open_private if private else None) as file:
             file.write(data)
         os.replace(temporary, path)
     except OSError as error:
@@ -37,3 +38,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -12,7 +12,15 @@ from collections.abc import Mapping
 import numpy as np
 
 from histodistill.selection.attacked import Attacked
-from histodistill.selection.audit_figures import Dominance, MembershipAttack, Units, UnitTests, WeightsTest
+from histodistill.selection.attribute_attack import attackable, attribute_gains
+from histodistill.selection.audit_figures import (
+    AttributeAttack,
+    Dominance,
+    MembershipAttack,
+    Units,
+    UnitTests,
+    WeightsTest,
+)
 from histodistill.selection.copies import CopyIndex
 from histodistill.selection.group_attacks import Candidates, less_of_class, unit_extremes, unit_means
 from histodistill.selection.looks import LookSpace
@@ -71,11 +79,19 @@ class GroupAudit:
         redrawn = redraw_units(attacked.units, attacked.labels, attacked.numbers[1], _DRAWS, rng)
         self._draws = np.concatenate([attacked.is_held_out[None], redrawn])
         self._tiles = np.bincount(attacked.units)
+        self._attributes = attackable(attacked.attributes, attacked.units)
 
-    def looks_of(self, synthetic: LabelledImages, views: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The looks of images G×K, of which `views` are their symmetries in each space, 8×G×D."""
-        embedded = {name: views[name][0] for name in self._embedded}
-        return self._space.of(synthetic.images, embedded, synthetic.labels, own_means=True)
+    def looks_of(self, synthetic: LabelledImages, views: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """The looks of images, twice G×K, of which `views` are their symmetries in each space, 8×G×D.
+
+        First with the mean of each class as that of real tiles, so that what a model gets wrong in all images does not
+        count; then as they are.
+        """
+        looks = self._space.of(synthetic.images, {name: views[name][0] for name in self._embedded}, synthetic.labels)
+        moved = looks.copy()
+        for label in np.unique(synthetic.labels):
+            moved[synthetic.labels == label] -= looks[synthetic.labels == label].mean(axis=0)
+        return moved, looks
 
     def overfitting(self, nearest: np.ndarray, confidence: float, *, by_look: bool = False) -> Overfitting:
         """Whether images are nearer to units that were trained on than chance allows.
@@ -139,7 +155,7 @@ class GroupAudit:
         scores: list[np.ndarray],
         nearest: Mapping[str, np.ndarray],
         synthetic: LabelledImages,
-        looks: np.ndarray,
+        looks: tuple[np.ndarray, np.ndarray],
         copied_units: int,
     ) -> UnitTests:
         """The joint test.
@@ -148,14 +164,20 @@ class GroupAudit:
             scores: Scores of units, float64 U each, one for each attack.
             nearest: Space → int64 G, the nearest unit of each image.
             synthetic: The images.
-            looks: G×K, theirs.
+            looks: Theirs, as `looks_of` gives them.
             copied_units: Units that were copied from.
         """
+        gains = {
+            name: attribute_gains(self.looks, self.attacked.units, values, looks[0])
+            for name, values in self._attributes.items()
+        }
+        attacks = np.stack([*scores, *gains.values()], axis=1)
         shares = [self._shares(units, space == LOOKS) for space, units in nearest.items()]
-        columns = np.column_stack([aucs_of_draws(np.stack(scores, axis=1), self._draws), *shares])
+        columns = np.column_stack([aucs_of_draws(attacks, self._draws), *shares])
         families = {
             "membership": range(len(scores)),
-            "overfitting": range(len(scores), columns.shape[1]),
+            "disclosure": range(len(scores), attacks.shape[1]),
+            "overfitting": range(attacks.shape[1], columns.shape[1]),
         }
         joint = joint_test(columns, families, UNITS_FAIL_BY_CHANCE)
         return UnitTests(
@@ -164,8 +186,17 @@ class GroupAudit:
             level=joint.level,
             num_statistics=columns.shape[1],
             detectable_auc=detectable_auc(*self.attacked.numbers, joint.level),
-            dominance=self._dominance(synthetic, looks),
+            dominance=self._dominance(synthetic, *looks),
             copied_units=copied_units,
+            attributes={
+                name: AttributeAttack(
+                    int(self._attributes[name].max()) + 1,
+                    _measure(gains[name], self.attacked.is_held_out, self.seed).auc,
+                    float(joint.p_values[len(scores) + place]),
+                )
+                for place, name in enumerate(gains)
+            },
+            disclosure=joint.adjusted["disclosure"],
         )
 
     def test_weights(self, losses: np.ndarray, rows: np.ndarray) -> tuple[Attack, WeightsTest]:
@@ -201,25 +232,20 @@ class GroupAudit:
         near_training = len(nearest) - near
         return near_training / np.maximum(1e-12, near_training + (tiles.sum() - held) / held * near)
 
-    def _dominance(self, synthetic: LabelledImages, looks: np.ndarray) -> Dominance:
+    def _dominance(self, synthetic: LabelledImages, moved: np.ndarray, looks: np.ndarray) -> Dominance:
         """Whether one training unit is nearest to more images than with independent real tiles in their place.
 
         Such tiles are drawn from validation groups that are drawn themselves, with replacement, since tiles of one of
-        them go together; of each class as many as there are images.
+        them go together; of each class as many as there are images. It must show, too, where the images have the means
+        of real tiles: those of a model that makes all of them too light are near to the lightest patient.
         """
         real, labels = self._validation
-        spread = looks.copy()
-        # Images that vary less than tiles do would all be nearest to the most ordinary unit.
-        for label in np.unique(synthetic.labels):
-            rows, usual = synthetic.labels == label, real[labels == label]
-            if rows.sum() >= 2 and len(usual) >= 2:
-                spread[rows] *= usual.std(axis=0) / np.maximum(looks[rows].std(axis=0), 1e-9)
         present = np.isin(synthetic.labels, labels)
         if not present.any():
             return Dominance(0.0, 0.0, 1.0)
-        mine, theirs = self.nearest_by_look(spread[present]), self.nearest_by_look(real)
         training = ~self.attacked.is_held_out
-        share = self._largest(mine, training)
+        mine, centred = (self.nearest_by_look(points[present]) for points in (looks, moved))
+        theirs, share = self.nearest_by_look(real), self._largest(mine, training)
         classes, sizes = np.unique(synthetic.labels[present], return_counts=True)
         rng = stream("tiles in place of images, for dominance", self.seed)
         groups = self.attacked.groups_of_validation
@@ -230,7 +256,9 @@ class GroupAudit:
                 _draw_tiles(theirs, labels == c, weights[groups], n, rng) for c, n in zip(classes, sizes, strict=True)
             ]
             drawn[i] = self._largest(np.concatenate(chosen), training)
-        return Dominance(share, float(np.median(drawn)), (1 + int((drawn >= share).sum())) / (1 + len(drawn)))
+        usual = float(np.median(drawn))
+        p_value = (1 + int((drawn >= share).sum())) / (1 + len(drawn))
+        return Dominance(share, usual, p_value if self._largest(centred, training) > usual else 1.0)
 
     def _largest(self, nearest: np.ndarray, training: np.ndarray) -> float:
         counts = np.bincount(nearest, minlength=len(training))

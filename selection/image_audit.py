@@ -209,12 +209,13 @@ def audit_images(
 
 def _check_part(name: str, part: TileSet, size: int) -> LabelledImages:
     """A set of images of that size with their labels and groups, or ValueError that calls it `name`."""
-    groups = None
+    groups, attributes = None, {}
     if isinstance(part, (tuple, list)) and len(part) in (2, 3):
         images, labels, *rest = part
         groups = rest[0] if rest else None
     elif hasattr(part, "images") and hasattr(part, "labels"):
         images, labels, groups = part.images, part.labels, getattr(part, "groups", None)
+        attributes = getattr(part, "attributes", {})
     else:
         raise ValueError(f"{name} is a {type(part).__name__}: it must be a pair of images and labels")
     images, labels = _check_arrays(images, labels, f"images of {name}", f"labels of {name}")
@@ -227,7 +228,7 @@ def _check_part(name: str, part: TileSet, size: int) -> LabelledImages:
         raise ValueError(f"{name} has {len(images)} tiles: it must be at least {fewest}")
     if groups is not None:
         groups = check_groups(groups, len(images), f"groups of {name}", of="images")
-    return LabelledImages(images, labels, groups)
+    return LabelledImages(images, labels, groups, attributes)
 
 
 def _check_arrays(images: Any, labels: Any, images_name: str, labels_name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -477,7 +478,7 @@ def _tell_groups(
 ) -> dict[str, Any]:
     """Overfitting, membership and the joint test where units are groups."""
     attacked, seed = known.attacked, known.seed
-    looks = by_group.looks_of(synthetic, views)
+    looks, as_they_are = by_group.looks_of(synthetic, views)
     nearest = {**nearest, LOOKS: by_group.nearest_by_look(looks)}
     confidence = 1 - FAILS_BY_CHANCE / len(nearest)
     overfitting, per_class, membership, all_scores = {}, {}, {}, []
@@ -515,7 +516,7 @@ def _tell_groups(
         "overfitting": overfitting,
         "overfitting_per_class": per_class,
         "membership": membership,
-        "tests": by_group.test(all_scores, nearest, synthetic, looks, copied_units),
+        "tests": by_group.test(all_scores, nearest, synthetic, (looks, as_they_are), copied_units),
     }
 
 

@@ -87,24 +87,16 @@ class LookSpace:
         directions, spread = _discriminants(residuals, groups)
         return cls(axes, means, directions, spread), residuals @ directions
 
-    def of(
-        self, images: np.ndarray, embedded: dict[str, np.ndarray], labels: np.ndarray, *, own_means: bool
-    ) -> np.ndarray:
+    def of(self, images: np.ndarray, embedded: dict[str, np.ndarray], labels: np.ndarray) -> np.ndarray:
         """The looks of M images, M×K.
 
         Args:
             images: uint8 M×S×S×3.
             embedded: Embedding → M×D.
             labels: int64 M.
-            own_means: Whether each class's mean is that of these images, so that what a model gets wrong in all of
-                them does not count.
         """
         features = _with_embeddings(look_features(images), embedded, self.axes)
-        looks = _residuals(features, labels, self.means) @ self.directions
-        if own_means:
-            for label in np.unique(labels):
-                looks[labels == label] -= looks[labels == label].mean(axis=0)
-        return looks
+        return _residuals(features, labels, self.means) @ self.directions
 
 
 def _features_of_part(images: np.ndarray) -> np.ndarray:

@@ -14,3 +14,21 @@ WEIGHTINGS = ("local_gaussian", "inverse_distance", "cosine")
 
 #: What a group of tiles can be, as cards and reports call it; nothing else may be said there.
 GROUP_KINDS = ("patient", "case", "specimen", "block", "slide", "site", "group")
+#: What is known of tiles beside their label may be told by these names alone; other names may be somebody's own.
+ATTRIBUTE_NAMES = (
+    "age",
+    "batch",
+    "centre",
+    "center",
+    "ethnicity",
+    "grade",
+    "hospital",
+    "organ",
+    "race",
+    "scanner",
+    "sex",
+    "site",
+    "stage",
+    "stain",
+    "year",
+)

@@ -10,9 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial.distance import cdist
 
 from histodistill.selection.views import LEAST_CONTENT, SYMMETRIES, apply_symmetry
 
@@ -75,6 +72,9 @@ def near_copy_clusters(sets: Sequence[np.ndarray], tolerance: float = TOLERANCE)
 
 def connected(pairs: np.ndarray, count: int) -> np.ndarray:
     """The connected components of `count` nodes that P×2 `pairs` make: int64, numbered by their first node."""
+    from scipy.sparse import coo_array  # here, since whoever only names tiles has no time for it
+    from scipy.sparse.csgraph import connected_components
+
     graph = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     return in_order(connected_components(graph, directed=False)[1])
 
@@ -92,6 +92,8 @@ def _candidates(grids: np.ndarray, ranks: np.ndarray, limits: np.ndarray) -> Ite
         grids, ranks: See `_summaries`.
         limits: N, the greatest difference of each tile from a copy; below 0 for one that has none.
     """
+    from scipy.spatial.distance import cdist
+
     rows = np.flatnonzero(limits >= 0)
     orbits = _orbits(grids)
     # In order of lightness, by which a tile has all its copies nearby.

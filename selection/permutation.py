@@ -74,7 +74,7 @@ def joint_test(statistics: np.ndarray, families: Mapping[str, Sequence[int]], ra
         p_values[:, column] = (count - np.searchsorted(ordered, statistics[:, column], side="left")) / count
     least = np.sort(p_values.min(axis=1))
     adjusted = {
-        name: float(np.searchsorted(least, p_values[0, list(columns)].min(), side="right")) / count
+        name: float(np.searchsorted(least, p_values[0, list(columns)].min(initial=1.0), side="right")) / count
         for name, columns in families.items()
     }
     # The highest value that no more than the nominal share of rows reach; ties go together.

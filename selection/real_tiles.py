@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
@@ -13,18 +14,26 @@ from histodistill.selection.summaries import summarise
 
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
-    """Images uint8 N×S×S×3, their classes, int64 N, and the group of each, such as its patient: text N or None."""
+    """Images uint8 N×S×S×3 with their classes, int64 N, and what is known of them.
+
+    Attributes:
+        images, labels: The images and their classes.
+        groups: The group of each, such as its patient: text N or None.
+        attributes: What else is known of each, such as its site: name → text N.
+    """
 
     images: np.ndarray
     labels: np.ndarray
     groups: np.ndarray | None = None
+    attributes: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, rows: np.ndarray) -> LabelledImages:
         groups = None if self.groups is None else self.groups[rows]
-        return LabelledImages(self.images[rows], self.labels[rows], groups)
+        attributes = {name: values[rows] for name, values in self.attributes.items()}
+        return LabelledImages(self.images[rows], self.labels[rows], groups, attributes)
 
     def __repr__(self) -> str:
         return f"LabelledImages({summarise(self.images, self.labels)})"
@@ -33,7 +42,7 @@ class LabelledImages:
 class HasLabelledImages(Protocol):
     """Anything with images and their labels, such as `LabelledImages`, or the tiles that `load_tiles` gives.
 
-    Where it has `groups`, N of any kind or None, they are its groups.
+    Where it has `groups`, N of any kind or None, and `attributes`, name → N texts, they count, too.
     """
 
     @property

@@ -29,8 +29,11 @@ def find_units(sets: Sequence[np.ndarray], groups: np.ndarray | None = None) -> 
     Returns:
         int64 N, from 0 on in the order of their first tile.
     """
-    count = sum(map(len, sets))
-    pairs = near_pairs(sets)
+    return units_of_pairs(near_pairs(sets), sum(map(len, sets)), groups)
+
+
+def units_of_pairs(pairs: np.ndarray, count: int, groups: np.ndarray | None = None) -> np.ndarray:
+    """The same of `count` tiles of which it is known which are near copies: int64 P×2 `pairs` of rows."""
     if groups is None:
         return connected(pairs, count)
     codes = in_order(groups)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderDC
 from torch.overrides import TorchFunctionMode
 
-from histodistill.training.end_to_end.distill import check_image_size
+from histodistill.training.end_to_end.tile_checks import check_image_size
 from histodistill.training.engine.flow import flow_loss
 from histodistill.training.models.autoencoder import VariationalAutoencoder, build_autoencoder, reconstruction_loss
 from histodistill.training.models.denoiser import build_denoiser

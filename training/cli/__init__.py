@@ -41,6 +41,10 @@ _ABOUT = "Distils private histopathology tiles into a small synthetic dataset th
 _RESUME = "run the same command again with --resume latest"
 # What can follow `histodistill`, in the order in which the help lists it; some are two words.
 COMMANDS = {
+    "inspect": Command(
+        "end_to_end.inspect_tiles",
+        "what of your tiles was understood, and whether they suit, before anything is trained",
+    ),
     "distill": Command(
         "end_to_end.distill",
         "everything: from labelled tiles to a distilled dataset, its scores and a report",
@@ -80,6 +84,8 @@ COMMANDS = {
         "demo_app.serve", "a page on this machine: generate, browse the distilled set, train on it (needs gradio)"
     ),
     "report": Command("reporting.report", "the report of a run again, as an HTML page"),
+    "holds": Command("end_to_end.holds", "which runs were made with the tiles of a patient"),
+    "clean": Command("end_to_end.clean", "removes from a run what is private and no longer needed"),
     "doctor": Command("cli.doctor", "what of this machine suits the work, and how to mend what does not"),
     "completion": Command("cli.completion", "a script for the shell that completes commands and options"),
 }

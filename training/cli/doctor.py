@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from typing import Any
 
 from histodistill.training.cli import machine_checks, software_checks
-from histodistill.training.cli.findings import FAIL, PASS, WARN, Finding
 from histodistill.training.running.errors import reason_of
+from histodistill.training.running.findings import FAIL, PASS, WARN, Finding, count_line, exit_code
 from histodistill.training.running.options import StepConfig, StepParser, config, option, run_script
-from histodistill.training.running.program import ANSWER_IS_NO
 
 
 @config
@@ -46,17 +44,14 @@ def run(config: DoctorConfig) -> list[Finding]:
         findings.append(finding)
         if not config.json:
             print(finding.line(), flush=True)
-    counts = {status: sum(finding.status == status for finding in findings) for status in (PASS, WARN, FAIL)}
     if config.json:
-        print(json.dumps({"counts": counts, "findings": [asdict(finding) for finding in findings]}, indent=2))
+        counts = {status: sum(finding.status == status for finding in findings) for status in (PASS, WARN, FAIL)}
+        keys = ("name", "status", "found", "mend")
+        listed = [{key: getattr(finding, key) for key in keys} for finding in findings]
+        print(json.dumps({"counts": counts, "findings": listed}, indent=2))
     else:
-        print(", ".join(f"{count} {status}" for status, count in counts.items()))
+        print(count_line(findings))
     return findings
-
-
-def exit_code(findings: list[Finding]) -> int:
-    """1 where something fails, else 0."""
-    return ANSWER_IS_NO if any(finding.status == FAIL for finding in findings) else 0
 
 
 def look() -> Iterator[Finding]:

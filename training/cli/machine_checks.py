@@ -9,8 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from histodistill.training.cli.findings import FAIL, PASS, WARN, Finding, gib
 from histodistill.training.running.files import write_refusal
+from histodistill.training.running.findings import FAIL, PASS, WARN, Finding
 from histodistill.training.running.launch import usable_cores
 from histodistill.training.running.precision import usual_precision
 
@@ -50,7 +50,7 @@ def _cuda_gpu() -> Finding:
     import torch
 
     all_of_them = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
-    found = ", ".join(f"{about.name} with {gib(about.total_memory)}" for about in all_of_them)
+    found = ", ".join(f"{about.name} with {_gib(about.total_memory)}" for about in all_of_them)
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return Finding("GPU", PASS, f"{found}, with bfloat16")
     return Finding("GPU", WARN, f"{found}, without bfloat16", "give --mixed-precision fp16 or no")
@@ -92,9 +92,9 @@ def check_precision() -> Finding:
 def check_memory() -> Finding:
     """How much memory is free, for this process's container or job too."""
     free, total = free_memory()
-    found = f"{gib(free)} of {gib(total)} are free"
+    found = f"{_gib(free)} of {_gib(total)} are free"
     if free < _LEAST_MEMORY:
-        return Finding("Memory", FAIL, found, f"close other programs: the smallest run needs {gib(_LEAST_MEMORY)}")
+        return Finding("Memory", FAIL, found, f"close other programs: the smallest run needs {_gib(_LEAST_MEMORY)}")
     if free < _ENOUGH_MEMORY:
         return Finding("Memory", WARN, found, "close other programs, or give smaller batches (--set STEP.batch_size)")
     return Finding("Memory", PASS, found)
@@ -124,7 +124,7 @@ def check_disk(name: str, folder: Path, elsewhere: str) -> Finding:
         return Finding(name, WARN, f"{folder} cannot be written ({refusal.strerror})", elsewhere)
     there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
     free = shutil.disk_usage(there).free
-    found = f"{gib(free)} are free in {folder}"
+    found = f"{_gib(free)} are free in {folder}"
     if free < _ENOUGH_DISK:
         return Finding(name, FAIL if free < _LEAST_DISK else WARN, found, f"make room, or {elsewhere}")
     return Finding(name, PASS, found)
@@ -168,3 +168,8 @@ def _number(*paths: Path) -> int | None:
     """The number that the first of some files holds which is there."""
     text = next((text for path in paths if (text := _read(path))), "")
     return int(text) if text.isdecimal() else None
+
+
+def _gib(count: float) -> str:
+    """A number of bytes in words, such as "1.5 GiB"."""
+    return f"{count / 2**30:.1f} GiB"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from importlib import metadata
 from typing import TYPE_CHECKING, TypeVar
 
-from histodistill.training.cli.findings import FAIL, PASS, WARN, Finding
+from histodistill.training.running.findings import FAIL, PASS, WARN, Finding
 
 
 if TYPE_CHECKING:

@@ -55,5 +55,5 @@ def audit_share_of(run: Path) -> float:
 
 
 def labelled(tiles: Tiles) -> LabelledImages:
-    """The same images, labels and groups for `selection`."""
-    return LabelledImages(tiles.images, tiles.labels, tiles.groups)
+    """The same images, labels, groups and attributes for `selection`."""
+    return LabelledImages(tiles.images, tiles.labels, tiles.groups, tiles.attributes)

@@ -147,7 +147,7 @@ class FolderWalk:
             below, found = self.folders(waiting.pop())
             images += found
             waiting += below
-        return sorted(images, key=lambda path: path.relative_to(folder).as_posix())
+        return sorted(images, key=Path.as_posix)
 
     def leave_out(self, images: list[Path]) -> None:
         """Keeps account of images that are not taken; those seen so far that cannot be read are not taken either."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from histodistill.selection.names import GROUP_KINDS
 from histodistill.training.data.grouping import Grouping
 from histodistill.training.data.names import class_name, shown
-from histodistill.training.running.errors import InputError, option_string, param
-from histodistill.training.running.notes import tell
+from histodistill.training.data.source_checks import GROUPS
+from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.findings import WARN, Finding
 
 
 #: Characters that the name of a group may have: all names of a source have the room of the longest.
@@ -87,14 +89,18 @@ def with_kind_of(grouping: Grouping, column: str) -> Grouping:
     return grouping if kind is None else grouping.usual(kind)
 
 
-def tell_of_likely_groups(where: str, columns: Iterable[str]) -> None:
-    """Tells of a column that is called as groups are, where the user named none; of several, the first.
+def with_hint(grouping: Grouping, where: str, columns: Iterable[str]) -> Grouping:
+    """What was said of the groups, with a hint at a column that is called as groups are; of several, the first.
 
     Args:
+        grouping: What was said, which names no column.
         where: What messages call the source.
         columns: Names of its columns that hold no images, labels or groups.
     """
     named = next((column for column in columns if kind_called(column) not in (None, "site")), None)
-    if named is not None:
-        name = shown(named)
-        tell(f"{where}: if tiles of one {name} belong together, give {option_string('group_column')} {name}")
+    if named is None:
+        return grouping
+    name = shown(named)
+    found = f"{where} has a column {name} that looks like groups and is not used"
+    mend = f"if tiles of one {name} belong together, give {param('group_column')} {name}"
+    return replace(grouping, hint=Finding(GROUPS, WARN, found, mend, private=f"{where}: {mend}"))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from histodistill.selection.names import GROUP_KINDS
 from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.findings import Finding
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Grouping:
         split_seed: Seed of the splits that are made; None takes the last tiles of each class, in file order, where
             there are no groups, and 0 where there are.
         allow_shared: Whether a group may be in two given splits.
+        hint: What could be said of the groups of this source, and was not.
     """
 
     column: str | None = None
@@ -28,6 +30,7 @@ class Grouping:
     kind: str | None = None
     split_seed: int | None = None
     allow_shared: bool = False
+    hint: Finding | None = None
 
     def __post_init__(self) -> None:
         if self.column is not None and self.pattern is not None:
@@ -49,6 +52,18 @@ class Grouping:
                     f"{param('group_pattern')}={self.pattern} has no part named group: write it as in "
                     "'(?P<group>[^_/]+)_'"
                 )
+
+    @classmethod
+    def of(
+        cls,
+        group_column: str | None = None,
+        group_pattern: str | None = None,
+        group_kind: str | None = None,
+        split_seed: int | None = None,
+        allow_shared_groups: bool = False,
+    ) -> Grouping:
+        """What options say, see `GroupOptions.group_options`."""
+        return cls(group_column, group_pattern, group_kind, split_seed, allow_shared_groups)
 
     @property
     def was_asked_for(self) -> bool:

@@ -19,7 +19,7 @@ from histodistill.training.data.group_names import (
     LONGEST,
     parts_of_paths,
     spelled,
-    tell_of_likely_groups,
+    with_hint,
     with_kind_of,
 )
 from histodistill.training.data.grouping import Grouping
@@ -70,7 +70,7 @@ def open_rows(
     listed = {split: part.list_tiles(grouping.pattern) for split, part in parts.items()}
     _tell_of_unused(where, listed.values())
     if not grouping.was_asked_for:
-        tell_of_likely_groups(where, first.unused)
+        grouping = with_hint(grouping, where, first.unused)
 
     def read(image_size: int | None) -> dict[str, Tiles]:
         tiles = {split: part.read(listed[split], image_size) for split, part in parts.items()}

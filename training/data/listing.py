@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from histodistill.training.data.tiles import Tiles
+from histodistill.training.running.findings import Finding
 
 
 #: Tiles whose headers are read to see their sizes, at most.
@@ -49,6 +50,7 @@ class Listing:
         bytes_on_disk: Of the files that hold the tiles; 0 for tiles that are drawn.
         is_sample: Whether `sizes` are those of a sample.
         group_kind: What a group is, one of `GROUP_KINDS`; None where the tiles have no groups.
+        hint: See `Grouping`.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Listing:
     bytes_on_disk: int
     is_sample: bool = False
     group_kind: str | None = None
+    hint: Finding | None = None
 
 
 def spread(count: int, most: int = LOOKED_AT) -> np.ndarray:

@@ -22,7 +22,7 @@ from histodistill.training.data.group_names import (
     kind_called,
     parts_of_paths,
     spelled,
-    tell_of_likely_groups,
+    with_hint,
     with_kind_of,
 )
 from histodistill.training.data.grouping import Grouping
@@ -329,7 +329,7 @@ def _listed(table: _Table, labels: np.ndarray, grouping: Grouping) -> tuple[List
         paths = [path.replace("\\", "/") for path in table.columns["path"]]
         groups, attributes = parts_of_paths(paths, grouping.pattern, str(table.path))
     else:
-        tell_of_likely_groups(str(table.path), [*table.columns])
+        grouping = with_hint(grouping, str(table.path), [*table.columns])
     unused = list(table.others)
     for name, cells in table.columns.items():
         if name == "site":

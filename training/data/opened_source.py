@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from histodistill.training.data.grouping import Grouping
 from histodistill.training.data.listing import ListedSplit, Listing
-from histodistill.training.data.make_source import check_labels, make_source
+from histodistill.training.data.make_source import make_source
 from histodistill.training.data.names import checked_class_names
-from histodistill.training.data.splits import require_groups
 from histodistill.training.data.tiles import SPLITS, Tiles, TileSource
+from histodistill.training.running.notes import tell
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +43,8 @@ class OpenedSource:
 
     def load(self, image_size: int | None, hold_out_validation: bool) -> TileSource:
         """Reads the tiles and makes a source of them, see `make_source`."""
+        if self.grouping.hint is not None:
+            tell(self.grouping.hint.for_command_line().sentence())
         return make_source(
             self.name,
             self.class_names,
@@ -56,19 +58,18 @@ class OpenedSource:
     def listing(self) -> Listing:
         """What there is to be read.
 
+        Labels and groups are not checked: see `source_checks`.
+
         Raises:
-            InputError: Names of classes that cannot be used, a label that is no class, a tile whose size cannot be
-                seen, or no groups where the user said where they are.
+            InputError: Names of classes that cannot be used, or a tile whose size cannot be seen.
         """
         names = checked_class_names(self.name, self.class_names)
-        require_groups(self.name, self.splits["train"].groups, self.grouping)
-        for split, tiles in self.splits.items():
-            check_labels(self.name, split, tiles.labels, len(names))
         sizes = dict(self.sizes())
         splits = {split: self.splits[split] for split in SPLITS if split in self.splits}
-        kind = None if splits["train"].groups is None else self.grouping.kind or "group"
+        has_groups = any(tiles.groups is not None for tiles in splits.values())
+        kind = self.grouping.kind or "group" if has_groups else None
         is_sample = sum(sizes.values()) < sum(map(len, splits.values()))
-        return Listing(self.name, names, splits, sizes, self.stored(), is_sample, kind)
+        return Listing(self.name, names, splits, sizes, self.stored(), is_sample, kind, self.grouping.hint)
 
 
 def opened_in_memory(source: TileSource, grouping: Grouping) -> OpenedSource:

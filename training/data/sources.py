@@ -123,6 +123,8 @@ def list_tiles(
     Raises:
         InputError: As `load_tiles`, but for what is seen by decoding tiles or by comparing splits.
     """
+    if image_size is not None:
+        check_integer(param("image_size"), image_size, MIN_IMAGE_SIZE, error=InputError)
     grouping = Grouping(group_column, group_pattern, group_kind)
     with told_by_distill():
         return _open(source, image_size, cache_dir, download, grouping).listing()

@@ -3,75 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations
 
 import numpy as np
 
 from histodistill.selection.streams import stream
-from histodistill.selection.summaries import counted
 from histodistill.selection.units import classes_of_units, find_units, hold_out_units
-from histodistill.training.data.grouping import Grouping
 from histodistill.training.data.tiles import HELD_OUT, Tiles, TileSource
-from histodistill.training.running.errors import InputError, one_line, param
-from histodistill.training.running.notes import warn
+from histodistill.training.running.errors import InputError, param
 
 
 # A split that is made takes one of so many parts of train.
 _PARTS = 10
-# The splits that can be made, in order.
-_MADE = ("validation", "test")
+#: The splits that can be made, in order.
+MADE = ("validation", "test")
 # Ways to put groups into parts that are tried until one leaves each class with a training tile.
 _MOST_TRIES = 20
-
-
-def check_groups(name: str, splits: Mapping[str, Tiles], grouping: Grouping) -> int:
-    """Sees that no group is in two of the splits that a source has.
-
-    Args:
-        name: What the source is called.
-        splits: Its tiles, by split.
-        grouping: What was said of the groups.
-
-    Returns:
-        The number of groups in several splits, where this was allowed, and otherwise 0.
-
-    Raises:
-        InputError: If there are such groups, if the user said where groups are and there are none, or if splits that
-            are trained on and looked at do not both have groups.
-    """
-    require_groups(name, splits["train"].groups, grouping)
-    with_groups = {split: np.unique(tiles.groups) for split, tiles in splits.items() if tiles.groups is not None}
-    for split in splits.keys() - with_groups.keys() if with_groups else ():
-        warn(f"the {split} split of {name} has no groups: whether groups of other splits are in it is not known")
-    shared: set[str] = set()
-    for first, second in combinations(with_groups, 2):
-        both = np.intersect1d(with_groups[first], with_groups[second])
-        if len(both) and not grouping.allow_shared:
-            raise InputError(
-                f"{counted(len(both), 'group is', 'groups are')} in both {first} and {second} of {name} (such as "
-                f"{one_line(str(both[0]))!r}): what is measured on them looks better than it is; give each group to "
-                f"one split, or give {param('allow_shared_groups')}, which cards and reports then say"
-            )
-        shared.update(both.tolist())
-    return len(shared)
-
-
-def require_groups(name: str, groups: np.ndarray | None, grouping: Grouping) -> None:
-    """Sees that training tiles have groups where the user said where these are, or of which kind.
-
-    Raises:
-        InputError: If they have none.
-    """
-    if groups is None:
-        if grouping.was_asked_for:
-            raise InputError(f"{name} has no groups by {grouping.asked}: leave it out")
-        if grouping.kind is not None:
-            raise InputError(
-                f"{param('group_kind')}={grouping.kind} is given and {name} has no groups: say where they are with "
-                f"{param('group_column')} or {param('group_pattern')}"
-            )
 
 
 def make_missing_splits(
@@ -97,29 +45,53 @@ def make_missing_splits(
     Raises:
         InputError: If there are too few tiles, or groups, for a validation split.
     """
-    splits = dict(splits)
-    made = tuple(split for split in _MADE if split not in splits)
+    made = tuple(split for split in MADE if split not in splits)
     if not made:
-        return splits, ()
+        return dict(splits), ()
     train = splits["train"]
     units = find_units([train.images], train.groups)
-    sizes = np.bincount(train.labels)
-    for split in made:
-        if train.groups is None:
-            taken = _last_of_each_class(units, train.labels, sizes, split, seed)
+    rows = plan_missing_splits(name, made, train.labels, units, train.groups is not None, seed)
+    if rows.keys() == {"train"}:
+        return dict(splits), ()
+    parts = {split: train.subset(chosen) for split, chosen in rows.items()}
+    return {**splits, **parts}, tuple(split for split in made if split in rows)
+
+
+def plan_missing_splits(
+    name: str, missing: Sequence[str], labels: np.ndarray, units: np.ndarray, has_groups: bool, seed: int | None = None
+) -> dict[str, np.ndarray]:
+    """Which training tiles `make_missing_splits` puts where.
+
+    Args:
+        name: What the source is called.
+        missing: Those of `MADE` that are to be made, in order.
+        labels: int64 N, of the training tiles.
+        units: int64 N, each number from 0 on: what stays together.
+        has_groups: Whether units are groups, and not single tiles with their near copies.
+        seed: Seed of what is random.
+
+    Returns:
+        Each split that can be made, and "train", with its rows: int64, in order.
+
+    Raises:
+        InputError: As for `make_missing_splits`.
+    """
+    rows: dict[str, np.ndarray] = {}
+    left, sizes = np.arange(len(labels)), np.bincount(labels)
+    for split in missing:
+        if has_groups:
+            taken = _part_of_groups(units, labels, split, seed or 0)
         else:
-            taken = _part_of_groups(units, train.labels, split, seed or 0)
+            taken = _last_of_each_class(units, labels, sizes, split, seed)
         if taken is None and split == "validation":
-            what = "tiles" if train.groups is None else "groups"
+            what = "groups" if has_groups else "tiles"
             raise InputError(
                 f"{name} has no validation split and too few {what} to make one: give at least 2 {what} per class"
             )
-        if taken is None:
-            made = tuple(other for other in made if other != split)
-            continue
-        splits |= {split: train.subset(np.flatnonzero(taken)), "train": train.subset(np.flatnonzero(~taken))}
-        train, units = splits["train"], np.unique(units[~taken], return_inverse=True)[1]
-    return splits, made
+        if taken is not None:
+            rows[split], left, labels = left[taken], left[~taken], labels[~taken]
+            units = np.unique(units[~taken], return_inverse=True)[1]
+    return {**rows, "train": left}
 
 
 def hold_out_for_audit(source: TileSource, share: float) -> TileSource:
@@ -148,19 +120,33 @@ def hold_out_for_audit(source: TileSource, share: float) -> TileSource:
         return source
     train = source.split("train")
     units = find_units([train.images], train.groups)
-    if train.groups is None:
-        held = _random_of_each_class(units, train.labels, share)
-        if not held.any():
-            raise InputError(f"{source.name} has one training tile per class: give more, or an audit_share of 0")
-    else:
-        try:
-            held = hold_out_units(units, train.labels, share, stream("groups that are held out for the audit"))
-        except ValueError as error:
-            raise InputError(
-                f"groups of {source.name} cannot be held out for the audit ({error}): give {param('audit_share')} 0"
-            ) from error
+    held = plan_held_out(source.name, train.labels, units, train.groups is not None, share)
     parts = {"train": train.subset(np.flatnonzero(~held)), HELD_OUT: train.subset(np.flatnonzero(held))}
     return replace(source, splits={**source.splits, **parts})
+
+
+def plan_held_out(name: str, labels: np.ndarray, units: np.ndarray, has_groups: bool, share: float) -> np.ndarray:
+    """Which training tiles `hold_out_for_audit` keeps from the models: bool N.
+
+    Args:
+        name: What the source is called.
+        labels, units, has_groups: As for `plan_missing_splits`.
+        share: Above 0 and below 1.
+
+    Raises:
+        InputError: As for `hold_out_for_audit`.
+    """
+    if not has_groups:
+        held = _random_of_each_class(units, labels, share)
+        if not held.any():
+            raise InputError(f"{name} has one training tile per class: give more, or an audit_share of 0")
+        return held
+    try:
+        return hold_out_units(units, labels, share, stream("groups that are held out for the audit"))
+    except ValueError as error:
+        raise InputError(
+            f"groups of {name} cannot be held out for the audit ({error}): give {param('audit_share')} 0"
+        ) from error
 
 
 def _last_of_each_class(
@@ -185,7 +171,7 @@ def _last_of_each_class(
         members = np.flatnonzero(labels == label)
         order = members[::-1]
         if seed is not None:
-            rng = stream("tiles of a split that is made", seed, _MADE.index(split), int(label))
+            rng = stream("tiles of a split that is made", seed, MADE.index(split), int(label))
             order = rng.permutation(members)
         count = min(max(1, (int(sizes[label]) + _PARTS // 2) // _PARTS), len(members) - 1)
         enough = len(members) - count
@@ -219,7 +205,7 @@ def _part_of_groups(units: np.ndarray, labels: np.ndarray, split: str, seed: int
     shares = np.bincount(labels) / parts
     best, least = None, np.inf
     for number in range(_MOST_TRIES):
-        rng = stream("groups of a split that is made", seed, _MADE.index(split), number)
+        rng = stream("groups of a split that is made", seed, MADE.index(split), number)
         folds = StratifiedGroupKFold(parts, shuffle=True, random_state=int(rng.integers(2**31)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)

@@ -26,10 +26,11 @@ from histodistill.training.end_to_end.remaining import seconds_left
 from histodistill.training.end_to_end.steps import STEPS, Common, StageCall, read_change, refuse_given, stage_calls
 from histodistill.training.evaluation.audit import AUDIT
 from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.findings import refuse, warn_of
 from histodistill.training.running.formats import RUN_FORMAT, check_format
 from histodistill.training.running.group_options import SETTING, GroupOptions
 from histodistill.training.running.launch import NUM_PROCESSES_HELP, run_module
-from histodistill.training.running.notes import STEP_OF_DISTILL, tell
+from histodistill.training.running.notes import STEP_OF_DISTILL, hushed, tell
 from histodistill.training.running.options import StepParser, check_values, config, option, run_script
 from histodistill.training.running.precision import has_cuda, resolve_precision
 from histodistill.training.running.presets import PRESET_NAMES, Preset, load_preset, preset_name
@@ -260,20 +261,11 @@ def with_changes(preset: Preset, config: DistillConfig, steps: Sequence[str]) ->
     return preset
 
 
-def check_image_size(preset: Preset, image_size: int) -> None:
-    """Checks that the models of a preset can halve tiles as often as they do.
-
-    Raises:
-        InputError: If they cannot: better now than after the autoencoder is trained.
-    """
-    halvings = preset.halvings(image_size)
-    if image_size % 2**halvings:
-        sizes = (image_size + sign * distance for distance in range(1, image_size) for sign in (-1, 1))
-        nearest = next(size for size in sizes if size % 2 ** preset.halvings(size) == 0)
-        raise InputError(
-            f"tiles of {image_size} px do not suit this preset, whose models halve them {halvings} times: "
-            f"give {param('image_size')} {nearest}"
-        )
+def fit_preset(preset: Preset, config: DistillConfig, image_size: int, num_train: int) -> Preset:
+    """What `resolve_preset` gave, made to fit so many training tiles of that size in pixels."""
+    preset = preset.for_image_size(image_size)
+    steps = preset.diffusion_steps(num_train)
+    return with_changes(preset.with_options("diffusion", {"max_train_steps": steps}), config, list(STEPS))
 
 
 def _require_gpu_for_fp16(precision: str) -> None:
@@ -305,17 +297,28 @@ def open_run(config: DistillConfig, max_train_steps: Mapping[str, int] | None = 
     _require_gpu_for_fp16(config.mixed_precision)
     preset = resolve_preset(config)
     groups = config.group_options()
-    source = load_tiles(config.data, image_size=config.image_size, audit_share=config.audit_share, **groups)
-    check_image_size(preset, source.image_size)
 
     from histodistill.training.data.audit_tiles import real_tiles
     from histodistill.training.data.group_facts import group_facts
+    from histodistill.training.data.group_record import write_group_record
+    from histodistill.training.data.grouping import Grouping
+    from histodistill.training.end_to_end.tile_checks import (
+        check_image_size,
+        list_source,
+        look_at_tiles,
+    )
 
+    # Then what takes seconds, before tiles are decoded.
+    with hushed():  # of what loading the tiles tells
+        listing = list_source(config.data, config.image_size, groups)
+    grouping = Grouping.of(**groups)
+    loading, beyond, _ = look_at_tiles(listing, grouping, config.image_size, config.audit_share, preset)
+    refuse([*loading, *beyond])
+    source = load_tiles(config.data, image_size=config.image_size, audit_share=config.audit_share, **groups)
+    check_image_size(preset, source.image_size)
     real_tiles(source)
     source.split("test")
-    preset = preset.for_image_size(source.image_size)
-    steps = preset.diffusion_steps(len(source.split("train")))
-    preset = with_changes(preset.with_options("diffusion", {"max_train_steps": steps}), config, list(STEPS))
+    preset = fit_preset(preset, config, source.image_size, len(source.split("train")))
     for step, number in (max_train_steps or {}).items():
         preset = preset.with_options(step, {"max_train_steps": number})
     for step in STEPS:  # run.json holds what was used, not "auto"
@@ -352,6 +355,8 @@ def open_run(config: DistillConfig, max_train_steps: Mapping[str, int] | None = 
         )
     _refuse_what_steps_refuse(stages(config, run))
     _claim(config.output, run)
+    write_group_record(config.output, source)
+    warn_of(beyond)  # of the others, loading the tiles has warned
     return run
 
 

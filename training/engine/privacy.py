@@ -18,7 +18,6 @@ more or less changes nothing about the others.
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 import struct
 import warnings
@@ -34,6 +33,7 @@ from torch.func import functional_call, grad, vmap
 
 from histodistill.training.engine.steps import step_generator
 from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.files import write_bytes
 from histodistill.training.running.training_options import PrivateTrainingConfig
 
 
@@ -261,14 +261,8 @@ def secret_key(folder: str | Path) -> bytes:
     try:
         key = path.read_bytes()
     except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
         key = secrets.token_bytes(_KEY_BYTES)
-        # No moment at which somebody else may read it, or at which it is there but not whole.
-        partial = path.with_name(f"{KEY_FILE}.partial")
-        partial.unlink(missing_ok=True)
-        with open(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
-            file.write(key)
-        os.replace(partial, path)
+        write_bytes(path, key, private=True)
     if len(key) != _KEY_BYTES:
         raise InputError(f"{path} is damaged: delete it together with the checkpoints beside it, and begin anew")
     return key

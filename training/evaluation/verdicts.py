@@ -26,6 +26,7 @@ from histodistill.hub_cards.documents import parse_json
 from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.part_files import hash_contents, read_file
 from histodistill.selection.audit_figures import (
+    AttributeAttack,
     AuditResult,
     Copies,
     Dominance,
@@ -215,7 +216,12 @@ def _to_set(figures: SetFigures) -> SetAudit:
 
 
 def _to_tests(figures: UnitTestsFigures) -> UnitTests:
-    return UnitTests(**{**figures.model_dump(), "dominance": Dominance(**figures.dominance.model_dump())})
+    attributes = {
+        name: AttributeAttack(found.num_values, _interval(found.auc), found.p_value)
+        for name, found in figures.attributes.items()
+    }
+    dominance = Dominance(**figures.dominance.model_dump())
+    return UnitTests(**{**figures.model_dump(), "dominance": dominance, "attributes": attributes})
 
 
 def _to_attack(figures: Any) -> Attack:

@@ -49,18 +49,27 @@ def write_refusal(folder: Path) -> OSError | None:
         return error
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Writes UTF-8 text atomically; bytes of a file's name that are not UTF-8 are escaped."""
-    write_bytes(path, text.encode(errors="backslashreplace"))
+def write_text(path: str | Path, text: str, private: bool = False) -> None:
+    """Writes UTF-8 text atomically; bytes of a file's name that are not UTF-8 are escaped.
+
+    Args:
+        path, private: See `write_bytes`.
+        text: What shall be in it.
+    """
+    write_bytes(path, text.encode(errors="backslashreplace"), private)
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_json(path: str | Path, value: Any, private: bool = False) -> None:
     """Writes indented JSON atomically.
+
+    Args:
+        path, private: See `write_bytes`.
+        value: What shall be in it.
 
     Raises:
         ValueError: For NaN or infinity, which are not JSON.
     """
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n", private)
 
 
 def read_json(path: str | Path) -> Any:

@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing import parent_process
 
 from histodistill.training.running.errors import one_line
@@ -24,14 +24,23 @@ def is_step_of_distill() -> bool:
 
 
 @contextmanager
-def told_by_distill() -> Iterator[None]:
-    """Leaves out notes in a step that `distill` started: on what all steps load, such as the tiles."""
+def hushed(are_hushed: bool = True) -> Iterator[None]:
+    """Leaves out notes, where others tell the same.
+
+    Args:
+        are_hushed: Whether they are left out.
+    """
     global _hushed
-    before, _hushed = _hushed, is_step_of_distill()
+    before, _hushed = _hushed, _hushed or are_hushed
     try:
         yield
     finally:
         _hushed = before
+
+
+def told_by_distill() -> AbstractContextManager[None]:
+    """Leaves out notes in a step that `distill` started: on what all steps load, such as the tiles."""
+    return hushed(is_step_of_distill())
 
 
 def tell(message: str) -> None:

@@ -101,6 +101,11 @@ def require_parts(run: Path, *parts: str) -> dict[str, dict[str, Any]]:
     return {part: require_complete(run / part, _PARTS[part][0], f"run {_PARTS[part][1]} first") for part in parts}
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run: one that `distill` began, or that steps run one by one have left something in."""
+    return (folder / "run.json").is_file() or any(read_record(folder / part) for part in _PARTS)
+
+
 def content_of(folder: str | Path) -> str:
     """SHA-256 of what a finished stage is: its weights, tables of images and configurations, by their places.
 

@@ -15,7 +15,7 @@ import pytest
 
 from histodistill.training import cli
 from histodistill.training.cli import doctor, machine_checks, software_checks
-from histodistill.training.cli.findings import FAIL, PASS, WARN, Finding
+from histodistill.training.running.findings import FAIL, PASS, WARN, Finding
 
 
 GIB = 2**30

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from histodistill.selection.near_copies import near_pairs
 from histodistill.training.data.grouping import Grouping
 from histodistill.training.data.make_source import make_source
-from histodistill.training.data.splits import check_groups, hold_out_for_audit, make_missing_splits
+from histodistill.training.data.source_checks import check_groups
+from histodistill.training.data.splits import hold_out_for_audit, make_missing_splits
 from histodistill.training.data.tiles import HELD_OUT, Tiles, TileSource
 from histodistill.training.running.errors import InputError
+from histodistill.training.running.findings import settle
 
 
 def noise(n: int, seed: int = 0) -> np.ndarray:
@@ -172,7 +174,7 @@ def test_groups_of_the_train_split_alone_are_warned_of(capsys):
 )
 def test_groups_that_were_asked_for_and_are_not_there(grouping, message):
     with pytest.raises(InputError) as raised:
-        check_groups("x", {"train": tiles([0, 1])}, grouping)
+        settle(check_groups("x", {"train": tiles([0, 1])}, grouping))
     assert str(raised.value).startswith(message)
 
 

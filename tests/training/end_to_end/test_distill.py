@@ -18,6 +18,7 @@ from sentences import without_notes
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.phantom import phantom_tiles
 from histodistill.training.end_to_end import distill
+from histodistill.training.end_to_end.tile_checks import check_image_size
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, write_json
 from histodistill.training.running.options import run_script
@@ -135,7 +136,7 @@ def test_what_a_run_writes_off_a_terminal(tiny_run):
         assert re.fullmatch(rf"\[{number}/7\] {title} · {times}", line)
     # What it was made of, where it went on, that it is finished, and what to do next.
     assert [re.split(r"[ :]", line)[0] for line in notes if line not in steps] == [
-        "tiles", "autoencoder", "all", "Look", "Publish"
+        "tiles", "warning", "autoencoder", "all", "Look", "Publish"
     ]  # fmt: skip
     lines = [line for line in notes + tiny_run.output.splitlines() if line]
     assert len(set(lines)) == len(lines) < 45
@@ -641,8 +642,8 @@ def test_size_that_the_models_of_a_preset_cannot_halve(image_size, better, tiny_
     preset = load_preset(tiny_preset).with_options("diffusion", {"channels": [8, 8]})
     # 30 px can be halved once: the autoencoder would be trained before the denoiser failed.
     with pytest.raises(InputError, match=rf"halve them 2 times: give image_size {better}$"):
-        distill.check_image_size(preset, image_size)
-    distill.check_image_size(preset, better)
+        check_image_size(preset, image_size)
+    check_image_size(preset, better)
 
 
 def arrays_of(path: Path) -> dict[str, np.ndarray]:
@@ -745,13 +746,13 @@ def negative_label(folder, good):
 def splits_of_different_size(folder, good):
     arrays = arrays_of(good)
     arrays["test_images"] = np.zeros((20, 20, 20, 3), dtype=np.uint8)
-    return save(folder, arrays), "the test tiles of bad are 20x20 pixels and the train tiles 16x16: give --image-size"
+    return save(folder, arrays), "the tiles of bad are of 2 sizes, 16x16 (80), 20x20 (20) pixels: give --image-size"
 
 
 def images_of_different_size(folder, good):
     image_folder(folder / "tiles")
     Image.new("RGB", (18, 18)).save(folder / "tiles" / "train" / "gland" / "1.png")
-    return folder / "tiles", "1.png is 18x18 pixels but "
+    return folder / "tiles", "the tiles of tiles are of 2 sizes, 16x16 (23), 18x18 (1) pixels: give --image-size"
 
 
 def images_of_different_mode(folder, good):
@@ -783,7 +784,7 @@ def no_test_split(folder, good):
     rows = np.flatnonzero(arrays["train_labels"].reshape(-1) != 0)
     rows = np.append(rows, np.flatnonzero(arrays["train_labels"].reshape(-1) == 0)[:1])
     arrays |= {name: arrays[name][rows] for name in ("train_images", "train_labels")}
-    return save(folder, arrays), "bad has no 'test' split: it has train, validation"
+    return save(folder, arrays), "bad has no test split, and too few tiles or groups of a class to make one: add"
 
 
 BAD_SOURCES = [

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from histodistill.training.end_to_end import distill, steps
+from histodistill.training.end_to_end.tile_checks import check_image_size
 from histodistill.training.evaluation import compare
 from histodistill.training.models.autoencoder import build_autoencoder
 from histodistill.training.models.denoiser import build_denoiser
@@ -53,7 +54,7 @@ def test_stages_fit_each_other(name):
     assert preset.select["n_per_class"] <= preset.generate["per_class"]
     # MedMNIST's sizes, of which phantom has the first.
     for image_size in (28, 64, 128, 224):
-        distill.check_image_size(preset, image_size)
+        check_image_size(preset, image_size)
 
 
 @pytest.mark.parametrize("image_size", [28, 32, 64, 128, 224])

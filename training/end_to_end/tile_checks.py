@@ -1,0 +1,99 @@
+"""What a distillation looks at before it begins: whether the tiles suit it, as far as is seen without their pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from histodistill.training.data.grouping import Grouping
+from histodistill.training.data.inspection import plan_splits
+from histodistill.training.data.listing import ListedSplit, Listing
+from histodistill.training.data.source_advice import look_at_listing, look_at_use
+from histodistill.training.data.source_checks import SIZES, SPLITS
+from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.findings import FAIL, Finding
+from histodistill.training.running.presets import Preset
+
+
+def list_source(data: str | Path, image_size: int | None, groups: Mapping[str, Any]) -> Listing:
+    """What a source holds: see `list_tiles`.
+
+    Args:
+        data: The source.
+        image_size: As for `load_tiles`.
+        groups: All that is said of groups, see `GroupOptions.group_options`.
+    """
+    from histodistill.training.data.sources import list_tiles
+
+    return list_tiles(
+        data,
+        image_size=image_size,
+        group_column=groups.get("group_column"),
+        group_pattern=groups.get("group_pattern"),
+        group_kind=groups.get("group_kind"),
+    )
+
+
+def look_at_tiles(
+    listing: Listing,
+    grouping: Grouping,
+    image_size: int | None,
+    audit_share: float,
+    preset: Preset,
+    units: np.ndarray | None = None,
+) -> tuple[list[Finding], list[Finding], dict[str, ListedSplit] | None]:
+    """All that can be said of tiles before a distillation.
+
+    Args:
+        listing: The tiles.
+        grouping: What was said of their groups.
+        image_size: Side in pixels to which they are brought; None where they stay as they are.
+        audit_share: Share of the training tiles that is held out.
+        preset: What the models are like.
+        units: See `plan_splits`.
+
+    Returns:
+        What loading the tiles would say, what else there is to say, and the splits with which models are trained; None
+        where there can be none.
+    """
+    loading = list(look_at_listing(listing, grouping, image_size))
+    beyond: list[Finding] = []
+    planned = None
+    if not any(finding.status == FAIL and finding.name != SIZES for finding in loading):
+        try:
+            planned = plan_splits(listing, grouping.split_seed, audit_share, units)
+        except InputError as error:
+            beyond.append(Finding.of_error(SPLITS, error))
+        else:
+            beyond += look_at_use(listing, planned, audit_share)
+    size = image_size or side_of(listing)
+    if size is not None:
+        try:
+            check_image_size(preset, size)
+        except InputError as error:
+            beyond.append(Finding.of_error(SIZES, error))
+    return loading, beyond, planned
+
+
+def side_of(listing: Listing) -> int | None:
+    """The side in pixels of tiles that are all square and of one size, as far as was seen; None for others."""
+    return next(iter(listing.sizes))[0] if len(listing.sizes) == 1 and len(set(*listing.sizes)) == 1 else None
+
+
+def check_image_size(preset: Preset, image_size: int) -> None:
+    """Checks that the models of a preset can halve tiles as often as they do.
+
+    Raises:
+        InputError: If they cannot: better now than after the autoencoder is trained.
+    """
+    halvings = preset.halvings(image_size)
+    if image_size % 2**halvings:
+        sizes = (image_size + sign * distance for distance in range(1, image_size) for sign in (-1, 1))
+        nearest = next(size for size in sizes if size % 2 ** preset.halvings(size) == 0)
+        raise InputError(
+            f"tiles of {image_size} px do not suit this preset, whose models halve them {halvings} times: "
+            f"give {param('image_size')} {nearest}"
+        )
