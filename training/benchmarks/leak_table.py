@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from histodistill.selection.group_audit import GROUP_FAILS_BY_CHANCE
 from histodistill.selection.membership import binomial_interval
+from histodistill.training.benchmarks.leak_trials import POINTS
 from histodistill.training.data.images import figure_png
 
 
@@ -41,6 +42,7 @@ def summarise_leaks(records: list[dict[str, Any]], models: list[dict[str, Any]])
         for audit in mine:
             p_values = {**audit["p_values"]}
             p_values |= {f"nearest, {space}": found["p_value"] for space, found in audit["overfitting"].items()}
+            p_values |= {f"attribute, {name}": told["p_value"] for name, told in audit["tests"]["attributes"].items()}
             p_values["dominance"] = audit["tests"]["dominance"]["p_value"]
             alone.update({name: int(p_value <= GROUP_FAILS_BY_CHANCE) for name, p_value in p_values.items()})
         calibration.append(
@@ -74,7 +76,7 @@ def leak_text(results: dict[str, Any]) -> str:
     heads = [f"{100 * column['duplicated']:.0f} % near copies" for column in calibration]
     lines = [f"| honest trials that fail | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
     lines.append(f"| **the audit by patient** | {' | '.join(_count(c['failed'], c['trials']) for c in calibration)} |")
-    for point in ("copies", "overfitting", "membership", "dominance"):
+    for point in POINTS:
         counts = [_count(column["points"].get(point, 0), column["trials"]) for column in calibration]
         lines.append(f"| … by {point} | {' | '.join(counts)} |")
     for name in calibration[0]["alone"] if calibration else ():
@@ -122,7 +124,7 @@ def draw_leaks(detection: list[dict[str, Any]]) -> bytes:
     panel.set_ylabel("share of trials that fail")
     panel.set_ylim(-0.03, 1.03)
     panel.spines[["top", "right"]].set_visible(False)
-    panel.legend(frameon=False, fontsize=8, loc="center right")
+    figure.legend(frameon=False, fontsize=8, loc="outside upper center", ncols=2)
     return figure_png(figure)
 
 

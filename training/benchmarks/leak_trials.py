@@ -25,11 +25,11 @@ from histodistill.training.data.tiles import Tiles, TileSource
 
 #: What can be planted: nothing; looks of training patients in new places; places next to training tiles.
 LEAKS = ("none", "looks", "neighbours")
+#: The points of a verdict that are about the images; the others are about the audit itself, whether it finds copies
+#: that are planted, and say nothing of patients.
+POINTS = ("copies", "overfitting", "membership", "dominance", "attributes")
 # Added to the number of a trial, where patients are drawn that nobody has seen.
 _UNSEEN = 1_000_000
-# The points of a verdict that are about the images; the others are about the audit itself, whether it finds copies
-# that are planted, and say nothing of patients.
-_POINTS = ("copies", "overfitting", "membership", "dominance", "attributes")
 # Validation patients, and their tiles of each class.
 _VALIDATION_PATIENTS, _VALIDATION_TILES = 24, 1
 
@@ -159,7 +159,7 @@ def _verdict(published: LabelledImages, source: TileSource, seed: int) -> dict[s
     real = real_tiles(source)
     kind = source.group_kind or "group"
     result = audit(published, published, real, _EMBEDDINGS, group_kind=kind, n_planted=0, seed=seed)
-    findings = [finding for finding in judge_set(result) if finding.name in _POINTS]
+    findings = [finding for finding in judge_set(result) if finding.name in POINTS]
     attacks = {
         f"{attack}, {space}": found
         for space, by_name in result.published.membership.items()

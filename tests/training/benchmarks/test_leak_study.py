@@ -48,7 +48,7 @@ def record(leak: str, share: float, duplicated: float, failed: list[str], by_til
             "failed": points,
             "p_values": {"mixture, looks": p_value},
             "overfitting": {"pixels": {"share": 0.5, "p_value": 0.5}},
-            "tests": {"dominance": {"p_value": 0.5}},
+            "tests": {"dominance": {"p_value": 0.5}, "attributes": {"site": {"p_value": 0.02}}},
         }
 
     audits = {"by_patient": audit(failed), "by_tile": None if by_tile is None else audit(by_tile)}
@@ -72,7 +72,9 @@ def test_tables_count_trials():
     results = summarise_leaks(records, models)
     first, second = results["calibration"]
     assert (first["trials"], first["failed"], first["points"]) == (2, 1, {"membership": 1})
-    assert first["alone"] == {"mixture, looks": 1, "nearest, pixels": 0, "dominance": 0}
+    assert first["alone"] == {
+        "mixture, looks": 1, "nearest, pixels": 0, "attribute, site": 2, "dominance": 0,
+    }  # fmt: skip
     assert (second["duplicated"], second["trials"], second["failed"]) == (0.2, 1, 0)
     assert results["detection"] == [
         {"leak": "none", "share": 0.0, "by_patient": counts(2, 1), "by_tile": counts(1, 0)},
