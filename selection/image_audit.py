@@ -304,11 +304,12 @@ def audit(
         else:
             weights, weights_test = by_group.test_weights(*_losses_of_attacked(weight_losses, real, attacked))
     others = real.held_out or real.validation
+    of_published = _audit_set(published, known, by_class=True)
     return AuditResult(
         limits=limits,
         is_random=real.held_out is not None,
-        published=_audit_set(published, known, by_class=True),
-        pool=_audit_set(pool, known, by_class=False),
+        published=of_published,
+        pool=of_published if pool is published else _audit_set(pool, known, by_class=False),
         planted=planted,
         num_planted=n_planted,
         weights=weights,
@@ -436,7 +437,7 @@ def _attack_tiles(attack: str, space: str, views: np.ndarray, known: _Attackable
     """One of `ATTACKS` in one space, by images in all symmetries, embedded: `views` 8×G×D."""
     attacked, seed = known.attacked, known.seed
     held, classes = attacked.is_held_out, attacked.classes
-    points, rng = known.index.points[space], stream("images whose density is measured", seed)
+    points, rng = known.index.points[space], _draw_of_images(seed)
     scores = [
         unit_means(_tile_scores(attack, of, points[attacked.rows], points[attacked.reference], rng), attacked.units)
         for of in (views, known.controls[space])
@@ -452,6 +453,11 @@ def _attack_tiles(attack: str, space: str, views: np.ndarray, known: _Attackable
     told, told_of_control = (found.true_positives[FALSE_POSITIVE_RATES[0]] for found in (main, control))
     gained = None if told is None or told_of_control is None else advantage(told.value, told_of_control.value)
     return MembershipAttack(main, control, gained, per_class=per_class)
+
+
+def _draw_of_images(seed: int) -> np.random.Generator:
+    """The stream by which views of images are drawn whose density is measured."""
+    return stream("images whose density is measured", seed)
 
 
 def _tile_scores(
@@ -500,7 +506,7 @@ def _tell_groups(
         scores: dict[str, tuple[np.ndarray, dict[int, Interval]]] = {}
         controls: dict[str, np.ndarray] = {}
         for attack in ATTACKS:
-            rng = stream("images whose density is measured", seed)
+            rng = _draw_of_images(seed)
             main, control = (_tile_scores(attack, images, of[2], of[3], rng) for images in of[:2])
             classes = by_group.within_class(main) if by_class else {}
             for kind, values in by_group.unit_scores(main).items():

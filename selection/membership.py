@@ -211,6 +211,9 @@ def _true_positives(
 ) -> dict[float, Interval | None]:
     rng = stream("bootstrap of an attack", seed)
     rates = [rate for rate in FALSE_POSITIVE_RATES if rate * len(non_members) >= 1]
+    found: dict[float, Interval | None] = dict.fromkeys(FALSE_POSITIVE_RATES)
+    if not rates:
+        return found
     values = _rates_of(members, non_members, rates)
     draws = np.array(
         [
@@ -218,7 +221,6 @@ def _true_positives(
             for _ in range(300)
         ]
     )
-    found: dict[float, Interval | None] = dict.fromkeys(FALSE_POSITIVE_RATES)
     for i, rate in enumerate(rates):
         low, high = np.quantile(draws[:, i], [0.5 - confidence / 2, 0.5 + confidence / 2])
         found[rate] = Interval(values[i], min(float(low), values[i]), max(float(high), values[i]))

@@ -15,6 +15,8 @@ little from tile to tile.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from histodistill.selection.checks import check_integer
@@ -39,9 +41,9 @@ MIN_IMAGE_SIZE = 16
 _TILES_PER_PATIENT, _FEWEST_PATIENTS = 3, 4
 # Tiles of fewer pixels along a side are drawn at twice the size and averaged, so that edges are smooth.
 _SMOOTH_FROM = 128
-# Between tiles of one patient: the standard deviation of what is added to a stain vector, and of the logarithm of the
-# amount of a stain.
-_VECTOR, _AMOUNT = 0.015, 0.06
+# Between tiles of one patient: the standard deviation of what is added to a stain vector, of the logarithm of the
+# amount of a stain, of the light in grey levels, and of the loss of focus.
+_VECTOR, _AMOUNT, _LIGHT, _BLUR = 0.01, 0.04, 0.7, 0.05
 
 
 def phantom_source(
@@ -108,17 +110,26 @@ def phantom_tiles(
     if patients is None:
         count = max(-(-n_per_class // _TILES_PER_PATIENT), min(n_per_class, _FEWEST_PATIENTS))
         patients = draw_patients(split, count, seed)
-    of_tiles = patients[np.arange(n_per_class) * len(patients) // n_per_class]
-    images = [
-        _class_tiles(stream("drawings of the phantom", seed, SPLITS.index(split), label), label, of_tiles, image_size)
-        for label in range(len(PHANTOM_CLASSES))
-    ]
-    return Tiles(
-        np.concatenate(images),
-        np.repeat(np.arange(len(PHANTOM_CLASSES)), n_per_class),
-        groups=np.tile(of_tiles.names, len(PHANTOM_CLASSES)),
-        attributes={"site": np.tile(of_tiles.sites, len(PHANTOM_CLASSES))},
-    )
+    labels = np.repeat(np.arange(len(PHANTOM_CLASSES)), n_per_class)
+    rows = np.tile(np.arange(n_per_class) * len(patients) // n_per_class, len(PHANTOM_CLASSES))
+    return draw_tiles(labels, patients[rows], image_size=image_size, key=(seed, SPLITS.index(split)))
+
+
+def draw_tiles(labels: np.ndarray, patients: Patients, *, image_size: int, key: Sequence[int]) -> Tiles:
+    """Draws one tile of each of N classes and patients, which are its group, and their sites the attribute `site`.
+
+    Args:
+        labels: N whole numbers, places in `PHANTOM_CLASSES`.
+        patients: N, one for each tile; the same one may be there many times.
+        image_size: Side of a tile in pixels, at least 16.
+        key: Whole numbers ≥ 0 that decide, together with the labels, which fields of view are drawn: those of two keys
+            have nothing in common.
+    """
+    images = np.empty((len(labels), image_size, image_size, 3), dtype=np.uint8)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        images[rows] = _class_tiles(stream("drawings of the phantom", *key, label), label, patients[rows], image_size)
+    return Tiles(images, labels, groups=patients.names, attributes={"site": patients.sites})
 
 
 def _class_tiles(rng: np.random.Generator, label: int, patients: Patients, size: int) -> np.ndarray:
@@ -143,7 +154,8 @@ def _class_tiles(rng: np.random.Generator, label: int, patients: Patients, size:
 
     stains = stains.reshape(2, n, size, factor, size, factor).mean(axis=(3, 5))
     stains *= 1 + 0.10 * np.stack([waves(rng, n, size, 3, 0.3, 1.0) for _ in range(2)])
-    return _render(rng, _defocus(rng, stains), patients)
+    blur = np.clip(patients.blur + rng.normal(0, _BLUR, n), 0, 1)
+    return _render(rng, _defocus(stains, blur), patients)
 
 
 def _render(rng: np.random.Generator, stains: np.ndarray, patients: Patients) -> np.ndarray:
@@ -156,15 +168,14 @@ def _render(rng: np.random.Generator, stains: np.ndarray, patients: Patients) ->
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         amounts = patients.amounts[:, number] * np.exp(rng.normal(0, _AMOUNT, n))
         density += (plane * amounts[:, None, None])[..., None] * vectors[:, None, None, :].astype(np.float32)
-    light = rng.normal(243, 3, (n, 1, 1, 1)) + rng.normal(0, 1.5, (n, 1, 1, 3))
-    image = light * np.exp(-density) + rng.normal(0, 3.0, density.shape)
+    light = patients.light + rng.normal(0, _LIGHT, (n, 3))
+    image = light[:, None, None, :] * np.exp(-density) + rng.normal(0, 3.0, density.shape)
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
-def _defocus(rng: np.random.Generator, stains: np.ndarray) -> np.ndarray:
-    """Each tile of 2×N×S×S out of focus by its own degree: a mixture of the sharp map and its 3×3 binomial blur."""
+def _defocus(stains: np.ndarray, blur: np.ndarray) -> np.ndarray:
+    """Tiles 2×N×S×S out of focus by N degrees from 0 to 1: a mixture of the sharp map and its 3×3 binomial blur."""
     padded = np.pad(stains, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
     rows = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]
     blurred = (rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:]) / 16
-    weight = rng.uniform(0, 0.8, (stains.shape[1],))[:, None, None].astype(np.float32)
-    return np.maximum(stains + weight * (blurred - stains), 0)
+    return np.maximum(stains + blur[:, None, None].astype(np.float32) * (blurred - stains), 0)

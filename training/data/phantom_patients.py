@@ -1,8 +1,9 @@
 """Patients of the phantom: each with a look of its own, which all tiles of the patient share.
 
 What tells patients apart in real tiles is drawn at random here: how their sections took up the stains, how large
-nuclei are, the shape of glands, and how coarse the tissue is. So the truth about a leak of patients is known: tiles
-can be drawn anew of patients whose other tiles a model has seen, and of patients that nobody has seen.
+nuclei are, the shape of glands, how coarse the tissue is, and the light and focus of the scan. So the truth about a
+leak of patients is known: tiles can be drawn anew of patients whose other tiles a model has seen, and of patients that
+nobody has seen.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ _STAINING = {
     "south": ((-0.07, 0.05, 0.07), (0.12, -0.05, 0.22), (1.12, 0.86)),
 }
 # Between patients: the standard deviation of what is added to a stain vector, and of the logarithms of the amounts of
-# the stains, of the size of nuclei and of the coarseness of the tissue. Factors stay within their square root of two
-# deviations, or nuclei would no longer look like nuclei.
-_VECTOR, _AMOUNT, _NUCLEI, _COARSENESS = 0.055, 0.20, 0.20, 0.20
+# the stains, of the size of nuclei and of the coarseness of the tissue. All stay within two deviations, or else nuclei
+# would no longer look like nuclei.
+_VECTOR, _AMOUNT, _NUCLEI, _COARSENESS = 0.065, 0.22, 0.20, 0.20
 _MOST_DEVIATIONS = 2.0
 # Least and largest share that the shorter axis of a crypt has of the longer one, and its lumen's radius of its own.
 _ROUNDNESS, _LUMEN = (0.50, 1.0), (0.12, 0.55)
+# Grey levels of the light where nothing is on the slide: the mean, and the standard deviations of its brightness and,
+# beside that, of each channel. And the most that focus is lost.
+_LIGHT, _BRIGHTNESS, _TINT, _BLUR = 241, 3.5, 3.0, 0.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +50,8 @@ class Patients:
         roundness: float64 P, the shorter axis of a crypt over its longer one, 0.5 to 1.
         lumen: float64 P, the radius of the lumen over that of the crypt, 0.12 to 0.55.
         coarseness: float64 P, what fibres, swirls and fat cells are enlarged by.
+        light: float64 P×3, grey levels (red, green, blue) of the scanner's light where nothing is on the slide.
+        blur: float64 P, how far the slide was out of focus: 0 for not at all, to 0.8.
     """
 
     names: np.ndarray
@@ -56,6 +62,8 @@ class Patients:
     roundness: np.ndarray
     lumen: np.ndarray
     coarseness: np.ndarray
+    light: np.ndarray
+    blur: np.ndarray
 
     def __len__(self) -> int:
         return len(self.names)
@@ -78,11 +86,11 @@ def draw_patients(split: str, count: int, seed: int = 0) -> Patients:
     """
     rng = stream("looks of the phantom's patients", seed, SPLITS.index(split))
     # A row of numbers for each patient, so that further ones follow.
-    normal = np.empty((count, 10))
-    uniform = np.empty((count, 3))
+    normal, uniform = np.empty((count, 14)), np.empty((count, 4))
     for row in range(count):
-        normal[row], uniform[row] = rng.standard_normal(10), rng.random(3)
-    factors = np.exp(np.clip(normal[:, 6:], -_MOST_DEVIATIONS, _MOST_DEVIATIONS))
+        normal[row], uniform[row] = rng.standard_normal(normal.shape[1]), rng.random(uniform.shape[1])
+    normal = np.clip(normal, -_MOST_DEVIATIONS, _MOST_DEVIATIONS)
+    factors = np.exp(normal[:, 6:10])
     sites = np.array(SITES[split])[(uniform[:, 0] * len(SITES[split])).astype(int)]
     stainings = [_STAINING[site] for site in sites]
     return Patients(
@@ -94,4 +102,12 @@ def draw_patients(split: str, count: int, seed: int = 0) -> Patients:
         roundness=_ROUNDNESS[0] + uniform[:, 1] * (_ROUNDNESS[1] - _ROUNDNESS[0]),
         lumen=_LUMEN[0] + uniform[:, 2] * (_LUMEN[1] - _LUMEN[0]),
         coarseness=factors[:, 3] ** _COARSENESS,
+        light=_LIGHT + _BRIGHTNESS * normal[:, 10, None] + _TINT * normal[:, 11:],
+        blur=_BLUR * uniform[:, 3],
     )
+
+
+def join_patients(first: Patients, second: Patients) -> Patients:
+    """The patients of both, one after the other."""
+    names = (field.name for field in fields(Patients))
+    return Patients(**{name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in names})
