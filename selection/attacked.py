@@ -16,7 +16,7 @@ from histodistill.selection.streams import stream
 from histodistill.selection.units import classes_of_units, find_units
 
 
-# Validation tiles of other groups than those that are attacked, at least: a density takes two, and so does the control.
+# Validation tiles of groups that are not attacked, at least: a density takes two tiles, and so does the control.
 _FEWEST_FOREIGN = 8
 
 
