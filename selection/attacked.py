@@ -11,9 +11,13 @@ from itertools import pairwise
 import numpy as np
 
 from histodistill.selection.near_copies import in_order
-from histodistill.selection.real_tiles import RealTiles
+from histodistill.selection.real_tiles import LabelledImages, RealTiles
 from histodistill.selection.streams import stream
 from histodistill.selection.units import classes_of_units, find_units
+
+
+# Validation tiles of groups that are not attacked, at least: a density takes two tiles, and so does the control.
+_FEWEST_FOREIGN = 8
 
 
 @dataclass(frozen=True)
@@ -82,21 +86,23 @@ def find_attacked(real: RealTiles, seed: int) -> Attacked:
     if held_out is None and validation.groups is None:
         by_group = False
     order = stream("roles of validation tiles in attacks", seed).permutation(len(validation))
-    known = None
+    own = validation.groups if by_group else None
     if by_group:
-        known = set(np.unique(train.groups).tolist())
+        known = _names(train)
         if held_out is not None:
-            both = known & set(np.unique(held_out.groups).tolist())
-            if both:
+            if both := known & _names(held_out):
                 raise ValueError(
                     f"{len(both)} groups are in train and in held_out: give each to one of them, or nobody knows "
                     "what a model has seen of it"
                 )
-            known |= set(np.unique(held_out.groups).tolist())
-    own = validation.groups if by_group and validation.groups is not None else None
-    if own is not None and known is not None:
-        foreign = ~np.isin(own, list(known))
-        order = order[foreign[order]]
+            known |= _names(held_out)
+        if own is not None:
+            order = order[~np.isin(own.astype(str), sorted(known))[order]]
+        if len(order) < _FEWEST_FOREIGN:
+            raise ValueError(
+                f"{len(order)} validation tiles are of groups that are neither trained on nor held out: it must be at "
+                f"least {_FEWEST_FOREIGN}, for an attacker knows others"
+            )
     parts = _split(order, own, 2 if held_out is not None else 4)
     if held_out is not None:
         others, (reference, control) = np.arange(len(train), start), parts
@@ -135,6 +141,11 @@ def find_attacked(real: RealTiles, seed: int) -> Attacked:
     )
 
 
+def _names(part: LabelledImages) -> set[str]:
+    """Its groups, each once."""
+    return set() if part.groups is None else set(np.unique(part.groups.astype(str)).tolist())
+
+
 def _attributes(real: RealTiles, others: np.ndarray) -> dict[str, np.ndarray]:
     """The attributes that training tiles and those at the rows `others` have in common."""
     train, part = real.train, real.held_out or real.validation
@@ -149,9 +160,9 @@ def _attributes(real: RealTiles, others: np.ndarray) -> dict[str, np.ndarray]:
 
 def _split(order: np.ndarray, groups: np.ndarray | None, parts: int) -> list[np.ndarray]:
     """Rows of validation tiles in `parts` parts, each with whole groups where these are known and enough."""
-    names = [] if groups is None else np.unique(groups[order])
-    if groups is None or len(names) < parts:
+    count = 0 if groups is None else len(np.unique(groups[order]))
+    if groups is None or count < parts:
         return np.array_split(order, parts)
     first = in_order(groups[order])  # groups in random order, since the rows are
-    bounds = np.linspace(0, len(names), parts + 1).round().astype(int)
+    bounds = np.linspace(0, count, parts + 1).round().astype(int)
     return [order[(first >= low) & (first < high)] for low, high in pairwise(bounds)]

@@ -170,7 +170,8 @@ def _discriminants(residuals: np.ndarray, groups: np.ndarray) -> tuple[np.ndarra
     free = count - len(sizes)
     inside = residuals - means[groups]
     if free < 1 or len(sizes) < 2:  # each tile a group of its own, or all of them one: nothing tells groups apart
-        inside, free, sizes, between = residuals - residuals.mean(axis=0), count, np.ones(1), np.eye(width)
+        inside, free, between = residuals - residuals.mean(axis=0), count, np.eye(width)
+        sizes = np.ones(1, dtype=np.int64)
     else:
         between = np.cov(means.T)
     # Ledoit & Wolf (J. Multivariate Analysis 88, 2004) say how far it must be shrunk for so few tiles.
@@ -178,7 +179,7 @@ def _discriminants(residuals: np.ndarray, groups: np.ndarray) -> tuple[np.ndarra
     ratios, directions = eigh(between, within)
     ratios, directions = ratios[::-1], directions[:, ::-1]
     # Means of groups scatter by chance alone, too; beyond this edge (Marchenko & Pastur 1967) they differ.
-    noise = np.mean(1 / sizes)
+    noise = float(np.mean(1 / sizes))
     edge = noise * (1 + np.sqrt(width / max(1, len(sizes) - 1))) ** 2
     kept = int(np.clip((ratios > edge).sum(), min(2, width), LOOK_COLUMNS))
     return directions[:, :kept], np.maximum(ratios[:kept] - noise, 0.05)

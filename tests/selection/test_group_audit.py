@@ -180,6 +180,11 @@ def test_groups_that_are_attacked_are_not_the_attackers_own(real):
     assert len(reference) == len(control) == 11 and not reference & control
 
 
+def test_an_attacker_must_have_patients_of_their_own(real):
+    with pytest.raises(ValueError, match="0 validation tiles are of groups that are neither trained on nor held out"):
+        find_attacked(RealTiles(real.train, real.held_out, real.train), 0)
+
+
 def test_validation_patients_stand_in_where_none_was_held_out(real):
     attacked = find_attacked(RealTiles(real.train, None, real.validation), 0)
     assert attacked.by_group and attacked.numbers == (28, 11)
