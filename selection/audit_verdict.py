@@ -86,7 +86,7 @@ def judge_weights(result: AuditResult) -> list[Finding]:
     rule = f"at most {100 * MAX_FALSE_ALARMS:.0f}% may be"
     sentence += f"; that is consistent with chance, and {rule}" if passed else f" and {rule}"
     tests = result.pool.tests
-    if tests is not None and tests.membership < UNITS_FAIL_BY_CHANCE:
+    if tests is not None and result.units is not None and tests.membership < UNITS_FAIL_BY_CHANCE:
         passed = False
         sentence += (
             f"; one who has them all tells which {_plural(result.units)} were trained on ({_p(tests.membership)})"
@@ -117,7 +117,7 @@ def _judge_weights(result: AuditResult) -> Finding:
     enough = result.num_weight_tiles >= result.least_weight_tiles
     few = f"; {result.num_weight_tiles} tiles say little: it must be at least {result.least_weight_tiles}"
     who = "one who holds the weights"
-    if result.weights_test is None:
+    if result.weights_test is None or result.units is None:
         sentence, passed = _told(who, result.weights), _is_guessing(result.weights)
     else:
         test = result.weights_test
@@ -156,13 +156,12 @@ def _judge_audit(result: AuditResult) -> list[Finding]:
 
 def _judge_images(result: AuditResult) -> list[Finding]:
     """Whether the images give nothing away."""
-    published, findings, by_group = result.published, [], result.units is not None
+    published, findings = result.published, []
+    units, tests = result.units, result.published.tests
     num_copies = published.copies.of_training + published.copies.of_others
-    copied = (
-        f", of {_counted(published.tests.copied_units, result.units.kind)} in training"
-        if by_group and num_copies
-        else ""
-    )
+    copied = ""
+    if units is not None and tests is not None and num_copies:
+        copied = f", of {_counted(tests.copied_units, units.kind)} in training"
     findings.append(
         Finding(
             "copies",
@@ -170,8 +169,8 @@ def _judge_images(result: AuditResult) -> list[Finding]:
             f"{num_copies} of {published.copies.num_images:,} images are copies of real tiles{copied}",
         )
     )
-    if by_group:
-        return [*findings, *_judge_units(result)]
+    if units is not None and tests is not None:
+        return [*findings, *_judge_units(result, tests, units)]
     worst = max(published.overfitting.items(), key=lambda item: item[1].share.low)
     passed = worst[1].share.low <= 0.5
     how = "consistent with the 0.5 of chance" if passed else "more than the 0.5 of chance"
@@ -195,9 +194,9 @@ def _judge_images(result: AuditResult) -> list[Finding]:
     return findings
 
 
-def _judge_units(result: AuditResult) -> list[Finding]:
+def _judge_units(result: AuditResult, tests: UnitTests, units: Units) -> list[Finding]:
     """Overfitting, membership and dominance, by group."""
-    published, tests, units = result.published, result.published.tests, result.units
+    published = result.published
     space, worst = min(published.overfitting.items(), key=lambda item: (item[1].p_value, -item[1].share.value))
     nearer = tests.overfitting < UNITS_FAIL_BY_CHANCE
     how = "more than the 0.5 of chance" if nearer else "consistent with the 0.5 of chance"
@@ -210,7 +209,7 @@ def _judge_units(result: AuditResult) -> list[Finding]:
         for space, by_name in published.membership.items()
         for name, attack in by_name.items()
     ]
-    name, best = min(attacks, key=lambda item: (item[1].p_value, -item[1].main.auc.value))
+    name, best = min(attacks, key=lambda item: (item[1].p_value or 0.0, -item[1].main.auc.value))
     told = tests.membership < UNITS_FAIL_BY_CHANCE
     sentence = _told_of_units("one who has the images alone", best.main, tests.membership, told, units)
     sentence += f" ({name}; the best of {len(attacks)} attacks){_drawn(result, told)}"

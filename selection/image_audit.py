@@ -46,6 +46,7 @@ from histodistill.selection.group_audit import LOOKS, GroupAudit
 from histodistill.selection.membership import (
     FALSE_POSITIVE_RATES,
     Attack,
+    Interval,
     advantage,
     binomial_interval,
     density_ratio_scores,
@@ -209,8 +210,11 @@ def audit_images(
 
 def _check_part(name: str, part: TileSet, size: int) -> LabelledImages:
     """A set of images of that size with their labels and groups, or ValueError that calls it `name`."""
-    groups, attributes = None, {}
-    if isinstance(part, (tuple, list)) and len(part) in (2, 3):
+    groups: Any = None
+    attributes: Mapping[str, np.ndarray] = {}
+    if isinstance(part, (tuple, list)):
+        if len(part) not in (2, 3):
+            raise ValueError(f"{name} has {len(part)} parts: it must be a pair of images and labels")
         images, labels, *rest = part
         groups = rest[0] if rest else None
     elif hasattr(part, "images") and hasattr(part, "labels"):
@@ -481,7 +485,8 @@ def _tell_groups(
     looks, as_they_are = by_group.looks_of(synthetic, views)
     nearest = {**nearest, LOOKS: by_group.nearest_by_look(looks)}
     confidence = 1 - FAILS_BY_CHANCE / len(nearest)
-    overfitting, per_class, membership, all_scores = {}, {}, {}, []
+    overfitting, per_class, all_scores = {}, {}, []
+    membership: dict[str, dict[str, MembershipAttack]] = {}
     for name, units in nearest.items():
         by_look = name == LOOKS
         overfitting[name] = by_group.overfitting(units, confidence, by_look=by_look)
@@ -498,7 +503,8 @@ def _tell_groups(
         else:
             of = views[name], known.controls[name], points[attacked.rows], points[attacked.reference]
         membership[name] = {}
-        scores, controls = {}, {}
+        scores: dict[str, tuple[np.ndarray, dict[int, Interval]]] = {}
+        controls: dict[str, np.ndarray] = {}
         for attack in ATTACKS:
             rng = _draw_of_images(seed)
             main, control = (_tile_scores(attack, images, of[2], of[3], rng) for images in of[:2])

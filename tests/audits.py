@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from histodistill.hub_cards.audit_record import AuditRecord
 from histodistill.hub_cards.part_files import hash_contents, hash_part
+from histodistill.selection.audit_figures import (
+    AttributeAttack,
+    AuditResult,
+    Copies,
+    Dominance,
+    MembershipAttack,
+    SetAudit,
+    Units,
+    UnitTests,
+    WeightsTest,
+)
 from histodistill.selection.copies import CopyLimits
-from histodistill.selection.image_audit import AuditResult, Copies, MembershipAttack, SetAudit
 from histodistill.selection.membership import Attack, Interval, Overfitting
 from histodistill.selection.planting import MUST_FIND
 from histodistill.training.evaluation.run_audit import write_audit
@@ -47,6 +58,27 @@ def audit_result(*, copies: int = 0, weights_auc: float = 0.5, is_random: bool =
         weights=attack(weights_auc),
         num_weight_tiles=20,
         least_weight_tiles=20,
+    )
+
+
+def by_patient(result: AuditResult, p_value: float = 0.5, per_class: dict[int, int] | None = None) -> AuditResult:
+    """The same figures by patient: the best attack has this p-value, and each class so many patients."""
+
+    def tested(found: SetAudit) -> SetAudit:
+        attributes = {"site": AttributeAttack(3, Interval(0.5, 0.4, 0.6), 0.5)}
+        tests = UnitTests(p_value, 0.5, 0.002, 12, 0.8, Dominance(0.05, 0.07, 0.9), 0, attributes, 0.5)
+        attacked = {
+            space: {name: replace(attack, p_value=p_value) for name, attack in by_name.items()}
+            for space, by_name in found.membership.items()
+        }
+        return replace(found, membership=attacked, tests=tests)
+
+    return replace(
+        result,
+        published=tested(result.published),
+        pool=tested(result.pool),
+        units=Units("patient", 90, 10, 1, 4.5, 30, per_class or {}),
+        weights_test=WeightsTest(0.5, 90, 10, 0.8),
     )
 
 

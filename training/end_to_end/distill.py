@@ -66,7 +66,7 @@ _KINDS = {"distilled": "dataset", "selector": "selector", "pipeline": "pipeline"
 class DistillConfig(GroupOptions):
     """Options of `distill`."""
 
-    data: str | Path = option("phantom, a MedMNIST name, .npz file, image folder, datasets folder or Hub dataset id")
+    data: str | Path = option("phantom, a MedMNIST name, .npz file, manifest, image or datasets folder, or Hub id")
     output: Path = option("folder of the run")
     preset: str | Path | None = option(
         f"{', '.join(PRESET_NAMES)} or a .toml file; default: gpu where there is one, or cpu", default=None

@@ -327,6 +327,7 @@ def summary_lines(audit: AuditRecord, brief: bool = False) -> list[str]:
         for finding, sentence in zip(audit.parts[shown].findings, audit_sentences(audit, shown), strict=True)
         if not (brief and finding.passed and finding.name.startswith("planted "))
     ]
+    lines += [f"  warning: {warning}" for warning in audit.warnings]
     if not audit.held_out_at_random:
         lines.append(
             "  note: no training tiles were held out at random (--audit-share), so validation tiles stood in for them"

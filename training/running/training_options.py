@@ -30,7 +30,7 @@ class TrainingConfig(GroupOptions):
     """Options that every training has."""
 
     data: str | Path = option(
-        "phantom, a MedMNIST name, .npz file, folder or Hub dataset id", group=_DATA, setting=False
+        "phantom, a MedMNIST name, .npz file, manifest, folder or Hub dataset id", group=_DATA, setting=False
     )
     image_size: int | None = option("side in pixels; default: the size tiles have", default=None, group=_DATA)
     class_balance: float | None = option(

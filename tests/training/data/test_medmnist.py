@@ -16,7 +16,7 @@ from small_sources import packed, refused
 
 from histodistill.training.data import download, medmnist
 from histodistill.training.data.medmnist import MEDMNIST
-from histodistill.training.data.sources import load_tiles
+from histodistill.training.data.sources import list_tiles, load_tiles
 from histodistill.training.running.files import md5_of
 
 
@@ -50,6 +50,21 @@ def published(monkeypatch):
         md5 = medmnist.MEDMNIST[name].md5 | {size: hashlib.md5(file).hexdigest()}
         monkeypatch.setitem(medmnist.MEDMNIST, name, replace(medmnist.MEDMNIST[name], md5=md5))
     return content
+
+
+@pytest.mark.parametrize(
+    "option", [{"group_column": "patient"}, {"group_pattern": "(?P<group>.)"}, {"group_kind": "slide"}]
+)
+def test_groups_that_are_asked_for_are_refused(tmp_path, published, option):
+    (tmp_path / "pathmnist.npz").write_bytes(published["pathmnist", 28])
+    assert "pathmnist has no groups" in refused("pathmnist", cache_dir=tmp_path, download=False, **option)
+
+
+def test_a_listing_of_a_published_file(tmp_path, published):
+    (tmp_path / "pathmnist_64.npz").write_bytes(published["pathmnist", 64])
+    listing = list_tiles("pathmnist", cache_dir=tmp_path, download=False, image_size=64)
+    assert listing.name == "pathmnist" and listing.class_names == list(MEDMNIST["pathmnist"].class_names)
+    assert listing.sizes == {(64, 64): 54} and listing.bytes_on_disk == len(published["pathmnist", 64])
 
 
 @pytest.mark.parametrize("size", [28, 64])

@@ -261,7 +261,9 @@ def test_embedder_whose_name_would_stand_on_a_card(run, tmp_path, run_main, argv
 
 
 def test_other_tiles_than_those_of_the_run(run, tmp_path, tiny_npz, run_main, argv):
-    with pytest.raises(InputError, match=r"is not what .*pipeline was trained on: give the same tiles and share"):
+    with pytest.raises(
+        InputError, match=r"is not what .*pipeline was trained on: give the same tiles, groups and share"
+    ):
         run_main(script, *argv, "--audit-share", 0.5)
     with pytest.raises(InputError, match="holds no finished pipeline: run train_diffusion first"):
         run_main(script, tmp_path, "--data", tiny_npz)
