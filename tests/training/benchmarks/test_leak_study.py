@@ -14,7 +14,7 @@ from histodistill.training.data.splits import hold_out_for_audit
 from histodistill.training.running.files import read_json
 
 
-SIZES = Sizes(patients=12, tiles=2, audit_share=0.25, images=10, image_size=16)
+SIZES = Sizes(patients=20, tiles=2, audit_share=0.25, images=10, image_size=16)
 
 
 @pytest.mark.parametrize("leak", ["looks", "neighbours"])
@@ -23,7 +23,7 @@ def test_a_leak_is_of_training_patients_and_of_as_many_images(leak, share, copie
     source, images = make_trial(Trial(leak, share, 0.0, 3, by_tile=False), SIZES)
     parted = hold_out_for_audit(source, SIZES.audit_share)
     known, held_out = (np.unique(parted.split(name).groups) for name in ("train", "held_out"))
-    assert (len(known), len(held_out)) == (9, 3)
+    assert (len(known), len(held_out)) == (15, 5)
     assert np.bincount(images.labels).tolist() == [10] * 5
     assert np.isin(images.groups, known).sum() == copied and not np.isin(images.groups, held_out).any()
 
@@ -35,7 +35,7 @@ def test_honest_images_are_of_other_patients_with_near_copies_or_without():
     real = np.concatenate([plain.split(name).images for name in ("train", "validation")])
     assert not len(near_pairs([real, images.images]))
     changed = (plain.split("train").images != twice.split("train").images).any(axis=(1, 2, 3))
-    assert changed.sum() == 24 and len(changed) == 120
+    assert changed.sum() == 40 and len(changed) == 200
 
 
 def record(leak: str, share: float, duplicated: float, failed: list[str], by_tile: list[str] | None) -> dict:
