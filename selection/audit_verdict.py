@@ -6,7 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from histodistill.selection.audit_figures import AuditResult, Units, UnitTests
-from histodistill.selection.group_audit import DOMINANCE_FAILS_BY_CHANCE, GROUP_FAILS_BY_CHANCE, UNITS_FAIL_BY_CHANCE
+from histodistill.selection.group_audit import (
+    DOMINANCE_FAILS_BY_CHANCE,
+    POOL_FAILS_BY_CHANCE,
+    UNITS_FAIL_BY_CHANCE,
+    WEIGHTS_FAIL_BY_CHANCE,
+)
 from histodistill.selection.membership import FALSE_POSITIVE_RATES, Attack, Interval, binomial_interval
 from histodistill.selection.permutation import detectable_auc
 from histodistill.selection.planting import MUST_FIND
@@ -86,7 +91,7 @@ def judge_weights(result: AuditResult) -> list[Finding]:
     rule = f"at most {100 * MAX_FALSE_ALARMS:.0f}% may be"
     sentence += f"; that is consistent with chance, and {rule}" if passed else f" and {rule}"
     tests = result.pool.tests
-    if tests is not None and result.units is not None and tests.membership < UNITS_FAIL_BY_CHANCE:
+    if tests is not None and result.units is not None and tests.membership < POOL_FAILS_BY_CHANCE:
         passed = False
         sentence += (
             f"; one who has them all tells which {_plural(result.units)} were trained on ({_p(tests.membership)})"
@@ -121,7 +126,7 @@ def _judge_weights(result: AuditResult) -> Finding:
         sentence, passed = _told(who, result.weights), _is_guessing(result.weights)
     else:
         test = result.weights_test
-        told = test.p_value < GROUP_FAILS_BY_CHANCE
+        told = test.p_value < WEIGHTS_FAIL_BY_CHANCE
         sentence = _told_of_units(who, result.weights, test.p_value, told, result.units)
         power = _power(result.units, test.num_training, test.num_held_out, test.detectable_auc)
         sentence, passed = f"{sentence}; {power}", not told and test.detectable_auc is not None
@@ -190,7 +195,8 @@ def _judge_images(result: AuditResult) -> list[Finding]:
     bad = [item for item in attacks if not _is_guessing(item[1])]
     name, attack = max(bad or attacks, key=lambda item: abs(item[1].auc.value - 0.5))
     sentence = _told("one who has the images alone", attack) + f" ({name}; the best of {len(attacks)} attacks)"
-    findings.append(Finding("membership", not bad, f"{sentence}{_drawn(result, bool(bad))}; {SINGLE_TILES_ONLY}"))
+    sentence += f"{_drawn(result, bool(bad))}; {SINGLE_TILES_ONLY}, and attributes were not measured"
+    findings.append(Finding("membership", not bad, sentence))
     return findings
 
 

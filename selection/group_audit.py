@@ -31,12 +31,13 @@ from histodistill.selection.streams import stream
 from histodistill.selection.units import redraw_units
 
 
-#: Probability that an audit by group fails a set by chance alone, by overfitting, membership or dominance.
+#: Probability that an audit by group fails a model that leaks nothing, by any of its tests.
 GROUP_FAILS_BY_CHANCE = 0.025
-#: What of it is for dominance. The rest is for overfitting and membership, which one test judges.
-DOMINANCE_FAILS_BY_CHANCE = 0.005
-#: What of it is for overfitting and membership together.
-UNITS_FAIL_BY_CHANCE = GROUP_FAILS_BY_CHANCE - DOMINANCE_FAILS_BY_CHANCE
+#: What of it is for dominance, for the pool, and for the attack of one who holds the weights.
+DOMINANCE_FAILS_BY_CHANCE, POOL_FAILS_BY_CHANCE, WEIGHTS_FAIL_BY_CHANCE = 0.003, 0.004, 0.006
+#: The rest is for overfitting, membership and attributes, which one test judges. So a set alone, without the model,
+#: fails by chance with a probability of 0.015.
+UNITS_FAIL_BY_CHANCE = 0.012
 #: The space of looks, beside pixels and embeddings.
 LOOKS = "looks"
 # Draws of who was held out.
@@ -219,7 +220,7 @@ class GroupAudit:
         rng = stream("redrawn membership of the attack on weights", self.seed)
         redrawn = redraw_units(units, labels, int(held.sum()), _DRAWS, rng)
         aucs = aucs_of_draws(scores, np.concatenate([held[None], redrawn]))
-        joint = joint_test(aucs, {"weights": (0, 1)}, GROUP_FAILS_BY_CHANCE)
+        joint = joint_test(aucs, {"weights": (0, 1)}, WEIGHTS_FAIL_BY_CHANCE)
         numbers = int((~held).sum()), int(held.sum())
         test = WeightsTest(joint.adjusted["weights"], *numbers, detectable_auc(*numbers, joint.level))
         return _measure(scores[:, 0], held, self.seed), test

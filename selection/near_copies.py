@@ -7,7 +7,8 @@ only where nothing differs; a tile of one colour is no copy of another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -27,7 +28,11 @@ _HAIR = 1e-3
 
 
 def near_pairs(sets: Sequence[np.ndarray], tolerance: float = TOLERANCE) -> np.ndarray:
-    """All pairs of near copies among the images of several sets.
+    """Pairs of near copies among the images of several sets.
+
+    All of them, but for tiles that are the same in one of the symmetries: these, of which there may be very many, are
+    each paired with the first of each set alone, and with near copies of it. So it is told of each tile in which sets
+    it has copies, and which tiles are connected by copies.
 
     Args:
         sets: uint8 N×S×S×3 each, of one size S; a tile is called by its row in all of them, one after the other.
@@ -43,18 +48,21 @@ def near_pairs(sets: Sequence[np.ndarray], tolerance: float = TOLERANCE) -> np.n
         for start in range(0, len(images), _TILES_PER_CALL)
     ]
     found = [np.empty((0, 2), np.int64)]
-    if parts:
-        grids, ranks, contrasts = (np.concatenate(part) for part in zip(*parts, strict=True))
-        limits = np.where(contrasts >= LEAST_CONTENT, tolerance, 0.0)
-        limits[contrasts == 0] = -1
-        for pairs in _candidates(grids, ranks, limits):
-            apart = _in_parts(
-                lambda one, other: _least(_at(sets, offsets, one), _at(sets, offsets, other), _mean_difference),
-                *pairs.T,
-            )
-            found.append(pairs[apart <= limits[pairs].min(axis=1)])
-    pairs = np.concatenate(found)
-    return pairs[np.lexsort(pairs.T[::-1])]
+    if not parts:
+        return found[0]
+    grids, ranks, contrasts = (np.concatenate(part) for part in zip(*parts, strict=True))
+    limits = np.where(contrasts >= LEAST_CONTENT, tolerance, 0.0)
+    limits[contrasts == 0] = -1
+    same = _same_tiles(sets, offsets, ranks, np.flatnonzero(limits >= 0))
+    for others in same.values():
+        limits[others[1:]] = -1  # the first stands for them
+    for pairs in _candidates(grids, ranks, limits):
+        apart = _in_parts(
+            lambda one, other: _least(_at(sets, offsets, one), _at(sets, offsets, other), _mean_difference),
+            *pairs.T,
+        )
+        found.append(pairs[apart <= limits[pairs].min(axis=1)])
+    return _with_same_tiles(np.concatenate(found), same, offsets)
 
 
 def near_copy_clusters(sets: Sequence[np.ndarray], tolerance: float = TOLERANCE) -> np.ndarray:
@@ -83,6 +91,53 @@ def in_order(codes: np.ndarray) -> np.ndarray:
     """The same partition of N things, numbered from 0 on in the order of their first: int64 N."""
     _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[inverse].astype(np.int64)
+
+
+def _same_tiles(
+    sets: Sequence[np.ndarray], offsets: np.ndarray, ranks: np.ndarray, rows: np.ndarray
+) -> dict[int, np.ndarray]:
+    """First row → all rows, in order, of tiles that are the same in one of the symmetries, where there are several.
+
+    Args:
+        sets, offsets: The images, and the first row of each set.
+        ranks: See `_summaries`.
+        rows: The tiles that can have copies.
+    """
+    _, kind, counts = np.unique(ranks[rows], axis=0, return_inverse=True, return_counts=True)
+    by_key: dict[bytes, list[int]] = {}
+    for row in rows[counts[kind.reshape(-1)] > 1]:
+        image = _at(sets, offsets, np.array([row]))
+        # The lowest of its views is the same for all that are the same.
+        key = min(apply_symmetry(image, symmetry).tobytes() for symmetry in range(SYMMETRIES))
+        by_key.setdefault(hashlib.blake2b(key, digest_size=16).digest(), []).append(int(row))
+    return {found[0]: np.array(found) for found in by_key.values() if len(found) > 1}
+
+
+def _with_same_tiles(pairs: np.ndarray, same: Mapping[int, np.ndarray], offsets: np.ndarray) -> np.ndarray:
+    """Sorted pairs, with those of tiles for which the first of the same stood.
+
+    Args:
+        pairs: int64 P×2, of tiles that are not the same.
+        same: See `_same_tiles`.
+        offsets: The first row of each set.
+    """
+    first_of_sets = {}
+    for first, rows in same.items():
+        _, place = np.unique(np.searchsorted(offsets, rows, side="right"), return_index=True)
+        first_of_sets[first] = rows[place]
+    found = [pairs]
+    for first, rows in same.items():
+        found.append(_all_pairs(rows, first_of_sets[first]))
+    for one, other in pairs[np.isin(pairs, [*same]).any(axis=1)].tolist():
+        for mine, theirs in ((one, other), (other, one)):
+            found.append(_all_pairs(same.get(mine, np.array([mine])), first_of_sets.get(theirs, np.array([theirs]))))
+    joined = np.sort(np.concatenate(found), axis=1)
+    return np.unique(joined[joined[:, 0] < joined[:, 1]], axis=0)
+
+
+def _all_pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Each of N with each of M: int64 N·M×2."""
+    return np.stack(np.meshgrid(first, second, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
 def _candidates(grids: np.ndarray, ranks: np.ndarray, limits: np.ndarray) -> Iterator[np.ndarray]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from histodistill.selection.near_copies import TOLERANCE, in_order, near_copy_clusters, near_pairs
+from histodistill.selection.near_copies import TOLERANCE, connected, in_order, near_copy_clusters, near_pairs
 from histodistill.selection.views import SYMMETRIES, apply_symmetry
 
 
@@ -27,16 +27,35 @@ def brute_force(images: np.ndarray, tolerance: float) -> set[tuple[int, int]]:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10**6), st.integers(8, 21), st.floats(0, 12))
-def test_all_pairs_are_found_and_no_others(seed, size, noise):
+@given(st.integers(0, 10**6), st.integers(8, 21), st.floats(0, 12), st.integers(0, 6))
+def test_all_pairs_are_found_and_no_others(seed, size, noise, repeated):
     rng = np.random.default_rng(seed)
     images = tissue(12, size, seed)
     symmetries = rng.integers(0, SYMMETRIES, 12)
     turned = np.concatenate([apply_symmetry(images[i : i + 1], s) for i, s in enumerate(symmetries)])
     copies = np.clip(turned + rng.normal(0, noise, turned.shape), 0, 255).astype(np.uint8)
     both = np.concatenate([images, copies])
-    found = {tuple(pair) for pair in near_pairs([images, copies]).tolist()}
-    assert found == brute_force(both, TOLERANCE)
+    both[rng.permutation(24)[:repeated]] = both[5]
+    found = near_pairs([both[:10], both[10:]])
+    expected = brute_force(both, TOLERANCE)
+    assert {tuple(pair) for pair in found.tolist()} <= expected
+    # Of tiles that are the same, not all pairs are told, but all that they stand for.
+    assert copies_in_sets(found) == copies_in_sets(expected)
+    np.testing.assert_array_equal(connected(found, 24), connected(np.array(sorted(expected)).reshape(-1, 2), 24))
+    if len(np.unique(both, axis=0)) == 24 and noise > 1:
+        assert {tuple(pair) for pair in found.tolist()} == expected
+
+
+def copies_in_sets(pairs) -> set[tuple[int, bool]]:
+    """Each tile with the sets in which it has a copy, of two sets of which the first has 10 tiles."""
+    return {(tile, other >= 10) for pair in pairs for tile, other in (tuple(pair), tuple(pair)[::-1])}
+
+
+def test_very_many_equal_tiles_take_no_time():
+    images = np.repeat(tissue(2), 3000, axis=0)
+    pairs = near_pairs([images[:4000], images[4000:]])
+    assert len(pairs) < 3 * len(images)
+    np.testing.assert_array_equal(np.bincount(near_copy_clusters([images])), [3000, 3000])
 
 
 @pytest.mark.parametrize("size", [8, 13, 28, 41])
