@@ -199,6 +199,25 @@ def count_sizes(entries: Iterable[Entry]) -> Counter[tuple[int, int]]:
         return Counter(_size(name, source) for name, source in entries)
 
 
+def count_modes(entries: Iterable[Entry]) -> Counter[str]:
+    """How many pictures there are of each colour mode, as Pillow calls it, by their headers: `{"RGB": 98, "L": 2}`.
+
+    Args:
+        entries: The pictures.
+
+    Raises:
+        InputError: Naming the first that cannot be read.
+    """
+    with _own_limits():
+        return Counter(_mode(name, source) for name, source in entries)
+
+
+def _mode(name: str, source: Path | bytes) -> str:
+    """The colour mode of a picture, within `_own_limits`."""
+    with _opened(name, source) as (image, _):
+        return image.mode
+
+
 def _size(name: str, source: Path | bytes) -> tuple[int, int]:
     """Width and height of a picture, within `_own_limits`."""
     with _opened(name, source) as (image, _):

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from histodistill.selection.summaries import counted
 from histodistill.training.data.arrow_files import Rows
-from histodistill.training.data.decoding import Entry, count_sizes, decode_batches
+from histodistill.training.data.decoding import Entry, count_modes, count_sizes, decode_batches
 from histodistill.training.data.group_names import (
     LONGEST,
     parts_of_paths,
@@ -90,6 +90,7 @@ def open_rows(
         stored=lambda: sum(rows.stored for part in parts.values() for rows in part.files),
         grouping=grouping if grouping.column is None else with_kind_of(grouping, grouping.column),
         license=license,
+        modes=lambda: sum((part.modes(listed[split]) for split, part in parts.items()), Counter()),
     )
 
 
@@ -233,6 +234,16 @@ class _Part:
                 sizes += count_sizes(self._entries(cells, [start + row for row in rows], file.files_below, listed))
             start += file.num_rows
         return sizes
+
+    def modes(self, listed: _Listed) -> Counter[str]:
+        """Colour modes of all images, by their headers."""
+        modes: Counter[str] = Counter()
+        start = 0
+        for below, batch in _batches(self.files, [self.columns.image]):
+            rows = range(start, start + batch.num_rows)
+            modes += count_modes(self._entries(batch.column(self.columns.image), rows, below, listed))
+            start += batch.num_rows
+        return modes
 
     def _check_count(self, size: int) -> int:
         """The number of tiles; sees that there are some, and not too many of this size for the files."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,6 +51,7 @@ class Listing:
         is_sample: Whether `sizes` are those of a sample.
         group_kind: What a group is, one of `GROUP_KINDS`; None where the tiles have no groups.
         hint: See `Grouping`.
+        count_modes: `count_modes()` reads the headers of all tiles, and gives colour mode, as Pillow calls it → tiles.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Listing:
     is_sample: bool = False
     group_kind: str | None = None
     hint: Finding | None = None
+    count_modes: Callable[[], Mapping[str, int]] = dict
 
 
 def spread(count: int, most: int = LOOKED_AT) -> np.ndarray:

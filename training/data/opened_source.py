@@ -29,6 +29,7 @@ class OpenedSource:
         stored: `stored()` gives the bytes on disk.
         grouping: What was said of the groups, and what the source itself says.
         license, attribution: As for `TileSource`.
+        modes: `modes()` gives colour mode, as Pillow calls it → tiles that have it; None where all are RGB.
     """
 
     name: str
@@ -40,6 +41,7 @@ class OpenedSource:
     grouping: Grouping
     license: str | None = None
     attribution: str | None = None
+    modes: Callable[[], Mapping[str, int]] | None = None
 
     def load(self, image_size: int | None, hold_out_validation: bool) -> TileSource:
         """Reads the tiles and makes a source of them, see `make_source`."""
@@ -68,8 +70,10 @@ class OpenedSource:
         splits = {split: self.splits[split] for split in SPLITS if split in self.splits}
         has_groups = any(tiles.groups is not None for tiles in splits.values())
         kind = self.grouping.kind or "group" if has_groups else None
-        is_sample = sum(sizes.values()) < sum(map(len, splits.values()))
-        return Listing(self.name, names, splits, sizes, self.stored(), is_sample, kind, self.grouping.hint)
+        count = sum(map(len, splits.values()))
+        is_sample = sum(sizes.values()) < count
+        modes = self.modes or (lambda: {"RGB": count})
+        return Listing(self.name, names, splits, sizes, self.stored(), is_sample, kind, self.grouping.hint, modes)
 
 
 def opened_in_memory(source: TileSource, grouping: Grouping) -> OpenedSource:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from histodistill.training.data.decoding import Entry, count_sizes, decode_tiles
+from histodistill.training.data.decoding import Entry, count_modes, count_sizes, decode_tiles
 from histodistill.training.data.grouping import Grouping
 from histodistill.training.data.listing import ListedSplit, spread
 from histodistill.training.data.opened_source import OpenedSource
@@ -48,4 +48,5 @@ def open_tile_files(
         sizes=lambda: count_sizes(map(entry, spread(count).tolist())),
         stored=stored,
         grouping=grouping,
+        modes=lambda: count_modes(map(entry, range(count))),
     )

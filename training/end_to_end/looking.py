@@ -11,6 +11,7 @@ import numpy as np
 
 from histodistill.training.data.grouping import Grouping
 from histodistill.training.data.inspection import Inspection, count_split
+from histodistill.training.data.listing import Listing
 from histodistill.training.data.pixel_checks import CONTENT, COPIES, Duplicates, count_duplicates, look_at_pixels
 from histodistill.training.data.source_checks import CLASSES, GROUPS, SIZES, SPLITS
 from histodistill.training.data.sources import load_tiles
@@ -70,7 +71,7 @@ def look(config: InspectTilesConfig) -> Inspection:
     )
     preset = resolve_preset(distillation)
     listing = list_source(config.data, config.image_size, groups)
-    pixels = _look_at_pixels(config, groups) if config.pixels else _Pixels(None, None, None, [])
+    pixels = _look_at_pixels(config, groups, listing) if config.pixels else _Pixels(None, None, None, [])
     loading, beyond, planned = look_at_tiles(
         listing, Grouping.of(**groups), config.image_size, config.audit_share, preset, pixels.units
     )
@@ -95,12 +96,14 @@ def look(config: InspectTilesConfig) -> Inspection:
     )
 
 
-def _look_at_pixels(config: InspectTilesConfig, groups: Mapping[str, Any]) -> _Pixels:
+def _look_at_pixels(config: InspectTilesConfig, groups: Mapping[str, Any], listing: Listing) -> _Pixels:
     """Decodes all tiles, in whatever splits they are."""
     from histodistill.selection.near_copies import near_pairs
     from histodistill.selection.units import units_of_pairs
 
+    modes = None
     try:
+        modes = dict(sorted(listing.count_modes().items(), key=lambda item: (-item[1], item[0])))
         with hushed():
             source = load_tiles(
                 config.data,
@@ -111,14 +114,16 @@ def _look_at_pixels(config: InspectTilesConfig, groups: Mapping[str, Any]) -> _P
     except InputError as error:
         found, mend = "not all tiles can be decoded and used", "mend what is said without --json"
         refusal = error.for_command_line()
-        return _Pixels(None, None, None, [Finding(_PIXELS, FAIL, found, mend, private=refusal)])
+        if modes and list(modes) != ["RGB"]:
+            shown = ", ".join(f"{mode} {count:,}" for mode, count in modes.items())
+            found = f"{found}: they have the colour modes {shown}, and must be RGB"
+        return _Pixels(modes, None, None, [Finding(_PIXELS, FAIL, found, mend, private=refusal)])
     train = source.splits["train"]
     pairs = near_pairs([tiles.images for tiles in source.splits.values()])
     duplicates = count_duplicates(source.splits, pairs)
     of_train = pairs[(pairs < len(train)).all(axis=1)]  # train comes first
     units = units_of_pairs(of_train, len(train), train.groups)
     findings = list(look_at_pixels(source.splits, duplicates))
-    modes = {"RGB": sum(map(len, source.splits.values()))}
     return _Pixels(modes, duplicates, units, findings)
 
 

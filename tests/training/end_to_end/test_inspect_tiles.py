@@ -6,6 +6,9 @@ import json
 
 import numpy as np
 import pytest
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
+from PIL import Image
 
 import histodistill
 from histodistill.training import cli
@@ -78,6 +81,30 @@ def test_pixels_are_decoded_where_that_is_asked_for(tiles, capsys):
     found = json.loads(out)
     assert code == 0 and found["modes"] == {"RGB": 115}
     assert found["duplicates"]["within"] == {"train": 0, "validation": 0, "test": 0}
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_colour_modes_are_counted_where_not_all_are_rgb(tmp_path, capsys, kind):
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        image = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+        path = tmp_path / "t" / "train" / f"c{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (image.convert("L") if number < 2 else image.convert("P") if number < 3 else image).save(path)
+    place = tmp_path / "t"
+    if kind == "parquet":
+        place = tmp_path / "p"
+        place.mkdir()
+        rows = [(path.read_bytes(), int(path.parent.name[1])) for path in sorted((tmp_path / "t").rglob("*.png"))]
+        features = Features({"image": ImageFeature(), "label": ClassLabel(names=["c0", "c1"])})
+        images = [{"bytes": content, "path": None} for content, _ in rows]
+        table = {"image": images, "label": [label for _, label in rows]}
+        Dataset.from_dict(table, features=features).to_parquet(place / "train.parquet")
+    code, out = call(capsys, place, "--pixels", "--json", "--audit-share", 0)
+    found = json.loads(out)
+    assert code == 1 and found["modes"] == {"RGB": 9, "L": 2, "P": 1}
+    (failing,) = [finding for finding in found["findings"] if "decoded" in finding["what"]]
+    assert failing["what"].endswith("they have the colour modes RGB 9, L 2, P 1, and must be RGB")
 
 
 def test_what_cannot_be_decoded_fails_without_naming_a_file_in_json(tmp_path, capsys):
