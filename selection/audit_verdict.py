@@ -9,6 +9,7 @@ from histodistill.selection.audit_figures import AuditResult, Units, UnitTests
 from histodistill.selection.group_audit import (
     DOMINANCE_FAILS_BY_CHANCE,
     POOL_FAILS_BY_CHANCE,
+    SINGLE_TEST_LEVEL,
     UNITS_FAIL_BY_CHANCE,
     WEIGHTS_FAIL_BY_CHANCE,
 )
@@ -195,7 +196,7 @@ def _judge_images(result: AuditResult) -> list[Finding]:
     bad = [item for item in attacks if not _is_guessing(item[1])]
     name, attack = max(bad or attacks, key=lambda item: abs(item[1].auc.value - 0.5))
     sentence = _told("one who has the images alone", attack) + f" ({name}; the best of {len(attacks)} attacks)"
-    sentence += f"{_drawn(result, bool(bad))}; {SINGLE_TILES_ONLY}, and attributes were not measured"
+    sentence += f"{_drawn(result, bool(bad))}; attributes were not measured; {SINGLE_TILES_ONLY}"
     findings.append(Finding("membership", not bad, sentence))
     return findings
 
@@ -273,7 +274,7 @@ def _power(units: Units, num_training: int, num_held_out: int, auc: float | None
 def fewest_held_out(total: int) -> int | None:
     """How many of so many units must be held out so that a leak could be seen; None where no number would do."""
     for held_out in range(2, total // 2 + 1):
-        if detectable_auc(total - held_out, held_out, UNITS_FAIL_BY_CHANCE / 4) is not None:
+        if detectable_auc(total - held_out, held_out, SINGLE_TEST_LEVEL) is not None:
             return held_out
     return None
 

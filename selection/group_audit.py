@@ -38,6 +38,8 @@ DOMINANCE_FAILS_BY_CHANCE, POOL_FAILS_BY_CHANCE, WEIGHTS_FAIL_BY_CHANCE = 0.003,
 #: The rest is for overfitting, membership and attributes, which one test judges. So a set alone, without the model,
 #: fails by chance with a probability of 0.015.
 UNITS_FAIL_BY_CHANCE = 0.012
+#: P-value that one attack alone must reach, about: the joint test asks more of each, the more of them there are.
+SINGLE_TEST_LEVEL = UNITS_FAIL_BY_CHANCE / 8
 #: The space of looks, beside pixels and embeddings.
 LOOKS = "looks"
 # Draws of who was held out.

@@ -197,7 +197,7 @@ def test_with_too_few_held_out_patients_nothing_passes(honest, real):
     verdict = audited(honest, few)
     assert "membership" in failed(verdict)
     assert sentence(verdict, "membership").endswith(
-        "by patient: 28 in training, 1 held out, too few to see any leak: at least 3 must be held out"
+        "by patient: 28 in training, 1 held out, too few to see any leak: at least 4 must be held out"
     )
     assert fewest_held_out(4) is None
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from histodistill.selection.group_audit import SINGLE_TEST_LEVEL
 from histodistill.selection.image_audit import FEWEST_VALIDATION_TILES
 from histodistill.selection.near_copies import in_order
 from histodistill.selection.permutation import detectable_auc
@@ -36,9 +37,8 @@ _FEW_TILES = 10
 _UNEVEN = 10
 #: Groups of a class below which its images may point to persons.
 FEWEST_GROUPS = 5
-# How often one attack may fail what leaks nothing, and the AUC from which on leaks must be found: four of five pairs
-# of a training and a held-out group are told apart.
-_NOMINAL_RATE, _WEAK_LEAK = 0.025, 0.8
+# The AUC of an attack that must be found: nine of ten pairs of a training and a held-out group are told apart.
+_STRONG_LEAK = 0.9
 
 
 def look_at_listing(listing: Listing, grouping: Grouping, image_size: int | None) -> Iterator[Finding]:
@@ -196,12 +196,12 @@ def _look_at_held_out(counts: Mapping[str, SplitCounts], kind: str, audit_share:
         f"{held.tiles:,} tiles of {counted(held.groups, kind)} are held out for the audit, {train.tiles:,} of "
         f"{train.groups:,} are trained on"
     )
-    auc = detectable_auc(train.groups, held.groups, _NOMINAL_RATE)
+    auc = detectable_auc(train.groups, held.groups, SINGLE_TEST_LEVEL)
     if auc is None:
         told += ", too few to show any leak, so that nothing can pass"
     else:
         told += f", which shows leaks from an AUC of about {auc:.2f} on"
-    if auc is not None and auc <= _WEAK_LEAK:
+    if auc is not None and auc <= _STRONG_LEAK:
         yield Finding(SPLITS, PASS, told)
         return
     mend = f"give {param('audit_share')} more than {audit_share:g}, or tiles of more {kind}s"

@@ -109,7 +109,8 @@ def check_groups(name: str, splits: Mapping[str, Labelled], grouping: Grouping) 
                 GROUPS,
                 FAIL,
                 f"{param('group_kind')}={grouping.kind} is given and {name} has no groups",
-                f"say where they are with {param('group_column')} or {param('group_pattern')}",
+                f"say where they are with {param('group_column')}, {param('group_pattern')} or arrays such as "
+                "train_groups",
             )
     with_groups = [split for split, tiles in splits.items() if tiles.groups is not None]
     for split in splits if with_groups else ():
