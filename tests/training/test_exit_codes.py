@@ -14,8 +14,8 @@ from histodistill.training.running.errors import InputError
 from histodistill.training.running.options import StepConfig, StepParser, config, option
 
 
-# The commands that can answer no: what they judged does not pass.
-CAN_ANSWER_NO = {"audit", "doctor"}
+# The commands that can answer no: what they judged does not pass, or is not there.
+CAN_ANSWER_NO = {"audit", "doctor", "holds", "inspect"}
 
 
 @config

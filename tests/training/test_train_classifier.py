@@ -539,6 +539,8 @@ def test_eval_data_must_have_the_same_classes_and_a_test_split(tmp_path, capsys)
     data = write_folder(tmp_path / "a", NAMES, ["train", "validation", "test"])
     other = write_folder(tmp_path / "b", ["x", "y", "z"], ["train", "validation", "test"])
     untested = write_folder(tmp_path / "c", NAMES, ["train", "validation"])
+    for file in sorted((untested / "train" / NAMES[0]).iterdir())[1:]:
+        file.unlink()  # of one tile no test split can be made
     for eval_data, message in ((other, "they must be the same"), (untested, "has no test split")):
         with pytest.raises(SystemExit) as stopped:
             run_in_process("--data", data, "--eval-data", eval_data, "--output", tmp_path / "out", *OPTIONS[:-2])

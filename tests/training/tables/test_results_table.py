@@ -735,7 +735,14 @@ def test_real_tiles_of_another_kind_are_refused(tmp_path, folder, run_main, tiny
     with np.load(tiny_npz) as arrays:
         arrays = dict(arrays)
     np.savez(tmp_path / "classes.npz", **{**arrays, "class_names": np.array(list("abcde"))})
-    np.savez(tmp_path / "splits.npz", **{name: array for name, array in arrays.items() if "test" not in name})
+    # One training tile of the first class is left, so that no test split can be made.
+    labels = arrays["train_labels"].reshape(-1)
+    rows = np.sort(np.append(np.flatnonzero(labels != 0), np.flatnonzero(labels == 0)[:1]))
+    untested = {name: array for name, array in arrays.items() if "test" not in name}
+    np.savez(
+        tmp_path / "splits.npz",
+        **{**untested, **{f"train_{n}": arrays[f"train_{n}"][rows] for n in ("images", "labels")}},
+    )
     for data, message in (("classes", "has the classes"), ("splits", "has no 'test' split")):
         with pytest.raises(InputError, match=message):
             run_main(script, folder, "--data", tmp_path / f"{data}.npz", *OPTIONS, "--output", tmp_path / "output")
