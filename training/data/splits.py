@@ -209,7 +209,9 @@ def _part_of_groups(units: np.ndarray, labels: np.ndarray, split: str, seed: int
         folds = StratifiedGroupKFold(parts, shuffle=True, random_state=int(rng.integers(2**31)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            found = [rows for _, rows in folds.split(labels, labels, units)]
+            # Units are numbered anew: the shuffle of older versions leaves groups of like classes where they were.
+            numbers = rng.permutation(int(units.max()) + 1)
+            found = [rows for _, rows in folds.split(labels, labels, numbers[units])]
         for rows in found:
             taken = np.zeros(len(labels), dtype=bool)
             taken[rows] = True
