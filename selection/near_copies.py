@@ -65,19 +65,6 @@ def near_pairs(sets: Sequence[np.ndarray], tolerance: float = TOLERANCE) -> np.n
     return _with_same_tiles(np.concatenate(found), same, offsets)
 
 
-def near_copy_clusters(sets: Sequence[np.ndarray], tolerance: float = TOLERANCE) -> np.ndarray:
-    """The clusters that near copies make: int64 N, one number for tiles that are copies of each other, or of a third.
-
-    Args:
-        sets: As for `near_pairs`.
-        tolerance: As for `near_pairs`.
-
-    Returns:
-        Numbers from 0 on in the order of their first tile. A tile without a copy is a cluster of its own.
-    """
-    return connected(near_pairs(sets, tolerance), sum(map(len, sets)))
-
-
 def connected(pairs: np.ndarray, count: int) -> np.ndarray:
     """The connected components of `count` nodes that P×2 `pairs` make: int64, numbered by their first node."""
     from scipy.sparse import coo_array  # here, since whoever only names tiles has no time for it

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from histodistill.selection.near_copies import TOLERANCE, connected, in_order, near_copy_clusters, near_pairs
+from histodistill.selection.near_copies import TOLERANCE, connected, in_order, near_pairs
+from histodistill.selection.units import find_units
 from histodistill.selection.views import SYMMETRIES, apply_symmetry
 
 
@@ -55,7 +56,7 @@ def test_very_many_equal_tiles_take_no_time():
     images = np.repeat(tissue(2), 3000, axis=0)
     pairs = near_pairs([images[:4000], images[4000:]])
     assert len(pairs) < 3 * len(images)
-    np.testing.assert_array_equal(np.bincount(near_copy_clusters([images])), [3000, 3000])
+    np.testing.assert_array_equal(np.bincount(find_units([images])), [3000, 3000])
 
 
 @pytest.mark.parametrize("size", [8, 13, 28, 41])
@@ -89,13 +90,13 @@ def test_clusters_are_chains_numbered_by_their_first_tile():
     images = tissue(5).astype(int)
     images[3] = images[0] + 5
     images[4] = images[0] + 10  # near to 3 alone
-    clusters = near_copy_clusters([images.clip(0, 255).astype(np.uint8)])
+    clusters = find_units([images.clip(0, 255).astype(np.uint8)])
     assert clusters.tolist() == [0, 1, 2, 0, 0]
 
 
 @pytest.mark.parametrize("sets", [[], [np.empty((0, 8, 8, 3), np.uint8)]])
 def test_no_tiles_have_no_copies(sets):
-    assert near_pairs(sets).shape == (0, 2) and near_copy_clusters(sets).shape == (0,)
+    assert near_pairs(sets).shape == (0, 2) and find_units(sets).shape == (0,)
 
 
 def test_partitions_in_order():

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
+from histodistill.training.data.inspection import count_split, tiles_per_group
 from histodistill.training.data.tiles import HELD_OUT, TileSource
 
 
@@ -21,19 +20,18 @@ def group_facts(source: TileSource) -> dict[str, Any] | None:
         `made`, the splits that were made of training tiles, by group.
     """
     train = source.split("train")
-    if train.groups is None:
+    counts, sizes = count_split(source.class_names, train), tiles_per_group({"train": train})
+    if sizes is None:
         return None
+    least, median, _ = sizes
     held_out = source.splits.get(HELD_OUT)
-    _, sizes = np.unique(train.groups, return_counts=True)
     return {
         "kind": source.group_kind,
-        "train": len(sizes),
-        "held_out": 0 if held_out is None or held_out.groups is None else len(np.unique(held_out.groups)),
-        "per_class": {
-            name: len(np.unique(train.groups[train.labels == label])) for label, name in enumerate(source.class_names)
-        },
-        "least_tiles": int(sizes.min()),
-        "median_tiles": float(np.median(sizes)),
+        "train": counts.groups,
+        "held_out": (held_out and count_split(source.class_names, held_out).groups) or 0,
+        "per_class": counts.groups_per_class,
+        "least_tiles": least,
+        "median_tiles": median,
         "shared": source.shared_groups,
         "made": list(source.made),
     }

@@ -11,6 +11,7 @@ import numpy as np
 from histodistill.selection.near_copies import in_order
 from histodistill.training.data.listing import ListedSplit, Listing
 from histodistill.training.data.pixel_checks import Duplicates
+from histodistill.training.data.source_checks import Labelled
 from histodistill.training.data.splits import MADE, plan_held_out, plan_missing_splits
 from histodistill.training.data.tiles import HELD_OUT
 from histodistill.training.running.findings import Finding
@@ -33,7 +34,7 @@ class SplitCounts:
     groups_per_class: dict[str, int] | None
 
 
-def count_split(class_names: Sequence[str], tiles: ListedSplit) -> SplitCounts:
+def count_split(class_names: Sequence[str], tiles: Labelled) -> SplitCounts:
     """The counts of a split whose labels are those of classes."""
     labels = tiles.labels[(tiles.labels >= 0) & (tiles.labels < len(class_names))]
     per_class = dict(zip(class_names, np.bincount(labels, minlength=len(class_names)).tolist(), strict=True))
@@ -43,7 +44,7 @@ def count_split(class_names: Sequence[str], tiles: ListedSplit) -> SplitCounts:
     return SplitCounts(len(tiles), len(np.unique(tiles.groups)), per_class, groups)
 
 
-def tiles_per_group(splits: Mapping[str, ListedSplit]) -> tuple[int, float, int] | None:
+def tiles_per_group(splits: Mapping[str, Labelled]) -> tuple[int, float, int] | None:
     """The least, median and largest number of tiles of a group, in all splits together; None without groups."""
     names = [tiles.groups for tiles in splits.values() if tiles.groups is not None]
     if not sum(map(len, names)):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from histodistill.selection.audit_verdict import FEWEST_GROUPS
 from histodistill.selection.group_audit import SINGLE_TEST_LEVEL
 from histodistill.selection.image_audit import FEWEST_VALIDATION_TILES
 from histodistill.selection.near_copies import in_order
@@ -35,8 +36,6 @@ from histodistill.training.running.findings import FAIL, PASS, WARN, Finding
 _FEW_TILES = 10
 # How many times as many tiles one class may have as another without a word.
 _UNEVEN = 10
-#: Groups of a class below which its images may point to persons.
-FEWEST_GROUPS = 5
 # The AUC of an attack that must be found: nine of ten pairs of a training and a held-out group are told apart.
 _STRONG_LEAK = 0.9
 

@@ -12,13 +12,11 @@ from pathlib import Path
 from histodistill.hub_cards.audit_record import AuditRecord
 from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.part_files import hash_part
-from histodistill.selection.image_audit import audit
 from histodistill.selection.real_tiles import LabelledImages
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.evaluation.cells import check_same_kind
-from histodistill.training.evaluation.run_audit import AuditedRun
+from histodistill.training.evaluation.run_audit import AuditedRun, audit_set
 from histodistill.training.evaluation.verdicts import make_audit
-from histodistill.training.models.embedders import named_embeddings
 from histodistill.training.running.errors import InputError, param
 
 
@@ -40,26 +38,10 @@ def audit_merged(run: AuditedRun, merged: Path, embedders: Sequence[str], n_plan
     check_same_kind(merged, images, class_names, run.source)
     if "site" not in columns:
         raise InputError(f"{param('merged')}={merged} has no column site: give what histodistill merge left")
-    try:
-        result = audit(
-            LabelledImages(images, columns["label"]),
-            run.pool,
-            run.real,
-            named_embeddings(embedders),
-            group_kind=run.source.group_kind or "group",
-            n_planted=n_planted,
-            seed=seed,
-        )
-    except ValueError as error:  # what the tiles are not fit for
-        raise InputError(f"the tiles of {run.source.name} cannot be audited by: {error}") from error
+    result = audit_set(run, LabelledImages(images, columns["label"]), embedders, n_planted, seed)
     if _hashes(merged) != before:
         raise InputError(f"files of {merged} have changed while it was audited: run histodistill audit again")
-    facts = {
-        "data": run.source.name,
-        "num_tiles": {name: len(tiles) for name, tiles in run.source.splits.items()},
-        "copies_dropped": None,
-    }
-    return make_audit(result, class_names, {"distilled": before}, {}, facts)
+    return make_audit(result, class_names, {"distilled": before}, {}, {**run.facts, "copies_dropped": None})
 
 
 def _hashes(merged: Path) -> dict[str, str]:

@@ -68,6 +68,12 @@ class AuditedRun:
         """Names of the labels."""
         return self.contents.distilled.table.class_names
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What an audit tells of the real tiles: what they are called, and how many each split has."""
+        num_tiles = {name: len(tiles) for name, tiles in self.source.splits.items()}
+        return {"data": self.source.name, "num_tiles": num_tiles}
+
     @cached_property
     def published(self) -> LabelledImages:
         """The distilled set."""
@@ -146,15 +152,37 @@ def audit_run(run: AuditedRun, embedders: Sequence[str], n_planted: int, weight_
     """
     assert run.contents.pipeline is not None
     losses = measure_losses(run.contents.pipeline.files, run.real, weight_tiles, seed)
+    return audit_set(run, run.published, embedders, n_planted, seed, losses)
+
+
+def audit_set(
+    run: AuditedRun,
+    published: LabelledImages,
+    embedders: Sequence[str],
+    n_planted: int,
+    seed: int,
+    weight_losses: WeightLosses | None = None,
+) -> AuditResult:
+    """All figures of a set of images, by the real tiles and the pool of a run.
+
+    Args:
+        run: The run.
+        published: The images.
+        embedders, n_planted, seed: As for `audit_run`.
+        weight_losses: Of one who holds the weights; None leaves the attack on them out.
+
+    Raises:
+        InputError: If the real tiles are not fit for an audit.
+    """
     try:
         return audit(
-            run.published,
+            published,
             run.pool,
             run.real,
             named_embeddings(embedders),
             group_kind=run.source.group_kind or "group",
             n_planted=n_planted,
-            weight_losses=losses,
+            weight_losses=weight_losses,
             seed=seed,
         )
     except ValueError as error:  # what the tiles are not fit for
@@ -266,11 +294,7 @@ def audit_record(run: AuditedRun, result: AuditResult) -> AuditRecord:
         raise InputError(str(error)) from error
     if (now, records) != (run.files.part_hashes(), run.files.record_hashes()):
         raise InputError(f"files of {run.folder} have changed while it was audited: run histodistill audit again")
-    facts = {
-        "data": run.source.name,
-        "num_tiles": {name: len(tiles) for name, tiles in run.source.splits.items()},
-        "copies_dropped": run.files.copies_dropped(run.class_names),
-    }
+    facts = {**run.facts, "copies_dropped": run.files.copies_dropped(run.class_names)}
     return make_audit(result, run.class_names, now, records, facts)
 
 
