@@ -195,7 +195,7 @@ class CopyIndex:
         few = coarse[np.argsort(keys[self._rows])[: -(-len(coarse) // 4)]]
         self._coarse = _WindowSearch(coarse.reshape(-1, coarse.shape[2]), few.reshape(-1, coarse.shape[2]))
         self._density = np.ascontiguousarray(density.transpose(0, 3, 1, 2))
-        self.points = {name: project(embed(images)) for name, embed in self.spaces.items()}
+        self.points = {name: project(embed(np.asarray(images))) for name, embed in self.spaces.items()}
         self._distinct = {name: points[self._rows] for name, points in self.points.items()}
 
     def search(

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from histodistill.selection.image_rows import Images, join, rows_of
 from histodistill.selection.summaries import summarise
 
 
@@ -17,12 +18,12 @@ class LabelledImages:
     """Images uint8 N×S×S×3 with their classes, int64 N, and what is known of them.
 
     Attributes:
-        images, labels: The images and their classes.
+        images, labels: The images, in memory or not, and their classes.
         groups: The group of each, such as its patient: text N or None.
         attributes: What else is known of each, such as its site: name → text N.
     """
 
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
     groups: np.ndarray | None = None
     attributes: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -33,7 +34,7 @@ class LabelledImages:
     def __getitem__(self, rows: np.ndarray) -> LabelledImages:
         groups = None if self.groups is None else self.groups[rows]
         attributes = {name: values[rows] for name, values in self.attributes.items()}
-        return LabelledImages(self.images[rows], self.labels[rows], groups, attributes)
+        return LabelledImages(rows_of(self.images, rows), self.labels[rows], groups, attributes)
 
     def __repr__(self) -> str:
         return f"LabelledImages({summarise(self.images, self.labels)})"
@@ -46,7 +47,7 @@ class HasLabelledImages(Protocol):
     """
 
     @property
-    def images(self) -> np.ndarray:
+    def images(self) -> Images:
         """uint8 N×S×S×3."""
 
     @property
@@ -77,9 +78,9 @@ class RealTiles:
         return f"RealTiles({train}; {held_out}; {len(self.validation):,} for validation)"
 
     @cached_property
-    def all_images(self) -> np.ndarray:
-        """The images of train, held-out and validation tiles, in this order, uint8 N×S×S×3."""
-        return np.concatenate([part.images for part in self._parts])
+    def all_images(self) -> Images:
+        """The images of train, held-out and validation tiles, in this order, uint8 N×S×S×3; none is copied."""
+        return join([part.images for part in self._parts])
 
     @cached_property
     def all_labels(self) -> np.ndarray:
@@ -88,7 +89,7 @@ class RealTiles:
 
     def at(self, rows: np.ndarray) -> LabelledImages:
         """The tiles at these rows of `all_images`, without their groups."""
-        return LabelledImages(self.all_images[rows], self.all_labels[rows])
+        return LabelledImages(rows_of(self.all_images, rows), self.all_labels[rows])
 
     @property
     def _parts(self) -> list[LabelledImages]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from histodistill.selection.image_rows import Images
 
-def summarise(images: np.ndarray, labels: np.ndarray, noun: str = "image") -> str:
+
+def summarise(images: Images, labels: np.ndarray, noun: str = "image") -> str:
     """Images in a few words.
 
     Args:

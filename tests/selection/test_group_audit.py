@@ -132,7 +132,7 @@ def test_duplicates_do_not_count(leak, real, found):
     """A tile that is there again, turned, tells nothing that was not known."""
     again = np.concatenate([np.arange(len(real.train)), np.repeat(np.arange(6), 20)])
     train = real.train[again]
-    images = train.images.copy()
+    images = np.array(train.images)
     images[len(real.train) :] = [apply_symmetry(image[None], 3)[0] for image in images[len(real.train) :]]
     more = RealTiles(LabelledImages(images, train.labels, train.groups), real.held_out, real.validation)
     attacked = find_attacked(more, 0)

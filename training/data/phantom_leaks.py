@@ -100,7 +100,7 @@ def duplicate_tiles(tiles: Tiles, share: float, seed: int = 0) -> Tiles:
     kept = np.arange(len(tiles))
     kept[dropped] = repeated
     found = tiles.subset(kept)
-    images = found.images.copy()
+    images = np.array(found.images)
     for row, symmetry in zip(dropped, rng.integers(SYMMETRIES, size=count), strict=True):
         turned = apply_symmetry(images[row][None], symmetry)[0]
         images[row] = np.clip(np.rint(turned + rng.normal(0, _NOISE, turned.shape)), 0, 255)

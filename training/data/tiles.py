@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from histodistill.selection.checks import check_integer
+from histodistill.selection.image_rows import Images, batches, rows_of
 from histodistill.selection.near_copies import in_order
 from histodistill.selection.streams import stream
 from histodistill.selection.summaries import counted, summarise
@@ -48,7 +49,8 @@ class Tiles:
     """Labelled images.
 
     Attributes:
-        images: uint8 N×H×W×3, RGB.
+        images: uint8 N×H×W×3, RGB: an array, or a view of images that are read when they are asked for, which is used
+            alike (`images[rows]` is an array).
         labels: int64 N; other whole numbers are converted.
         soft_labels: A teacher's probabilities, float32 N×C, or None.
         groups: The name of each tile's group, such as its patient: text N, or None where none are known.
@@ -59,7 +61,7 @@ class Tiles:
             one.
     """
 
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
     soft_labels: np.ndarray | None = None
     groups: np.ndarray | None = None
@@ -98,7 +100,8 @@ class Tiles:
 
         Names are left out: a hash of few possible names would tell which it was made of.
         """
-        digest.update(np.ascontiguousarray(self.images).data)
+        for batch in batches(self.images):
+            digest.update(np.ascontiguousarray(batch).data)
         digest.update(np.ascontiguousarray(self.labels.astype("<i8")).data)
         if self.soft_labels is not None:
             digest.update(np.ascontiguousarray(self.soft_labels.astype("<f4")).data)
@@ -107,17 +110,12 @@ class Tiles:
                 digest.update(in_order(values).astype("<i8").data)
 
     def subset(self, indices: np.ndarray | Sequence[int]) -> Tiles:
-        """The tiles at `indices`, in that order.
-
-        Raises:
-            InputError: If there is no memory for the copy.
-        """
+        """The tiles at `indices`, in that order; their images are a view, of which none is copied."""
         indices = np.asarray(indices, dtype=np.int64)
-        check_memory(f"a copy of {len(indices):,} tiles", len(indices) * self.images[:1].nbytes)
         soft_labels = None if self.soft_labels is None else self.soft_labels[indices]
         groups = None if self.groups is None else self.groups[indices]
         attributes = {name: values[indices] for name, values in self.attributes.items()}
-        return Tiles(self.images[indices], self.labels[indices], soft_labels, groups, attributes)
+        return Tiles(rows_of(self.images, indices), self.labels[indices], soft_labels, groups, attributes)
 
 
 @dataclass(frozen=True, eq=False)
