@@ -32,7 +32,7 @@ from histodistill.training.data.opened_source import OpenedSource
 from histodistill.training.data.split_files import split_called
 from histodistill.training.data.tile_files import open_tile_files
 from histodistill.training.data.tiles import SPLIT_ALIASES, SPLITS
-from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.errors import InputError
 from histodistill.training.running.notes import tell
 from histodistill.training.running.suggestions import did_you_mean
 
@@ -112,8 +112,6 @@ def open_manifest(path: Path, grouping: Grouping, mpp: float | None = None) -> O
         from histodistill.training.data.slide_manifest import open_slide_manifest
 
         return open_slide_manifest(table, grouping, mpp)
-    if mpp is not None:
-        raise InputError(f"{param('mpp')}={mpp:g} is for places on slides, and {path} names files: leave it out")
     check_columns(table, _OF_FILES)
     files, stored = files_of(table, "path")
     _check_no_repeats(table, files)

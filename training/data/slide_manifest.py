@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,11 +23,9 @@ from histodistill.training.data.manifest import (
 )
 from histodistill.training.data.names import shown
 from histodistill.training.data.opened_source import OpenedSource
-from histodistill.training.data.pixel_source import LeftOut
 from histodistill.training.data.slide_coords import file_of_coords, name_of_slide, read_coords
 from histodistill.training.data.slide_pixels import SlidePixels
 from histodistill.training.data.slide_places import Places, Scale
-from histodistill.training.data.tiles import Tiles
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.notes import tell, warn
 
@@ -84,34 +81,7 @@ def open_slide_manifest(table: Table, grouping: Grouping, mpp: float | None = No
         return f"{table.place(lines[i])} ({shown(table.columns['slide'][lines[i]])} at {x}, {y})"
 
     pixels = SlidePixels(slides, places, name, mpp)
-    return OpenedSource(
-        table.path.stem,
-        classes,
-        splits,
-        lambda image_size: _in_memory(pixels, splits, image_size),
-        pixels.sizes,
-        pixels.stored,
-        grouping,
-    )
-
-
-def _in_memory(pixels: SlidePixels, splits: dict[str, ListedSplit], image_size: int | None) -> dict[str, Tiles]:
-    """The tiles of each split, until the cache of tiles takes them."""
-    tiles = [tile for batch in pixels.decode(image_size, 0) for tile in batch]
-    left_out = [tile for tile in tiles if isinstance(tile, LeftOut)]
-    if wrong := [tile for tile in left_out if tile.why == "unreadable"]:
-        raise wrong[0].error
-    if left_out:
-        tell(str(Counter(tile.why for tile in left_out)))
-    found, start = {}, 0
-    for split, listed in splits.items():
-        part = tiles[start : start + len(listed)]
-        start += len(listed)
-        rows = [i for i, tile in enumerate(part) if not isinstance(tile, LeftOut)]
-        images = np.zeros((len(part), *part[rows[0]].shape), np.uint8)
-        images[rows] = [part[i] for i in rows]
-        found[split] = listed.with_images(images).subset(rows)
-    return found
+    return OpenedSource(table.path.stem, classes, splits, pixels, pixels.sizes, pixels.stored, grouping)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from small_sources import refused
+from small_sources import image_folder, refused
 
 from histodistill.training.data.grouping import Grouping
 from histodistill.training.data.manifest import open_manifest
@@ -108,7 +108,7 @@ def test_microns_choose_the_level_or_are_resized(folder):
 
 def test_one_resolution_for_all_keeps_the_centre(folder):
     path = written(folder, ("a.tif", 100, 60, 32, "gland"), ("b.tif", 100, 60, 32, "stroma"))
-    one = open_manifest(path, Grouping(), mpp=0.5).read(None)["train"].images
+    one = train(path, mpp=0.5).images
     np.testing.assert_array_equal(one[0], pixels_at(0, 100, 60, 32))  # its own resolution
     np.testing.assert_array_equal(one[1], pixels_at(1, 84, 44, 32, level=1))  # 64 pixels around 116, 76
 
@@ -146,7 +146,8 @@ def test_tiles_outside_and_on_glass_are_left_out(folder, capsys):
     tiles = train(written(folder, *rows))
     assert len(tiles) == 4 and tiles.labels.tolist() == [0, 1, 1, 0]
     told = capsys.readouterr().err
-    assert "glass" in told and "outside" in told
+    assert "1 of 7 tiles of set show bare glass and are left out (gland 1)" in told
+    assert "2 of 7 tiles of set lie outside their slide and are left out (gland 2)" in told
 
 
 # --- whose tiles they are ---
@@ -333,10 +334,10 @@ def test_slides_that_cannot_be_read(folder):
 
 def test_a_resolution_is_for_slides(folder):
     (folder / "files.csv").write_text("path,label\na.tif,gland\n")
-    with pytest.raises(Exception, match="is for places on slides"):
-        open_manifest(folder / "files.csv", Grouping(), mpp=0.5)
-    with pytest.raises(Exception, match="mpp=0 is out of range"):
-        open_manifest(written(folder, *ROWS), Grouping(), mpp=0)
+    assert "mpp=0.5 is for places on slides, and files holds" in refused(folder / "files.csv", mpp=0.5)
+    image_folder(folder / "images", {"train/a": 1, "train/b": 1})
+    assert "mpp=0.5 is for places on slides" in refused(folder / "images", mpp=0.5)
+    assert "mpp=0 is out of range" in refused(written(folder, *ROWS), mpp=0)
 
 
 # --- lists ---
