@@ -63,7 +63,7 @@ def load_tiles(
        A path that exists is never a pattern, an address or an id, whatever it looks like.
     3. An existing file: a `.npz` in the MedMNIST layout, see `list_npz`; a `.parquet` with a column of images, see
        `open_parquet_file`; or a manifest, a `.csv`, `.tsv` or `.parquet` with the columns `path` and `label`, see
-       `open_manifest`.
+       `open_manifest`, or with `slide` in place of `path`, see `open_slide_manifest`.
     4. An existing folder with `dataset_dict.json` or `state.json`: `datasets`' `save_to_disk` layout.
     5. An existing folder with `.parquet` files in it or one level down: see `open_datasets_folder`.
     6. Any other existing folder: images in `split/class/*.png`, or of the other formats that
