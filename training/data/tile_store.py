@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,10 +23,11 @@ import numpy as np
 import PIL
 
 from histodistill.selection.image_rows import ImageRows, Images, ImageView
+from histodistill.selection.near_copies import NearCopies, find_near_copies
 from histodistill.training.data.pixel_source import Decoded, LeftOut, PixelSource
 from histodistill.training.data.tile_cache import CACHE_FORMAT, RECORD, TileCache, read_record
 from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.files import write_json, write_text
+from histodistill.training.running.files import write_bytes, write_json, write_text
 from histodistill.training.running.progress import Progress
 
 
@@ -56,6 +59,11 @@ class TileStore(ImageRows):
         if what not in self._known:
             self._known[what] = compute()
         return self._known[what]
+
+    @cached_property
+    def near_copies(self) -> NearCopies:
+        """The near copies among all tiles, which are square; of those that are left out, none."""
+        return find_near_copies(self)
 
 
 class TilesInMemory(TileStore):
@@ -114,6 +122,22 @@ class StoredTiles(TileStore):
                 with contextlib.suppress(OSError):  # it was taken out meanwhile, or the disk is full: next time, then
                     write_text(path, self._known[what], private=True)
         return self._known[what]
+
+    @cached_property
+    def near_copies(self) -> NearCopies:
+        """The near copies among all tiles, which are kept in the folder."""
+        files = [self.folder / f"near_copies_{part}.npy" for part in ("first", "pairs")]
+        with contextlib.suppress(*_DAMAGED):
+            first, pairs = (np.load(file, allow_pickle=False) for file in files)
+            if first.shape == (len(self),) and pairs.shape[1:] == (2,):
+                return NearCopies(first, pairs)
+        found = find_near_copies(self)
+        with contextlib.suppress(OSError):  # see `remembered`
+            for file, array in zip(files, (found.first, found.pairs), strict=True):
+                buffer = io.BytesIO()
+                np.save(buffer, array, allow_pickle=False)
+                write_bytes(file, buffer.getvalue(), private=True)
+        return found
 
 
 def store_of(sets: Sequence[Images]) -> tuple[TileStore, list[np.ndarray]] | None:

@@ -9,10 +9,12 @@ import pytest
 from PIL import Image
 
 from histodistill.selection.image_rows import rows_of
+from histodistill.selection.near_copies import near_pairs
 from histodistill.training.data import tile_cache, tile_store
 from histodistill.training.data.pixel_source import LeftOut
 from histodistill.training.data.sources import load_tiles
 from histodistill.training.data.tile_cache import TileCache
+from histodistill.training.data.tile_copies import pairs_of_copies
 from histodistill.training.data.tile_store import StoredTiles, TilesInMemory, open_tiles, store_of
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.running.errors import InputError
@@ -291,3 +293,27 @@ def test_a_folder_of_pictures_is_loaded_from_the_cache(tmp_path, monkeypatch):
     assert np.array_equal(again.split("train").images[:], first.split("train").images[:])
     with pytest.raises(TypeError):
         load_tiles(tmp_path / "t", cache_dir=tmp_path / "cache", reread=True)
+
+
+def test_near_copies_are_searched_once_whatever_splits_are_made(tmp_path, cache, monkeypatch):
+    tiles = np.concatenate([TILES, np.rot90(TILES[3:5], axes=(1, 2))])
+    store = open_tiles(Source(tmp_path / "file", tiles), "mine", None, cache)
+    parts = [
+        Tiles(rows_of(store, rows), np.zeros(len(rows), int)) for rows in (np.arange(0, 22, 2), np.arange(1, 22, 2))
+    ]
+    expected = near_pairs([np.asarray(part.images) for part in parts])
+    assert len(expected) == 2 and np.array_equal(pairs_of_copies(parts), expected)
+    again = open_tiles(Source(tmp_path / "file", tiles), "mine", None, cache)
+    monkeypatch.setattr(tile_store, "find_near_copies", None)
+    assert np.array_equal(again.near_copies.pairs, store.near_copies.pairs)
+    (again.folder / "near_copies_first.npy").write_bytes(b"")
+    with pytest.raises(TypeError):
+        _ = open_tiles(Source(tmp_path / "file", tiles), "mine", None, cache).near_copies
+
+
+def test_parts_that_share_tiles_or_are_elsewhere_are_searched_as_they_are(tmp_path, cache):
+    store = open_tiles(Source(tmp_path / "file"), "mine", None, cache)
+    part = Tiles(rows_of(store, np.arange(5)), np.zeros(5, int))
+    assert pairs_of_copies([part, part]).tolist() == [[i, i + 5] for i in range(5)]
+    elsewhere = Tiles(TILES[:5], np.zeros(5, int))
+    assert pairs_of_copies([elsewhere, part]).tolist() == [[i, i + 5] for i in range(5)]
