@@ -67,6 +67,11 @@ class Table:
     others: list[str]
     lines: list[int] | None
 
+    @property
+    def is_of_slides(self) -> bool:
+        """Whether tiles are places on slides, and not files."""
+        return "path" not in self.columns and "path" not in self.others
+
     def __len__(self) -> int:
         return len(self.columns["label"])
 
@@ -84,8 +89,8 @@ class Table:
         return cells
 
 
-def open_manifest(path: Path, grouping: Grouping, mpp: float | None = None) -> OpenedSource:
-    """Opens a manifest: a table of tiles in files of their own, or of places on slides, see `open_slide_manifest`.
+def open_manifest(table: Table, grouping: Grouping) -> OpenedSource:
+    """Opens a manifest of tiles in files of their own.
 
     It has the columns `path` and `label`, and may have `split`, `group` and `site`. Relative paths go from the
     manifest's folder. Labels are the names of classes, which are kept in sorted order, whole numbers by their value.
@@ -93,25 +98,17 @@ def open_manifest(path: Path, grouping: Grouping, mpp: float | None = None) -> O
     the column `group`. `site`, and each further column with 2 to 20 different values, is an attribute; a note tells
     which columns are not used. Tiles come in the order of the lines.
 
-    CSV has commas, TSV tabs, both are UTF-8 with or without a byte order mark, and cells may be in double quotes.
-
     Args:
-        path: The file: `.csv`, `.tsv` or `.parquet`.
+        table: The manifest.
         grouping: What was said of the groups.
-        mpp: Microns along a pixel to which tiles of slides are brought.
 
     Returns:
         The source, named after the file.
 
     Raises:
-        InputError: Naming the line: a file that cannot be read, a missing column, an empty cell, a split with an
-            unknown name, a tile that is not there or is there twice, or groups that cannot be used.
+        InputError: Naming the line: an empty cell, a split with an unknown name, a tile that is not there or is there
+            twice, or groups that cannot be used.
     """
-    table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_text(path)
-    if "path" not in table.columns and "path" not in table.others:
-        from histodistill.training.data.slide_manifest import open_slide_manifest
-
-        return open_slide_manifest(table, grouping, mpp)
     check_columns(table, _OF_FILES)
     files, stored = files_of(table, "path")
     _check_no_repeats(table, files)
@@ -121,7 +118,7 @@ def open_manifest(path: Path, grouping: Grouping, mpp: float | None = None) -> O
         return f"{table.place(rows[i])} ({shown(table.columns['path'][rows[i]])})"
 
     return open_tile_files(
-        path.stem, classes, splits, lambda i: Path(files[rows[i]]), called, lambda: stored, grouping
+        table.path.stem, classes, splits, lambda i: Path(files[rows[i]]), called, lambda: stored, grouping
     )
 
 
@@ -129,7 +126,7 @@ def check_manifest(path: Path) -> None:
     """Refuses a file that is no manifest by its first line, or, for Parquet, no Parquet file by its first bytes.
 
     Raises:
-        InputError: As `open_manifest` does.
+        InputError: As `read_table` does.
     """
     with _readable(path) as file:
         if path.suffix.lower() not in SEPARATORS:
@@ -183,6 +180,20 @@ def check_columns(table: Table, needed: Sequence[str]) -> None:
 
 
 # --- reading tables ---
+
+
+def read_table(path: Path) -> Table:
+    """Reads a manifest.
+
+    CSV has commas, TSV tabs, both are UTF-8 with or without a byte order mark, and cells may be in double quotes.
+
+    Args:
+        path: The file: `.csv`, `.tsv` or `.parquet`.
+
+    Raises:
+        InputError: Naming the line: a file that cannot be read, or a column that is missing.
+    """
+    return _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_text(path)
 
 
 def _read_text(path: Path) -> Table:

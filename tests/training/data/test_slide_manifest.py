@@ -14,7 +14,8 @@ import pytest
 from small_sources import image_folder, refused
 
 from histodistill.training.data.grouping import Grouping
-from histodistill.training.data.manifest import open_manifest
+from histodistill.training.data.manifest import read_table
+from histodistill.training.data.slide_manifest import open_slide_manifest
 from histodistill.training.data.sources import check_source, list_tiles, load_tiles
 from histodistill.training.data.tiles import SPLITS
 from histodistill.training.end_to_end.inspect_tiles import InspectTilesConfig
@@ -250,7 +251,7 @@ def test_what_is_odd_about_coordinates_is_told(folder, capsys):
     slides.write_clam(folder / "a.h5", [(0, 0), (8, 8), (0, 0)], name="other")
     slides.write_trident(folder / "b_patches.h5", [])
     path = of_coords(folder, ("a.tif", "gland", "a.h5"), ("b.tif", "stroma", "b_patches.h5"))
-    opened = open_manifest(path, Grouping())
+    opened = open_slide_manifest(read_table(path), Grouping())
     assert len(opened.splits["train"]) == 2
     told = capsys.readouterr().err
     assert "1 place that a file of coordinates holds twice" in told and "1 slide has no tile" in told
