@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from histodistill.training.engine.classifier_training import ClassifierTraining
     from histodistill.training.engine.loop import GenerativeTraining
 
+    _Training = GenerativeTraining | ClassifierTraining
+    _Make = Callable[["InputPathConfig", TileSource, Path], _Training]
+
 # Makes the next batch or step.
 _Stepper = Callable[[], object]
 
@@ -94,11 +97,12 @@ def run(config: InputPathConfig) -> dict[str, Any]:
     device = make_accelerator("no").device
     print(f"{device}, {torch.get_num_threads()} threads, tiles of {config.image_size} px")
     print(f"{'':<24}{'tiles':>12}{'per second':>14}{'ratio':>8}", flush=True)
+    makers: dict[str, _Make] = {"autoencoder": _autoencoder, "diffusion": _diffusion, "classifier": _classifier}
     figures = {}
     with tempfile.TemporaryDirectory(prefix="histodistill-input-path-") as name:
         folder = Path(name)
         sources = make_sources(config, folder / "tiles.npy")
-        for kind, make in {"autoencoder": _autoencoder, "diffusion": _diffusion, "classifier": _classifier}.items():
+        for kind, make in makers.items():
             trainings = {tiles: make(config, source, folder) for tiles, source in sources.items()}
             for what, stepper, steps in (
                 ("batches", batches_of, config.steps * _BATCHES_PER_STEP),
@@ -199,7 +203,7 @@ def _classifier(config: InputPathConfig, source: TileSource, folder: Path) -> Cl
 
 
 @contextlib.contextmanager
-def batches_of(training: GenerativeTraining | ClassifierTraining) -> Iterator[_Stepper]:
+def batches_of(training: _Training) -> Iterator[_Stepper]:
     """What makes the next batch of a training, all that the model takes, on the device."""
     from histodistill.training.data.pixels import to_device
     from histodistill.training.engine.classifier_training import ClassifierTraining
@@ -220,7 +224,7 @@ def batches_of(training: GenerativeTraining | ClassifierTraining) -> Iterator[_S
 
 
 @contextlib.contextmanager
-def steps_of(training: GenerativeTraining | ClassifierTraining) -> Iterator[_Stepper]:
+def steps_of(training: _Training) -> Iterator[_Stepper]:
     """What makes the next optimizer step of a training, from the first one on."""
     from histodistill.training.engine.classifier_training import ClassifierTraining
     from histodistill.training.engine.loop import plain_steps
