@@ -153,6 +153,21 @@ class GenerativeTraining(ABC):
         return (config.max_train_steps - self.start) * config.gradient_accumulation_steps * config.batch_size
 
 
+class DrawnBatch(NamedTuple):
+    """A process's share of a batch, on the CPU.
+
+    Attributes:
+        position: Number of the batch, counted over all steps.
+        tiles: What `GenerativeTraining.read_tiles` gives.
+        symmetries, drawn: What `GenerativeTraining.draw_batch` gives.
+    """
+
+    position: int
+    tiles: torch.Tensor
+    symmetries: torch.Tensor
+    drawn: list[torch.Tensor]
+
+
 def open_training(config: PrivateTrainingConfig, stage: Stage, name: str) -> Accelerator | None:
     """The accelerator of a training, or None where its stage is already finished.
 
@@ -293,21 +308,6 @@ def plain_steps(
             return loss
 
         yield make_step
-
-
-class DrawnBatch(NamedTuple):
-    """A process's share of a batch, on the CPU.
-
-    Attributes:
-        position: Number of the batch, counted over all steps.
-        tiles: What `GenerativeTraining.read_tiles` gives.
-        symmetries, drawn: What `GenerativeTraining.draw_batch` gives.
-    """
-
-    position: int
-    tiles: torch.Tensor
-    symmetries: torch.Tensor
-    drawn: list[torch.Tensor]
 
 
 def drawn_batches(training: GenerativeTraining) -> contextlib.AbstractContextManager[Iterator[DrawnBatch]]:
