@@ -38,7 +38,13 @@ ONE_PROGRAM = "docs/python.md"
 OF_THE_PAST = "docs/trainings.md"
 SCRIPTS = ("train_autoencoder", "train_diffusion", "train_classifier", "generate", "select", "audit", "compare")
 # Other steps with a parser, without those of COMMANDS.
-BENCHMARKS = ("benchmarks.speed", "benchmarks.audit_speed", "benchmarks.sites_study", "benchmarks.memory")
+BENCHMARKS = (
+    "benchmarks.speed",
+    "benchmarks.audit_speed",
+    "benchmarks.sites_study",
+    "benchmarks.memory",
+    "benchmarks.input_path",
+)
 # Whose options in the text are not ours.
 OTHER_PROGRAMS = (
     "pip ", "python -m http.server", "python -m build", "git ", "create_patches_fp.py ", "run_batch_of_slides.py ",
