@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from histodistill.training.data.colour_forms import DecodingRules
-from histodistill.training.data.limits import check_memory
 from histodistill.training.data.pictures import Noted, Picture, decode_picture, mode_of, size_of
 from histodistill.training.data.pixel_source import Decoded, LeftOut
-from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.errors import InputError
 
 
-# Pictures that are asked for at a time.
-_BATCH = 256
 # Threads that decode pictures, at most.
 _MOST_THREADS = 8
 # Pictures that are decoded ahead, at most, and the bytes that they may take together.
@@ -129,83 +125,6 @@ def decode_stream(
             of_batch = []
 
 
-def decode_tiles(
-    count: int,
-    entries: Callable[[int, int], list[Entry]],
-    image_size: int | None = None,
-    rules: DecodingRules = _NO_RULES,
-) -> np.ndarray:
-    """Decodes `count` pictures, as `decode_image` does, in several threads.
-
-    Args:
-        count: Number N of pictures.
-        entries: `entries(start, stop)` gives, for each of these pictures, its name for messages, and its file or
-            bytes. It is asked for a few hundred at a time.
-        image_size: Side in pixels; by default pictures stay as they are.
-        rules: What is converted.
-
-    Returns:
-        uint8 N×H×W×3.
-
-    Raises:
-        InputError: Naming the first picture that cannot be used or has another size than the first; or all of them
-            together do not fit in memory.
-    """
-    # In batches, so that a bad file ends the work soon, and that the entries need not all be in memory.
-    batches = (entries(start, min(start + _BATCH, count)) for start in range(0, count, _BATCH))
-    return decode_batches(count, batches, image_size, rules=rules)
-
-
-def decode_batches(
-    count: int,
-    batches: Iterable[Sequence[Entry]],
-    image_size: int | None = None,
-    check_size: Callable[[int], None] | None = None,
-    rules: DecodingRules = _NO_RULES,
-) -> np.ndarray:
-    """As `decode_tiles`, of pictures that come in batches of any number.
-
-    Args:
-        count: Number N of pictures in all batches together.
-        batches: The pictures; one batch at a time is asked for.
-        image_size: Side in pixels; by default pictures stay as they are.
-        check_size: Takes the bytes that all tiles need, once the first is decoded, and raises if these are too
-            many; by default it is seen that they fit in memory.
-        rules: What is converted.
-
-    Returns:
-        uint8 N×H×W×3.
-
-    Raises:
-        InputError: As `decode_tiles`.
-    """
-    tiles: np.ndarray | None = None
-    names: deque[str] = deque()
-    noted = Noted()
-
-    def entries() -> Iterator[Entry]:
-        for batch in batches:
-            for entry in batch:
-                names.append(entry[0])
-                yield entry
-
-    first_name = ""
-    for done, tile in enumerate(decode_each(entries(), image_size, rules, noted)):
-        name = names.popleft()
-        if isinstance(tile, LeftOut):
-            raise tile.error
-        if tiles is None:
-            tiles, first_name = _room_for(count, tile, check_size), name
-        if tile.shape != tiles.shape[1:]:
-            raise InputError(
-                f"{name} is {tile.shape[1]}x{tile.shape[0]} pixels but {first_name} is "
-                f"{tiles.shape[2]}x{tiles.shape[1]}: give {param('image_size')} to bring all to one size"
-            )
-        tiles[done] = tile
-    noted.tell()
-    return np.empty((0, 0, 0, 3), dtype=np.uint8) if tiles is None else tiles
-
-
 def count_sizes(entries: Iterable[Entry]) -> Counter[tuple[int, int]]:
     """How many pictures there are of each size, by their headers: nothing is decoded.
 
@@ -239,12 +158,3 @@ def _decode(name: str, source: Path | bytes, image_size: int | None, rules: Deco
         return decode_picture(name, source, image_size, rules)
     except InputError as error:
         return LeftOut("unreadable", error)
-
-
-def _room_for(count: int, tile: np.ndarray, check_size: Callable[[int], None] | None) -> np.ndarray:
-    """An array for `count` tiles like this one."""
-    if check_size is None:
-        what = f"the array of {count:,} tiles of {tile.shape[1]}x{tile.shape[0]} pixels"
-        check_size = functools.partial(check_memory, what)
-    check_size(count * tile.nbytes)
-    return np.empty((count, *tile.shape), dtype=np.uint8)

@@ -11,7 +11,7 @@ from small_pictures import PIXELS, encoded, refused, tiff
 
 from histodistill.training.data import limits
 from histodistill.training.data.colour_forms import DecodingRules
-from histodistill.training.data.decoding import decode_each, decode_image, decode_stream, decode_tiles
+from histodistill.training.data.decoding import decode_each, decode_image, decode_stream
 from histodistill.training.data.pictures import Noted
 from histodistill.training.data.pixel_source import LeftOut
 from histodistill.training.running.errors import InputError
@@ -157,21 +157,6 @@ def test_strips_that_would_be_enlarged_beyond_the_limit_are_refused(shape):
         decode_image("it", data, 6400)
 
 
-def test_tiles_that_do_not_fit_in_memory_are_refused(monkeypatch):
-    monkeypatch.setattr(limits, "_free_memory", lambda: 10**6)
-    data = encoded(PIXELS, "PNG")
-    asked = []
-
-    def entries(start: int, stop: int) -> list[tuple[str, bytes]]:
-        asked.append(stop - start)
-        return [("it", data)] * (stop - start)
-
-    with pytest.raises(InputError, match="the array of 1,000,000 tiles of 12x10 pixels needs 360"):
-        decode_tiles(10**6, entries)
-    assert len(asked) == 1 and asked[0] < 2000
-    assert decode_tiles(1000, entries).shape == (1000, 10, 12, 3)
-
-
 # --- many ---
 
 
@@ -190,8 +175,6 @@ def test_a_stream_keeps_batches_and_order_and_goes_on_after_what_cannot_be_used(
     assert isinstance(tiles[7], LeftOut) and tiles[7].why == "unreadable"
     assert str(tiles[7].error).startswith("tile 7 cannot be read as an image: it holds text")
     assert [int(tile[0, 0, 0]) for i, tile in enumerate(tiles) if i != 7] == [i for i in range(40) if i != 7]
-    with pytest.raises(InputError, match=r"^tile 7 cannot be read"):
-        decode_tiles(40, lambda start, stop: entries[start:stop])
 
 
 @pytest.mark.parametrize(("side", "least", "most"), [(8, 100, 520), (1500, 8, 60)])
@@ -244,5 +227,5 @@ def test_what_was_done_is_told_with_number_and_rule(tmp_path, capsys):
         "1 JPEG 2000 file does not say what its three channels are (such as e): taken as RGB; look at the colours",
         "1 picture is converted (such as b.png): the one channel of grey becomes red, green and blue alike",
     ]
-    decode_tiles(5, lambda start, stop: entries[start:stop], rules=DecodingRules(("grey",)))
+    noted.tell()
     assert capsys.readouterr().err.splitlines() == noted.lines()
