@@ -40,7 +40,9 @@ SCRIPTS = ("train_autoencoder", "train_diffusion", "train_classifier", "generate
 # Other steps with a parser, without those of COMMANDS.
 BENCHMARKS = ("benchmarks.speed", "benchmarks.audit_speed", "benchmarks.sites_study", "benchmarks.memory")
 # Whose options in the text are not ours.
-OTHER_PROGRAMS = ("pip ", "python -m http.server", "python -m build", "git ")
+OTHER_PROGRAMS = (
+    "pip ", "python -m http.server", "python -m build", "git ", "create_patches_fp.py ", "run_batch_of_slides.py ",
+)  # fmt: skip
 # What distill does not run.
 ON_REQUEST = ("evaluate-pool", "benchmark")
 
