@@ -84,6 +84,10 @@ class DecodingRules:
         return {"convert": list(self.convert)}
 
 
+#: What is done where nothing was said.
+NO_RULES = DecodingRules()
+
+
 def conversions_of(image: ImageFile, stream: BinaryIO) -> set[str]:
     """What must be done to a picture that was opened, but not decoded, before it is RGB with 8 bits a channel.
 

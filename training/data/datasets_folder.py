@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError
 from histodistill.hub_cards.documents import Exact, Known
 from histodistill.selection.summaries import counted
 from histodistill.training.data.arrow_files import Rows, open_arrow, open_parquet
+from histodistill.training.data.colour_forms import NO_RULES, DecodingRules
 from histodistill.training.data.folder_card import FolderCard, read_folder_card
 from histodistill.training.data.folder_walk import IMAGE_SUFFIXES
 from histodistill.training.data.grouping import Grouping
@@ -91,7 +92,7 @@ def is_datasets_folder(path: Path) -> bool:
     )
 
 
-def open_datasets_folder(path: Path, grouping: Grouping) -> OpenedSource:
+def open_datasets_folder(path: Path, grouping: Grouping, rules: DecodingRules = NO_RULES) -> OpenedSource:
     """Opens a folder of Parquet files, or one that `save_to_disk` of `datasets` left.
 
     Columns are found by their type, as `datasets` writes it into the files (for Parquet, README.md may say it
@@ -106,6 +107,7 @@ def open_datasets_folder(path: Path, grouping: Grouping) -> OpenedSource:
     Args:
         path: The folder.
         grouping: What was said of the groups.
+        rules: What is converted.
 
     Returns:
         The source, named after the folder.
@@ -124,7 +126,7 @@ def open_datasets_folder(path: Path, grouping: Grouping) -> OpenedSource:
         splits[split], called[split] = files, part
     if "train" not in splits:
         raise InputError(f"{path} has no train split (found {', '.join(parts)}): name one train")
-    return open_rows(path.resolve().name, str(path), splits, grouping)
+    return open_rows(path.resolve().name, str(path), splits, grouping, rules=rules)
 
 
 def holds_images(path: Path) -> bool:
@@ -141,7 +143,7 @@ def holds_images(path: Path) -> bool:
     return "path" not in schema.names and "slide" not in schema.names
 
 
-def open_parquet_file(path: Path, grouping: Grouping) -> OpenedSource:
+def open_parquet_file(path: Path, grouping: Grouping, rules: DecodingRules = NO_RULES) -> OpenedSource:
     """Opens a single Parquet file with images, as `open_datasets_folder` would a folder with nothing else in it.
 
     Returns:
@@ -158,7 +160,7 @@ def open_parquet_file(path: Path, grouping: Grouping) -> OpenedSource:
             "with all splits, or rename the file if its tiles are for training"
         )
     check_shards([path])
-    return open_rows(path.stem, str(path), {"train": [(open_parquet(path), None)]}, grouping)
+    return open_rows(path.stem, str(path), {"train": [(open_parquet(path), None)]}, grouping, rules=rules)
 
 
 def _parquet_parts(folder: Path) -> dict[str, _Files]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from histodistill.training.data.colour_forms import DecodingRules
+from histodistill.training.data.colour_forms import NO_RULES, DecodingRules
 from histodistill.training.data.pictures import Noted, Picture, decode_picture, mode_of, size_of
 from histodistill.training.data.pixel_source import Decoded, LeftOut
 from histodistill.training.running.errors import InputError
@@ -20,15 +20,13 @@ from histodistill.training.running.errors import InputError
 _MOST_THREADS = 8
 # Pictures that are decoded ahead, at most, and the bytes that they may take together.
 _AHEAD, _BYTES_AHEAD = 512, 2**28
-# What is done where nothing was said.
-_NO_RULES = DecodingRules()
 
 #: A picture to decode: what messages call it, and its file or bytes.
 Entry = tuple[str, Path | bytes]
 
 
 def decode_image(
-    name: str, source: Path | bytes, image_size: int | None = None, rules: DecodingRules = _NO_RULES
+    name: str, source: Path | bytes, image_size: int | None = None, rules: DecodingRules = NO_RULES
 ) -> np.ndarray:
     """Decodes one picture: PNG, JPEG, TIFF, BMP, WebP, JPEG 2000 or PPM, known by its content and not by its name.
 
@@ -56,7 +54,7 @@ def decode_image(
 def decode_each(
     entries: Iterable[Entry],
     image_size: int | None = None,
-    rules: DecodingRules = _NO_RULES,
+    rules: DecodingRules = NO_RULES,
     noted: Noted | None = None,
 ) -> Iterator[Decoded]:
     """Decodes pictures in several threads, in their order, some hundred ahead of what was taken.
@@ -101,7 +99,7 @@ def decode_each(
 def decode_stream(
     batches: Iterable[Sequence[Entry]],
     image_size: int | None = None,
-    rules: DecodingRules = _NO_RULES,
+    rules: DecodingRules = NO_RULES,
     noted: Noted | None = None,
 ) -> Iterator[list[Decoded]]:
     """As `decode_each`, of pictures that come in batches; gives what became of each batch that is not empty.

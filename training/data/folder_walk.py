@@ -105,15 +105,18 @@ class FolderWalk:
 
     Args:
         root: The folder.
+        takes_unreadable: Whether images that are empty, or were not fetched, are listed with the others.
     """
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, takes_unreadable: bool = False):
         self.root = root
+        self._takes_unreadable = takes_unreadable
         self._real = root.resolve()
         self._seen = {_identity(folder): folder for folder in (self._real, *self._real.parents)}
         self._refused: dict[int, list[Path]] = {}
         self._others: list[Path] = []
         self._unused_images: list[Path] = []
+        self._unnamed: list[Path] = []
         self._hidden_images: list[Path] = []
         self._system_folders: list[Path] = []
         self._no_images: list[Path] = []
@@ -149,6 +152,10 @@ class FolderWalk:
             images += found
             waiting += below
         return sorted(images, key=Path.as_posix)
+
+    def leave_unnamed(self, images: list[Path]) -> None:
+        """Keeps account of images that a table of labels does not name."""
+        self._unnamed += images
 
     def leave_out(self, images: list[Path]) -> None:
         """Keeps account of images that are not taken; those seen so far that cannot be read are not taken either."""
@@ -206,6 +213,7 @@ class FolderWalk:
             parts.append(f"{what} ({_by_suffix(self._others)}, such as {self._example(self._others)})")
         for paths, noun, plural in (
             (self._unused_images, "image beside the split folders", "images beside the split folders"),
+            (self._unnamed, "image without a label", "images without a label"),
             (self._hidden_images, "hidden image", "hidden images"),
             (self._system_folders, "hidden or system folder with images", "hidden or system folders with images"),
             (self._no_images, "folder without images", "folders without images"),
@@ -284,6 +292,8 @@ class FolderWalk:
                 self._refuse(_KINDS, path)
             else:
                 self._others.append(path)
+        elif self._takes_unreadable:
+            return True
         elif not status.st_size:
             self._refuse(_EMPTY, path)
         elif placeholder(_head(path, SIGNATURE_BYTES), status.st_size):

@@ -12,7 +12,7 @@ from PIL import Image
 from small_sources import TWO_CLASSES, image_folder, refused, tiles
 
 from histodistill.training.data.folder_walk import IMAGE_SUFFIXES
-from histodistill.training.data.sources import list_tiles, load_tiles
+from histodistill.training.data.sources import check_source, list_tiles, load_tiles
 from histodistill.training.running.errors import InputError
 
 
@@ -140,7 +140,8 @@ def test_other_folders_beside_train_are_refused(tmp_path, name):
     ("counts", "expected"),
     [
         ({}, "is empty"),
-        ({"a": 2, "b": 2}, "has no folder train"),
+        ({"test/a": 2, "test/b": 2}, "has no folder train"),
+        ({".": 2}, "has no class folders"),
         ({"train": 2}, "has no class folders"),
         ({"train/a": 2}, "only one class"),
         ({"train/a": 2, "train/b": 0}, "holds no image"),
@@ -162,6 +163,51 @@ def test_bad_shapes(tmp_path, size, expected):
             Image.new("RGB", size).save(tmp_path / "train" / name / f"{i}.png")
     assert expected in refused(tmp_path)
     assert load_tiles(tmp_path, image_size=8).image_size == 8
+
+
+def test_folders_of_classes_without_splits_are_train(tmp_path, capsys):
+    folder = image_folder(tmp_path / "slides", {"fat": 4, "gland/deep": 3})
+    (folder / "notes").mkdir()
+    check_source(folder)
+    source = load_tiles(folder, hold_out_validation=False)
+    assert source.class_names == ["fat", "gland"] and list(source.splits) == ["train"]
+    assert source.split("train").labels.tolist() == [0] * 4 + [1] * 3
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        f"left out of {folder}: 1 folder without images (such as notes)",
+        f"{folder} has no folders of splits: its folders are 2 classes",
+    ]
+    assert load_tiles(folder).made == ("validation", "test")
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ({"a": 2, "b": 2, ".": 1}, "holds 1 image beside the class folders"),
+        ({"one/train/a": 2, "two/b": 2}, "train is called like a split, so that"),
+        ({"a": 2, "#b": 2}, "is named as systems name their own"),
+    ],
+)
+def test_folders_that_are_no_classes_are_refused(tmp_path, counts, expected):
+    assert expected in refused(image_folder(tmp_path, counts))
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"text"])
+def test_what_cannot_be_read_is_left_out_if_asked_for(tmp_path, content):
+    folder = image_folder(tmp_path, {"train/a": 4, "train/b": 3})
+    (folder / "train" / "a" / "tile_001.png").write_bytes(content)
+    source = load_tiles(folder, skip_unreadable=True, max_unreadable=0.2, hold_out_validation=False)
+    assert source.split("train").labels.tolist() == [0] * 3 + [1] * 3
+
+
+def test_greys_are_converted_if_asked_for_and_kept_apart_in_the_cache(tmp_path, capsys):
+    folder = image_folder(tmp_path, {"train/a": 3, "train/b": 3})
+    Image.new("L", (10, 10), 77).save(folder / "train" / "b" / "tile_001.png")
+    assert "give convert with grey" in refused(folder)
+    source = load_tiles(folder, convert=["grey"], hold_out_validation=False)
+    assert source.split("train").images[4][0, 0].tolist() == [77, 77, 77]
+    assert "1 picture is converted (such as " in capsys.readouterr().err
+    assert "give convert with grey" in refused(folder)
+    assert "convert=gray is unknown" in refused(folder, convert=["gray"])
 
 
 # --- what is there and not taken ---
