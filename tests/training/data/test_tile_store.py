@@ -10,12 +10,13 @@ from PIL import Image
 
 from histodistill.selection.image_rows import rows_of
 from histodistill.selection.near_copies import near_pairs
-from histodistill.training.data import tile_cache, tile_store
+from histodistill.training.data import storing, tile_cache, tile_store
 from histodistill.training.data.pixel_source import LeftOut
 from histodistill.training.data.sources import load_tiles
+from histodistill.training.data.storing import open_tiles
 from histodistill.training.data.tile_cache import TileCache
 from histodistill.training.data.tile_copies import pairs_of_copies
-from histodistill.training.data.tile_store import StoredTiles, TilesInMemory, open_tiles, store_of
+from histodistill.training.data.tile_store import StoredTiles, TilesInMemory, store_of
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.running.errors import InputError
 
@@ -84,7 +85,7 @@ def test_the_same_tiles_are_kept_once(tmp_path, cache):
 
 
 def test_a_killed_run_goes_on(tmp_path, cache, monkeypatch):
-    monkeypatch.setattr(tile_store, "_BYTES_PER_RECORD", 1)
+    monkeypatch.setattr(storing, "_BYTES_PER_RECORD", 1)
     with pytest.raises(KeyboardInterrupt):
         open_tiles(Source(tmp_path / "file", dies_at=14, left_out={4: "glass"}.items()), "mine", None, cache)
     # What was written last may be there without being known of.
@@ -101,9 +102,9 @@ def test_a_killed_run_goes_on(tmp_path, cache, monkeypatch):
     assert not found[4].any() and np.array_equal(np.delete(found[:], 4, 0), np.delete(TILES, 4, 0))
 
 
-@pytest.mark.parametrize("damage", ["{", '{"shape": [20, 8, 8, 3], "start": 9, "done": 3, "left_out": []}', "[]"])
+@pytest.mark.parametrize("damage", ["{", '{"shape": [19, 8, 8, 3], "done": 3, "left_out": []}', "[]"])
 def test_damaged_progress_is_begun_anew(tmp_path, cache, monkeypatch, damage):
-    monkeypatch.setattr(tile_store, "_BYTES_PER_RECORD", 1)
+    monkeypatch.setattr(storing, "_BYTES_PER_RECORD", 1)
     with pytest.raises(KeyboardInterrupt):
         open_tiles(Source(tmp_path / "file", dies_at=14), "mine", None, cache)
     (unfinished,) = (path for path in cache.unfinished.iterdir() if path.is_dir())
