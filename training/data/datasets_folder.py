@@ -18,7 +18,6 @@ from pydantic import BaseModel, Field, ValidationError
 from histodistill.hub_cards.documents import Exact, Known
 from histodistill.selection.summaries import counted
 from histodistill.training.data.arrow_files import Rows, open_arrow, open_parquet
-from histodistill.training.data.colour_forms import NO_RULES, DecodingRules
 from histodistill.training.data.folder_card import FolderCard, read_folder_card
 from histodistill.training.data.folder_walk import IMAGE_SUFFIXES
 from histodistill.training.data.grouping import Grouping
@@ -26,6 +25,7 @@ from histodistill.training.data.image_columns import Features, features_of_schem
 from histodistill.training.data.image_rows import open_rows
 from histodistill.training.data.names import shown, some
 from histodistill.training.data.opened_source import OpenedSource
+from histodistill.training.data.reading import AS_USUAL, Reading
 from histodistill.training.data.split_files import (
     check_different,
     check_shards,
@@ -92,7 +92,7 @@ def is_datasets_folder(path: Path) -> bool:
     )
 
 
-def open_datasets_folder(path: Path, grouping: Grouping, rules: DecodingRules = NO_RULES) -> OpenedSource:
+def open_datasets_folder(path: Path, grouping: Grouping, reading: Reading = AS_USUAL) -> OpenedSource:
     """Opens a folder of Parquet files, or one that `save_to_disk` of `datasets` left.
 
     Columns are found by their type, as `datasets` writes it into the files (for Parquet, README.md may say it
@@ -107,7 +107,7 @@ def open_datasets_folder(path: Path, grouping: Grouping, rules: DecodingRules = 
     Args:
         path: The folder.
         grouping: What was said of the groups.
-        rules: What is converted.
+        reading: What is converted, and whether images that cannot be read are left out.
 
     Returns:
         The source, named after the folder.
@@ -126,7 +126,7 @@ def open_datasets_folder(path: Path, grouping: Grouping, rules: DecodingRules = 
         splits[split], called[split] = files, part
     if "train" not in splits:
         raise InputError(f"{path} has no train split (found {', '.join(parts)}): name one train")
-    return open_rows(path.resolve().name, str(path), splits, grouping, rules=rules)
+    return open_rows(path.resolve().name, str(path), splits, grouping, reading=reading)
 
 
 def holds_images(path: Path) -> bool:
@@ -143,7 +143,7 @@ def holds_images(path: Path) -> bool:
     return "path" not in schema.names and "slide" not in schema.names
 
 
-def open_parquet_file(path: Path, grouping: Grouping, rules: DecodingRules = NO_RULES) -> OpenedSource:
+def open_parquet_file(path: Path, grouping: Grouping, reading: Reading = AS_USUAL) -> OpenedSource:
     """Opens a single Parquet file with images, as `open_datasets_folder` would a folder with nothing else in it.
 
     Returns:
@@ -160,7 +160,7 @@ def open_parquet_file(path: Path, grouping: Grouping, rules: DecodingRules = NO_
             "with all splits, or rename the file if its tiles are for training"
         )
     check_shards([path])
-    return open_rows(path.stem, str(path), {"train": [(open_parquet(path), None)]}, grouping, rules=rules)
+    return open_rows(path.stem, str(path), {"train": [(open_parquet(path), None)]}, grouping, reading=reading)
 
 
 def _parquet_parts(folder: Path) -> dict[str, _Files]:

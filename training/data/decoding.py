@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +22,8 @@ from histodistill.training.running.errors import InputError
 _MOST_THREADS = 8
 # Pictures that are decoded ahead, at most, and the bytes that they may take together.
 _AHEAD, _BYTES_AHEAD = 512, 2**28
+
+_T = TypeVar("_T")
 
 #: A picture to decode: what messages call it, and its file or bytes.
 Entry = tuple[str, Path | bytes]
@@ -123,11 +127,12 @@ def decode_stream(
             of_batch = []
 
 
-def count_sizes(entries: Iterable[Entry]) -> Counter[tuple[int, int]]:
+def count_sizes(entries: Iterable[Entry], skip_unreadable: bool = False) -> Counter[tuple[int, int]]:
     """How many pictures there are of each size, by their headers: nothing is decoded.
 
     Args:
         entries: The pictures.
+        skip_unreadable: Whether those that cannot be read are left out.
 
     Returns:
         Width and height in pixels, as viewers show it → pictures.
@@ -135,19 +140,29 @@ def count_sizes(entries: Iterable[Entry]) -> Counter[tuple[int, int]]:
     Raises:
         InputError: Naming the first that cannot be read.
     """
-    return Counter(size_of(name, source) for name, source in entries)
+    return _counted(size_of, entries, skip_unreadable)
 
 
-def count_modes(entries: Iterable[Entry]) -> Counter[str]:
+def count_modes(entries: Iterable[Entry], skip_unreadable: bool = False) -> Counter[str]:
     """How many pictures there are of each colour mode, as Pillow calls it, by their headers: `{"RGB": 98, "L": 2}`.
 
     Args:
         entries: The pictures.
+        skip_unreadable: Whether those that cannot be read are left out.
 
     Raises:
         InputError: Naming the first that cannot be read.
     """
-    return Counter(mode_of(name, source) for name, source in entries)
+    return _counted(mode_of, entries, skip_unreadable)
+
+
+def _counted(read: Callable[[str, Path | bytes], _T], entries: Iterable[Entry], skip: bool) -> Counter[_T]:
+    """What is read of pictures → how many it is read of."""
+    counts: Counter[_T] = Counter()
+    for name, source in entries:
+        with suppress(InputError) if skip else nullcontext():
+            counts[read(name, source)] += 1
+    return counts
 
 
 def _decode(name: str, source: Path | bytes, image_size: int | None, rules: DecodingRules) -> Picture | LeftOut:

@@ -85,7 +85,7 @@ def open_hub_dataset(repo_id: str, grouping: Grouping, reading: Reading) -> Open
         raise InputError(f"{repo_id} has no train split (found {some([*map(str, data)]) or 'none'}): name one train")
     _tell(repo_id, next(iter(data.values())).info, unknown)
     license = next((rows.info.license for rows in data.values() if rows.info.license), None)
-    return open_rows(repo_id, repo_id, splits, grouping, license or None, reading.rules)
+    return open_rows(repo_id, repo_id, splits, grouping, license or None, reading)
 
 
 def _rows(repo_id: str, data: Dataset, download_dir: str | Path | None) -> Rows:

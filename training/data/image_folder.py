@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from histodistill.selection.summaries import counted
-from histodistill.training.data.colour_forms import NO_RULES, DecodingRules
 from histodistill.training.data.folder_walk import IMAGE_SUFFIXES, FolderWalk
 from histodistill.training.data.group_names import parts_of_paths
 from histodistill.training.data.grouping import Grouping
 from histodistill.training.data.listing import ListedSplit
 from histodistill.training.data.names import class_name
 from histodistill.training.data.opened_source import OpenedSource
+from histodistill.training.data.reading import AS_USUAL, Reading
 from histodistill.training.data.split_files import names_of
 from histodistill.training.data.tile_files import open_tile_files
 from histodistill.training.data.tiles import SPLIT_ALIASES, SPLITS
@@ -24,9 +24,7 @@ from histodistill.training.running.notes import tell
 from histodistill.training.running.suggestions import did_you_mean
 
 
-def open_image_folder(
-    path: Path, grouping: Grouping, rules: DecodingRules = NO_RULES, skip_unreadable: bool = False
-) -> OpenedSource:
+def open_image_folder(path: Path, grouping: Grouping, reading: Reading = AS_USUAL) -> OpenedSource:
     """Opens `path/split/class/**/*.png` or `path/class/**/*.png`, and images of the other formats that are decoded.
 
     Splits are the folders `train` (required), `validation` and `test`, or what `SPLIT_ALIASES` has for them, in any
@@ -41,8 +39,7 @@ def open_image_folder(
     Args:
         path: The folder.
         grouping: What was said of the groups.
-        rules: What is converted.
-        skip_unreadable: Whether images that are empty, or were not fetched, are listed with the others.
+        reading: What is converted, and whether images that are empty, were not fetched or cannot be read are left out.
 
     Returns:
         The source, named after the folder.
@@ -59,7 +56,7 @@ def open_image_folder(
             f"{param('group_pattern')}, which finds groups in paths, or as {param('labels')} a table with the columns "
             "path, label and group"
         )
-    walk = FolderWalk(path, skip_unreadable)
+    walk = FolderWalk(path, reading.skip_unreadable)
     folders = _split_folders(walk)
     by_split = {split: _images_by_class(walk, below, images) for split, (_, below, images) in folders.items()}
     walk.check()
@@ -78,7 +75,7 @@ def open_image_folder(
         called=lambda i: str(files[i]),
         stored=lambda: sum(file.stat().st_size for file in files),
         grouping=grouping,
-        rules=rules,
+        reading=reading,
     )
 
 

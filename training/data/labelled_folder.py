@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from histodistill.selection.summaries import counted
-from histodistill.training.data.colour_forms import NO_RULES, DecodingRules
 from histodistill.training.data.folder_walk import FolderWalk
 from histodistill.training.data.grouping import Grouping
 from histodistill.training.data.manifest import (
@@ -21,6 +20,7 @@ from histodistill.training.data.manifest import (
 )
 from histodistill.training.data.names import shown
 from histodistill.training.data.opened_source import OpenedSource
+from histodistill.training.data.reading import AS_USUAL, Reading
 from histodistill.training.data.tile_files import open_tile_files
 from histodistill.training.data.tiles import SPLIT_ALIASES
 from histodistill.training.running.errors import InputError, param
@@ -58,8 +58,7 @@ def open_labelled_folder(
     folder: Path,
     table: Path,
     grouping: Grouping,
-    rules: DecodingRules = NO_RULES,
-    skip_unreadable: bool = False,
+    reading: Reading = AS_USUAL,
 ) -> OpenedSource:
     """Opens the pictures in a folder, in whatever folders below it, whose classes a table says.
 
@@ -72,8 +71,8 @@ def open_labelled_folder(
         folder: The folder.
         table: The table: `.csv`, `.tsv` or `.parquet`.
         grouping: What was said of the groups.
-        rules: What is converted.
-        skip_unreadable: Whether pictures that are empty, or were not fetched, are listed, too.
+        reading: What is converted, and whether pictures that are empty, were not fetched or cannot be read are left
+            out.
 
     Returns:
         The source, named after the folder.
@@ -83,7 +82,7 @@ def open_labelled_folder(
     """
     if not table.is_file():
         raise InputError(f"{param('labels')}={table} is no file: name the table with the columns path and label")
-    walk = FolderWalk(folder, skip_unreadable)
+    walk = FolderWalk(folder, reading.skip_unreadable)
     images = walk.images(folder)
     walk.check()
     read = read_table(table)
@@ -109,7 +108,7 @@ def open_labelled_folder(
         called=lambda i: str(files[rows[i]]),
         stored=lambda: sum(file.stat().st_size for file in files),
         grouping=grouping,
-        rules=rules,
+        reading=reading,
     )
 
 

@@ -16,7 +16,6 @@ import numpy as np
 
 from histodistill.hub_cards.names import fault_of_published_name
 from histodistill.selection.summaries import counted
-from histodistill.training.data.colour_forms import NO_RULES, DecodingRules
 from histodistill.training.data.group_names import (
     LONGEST,
     kind_called,
@@ -30,6 +29,7 @@ from histodistill.training.data.limits import check_memory
 from histodistill.training.data.listing import ListedSplit
 from histodistill.training.data.names import class_name, shown, some
 from histodistill.training.data.opened_source import OpenedSource
+from histodistill.training.data.reading import AS_USUAL, Reading
 from histodistill.training.data.split_files import split_called
 from histodistill.training.data.tile_files import open_tile_files
 from histodistill.training.data.tiles import SPLIT_ALIASES, SPLITS
@@ -90,9 +90,7 @@ class Table:
         return cells
 
 
-def open_manifest(
-    path: Path, grouping: Grouping, mpp: float | None = None, rules: DecodingRules = NO_RULES
-) -> OpenedSource:
+def open_manifest(path: Path, grouping: Grouping, reading: Reading = AS_USUAL) -> OpenedSource:
     """Opens a manifest: a table of tiles in files of their own, or of places on slides, see `open_slide_manifest`.
 
     It has the columns `path` and `label`, and may have `split`, `group` and `site`. Relative paths go from the
@@ -107,8 +105,7 @@ def open_manifest(
     Args:
         path: The file: `.csv`, `.tsv` or `.parquet`.
         grouping: What was said of the groups.
-        mpp: Microns along a pixel to which tiles of slides are brought.
-        rules: What is converted.
+        reading: What is converted, and to how many microns along a pixel tiles of slides are brought.
 
     Returns:
         The source, named after the file.
@@ -121,7 +118,7 @@ def open_manifest(
     if "path" not in table.columns and "path" not in table.others:
         from histodistill.training.data.slide_manifest import open_slide_manifest
 
-        return open_slide_manifest(table, grouping, mpp)
+        return open_slide_manifest(table, grouping, reading.mpp)
     check_columns(table, OF_FILES)
     files, stored = files_of(table, "path")
     check_no_repeats(table, files)
@@ -131,7 +128,7 @@ def open_manifest(
         return f"{table.place(rows[i])} ({shown(table.columns['path'][rows[i]])})"
 
     return open_tile_files(
-        path.stem, classes, splits, lambda i: Path(files[rows[i]]), called, lambda: stored, grouping, rules
+        path.stem, classes, splits, lambda i: Path(files[rows[i]]), called, lambda: stored, grouping, reading
     )
 
 

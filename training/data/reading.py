@@ -41,3 +41,7 @@ class Reading:
     def rules(self) -> DecodingRules:
         """What is done to pictures that are not RGB with 8 bits a channel."""
         return DecodingRules(self.convert)
+
+
+#: How tiles are read where nothing was said.
+AS_USUAL = Reading()

@@ -146,6 +146,7 @@ def list_tiles(
     group_pattern: str | None = None,
     group_kind: str | None = None,
     convert: Sequence[str] = (),
+    skip_unreadable: bool = False,
     labels: str | Path | None = None,
     mpp: float | None = None,
     hub_revision: str | None = None,
@@ -158,8 +159,8 @@ def list_tiles(
     Args:
         source: See `load_tiles`.
         image_size: Side of the tiles in pixels that will be asked for, by which MedMNIST's file is chosen.
-        group_column, group_pattern, group_kind, convert, labels, mpp, hub_revision, hub_config, download_dir,
-            download: As for `load_tiles`.
+        group_column, group_pattern, group_kind, convert, skip_unreadable, labels, mpp, hub_revision, hub_config,
+            download_dir, download: As for `load_tiles`.
 
     Returns:
         The labels, groups and attributes of all tiles, and the sizes of some.
@@ -174,6 +175,7 @@ def list_tiles(
         download_dir=download_dir,
         download=download,
         convert=tuple(convert),
+        skip_unreadable=skip_unreadable,
         labels=labels,
         mpp=mpp,
         hub_revision=hub_revision,
@@ -257,11 +259,11 @@ def _open_folder(path: Path, reading: Reading, grouping: Grouping) -> OpenedSour
     from histodistill.training.data.labelled_folder import open_labelled_folder
 
     if is_datasets_folder(path):
-        return open_datasets_folder(path, grouping, reading.rules)
+        return open_datasets_folder(path, grouping, reading)
     table = _table_of(path, reading.labels)
     if table is not None:
-        return open_labelled_folder(path, table, grouping, reading.rules, reading.skip_unreadable)
-    return open_image_folder(path, grouping, reading.rules, reading.skip_unreadable)
+        return open_labelled_folder(path, table, grouping, reading)
+    return open_image_folder(path, grouping, reading)
 
 
 def _table_of(folder: Path, labels: str | Path | None) -> Path | None:
@@ -284,10 +286,10 @@ def _open_file(path: Path, reading: Reading, grouping: Grouping) -> OpenedSource
         from histodistill.training.data.datasets_folder import holds_images, open_parquet_file
 
         if holds_images(path):
-            return open_parquet_file(path, grouping, reading.rules)
+            return open_parquet_file(path, grouping, reading)
     from histodistill.training.data.manifest import open_manifest
 
-    return open_manifest(path, grouping, reading.mpp, reading.rules)
+    return open_manifest(path, grouping, reading)
 
 
 def _find(source: str | Path) -> str | Path:

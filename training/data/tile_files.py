@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from histodistill.training.data.colour_forms import NO_RULES, DecodingRules
+from histodistill.training.data.colour_forms import DecodingRules
 from histodistill.training.data.decoding import count_modes, count_sizes, decode_stream
 from histodistill.training.data.grouping import Grouping
 from histodistill.training.data.listing import ListedSplit, spread
 from histodistill.training.data.opened_source import OpenedSource
 from histodistill.training.data.pictures import Noted
 from histodistill.training.data.pixel_source import Decoded
+from histodistill.training.data.reading import AS_USUAL, Reading
 
 
 # Pictures of a batch that is handed to the decoder.
@@ -29,9 +30,7 @@ class FilePixels:
         rules: What is converted.
     """
 
-    def __init__(
-        self, count: int, file: Callable[[int], Path], name: Callable[[int], str], rules: DecodingRules = NO_RULES
-    ):
+    def __init__(self, count: int, file: Callable[[int], Path], name: Callable[[int], str], rules: DecodingRules):
         self._count, self._file, self.name, self._rules = count, file, name, rules
 
     @property
@@ -65,7 +64,7 @@ def open_tile_files(
     called: Callable[[int], str],
     stored: Callable[[], int],
     grouping: Grouping,
-    rules: DecodingRules = NO_RULES,
+    reading: Reading = AS_USUAL,
 ) -> OpenedSource:
     """The source that files of pictures make.
 
@@ -77,16 +76,16 @@ def open_tile_files(
         called: `called(i)` gives what messages call it.
         stored: `stored()` gives the bytes of all files.
         grouping: What was said of the groups.
-        rules: What is converted.
+        reading: What is converted, and whether files that cannot be read are left out.
     """
     count = sum(map(len, splits.values()))
     return OpenedSource(
         name,
         class_names,
         splits,
-        FilePixels(count, file, called, rules),
-        sizes=lambda: count_sizes((called(i), file(i)) for i in spread(count).tolist()),
+        FilePixels(count, file, called, reading.rules),
+        sizes=lambda: count_sizes(((called(i), file(i)) for i in spread(count).tolist()), reading.skip_unreadable),
         stored=stored,
         grouping=grouping,
-        modes=lambda: count_modes((called(i), file(i)) for i in range(count)),
+        modes=lambda: count_modes(((called(i), file(i)) for i in range(count)), reading.skip_unreadable),
     )

@@ -197,6 +197,10 @@ def test_what_cannot_be_read_is_left_out_if_asked_for(tmp_path, content):
     (folder / "train" / "a" / "tile_001.png").write_bytes(content)
     source = load_tiles(folder, skip_unreadable=True, max_unreadable=0.2, hold_out_validation=False)
     assert source.split("train").labels.tolist() == [0] * 3 + [1] * 3
+    listing = list_tiles(folder, skip_unreadable=True)
+    assert listing.sizes == {(10, 10): 6} and listing.count_modes() == {"RGB": 6}
+    with pytest.raises(InputError):
+        list_tiles(folder)
 
 
 def test_greys_are_converted_if_asked_for_and_kept_apart_in_the_cache(tmp_path, capsys):
