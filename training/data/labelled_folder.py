@@ -86,6 +86,8 @@ def open_labelled_folder(
     images = walk.images(folder)
     walk.check()
     read = read_table(table)
+    if read.is_of_slides:
+        raise InputError(f"{table} names places on slides, and no pictures in {folder}: give it as the source itself")
     check_columns(read, OF_FILES)
     paths = _paths_of(read, folder, images)
     columns = {**read.columns, "path": paths}

@@ -73,6 +73,11 @@ class Table:
     others: list[str]
     lines: list[int] | None
 
+    @property
+    def is_of_slides(self) -> bool:
+        """Whether tiles are places on slides, and not files."""
+        return "path" not in self.columns and "path" not in self.others
+
     def __len__(self) -> int:
         return len(self.columns["label"])
 
@@ -90,8 +95,8 @@ class Table:
         return cells
 
 
-def open_manifest(path: Path, grouping: Grouping, reading: Reading = AS_USUAL) -> OpenedSource:
-    """Opens a manifest: a table of tiles in files of their own, or of places on slides, see `open_slide_manifest`.
+def open_manifest(table: Table, grouping: Grouping, reading: Reading = AS_USUAL) -> OpenedSource:
+    """Opens a manifest of tiles in files of their own.
 
     It has the columns `path` and `label`, and may have `split`, `group` and `site`. Relative paths go from the
     manifest's folder. A path may also be called `file_name`, `filename`, `file`, `image`, `image_id` or `id`, and a
@@ -100,25 +105,18 @@ def open_manifest(path: Path, grouping: Grouping, reading: Reading = AS_USUAL) -
     the column `group`. `site`, and each further column with 2 to 20 different values, is an attribute; a note tells
     which columns are not used. Tiles come in the order of the lines.
 
-    CSV has commas, TSV tabs, both are UTF-8 with or without a byte order mark, and cells may be in double quotes.
-
     Args:
-        path: The file: `.csv`, `.tsv` or `.parquet`.
+        table: The manifest.
         grouping: What was said of the groups.
-        reading: What is converted, and to how many microns along a pixel tiles of slides are brought.
+        reading: What is converted, and whether files that cannot be read are left out.
 
     Returns:
         The source, named after the file.
 
     Raises:
-        InputError: Naming the line: a file that cannot be read, a missing column, an empty cell, a split with an
-            unknown name, a tile that is not there or is there twice, or groups that cannot be used.
+        InputError: Naming the line: an empty cell, a split with an unknown name, a tile that is not there or is there
+            twice, or groups that cannot be used.
     """
-    table = read_table(path)
-    if "path" not in table.columns and "path" not in table.others:
-        from histodistill.training.data.slide_manifest import open_slide_manifest
-
-        return open_slide_manifest(table, grouping, reading.mpp)
     check_columns(table, OF_FILES)
     files, stored = files_of(table, "path")
     check_no_repeats(table, files)
@@ -128,7 +126,7 @@ def open_manifest(path: Path, grouping: Grouping, reading: Reading = AS_USUAL) -
         return f"{table.place(rows[i])} ({shown(table.columns['path'][rows[i]])})"
 
     return open_tile_files(
-        path.stem, classes, splits, lambda i: Path(files[rows[i]]), called, lambda: stored, grouping, reading
+        table.path.stem, classes, splits, lambda i: Path(files[rows[i]]), called, lambda: stored, grouping, reading
     )
 
 
@@ -136,7 +134,7 @@ def check_manifest(path: Path) -> None:
     """Refuses a file that is no manifest by its first line, or, for Parquet, no Parquet file by its first bytes.
 
     Raises:
-        InputError: As `open_manifest` does.
+        InputError: As `read_table` does.
     """
     with _readable(path) as file:
         if path.suffix.lower() not in SEPARATORS:
@@ -195,11 +193,13 @@ def check_columns(table: Table, needed: Sequence[str]) -> None:
 def read_table(path: Path) -> Table:
     """Reads a manifest.
 
+    CSV has commas, TSV tabs, both are UTF-8 with or without a byte order mark, and cells may be in double quotes.
+
     Args:
         path: The file: `.csv`, `.tsv` or `.parquet`.
 
     Raises:
-        InputError: If it cannot be read, or lacks a column.
+        InputError: Naming the line: a file that cannot be read, or a column that is missing.
     """
     return _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_text(path)
 

@@ -287,9 +287,14 @@ def _open_file(path: Path, reading: Reading, grouping: Grouping) -> OpenedSource
 
         if holds_images(path):
             return open_parquet_file(path, grouping, reading)
-    from histodistill.training.data.manifest import open_manifest
+    from histodistill.training.data.manifest import open_manifest, read_table
 
-    return open_manifest(path, grouping, reading)
+    table = read_table(path)
+    if table.is_of_slides:
+        from histodistill.training.data.slide_manifest import open_slide_manifest
+
+        return open_slide_manifest(table, grouping, reading.mpp)
+    return open_manifest(table, grouping, reading)
 
 
 def _find(source: str | Path) -> str | Path:

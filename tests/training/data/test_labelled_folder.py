@@ -157,6 +157,11 @@ def test_two_tables_are_refused(folder):
     check_four(loaded(folder, labels=folder / "metadata.csv"))
 
 
+def test_places_on_slides_are_no_pictures_in_a_folder(folder):
+    (folder / "labels.csv").write_text("slide,x,y,size,label\na.svs,0,0,8,gland\n")
+    assert "labels.csv names places on slides, and no pictures in" in refused(folder)
+
+
 def test_tables_are_for_folders_of_images(folder, tmp_path):
     beside = table(tmp_path / "beside.csv", NAMES)
     assert "is for a folder of images, and phantom is none" in refused("phantom", labels=beside)

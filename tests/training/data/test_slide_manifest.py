@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,12 @@ import pytest
 from small_sources import image_folder, refused
 
 from histodistill.training.data.grouping import Grouping
-from histodistill.training.data.manifest import open_manifest
+from histodistill.training.data.manifest import read_table
+from histodistill.training.data.slide_manifest import open_slide_manifest
 from histodistill.training.data.sources import check_source, list_tiles, load_tiles
+from histodistill.training.data.tiles import SPLITS
+from histodistill.training.end_to_end.inspect_tiles import InspectTilesConfig
+from histodistill.training.end_to_end.looking import look as inspect_tiles
 
 
 pytest.importorskip("openslide", reason="needs histodistill[slides]")
@@ -245,7 +251,7 @@ def test_what_is_odd_about_coordinates_is_told(folder, capsys):
     slides.write_clam(folder / "a.h5", [(0, 0), (8, 8), (0, 0)], name="other")
     slides.write_trident(folder / "b_patches.h5", [])
     path = of_coords(folder, ("a.tif", "gland", "a.h5"), ("b.tif", "stroma", "b_patches.h5"))
-    opened = open_manifest(path, Grouping())
+    opened = open_slide_manifest(read_table(path), Grouping())
     assert len(opened.splits["train"]) == 2
     told = capsys.readouterr().err
     assert "1 place that a file of coordinates holds twice" in told and "1 slide has no tile" in told
@@ -348,3 +354,55 @@ def test_listing(folder):
     assert found.sizes == {(32, 32): 4} and found.count_modes() == {"RGB": 4}
     assert found.bytes_on_disk == sum((folder / name).stat().st_size for name in ("a.tif", "b.tif"))
     assert found.group_kind == "slide" and found.splits["train"].groups.tolist() == ["a.tif", "b.tif"] * 2
+
+
+def test_the_page_tells_how_to_take_what_qupath_exports(folder, monkeypatch, capsys):
+    text = (Path(__file__).parents[3] / "docs" / "slides.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    (folder / "wsi").mkdir()
+    slides.write_slide(folder / "wsi" / "S01.svs", [slides.tissue(100, 90)])
+    names = {(0, 0): "Tumor", (32, 8): "Stroma", (64, 0): None}
+    tiles = []
+    for (x, y), name in names.items():
+        ring = [[x, y], [x + 32, y], [x + 32, y + 32], [x, y + 32], [x, y]]
+        classified = {"classification": {"name": name}} if name else {}
+        geometry = {"type": "Polygon", "coordinates": [ring]}
+        tiles.append({"type": "Feature", "geometry": geometry, "properties": {"objectType": "tile", **classified}})
+    (folder / "qupath").mkdir()
+    (folder / "qupath" / "S01.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": tiles}))
+    monkeypatch.chdir(folder)
+    exec(compile(program, "snippet", "exec"), {})
+    assert capsys.readouterr().out == "2 tiles\n"
+    source = load_tiles("places.csv", hold_out_validation=False)
+    assert source.class_names == ["Stroma", "Tumor"]
+    np.testing.assert_array_equal(source.split("train").images[1], slides.tissue(100, 90)[8:40, 32:64])
+
+
+# --- what others make of it ---
+
+
+def test_inspection_counts_what_is_there(folder, capsys):
+    rows = [(name, x, y, 32, label, f"P{x}", split) for name, label in (("a.tif", "gland"), ("b.tif", "stroma"))
+            for split, y in (("train", 0), ("val", 64), ("test", 128)) for x in range(0, 300, 32)]  # fmt: skip
+    path = written(folder, *rows, header=(*HEADER, "group", "split"))
+    options = {"group_column": "group", "allow_shared_groups": True, "audit_share": 0.0}
+    listed, seen = (inspect_tiles(InspectTilesConfig(data=path, pixels=pixels, **options)) for pixels in (False, True))
+    # The last tile of each row is partly outside.
+    assert {split: counts.tiles for split, counts in listed.splits.items()} == dict.fromkeys(SPLITS, 20)
+    assert {split: counts.tiles for split, counts in seen.splits.items()} == dict.fromkeys(SPLITS, 18)
+    assert "6 of 60 tiles lie outside their slide and are left out" in [finding.found for finding in seen.findings]
+
+
+def test_a_classifier_is_trained_on_places(folder):
+    from histodistill.training.train_classifier import TrainClassifierConfig, run
+
+    rows = [(f"{name}.tif", x, y, 16, name, split) for name in "ab"
+            for split, y in (("train", 32), ("val", 64), ("test", 128)) for x in range(16, 260, 16)]  # fmt: skip
+    path = written(folder, *rows, header=(*HEADER, "split"))
+    run(
+        TrainClassifierConfig(
+            data=path, output=folder / "out", architecture="convnet", width=8, max_train_steps=2, batch_size=8,
+            allow_shared_groups=True, mpp=0.5, mixed_precision="no",
+        )
+    )  # fmt: skip
+    assert (folder / "out" / "results.json").is_file()
