@@ -147,7 +147,7 @@ def as_rgb(image: Image.Image, needed: Collection[str]) -> Image.Image:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
-        if image.getextrema()[3][0] < 255:
+        if np.asarray(image.getchannel("A")).min() < 255:
             raise FormError(
                 "is transparent in parts: a tile has no ground to shine through; put it on one, as with Pillow's "
                 "Image.alpha_composite, or take it out if it is no tile"
@@ -155,7 +155,7 @@ def as_rgb(image: Image.Image, needed: Collection[str]) -> Image.Image:
     if image.mode != "RGB":
         image = image.convert("RGB")
     if "16bit" in needed:
-        brightest = max(most for _, most in image.getextrema())
+        brightest = int(np.asarray(image).max())
         if brightest < _DARKEST:
             raise FormError(
                 f"has 16 bits a channel and no value above {256 * brightest + 255:,}, so that it seems to hold fewer "
@@ -221,7 +221,7 @@ def _of_jpeg2000(image: ImageFile, stream: BinaryIO) -> set[str]:
 def _of_raw(image: ImageFile, stream: BinaryIO) -> set[str]:
     """What a PNG, JPEG, BMP or PPM needs, by how Pillow will read it."""
     codec, _, offset, arguments = image.tile[0]
-    stored = arguments if isinstance(arguments, str) else (arguments or ("",))[0]
+    stored = arguments if isinstance(arguments, str) else str(next(iter(arguments or ("",))))
     if image.format == "PPM":
         if codec != "raw":  # Pillow scales the values by itself
             raise _refused("has another greatest value than 255, or its values as text")

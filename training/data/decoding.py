@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,12 +16,15 @@ from histodistill.training.data.colour_forms import NO_RULES, DecodingRules
 from histodistill.training.data.pictures import Noted, Picture, decode_picture, mode_of, size_of
 from histodistill.training.data.pixel_source import Decoded, LeftOut
 from histodistill.training.running.errors import InputError
+from histodistill.training.running.launch import usable_cores
 
 
 # Threads that decode pictures, at most.
 _MOST_THREADS = 8
 # Pictures that are decoded ahead, at most, and the bytes that they may take together.
 _AHEAD, _BYTES_AHEAD = 512, 2**28
+# Pictures that a thread takes at a time, at most: each time costs as much as a good part of a small picture.
+_AT_ONCE = 16
 
 _T = TypeVar("_T")
 
@@ -75,27 +78,30 @@ def decode_each(
         uint8 H×W×3, or for one that cannot be used why.
     """
     entries = iter(entries)
-    waiting: deque[tuple[str, Future[Picture | LeftOut]]] = deque()
-    threads = min(_MOST_THREADS, os.cpu_count() or 1)
-    ahead = 2 * threads  # until it is known how large pictures are
+    threads = min(_MOST_THREADS, usable_cores())
+    # Until it is known how large pictures are.
+    ahead, at_once = 2 * threads, 1
+    waiting: deque[tuple[list[Entry], Future[list[Picture | LeftOut]]]] = deque()
+    under_way = 0
     pool = ThreadPoolExecutor(threads)
     try:
         while True:
-            for name, source in entries:
-                waiting.append((name, pool.submit(_decode, name, source, image_size, rules)))
-                if len(waiting) >= ahead:
-                    break
+            while under_way < ahead and (chunk := list(islice(entries, at_once))):
+                waiting.append((chunk, pool.submit(_decode, chunk, image_size, rules)))
+                under_way += len(chunk)
             if not waiting:
                 return
-            name, future = waiting.popleft()
-            picture = future.result()
-            if isinstance(picture, LeftOut):
-                yield picture
-                continue
-            if noted is not None:
-                noted.add(name, picture.notes)
-            ahead = max(2 * threads, min(_AHEAD, _BYTES_AHEAD // max(1, picture.pixels.nbytes)))
-            yield picture.pixels
+            chunk, future = waiting.popleft()
+            for (name, _), picture in zip(chunk, future.result(), strict=True):
+                if isinstance(picture, LeftOut):
+                    yield picture
+                    continue
+                if noted is not None:
+                    noted.add(name, picture.notes)
+                ahead = max(2 * threads, min(_AHEAD, _BYTES_AHEAD // max(1, picture.pixels.nbytes)))
+                at_once = max(1, min(_AT_ONCE, ahead // (4 * threads)))
+                yield picture.pixels
+            under_way -= len(chunk)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -165,9 +171,12 @@ def _counted(read: Callable[[str, Path | bytes], _T], entries: Iterable[Entry], 
     return counts
 
 
-def _decode(name: str, source: Path | bytes, image_size: int | None, rules: DecodingRules) -> Picture | LeftOut:
-    """A picture, or why there is none."""
-    try:
-        return decode_picture(name, source, image_size, rules)
-    except InputError as error:
-        return LeftOut("unreadable", error)
+def _decode(entries: Sequence[Entry], image_size: int | None, rules: DecodingRules) -> list[Picture | LeftOut]:
+    """Pictures, or why there are none."""
+    found: list[Picture | LeftOut] = []
+    for name, source in entries:
+        try:
+            found.append(decode_picture(name, source, image_size, rules))
+        except InputError as error:
+            found.append(LeftOut("unreadable", error))
+    return found
