@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
@@ -204,10 +205,11 @@ def write_rows(sink: BinaryIO, table: ImageTable, *, is_whole: bool = True) -> N
         # Least and greatest values would stand in the footer once more.
         "write_statistics": False,
     }
-    with pq.ParquetWriter(sink, schema, **options) as writer:
+    # Packing takes most of the time, and lets other threads work meanwhile.
+    with pq.ParquetWriter(sink, schema, **options) as writer, ThreadPoolExecutor() as threads:
         for first in range(0, len(table), step):
             rows = slice(first, first + step)
-            cells = [{"bytes": encode_png(image), "path": None} for image in table.images[rows]]
+            cells = [{"bytes": data, "path": None} for data in threads.map(encode_png, table.images[rows])]
             arrays = [pa.array(cells, schema.field("image").type)]
             arrays += [_to_arrow(values[rows], schema.field(name).type) for name, values in table.columns.items()]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema), row_group_size=step)
