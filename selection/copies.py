@@ -14,12 +14,12 @@ see `calibrate`. The audit takes validation tiles. `docs/privacy-audit.md` tells
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from histodistill.selection.near_copies import tile_keys
 from histodistill.selection.stains import optical_density
 from histodistill.selection.streams import stream
 from histodistill.selection.views import (
@@ -84,10 +84,8 @@ _LEAST_CONTRAST = 0.02
 _DRAWS = 100
 # Images whose candidates are looked for at once, which bounds the memory.
 _QUERIES_PER_CALL = 1024
-# Images that are turned, resampled or hashed at once, which bounds the memory.
+# Images that are turned or resampled at once, which bounds the memory.
 _IMAGES_PER_CALL = 4096
-# Bytes of images that are hashed at once, likewise.
-_BYTES_PER_CALL = 2**24
 # Pairs of an image and a window that are compared at once: so few stay in the cache of a processor.
 _PAIRS_PER_CALL = 128
 
@@ -382,26 +380,6 @@ def calibrate(scores: CopyScores, max_false_alarms: float = 0.01, seed: int = 0)
         alarms.append((_combine(kept[own], *fewer[:2]) < fewer[2]).mean())
     guaranteed = int(max_false_alarms * (count + 1)) >= 1
     return CopyLimits(scale, power, limit, float(np.mean(alarms)), count, int(same.sum()), guaranteed)
-
-
-def tile_keys(images: np.ndarray) -> np.ndarray:
-    """One number for each of N images, the same for images that are the same but for one of the eight symmetries.
-
-    Args:
-        images: uint8 N×S×S×3.
-
-    Returns:
-        uint64 N.
-    """
-    keys = np.empty(len(images), dtype=np.uint64)
-    count = max(1, min(_IMAGES_PER_CALL, _BYTES_PER_CALL // max(1, images[:1].nbytes)))
-    for start in range(0, len(images), count):
-        part = images[start : start + count]
-        views = [np.ascontiguousarray(apply_symmetry(part, symmetry)) for symmetry in range(SYMMETRIES)]
-        for i in range(len(part)):
-            first = min(view[i].tobytes() for view in views)
-            keys[start + i] = int.from_bytes(hashlib.blake2b(first, digest_size=8).digest(), "big")
-    return keys
 
 
 def pixel_embedding(images: np.ndarray) -> np.ndarray:

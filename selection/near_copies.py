@@ -8,10 +8,12 @@ only where nothing differs; a tile of one colour is no copy of another.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from histodistill.selection.image_rows import Images, batches, join, rows_of
 from histodistill.selection.views import LEAST_CONTENT, SYMMETRIES, apply_symmetry
 
 
@@ -21,13 +23,60 @@ TOLERANCE = 6
 _CELLS = 6
 # Groups of pixels of like rank whose means are compared.
 _RANKS = 16
-# Tiles whose neighbours are looked for at once, and pairs that are compared pixel by pixel, which bounds the memory.
-_TILES_PER_CALL, _PAIRS_PER_CALL = 256, 2048
+# Tiles whose neighbours are looked for at once, and tiles among which they are, which bounds the memory.
+_TILES_PER_CALL, _OTHERS_PER_CALL = 256, 2**14
+# Pairs whose summaries are compared at once, and bytes of images that are, likewise.
+_PAIRS_PER_CALL, _BYTES_PER_CALL = 2048, 2**23
 # Where rounding ends: a bound that is missed by this much may hold.
 _HAIR = 1e-3
 
 
-def near_pairs(sets: Sequence[np.ndarray], tolerance: float = TOLERANCE) -> np.ndarray:
+@dataclass(frozen=True, eq=False)
+class NearCopies:
+    """The near copies among N tiles; `find_near_copies` finds them, and any parts of the tiles have theirs of it.
+
+    Attributes:
+        first: int64 N, the first of the tiles that are the same as this one in one of the symmetries: itself, where
+            there is none before it.
+        pairs: int64 P×2, rows i < j of such first tiles that are near copies.
+    """
+
+    first: np.ndarray
+    pairs: np.ndarray
+
+    def pairs_among(self, sets: Sequence[np.ndarray]) -> np.ndarray:
+        """What `near_pairs` gives for some of the tiles, without looking at them once more.
+
+        Args:
+            sets: int64 M each, rows of the tiles; none is in two sets, or twice in one.
+
+        Returns:
+            int64 Q×2, i < j, sorted; a tile is called by its place in all sets, one after the other.
+        """
+        rows = np.concatenate([np.empty(0, np.int64), *sets])
+        set_of = np.repeat(np.arange(len(sets)), [len(each) for each in sets])
+        # Kinds of tiles, and in `order` the places of all that are of the first kind, of the second, and so on.
+        kinds, kind, counts = np.unique(self.first[rows], return_inverse=True, return_counts=True)
+        order, starts = np.argsort(kind, kind="stable"), np.cumsum(counts) - counts
+        number = np.full(len(self.first), -1)
+        number[kinds] = np.arange(len(kinds))
+        pairs = number[self.pairs]
+        pairs = pairs[(pairs >= 0).all(axis=1)]
+        # Most kinds are of a single tile.
+        single = (counts == 1)[pairs].all(axis=1)
+        found = [order[starts[pairs[single]]]]
+        same = np.repeat(np.flatnonzero(counts > 1), 2).reshape(-1, 2)
+        for one, other in np.concatenate([same, pairs[~single]]).tolist():
+            mine, theirs = (order[starts[each] : starts[each] + counts[each]] for each in (one, other))
+            found += [
+                _all_pairs(mine, _first_of_sets(theirs, set_of)),
+                _all_pairs(theirs, _first_of_sets(mine, set_of)),
+            ]
+        joined = np.sort(np.concatenate(found), axis=1)
+        return np.unique(joined[joined[:, 0] < joined[:, 1]], axis=0)
+
+
+def near_pairs(sets: Sequence[Images], tolerance: float = TOLERANCE) -> np.ndarray:
     """Pairs of near copies among the images of several sets.
 
     All of them, but for tiles that are the same in one of the symmetries: these, of which there may be very many, are
@@ -41,28 +90,50 @@ def near_pairs(sets: Sequence[np.ndarray], tolerance: float = TOLERANCE) -> np.n
     Returns:
         int64 P×2, rows i < j, sorted.
     """
-    offsets = np.cumsum([0, *map(len, sets)])
-    parts = [
-        _summaries(images[start : start + _TILES_PER_CALL])
-        for images in sets
-        for start in range(0, len(images), _TILES_PER_CALL)
-    ]
+    if not sum(map(len, sets)):
+        return np.empty((0, 2), np.int64)
+    ends = np.cumsum([len(images) for images in sets])
+    copies = find_near_copies(join(sets), tolerance)
+    return copies.pairs_among(np.split(np.arange(ends[-1]), ends[:-1]))
+
+
+def find_near_copies(images: Images, tolerance: float = TOLERANCE) -> NearCopies:
+    """The near copies among N tiles.
+
+    Memory grows with about 800 bytes a tile, whatever its size.
+
+    Args:
+        images: uint8 N×S×S×3.
+        tolerance: Grey levels by which a pair differs at most on average, 0 to 255.
+    """
+    grids, ranks, contrasts = _summaries(images)
+    first = _first_of_same(images, ranks, np.flatnonzero(contrasts > 0))
     found = [np.empty((0, 2), np.int64)]
-    if not parts:
-        return found[0]
-    grids, ranks, contrasts = (np.concatenate(part) for part in zip(*parts, strict=True))
-    limits = np.where(contrasts >= LEAST_CONTENT, tolerance, 0.0)
-    limits[contrasts == 0] = -1
-    same = _same_tiles(sets, offsets, ranks, np.flatnonzero(limits >= 0))
-    for others in same.values():
-        limits[others[1:]] = -1  # the first stands for them
-    for pairs in _candidates(grids, ranks, limits):
-        apart = _in_parts(
-            lambda one, other: _least(_at(sets, offsets, one), _at(sets, offsets, other), _mean_difference),
-            *pairs.T,
-        )
-        found.append(pairs[apart <= limits[pairs].min(axis=1)])
-    return _with_same_tiles(np.concatenate(found), same, offsets)
+    if tolerance > 0:
+        # A tile with nothing on it has no copies but those that are the same.
+        rows = np.flatnonzero((contrasts >= LEAST_CONTENT) & (first == np.arange(len(first))))
+        for pairs, symmetries in _candidates(grids, ranks, rows, tolerance):
+            found.append(pairs[_differences(images, pairs, symmetries) <= tolerance])
+    return NearCopies(first, np.unique(np.sort(np.concatenate(found), axis=1), axis=0))
+
+
+def tile_keys(images: Images) -> np.ndarray:
+    """One number for each of N images, the same for images that are the same but for one of the eight symmetries.
+
+    Args:
+        images: uint8 N×S×S×3.
+
+    Returns:
+        uint64 N.
+    """
+    keys = []
+    for part in batches(images):
+        views = [np.ascontiguousarray(apply_symmetry(part, symmetry)) for symmetry in range(SYMMETRIES)]
+        for i in range(len(part)):
+            # The lowest of its views is the same for all that are the same.
+            lowest = min(view[i].tobytes() for view in views)
+            keys.append(int.from_bytes(hashlib.blake2b(lowest, digest_size=8).digest(), "big"))
+    return np.array(keys, dtype=np.uint64)
 
 
 def connected(pairs: np.ndarray, count: int) -> np.ndarray:
@@ -80,46 +151,26 @@ def in_order(codes: np.ndarray) -> np.ndarray:
     return np.argsort(np.argsort(first))[inverse].astype(np.int64)
 
 
-def _same_tiles(
-    sets: Sequence[np.ndarray], offsets: np.ndarray, ranks: np.ndarray, rows: np.ndarray
-) -> dict[int, np.ndarray]:
-    """First row → all rows, in order, of tiles that are the same in one of the symmetries, where there are several.
+def _first_of_same(images: Images, ranks: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """`NearCopies.first` of N images.
 
     Args:
-        sets, offsets: The images, and the first row of each set.
+        images: The images.
         ranks: See `_summaries`.
         rows: The tiles that can have copies.
     """
+    first = np.arange(len(images))
+    # Only tiles of the very same ranks, hardly any of most, can be the same.
     _, kind, counts = np.unique(ranks[rows], axis=0, return_inverse=True, return_counts=True)
-    by_key: dict[bytes, list[int]] = {}
-    for row in rows[counts[kind.reshape(-1)] > 1]:
-        image = _at(sets, offsets, np.array([row]))
-        # The lowest of its views is the same for all that are the same.
-        key = min(apply_symmetry(image, symmetry).tobytes() for symmetry in range(SYMMETRIES))
-        by_key.setdefault(hashlib.blake2b(key, digest_size=16).digest(), []).append(int(row))
-    return {found[0]: np.array(found) for found in by_key.values() if len(found) > 1}
+    rows = rows[counts[kind.reshape(-1)] > 1]
+    _, place, kind = np.unique(tile_keys(rows_of(images, rows)), return_index=True, return_inverse=True)
+    first[rows] = rows[place[kind]]
+    return first
 
 
-def _with_same_tiles(pairs: np.ndarray, same: Mapping[int, np.ndarray], offsets: np.ndarray) -> np.ndarray:
-    """Sorted pairs, with those of tiles for which the first of the same stood.
-
-    Args:
-        pairs: int64 P×2, of tiles that are not the same.
-        same: See `_same_tiles`.
-        offsets: The first row of each set.
-    """
-    first_of_sets = {}
-    for first, rows in same.items():
-        _, place = np.unique(np.searchsorted(offsets, rows, side="right"), return_index=True)
-        first_of_sets[first] = rows[place]
-    found = [pairs]
-    for first, rows in same.items():
-        found.append(_all_pairs(rows, first_of_sets[first]))
-    for one, other in pairs[np.isin(pairs, [*same]).any(axis=1)].tolist():
-        for mine, theirs in ((one, other), (other, one)):
-            found.append(_all_pairs(same.get(mine, np.array([mine])), first_of_sets.get(theirs, np.array([theirs]))))
-    joined = np.sort(np.concatenate(found), axis=1)
-    return np.unique(joined[joined[:, 0] < joined[:, 1]], axis=0)
+def _first_of_sets(places: np.ndarray, set_of: np.ndarray) -> np.ndarray:
+    """The first of each set among some places, which are sorted."""
+    return places[np.unique(set_of[places], return_index=True)[1]]
 
 
 def _all_pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -127,37 +178,51 @@ def _all_pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.stack(np.meshgrid(first, second, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
-def _candidates(grids: np.ndarray, ranks: np.ndarray, limits: np.ndarray) -> Iterator[np.ndarray]:
-    """Pairs of rows i < j, int64 P×2, among which are all near copies: their summaries differ by no more than that.
+def _candidates(
+    grids: np.ndarray, ranks: np.ndarray, rows: np.ndarray, tolerance: float
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of rows, int64 P×2, each with a symmetry of the second, int64 P, in which they may be near copies.
+
+    Among them are all near copies: their summaries differ by no more than their pixels.
 
     Args:
         grids, ranks: See `_summaries`.
-        limits: N, the greatest difference of each tile from a copy; below 0 for one that has none.
+        rows: The tiles that are compared.
+        tolerance: The greatest difference of near copies.
     """
     from scipy.spatial.distance import cdist
 
-    rows = np.flatnonzero(limits >= 0)
+    limit = tolerance + _HAIR
     orbits = _orbits(grids)
     # In order of lightness, by which a tile has all its copies nearby.
     rows = rows[np.argsort(orbits[rows].sum(axis=1), kind="stable")]
     lightness = orbits[rows].sum(axis=1)
     for start in range(0, len(rows), _TILES_PER_CALL):
         some = rows[start : start + _TILES_PER_CALL]
-        reach = lightness[start + len(some) - 1] + limits[some].max() + _HAIR
-        others = rows[start : np.searchsorted(lightness, reach, side="right")]
-        limit = np.minimum(limits[some][:, None], limits[others]) + _HAIR
-        left, right = np.nonzero(np.triu(cdist(orbits[some], orbits[others], "cityblock") <= limit, 1))
-        limit, left, right = limit[left, right], some[left], others[right]
-        for apart in (
-            lambda one, other: np.abs(ranks[one] - ranks[other]).sum(axis=1),
-            lambda one, other: _least(grids[one], grids[other], lambda a, b: np.abs(a - b).sum(axis=(1, 2, 3))),
-        ):
-            near = _in_parts(apart, left, right) <= limit
-            limit, left, right = limit[near], left[near], right[near]
-        yield np.sort(np.stack([left, right], axis=1), axis=1)
+        end = int(np.searchsorted(lightness, lightness[start + len(some) - 1] + limit, side="right"))
+        for place in range(start, end, _OTHERS_PER_CALL):
+            others = rows[place : min(end, place + _OTHERS_PER_CALL)]
+            near = cdist(orbits[some], orbits[others], "cityblock") <= limit
+            left, right = np.nonzero(np.triu(near, start + 1 - place))  # each pair once
+            for part in range(0, len(left), _PAIRS_PER_CALL):
+                pairs = np.stack(
+                    [some[left[part : part + _PAIRS_PER_CALL]], others[right[part : part + _PAIRS_PER_CALL]]]
+                )
+                yield _near_symmetries(grids, ranks, pairs, limit)
 
 
-def _summaries(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _near_symmetries(
+    grids: np.ndarray, ranks: np.ndarray, pairs: np.ndarray, limit: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of pairs 2×P those that `_candidates` gives, each with every symmetry in which their grids are near."""
+    first, second = pairs[:, np.abs(ranks[pairs[0]] - ranks[pairs[1]]).sum(axis=1) <= limit]
+    views = (apply_symmetry(grids[second], symmetry) for symmetry in range(SYMMETRIES))
+    near = np.stack([np.abs(grids[first] - view).sum(axis=(1, 2, 3)) <= limit for view in views])
+    symmetries, places = np.nonzero(near)
+    return np.stack([first[places], second[places]], axis=1), symmetries
+
+
+def _summaries(images: Images) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What N images are compared by before their pixels are: grids, ranks, and contrasts.
 
     The grid is that of the means of cells, float32 N×K×K×3, which turns with the image; ranks are means over pixels of
@@ -170,14 +235,32 @@ def _summaries(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     edges = np.linspace(0, side, cells + 1).round().astype(int)
     later = np.arange(cells // 2 + 1)
     edges[cells - later] = side - edges[later]  # cells that mirror each other are of one size
-    grids = np.add.reduceat(np.add.reduceat(images.astype(np.float32), edges[:-1], axis=1), edges[:-1], axis=2)
-    ordered = np.ascontiguousarray(images.reshape(count, side * side, 3).transpose(0, 2, 1))
-    ordered.sort(axis=2)
     starts = np.linspace(0, side * side, min(_RANKS, side * side), endpoint=False).astype(int)
-    ranks = np.add.reduceat(ordered, starts, axis=2, dtype=np.float32)
     values = np.float32(3 * side * side)
-    contrasts = np.where((images != images[:, :1, :1]).any(axis=(1, 2, 3)), images.mean(axis=3).std(axis=(1, 2)), 0)
-    return grids / values, ranks.reshape(count, -1) / values, contrasts
+    grids = np.empty((count, cells, cells, 3), np.float32)
+    ranks = np.empty((count, 3 * len(starts)), np.float32)
+    contrasts = np.empty(count)
+    start = 0
+    for part in batches(images, min(_TILES_PER_CALL, _images_per_call(images))):
+        rows = slice(start, start + len(part))
+        start += len(part)
+        summed = np.add.reduceat(np.add.reduceat(part.astype(np.float32), edges[:-1], axis=1), edges[:-1], axis=2)
+        grids[rows] = summed / values
+        ordered = np.ascontiguousarray(part.reshape(len(part), side * side, 3).transpose(0, 2, 1))
+        ordered.sort(axis=2)
+        summed = np.add.reduceat(ordered, starts, axis=2, dtype=np.float32)
+        ranks[rows] = summed.reshape(len(part), -1) / values
+        varies = (part != part[:, :1, :1]).any(axis=(1, 2, 3))
+        contrasts[rows] = np.where(varies, _deviations(part), 0)
+    return grids, ranks, contrasts
+
+
+def _deviations(images: np.ndarray) -> np.ndarray:
+    """The standard deviation of grey levels of N images, float64 N, the very same one in every symmetry."""
+    grey = images[..., 0].astype(np.int64) + images[..., 1] + images[..., 2]
+    sums, squares = grey.sum(axis=(1, 2)), np.square(grey).sum(axis=(1, 2))
+    count = grey[0].size
+    return np.sqrt(count * squares - sums * sums) / (3 * count)  # whole numbers, until the root is taken
 
 
 def _orbits(grids: np.ndarray) -> np.ndarray:
@@ -188,31 +271,20 @@ def _orbits(grids: np.ndarray) -> np.ndarray:
     return np.concatenate([grids[:, orbit == each].sum(axis=1) for each in np.unique(orbit)], axis=1)
 
 
-def _least(first: np.ndarray, second: np.ndarray, apart: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
-    """How far P images N×S×S×C are apart from P others in the symmetry that brings each pair nearest: P numbers."""
-    views = (apply_symmetry(second, symmetry) for symmetry in range(SYMMETRIES))
-    return np.min([apart(first, view) for view in views], axis=0)
+def _differences(images: Images, pairs: np.ndarray, symmetries: np.ndarray) -> np.ndarray:
+    """The mean absolute difference of pixels of P pairs, the second of each in one of the symmetries: float64 P."""
+    apart = np.empty(len(pairs))
+    step = _images_per_call(images)
+    for symmetry in np.unique(symmetries).tolist():
+        places = np.flatnonzero(symmetries == symmetry)
+        for start in range(0, len(places), step):
+            some = places[start : start + step]
+            first, second = images[pairs[some, 0]], apply_symmetry(images[pairs[some, 1]], symmetry)
+            # Of unsigned numbers, the larger less the smaller.
+            apart[some] = (np.maximum(first, second) - np.minimum(first, second)).mean(axis=(1, 2, 3))
+    return apart
 
 
-def _in_parts(
-    apart: Callable[[np.ndarray, np.ndarray], np.ndarray], first: np.ndarray, second: np.ndarray
-) -> np.ndarray:
-    """`apart` of P and P rows, a part of them at a time."""
-    parts = [slice(start, start + _PAIRS_PER_CALL) for start in range(0, len(first), _PAIRS_PER_CALL)]
-    return np.concatenate([np.empty(0), *(apart(first[part], second[part]) for part in parts)])
-
-
-def _mean_difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The mean absolute difference of P pairs of images uint8 P×S×S×3, float64 P."""
-    # Of unsigned numbers, the larger less the smaller.
-    return (np.maximum(first, second) - np.minimum(first, second)).mean(axis=(1, 2, 3))
-
-
-def _at(sets: Sequence[np.ndarray], offsets: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The images at rows of all sets."""
-    images = np.empty((len(rows), *sets[0].shape[1:]), np.uint8)
-    which = np.searchsorted(offsets, rows, side="right") - 1
-    for number, part in enumerate(sets):
-        chosen = which == number
-        images[chosen] = part[rows[chosen] - offsets[number]]
-    return images
+def _images_per_call(images: Images) -> int:
+    """How many of the images are looked at, at once."""
+    return max(1, _BYTES_PER_CALL // int(np.prod(images.shape[1:])))

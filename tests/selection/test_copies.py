@@ -112,16 +112,6 @@ def test_views_that_are_given_are_used(real, index):
         np.testing.assert_array_equal(rolled.values[name], np.roll(own.values[name], 1))
 
 
-def test_keys_are_of_tiles_and_not_of_how_they_are_turned(real):
-    keys = copies.tile_keys(real)
-    assert len(set(keys.tolist())) == len(real)
-    for symmetry in range(8):
-        np.testing.assert_array_equal(copies.tile_keys(apply_symmetry(real[:20], symmetry)), keys[:20])
-    changed = real[:20].copy()
-    changed[:, 3, 4, 1] ^= 1
-    assert not set(copies.tile_keys(changed).tolist()) & set(keys.tolist())
-
-
 def test_order_of_tiles_decides_nothing(real, monkeypatch):
     monkeypatch.setattr(copies, "_MOST_EXHAUSTIVE", 1000)
     monkeypatch.setattr(copies, "_WINDOWS_PER_CELL", 64)

@@ -7,9 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from histodistill.selection.near_copies import TOLERANCE, connected, in_order, near_pairs
+from histodistill.selection.image_rows import rows_of
+from histodistill.selection.near_copies import (
+    TOLERANCE,
+    connected,
+    find_near_copies,
+    in_order,
+    near_pairs,
+    tile_keys,
+)
 from histodistill.selection.units import find_units
-from histodistill.selection.views import SYMMETRIES, apply_symmetry
+from histodistill.selection.views import LEAST_CONTENT, SYMMETRIES, apply_symmetry
 
 
 def tissue(n: int, size: int = 16, seed: int = 0) -> np.ndarray:
@@ -50,6 +58,63 @@ def test_all_pairs_are_found_and_no_others(seed, size, noise, repeated):
 def copies_in_sets(pairs) -> set[tuple[int, bool]]:
     """Each tile with the sets in which it has a copy, of two sets of which the first has 10 tiles."""
     return {(tile, other >= 10) for pair in pairs for tile, other in (tuple(pair), tuple(pair)[::-1])}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 8), st.integers(0, 4), st.sampled_from([0.0, 2.0, 6.0]))
+def test_one_search_tells_of_any_parts(seed, kinds, parts, noise):
+    rng = np.random.default_rng(seed)
+    originals = tissue(kinds, 8, seed)
+    originals[0] = 240  # of one colour
+    originals[1] = rng.integers(238, 243, originals[1].shape)  # with nothing on it
+    images = originals[rng.integers(0, kinds, 30)]
+    symmetries = rng.integers(0, SYMMETRIES, 30)
+    images = np.concatenate([apply_symmetry(images[i : i + 1], s) for i, s in enumerate(symmetries)])
+    moved = rng.random(30) < 0.5
+    images[moved] = np.clip(images[moved] + rng.normal(0, noise, images[moved].shape), 0, 255).astype(np.uint8)
+    copies = find_near_copies(images)
+    order = rng.permutation(30)[: rng.integers(0, 31)]
+    drawn = rng.integers(0, 4, len(order))
+    sets = [order[drawn == part] for part in range(parts)]
+    found = copies.pairs_among(sets)
+    np.testing.assert_array_equal(found, near_pairs([images[rows] for rows in sets]))
+    np.testing.assert_array_equal(found, near_pairs([rows_of(images, rows) for rows in sets]))
+    joined = images[np.concatenate([np.empty(0, np.int64), *sets]).astype(int)]
+    told = {tuple(pair) for pair in found.tolist()}
+    expected = {(i, j) for i, j in brute_force(joined, 0) if len(np.unique(joined[i].reshape(-1, 3), axis=0)) > 1}
+    shows = joined.mean(axis=3).std(axis=(1, 2)) >= LEAST_CONTENT if len(joined) else []
+    expected |= {(i, j) for i, j in brute_force(joined, TOLERANCE) if shows[i] and shows[j]}
+    assert told <= expected
+    of = np.array(sorted(expected), dtype=np.int64).reshape(-1, 2)
+    np.testing.assert_array_equal(connected(found, len(joined)), connected(of, len(joined)))
+
+
+def test_the_first_of_the_same_and_pairs_of_firsts_are_kept():
+    images = tissue(8)
+    images[3], images[6] = np.rot90(images[1]), images[1]
+    images[5] = np.clip(images[6].astype(int) + 2, 0, 255)
+    images[7] = images[5, :, ::-1]
+    copies = find_near_copies(images)
+    assert copies.first.tolist() == [0, 1, 2, 1, 4, 5, 1, 5]
+    assert copies.pairs.tolist() == [[1, 5]]
+    # 6 is the first of its kind here, and all of a kind are told once in each set.
+    assert copies.pairs_among([np.array([6, 3]), np.array([0, 7])]).tolist() == [[0, 1], [0, 3], [1, 3]]
+
+
+def test_keys_tell_tiles_apart_whatever_way_they_are_turned():
+    images = tissue(20)
+    keys = tile_keys(images)
+    assert len(np.unique(keys)) == 20
+    for symmetry in range(SYMMETRIES):
+        np.testing.assert_array_equal(tile_keys(apply_symmetry(images, symmetry)), keys)
+    images[:, 3, 4, 1] ^= 1
+    assert not set(tile_keys(images).tolist()) & set(keys.tolist())
+
+
+def test_very_many_tiles_with_nothing_on_them_are_not_compared_with_each_other():
+    images = np.random.default_rng(0).integers(238, 243, (3000, 8, 8, 3)).astype(np.uint8)
+    images[2999] = images[7, ::-1]
+    assert near_pairs([images]).tolist() == [[7, 2999]]
 
 
 def test_very_many_equal_tiles_take_no_time():
