@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from histodistill.selection.image_rows import Images, ImageView, batches
+from histodistill.selection.image_rows import Images, ImageView, batches, rows_of
 
 
 #: Images that take no more bytes than these are held in memory: more parts would gain nothing.
@@ -22,10 +22,14 @@ def decode_once(images: Images, folder: str | Path | None = None) -> Images:
         images: uint8 N×H×W×3.
         folder: See `keep_images`.
     """
-    base = images.base if isinstance(images, ImageView) else images
-    if isinstance(base, np.ndarray):
+    if not isinstance(images, ImageView):
+        return images if isinstance(images, np.ndarray) else keep_images(batches(images), images.shape, folder)
+    if isinstance(images.base, np.ndarray):
         return images
-    return keep_images(batches(images), images.shape, folder)
+    # In the order in which they are stored, so that no part of a file is read twice.
+    rows, places = np.unique(images.rows, return_inverse=True)
+    stored = rows_of(images.base, rows)
+    return rows_of(keep_images(batches(stored), stored.shape, folder), places)
 
 
 def keep_images(parts: Iterable[np.ndarray], shape: Sequence[int], folder: str | Path | None = None) -> np.ndarray:
