@@ -209,8 +209,8 @@ def write_rows(sink: BinaryIO, table: ImageTable, *, is_whole: bool = True) -> N
     with pq.ParquetWriter(sink, schema, **options) as writer, ThreadPoolExecutor() as threads:
         for first in range(0, len(table), step):
             rows = slice(first, first + step)
-            cells = [{"bytes": data, "path": None} for data in threads.map(encode_png, table.images[rows])]
-            arrays = [pa.array(cells, schema.field("image").type)]
+            packed = threads.map(encode_png, table.images[rows])
+            arrays = [pa.array([{"bytes": data, "path": None} for data in packed], schema.field("image").type)]
             arrays += [_to_arrow(values[rows], schema.field(name).type) for name, values in table.columns.items()]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema), row_group_size=step)
 

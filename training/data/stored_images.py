@@ -17,9 +17,9 @@ from histodistill.selection.image_rows import ImageRows
 from histodistill.training.running.errors import InputError
 
 
-# Groups of rows that are kept as they are stored, at most 64 MB each: images are mostly read in their order, and
-# pictures and draws take several of a group.
-_GROUPS_KEPT = 2
+# Groups of rows that are kept as they are stored, of 64 MB each where we wrote them: one is enough for images that are
+# read in their order.
+_GROUPS_KEPT = 1
 
 
 class StoredImages(ImageRows):
