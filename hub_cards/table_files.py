@@ -263,7 +263,8 @@ def _to_arrow(values: np.ndarray, kind: pa.DataType) -> pa.Array:
 def _open(stream: BinaryIO) -> pq.ParquetFile:
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(stream)
+    # Otherwise it keeps what it has read last as long as it is open.
+    return pq.ParquetFile(stream, pre_buffer=False)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,17 +127,27 @@ def make_pool(
         stage.begin()
         if data.exists() and not shard_folder.exists():  # of a run that was killed when all was done
             os.replace(data, shard_folder)
+        remove(data)
+        clear_folder(shard_folder, {shard.path.name for shard in shards})
+        clear_folder(chunk_folder, {chunk.path.name for chunk in chunks})
     accelerator.wait_for_everyone()
     make_missing_shards(config, pipeline, image_size, shards, accelerator, stage)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        names = {shard.path.name for shard in shards}
-        for path in (data, *(path for path in shard_folder.iterdir() if path.name not in names)):
-            remove(path)
         os.replace(shard_folder, data)
-        stage.finish(num_images=len(labels), num_processes=accelerator.num_processes)
         remove(chunk_folder)
+        stage.finish(num_images=len(labels), num_processes=accelerator.num_processes)
         accelerator.print(f"pool: {len(labels)} images saved to {config.output}")
+
+
+def clear_folder(folder: Path, names: Collection[str]) -> None:
+    """Removes what is not of these names, such as half a file of a process that was killed; makes the folder."""
+    from histodistill.training.running.files import remove
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if path.name not in names:
+            remove(path)
 
 
 def make_missing_shards(
@@ -164,10 +175,10 @@ def make_missing_shards(
     is_mine = slice(accelerator.process_index, None, accelerator.num_processes)
     mine = [chunk for shard in shards for chunk in shard.chunks][is_mine]
     written = {shard.path for shard in shards if is_written(shard, pipeline.class_names, image_size)}
-    in_written = {chunk.path for shard in shards if shard.path in written for chunk in shard.chunks}
-    missing = [chunk for chunk in mine if chunk.path not in in_written and read_chunk(*chunk) is None]
-    for chunk in missing:
-        chunk.path.unlink(missing_ok=True)
+    needless = {chunk.path for shard in shards if shard.path in written for chunk in shard.chunks}
+    missing = [chunk for chunk in mine if chunk.path not in needless and read_chunk(*chunk) is None]
+    for path in (*needless, *(chunk.path for chunk in missing)):
+        path.unlink(missing_ok=True)
     # From here on a chunk that is there is whole, whoever has made it.
     accelerator.wait_for_everyone()
     pending = write_shards([shard for shard in shards[is_mine] if shard.path not in written], pipeline.class_names)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image as PILImage
 from histodistill.hub_cards import table_files
 from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.pictures import encode_png
-from histodistill.hub_cards.table_files import TableFile, read_table, table_schema, write_rows, write_table
+from histodistill.hub_cards.table_files import TableFile, read_table, table_schema, write_table
 from histodistill.hub_cards.tables import DISTILLED, POOL, ImageTable, canonical
 
 
@@ -467,6 +468,27 @@ def test_one_image_that_is_repeated_is_no_bomb(monkeypatch):
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", spy)
     assert len(read_table(data)) == 600
     assert sizes[0] < 10
+
+
+def test_a_file_that_is_read_in_groups_keeps_none_of_them(monkeypatch):
+    """A pool has many files, which are all open."""
+
+    class Recorded(io.BytesIO):
+        def read(self, size=-1):
+            given.append(super().read(size))
+            return given[-1]
+
+    monkeypatch.setattr(table_files, "_GROUP_ROWS", 10)
+    given = []
+    table = make(40, size=32)
+    file = TableFile(Recorded(write_table(table)))
+    assert file.first_rows.tolist() == [0, 10, 20, 30, 40] and file.in_groups
+    assert (file.table.class_names, file.table.images.shape) == (NAMES, table.images.shape)
+    given.clear()
+    np.testing.assert_array_equal(file.read_group(1).decode(13), table.images[13])
+    groups = [data for data in given if len(data) > 10_000]
+    given.clear()
+    assert [sys.getrefcount(data) for data in groups] == [3]  # the list, the loop, and the argument
 
 
 def test_part_of_a_set_need_not_have_every_class():

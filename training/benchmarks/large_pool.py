@@ -2,11 +2,11 @@
 
     python -m histodistill.training.benchmarks.large_pool --gib 3 --output DIR
 
-`generate` writes the pool with its own writer, of pictures of random pixels in place of a model's: nothing packs worse,
-so that the files have as many bytes as the pixels. The process is killed on the way, and another goes on. A third reads
-all images in batches, some in any order, and sees that they are those of their seeds. Of each the most private memory
-is told (RssAnon, which Linux alone tells, every 20 ms), and of one that only imports what they do; what is mapped from
-files is not in it.
+`generate` writes the pool with its own writer, of pictures of random pixels in place of a model's: nothing packs
+worse, so that the files have as many bytes as the pixels. The process is killed on the way, and another goes on. A
+third reads all images in batches, some in any order, and sees that they are those of their seeds. Of each the most
+private memory is told (RssAnon, which Linux alone tells, every 20 ms), and of one that only imports what they do; what
+is mapped from files is not in it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _KILLED_AT = 0.4
 class LargePoolConfig(StepConfig):
     """Options of `large_pool`."""
 
-    gib: float = option("pixels of the pool in GiB", default=3.0, at_least=0.01)
+    gib: float = option("pixels of the pool in GiB", default=3.0, at_least=0.001)
     image_size: int = option("side of the pictures in pixels", default=224, at_least=8)
     chunk_size: int = option("images that are generated together", default=100, at_least=1)
     shard_mib: int | None = option("pixels of a shard in MiB, in place of generate's own", default=None, at_least=1)

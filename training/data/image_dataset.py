@@ -1,7 +1,7 @@
 """Image datasets of a run, the pool and the distilled set: Parquet with PNG images and columns of numbers.
 
 `load_dataset` opens them. They are read here directly, so that a folder's name is never a pattern, and so that no copy
-of their images stays in a cache of this machine or comes out of it in their place: what is read is what the files hold.
+of their images stays in a cache of this machine or comes out of it in their place: what is read is what files hold.
 `read_image_dataset` reads a dataset whole, and `open_image_table` leaves the images of a large one in the files, from
 which each is unpacked when it is asked for.
 """
@@ -147,9 +147,7 @@ def open_shard(path: Path, columns: Sequence[str] = MERGED, *, is_whole: bool = 
         OSError: If it cannot be opened.
     """
     stored = path.stat().st_size
-    return open_table_file(
-        path, lambda needed: check_growth(str(path), stored, needed), columns, is_whole=is_whole
-    )
+    return open_table_file(path, lambda needed: check_growth(str(path), stored, needed), columns, is_whole=is_whole)
 
 
 def read_shards(files: Sequence[Path], columns: Sequence[str] = MERGED) -> ImageTable:

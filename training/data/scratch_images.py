@@ -1,4 +1,4 @@
-"""Images that are needed again and again for a while: in memory where they are few, and otherwise in a scratch file."""
+"""Images that are needed again and again for a while: in memory where they are few, otherwise in a scratch file."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def keep_images(parts: Iterable[np.ndarray], shape: Sequence[int], folder: str |
     """
     if np.prod(shape, dtype=np.int64) <= FEW_BYTES:
         return np.concatenate(list(parts))
-    # Written rather than mapped from the start: on a full disk a write is refused, and a mapped page kills the process.
+    # Written rather than mapped from the start: a full disk refuses a write, and kills who fills a mapped page.
     with tempfile.TemporaryFile(dir=folder) as file:
         for part in parts:
             file.write(np.ascontiguousarray(part).data)

@@ -187,7 +187,7 @@ def is_written(shard: Shard, class_names: Sequence[str], image_size: int) -> boo
         table.class_names == list(class_names)
         and table.images.shape[1:] == (image_size, image_size, 3)
         and np.array_equal(table.columns["label"], shard.labels)
-        and np.array_equal(table.columns.get("seed"), shard.seeds)
+        and np.array_equal(table.columns.get("seed", ()), shard.seeds)
     )
 
 

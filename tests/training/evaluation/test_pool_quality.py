@@ -71,7 +71,8 @@ def test_reconstruction_is_the_decoded_latent():
     assert len(np.unique(found.reshape(7, -1), axis=0)) == 7 and np.ptp(found) > 10
     for batch_size in (1, 3):
         # The sums of a convolution may be ordered otherwise, which can turn a rounding over.
-        assert np.abs(np.concatenate(list(reconstruct(autoencoder, images, batch_size))).astype(int) - found).max() <= 1
+        again = np.concatenate(list(reconstruct(autoencoder, images, batch_size)))
+        assert np.abs(again.astype(int) - found).max() <= 1
 
 
 # Distances.
