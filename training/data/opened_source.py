@@ -18,8 +18,9 @@ from histodistill.training.data.make_source import make_source
 from histodistill.training.data.names import checked_class_names
 from histodistill.training.data.pixel_source import PixelSource
 from histodistill.training.data.reading import Reading
+from histodistill.training.data.storing import open_tiles
 from histodistill.training.data.tile_cache import TileCache
-from histodistill.training.data.tile_store import TilesInMemory, TileStore, open_tiles
+from histodistill.training.data.tile_store import TilesInMemory, TileStore
 from histodistill.training.data.tiles import SPLITS, TileSource
 from histodistill.training.running.notes import tell
 

@@ -53,8 +53,8 @@ class PixelSource(Protocol):
     def files(self) -> Sequence[Path]:
         """All files that pixels come from, each once, in an order of their own."""
 
-    def decode(self, image_size: int | None, start: int) -> Iterator[Sequence[Decoded]]:
-        """The tiles from the number `start` on, in order, in batches of any number.
+    def decode(self, image_size: int | None, start: int) -> Iterator[np.ndarray | Sequence[Decoded]]:
+        """The tiles from the number `start` on, in order, in batches of any number; as an array, where all are there.
 
         Args:
             image_size: Side that `fit_tile` brings them to in pixels; by default each stays as it is.

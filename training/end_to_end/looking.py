@@ -99,8 +99,8 @@ def look(config: InspectTilesConfig) -> Inspection:
 
 def _look_at_pixels(config: InspectTilesConfig, options: Mapping[str, Any], listing: Listing) -> _Pixels:
     """Decodes all tiles, in whatever splits they are."""
-    from histodistill.selection.near_copies import near_pairs
     from histodistill.selection.units import units_of_pairs
+    from histodistill.training.data.tile_copies import pairs_of_copies
 
     modes = None
     try:
@@ -120,7 +120,7 @@ def _look_at_pixels(config: InspectTilesConfig, options: Mapping[str, Any], list
             found = f"{found}: they have the colour modes {shown}, and must be RGB"
         return _Pixels(modes, None, None, [Finding(_PIXELS, FAIL, found, mend, private=refusal)])
     train = source.splits["train"]
-    pairs = near_pairs([tiles.images for tiles in source.splits.values()])
+    pairs = pairs_of_copies([*source.splits.values()])
     duplicates = count_duplicates(source.splits, pairs)
     of_train = pairs[(pairs < len(train)).all(axis=1)]  # train comes first
     units = units_of_pairs(of_train, len(train), train.groups)

@@ -233,7 +233,8 @@ def load_run_tiles(
     """
     share = audit_share_of(run) if audit_share is None else audit_share
     size = require_parts(run, "autoencoder")["autoencoder"]["image_size"]
-    source = load_tiles(data, image_size=size, audit_share=share, **source_options)
+    # What the tiles are now, and not what they were when they were last looked at.
+    source = load_tiles(data, image_size=size, audit_share=share, reread=True, **source_options)
     if source.fingerprint() != pipeline_record["settings"]["data"]:
         raise InputError(
             f"{param('data')} {data} with {param('audit_share')} {share} is not what {run / 'pipeline'} was trained "

@@ -9,11 +9,14 @@ import pytest
 from PIL import Image
 
 from histodistill.selection.image_rows import rows_of
-from histodistill.training.data import tile_cache, tile_store
+from histodistill.selection.near_copies import near_pairs
+from histodistill.training.data import storing, tile_cache, tile_store
 from histodistill.training.data.pixel_source import LeftOut
 from histodistill.training.data.sources import load_tiles
+from histodistill.training.data.storing import open_tiles
 from histodistill.training.data.tile_cache import TileCache
-from histodistill.training.data.tile_store import StoredTiles, TilesInMemory, open_tiles, store_of
+from histodistill.training.data.tile_copies import pairs_of_copies
+from histodistill.training.data.tile_store import StoredTiles, TilesInMemory, store_of
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.running.errors import InputError
 
@@ -82,7 +85,7 @@ def test_the_same_tiles_are_kept_once(tmp_path, cache):
 
 
 def test_a_killed_run_goes_on(tmp_path, cache, monkeypatch):
-    monkeypatch.setattr(tile_store, "_BYTES_PER_RECORD", 1)
+    monkeypatch.setattr(storing, "_BYTES_PER_RECORD", 1)
     with pytest.raises(KeyboardInterrupt):
         open_tiles(Source(tmp_path / "file", dies_at=14, left_out={4: "glass"}.items()), "mine", None, cache)
     # What was written last may be there without being known of.
@@ -99,9 +102,9 @@ def test_a_killed_run_goes_on(tmp_path, cache, monkeypatch):
     assert not found[4].any() and np.array_equal(np.delete(found[:], 4, 0), np.delete(TILES, 4, 0))
 
 
-@pytest.mark.parametrize("damage", ["{", '{"shape": [20, 8, 8, 3], "start": 9, "done": 3, "left_out": []}', "[]"])
+@pytest.mark.parametrize("damage", ["{", '{"shape": [19, 8, 8, 3], "done": 3, "left_out": []}', "[]"])
 def test_damaged_progress_is_begun_anew(tmp_path, cache, monkeypatch, damage):
-    monkeypatch.setattr(tile_store, "_BYTES_PER_RECORD", 1)
+    monkeypatch.setattr(storing, "_BYTES_PER_RECORD", 1)
     with pytest.raises(KeyboardInterrupt):
         open_tiles(Source(tmp_path / "file", dies_at=14), "mine", None, cache)
     (unfinished,) = (path for path in cache.unfinished.iterdir() if path.is_dir())
@@ -291,3 +294,27 @@ def test_a_folder_of_pictures_is_loaded_from_the_cache(tmp_path, monkeypatch):
     assert np.array_equal(again.split("train").images[:], first.split("train").images[:])
     with pytest.raises(TypeError):
         load_tiles(tmp_path / "t", cache_dir=tmp_path / "cache", reread=True)
+
+
+def test_near_copies_are_searched_once_whatever_splits_are_made(tmp_path, cache, monkeypatch):
+    tiles = np.concatenate([TILES, np.rot90(TILES[3:5], axes=(1, 2))])
+    store = open_tiles(Source(tmp_path / "file", tiles), "mine", None, cache)
+    parts = [
+        Tiles(rows_of(store, rows), np.zeros(len(rows), int)) for rows in (np.arange(0, 22, 2), np.arange(1, 22, 2))
+    ]
+    expected = near_pairs([np.asarray(part.images) for part in parts])
+    assert len(expected) == 2 and np.array_equal(pairs_of_copies(parts), expected)
+    again = open_tiles(Source(tmp_path / "file", tiles), "mine", None, cache)
+    monkeypatch.setattr(tile_store, "find_near_copies", None)
+    assert np.array_equal(again.near_copies.pairs, store.near_copies.pairs)
+    (again.folder / "near_copies_first.npy").write_bytes(b"")
+    with pytest.raises(TypeError):
+        _ = open_tiles(Source(tmp_path / "file", tiles), "mine", None, cache).near_copies
+
+
+def test_parts_that_share_tiles_or_are_elsewhere_are_searched_as_they_are(tmp_path, cache):
+    store = open_tiles(Source(tmp_path / "file"), "mine", None, cache)
+    part = Tiles(rows_of(store, np.arange(5)), np.zeros(5, int))
+    assert pairs_of_copies([part, part]).tolist() == [[i, i + 5] for i in range(5)]
+    elsewhere = Tiles(TILES[:5], np.zeros(5, int))
+    assert pairs_of_copies([elsewhere, part]).tolist() == [[i, i + 5] for i in range(5)]
