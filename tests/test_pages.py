@@ -43,7 +43,9 @@ BENCHMARKS = tuple(
     for name in ("speed", "audit_speed", "sites_study", "memory", "input_path", "large_pool", "stage_memory", "decoding")
 )
 # Whose options in the text are not ours.
-OTHER_PROGRAMS = ("pip ", "python -m http.server", "python -m build", "git ")
+OTHER_PROGRAMS = (
+    "pip ", "python -m http.server", "python -m build", "git ", "create_patches_fp.py ", "run_batch_of_slides.py ",
+)  # fmt: skip
 # What distill does not run.
 ON_REQUEST = ("evaluate-pool", "benchmark")
 

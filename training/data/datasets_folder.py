@@ -128,7 +128,7 @@ def open_datasets_folder(path: Path, grouping: Grouping) -> OpenedSource:
 
 
 def holds_images(path: Path) -> bool:
-    """Whether a Parquet file holds images, and is no manifest: it has a column of them, or none of their paths.
+    """Whether a Parquet file holds images, and is no manifest: it has a column of them, or none of paths or slides.
 
     Raises:
         InputError: If it cannot be read.
@@ -136,7 +136,9 @@ def holds_images(path: Path) -> bool:
     schema = open_parquet(path).schema
     features = features_of_schema(schema, str(path))
     kinds = {feature.get("_type") for feature in features.values() if isinstance(feature, dict)}
-    return "Image" in kinds or any(is_image(field.type) for field in schema) or "path" not in schema.names
+    if "Image" in kinds or any(is_image(field.type) for field in schema):
+        return True
+    return "path" not in schema.names and "slide" not in schema.names
 
 
 def open_parquet_file(path: Path, grouping: Grouping) -> OpenedSource:

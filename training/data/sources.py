@@ -63,7 +63,7 @@ def load_tiles(
        A path that exists is never a pattern, an address or an id, whatever it looks like.
     3. An existing file: a `.npz` in the MedMNIST layout, see `list_npz`; a `.parquet` with a column of images, see
        `open_parquet_file`; or a manifest, a `.csv`, `.tsv` or `.parquet` with the columns `path` and `label`, see
-       `open_manifest`.
+       `open_manifest`, or with `slide` in place of `path`, see `open_slide_manifest`.
     4. An existing folder with `dataset_dict.json` or `state.json`: `datasets`' `save_to_disk` layout.
     5. An existing folder with `.parquet` files in it or one level down: see `open_datasets_folder`.
     6. Any other existing folder: images in `split/class/*.png`, or of the other formats that
@@ -210,14 +210,27 @@ def check_source(source: str | Path) -> None:
 
 def _open(source: str | Path, image_size: int | None, reading: Reading, grouping: Grouping) -> OpenedSource:
     """Opens a source, see `load_tiles`."""
-    found = _find(source)
+    opened = _open_what_is_found(_find(source), image_size, reading, grouping)
+    if reading.mpp is not None:
+        from histodistill.training.data.slide_pixels import SlidePixels
+
+        if not isinstance(opened.pixels, SlidePixels):
+            asked = f"{param('mpp')}={reading.mpp:g}"
+            raise InputError(f"{asked} is for places on slides, and {opened.name} holds pictures: leave it out")
+    return opened
+
+
+def _open_what_is_found(
+    found: str | Path, image_size: int | None, reading: Reading, grouping: Grouping
+) -> OpenedSource:
+    """Opens what `_find` found."""
     if isinstance(found, str) and "/" not in found:
         return _open_by_name(found, image_size, reading, grouping)
     if isinstance(found, str):
         from histodistill.training.data.hub_datasets import open_hub_dataset
 
         return open_hub_dataset(found, reading.download_dir, grouping)
-    return _own_name((_open_folder if found.is_dir() else _open_file)(found, grouping))
+    return _own_name(_open_folder(found, grouping) if found.is_dir() else _open_file(found, reading, grouping))
 
 
 def _open_folder(path: Path, grouping: Grouping) -> OpenedSource:
@@ -228,7 +241,7 @@ def _open_folder(path: Path, grouping: Grouping) -> OpenedSource:
     return (open_datasets_folder if is_datasets_folder(path) else open_image_folder)(path, grouping)
 
 
-def _open_file(path: Path, grouping: Grouping) -> OpenedSource:
+def _open_file(path: Path, reading: Reading, grouping: Grouping) -> OpenedSource:
     """Opens a file of one of the kinds that there are."""
     if path.suffix.lower() == ".npz":
         from histodistill.training.data.medmnist import open_npz
@@ -239,9 +252,14 @@ def _open_file(path: Path, grouping: Grouping) -> OpenedSource:
 
         if holds_images(path):
             return open_parquet_file(path, grouping)
-    from histodistill.training.data.manifest import open_manifest
+    from histodistill.training.data.manifest import open_manifest, read_table
 
-    return open_manifest(path, grouping)
+    table = read_table(path)
+    if table.is_of_slides:
+        from histodistill.training.data.slide_manifest import open_slide_manifest
+
+        return open_slide_manifest(table, grouping, reading.mpp)
+    return open_manifest(table, grouping)
 
 
 def _find(source: str | Path) -> str | Path:
