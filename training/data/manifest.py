@@ -29,6 +29,7 @@ from histodistill.training.data.limits import check_memory
 from histodistill.training.data.listing import ListedSplit
 from histodistill.training.data.names import class_name, shown, some
 from histodistill.training.data.opened_source import OpenedSource
+from histodistill.training.data.reading import AS_USUAL, Reading
 from histodistill.training.data.split_files import split_called
 from histodistill.training.data.tile_files import open_tile_files
 from histodistill.training.data.tiles import SPLIT_ALIASES, SPLITS
@@ -39,8 +40,13 @@ from histodistill.training.running.suggestions import did_you_mean
 
 #: Endings of a manifest's name that is text → what stands between its cells, and what that is called.
 SEPARATORS = {".csv": (",", "commas"), ".tsv": ("\t", "tabs")}
-# Columns that a manifest of files must have.
-_OF_FILES = ("path", "label")
+#: Columns that a manifest of files must have.
+OF_FILES = ("path", "label")
+# Other names of these → columns that mean the same, of which the first that is there is taken.
+_ALSO = {
+    "path": ("file_name", "filename", "file", "image", "image_id", "id"),
+    "label": ("class",),
+}
 # Those that a manifest of places on slides must have: one by one, or with a file of them for each slide.
 _OF_PLACES, _OF_COORDS = ("slide", "label", "x", "y", "size"), ("slide", "label", "coords")
 # Columns that hold numbers, which Parquet may have as such.
@@ -89,11 +95,12 @@ class Table:
         return cells
 
 
-def open_manifest(table: Table, grouping: Grouping) -> OpenedSource:
+def open_manifest(table: Table, grouping: Grouping, reading: Reading = AS_USUAL) -> OpenedSource:
     """Opens a manifest of tiles in files of their own.
 
     It has the columns `path` and `label`, and may have `split`, `group` and `site`. Relative paths go from the
-    manifest's folder. Labels are the names of classes, which are kept in sorted order, whole numbers by their value.
+    manifest's folder. A path may also be called `file_name`, `filename`, `file`, `image`, `image_id` or `id`, and a
+    label `class`. Labels are the names of classes, which are kept in sorted order, whole numbers by their value.
     Without a column `split` all tiles are train. Groups are the column that the user names, or a part of the paths, or
     the column `group`. `site`, and each further column with 2 to 20 different values, is an attribute; a note tells
     which columns are not used. Tiles come in the order of the lines.
@@ -101,6 +108,7 @@ def open_manifest(table: Table, grouping: Grouping) -> OpenedSource:
     Args:
         table: The manifest.
         grouping: What was said of the groups.
+        reading: What is converted, and whether files that cannot be read are left out.
 
     Returns:
         The source, named after the file.
@@ -109,16 +117,16 @@ def open_manifest(table: Table, grouping: Grouping) -> OpenedSource:
         InputError: Naming the line: an empty cell, a split with an unknown name, a tile that is not there or is there
             twice, or groups that cannot be used.
     """
-    check_columns(table, _OF_FILES)
+    check_columns(table, OF_FILES)
     files, stored = files_of(table, "path")
-    _check_no_repeats(table, files)
-    classes, splits, rows, grouping = read_columns(table, grouping, _OF_FILES)
+    check_no_repeats(table, files)
+    classes, splits, rows, grouping = read_columns(table, grouping, OF_FILES)
 
     def called(i: int) -> str:
         return f"{table.place(rows[i])} ({shown(table.columns['path'][rows[i]])})"
 
     return open_tile_files(
-        table.path.stem, classes, splits, lambda i: Path(files[rows[i]]), called, lambda: stored, grouping
+        table.path.stem, classes, splits, lambda i: Path(files[rows[i]]), called, lambda: stored, grouping, reading
     )
 
 
@@ -151,10 +159,10 @@ def _readable(path: Path) -> io.BufferedReader:
 def needed_columns(names: Sequence[str]) -> tuple[str, ...]:
     """The columns that a manifest with columns of these names must have: of files, or of places on slides."""
     if "path" in names:
-        return _OF_FILES
+        return OF_FILES
     if "coords" in names:
         return _OF_COORDS
-    return _OF_PLACES if "slide" in names or {"x", "y", "size"} <= {*names} else _OF_FILES
+    return _OF_PLACES if "slide" in names or {"x", "y", "size"} <= {*names} else OF_FILES
 
 
 def _check_names(path: Path, names: Sequence[str]) -> None:
@@ -255,6 +263,16 @@ def _header(path: Path, cells: Sequence[str]) -> list[str]:
     for name, count in Counter(names).items():
         if name and count > 1:
             raise InputError(f"{path} has two columns called {shown(name)}: keep one of them")
+    return _usual_names(names)
+
+
+def _usual_names(names: Sequence[str]) -> list[str]:
+    """Names of columns with `path` and `label` in place of what means the same; places on slides need no path."""
+    names = list(names)
+    for usual, others in _ALSO.items():
+        found = [other for other in others if other in names]
+        if usual not in names and found and not (usual == "path" and "slide" in names):
+            names[names.index(found[0])] = usual
     return names
 
 
@@ -267,7 +285,8 @@ def _read_parquet(path: Path) -> Table:
     from histodistill.training.data.text_columns import is_text_column, texts_of_column
 
     rows = open_parquet(path)
-    _check_names(path, rows.schema.names)
+    names = dict(zip(rows.schema.names, _usual_names(rows.schema.names), strict=True))
+    _check_names(path, [*names.values()])
     features = features_of_schema(rows.schema, str(path))
     usable = [
         field.name
@@ -285,7 +304,8 @@ def _read_parquet(path: Path) -> Table:
                 batch.column(name), names_of_labels(features.get(name)), f"column {name} of {path}"
             )
             columns[name] += [text or "" for text in texts]
-    return Table(path, columns, [name for name in rows.schema.names if name not in columns], None)
+    others = [usual for name, usual in names.items() if name not in columns]
+    return Table(path, {names[name]: cells for name, cells in columns.items()}, others, None)
 
 
 # --- what the columns say ---
@@ -313,8 +333,12 @@ def files_of(table: Table, column: str) -> tuple[list[str], int]:
     return files, sum(size for size in known.values() if size is not None)
 
 
-def _check_no_repeats(table: Table, files: Sequence[str]) -> None:
-    """Sees that no file is named twice."""
+def check_no_repeats(table: Table, files: Sequence[str]) -> None:
+    """Sees that no file is named twice.
+
+    Raises:
+        InputError: Naming both lines.
+    """
     # Links to folders are followed, so that two ways to one file are seen as such.
     parts = [os.path.split(file) for file in files]
     real = {parent: os.path.realpath(parent) for parent in {parent for parent, _ in parts}}

@@ -126,7 +126,7 @@ def _look_at_pixels(config: InspectTilesConfig, options: Mapping[str, Any], list
         refusal = error.for_command_line()
         if modes and list(modes) != ["RGB"]:
             shown = ", ".join(f"{mode} {count:,}" for mode, count in modes.items())
-            found = f"{found}: they have the colour modes {shown}, and must be RGB"
+            found = f"{found}: their colour modes are {shown}"
         return _Pixels(modes, None, None, [Finding(_PIXELS, FAIL, found, mend, private=refusal)])
     train = source.splits["train"]
     pairs = pairs_of_copies([*source.splits.values()])

@@ -103,7 +103,7 @@ def run(config: EvaluatePoolConfig) -> dict[str, Any]:
 
     # Before the libraries are imported, which takes seconds.
     fingerprints = require_stages(config)
-    check_source(config.data)
+    check_source(config.data, config.source_options(config.run).get("labels"))
 
     from histodistill.training.engine.accelerator import make_accelerator
     from histodistill.training.evaluation.cells import summarise_rows
