@@ -94,6 +94,14 @@ class TinyRun:
     progress: str
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Tiles that tests decode are kept where no user's are; processes that tests start keep theirs there, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HISTODISTILL_CACHE", str(tmp_path_factory.mktemp("cache") / "histodistill"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_preset(tmp_path_factory) -> Path:
     """The file of the preset of `tiny_run`, which is called "tiny"."""

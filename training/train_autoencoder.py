@@ -89,7 +89,7 @@ def run(config: TrainAutoencoderConfig) -> Path:
     from histodistill.training.running.stages import Stage
 
     source = load_tiles(
-        config.data, image_size=config.image_size, audit_share=config.audit_share, **config.group_options()
+        config.data, image_size=config.image_size, audit_share=config.audit_share, **config.source_options()
     )
     source.split("validation")  # tiles without any are refused before anything is written
     stage = Stage(config.output, {"stage": "autoencoder", "data": source.fingerprint(), **config.settings()})

@@ -141,7 +141,7 @@ def load_sources(config: TrainClassifierConfig) -> tuple[TileSource, TileSource]
     from histodistill.training.data.sources import load_tiles
 
     # Where other tiles are scored, what is said of groups is said of those: a distilled set has none.
-    groups = config.group_options()
+    groups = config.source_options()
     load = functools.partial(load_tiles, config.data, image_size=config.image_size, audit_share=config.audit_share)
     if config.eval_data is None:
         source = real = load(**groups)

@@ -99,7 +99,7 @@ def run(config: TrainDiffusionConfig) -> Path:
 
     autoencoder_record = require_complete(config.autoencoder, "autoencoder", "run train_autoencoder on it first")
     source = load_tiles(
-        config.data, image_size=config.image_size, audit_share=config.audit_share, **config.group_options()
+        config.data, image_size=config.image_size, audit_share=config.audit_share, **config.source_options()
     )
     check_autoencoder(config, autoencoder_record, source)
     source.split("validation")  # tiles without any are refused before anything is written

@@ -51,7 +51,7 @@ def run(config: PeerConfig) -> dict[str, Any]:
     from histodistill.training.data.sources import load_tiles
     from histodistill.training.models.loading import load_autoencoder, load_denoiser
     from histodistill.training.running.files import write_json
-    from histodistill.training.running.group_options import groups_of_run
+    from histodistill.training.running.source_options import source_options_of_run
     from histodistill.training.running.stages import require_parts
 
     record = require_parts(config.run, "pipeline")["pipeline"]
@@ -59,7 +59,7 @@ def run(config: PeerConfig) -> dict[str, Any]:
     torch.manual_seed(0)
     random.seed(0)
     denoiser = UNet2DModel.from_config(load_denoiser(config.run / "pipeline" / "unet").config)
-    source = load_tiles(config.data, image_size=config.image_size, **groups_of_run(config.run))
+    source = load_tiles(config.data, image_size=config.image_size, **source_options_of_run(config.run))
     result = train_peer(
         denoiser,
         autoencoder,

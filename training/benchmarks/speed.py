@@ -78,7 +78,7 @@ def run(config: SpeedConfig) -> dict[str, Any]:
     from histodistill.training.data.sources import load_tiles
     from histodistill.training.engine.accelerator import make_accelerator
     from histodistill.training.running.files import write_json
-    from histodistill.training.running.group_options import groups_of_run
+    from histodistill.training.running.source_options import source_options_of_run
     from histodistill.training.running.stages import require_parts
 
     pipeline = config.run / "pipeline"
@@ -88,7 +88,7 @@ def run(config: SpeedConfig) -> dict[str, Any]:
         config.data,
         image_size=config.image_size,
         audit_share=audit_share_of(config.run),
-        **groups_of_run(config.run),
+        **source_options_of_run(config.run),
     )
     if source.fingerprint() != settings["data"]:
         raise InputError(

@@ -10,9 +10,9 @@ from typing import Any
 from histodistill.training.benchmarks.peers import PeerConfig
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json
-from histodistill.training.running.group_options import groups_of_run
 from histodistill.training.running.launch import run_module
 from histodistill.training.running.options import to_argv
+from histodistill.training.running.source_options import source_options_of_run
 from histodistill.training.train_diffusion import TrainDiffusionConfig
 
 
@@ -53,7 +53,7 @@ def training_config(
         "data": data,
         "autoencoder": run / "autoencoder",
         "output": output,
-        **groups_of_run(run),
+        **source_options_of_run(run),
         "gradient_accumulation_steps": 1,
         # Both come once, after the last step, when the clock has stopped.
         "validation_steps": steps,

@@ -37,6 +37,8 @@ class Command:
 
 
 _ABOUT = "Distils private histopathology tiles into a small synthetic dataset that can be shared."
+# What the commands of two words do, by their first.
+_GROUPS = {"train": "Trains one of the models.", "cache": "Decoded tiles that are kept on this machine."}
 # What a training that was cut off goes on from.
 _RESUME = "run the same command again with --resume latest"
 # What can follow `histodistill`, in the order in which the help lists it; some are two words.
@@ -86,6 +88,8 @@ COMMANDS = {
     "report": Command("reporting.report", "the report of a run again, as an HTML page"),
     "holds": Command("end_to_end.holds", "which runs were made with the tiles of a patient"),
     "clean": Command("end_to_end.clean", "removes from a run what is private and no longer needed"),
+    "cache list": Command("end_to_end.list_cache", "the decoded tiles that are kept on this machine"),
+    "cache clear": Command("end_to_end.clear_cache", "takes them out"),
     "doctor": Command("cli.doctor", "what of this machine suits the work, and how to mend what does not"),
     "completion": Command("cli.completion", "a script for the shell that completes commands and options"),
 }
@@ -140,7 +144,7 @@ def listing_parser(group: str = "") -> SentenceParser:
     width = max(map(len, names)) + 1
     listing = "\n".join(f"  {name:<{width}} {COMMANDS[name].help}" for name in names)
     prog = f"histodistill {group}".strip()
-    about = "Trains one of the models." if group else _ABOUT
+    about = _GROUPS.get(group, _ABOUT)
     word = "NAME" if group else "COMMAND"
     epilog = f"commands:\n{listing}\n\n{prog} {word} --help tells the options of a command."
     parser = SentenceParser(prog=prog, description=about, epilog=epilog)

@@ -49,6 +49,7 @@ class Rows:
             as `image.path`, can be asked for, and comes in that column, perhaps with its other fields.
         sample: `sample(column, count)` reads about so many cells of a column, spread over the rows: parts of it, each
             with the numbers of its rows.
+        stored_in: The files that the rows are in; none where they are in memory.
         files_below: Folders below which a row may name the file of its image; none for data that somebody gives.
     """
 
@@ -58,6 +59,7 @@ class Rows:
     stored: int
     batches: Callable[[list[str]], Iterator[pa.RecordBatch]]
     sample: Callable[[str, int], Iterator[tuple[Sequence[int], pa.Array]]]
+    stored_in: tuple[Path, ...]
     files_below: tuple[Path, ...] = ()
 
 
@@ -77,6 +79,7 @@ def open_parquet(path: Path) -> Rows:
         path.stat().st_size,
         lambda columns: _parquet_batches(path, metadata, columns),
         lambda column, count: _parquet_sample(path, metadata, column, count),
+        (path,),
     )
 
 
@@ -100,6 +103,7 @@ def open_arrow(path: Path) -> Rows:
         path.stat().st_size,
         lambda columns: _arrow_batches(path, schema, num_rows, columns),
         lambda column, count: _arrow_sample(path, schema, num_rows, column, count),
+        (path,),
     )
 
 

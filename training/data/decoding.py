@@ -6,14 +6,13 @@ Pillow opens more than that, and shows less of it than is there: of 16 bits the 
 
 from __future__ import annotations
 
-import functools
 import io
 import os
 import struct
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,9 +23,10 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from histodistill.training.data.limits import check_memory, check_picture
+from histodistill.training.data.limits import check_picture
+from histodistill.training.data.pixel_source import LeftOut
 from histodistill.training.data.tiles import fit_tile
-from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.errors import InputError
 
 
 # Pictures that are decoded between two looks for a bad one.
@@ -123,64 +123,28 @@ def decode_image(name: str, source: Path | bytes, image_size: int | None = None)
 Entry = tuple[str, Path | bytes]
 
 
-def decode_tiles(count: int, entries: Callable[[int, int], list[Entry]], image_size: int | None = None) -> np.ndarray:
-    """Decodes `count` pictures, as `decode_image` does, in several threads.
+def decode_stream(
+    batches: Iterable[Sequence[Entry]], image_size: int | None = None
+) -> Iterator[list[np.ndarray | LeftOut]]:
+    """Decodes pictures in several threads, as `decode_image` does each.
 
     Args:
-        count: Number N of pictures.
-        entries: `entries(start, stop)` gives, for each of these pictures, its name for messages, and its file or
-            bytes. It is asked for a few hundred at a time.
+        batches: The pictures, in batches of any number, of which a few are asked for in advance.
         image_size: Side in pixels; by default pictures stay as they are.
 
-    Returns:
-        uint8 N×H×W×3.
-
-    Raises:
-        InputError: Naming the first picture that cannot be used or has another size than the first; or all of them
-            together do not fit in memory.
+    Yields:
+        For each batch its pictures, uint8 H×W×3, with a `LeftOut` in place of one that cannot be used.
     """
-    # In batches, so that a bad file ends the work soon, and that the entries need not all be in memory.
-    batches = (entries(start, min(start + _BATCH, count)) for start in range(0, count, _BATCH))
-    return decode_batches(count, batches, image_size)
 
+    def decode(entry: Entry) -> np.ndarray | LeftOut:
+        try:
+            return _decode(entry[0], entry[1], image_size)
+        except InputError as error:
+            return LeftOut("unreadable", error)
 
-def decode_batches(
-    count: int,
-    batches: Iterable[Sequence[Entry]],
-    image_size: int | None = None,
-    check_size: Callable[[int], None] | None = None,
-) -> np.ndarray:
-    """As `decode_tiles`, of pictures that come in batches of any number.
-
-    Args:
-        count: Number N of pictures in all batches together.
-        batches: The pictures; one batch at a time is asked for.
-        image_size: Side in pixels; by default pictures stay as they are.
-        check_size: Takes the bytes that all tiles need, once the first is decoded, and raises if these are too
-            many; by default it is seen that they fit in memory.
-
-    Returns:
-        uint8 N×H×W×3.
-
-    Raises:
-        InputError: As `decode_tiles`.
-    """
-    tiles: np.ndarray | None = None
-    first_name, done = "", 0
     with _own_limits(), ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
         for batch in batches:
-            decoded = pool.map(lambda entry: _decode(entry[0], entry[1], image_size), batch)
-            for (name, _), tile in zip(batch, decoded, strict=True):
-                if tiles is None:
-                    tiles, first_name = _room_for(count, tile, check_size), name
-                if tile.shape != tiles.shape[1:]:
-                    raise InputError(
-                        f"{name} is {tile.shape[1]}x{tile.shape[0]} pixels but {first_name} is "
-                        f"{tiles.shape[2]}x{tiles.shape[1]}: give {param('image_size')} to bring all to one size"
-                    )
-                tiles[done] = tile
-                done += 1
-    return np.empty((0, 0, 0, 3), dtype=np.uint8) if tiles is None else tiles
+            yield list(pool.map(decode, batch))
 
 
 def count_sizes(entries: Iterable[Entry]) -> Counter[tuple[int, int]]:
@@ -224,15 +188,6 @@ def _size(name: str, source: Path | bytes) -> tuple[int, int]:
         # A PNG may have its orientation behind its pixels, and is not searched for it.
         orientation = image.getexif().get(ExifTags.Base.Orientation) if image.format != "PNG" else None
         return image.size[::-1] if orientation in _ON_ITS_SIDE else image.size
-
-
-def _room_for(count: int, tile: np.ndarray, check_size: Callable[[int], None] | None) -> np.ndarray:
-    """An array for `count` tiles like this one."""
-    if check_size is None:
-        what = f"the array of {count:,} tiles of {tile.shape[1]}x{tile.shape[0]} pixels"
-        check_size = functools.partial(check_memory, what)
-    check_size(count * tile.nbytes)
-    return np.empty((count, *tile.shape), dtype=np.uint8)
 
 
 @contextmanager

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from histodistill.selection.names import GROUP_KINDS
 from histodistill.training.data.names import class_name
 from histodistill.training.data.tiles import HELD_OUT, SPLITS, TileSource
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, write_json
 from histodistill.training.running.formats import check_format
-from histodistill.training.running.group_options import GROUP_KINDS
 
 
 #: The file in the folder of a run.

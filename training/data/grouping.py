@@ -62,7 +62,7 @@ class Grouping:
         split_seed: int | None = None,
         allow_shared_groups: bool = False,
     ) -> Grouping:
-        """What options say, see `GroupOptions.group_options`."""
+        """What options say, see `SourceOptions.source_options`."""
         return cls(group_column, group_pattern, group_kind, split_seed, allow_shared_groups)
 
     @property

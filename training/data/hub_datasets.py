@@ -32,7 +32,7 @@ _CONFIGURATIONS = re.compile(r"Config name is missing.*?\[(.*?)\]", re.DOTALL)
 _COMMIT = re.compile(r"@([0-9a-f]{40})/")
 
 
-def open_hub_dataset(repo_id: str, cache_dir: str | Path | None, grouping: Grouping) -> OpenedSource:
+def open_hub_dataset(repo_id: str, download_dir: str | Path | None, grouping: Grouping) -> OpenedSource:
     """Opens a dataset of the Hub by its id `user/name`, from the Hugging Face cache when it is there.
 
     Splits are those of `SPLIT_ALIASES`, in any case of letters; others are told of. Columns are found as in
@@ -40,7 +40,7 @@ def open_hub_dataset(repo_id: str, cache_dir: str | Path | None, grouping: Group
 
     Args:
         repo_id: The id, `user/name`.
-        cache_dir: Where downloads are kept; the Hugging Face cache by default.
+        download_dir: Where downloads are kept; the Hugging Face cache by default.
         grouping: What was said of the groups.
 
     Returns:
@@ -53,7 +53,7 @@ def open_hub_dataset(repo_id: str, cache_dir: str | Path | None, grouping: Group
     from datasets import load_dataset
 
     try:
-        data = load_dataset(repo_id, cache_dir=None if cache_dir is None else os.fspath(cache_dir))
+        data = load_dataset(repo_id, cache_dir=None if download_dir is None else os.fspath(download_dir))
     except Exception as error:  # of many kinds: HTTP, cache, builder
         if several := _CONFIGURATIONS.search(str(error)):
             raise InputError(
@@ -73,7 +73,7 @@ def open_hub_dataset(repo_id: str, cache_dir: str | Path | None, grouping: Group
         elif split in splits:
             raise InputError(f"{repo_id} has two splits for {split} ({some([*map(str, data)])}): no id can have that")
         else:
-            splits[split] = [(_rows(repo_id, rows, cache_dir), None)]
+            splits[split] = [(_rows(repo_id, rows, download_dir), None)]
     if "train" not in splits:
         raise InputError(f"{repo_id} has no train split (found {some([*map(str, data)]) or 'none'}): name one train")
     _tell(repo_id, next(iter(data.values())).info, unknown)
@@ -81,13 +81,13 @@ def open_hub_dataset(repo_id: str, cache_dir: str | Path | None, grouping: Group
     return open_rows(repo_id, repo_id, splits, grouping, license or None)
 
 
-def _rows(repo_id: str, data: Dataset, cache_dir: str | Path | None) -> Rows:
+def _rows(repo_id: str, data: Dataset, download_dir: str | Path | None) -> Rows:
     """The rows of a split that was loaded; a dataset of image files names them where they were fetched to."""
     from datasets import config
     from huggingface_hub.constants import HF_HUB_CACHE
 
     fetched = Path(HF_HUB_CACHE) / f"datasets--{repo_id.replace('/', '--')}"
-    below = (fetched, Path(cache_dir or config.HF_DATASETS_CACHE), Path(config.DOWNLOADED_DATASETS_PATH))
+    below = (fetched, Path(download_dir or config.HF_DATASETS_CACHE), Path(config.DOWNLOADED_DATASETS_PATH))
 
     schema = data.features.arrow_schema
 
@@ -99,7 +99,8 @@ def _rows(repo_id: str, data: Dataset, cache_dir: str | Path | None) -> Rows:
         rows = spread(len(data), count).tolist()
         yield rows, data.select_columns([column]).select(rows).with_format("arrow")[:].column(0).combine_chunks()
 
-    return Rows(Path(repo_id), schema, len(data), data.data.nbytes, batches, sample, below)
+    files = tuple(Path(file["filename"]) for file in data.cache_files)
+    return Rows(Path(repo_id), schema, len(data), data.data.nbytes, batches, sample, files, below)
 
 
 def _tell(repo_id: str, info: DatasetInfo, unknown: list[str]) -> None:

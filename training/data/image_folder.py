@@ -62,7 +62,8 @@ def open_image_folder(path: Path, grouping: Grouping) -> OpenedSource:
         path.resolve().name,
         classes,
         splits,
-        entry=lambda i: (str(files[i]), files[i]),
+        file=files.__getitem__,
+        called=lambda i: str(files[i]),
         stored=lambda: sum(file.stat().st_size for file in files),
         grouping=grouping,
     )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import os
+import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +17,7 @@ import pyarrow.compute as pc
 
 from histodistill.selection.summaries import counted
 from histodistill.training.data.arrow_files import Rows
-from histodistill.training.data.decoding import Entry, count_modes, count_sizes, decode_batches
+from histodistill.training.data.decoding import Entry, count_modes, count_sizes, decode_stream
 from histodistill.training.data.group_names import (
     LONGEST,
     parts_of_paths,
@@ -28,10 +31,15 @@ from histodistill.training.data.limits import check_growth, check_memory
 from histodistill.training.data.listing import LOOKED_AT, ListedSplit
 from histodistill.training.data.names import shown, some
 from histodistill.training.data.opened_source import OpenedSource
+from histodistill.training.data.pixel_source import Decoded
 from histodistill.training.data.text_columns import texts_of_column
-from histodistill.training.data.tiles import MIN_IMAGE_SIZE, Tiles, check_soft_labels
+from histodistill.training.data.tiles import MIN_IMAGE_SIZE, check_soft_labels
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.notes import tell, warn
+
+
+# Bytes of memory that labels and names of a row take, about.
+_BYTES_PER_ROW = 64
 
 
 def open_rows(
@@ -72,20 +80,12 @@ def open_rows(
     if not grouping.was_asked_for:
         grouping = with_hint(grouping, where, first.unused)
 
-    def read(image_size: int | None) -> dict[str, Tiles]:
-        tiles = {split: part.read(listed[split], image_size) for split, part in parts.items()}
-        if len({of_split.images.shape[1:3] for of_split in tiles.values()}) > 1:
-            raise InputError(
-                f"the splits of {where} differ in image size: give {param('image_size')} to bring all to one size"
-            )
-        return tiles
-
     total = sum(len(of_split.tiles) for of_split in listed.values())
     return OpenedSource(
         name,
         first.class_names,
-        {split: of_split.tiles for split, of_split in listed.items()},
-        read,
+        {split: replace(of_split.tiles, soft_labels=of_split.soft_labels) for split, of_split in listed.items()},
+        RowPixels([(part, listed[split]) for split, part in parts.items()]),
         sizes=lambda: sum((part.sizes(listed[split], total) for split, part in parts.items()), Counter()),
         stored=lambda: sum(rows.stored for part in parts.values() for rows in part.files),
         grouping=grouping if grouping.column is None else with_kind_of(grouping, grouping.column),
@@ -158,6 +158,54 @@ class _Names:
         return spelled(names, str, "site") if self._column is not None and len(names) == len(self._names) else None
 
 
+class RowPixels:
+    """Images in the rows of files, of several splits; see `PixelSource`.
+
+    Args:
+        parts: Each split, with what was read of it.
+    """
+
+    def __init__(self, parts: Sequence[tuple[_Part, _Listed]]):
+        self._parts = parts
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """Of each split the column of images, and how many there are."""
+        splits = [[part.columns.image, len(listed.tiles)] for part, listed in self._parts]
+        # Rows that are in no file are never taken for those of another time.
+        once = any(not rows.stored_in for part, _ in self._parts for rows in part.files)
+        return {"kind": "rows", "splits": splits, "once": secrets.token_hex() if once else None}
+
+    def __len__(self) -> int:
+        return sum(len(listed.tiles) for _, listed in self._parts)
+
+    def name(self, number: int) -> str:
+        """What messages call a tile."""
+        for part, listed in self._parts:
+            if number < len(listed.tiles):
+                return f"{part.where}, row {number}"
+            number -= len(listed.tiles)
+        raise IndexError(number)
+
+    def files(self) -> list[Path]:
+        """The files of all splits, and those that their rows may name."""
+        of_data = {file: None for part, _ in self._parts for rows in part.files for file in rows.stored_in}
+        return [*of_data, *(file for part, _ in self._parts for file in part.named_files())]
+
+    def decode(self, image_size: int | None, start: int) -> Iterator[Sequence[Decoded]]:
+        """The images from `start` on."""
+        for part, listed in self._parts:
+            part.check_size(image_size)
+            skipped = min(start, len(listed.tiles))
+            start -= skipped
+            if skipped < len(listed.tiles):
+                outside: list[Path] = []
+                for batch in decode_stream(part.entries(listed, skipped, outside), image_size):
+                    part.check_size(next((len(tile) for tile in batch if isinstance(tile, np.ndarray)), None))
+                    yield batch
+                part.tell_of_files(outside)
+
+
 @dataclass(frozen=True)
 class _Part:
     """One split of the data.
@@ -175,7 +223,7 @@ class _Part:
     def list_tiles(self, pattern: str | None) -> _Listed:
         """Reads all columns but that of the images; `pattern` finds groups in the names of their files."""
         columns, where = self.columns, self.where
-        self._check_count(MIN_IMAGE_SIZE)
+        self._check_count()
         labels, soft_labels = [], []
         groups, sites = _Names(columns.group, where), _Names(columns.site, where)
         start = 0
@@ -199,30 +247,47 @@ class _Part:
         ]
         return _Listed(ListedSplit(np.concatenate(labels), of_groups, attributes), soft, unused)
 
-    def read(self, listed: _Listed, image_size: int | None) -> Tiles:
-        """Reads the images."""
-        columns, where = self.columns, self.where
-        # Each row becomes a tile, so that rows which repeat one value do not stay as small as they are stored.
-        count = self._check_count(image_size or MIN_IMAGE_SIZE)
-        outside: list[Path] = []
+    def entries(self, listed: _Listed, start: int, outside: list[Path]) -> Iterator[list[Entry]]:
+        """The images from a row on: what messages call each, and its bytes or its file, batch by batch.
 
-        def entries() -> Iterator[list[Entry]]:
-            """The images, batch by batch."""
-            start = 0
-            for below, batch in _batches(self.files, [columns.image]):
-                rows = range(start, start + batch.num_rows)
-                of_batch = self._entries(batch.column(columns.image), rows, below, listed)
-                outside.extend(file for _, file in of_batch if isinstance(file, Path) and not _is_below(file, below))
-                yield of_batch
-                start += batch.num_rows
+        Args:
+            listed: With the label of each row.
+            start: The first row.
+            outside: Takes the files that are in no folder of the data's own.
+        """
+        first = 0
+        for below, batch in _batches(self.files, [self.columns.image]):
+            skipped = min(max(0, start - first), batch.num_rows)
+            rows = range(first + skipped, first + batch.num_rows)
+            first += batch.num_rows
+            if rows:
+                entries = self._entries(batch.column(self.columns.image).slice(skipped), rows, below, listed)
+                outside += [file for _, file in entries if isinstance(file, Path) and not _is_below(file, below)]
+                yield entries
 
-        images = decode_batches(count, entries(), image_size, functools.partial(_check_size, self.files, where))
+    def tell_of_files(self, outside: Sequence[Path]) -> None:
+        """Warns of files that are in no folder of the data's own."""
         if outside:
             warn(
-                f"{where} holds no images but the names of files: {len(outside):,} are read from folders of images, "
-                f"such as {shown(str(outside[0]))}"
+                f"{self.where} holds no images but the names of files: {len(outside):,} are read from folders of "
+                f"images, such as {shown(str(outside[0]))}"
             )
-        return listed.tiles.with_images(images, listed.soft_labels)
+
+    def check_size(self, size: int | None) -> None:
+        """Sees that its tiles, of this side in pixels, are not very many times as large as the files."""
+        count = sum(file.num_rows for file in self.files)
+        check_growth(self.where, sum(rows.stored for rows in self.files), count * (size or MIN_IMAGE_SIZE) ** 2 * 3)
+
+    def named_files(self) -> list[Path]:
+        """The files that rows may name in place of an image."""
+        column = self.columns.image
+        kind = self.files[0].schema.field(column).type
+        if not pa.types.is_struct(kind) or "path" not in {field.name for field in kind}:
+            return []
+        found: dict[str, None] = {}
+        for _, batch in _batches(self.files, [f"{column}.path"]):
+            found.update(dict.fromkeys(pc.struct_field(batch.column(column), "path").to_pylist()))
+        return [Path(path) for path in found if path and "\0" not in path and os.path.isabs(path)]
 
     def sizes(self, listed: _Listed, total: int) -> Counter[tuple[int, int]]:
         """Sizes of a sample of the images, by their headers: of its share in all `total` tiles of the source."""
@@ -245,13 +310,14 @@ class _Part:
             start += batch.num_rows
         return modes
 
-    def _check_count(self, size: int) -> int:
-        """The number of tiles; sees that there are some, and not too many of this size for the files."""
+    def _check_count(self) -> None:
+        """Sees that there are tiles, and no more than the files can hold and the memory can list."""
         count = sum(file.num_rows for file in self.files)
         if not count:
             raise InputError(f"{self.where} is empty: a split needs at least one tile")
-        _check_size(self.files, self.where, count * size * size * 3)
-        return count
+        # Each row becomes a tile, so that rows which repeat one value do not stay as small as they are stored.
+        self.check_size(None)
+        check_memory(self.where, count * _BYTES_PER_ROW)
 
     def _paths(self) -> list[str]:
         """The name of each image's file."""
@@ -310,12 +376,6 @@ def _batches(files: Sequence[Rows], columns: list[str]) -> Iterator[tuple[Sequen
     for rows in files:
         for batch in rows.batches(columns):
             yield rows.files_below, batch
-
-
-def _check_size(files: Sequence[Rows], where: str, unpacked: int) -> None:
-    """Sees that tiles of so many bytes fit in memory, and are not very many for their files."""
-    check_growth(where, sum(rows.stored for rows in files), unpacked)
-    check_memory(where, unpacked)
 
 
 def _labels(column: pa.Array, where: str, start: int) -> np.ndarray:

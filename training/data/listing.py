@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from histodistill.selection.image_rows import Images
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.running.findings import Finding
 
@@ -23,18 +24,20 @@ class ListedSplit:
         labels: int64 N, the class of each tile.
         groups: Text N, or None where the split has none.
         attributes: What else is known of each tile, such as its site: name → text N.
+        soft_labels: A teacher's probabilities, float32 N×C, or None.
     """
 
     labels: np.ndarray
     groups: np.ndarray | None = None
     attributes: Mapping[str, np.ndarray] = field(default_factory=dict)
+    soft_labels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def with_images(self, images: np.ndarray, soft_labels: np.ndarray | None = None) -> Tiles:
+    def with_images(self, images: Images) -> Tiles:
         """The tiles with their pixels, uint8 N×H×W×3."""
-        return Tiles(images, self.labels, soft_labels, self.groups, self.attributes)
+        return Tiles(images, self.labels, self.soft_labels, self.groups, self.attributes)
 
 
 @dataclass(frozen=True, eq=False)

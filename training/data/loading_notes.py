@@ -6,8 +6,8 @@ from itertools import combinations
 
 import numpy as np
 
-from histodistill.selection.near_copies import near_pairs
 from histodistill.selection.summaries import counted
+from histodistill.training.data.tile_copies import pairs_of_copies
 from histodistill.training.data.tiles import HELD_OUT, TileSource
 from histodistill.training.running.notes import is_step_of_distill, tell, warn
 
@@ -55,7 +55,7 @@ def warnings_of_copies(source: TileSource) -> list[str]:
     Tiles that are held out for the audit count as train, of which they are.
     """
     parts = list(source.splits.values())
-    pairs = near_pairs([tiles.images for tiles in parts])
+    pairs = pairs_of_copies(parts)
     starts = np.cumsum([0, *map(len, parts)])
     of_part = np.searchsorted(starts, pairs, side="right") - 1
     called = np.array(["train" if name == HELD_OUT else name for name in source.splits])[of_part]

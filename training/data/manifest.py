@@ -16,7 +16,6 @@ import numpy as np
 
 from histodistill.hub_cards.names import fault_of_published_name
 from histodistill.selection.summaries import counted
-from histodistill.training.data.decoding import Entry
 from histodistill.training.data.group_names import (
     LONGEST,
     kind_called,
@@ -120,10 +119,12 @@ def open_manifest(path: Path, grouping: Grouping) -> OpenedSource:
     }
     rows = np.concatenate([*rows_of.values()])
 
-    def entry(i: int) -> Entry:
-        return f"{table.place(rows[i])} ({shown(table.columns['path'][rows[i]])})", Path(files[rows[i]])
+    def called(i: int) -> str:
+        return f"{table.place(rows[i])} ({shown(table.columns['path'][rows[i]])})"
 
-    return open_tile_files(path.stem, classes, splits, entry, lambda: stored, grouping)
+    return open_tile_files(
+        path.stem, classes, splits, lambda i: Path(files[rows[i]]), called, lambda: stored, grouping
+    )
 
 
 def check_manifest(path: Path) -> None:

@@ -6,7 +6,6 @@ Facts (class names, number of tiles, MD5 of each file) are those of MedMNIST's o
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from histodistill.training.data.grouping import Grouping
-from histodistill.training.data.npz import NpzContent, list_npz, read_npz
+from histodistill.training.data.npz import NpzContent, NpzPixels, list_npz
 from histodistill.training.data.opened_source import OpenedSource
 from histodistill.training.running.errors import InputError, option_string
 from histodistill.training.running.files import md5_of
@@ -133,14 +132,14 @@ MEDMNIST = {
 
 
 def open_medmnist(
-    name: str, image_size: int | None, cache_dir: str | Path | None, download: bool, grouping: Grouping
+    name: str, image_size: int | None, download_dir: str | Path | None, download: bool, grouping: Grouping
 ) -> OpenedSource:
     """Opens one of `MEDMNIST` with its official splits, fetching its file first when it is not in the cache folder.
 
     Args:
         name: A key of `MEDMNIST`.
         image_size: 28, 64, 128 or 224 takes the file of that size; another size resizes the 28-pixel file.
-        cache_dir: By default the environment variable `MEDMNIST_ROOT`, else `~/.medmnist`.
+        download_dir: By default the environment variable `MEDMNIST_ROOT`, else `~/.medmnist`.
         download: Whether a missing file may be fetched.
         grouping: What was said of the groups, of which these tiles have none.
 
@@ -152,7 +151,7 @@ def open_medmnist(
     """
     facts = MEDMNIST[name]
     size = image_size if image_size in facts.md5 else 28
-    folder = Path(cache_dir or os.environ.get("MEDMNIST_ROOT") or Path.home() / ".medmnist").expanduser()
+    folder = Path(download_dir or os.environ.get("MEDMNIST_ROOT") or Path.home() / ".medmnist").expanduser()
     path = folder / facts.file_name(size)
     url, md5 = FILES_URL + path.name, facts.md5[size]
     if path.is_file():
@@ -219,7 +218,7 @@ def _opened(
         name,
         class_names,
         content.splits,
-        read=functools.partial(read_npz, path, content),
+        NpzPixels(path, content),
         sizes=lambda: content.sizes,
         stored=lambda: path.stat().st_size,
         grouping=grouping,

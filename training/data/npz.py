@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from histodistill.training.data.limits import check_growth, check_memory
 from histodistill.training.data.listing import ListedSplit
 from histodistill.training.data.names import some
 from histodistill.training.data.split_files import splits_in
-from histodistill.training.data.tiles import SPLIT_ALIASES, SPLITS, Tiles, describe, fit_array
+from histodistill.training.data.tiles import SPLIT_ALIASES, SPLITS, describe, fit_array
 from histodistill.training.running.errors import InputError, one_line
 from histodistill.training.running.files import format_size
 from histodistill.training.running.notes import tell
@@ -46,6 +46,8 @@ _OF_SPLIT = re.compile(r"(?P<split>.+)_(?P<what>images|labels|groups|sites)", re
 _OPTIONAL = ("groups", "sites")
 # The array with the names of the classes.
 _CLASS_NAMES = "class_names"
+# Bytes of images that are unpacked at once.
+_BYTES_PER_CALL = 2**24
 
 
 @dataclass(frozen=True)
@@ -110,31 +112,56 @@ def list_npz(path: Path) -> NpzContent:
     return NpzContent(splits, class_names, sizes)
 
 
-def read_npz(path: Path, content: NpzContent, image_size: int | None = None) -> dict[str, Tiles]:
-    """Reads the tiles of a `.npz` file.
+class NpzPixels:
+    """The images of a `.npz` file, which are unpacked a few at a time; see `PixelSource`.
 
     Args:
         path: The file.
         content: What `list_npz` found in it.
-        image_size: Side that tiles are brought to in pixels; by default they stay as they are.
-
-    Returns:
-        Split → its tiles.
-
-    Raises:
-        InputError: A file that is damaged, was changed meanwhile, or would take too much memory.
     """
-    splits = {}
-    with _readable(path), open(path, "rb") as raw, _archive(path, raw) as archive:
-        members = _members(path, archive)
-        keys = _keys_of_splits(path, members)
-        used = [members[key] for of_split in keys.values() for key in of_split.values()]
-        _check_growth(path, used)
-        _check_memory(path, used, image_size)
-        for split, listed in content.splits.items():
-            images = _read(archive, members[keys[split]["images"]])
-            splits[split] = listed.with_images(fit_array(images, image_size))
-    return splits
+
+    def __init__(self, path: Path, content: NpzContent):
+        self._path = path
+        self._counts = {split: len(listed) for split, listed in content.splits.items()}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Which splits come in which order."""
+        return {"kind": "npz", "splits": self._counts}
+
+    def __len__(self) -> int:
+        return sum(self._counts.values())
+
+    def name(self, number: int) -> str:
+        """What messages call a tile."""
+        for split, count in self._counts.items():
+            if number < count:
+                return f"tile {number} of the {split} tiles of {self._path}"
+            number -= count
+        raise IndexError(number)
+
+    def files(self) -> list[Path]:
+        """The file."""
+        return [self._path]
+
+    def decode(self, image_size: int | None, start: int) -> Iterator[np.ndarray]:
+        """The tiles from `start` on, as arrays.
+
+        Raises:
+            InputError: A file that is damaged or was changed meanwhile.
+        """
+        with _readable(self._path), open(self._path, "rb") as raw, _archive(self._path, raw) as archive:
+            members = _members(self._path, archive)
+            keys = _keys_of_splits(self._path, members)
+            _check_growth(self._path, [members[key] for of_split in keys.values() for key in of_split.values()])
+            for split, count in self._counts.items():
+                skipped = min(start, count)
+                start -= skipped
+                if split not in keys or members[keys[split]["images"]].shape[0] != count:
+                    raise InputError(f"{self._path} was changed while it was read: run the command again")
+                if skipped < count:
+                    for images in _read_rows(archive, members[keys[split]["images"]], skipped):
+                        yield fit_array(images, image_size)
 
 
 def check_keys(path: Path) -> None:
@@ -180,7 +207,7 @@ def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, _Member]:
         if PurePath(name).name != name or "\\" in name or not name.endswith(".npy"):
             raise InputError(f"{path} holds {one_line(name)}, which is no array: save it again with numpy.savez")
         with archive.open(info) as stream:
-            shape, dtype, header = _header(stream)
+            shape, dtype, _, header = _header(stream)
         claimed = int(np.prod(shape, dtype=object)) * dtype.itemsize
         if dtype.hasobject:
             key = name.removesuffix(".npy")
@@ -196,12 +223,12 @@ def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, _Member]:
     return members
 
 
-def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, int]:
-    """Shape and dtype of an array, and how many bytes its header has."""
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, bool, int]:
+    """Shape and dtype of an array, whether it is in Fortran's order, and how many bytes its header has."""
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(stream)
-    return shape, dtype, stream.tell()
+    shape, is_fortran, dtype = read(stream)
+    return shape, dtype, is_fortran, stream.tell()
 
 
 def _role(key: str) -> tuple[str, str] | None:
@@ -267,16 +294,6 @@ def _check_growth(path: Path, members: Sequence[_Member]) -> None:
     check_growth(str(path), path.stat().st_size, sum(member.info.file_size for member in members))
 
 
-def _check_memory(path: Path, members: Sequence[_Member], image_size: int | None) -> None:
-    """Sees that arrays fit in memory, with images of this size."""
-    sizes = [member.info.file_size for member in members]
-    if image_size is None:
-        check_memory(str(path), sum(sizes))
-    else:  # one split at a time is there as it was, beside all as they become
-        count = sum(member.shape[0] for member in members if len(member.shape) == 4)
-        check_memory(str(path), max(sizes) + count * image_size**2 * 3)
-
-
 def _list_split(
     path: Path, archive: zipfile.ZipFile, members: dict[str, _Member], keys: dict[str, str]
 ) -> ListedSplit:
@@ -304,6 +321,32 @@ def _read(archive: zipfile.ZipFile, member: _Member) -> np.ndarray:
         array = np.lib.format.read_array(stream, allow_pickle=False)
         stream.read()  # at the end the checksum is compared
     return np.ascontiguousarray(array)
+
+
+def _read_rows(archive: zipfile.ZipFile, member: _Member, start: int) -> Iterator[np.ndarray]:
+    """The images of an array N×H×W×3 from the row `start` on, a few at a time."""
+    size = int(np.prod(member.shape[1:]))
+    step = max(1, _BYTES_PER_CALL // size)
+    with archive.open(member.info) as stream:
+        _, _, is_fortran, _ = _header(stream)
+        if is_fortran:  # the first row ends where the array does
+            stream.close()
+            yield from (images[None] for images in _read(archive, member)[start:])
+            return
+        _skip(stream, start * size)
+        for first in range(start, member.shape[0], step):
+            count = min(step, member.shape[0] - first)
+            data = stream.read(count * size)
+            if len(data) < count * size:
+                raise EOFError("it is cut short")
+            yield np.frombuffer(data, np.uint8).reshape(count, *member.shape[1:])
+        stream.read()  # at the end the checksum is compared
+
+
+def _skip(stream: IO[bytes], size: int) -> None:
+    """Passes over bytes, which still count for the checksum."""
+    while size > 0:
+        size -= len(stream.read(min(size, _BYTES_PER_CALL))) or size
 
 
 def _flat_labels(labels: np.ndarray, key: str, count: int, path: Path) -> np.ndarray:

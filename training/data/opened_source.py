@@ -8,23 +8,32 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from histodistill.selection.image_rows import rows_of
 from histodistill.training.data.grouping import Grouping
+from histodistill.training.data.left_out import check_left_out, tell_of_left_out
 from histodistill.training.data.listing import ListedSplit, Listing
 from histodistill.training.data.make_source import make_source
 from histodistill.training.data.names import checked_class_names
-from histodistill.training.data.tiles import SPLITS, Tiles, TileSource
+from histodistill.training.data.pixel_source import PixelSource
+from histodistill.training.data.reading import Reading
+from histodistill.training.data.storing import open_tiles
+from histodistill.training.data.tile_cache import TileCache
+from histodistill.training.data.tile_store import TilesInMemory, TileStore
+from histodistill.training.data.tiles import SPLITS, TileSource
 from histodistill.training.running.notes import tell
 
 
 @dataclass(frozen=True, eq=False)
 class OpenedSource:
-    """A source of which all is known but the pixels: what is listed of it, and how its tiles are read.
+    """A source of which all is known but the pixels: what is listed of it, and where its pixels are.
 
     Attributes:
         name: As `TileSource.name`.
         class_names: The name of each label.
         splits: Split → its tiles, without their pixels.
-        read: `read(image_size)` gives the tiles of each split, of this side in pixels; of their own with None.
+        pixels: The tiles of all splits, one split after the other: in memory, or somewhere to be decoded from.
         sizes: `sizes()` gives width and height in pixels → tiles that have it, of all or of a sample.
         stored: `stored()` gives the bytes on disk.
         grouping: What was said of the groups, and what the source itself says.
@@ -35,7 +44,7 @@ class OpenedSource:
     name: str
     class_names: Sequence[str]
     splits: dict[str, ListedSplit]
-    read: Callable[[int | None], dict[str, Tiles]]
+    pixels: PixelSource | TilesInMemory
     sizes: Callable[[], Mapping[tuple[int, int], int]]
     stored: Callable[[], int]
     grouping: Grouping
@@ -43,14 +52,37 @@ class OpenedSource:
     attribution: str | None = None
     modes: Callable[[], Mapping[str, int]] | None = None
 
-    def load(self, image_size: int | None, hold_out_validation: bool) -> TileSource:
-        """Reads the tiles and makes a source of them, see `make_source`."""
+    def load(self, image_size: int | None, hold_out_validation: bool, reading: Reading) -> TileSource:
+        """Makes a source of the tiles, see `make_source`; those that are not in the cache are decoded into it."""
         if self.grouping.hint is not None:
             tell(self.grouping.hint.for_command_line().sentence())
+        store: TileStore
+        if isinstance(self.pixels, TilesInMemory):
+            store = self.pixels
+        else:
+            cache = TileCache(reading.cache_dir)
+            store = open_tiles(
+                self.pixels,
+                self.name,
+                image_size,
+                cache,
+                skip_unreadable=reading.skip_unreadable,
+                reread=reading.reread,
+            )
+        check_left_out(self.name, store.left_out, len(store), reading)
+        splits, first = {}, 0
+        is_there = np.ones(len(store), dtype=bool)
+        is_there[[*store.left_out]] = False
+        for split, listed in self.splits.items():
+            rows = np.arange(first, first + len(listed))
+            first += len(listed)
+            tiles = listed.with_images(rows_of(store, rows))
+            splits[split] = tiles if is_there[rows].all() else tiles.subset(np.flatnonzero(is_there[rows]))
+        tell_of_left_out(self.name, self.class_names, self.splits, store.left_out)
         return make_source(
             self.name,
             self.class_names,
-            self.read(image_size),
+            splits,
             license=self.license,
             attribution=self.attribution,
             hold_out_validation=hold_out_validation,
@@ -82,7 +114,7 @@ def opened_in_memory(source: TileSource, grouping: Grouping) -> OpenedSource:
         source.name,
         source.class_names,
         {split: ListedSplit(tiles.labels, tiles.groups, tiles.attributes) for split, tiles in source.splits.items()},
-        read=lambda image_size: source.splits,
+        TilesInMemory(np.concatenate([tiles.images for tiles in source.splits.values()])),
         sizes=lambda: {(source.image_size, source.image_size): sum(map(len, source.splits.values()))},
         stored=lambda: 0,
         grouping=grouping if source.group_kind is None else grouping.usual(source.group_kind),

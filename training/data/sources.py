@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from histodistill.training.data.listing import Listing
 from histodistill.training.data.loading_notes import tell_of_tiles
 from histodistill.training.data.names import fault_of_name
 from histodistill.training.data.opened_source import OpenedSource, opened_in_memory
+from histodistill.training.data.reading import Reading
 from histodistill.training.data.splits import hold_out_for_audit
 from histodistill.training.data.tiles import MIN_IMAGE_SIZE, TileSource
 from histodistill.training.running.errors import InputError, one_line, param
@@ -31,8 +33,6 @@ def load_tiles(
     source: str | Path,
     *,
     image_size: int | None = None,
-    cache_dir: str | Path | None = None,
-    download: bool = True,
     hold_out_validation: bool = True,
     audit_share: float = 0.0,
     group_column: str | None = None,
@@ -40,6 +40,17 @@ def load_tiles(
     group_kind: str | None = None,
     split_seed: int | None = None,
     allow_shared_groups: bool = False,
+    convert: Sequence[str] = (),
+    skip_unreadable: bool = False,
+    max_unreadable: float = 0.05,
+    labels: str | Path | None = None,
+    mpp: float | None = None,
+    hub_revision: str | None = None,
+    hub_config: str | None = None,
+    cache_dir: str | Path | None = None,
+    download_dir: str | Path | None = None,
+    download: bool = True,
+    reread: bool = False,
 ) -> TileSource:
     """Loads labelled RGB tiles from any source.
 
@@ -70,9 +81,6 @@ def load_tiles(
     Args:
         source: A name, file, folder or id, as listed.
         image_size: Side of the tiles in pixels, at least 8 (phantom: 16); by default the tiles' own.
-        cache_dir: Where downloads are kept; by default `MEDMNIST_ROOT` or `~/.medmnist` for MedMNIST, and the
-            Hugging Face cache for Hub datasets.
-        download: Whether a MedMNIST file that is not there may be fetched. (Hub datasets obey `HF_HUB_OFFLINE`.)
         hold_out_validation: Whether parts of train become validation and test where there are no such splits.
         audit_share: Share of the training tiles that becomes the split "held_out": see `hold_out_for_audit`.
         group_column: The column with each tile's group, such as its patient, of a source with columns.
@@ -81,9 +89,23 @@ def load_tiles(
         group_kind: What a group is: one of `GROUP_KINDS`, such as "patient".
         split_seed: Seed of the splits that are made.
         allow_shared_groups: Whether a group may be in two given splits.
+        convert: Kinds of pictures that are converted to RGB with 8 bits a channel: "grey", "16bit", "cmyk".
+        skip_unreadable: Whether tiles whose files cannot be read are left out, and told of, and not an error.
+        max_unreadable: Share of the tiles that may be left out so, 0 to 1.
+        labels: A table with the class of each picture in a folder, as a manifest has it.
+        mpp: Microns per pixel to which tiles of slides are brought; by default what the places say.
+        hub_revision, hub_config: Revision and configuration of a dataset of the Hub; by default the usual ones.
+        cache_dir: Where decoded tiles are kept; by default `$HISTODISTILL_CACHE`, or else a folder in the user's
+            cache. It must be the user's own.
+        download_dir: Where downloads are kept; by default `MEDMNIST_ROOT` or `~/.medmnist` for MedMNIST, and the
+            Hugging Face cache for Hub datasets.
+        download: Whether a MedMNIST file that is not there may be fetched. (Hub datasets obey `HF_HUB_OFFLINE`.)
+        reread: Whether tiles that were decoded before are decoded once more and compared with what was kept. Otherwise
+            a source is known again by sizes, times and inodes of its files.
 
     Returns:
         A `TileSource`, with images uint8 N×H×W×3 and labels int64 N in every split, and groups, text N, or None.
+        Images are views of a file in the cache: `images[rows]` reads some of them, `numpy.asarray(images)` all.
 
     Raises:
         InputError: The source is not there or cannot be used; one sentence says why and what to do.
@@ -93,9 +115,22 @@ def load_tiles(
     if split_seed is not None:
         check_integer(param("split_seed"), split_seed, 0, error=InputError)
     grouping = Grouping(group_column, group_pattern, group_kind, split_seed, allow_shared_groups)
+    reading = Reading(
+        cache_dir,
+        download_dir,
+        download,
+        tuple(convert),
+        skip_unreadable,
+        max_unreadable,
+        labels,
+        mpp,
+        hub_revision,
+        hub_config,
+        reread,
+    )
     with told_by_distill():
-        opened = _open(source, image_size, cache_dir, download, grouping)
-        found = hold_out_for_audit(opened.load(image_size, hold_out_validation), audit_share)
+        opened = _open(source, image_size, reading, grouping)
+        found = hold_out_for_audit(opened.load(image_size, hold_out_validation, reading), audit_share)
         tell_of_tiles(found)
     return found
 
@@ -104,18 +139,24 @@ def list_tiles(
     source: str | Path,
     *,
     image_size: int | None = None,
-    cache_dir: str | Path | None = None,
-    download: bool = True,
     group_column: str | None = None,
     group_pattern: str | None = None,
     group_kind: str | None = None,
+    convert: Sequence[str] = (),
+    labels: str | Path | None = None,
+    mpp: float | None = None,
+    hub_revision: str | None = None,
+    hub_config: str | None = None,
+    download_dir: str | Path | None = None,
+    download: bool = True,
 ) -> Listing:
     """Lists what a source holds, as `load_tiles` would load it, without decoding a tile or making a split.
 
     Args:
         source: See `load_tiles`.
         image_size: Side of the tiles in pixels that will be asked for, by which MedMNIST's file is chosen.
-        cache_dir, download, group_column, group_pattern, group_kind: As for `load_tiles`.
+        group_column, group_pattern, group_kind, convert, labels, mpp, hub_revision, hub_config, download_dir,
+            download: As for `load_tiles`.
 
     Returns:
         The labels, groups and attributes of all tiles, and the sizes of some.
@@ -126,8 +167,17 @@ def list_tiles(
     if image_size is not None:
         check_integer(param("image_size"), image_size, MIN_IMAGE_SIZE, error=InputError)
     grouping = Grouping(group_column, group_pattern, group_kind)
+    reading = Reading(
+        download_dir=download_dir,
+        download=download,
+        convert=tuple(convert),
+        labels=labels,
+        mpp=mpp,
+        hub_revision=hub_revision,
+        hub_config=hub_config,
+    )
     with told_by_distill():
-        return _open(source, image_size, cache_dir, download, grouping).listing()
+        return _open(source, image_size, reading, grouping).listing()
 
 
 def check_source(source: str | Path) -> None:
@@ -158,17 +208,15 @@ def check_source(source: str | Path) -> None:
         check_manifest(found)
 
 
-def _open(
-    source: str | Path, image_size: int | None, cache_dir: str | Path | None, download: bool, grouping: Grouping
-) -> OpenedSource:
+def _open(source: str | Path, image_size: int | None, reading: Reading, grouping: Grouping) -> OpenedSource:
     """Opens a source, see `load_tiles`."""
     found = _find(source)
     if isinstance(found, str) and "/" not in found:
-        return _open_by_name(found, image_size, cache_dir, download, grouping)
+        return _open_by_name(found, image_size, reading, grouping)
     if isinstance(found, str):
         from histodistill.training.data.hub_datasets import open_hub_dataset
 
-        return open_hub_dataset(found, cache_dir, grouping)
+        return open_hub_dataset(found, reading.download_dir, grouping)
     return _own_name((_open_folder if found.is_dir() else _open_file)(found, grouping))
 
 
@@ -235,9 +283,7 @@ def _data_sets() -> tuple[str, ...]:
     return ("phantom", *MEDMNIST)
 
 
-def _open_by_name(
-    name: str, image_size: int | None, cache_dir: str | Path | None, download: bool, grouping: Grouping
-) -> OpenedSource:
+def _open_by_name(name: str, image_size: int | None, reading: Reading, grouping: Grouping) -> OpenedSource:
     """The data set of this name. Warns where a file or folder is called so, too."""
     if os.path.lexists(name):
         warn(
@@ -249,7 +295,7 @@ def _open_by_name(
         return opened_in_memory(phantom_source(image_size=image_size or 28, grouping=grouping), grouping)
     from histodistill.training.data.medmnist import open_medmnist
 
-    return open_medmnist(name.lower(), image_size, cache_dir, download, grouping)
+    return open_medmnist(name.lower(), image_size, reading.download_dir, reading.download, grouping)
 
 
 def _own_name(source: OpenedSource) -> OpenedSource:

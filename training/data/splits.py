@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from histodistill.selection.streams import stream
-from histodistill.selection.units import classes_of_units, find_units, hold_out_units
+from histodistill.selection.units import classes_of_units, hold_out_units
+from histodistill.training.data.tile_copies import units_of
 from histodistill.training.data.tiles import HELD_OUT, Tiles, TileSource
 from histodistill.training.running.errors import InputError, param
 
@@ -49,7 +50,7 @@ def make_missing_splits(
     if not made:
         return dict(splits), ()
     train = splits["train"]
-    units = find_units([train.images], train.groups)
+    units = units_of(train)
     rows = plan_missing_splits(name, made, train.labels, units, train.groups is not None, seed)
     if rows.keys() == {"train"}:
         return dict(splits), ()
@@ -119,7 +120,7 @@ def hold_out_for_audit(source: TileSource, share: float) -> TileSource:
     if share == 0:
         return source
     train = source.split("train")
-    units = find_units([train.images], train.groups)
+    units = units_of(train)
     held = plan_held_out(source.name, train.labels, units, train.groups is not None, share)
     parts = {"train": train.subset(np.flatnonzero(~held)), HELD_OUT: train.subset(np.flatnonzero(held))}
     return replace(source, splits={**source.splits, **parts})

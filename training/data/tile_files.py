@@ -2,22 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from histodistill.training.data.decoding import Entry, count_modes, count_sizes, decode_tiles
+from histodistill.training.data.decoding import count_modes, count_sizes, decode_stream
 from histodistill.training.data.grouping import Grouping
 from histodistill.training.data.listing import ListedSplit, spread
 from histodistill.training.data.opened_source import OpenedSource
-from histodistill.training.data.tiles import Tiles
+from histodistill.training.data.pixel_source import Decoded
+
+
+# Pictures of a batch that is handed to the decoder.
+_BATCH = 256
+
+
+class FilePixels:
+    """Pictures that are a file each; see `PixelSource`.
+
+    Args:
+        count: Number of pictures.
+        file: `file(i)` gives the file with this number.
+        name: `name(i)` gives what messages call it.
+    """
+
+    def __init__(self, count: int, file: Callable[[int], Path], name: Callable[[int], str]):
+        self._count, self._file, self.name = count, file, name
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Nothing but the files decides the pixels."""
+        return {"kind": "files"}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def files(self) -> list[Path]:
+        """Their files."""
+        return [self._file(number) for number in range(self._count)]
+
+    def decode(self, image_size: int | None, start: int) -> Iterator[Sequence[Decoded]]:
+        """The pictures from `start` on."""
+        batches = (
+            [(self.name(i), self._file(i)) for i in range(first, min(first + _BATCH, self._count))]
+            for first in range(start, self._count, _BATCH)
+        )
+        yield from decode_stream(batches, image_size)
 
 
 def open_tile_files(
     name: str,
     class_names: Sequence[str],
     splits: dict[str, ListedSplit],
-    entry: Callable[[int], Entry],
+    file: Callable[[int], Path],
+    called: Callable[[int], str],
     stored: Callable[[], int],
     grouping: Grouping,
 ) -> OpenedSource:
@@ -27,26 +65,19 @@ def open_tile_files(
         name: What the source is called.
         class_names: The name of each label.
         splits: What is known of the tiles of each split.
-        entry: `entry(i)` gives what messages call the tile with this number, and its file. They count on from split to
-            split.
+        file: `file(i)` gives the file of the tile with this number. They count on from split to split.
+        called: `called(i)` gives what messages call it.
         stored: `stored()` gives the bytes of all files.
         grouping: What was said of the groups.
     """
-
     count = sum(map(len, splits.values()))
-
-    def read(image_size: int | None) -> dict[str, Tiles]:
-        images = decode_tiles(count, lambda start, stop: [entry(i) for i in range(start, stop)], image_size)
-        parts = np.split(images, np.cumsum([len(split) for split in splits.values()])[:-1])
-        return {key: split.with_images(part) for part, (key, split) in zip(parts, splits.items(), strict=True)}
-
     return OpenedSource(
         name,
         class_names,
         splits,
-        read,
-        sizes=lambda: count_sizes(map(entry, spread(count).tolist())),
+        FilePixels(count, file, called),
+        sizes=lambda: count_sizes((called(i), file(i)) for i in spread(count).tolist()),
         stored=stored,
         grouping=grouping,
-        modes=lambda: count_modes(map(entry, range(count))),
+        modes=lambda: count_modes((called(i), file(i)) for i in range(count)),
     )

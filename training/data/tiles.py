@@ -17,6 +17,7 @@ from histodistill.selection.near_copies import in_order
 from histodistill.selection.streams import stream
 from histodistill.selection.summaries import counted, summarise
 from histodistill.training.data.limits import check_memory, check_picture
+from histodistill.training.data.tile_store import store_of
 from histodistill.training.running.errors import InputError, param
 
 
@@ -91,16 +92,28 @@ class Tiles:
 
     def fingerprint(self) -> str:
         """SHA-256 (64 hex digits) of images, labels, soft labels, and which groups belong together, in their order."""
+        stored = store_of([self.images])
+        if stored is None:
+            return self._hash()
+        digest = hashlib.sha256(stored[1][0].astype("<i8").data)
+        self.add_to(digest, pixels=False)
+        return stored[0].remembered(f"tiles {digest.hexdigest()}", self._hash)
+
+    def _hash(self) -> str:
         digest = hashlib.sha256(json.dumps(list(self.images.shape)).encode())
         self.add_to(digest)
         return digest.hexdigest()
 
-    def add_to(self, digest: hashlib._Hash) -> None:
+    def add_to(self, digest: hashlib._Hash, *, pixels: bool = True) -> None:
         """Adds images, labels and soft labels to a hash, and of groups and attributes which tiles share one.
 
         Names are left out: a hash of few possible names would tell which it was made of.
+
+        Args:
+            digest: The hash.
+            pixels: Whether images are added, too.
         """
-        for batch in batches(self.images):
+        for batch in batches(self.images) if pixels else ():
             digest.update(np.ascontiguousarray(batch).data)
         digest.update(np.ascontiguousarray(self.labels.astype("<i8")).data)
         if self.soft_labels is not None:
@@ -163,6 +176,18 @@ class TileSource:
 
     def fingerprint(self) -> str:
         """SHA-256 (64 hex digits) of class names, images, labels and soft labels, to see whether inputs changed."""
+        stored = store_of([tiles.images for tiles in self.splits.values()])
+        return self._hash() if stored is None else stored[0].remembered(self._all_but_pixels(stored[1]), self._hash)
+
+    def _all_but_pixels(self, rows: Sequence[np.ndarray]) -> str:
+        """A text that, with the pixels of a store of which the splits are these `rows`, decides the fingerprint."""
+        digest = hashlib.sha256(json.dumps([self.class_names, *self.splits]).encode())
+        for tiles, of_split in zip(self.splits.values(), rows, strict=True):
+            digest.update(of_split.astype("<i8").data)
+            tiles.add_to(digest, pixels=False)
+        return f"fingerprint {digest.hexdigest()}"
+
+    def _hash(self) -> str:
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
         for name in sorted(self.splits):
             tiles = self.splits[name]

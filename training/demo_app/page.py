@@ -32,7 +32,7 @@ from histodistill.training.demo_app.jobs import (
 from histodistill.training.evaluation.cells import check_same_kind
 from histodistill.training.models.loading import load_pipeline
 from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.group_options import groups_of_run
+from histodistill.training.running.source_options import source_options_of_run
 from histodistill.training.running.stages import read_record
 
 
@@ -244,7 +244,7 @@ def load_real(data: str | Path | None, folder: Path, run: show.DemoRun) -> TileS
     """
     if data is None:
         return None
-    real = load_tiles(data, image_size=run.images.shape[1], **groups_of_run(folder))
+    real = load_tiles(data, image_size=run.images.shape[1], **source_options_of_run(folder))
     check_same_kind(folder / "distilled", run.images, run.class_names, real)
     if "test" not in real.splits:
         raise InputError(

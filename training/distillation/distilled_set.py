@@ -82,7 +82,7 @@ class Sources:
 
 
 def read_sources(
-    pool: Path, teacher: Path, data: str | Path | None, group_options: Mapping[str, Any] | None = None
+    pool: Path, teacher: Path, data: str | Path | None, source_options: Mapping[str, Any] | None = None
 ) -> Sources:
     """Reads the pool, the records, and the real tiles.
 
@@ -90,7 +90,7 @@ def read_sources(
         pool: Folder that `generate` left.
         teacher: Folder of a classifier trained on the real tiles.
         data: The real tiles, as `load_tiles` takes them; None where no option goes by them.
-        group_options: What `load_tiles` is told of their groups.
+        source_options: What `load_tiles` is told of their groups.
 
     Raises:
         InputError: If pool or teacher is not finished, the pool is damaged, or the real tiles cannot be read or have
@@ -101,7 +101,7 @@ def read_sources(
     images, columns, class_names = read_image_dataset(pool)
     real = None
     if data is not None:
-        real = load_tiles(data, image_size=images.shape[1], **(group_options or {}))
+        real = load_tiles(data, image_size=images.shape[1], **(source_options or {}))
         if real.class_names != class_names:
             raise InputError(
                 f"{param('data')} {data} has other classes than the pool ({_short(real.class_names)} and not "

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from histodistill.training.distillation.selector_options import FILTERS, SelectorConfig
 from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.group_options import GroupOptions
 from histodistill.training.running.options import StepParser, config, option, run_script
+from histodistill.training.running.source_options import SourceOptions
 
 
 @config
-class SelectConfig(SelectorConfig, GroupOptions):
+class SelectConfig(SelectorConfig, SourceOptions):
     """Options of `select`."""
 
     pool: Path = option("folder that generate left", setting=False)
@@ -93,7 +93,7 @@ def run(config: SelectConfig) -> Path:
         config.pool,
         config.teacher,
         config.data if config.needs_real_tiles else None,
-        config.group_options(config.output),
+        config.source_options(config.output),
     )
     known = sources.fingerprints(config.embedder, config.copy_embedders if config.drop_copies else None)
     made_of = {"pool": config.pool, "teacher": config.teacher}

@@ -28,7 +28,6 @@ from histodistill.training.evaluation.audit import AUDIT
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.findings import refuse, warn_of
 from histodistill.training.running.formats import RUN_FORMAT, check_format
-from histodistill.training.running.group_options import SETTING, GroupOptions
 from histodistill.training.running.launch import NUM_PROCESSES_HELP, run_module
 from histodistill.training.running.notes import STEP_OF_DISTILL, hushed, tell
 from histodistill.training.running.options import StepParser, check_values, config, option, run_script
@@ -36,6 +35,7 @@ from histodistill.training.running.precision import has_cuda, resolve_precision
 from histodistill.training.running.presets import PRESET_NAMES, Preset, load_preset, preset_name
 from histodistill.training.running.program import ANSWER_IS_NO
 from histodistill.training.running.progress import about, clock
+from histodistill.training.running.source_options import SourceOptions, of_groups, settings_of
 from histodistill.training.running.training_options import AUDIT_SHARE_HELP, precision_option
 
 
@@ -63,7 +63,7 @@ _KINDS = {"distilled": "dataset", "selector": "selector", "pipeline": "pipeline"
 
 
 @config
-class DistillConfig(GroupOptions):
+class DistillConfig(SourceOptions):
     """Options of `distill`."""
 
     data: str | Path = option("phantom, a MedMNIST name, .npz file, manifest, image or datasets folder, or Hub id")
@@ -103,7 +103,7 @@ class DistillConfig(GroupOptions):
             self.seed,
             self.mixed_precision,
             self.num_processes,
-            self.group_options(),
+            self.source_options(),
         )
 
     @functools.cached_property
@@ -296,7 +296,7 @@ def open_run(config: DistillConfig, max_train_steps: Mapping[str, int] | None = 
     _require_place(config.output)
     _require_gpu_for_fp16(config.mixed_precision)
     preset = resolve_preset(config)
-    groups = config.group_options()
+    options = config.source_options()
 
     from histodistill.training.data.audit_tiles import real_tiles
     from histodistill.training.data.group_facts import group_facts
@@ -310,11 +310,11 @@ def open_run(config: DistillConfig, max_train_steps: Mapping[str, int] | None = 
 
     # Then what takes seconds, before tiles are decoded.
     with hushed():  # of what loading the tiles tells
-        listing = list_source(config.data, config.image_size, groups)
-    grouping = Grouping.of(**groups)
+        listing = list_source(config.data, config.image_size, options)
+    grouping = Grouping.of(**of_groups(options))
     loading, beyond, _ = look_at_tiles(listing, grouping, config.image_size, config.audit_share, preset)
     refuse([*loading, *beyond])
-    source = load_tiles(config.data, image_size=config.image_size, audit_share=config.audit_share, **groups)
+    source = load_tiles(config.data, image_size=config.image_size, audit_share=config.audit_share, **options)
     check_image_size(preset, source.image_size)
     real_tiles(source)
     source.split("test")
@@ -333,8 +333,7 @@ def open_run(config: DistillConfig, max_train_steps: Mapping[str, int] | None = 
     }
     if config.audit_share:
         settings["audit_share"] = config.audit_share
-    if groups:
-        settings[SETTING] = groups
+    settings |= settings_of(options)
     run = {
         "format": RUN_FORMAT,
         "data": source.name,

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 from histodistill.training.running.findings import count_line
 from histodistill.training.running.findings import exit_code as exit_code_of
-from histodistill.training.running.group_options import GroupOptions
 from histodistill.training.running.options import StepParser, config, option, run_script
+from histodistill.training.running.source_options import SourceOptions
 from histodistill.training.running.training_options import AUDIT_SHARE_HELP
 
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @config
-class InspectTilesConfig(GroupOptions):
+class InspectTilesConfig(SourceOptions):
     """Options of `inspect_tiles`."""
 
     data: str | Path = option(

@@ -29,6 +29,7 @@ from histodistill.training.running.files import format_size
 from histodistill.training.running.findings import FAIL, PASS, Finding
 from histodistill.training.running.notes import hushed
 from histodistill.training.running.progress import about
+from histodistill.training.running.source_options import of_groups
 
 
 if TYPE_CHECKING:
@@ -60,20 +61,20 @@ class _Pixels:
 
 def look(config: InspectTilesConfig) -> Inspection:
     """What is found in a source."""
-    groups = config.group_options()
+    options = config.source_options()
     distillation = DistillConfig(
         data=config.data,
         output=_UNUSED,
         preset=default_preset(),
         image_size=config.image_size,
         audit_share=config.audit_share,
-        **groups,
+        **options,
     )
     preset = resolve_preset(distillation)
-    listing = list_source(config.data, config.image_size, groups)
-    pixels = _look_at_pixels(config, groups, listing) if config.pixels else _Pixels(None, None, None, [])
+    listing = list_source(config.data, config.image_size, options)
+    pixels = _look_at_pixels(config, options, listing) if config.pixels else _Pixels(None, None, None, [])
     loading, beyond, planned = look_at_tiles(
-        listing, Grouping.of(**groups), config.image_size, config.audit_share, preset, pixels.units
+        listing, Grouping.of(**of_groups(options)), config.image_size, config.audit_share, preset, pixels.units
     )
     findings = [*loading, *beyond, *pixels.findings]
     counts = None
@@ -96,10 +97,10 @@ def look(config: InspectTilesConfig) -> Inspection:
     )
 
 
-def _look_at_pixels(config: InspectTilesConfig, groups: Mapping[str, Any], listing: Listing) -> _Pixels:
+def _look_at_pixels(config: InspectTilesConfig, options: Mapping[str, Any], listing: Listing) -> _Pixels:
     """Decodes all tiles, in whatever splits they are."""
-    from histodistill.selection.near_copies import near_pairs
     from histodistill.selection.units import units_of_pairs
+    from histodistill.training.data.tile_copies import pairs_of_copies
 
     modes = None
     try:
@@ -109,7 +110,7 @@ def _look_at_pixels(config: InspectTilesConfig, groups: Mapping[str, Any], listi
                 config.data,
                 image_size=config.image_size,
                 hold_out_validation=False,
-                **{**groups, "allow_shared_groups": True},
+                **{**options, "allow_shared_groups": True},
             )
     except InputError as error:
         found, mend = "not all tiles can be decoded and used", "mend what is said without --json"
@@ -119,7 +120,7 @@ def _look_at_pixels(config: InspectTilesConfig, groups: Mapping[str, Any], listi
             found = f"{found}: they have the colour modes {shown}, and must be RGB"
         return _Pixels(modes, None, None, [Finding(_PIXELS, FAIL, found, mend, private=refusal)])
     train = source.splits["train"]
-    pairs = near_pairs([tiles.images for tiles in source.splits.values()])
+    pairs = pairs_of_copies([*source.splits.values()])
     duplicates = count_duplicates(source.splits, pairs)
     of_train = pairs[(pairs < len(train)).all(axis=1)]  # train comes first
     units = units_of_pairs(of_train, len(train), train.groups)

@@ -12,8 +12,8 @@ from histodistill.training import generate, train_autoencoder, train_classifier,
 from histodistill.training.distillation import select
 from histodistill.training.evaluation import audit, compare
 from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.group_options import GROUP_OPTIONS
 from histodistill.training.running.options import Kind, StepConfig, check_values, to_argv
+from histodistill.training.running.source_options import SOURCE_DEFAULTS
 from histodistill.training.running.suggestions import did_you_mean
 
 
@@ -40,7 +40,7 @@ class Common:
         seed: Seed of every step.
         mixed_precision: Of the trainings.
         num_processes: Processes that share the work of a step.
-        groups: What is said of the groups of the tiles, see `GroupOptions.group_options`.
+        source: What is said of groups and files of the tiles, see `SourceOptions.source_options`.
     """
 
     data: str | Path
@@ -49,7 +49,7 @@ class Common:
     seed: int
     mixed_precision: str
     num_processes: int = 1
-    groups: Mapping[str, Any] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
 
     def given(self, image_size: int | None = None) -> dict[str, dict[str, Any]]:
         """The options of each step that are decided by it.
@@ -58,7 +58,7 @@ class Common:
             image_size: Side of the tiles in pixels, where it is known already.
         """
         out = self.output
-        tiles = {"data": self.data, **dict.fromkeys(GROUP_OPTIONS), "allow_shared_groups": False, **self.groups}
+        tiles = {"data": self.data, **SOURCE_DEFAULTS, **self.source}
         data = {**tiles, "image_size": image_size}
         training = {
             **data,

@@ -18,22 +18,19 @@ from histodistill.training.running.findings import FAIL, Finding
 from histodistill.training.running.presets import Preset
 
 
-def list_source(data: str | Path, image_size: int | None, groups: Mapping[str, Any]) -> Listing:
+def list_source(data: str | Path, image_size: int | None, options: Mapping[str, Any]) -> Listing:
     """What a source holds: see `list_tiles`.
 
     Args:
         data: The source.
         image_size: As for `load_tiles`.
-        groups: All that is said of groups, see `GroupOptions.group_options`.
+        options: All that is said of groups and files, see `SourceOptions.source_options`.
     """
     from histodistill.training.data.sources import list_tiles
 
+    without = ("split_seed", "allow_shared_groups", "cache_dir", "skip_unreadable", "max_unreadable")
     return list_tiles(
-        data,
-        image_size=image_size,
-        group_column=groups.get("group_column"),
-        group_pattern=groups.get("group_pattern"),
-        group_kind=groups.get("group_kind"),
+        data, image_size=image_size, **{name: value for name, value in options.items() if name not in without}
     )
 
 

@@ -24,10 +24,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from histodistill.training.running.group_options import GroupOptions
 from histodistill.training.running.notes import is_step_of_distill
 from histodistill.training.running.options import StepParser, config, option, run_script
 from histodistill.training.running.program import ANSWER_IS_NO
+from histodistill.training.running.source_options import SourceOptions
 
 
 #: Name of the file in a run that holds the verdicts and figures.
@@ -37,7 +37,7 @@ MERGED_AUDIT = "audit_merged.json"
 
 
 @config
-class AuditConfig(GroupOptions):
+class AuditConfig(SourceOptions):
     """Options of `audit`."""
 
     run: Path = option("folder with pipeline/, pool/ and distilled/", positional=True, setting=False)
@@ -109,7 +109,7 @@ def run(config: AuditConfig) -> dict[str, Any]:
     from histodistill.training.models.embedders import embedder_fingerprint
     from histodistill.training.running.files import read_json
 
-    audited = read_run(config.run, config.data, config.audit_share, config.spaces, config.group_options(config.run))
+    audited = read_run(config.run, config.data, config.audit_share, config.spaces, config.source_options(config.run))
     if config.merged is not None:
         from histodistill.training.evaluation.merged_audit import audit_merged
 

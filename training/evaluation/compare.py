@@ -17,9 +17,9 @@ from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.evaluation.plans import PlannedCell, RowsConfig, planned_cells
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.formats import RESULTS_FORMAT
-from histodistill.training.running.group_options import GroupOptions
 from histodistill.training.running.notes import is_step_of_distill, tell
 from histodistill.training.running.options import StepParser, config, option, run_script
+from histodistill.training.running.source_options import SourceOptions
 
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def headline_row(names: Collection[str], recovery_row: str) -> str:
 
 
 @config
-class CompareConfig(RowsConfig, GroupOptions):
+class CompareConfig(RowsConfig, SourceOptions):
     """Options of `compare`."""
 
     known_rows = ROWS
@@ -87,7 +87,7 @@ def run(config: CompareConfig) -> dict[str, Any]:
     from histodistill.training.running.stages import Stage, require_parts
 
     records = require_parts(config.run, "distilled", "pool")
-    source = load_tiles(config.data, image_size=config.image_size, **config.group_options(config.run))
+    source = load_tiles(config.data, image_size=config.image_size, **config.source_options(config.run))
     n_per_class = distilled_per_class(config.run / "distilled", source)
     settings = {
         "stage": "comparison",

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.evaluation.plans import PlannedCell, RowsConfig, planned_cells
 from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.group_options import GroupOptions
 from histodistill.training.running.notes import tell
 from histodistill.training.running.options import StepParser, config, like, option, run_script
+from histodistill.training.running.source_options import SourceOptions
 
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ ROWS = {
 
 
 @config
-class EvaluatePoolConfig(RowsConfig, GroupOptions):
+class EvaluatePoolConfig(RowsConfig, SourceOptions):
     """Options of `evaluate_pool`."""
 
     known_rows = ROWS
@@ -203,7 +203,7 @@ def load_measured(config: EvaluatePoolConfig) -> MeasuredTiles:
     from histodistill.training.data.tiles import Tiles
     from histodistill.training.evaluation.cells import check_same_kind
 
-    source = load_tiles(config.data, image_size=config.image_size, **config.group_options(config.run))
+    source = load_tiles(config.data, image_size=config.image_size, **config.source_options(config.run))
     train, validation = source.split("train"), source.split("validation")
     images, columns, class_names = read_image_dataset(config.pool_folder)
     check_same_kind(config.pool_folder, images, class_names, source)

@@ -99,7 +99,7 @@ def read_run(
     data: str | Path,
     audit_share: float | None,
     embedders: Sequence[str],
-    group_options: Mapping[str, Any] | None = None,
+    source_options: Mapping[str, Any] | None = None,
 ) -> AuditedRun:
     """Reads what is audited, and sees that it belongs together and holds nothing but what may be published.
 
@@ -108,7 +108,7 @@ def read_run(
         data: The real tiles, as `load_tiles` takes them.
         audit_share: Share of the training tiles that no model saw; None for what run.json says.
         embedders: Embedding spaces beside pixels.
-        group_options: What `load_tiles` is told of the groups.
+        source_options: What `load_tiles` is told of the groups.
 
     Raises:
         InputError: For a part that is not finished, not made from the others or holds what may not be published,
@@ -131,7 +131,7 @@ def read_run(
                 "is published: give another"
             )
     check_one_run(run, records)
-    source = load_run_tiles(run, data, audit_share, records["pipeline"], group_options or {})
+    source = load_run_tiles(run, data, audit_share, records["pipeline"], source_options or {})
     table = contents.distilled.table
     check_same_kind(run / "distilled", table.images, table.class_names, source)
     return AuditedRun(run, records, source, files, contents)
@@ -224,7 +224,7 @@ def load_run_tiles(
     data: str | Path,
     audit_share: float | None,
     pipeline_record: dict[str, Any],
-    group_options: Mapping[str, Any],
+    source_options: Mapping[str, Any],
 ) -> TileSource:
     """The real tiles, with the same part held out as when the pipeline was trained.
 
@@ -233,7 +233,8 @@ def load_run_tiles(
     """
     share = audit_share_of(run) if audit_share is None else audit_share
     size = require_parts(run, "autoencoder")["autoencoder"]["image_size"]
-    source = load_tiles(data, image_size=size, audit_share=share, **group_options)
+    # What the tiles are now, and not what they were when they were last looked at.
+    source = load_tiles(data, image_size=size, audit_share=share, reread=True, **source_options)
     if source.fingerprint() != pipeline_record["settings"]["data"]:
         raise InputError(
             f"{param('data')} {data} with {param('audit_share')} {share} is not what {run / 'pipeline'} was trained "

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.group_options import GroupOptions
 from histodistill.training.running.launch import NUM_PROCESSES_HELP
 from histodistill.training.running.options import config, like, option, require
 from histodistill.training.running.precision import PRECISION_CHOICES, PRECISION_HELP, resolve_precision
+from histodistill.training.running.source_options import SourceOptions
 
 
 # Titles of the groups that `--help` shows the options in.
@@ -26,7 +26,7 @@ def precision_option(default: str = "auto", **about: Any) -> Any:
 
 
 @config
-class TrainingConfig(GroupOptions):
+class TrainingConfig(SourceOptions):
     """Options that every training has."""
 
     data: str | Path = option(

@@ -37,7 +37,7 @@ class TableOptions(Protocol):
     Attributes:
         run: Folder with pool/ and teacher/.
         folder: Folder of the table.
-        data, image_size, group_options: The real tiles: see `load_tiles`.
+        data, image_size, source_options: The real tiles: see `load_tiles`.
         mixed_precision: Of the trainings.
         jobs: Trainings at a time.
     """
@@ -50,7 +50,7 @@ class TableOptions(Protocol):
     def data(self) -> str | Path: ...
     @property
     def image_size(self) -> int | None: ...
-    def group_options(self, run: Path | None = None) -> dict[str, Any]: ...
+    def source_options(self, run: Path | None = None) -> dict[str, Any]: ...
     @property
     def mixed_precision(self) -> str: ...
     @property
@@ -136,7 +136,7 @@ class Worker:
 
     def __init__(self, config: TableOptions):
         self.folder = config.folder
-        self.source = load_tiles(config.data, image_size=config.image_size, **config.group_options(config.run))
+        self.source = load_tiles(config.data, image_size=config.image_size, **config.source_options(config.run))
         train = self.source.split("train")
         images, columns, self.class_names = read_image_dataset(config.run / "pool")
         self.inputs, real_probabilities = read_inputs(self.folder, columns["label"], train.labels)

@@ -21,9 +21,9 @@ from typing import Any
 
 from histodistill.training.evaluation.plans import CellsConfig, require_once
 from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.group_options import GroupOptions
 from histodistill.training.running.launch import usable_cores
 from histodistill.training.running.options import StepParser, config, like, option, run_script
+from histodistill.training.running.source_options import SourceOptions
 from histodistill.training.tables.planned_cells import Cell, kept_cells, missing_cells, plan_cells, plan_lines
 from histodistill.training.tables.rows import DEFAULT_TRAIN, FIXED_ROWS, RECIPE_OPTIONS
 
@@ -39,7 +39,7 @@ _ROWS_HELP = (
 
 
 @config
-class ResultsTableConfig(GroupOptions):
+class ResultsTableConfig(SourceOptions):
     """Options of `benchmark`; those of the cells may differ from call to call, and the table grows."""
 
     run: Path = option("folder with pool/ and teacher/", positional=True, metavar="RUN", setting=False)
@@ -110,7 +110,7 @@ def run(config: ResultsTableConfig) -> dict[str, Any]:
     from histodistill.training.running.stages import Stage, require_parts
 
     records = require_parts(config.run, "pool", "teacher")
-    source = load_tiles(config.data, image_size=config.image_size, **config.group_options(config.run))
+    source = load_tiles(config.data, image_size=config.image_size, **config.source_options(config.run))
 
     from histodistill.training.distillation.pool_selection import make_selector
     from histodistill.training.engine.accelerator import make_accelerator

@@ -486,12 +486,6 @@ def test_what_unpacks_to_very_much_is_refused_before(tmp_path, monkeypatch, what
     assert "a file may grow 200 times" in message and "HISTODISTILL_MAX_GROWTH" in message
 
 
-def test_what_does_not_fit_in_memory_is_told(tmp_path, monkeypatch):
-    parquet(tmp_path / "train.parquet", count=40)
-    monkeypatch.setattr(limits, "_free_memory", lambda: 5000)
-    assert "needs " in refused(tmp_path) and "of memory" in refused(tmp_path)
-
-
 def test_values_that_repeat_are_read_a_few_at_a_time(tmp_path, monkeypatch):
     from histodistill.training.data import arrow_files
 

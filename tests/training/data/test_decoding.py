@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from histodistill.training.data import limits
-from histodistill.training.data.decoding import decode_image, decode_tiles
+from histodistill.training.data.decoding import decode_image
 from histodistill.training.running.errors import InputError
 
 
@@ -318,18 +318,3 @@ def test_strips_that_would_be_enlarged_beyond_the_limit_are_refused(shape):
     assert decode_image("it", data).shape == shape
     with pytest.raises(InputError, match="it, resized with image_size=6400, is"):
         decode_image("it", data, 6400)
-
-
-def test_tiles_that_do_not_fit_in_memory_are_refused(monkeypatch):
-    monkeypatch.setattr(limits, "_free_memory", lambda: 10**6)
-    data = encoded(PIXELS, "PNG")
-    asked = []
-
-    def entries(start: int, stop: int) -> list[tuple[str, bytes]]:
-        asked.append(stop - start)
-        return [("it", data)] * (stop - start)
-
-    with pytest.raises(InputError, match="the array of 1,000,000 tiles of 12x10 pixels needs 360"):
-        decode_tiles(10**6, entries)
-    assert len(asked) == 1 and asked[0] < 2000
-    assert decode_tiles(1000, entries).shape == (1000, 10, 12, 3)

@@ -89,10 +89,10 @@ def test_files_that_cells_name_are_read_where_they_were_fetched_to(hub, tmp_path
     file.write_bytes(png(77))
     hub["train"] = datasets.Dataset(table(cells=[{"bytes": None, "path": str(file)}] * 4))
     if where == "fetched":
-        source = load_tiles("someone/tiles", cache_dir=tmp_path / "cache", hold_out_validation=False)
+        source = load_tiles("someone/tiles", download_dir=tmp_path / "cache", hold_out_validation=False)
         np.testing.assert_array_equal(source.split("train").images[:, 0, 0, 0], [77] * 4)
     else:
-        assert "names a file in place of the image" in refused("someone/tiles", cache_dir=tmp_path / "cache")
+        assert "names a file in place of the image" in refused("someone/tiles", download_dir=tmp_path / "cache")
 
 
 @pytest.mark.parametrize("kind", ["folder", "empty folder", "dangling link"])

@@ -62,7 +62,7 @@ def test_it_is_what_loading_gives(tmp_path, monkeypatch, kind):
     make, sizes = KINDS[kind]
     source = make(tmp_path)
     loaded = load_tiles(source, image_size=16, hold_out_validation=False)
-    for module, name in ((decoding, "_decode"), (npz, "read_npz"), (splits, "make_missing_splits")):
+    for module, name in ((decoding, "_decode"), (npz, "_read_rows"), (splits, "make_missing_splits")):
         monkeypatch.setattr(module, name, None)  # what would fail if it were called
     listing = list_tiles(source, image_size=16)
     assert (listing.name, listing.class_names, listing.group_kind) == (

@@ -57,12 +57,12 @@ def published(monkeypatch):
 )
 def test_groups_that_are_asked_for_are_refused(tmp_path, published, option):
     (tmp_path / "pathmnist.npz").write_bytes(published["pathmnist", 28])
-    assert "pathmnist has no groups" in refused("pathmnist", cache_dir=tmp_path, download=False, **option)
+    assert "pathmnist has no groups" in refused("pathmnist", download_dir=tmp_path, download=False, **option)
 
 
 def test_a_listing_of_a_published_file(tmp_path, published):
     (tmp_path / "pathmnist_64.npz").write_bytes(published["pathmnist", 64])
-    listing = list_tiles("pathmnist", cache_dir=tmp_path, download=False, image_size=64)
+    listing = list_tiles("pathmnist", download_dir=tmp_path, download=False, image_size=64)
     assert listing.name == "pathmnist" and listing.class_names == list(MEDMNIST["pathmnist"].class_names)
     assert listing.sizes == {(64, 64): 54} and listing.bytes_on_disk == len(published["pathmnist", 64])
 
@@ -191,13 +191,13 @@ def server(monkeypatch):
 
 
 def test_fetch_then_offline(server, tmp_path):
-    source = load_tiles("PathMNIST", cache_dir=tmp_path / "cache")
+    source = load_tiles("PathMNIST", download_dir=tmp_path / "cache")
     assert source.name == "pathmnist" and source.class_names[8] == "colorectal adenocarcinoma epithelium"
     assert server.asked == [("/files/pathmnist.npz", None)]
     assert (tmp_path / "cache" / "pathmnist.npz").read_bytes() == server.content
     assert not (tmp_path / "cache" / "pathmnist.npz.part").exists()
     server.close()
-    again = load_tiles("pathmnist", cache_dir=tmp_path / "cache", download=False)
+    again = load_tiles("pathmnist", download_dir=tmp_path / "cache", download=False)
     assert again.fingerprint() == source.fingerprint()
     assert len(server.asked) == 1
 
@@ -206,27 +206,27 @@ def test_sizes_have_files_of_their_own(server, tmp_path, monkeypatch):
     server.content = packed(arrays(size=64))
     md5 = {28: "0" * 32, 64: hashlib.md5(server.content).hexdigest()}
     monkeypatch.setitem(medmnist.MEDMNIST, "pathmnist", replace(MEDMNIST["pathmnist"], md5=md5))
-    assert load_tiles("pathmnist", image_size=64, cache_dir=tmp_path).image_size == 64
+    assert load_tiles("pathmnist", image_size=64, download_dir=tmp_path).image_size == 64
     assert server.asked == [("/files/pathmnist_64.npz", None)]
 
 
 def test_another_size_is_made_from_28_pixels(server, tmp_path):
-    assert load_tiles("pathmnist", image_size=32, cache_dir=tmp_path).split("test").images.shape[1:] == (32, 32, 3)
+    assert load_tiles("pathmnist", image_size=32, download_dir=tmp_path).split("test").images.shape[1:] == (32, 32, 3)
     assert server.asked == [("/files/pathmnist.npz", None)]
 
 
 def test_cut_connections_are_taken_up_at_once(server, tmp_path):
     server.cuts = [1000, 500]
-    load_tiles("pathmnist", cache_dir=tmp_path)
+    load_tiles("pathmnist", download_dir=tmp_path)
     assert [wanted for _, wanted in server.asked] == [None, "bytes=1000-", "bytes=1500-"]
 
 
 def test_a_later_call_takes_up_what_an_earlier_one_left(server, tmp_path):
     server.cuts = [1000, 0]
-    message = refused("pathmnist", cache_dir=tmp_path)
+    message = refused("pathmnist", download_dir=tmp_path)
     assert "stopped after 1000 bytes" in message and "run the same again" in message
     assert not (tmp_path / "pathmnist.npz").exists()
-    load_tiles("pathmnist", cache_dir=tmp_path)
+    load_tiles("pathmnist", download_dir=tmp_path)
     assert server.asked[-1][1] == "bytes=1000-"
     assert md5_of(tmp_path / "pathmnist.npz") == MEDMNIST["pathmnist"].md5[28]
 
@@ -234,26 +234,26 @@ def test_a_later_call_takes_up_what_an_earlier_one_left(server, tmp_path):
 def test_server_without_ranges_starts_again(server, tmp_path):
     (tmp_path / "pathmnist.npz.part").write_bytes(server.content[:700])
     server.ranges = False
-    load_tiles("pathmnist", cache_dir=tmp_path)
+    load_tiles("pathmnist", download_dir=tmp_path)
     assert (tmp_path / "pathmnist.npz").read_bytes() == server.content
 
 
 def test_part_that_is_whole_already(server, tmp_path):
     (tmp_path / "pathmnist.npz.part").write_bytes(server.content)
-    load_tiles("pathmnist", cache_dir=tmp_path)
+    load_tiles("pathmnist", download_dir=tmp_path)
     assert (tmp_path / "pathmnist.npz").read_bytes() == server.content
 
 
 def test_wrong_checksum_leaves_no_file(server, tmp_path):
     server.content = server.content[:-1] + b"?"
-    message = refused("pathmnist", cache_dir=tmp_path)
+    message = refused("pathmnist", download_dir=tmp_path)
     assert hashlib.md5(server.content).hexdigest() in message and MEDMNIST["pathmnist"].md5[28] in message
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
 
 
 def test_not_found(server, tmp_path):
     server.status = 404
-    message = refused("pathmnist", cache_dir=tmp_path)
+    message = refused("pathmnist", download_dir=tmp_path)
     assert "answered 404 Not Found" in message and f"put {server.url}pathmnist.npz there by hand" in message
     assert len(server.asked) == 1
     assert not (tmp_path / "pathmnist.npz").exists()
@@ -270,14 +270,14 @@ def test_no_network_says_which_file_to_put_where(server, tmp_path, monkeypatch):
 
 def test_damaged_file_in_the_cache_is_not_used(server, tmp_path):
     (tmp_path / "pathmnist.npz").write_bytes(server.content[:100])
-    message = refused("pathmnist", cache_dir=tmp_path)
+    message = refused("pathmnist", download_dir=tmp_path)
     assert "not the file that MedMNIST published" in message and "delete it" in message
     assert server.asked == []
 
 
 def test_cache_folder_that_cannot_be_made(server, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    assert "cannot be written" in refused("pathmnist", cache_dir=tmp_path / "file" / "cache")
+    assert "cannot be written" in refused("pathmnist", download_dir=tmp_path / "file" / "cache")
 
 
 def test_fetch_waits_for_nobody_when_the_file_is_there(server, tmp_path):

@@ -23,7 +23,7 @@ from histodistill.training.publishing import publish
 from histodistill.training.reporting import report
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json
-from histodistill.training.running.group_options import groups_of_run
+from histodistill.training.running.source_options import source_options_of_run
 
 
 # Patients of training tiles, which are 3 of each class for each patient.
@@ -64,13 +64,13 @@ def run(manifest, tmp_path_factory, tiny_preset, offline_environment) -> Path:
 
 
 def test_the_run_remembers_what_was_said(run, manifest):
-    assert groups_of_run(run) == {"group_column": COLUMN, "group_kind": "patient"}
+    assert source_options_of_run(run) == {"group_column": COLUMN, "group_kind": "patient"}
     record = read_json(run / "run.json")
     assert record["groups"] == {
         "kind": "patient", "train": 15, "held_out": 5, "per_class": dict.fromkeys(record["class_names"], 15),
         "least_tiles": 15, "median_tiles": 15.0, "shared": 0, "made": [],
     }  # fmt: skip
-    source = load_tiles(manifest, audit_share=0.1, **groups_of_run(run))
+    source = load_tiles(manifest, audit_share=0.1, **source_options_of_run(run))
     assert source.fingerprint() == record["settings"]["fingerprint"] and source.group_kind == "patient"
     assert not set(source.splits[HELD_OUT].groups) & set(source.splits["train"].groups)
 

@@ -1,0 +1,231 @@
+"""The folder of this machine's user in which decoded tiles are kept: where it is, how large it may be, what is in it.
+
+It holds pixels of real tiles. So only its owner may read it, and it is never the cache of a library that others look
+into. `tile_store` writes and reads what is in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from platformdirs import user_cache_path
+
+from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.files import format_size, write_text
+
+
+#: Variable of the environment with the cache's folder where no option names one.
+CACHE_VARIABLE = "HISTODISTILL_CACHE"
+#: Variable of the environment with the most that it may hold, and what holds without it.
+LIMIT_VARIABLE, LIMIT = "HISTODISTILL_CACHE_LIMIT", "100 GB"
+#: The file that describes decoded tiles, which is written last.
+RECORD = "tiles.json"
+#: The format of such a file, and of all that stands beside it.
+CACHE_FORMAT = 1
+# How a cache is known to be one, also to programs that back up files (https://bford.info/cachedir/).
+_TAG, _TAG_TEXT = "CACHEDIR.TAG", "Signature: 8a477f597d28d172789f06886806bc55\n# Decoded tiles of histodistill\n"
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+# Age in seconds from which on unfinished tiles, which nobody is decoding, are taken for left behind.
+_LEFT_BEHIND = 7 * 86400
+
+
+@dataclass(frozen=True)
+class CachedTiles:
+    """Decoded tiles in the cache.
+
+    Attributes:
+        folder: Where they are.
+        source: The name of the source that they were decoded from first, for people.
+        count, side: Number of tiles, and their side in pixels.
+        size: Bytes on disk.
+        used: When they were last used, in seconds since 1970.
+    """
+
+    folder: Path
+    source: str
+    count: int
+    side: int
+    size: int
+    used: float
+
+
+class TileCache:
+    """The cache in one folder.
+
+    Args:
+        folder: Where it is; by default `$HISTODISTILL_CACHE`, or else the place for caches of this system's users.
+    """
+
+    def __init__(self, folder: str | Path | None = None):
+        given = folder or os.environ.get(CACHE_VARIABLE)
+        self.folder = (
+            Path(given).expanduser().absolute() if given else user_cache_path("histodistill", appauthor=False)
+        )
+
+    @property
+    def tiles(self) -> Path:
+        """Decoded tiles, a folder each, called by a hash of their pixels."""
+        return self.folder / "tiles"
+
+    @property
+    def sources(self) -> Path:
+        """Files called by the state of a source, with the hash of the tiles that were decoded from it."""
+        return self.folder / "sources"
+
+    @property
+    def unfinished(self) -> Path:
+        """Tiles that are being decoded, a folder each, called by the state of their source."""
+        return self.folder / "unfinished"
+
+    def open(self) -> None:
+        """Makes the folder, for its owner alone.
+
+        Raises:
+            InputError: If it cannot be made, or is somebody else's or holds something else.
+        """
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            own = [folder.name for folder in (self.tiles, self.sources, self.unfinished)]
+            if not (self.folder / _TAG).is_file():
+                # Another process may be just here, too.
+                if any(name[0] != "." and name not in (*own, _TAG) for name in os.listdir(self.folder)):
+                    raise InputError(
+                        f"{self.folder} is no cache of tiles, and holds something else: give {param('cache_dir')} a "
+                        "folder of its own"
+                    )
+                write_text(self.folder / _TAG, _TAG_TEXT, private=True)
+            for name in own:
+                (self.folder / name).mkdir(mode=0o700, exist_ok=True)
+            status = self.folder.stat()
+            if hasattr(os, "getuid") and status.st_uid == os.getuid() and status.st_mode & 0o077:
+                self.folder.chmod(0o700)
+        except OSError as error:
+            raise InputError(
+                f"tiles cannot be kept in {self.folder} ({error.strerror}): give another {param('cache_dir')}, a "
+                "folder that only you can read"
+            ) from error
+
+    @contextmanager
+    def locked(self, name: str) -> Iterator[None]:
+        """One process at a time is inside, on this machine, of all that give this name."""
+        lock = FileLock(self.unfinished / f"{name}.lock", mode=0o600)
+        with lock:
+            yield
+
+    def entries(self) -> list[CachedTiles]:
+        """What is in it, last used first."""
+        found = [entry for folder in _folders(self.tiles) if (entry := _read_entry(folder))]
+        return sorted(found, key=lambda entry: -entry.used)
+
+    def make_room(self, needed: int) -> None:
+        """Takes out what was not used for longest, until so many bytes more are within the limit.
+
+        Raises:
+            InputError: If they alone are above the limit, or the disk has not as much.
+        """
+        limit = limit_of_cache()
+        if needed > limit:
+            raise InputError(
+                f"these tiles take {format_size(needed)} when they are decoded, and the cache of tiles may hold "
+                f"{format_size(limit)}: set {LIMIT_VARIABLE} to more"
+            )
+        entries = self.entries()
+        total = sum(entry.size for entry in entries) + sum(map(size_of, self._left_behind(remove=True)))
+        while entries and total + needed > limit:
+            oldest = entries.pop()
+            self.remove(oldest.folder)
+            total -= oldest.size
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise InputError(
+                f"these tiles take {format_size(needed)} when they are decoded, and {format_size(free)} are free in "
+                f"{self.folder}: make room, or give a {param('cache_dir')} on a larger disk"
+            )
+
+    def remove(self, folder: Path) -> None:
+        """Takes tiles out; a process that has them open keeps them."""
+        (folder / RECORD).unlink(missing_ok=True)  # first, so that nobody opens what is half there
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def clear(self) -> int:
+        """Takes all out that is in it; returns how many bytes that were."""
+        size = sum(map(size_of, (self.tiles, self.sources, self.unfinished)))
+        for folder in (self.tiles, self.sources, self.unfinished):
+            shutil.rmtree(folder, ignore_errors=True)
+        return size
+
+    def _left_behind(self, remove: bool = False) -> list[Path]:
+        """Unfinished tiles; those that were left behind are taken out first."""
+        folders = _folders(self.unfinished)
+        old = [each for each in folders if remove and time.time() - each.stat().st_mtime > _LEFT_BEHIND]
+        for folder in old:
+            shutil.rmtree(folder, ignore_errors=True)
+        return [each for each in folders if each not in old]
+
+
+def limit_of_cache() -> int:
+    """Bytes that the cache may hold.
+
+    Raises:
+        InputError: If the environment says something else than a size.
+    """
+    text = os.environ.get(LIMIT_VARIABLE) or LIMIT
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?b?)\s*", text, re.IGNORECASE)
+    unit = match[2].lower() if match else None
+    if match is None or unit is None or (unit if unit.endswith("b") or not unit else f"{unit}b") not in _UNITS:
+        raise InputError(f"{LIMIT_VARIABLE}={text} is no size: write it as in 50 GB")
+    return int(float(match[1]) * _UNITS[unit if unit.endswith("b") or not unit else f"{unit}b"])
+
+
+def size_of(folder: Path) -> int:
+    """Bytes on disk of a folder with all that is in it."""
+    size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                status = os.lstat(os.path.join(place, name))
+            except OSError:  # it has just gone
+                continue
+            # Of a file with gaps, what is there.
+            size += min(status.st_size, getattr(status, "st_blocks", status.st_size) * 512)
+    return size
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """What the record of decoded tiles says, or None where they are not there, damaged or of another format."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and record.get("format") == CACHE_FORMAT else None
+
+
+def _read_entry(folder: Path) -> CachedTiles | None:
+    """Decoded tiles, as a list shows them."""
+    record = read_record(folder)
+    if record is None:
+        return None
+    try:
+        count, side = record["shape"][:2]
+        used = (folder / RECORD).stat().st_mtime
+        return CachedTiles(folder, str(record["source"]), int(count), int(side), size_of(folder), used)
+    except (OSError, LookupError, TypeError, ValueError):
+        return None
+
+
+def _folders(parent: Path) -> list[Path]:
+    """The folders in a folder; none where there is none."""
+    try:
+        return [Path(entry.path) for entry in os.scandir(parent) if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []

@@ -1,0 +1,135 @@
+"""Decoded tiles, of which a process maps what it looks at, and what was found of them once."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from histodistill.selection.image_rows import ImageRows, Images, ImageView
+from histodistill.selection.near_copies import NearCopies, find_near_copies
+from histodistill.training.data.pixel_source import LeftOut
+from histodistill.training.data.tile_cache import read_record
+from histodistill.training.running.errors import InputError
+from histodistill.training.running.files import write_bytes, write_text
+
+
+#: The file of pixels in a folder of the cache, an array that `numpy.load` opens.
+PIXELS = "images.npy"
+#: What damaged files raise.
+DAMAGED = (OSError, EOFError, ValueError, LookupError, TypeError)
+
+
+class TileStore(ImageRows):
+    """The tiles of all splits of a source, whose splits are views of it, and what was found of them once.
+
+    Args:
+        shape: (N, H, W, 3).
+        left_out: Tiles that are not there, by their number; their rows are black.
+    """
+
+    def __init__(self, shape: Sequence[int], left_out: Mapping[int, LeftOut] | None = None):
+        super().__init__(shape)
+        self.left_out = dict(left_out or {})
+        self._known: dict[str, str] = {}
+
+    def remembered(self, what: str, compute: Callable[[], str]) -> str:
+        """What `compute` gives, which is a function of the pixels and of the text `what` alone."""
+        if what not in self._known:
+            self._known[what] = compute()
+        return self._known[what]
+
+    @cached_property
+    def near_copies(self) -> NearCopies:
+        """The near copies among all tiles, which are square; of those that are left out, none."""
+        return find_near_copies(self)
+
+
+class TilesInMemory(TileStore):
+    """Tiles that are an array, such as those that are drawn.
+
+    Args:
+        images: uint8 N×H×W×3.
+    """
+
+    def __init__(self, images: np.ndarray):
+        super().__init__(images.shape)
+        self._images = images
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """The images at these rows."""
+        return self._images[rows]
+
+
+class StoredTiles(TileStore):
+    """Tiles in a folder of the cache.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        OSError, EOFError, ValueError, LookupError, TypeError: If they are not there, or damaged.
+    """
+
+    def __init__(self, folder: Path):
+        record = read_record(folder)
+        if record is None:
+            raise ValueError(f"{folder} holds no decoded tiles")
+        # As a plain array: nobody shall ask it for its file.
+        self._images: np.ndarray = np.load(folder / PIXELS, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+        if list(self._images.shape) != record["shape"] or self._images.dtype != np.uint8:
+            raise ValueError(f"{folder} holds other tiles than its record says")
+        left_out = {row: LeftOut(why, InputError(text)) for row, why, text in record["left_out"]}
+        super().__init__(self._images.shape, left_out)
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[type[StoredTiles], tuple[Path]]:
+        return StoredTiles, (self.folder,)
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """The images at these rows."""
+        return self._images[rows]
+
+    def remembered(self, what: str, compute: Callable[[], str]) -> str:
+        """What `compute` gives, which is kept in the folder."""
+        path = self.folder / "known" / f"{hashlib.sha256(what.encode()).hexdigest()}.txt"
+        if what not in self._known:
+            try:
+                self._known[what] = path.read_text(encoding="utf-8")
+            except (OSError, ValueError):
+                self._known[what] = compute()
+                with contextlib.suppress(OSError):  # it was taken out meanwhile, or the disk is full: next time, then
+                    write_text(path, self._known[what], private=True)
+        return self._known[what]
+
+    @cached_property
+    def near_copies(self) -> NearCopies:
+        """The near copies among all tiles, which are kept in the folder."""
+        files = [self.folder / f"near_copies_{part}.npy" for part in ("first", "pairs")]
+        with contextlib.suppress(*DAMAGED):
+            first, pairs = (np.load(file, allow_pickle=False) for file in files)
+            if first.shape == (len(self),) and pairs.shape[1:] == (2,):
+                return NearCopies(first, pairs)
+        found = find_near_copies(self)
+        with contextlib.suppress(OSError):  # see `remembered`
+            for file, array in zip(files, (found.first, found.pairs), strict=True):
+                buffer = io.BytesIO()
+                np.save(buffer, array, allow_pickle=False)
+                write_bytes(file, buffer.getvalue(), private=True)
+        return found
+
+
+def store_of(sets: Sequence[Images]) -> tuple[TileStore, list[np.ndarray]] | None:
+    """The one store that all sets are views of, and the rows of each; None where there is none."""
+    views = [images for images in sets if isinstance(images, ImageView)]
+    if not views or len(views) < len(sets):
+        return None
+    base = views[0].base
+    if not isinstance(base, TileStore) or any(view.base is not base for view in views):
+        return None
+    return base, [view.rows for view in views]
