@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from histodistill.selection.image_rows import Images, batches, join, rows_of
-from histodistill.selection.views import LEAST_CONTENT, SYMMETRIES, apply_symmetry
+from histodistill.selection.views import LEAST_CONTENT, SYMMETRIES, apply_symmetry, grey_deviations
 
 
 #: Grey levels by which near copies differ at most, on average.
@@ -24,7 +24,7 @@ _CELLS = 6
 # Groups of pixels of like rank whose means are compared.
 _RANKS = 16
 # Tiles whose neighbours are looked for at once, and tiles among which they are, which bounds the memory.
-_TILES_PER_CALL, _OTHERS_PER_CALL = 256, 2**14
+_TILES_PER_CALL, _OTHERS_PER_CALL = 256, 4096
 # Pairs whose summaries are compared at once, and bytes of images that are, likewise.
 _PAIRS_PER_CALL, _BYTES_PER_CALL = 2048, 2**23
 # Where rounding ends: a bound that is missed by this much may hold.
@@ -204,23 +204,25 @@ def _candidates(
             others = rows[place : min(end, place + _OTHERS_PER_CALL)]
             near = cdist(orbits[some], orbits[others], "cityblock") <= limit
             left, right = np.nonzero(np.triu(near, start + 1 - place))  # each pair once
-            pairs = np.stack([some[left], others[right]])
-            for part in range(0, len(left), _PAIRS_PER_CALL):
-                few = pairs[:, part : part + _PAIRS_PER_CALL]
-                for summary in (ranks, sorted_orbits):
-                    few = few[:, np.abs(summary[few[0]] - summary[few[1]]).sum(axis=1) <= limit]
-                yield _near_symmetries(grids, few, limit)
+            pairs = np.stack([some[left], others[right]], axis=1)
+            found = [
+                _near_symmetries(grids, (ranks, sorted_orbits), pairs[part : part + _PAIRS_PER_CALL], limit)
+                for part in range(0, len(pairs), _PAIRS_PER_CALL)
+            ]
+            if found:
+                yield np.concatenate([near for near, _ in found]), np.concatenate([each for _, each in found])
 
 
-def _near_symmetries(grids: np.ndarray, pairs: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray]:
-    """Of pairs 2×P those that `_candidates` gives, each with every symmetry in which their grids are near."""
-    first, second = pairs
-    own, others = grids[first], grids[second]
-    near = np.stack(
-        [np.abs(own - apply_symmetry(others, symmetry)).sum(axis=(1, 2, 3)) <= limit for symmetry in range(SYMMETRIES)]
-    )
-    symmetries, places = np.nonzero(near)
-    return np.stack([first[places], second[places]], axis=1), symmetries
+def _near_symmetries(
+    grids: np.ndarray, invariants: Sequence[np.ndarray], pairs: np.ndarray, limit: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of pairs P×2 those that `_candidates` gives: near by what no symmetry changes, and by grids in a symmetry."""
+    for summary in invariants:
+        pairs = pairs[np.abs(summary[pairs[:, 0]] - summary[pairs[:, 1]]).sum(axis=1) <= limit]
+    own, others = grids[pairs[:, 0]], grids[pairs[:, 1]]
+    views = (apply_symmetry(others, symmetry) for symmetry in range(SYMMETRIES))
+    symmetries, places = np.nonzero([np.abs(own - view).sum(axis=(1, 2, 3)) <= limit for view in views])
+    return pairs[places], symmetries
 
 
 def _summaries(images: Images) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -252,16 +254,8 @@ def _summaries(images: Images) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         summed = np.add.reduceat(ordered, starts, axis=2, dtype=np.float32)
         ranks[rows] = summed.reshape(len(part), -1) / values
         varies = (part != part[:, :1, :1]).any(axis=(1, 2, 3))
-        contrasts[rows] = np.where(varies, _deviations(part), 0)
+        contrasts[rows] = np.where(varies, grey_deviations(part), 0)
     return grids, ranks, contrasts
-
-
-def _deviations(images: np.ndarray) -> np.ndarray:
-    """The standard deviation of grey levels of N images, float64 N, the very same one in every symmetry."""
-    grey = images[..., 0].astype(np.int64) + images[..., 1] + images[..., 2]
-    sums, squares = grey.sum(axis=(1, 2)), np.square(grey).sum(axis=(1, 2))
-    count = grey[0].size
-    return np.sqrt(count * squares - sums * sums) / (3 * count)  # whole numbers, until the root is taken
 
 
 def _orbits(grids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
