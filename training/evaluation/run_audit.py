@@ -19,6 +19,7 @@ from histodistill.hub_cards.gate import audit_sentences
 from histodistill.hub_cards.part_files import hash_contents, hash_part
 from histodistill.selection.audit_figures import AuditResult, SetAudit
 from histodistill.selection.image_audit import WeightLosses, audit
+from histodistill.selection.image_rows import Images, rows_of
 from histodistill.selection.near_copies import in_order
 from histodistill.selection.real_tiles import LabelledImages, RealTiles
 from histodistill.selection.streams import stream
@@ -265,7 +266,7 @@ def measure_losses(files: Mapping[str, bytes], real: RealTiles, num_tiles: int, 
     for number, part in enumerate((real.train, real.held_out or real.validation)):
         order = stream("tiles of the attack on weights", seed, number).permutation(len(part))
         rows = np.sort(_spread_over_groups(order, part.groups)[:num_tiles])
-        losses.append(denoising_losses(pipeline, Tiles(part.images[rows], part.labels[rows]), seed))
+        losses.append(denoising_losses(pipeline, Tiles(rows_of(part.images, rows), part.labels[rows]), seed))
         chosen.append(rows)
     return WeightLosses(*attack_scores(*losses), *chosen)
 
@@ -360,7 +361,7 @@ def summary_lines(audit: AuditRecord, brief: bool = False) -> list[str]:
     return lines
 
 
-def draw_pairs(path: Path, images: np.ndarray, real: RealTiles, found: SetAudit, result: AuditResult) -> None:
+def draw_pairs(path: Path, images: Images, real: RealTiles, found: SetAudit, result: AuditResult) -> None:
     """Writes the picture of the closest pairs of one set; there is none where no image is like a tile.
 
     Args:
