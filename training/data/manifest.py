@@ -158,9 +158,11 @@ def _readable(path: Path) -> io.BufferedReader:
 
 def needed_columns(names: Sequence[str]) -> tuple[str, ...]:
     """The columns that a manifest with columns of these names must have: of files, or of places on slides."""
-    if "path" in names or "slide" not in names:
+    if "path" in names:
         return OF_FILES
-    return _OF_COORDS if "coords" in names else _OF_PLACES
+    if "coords" in names:
+        return _OF_COORDS
+    return _OF_PLACES if "slide" in names or {"x", "y", "size"} <= {*names} else OF_FILES
 
 
 def _check_names(path: Path, names: Sequence[str]) -> None:

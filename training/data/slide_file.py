@@ -159,7 +159,7 @@ class Slide:
         """
         side = math.ceil(region.side)
         image = self._slide.read_region(region.corner, region.level, (side, side))
-        if image.getextrema()[3] != (255, 255):
+        if image.getchannel("A").getextrema() != (255, 255):
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         image = image.convert("RGB")
         if region.side != size:

@@ -25,7 +25,7 @@ _BATCH, _BYTES_PER_BATCH = 512, 2**26
 # Threads that read tiles, at most.
 _MOST_THREADS = 8
 # Slides that are opened to see whether they can be, at most.
-_LOOKED_AT = 32
+_LOOKED_AT = 16
 # A pixel shows something where its colours differ by more than this, or one of them is darker than that, of 255; a
 # tile where at least this share of its pixels does. Of 184 tiles of fat in PathMNIST the emptiest has 2.7 %.
 _LEAST_COLOUR, _DARKER_THAN, _LEAST_SHARE = 20, 200, 0.01
@@ -39,8 +39,10 @@ def is_glass(tile: np.ndarray) -> bool:
     Args:
         tile: uint8 H×W×3.
     """
-    darkest = tile.min(axis=2)
-    shows = (tile.max(axis=2) - darkest > _LEAST_COLOUR) | (darkest < _DARKER_THAN)
+    # Channel by channel is ten times as fast as along an axis of three.
+    red, green, blue = (tile[:, :, channel] for channel in range(3))
+    darkest, lightest = np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
+    shows = (lightest - darkest > _LEAST_COLOUR) | (darkest < _DARKER_THAN)
     return bool(shows.mean() < _LEAST_SHARE)
 
 
@@ -76,16 +78,16 @@ class SlidePixels:
         return sum(file.stat().st_size for file in self.files())
 
     def sizes(self) -> Counter[tuple[int, int]]:
-        """Width and height in pixels → tiles, of a sample; sees that some of the slides can be read.
+        """Width and height in pixels → tiles; sees that some of the slides can be read.
 
         Raises:
             InputError: Naming a slide that cannot be.
         """
-        rows = spread(len(self))
-        slides, first = np.unique(self._places.slides[rows], return_index=True)
+        slides, first = np.unique(self._places.slides, return_index=True)
         for i in spread(len(slides), _LOOKED_AT).tolist():
-            self._region(Slide(self._slides[slides[i]]), int(rows[first[i]]))
-        return Counter((int(size), int(size)) for size in self._places.sizes[rows])
+            self._region(Slide(self._slides[slides[i]]), int(first[i]))
+        sizes, counts = np.unique(self._places.sizes, return_counts=True)
+        return Counter({(size, size): count for size, count in zip(sizes.tolist(), counts.tolist(), strict=True)})
 
     def decode(self, image_size: int | None, start: int) -> Iterator[Sequence[Decoded]]:
         """The tiles from `start` on, several at a time in threads; within a batch slide by slide."""

@@ -65,7 +65,7 @@ def test_places_of_two_scanners(places, capsys):
     # What is left is tissue: no tile is white all over.
     assert max(image.mean() for image in tiles.images) < 250
     found = list_tiles(places)
-    assert found.bytes_on_disk == sum(slide.stat().st_size for slide in CORNERS) and found.sizes == {(96, 96): 200}
+    assert found.bytes_on_disk == sum(slide.stat().st_size for slide in CORNERS) and found.sizes == {(96, 96): 1200}
 
 
 def test_files_of_coordinates_give_the_same_tiles(places, tmp_path):

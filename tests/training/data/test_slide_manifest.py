@@ -306,6 +306,8 @@ def test_columns_that_are_missing_or_too_many(folder):
     assert "has no column size" in text and "coords in place of x, y and size" in text
     with pytest.raises(Exception, match="no column size"):
         check_source(folder / "set.csv")
+    path = written(folder, *ROWS, header=("slide_id", *HEADER[1:]))
+    assert "has no column slide (did you mean slide_id?)" in refused(path)
     rows = [(*row, 0, 0.5) for row in ROWS]
     assert "level and mpp" in refused(written(folder, *rows, header=(*HEADER, "level", "mpp")))
     assert "empty cell in column level" in refused(column(folder, "level", 0, "", 0, 0))
