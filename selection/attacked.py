@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from histodistill.selection.image_rows import rows_of
 from histodistill.selection.near_copies import in_order
 from histodistill.selection.real_tiles import LabelledImages, RealTiles
 from histodistill.selection.streams import stream
@@ -113,7 +114,7 @@ def find_attacked(real: RealTiles, seed: int) -> Attacked:
         of_others = held_out.groups if held_out is not None else own[others - start]  # type: ignore[index]
         groups = np.concatenate([np.asarray(train.groups).astype(str), np.asarray(of_others).astype(str)])
     rows = np.concatenate([np.arange(len(train)), others])
-    units = find_units([train.images, real.all_images[others]], groups)
+    units = find_units([train.images, rows_of(real.all_images, others)], groups)
     is_other = np.arange(len(rows)) >= len(train)
     kept = ~(is_other & np.isin(units, units[~is_other]))
     rows, units = rows[kept], in_order(units[kept])

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from histodistill.selection.image_rows import ImageRows, Images
+
 
 #: Most distances that a selector may hold at once: 4 GiB of float64.
 LARGEST_DISTANCE_MATRIX = 2**29
@@ -171,10 +173,13 @@ def check_share(name: str, value: Any) -> float:
     return float(value)
 
 
-def check_images(images: Any, name: str = "images") -> np.ndarray:
-    """`images` as a uint8 N×S×S×3 array with at least one image, or ValueError that calls them `name`."""
+def check_images(images: Any, name: str = "images") -> Images:
+    """`images` as uint8 N×S×S×3 with at least one image, or ValueError that calls them `name`.
+
+    Images that are not in memory stay where they are; anything else becomes an array.
+    """
     try:
-        array = np.asarray(images)
+        array = images if isinstance(images, ImageRows) else np.asarray(images)
     except ValueError as error:  # images of different sizes
         raise ValueError(f"{name} has images of different sizes: it must be one (N, S, S, 3) array") from error
     if array.ndim != 4 or array.shape[3] != 3 or array.shape[1] != array.shape[2] or 0 in array.shape:

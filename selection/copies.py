@@ -14,11 +14,12 @@ see `calibrate`. The audit takes validation tiles. `docs/privacy-audit.md` tells
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from histodistill.selection.image_rows import Images, batches, rows_of
 from histodistill.selection.near_copies import tile_keys
 from histodistill.selection.stains import optical_density
 from histodistill.selection.streams import stream
@@ -31,7 +32,8 @@ from histodistill.selection.views import (
 )
 
 
-#: What embeds images: uint8 N×S×S×3 to real numbers N×D.
+#: What embeds images: uint8 N×S×S×3 to real numbers N×D. It is given a part of them at a time, and so must embed each
+#: whatever the others are.
 Embed = Callable[[np.ndarray], np.ndarray]
 #: A window of an image: its side, and how far down and to the right its upper left corner is, as shares of the image.
 Window = tuple[float, float, float]
@@ -82,10 +84,16 @@ _NOISE = 0.01**2
 _LEAST_CONTRAST = 0.02
 # Draws by which false alarms are counted: in each, a tenth of the calibrating tiles meets the limit of the others.
 _DRAWS = 100
-# Images whose candidates are looked for at once, which bounds the memory.
-_QUERIES_PER_CALL = 1024
-# Images that are turned or resampled at once, which bounds the memory.
-_IMAGES_PER_CALL = 4096
+# Images that are searched for at once, which bounds the memory.
+_QUERIES_PER_CALL = 256
+# Bytes of images that are turned or resampled at once, likewise.
+_BYTES_PER_CALL = 2**22
+# Images that are embedded at once, at most, and bytes of them; always a multiple of the batches of models, so that a
+# batch holds the same images however many there are.
+_EMBEDDED_PER_CALL, _EMBEDDED_BYTES, _BATCH = 4096, 2**25, 256
+# Bytes of embeddings that are projected at once. As many rows as possible, since the last bit of a product of matrices
+# depends on how many there are: so it changes only for sets whose embeddings are larger.
+_PROJECTED_BYTES = 2**28
 # Pairs of an image and a window that are compared at once: so few stay in the cache of a processor.
 _PAIRS_PER_CALL = 128
 
@@ -166,38 +174,43 @@ class CopyIndex:
     """Real tiles, ready to be searched for the originals of copies.
 
     Args:
-        images: uint8 N×S×S×3, the real tiles.
-        embeddings: name → a function that embeds uint8 M×S×S×3 images as M×D real numbers.
+        images: uint8 N×S×S×3, the real tiles. They are read a part at a time, and once more where an image is compared
+            with them, so that they need not be in memory.
+        embeddings: name → a function that embeds uint8 M×S×S×3 images as M×D real numbers, each whatever the others
+            are: it is given a part of the images at a time.
 
     A tile that is there several times, as it is, turned or mirrored, is searched as one: the scores compare the best
     tile with the next ones, which must be others. `CopyScores.nearest` then has the first of them.
 
-    Memory grows with about 3,800 numbers a tile of 28 pixels in three spaces, and 4,500 of 32 pixels or more: optical
-    density, 49 numbers for each of 14 windows, and at most 256 for each space.
+    Memory grows with up to 1,024 bytes a tile for each space (256 numbers at most), and 2,744 bytes for candidates for
+    `structure` (49 numbers for each of 14 windows): some 6 kB with pixels and two embeddings, whatever the size of the
+    tiles.
 
     Of more than 35,000 tiles, candidates for `structure` are looked for among windows in the 32 cells nearest to an
-    image (an inverted file by k-means, one cell for each 256 windows), and not among all. The cells hold the windows
-    once more, which is about 700 numbers a tile.
+    image (an inverted file by k-means, one cell for each 256 windows), and not among all. The cells hold the numbers
+    in 16 bits, about 2,000 bytes a tile. A search takes up to 200 MB for what it compares at once.
     """
 
-    def __init__(self, images: np.ndarray, embeddings: Mapping[str, Embed] | None = None):
+    def __init__(self, images: Images, embeddings: Mapping[str, Embed] | None = None):
         self.spaces = {"pixels": pixel_embedding, **(embeddings or {})}
+        self._images = images
         keys = tile_keys(images)
         self._rows = np.sort(np.unique(keys, return_index=True)[1])
-        density = _working_density(images[self._rows])
-        # Rows are ordered by tile and then by window, so that the windows of the first n tiles are the first 14·n
-        # rows.
-        coarse = np.stack([_coarse(density, window) for window in _WINDOWS], axis=1)
         # Cells are made by a quarter of the tiles. They are picked by their keys, so that the same tiles in another
         # order make the same cells.
-        few = coarse[np.argsort(keys[self._rows])[: -(-len(coarse) // 4)]]
-        self._coarse = _WindowSearch(coarse.reshape(-1, coarse.shape[2]), few.reshape(-1, coarse.shape[2]))
-        self._density = np.ascontiguousarray(density.transpose(0, 3, 1, 2))
-        self.points = {name: project(embed(np.asarray(images))) for name, embed in self.spaces.items()}
-        self._distinct = {name: points[self._rows] for name, points in self.points.items()}
+        few = np.argsort(keys[self._rows])[: -(-len(self._rows) // 4)]
+        self._coarse = _WindowSearch(rows_of(images, self._rows), few)
+        # Points of tiles that are there once more come last, so that the others are one array.
+        order = np.concatenate([self._rows, np.setdiff1d(np.arange(len(images)), self._rows)])
+        self._place = np.argsort(order)
+        self._points = {name: _in_order(embed_all(images, embed), order) for name, embed in self.spaces.items()}
+
+    def points_at(self, space: str, rows: np.ndarray) -> np.ndarray:
+        """The embeddings of tiles in one of the `spaces`: float32 M×D for M rows."""
+        return self._points[space][self._place[rows]]
 
     def search(
-        self, images: np.ndarray, views: Mapping[str, np.ndarray] | None = None, num_tiles: int | None = None
+        self, images: Images, views: Mapping[str, np.ndarray] | None = None, num_tiles: int | None = None
     ) -> CopyScores:
         """Scores of images.
 
@@ -213,21 +226,20 @@ class CopyIndex:
         found = {"structure": self._structure(images, count)}
         for name, embed in self.spaces.items():
             own = views[name] if views else views_of(images, embed)
-            found[name] = _distance_ratio(own, self._distinct[name][:count])
+            found[name] = _distance_ratio(own, self._points[name][:count])
         shown = has_content(images)
         return CopyScores(
             {name: np.where(shown, values, np.inf) for name, (values, _) in found.items()},
             {name: self._rows[nearest] for name, (_, nearest) in found.items()},
         )
 
-    def _structure(self, images: np.ndarray, num_tiles: int) -> tuple[np.ndarray, np.ndarray]:
+    def _structure(self, images: Images, num_tiles: int) -> tuple[np.ndarray, np.ndarray]:
         """The score `structure` of M images among the first tiles: M float64; and the tile of each, M int64."""
-        density = _working_density(images)
-        scores, nearest = np.empty(len(images)), np.empty(len(images), dtype=np.int64)
-        for start in range(0, len(images), _QUERIES_PER_CALL):
-            part = slice(start, start + _QUERIES_PER_CALL)
-            scores[part], nearest[part] = self._structure_of_part(density[part], num_tiles)
-        return scores, nearest
+        found = [
+            self._structure_of_part(_working_density(part), num_tiles) for part in batches(images, _QUERIES_PER_CALL)
+        ]
+        scores, nearest = zip(*found, strict=True) if found else ([], [])
+        return np.concatenate([np.empty(0), *scores]), np.concatenate([np.empty(0, np.int64), *nearest])
 
     def _structure_of_part(self, density: np.ndarray, num_tiles: int) -> tuple[np.ndarray, np.ndarray]:
         """`_structure` of few images, given as optical density M×s×s×3."""
@@ -235,21 +247,26 @@ class CopyIndex:
         distances, tiles, windows, symmetries = self._candidates(turned, num_tiles)
         turned = np.ascontiguousarray(turned.transpose(0, 1, 4, 2, 3))
         turned -= turned.mean(axis=(3, 4), keepdims=True)
-        unexplained = self._unexplained(turned, symmetries, tiles, windows)
+        # Each candidate is read once, whatever the number of images that it is compared with.
+        candidates, tiles = np.unique(tiles, return_inverse=True)
+        tiles = tiles.reshape(distances.shape)
+        density = _working_density(rows_of(self._images, self._rows[candidates]))
+        density = np.ascontiguousarray(density.transpose(0, 3, 1, 2))
+        unexplained = _unexplained(turned, symmetries, density, tiles, windows)
         unexplained[np.isinf(distances)] = 1.0
         order = np.argsort(unexplained, axis=1, kind="stable")
         unexplained, tiles, symmetries = (
             np.take_along_axis(x, order, axis=1) for x in (unexplained, tiles, symmetries)
         )
-        usual = np.median(unexplained[:, 1:], axis=1) if unexplained.shape[1] > 1 else np.ones(len(density))
+        usual = np.median(unexplained[:, 1:], axis=1) if unexplained.shape[1] > 1 else np.ones(len(tiles))
         best, found = unexplained[:, 0].copy(), tiles[:, 0].copy()
         rows = np.flatnonzero(best < _LIKELY * usual)
         if len(rows):
             few = slice(0, min(_FINELY, unexplained.shape[1]))
-            fine = self._finely(turned[:, rows], symmetries[rows, few], tiles[rows, few], unexplained[rows, few])
+            fine = _finely(turned[:, rows], symmetries[rows, few], density, tiles[rows, few], unexplained[rows, few])
             best[rows] = fine.min(axis=1, initial=1.0)
             found[rows] = tiles[rows, fine.argmin(axis=1)]
-        return best / np.maximum(usual, _LEAST_USUAL), found
+        return best / np.maximum(usual, _LEAST_USUAL), candidates[found]
 
     def _candidates(self, turned: np.ndarray, num_tiles: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Which tiles M images may be copies of, by their coarse pictures.
@@ -272,69 +289,42 @@ class CopyIndex:
         tiles, windows = np.divmod(places, len(_WINDOWS))
         return distances, tiles, np.array(_WINDOWS)[windows], symmetries
 
-    def _finely(
-        self, turned: np.ndarray, symmetries: np.ndarray, tiles: np.ndarray, unexplained: np.ndarray
-    ) -> np.ndarray:
-        """`unexplained` (M×K, see `_unexplained`), or less where a finer window of the same tile explains more."""
-        least = unexplained.copy()
-        for window in _fine_windows(turned.shape[-1]):
-            windows = np.broadcast_to(window, (*tiles.shape, 3))
-            np.minimum(least, self._unexplained(turned, symmetries, tiles, windows), out=least)
-        return least
-
-    def _unexplained(
-        self, turned: np.ndarray, symmetries: np.ndarray, tiles: np.ndarray, windows: np.ndarray
-    ) -> np.ndarray:
-        """Share of variance that a linear change of the colours of each candidate leaves unexplained.
-
-        Args:
-            turned: 8×M×3×s×s, the images in all symmetries, each channel without its mean.
-            symmetries, tiles: M×K, which of them to compare with which real tile.
-            windows: M×K×3, and with which window of it.
-
-        Returns:
-            M×K float64 in [0, 1].
-        """
-        result = np.empty(tiles.shape)
-        # Pairs with the same window are compared together, since they share its weights.
-        kinds, number = np.unique(windows.reshape(-1, 3), axis=0, return_inverse=True)
-        number = number.reshape(tiles.shape)
-        for kind, window in enumerate(kinds.tolist()):
-            rows, columns = np.nonzero(number == kind)
-            for start in range(0, len(rows), _PAIRS_PER_CALL):
-                r, c = rows[start : start + _PAIRS_PER_CALL], columns[start : start + _PAIRS_PER_CALL]
-                candidate = _window(self._density[tiles[r, c]], window)
-                result[r, c] = _unexplained_share(turned[symmetries[r, c], r], candidate)
-        return result
-
 
 class _WindowSearch:
-    """Nearest windows: among all, or among those in the nearest cells where there are many.
+    """Nearest windows of tiles by their coarse pictures: among all, or among those in the nearest cells of many.
+
+    Windows are numbered by tile, and then in the order of `_WINDOWS`, so that those of the first n tiles are the first
+    14·n.
 
     Args:
-        points: P×D float32.
-        few: F×D float32, some of the points, by which cells are made.
+        images: uint8 N×S×S×3, the tiles.
+        few: int64 F, those by whose windows cells are made.
     """
 
-    def __init__(self, points: np.ndarray, few: np.ndarray):
+    def __init__(self, images: Images, few: np.ndarray):
         import faiss
 
-        self._points = points
-        self._cells: faiss.IndexIVFFlat | None = None
-        if len(points) > _MOST_EXHAUSTIVE:
-            count = len(points) // _WINDOWS_PER_CELL
-            self._cells = faiss.IndexIVFFlat(faiss.IndexFlatL2(points.shape[1]), points.shape[1], count)
-            # A few passes of k-means over some of the points: cells need not be the best ones, only small.
-            self._cells.cp.niter, self._cells.cp.max_points_per_centroid = 5, 64
-            self._cells.cp.min_points_per_centroid = 1
-            self._cells.train(few)
-            self._cells.add(points)
+        self._points: np.ndarray | None = None
+        if len(images) * len(_WINDOWS) <= _MOST_EXHAUSTIVE:
+            self._points = _coarse_windows(images)
+            return
+        width, count = _COARSE_SIDE**2, len(images) * len(_WINDOWS) // _WINDOWS_PER_CELL
+        self._cells = faiss.IndexIVFScalarQuantizer(
+            faiss.IndexFlatL2(width), width, count, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_L2, False
+        )
+        # A few passes of k-means over some of the points: cells need not be the best ones, only small.
+        self._cells.cp.niter, self._cells.cp.max_points_per_centroid = 5, 64
+        self._cells.cp.min_points_per_centroid = 1
+        self._cells.train(_coarse_windows(rows_of(images, few)))
+        for start in range(0, len(images), _EMBEDDED_PER_CALL):
+            rows = np.arange(start, min(len(images), start + _EMBEDDED_PER_CALL))
+            self._cells.add(_coarse_windows(rows_of(images, rows)))
 
     def nearest(self, queries: np.ndarray, k: int, first: int) -> tuple[np.ndarray, np.ndarray]:
-        """Squared distances and rows, M×k each, of the nearest of the `first` points; inf and 0 where none was met."""
+        """Squared distances and windows, M×k each, of the nearest of the `first` windows; inf and 0 for none."""
         import faiss
 
-        if self._cells is None:
+        if self._points is not None:
             return faiss.knn(queries, self._points[:first], k)
         wanted = faiss.IDSelectorRange(0, first)
         options = faiss.SearchParametersIVF(nprobe=_CELLS_SEARCHED, sel=wanted)  # type: ignore[call-arg]  # made by SWIG
@@ -389,16 +379,53 @@ def pixel_embedding(images: np.ndarray) -> np.ndarray:
     """
     side = min(images.shape[1], _SIDE)
     points = np.empty((len(images), side * side * 3), dtype=np.float32)
-    for start in range(0, len(images), _IMAGES_PER_CALL):
-        part = resample(images[start : start + _IMAGES_PER_CALL], side)
-        points[start : start + _IMAGES_PER_CALL] = part.reshape(len(part), -1) / 255
+    start = 0
+    for part in batches(images, _images_per_call(images)):
+        points[start : start + len(part)] = resample(part, side).reshape(len(part), -1) / 255
+        start += len(part)
     return points
 
 
-def views_of(images: np.ndarray, embed: Embed) -> np.ndarray:
+def embed_all(images: Images, embed: Embed, symmetry: int = 0) -> np.ndarray:
+    """N images in one of the symmetries, embedded and projected (`project`) a part at a time: float32 N×D."""
+    points, start = np.empty((0, 0), np.float32), 0
+    for block in _embedded_blocks(images, embed, symmetry):
+        projected = project(block)
+        if len(projected) == len(images):
+            return projected
+        if not start:
+            points = np.empty((len(images), projected.shape[1]), np.float32)
+        points[start : start + len(projected)] = projected
+        start += len(projected)
+    return points
+
+
+def _embedded_blocks(images: Images, embed: Embed, symmetry: int) -> Iterator[np.ndarray]:
+    """Embeddings of all images in their full width, float32, as many rows at a time as `_PROJECTED_BYTES` allows."""
+    size = _EMBEDDED_BYTES // int(np.prod(images.shape[1:])) // _BATCH * _BATCH
+    size = min(_EMBEDDED_PER_CALL, max(_BATCH, size))
+    block, filled = np.empty((0, 0), np.float32), 0
+    for start in range(0, max(1, len(images)), size):  # of no images, too, the width is known
+        part = np.ascontiguousarray(apply_symmetry(images[start : start + size], symmetry))
+        points = np.asarray(embed(part), dtype=np.float32)
+        if not filled:
+            most = max(1, _PROJECTED_BYTES // max(1, points[:1].nbytes) // size) * size
+            block = np.empty((min(most, len(images) - start), points.shape[1]), np.float32)
+        block[filled : filled + len(points)] = points
+        filled += len(points)
+        if filled == len(block):
+            yield block
+            filled = 0
+
+
+def views_of(images: Images, embed: Embed) -> np.ndarray:
     """The eight symmetries of N images, embedded: 8×N×D float32."""
-    views = (np.ascontiguousarray(apply_symmetry(images, symmetry)) for symmetry in range(SYMMETRIES))
-    return np.stack([project(embed(view)) for view in views])
+    first = embed_all(images, embed)
+    views = np.empty((SYMMETRIES, *first.shape), np.float32)
+    views[0] = first
+    for symmetry in range(1, SYMMETRIES):
+        views[symmetry] = embed_all(images, embed, symmetry)
+    return views
 
 
 def project(embeddings: np.ndarray) -> np.ndarray:
@@ -465,14 +492,37 @@ def _best_of_each_tile(
     return distances, places, symmetries
 
 
-def _working_density(images: np.ndarray) -> np.ndarray:
+def _in_order(points: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """The same rows in another order; no copy of those that are in order."""
+    return points if (order[1:] > order[:-1]).all() else points[order]
+
+
+def _images_per_call(images: Images) -> int:
+    """How many images are turned or resampled at once."""
+    return max(1, _BYTES_PER_CALL // int(np.prod(images.shape[1:])))
+
+
+def _working_density(images: Images) -> np.ndarray:
     """Optical density of images of at most `_SIDE` pixels along a side, float32 N×s×s×3."""
     side = min(images.shape[1], _SIDE)
-    parts = [
-        optical_density(resample(images[start : start + _IMAGES_PER_CALL], side))
-        for start in range(0, len(images), _IMAGES_PER_CALL)
-    ]
-    return np.concatenate(parts)
+    density = np.empty((len(images), side, side, 3), np.float32)
+    start = 0
+    for part in batches(images, _images_per_call(images)):
+        density[start : start + len(part)] = optical_density(resample(part, side))
+        start += len(part)
+    return density
+
+
+def _coarse_windows(images: Images) -> np.ndarray:
+    """`_coarse` of all windows of N tiles, tile by tile: float32 14·N×49."""
+    coarse = np.empty((len(images), len(_WINDOWS), _COARSE_SIDE**2), np.float32)
+    start = 0
+    for part in batches(images, _images_per_call(images)):
+        density = _working_density(part)
+        for number, window in enumerate(_WINDOWS):
+            coarse[start : start + len(part), number] = _coarse(density, window)
+        start += len(part)
+    return coarse.reshape(-1, _COARSE_SIDE**2)
 
 
 def _coarse(density: np.ndarray, window: Window) -> np.ndarray:
@@ -480,6 +530,45 @@ def _coarse(density: np.ndarray, window: Window) -> np.ndarray:
     fields = resample(density.mean(axis=3, keepdims=True), _COARSE_SIDE, *window).reshape(len(density), -1)
     fields -= fields.mean(axis=1, keepdims=True)
     return fields / (np.sqrt(np.square(fields).mean(axis=1, keepdims=True)) + np.float32(_LEAST_CONTRAST))
+
+
+def _finely(
+    turned: np.ndarray, symmetries: np.ndarray, density: np.ndarray, tiles: np.ndarray, unexplained: np.ndarray
+) -> np.ndarray:
+    """`unexplained` (M×K, see `_unexplained`), or less where a finer window of the same tile explains more."""
+    least = unexplained.copy()
+    for window in _fine_windows(turned.shape[-1]):
+        windows = np.broadcast_to(window, (*tiles.shape, 3))
+        np.minimum(least, _unexplained(turned, symmetries, density, tiles, windows), out=least)
+    return least
+
+
+def _unexplained(
+    turned: np.ndarray, symmetries: np.ndarray, density: np.ndarray, tiles: np.ndarray, windows: np.ndarray
+) -> np.ndarray:
+    """Share of variance that a linear change of the colours of each candidate leaves unexplained.
+
+    Args:
+        turned: 8×M×3×s×s, the images in all symmetries, each channel without its mean.
+        symmetries: M×K, in which of them an image is compared with each of its candidates.
+        density: C×3×s×s, optical density of the candidates of all images.
+        tiles: M×K, which of them are those of each image.
+        windows: M×K×3, and with which window of it.
+
+    Returns:
+        M×K float64 in [0, 1].
+    """
+    result = np.empty(tiles.shape)
+    # Pairs with the same window are compared together, since they share its weights.
+    kinds, number = np.unique(windows.reshape(-1, 3), axis=0, return_inverse=True)
+    number = number.reshape(tiles.shape)
+    for kind, window in enumerate(kinds.tolist()):
+        rows, columns = np.nonzero(number == kind)
+        for start in range(0, len(rows), _PAIRS_PER_CALL):
+            r, c = rows[start : start + _PAIRS_PER_CALL], columns[start : start + _PAIRS_PER_CALL]
+            candidate = _window(density[tiles[r, c]], window)
+            result[r, c] = _unexplained_share(turned[symmetries[r, c], r], candidate)
+    return result
 
 
 def _fine_windows(side: int) -> list[Window]:

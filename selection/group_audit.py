@@ -23,6 +23,7 @@ from histodistill.selection.audit_figures import (
 )
 from histodistill.selection.copies import CopyIndex
 from histodistill.selection.group_attacks import Candidates, less_of_class, unit_extremes, unit_means
+from histodistill.selection.image_rows import rows_of
 from histodistill.selection.looks import LookSpace
 from histodistill.selection.membership import FALSE_POSITIVE_RATES, Attack, Interval, Overfitting, measure_attack
 from histodistill.selection.permutation import aucs_of_draws, detectable_auc, joint_test, sums_over
@@ -62,13 +63,13 @@ class GroupAudit:
     def __init__(self, real: RealTiles, attacked: Attacked, index: CopyIndex, kind: str, seed: int):
         self.attacked, self.seed = attacked, seed
         self.units = _count_units(real, attacked, kind)
-        self._embedded = {name: points for name, points in index.points.items() if name != "pixels"}
+        self._embeddings = [name for name in index.spaces if name != "pixels"]
         mine = np.concatenate([attacked.reference, attacked.control])
         groups = np.concatenate([attacked.units, len(attacked.is_held_out) + attacked.groups_of_validation])
         rows = np.concatenate([attacked.rows, mine])
         self._space, looks = LookSpace.fit(
-            real.all_images[rows],
-            {name: points[rows] for name, points in self._embedded.items()},
+            rows_of(real.all_images, rows),
+            {name: index.points_at(name, rows) for name in self._embeddings},
             real.all_labels[rows],
             groups,
         )
@@ -90,7 +91,7 @@ class GroupAudit:
         First with the mean of each class as that of real tiles, so that what a model gets wrong in all images does not
         count; then as they are.
         """
-        looks = self._space.of(synthetic.images, {name: views[name][0] for name in self._embedded}, synthetic.labels)
+        looks = self._space.of(synthetic.images, {name: views[name][0] for name in self._embeddings}, synthetic.labels)
         moved = looks.copy()
         for label in np.unique(synthetic.labels):
             moved[synthetic.labels == label] -= looks[synthetic.labels == label].mean(axis=0)
@@ -113,7 +114,7 @@ class GroupAudit:
 
     def nearest_by_look(self, looks: np.ndarray) -> np.ndarray:
         """The unit of whose look each of G images is likeliest: int64 G."""
-        return self._candidates.log_densities(looks).argmax(axis=1)
+        return self._candidates.likeliest(looks)
 
     def unit_scores(self, tile_scores: np.ndarray) -> dict[str, np.ndarray]:
         """Two scores of each unit by those of its tiles: their mean, less that of their class, and the extreme."""

@@ -43,6 +43,7 @@ from histodistill.selection.copies import (
 )
 from histodistill.selection.group_attacks import unit_means
 from histodistill.selection.group_audit import LOOKS, GroupAudit
+from histodistill.selection.image_rows import Images, rows_of
 from histodistill.selection.membership import (
     FALSE_POSITIVE_RATES,
     Attack,
@@ -117,12 +118,12 @@ def find_limits(real: RealTiles, index: CopyIndex, seed: int = 0) -> CopyLimits:
     """
     rows = stream("tiles that set the limits of copying", seed).permutation(len(real.validation))[:_MOST_CALIBRATING]
     others = len(real) - len(real.validation)  # validation tiles come last
-    scores = index.search(real.validation.images[np.sort(rows)], num_tiles=others)
+    scores = index.search(rows_of(real.validation.images, np.sort(rows)), num_tiles=others)
     return calibrate(scores, MAX_FALSE_ALARMS, seed)
 
 
 def find_copies(
-    images: np.ndarray, real: RealTiles, embeddings: Mapping[str, Embed], seed: int = 0
+    images: Images, real: RealTiles, embeddings: Mapping[str, Embed], seed: int = 0
 ) -> tuple[np.ndarray, CopyScores]:
     """Which images are copies of any real tile, N bool, and their scores against all of them.
 
@@ -166,7 +167,8 @@ def audit_images(
         pool: all images of the model, of which `images` were chosen; by default these themselves.
         embeddings: name → a function that embeds uint8 M×S×S×3 images as M×D real numbers, in which copies and
             attacks are looked for beside pixels; none by default. It must not come from a model that was trained on
-            the labels of these tiles.
+            the labels of these tiles. It is given a part of the images at a time, and must embed each of them whatever
+            the others are.
         group_kind: what a group is: patient, case, specimen, block, slide, site or group.
         n_planted: copies of training tiles, of each kind, that are planted to see whether they are found; with fewer
             than 20 nothing passes.
@@ -235,7 +237,7 @@ def _check_part(name: str, part: TileSet, size: int) -> LabelledImages:
     return LabelledImages(images, labels, groups, attributes)
 
 
-def _check_arrays(images: Any, labels: Any, images_name: str, labels_name: str) -> tuple[np.ndarray, np.ndarray]:
+def _check_arrays(images: Any, labels: Any, images_name: str, labels_name: str) -> tuple[Images, np.ndarray]:
     images = check_images(images, images_name)
     return images, check_labels(labels, len(images), labels_name, of="images")
 
@@ -288,7 +290,7 @@ def audit(
     index = CopyIndex(real.all_images, embeddings)
     limits = find_limits(real, index, seed)
     control = attacked.control[: len(published)]
-    controls = {name: views_of(real.all_images[control], embed) for name, embed in index.spaces.items()}
+    controls = {name: views_of(rows_of(real.all_images, control), embed) for name, embed in index.spaces.items()}
     by_group = GroupAudit(real, attacked, index, group_kind, seed) if attacked.by_group else None
     known = _Attackable(index, limits, real, attacked, controls, by_group, seed)
     planted = {}
@@ -331,7 +333,7 @@ def _rows_of_losses(losses: WeightLosses) -> tuple[np.ndarray, np.ndarray]:
 def _attack_weights(losses: WeightLosses, real: RealTiles, seed: int) -> Attack:
     """The attack on the weights tile by tile, a tile with its near copies as one."""
     rows, other_rows = _rows_of_losses(losses)
-    images = real.train.images[rows], (real.held_out or real.validation).images[other_rows]
+    images = rows_of(real.train.images, rows), rows_of((real.held_out or real.validation).images, other_rows)
     units, count = find_units(images), len(rows)
     members = -unit_means(losses.members, in_order(units[:count]))
     kept = ~np.isin(units[count:], units[:count])
@@ -401,11 +403,12 @@ def _nearest_units(scores: CopyScores, views: dict[str, np.ndarray], known: _Att
     """Space → the unit that has the nearest attacked tile to each image: int64 G."""
     attacked = known.attacked
     places, found = _places(attacked, len(known.real)), {}
-    for name, points in known.index.points.items():
+    for name in known.index.spaces:
         nearest = places[scores.nearest[name]]
         # Where the nearest of all tiles is not attacked, the nearest of those that are is searched for.
         elsewhere = nearest < 0
-        nearest[elsewhere] = nearest_under_views(views[name][:, elsewhere], points[attacked.rows], 1)[0][:, 0]
+        points = known.index.points_at(name, attacked.rows)
+        nearest[elsewhere] = nearest_under_views(views[name][:, elsewhere], points, 1)[0][:, 0]
         found[name] = attacked.units[nearest]
     return found
 
@@ -437,12 +440,13 @@ def _attack_tiles(attack: str, space: str, views: np.ndarray, known: _Attackable
     """One of `ATTACKS` in one space, by images in all symmetries, embedded: `views` 8×G×D."""
     attacked, seed = known.attacked, known.seed
     held, classes = attacked.is_held_out, attacked.classes
-    points, rng = known.index.points[space], _draw_of_images(seed)
+    tiles, reference = (known.index.points_at(space, rows) for rows in (attacked.rows, attacked.reference))
+    rng = _draw_of_images(seed)
     scores = [
-        unit_means(_tile_scores(attack, of, points[attacked.rows], points[attacked.reference], rng), attacked.units)
+        unit_means(_tile_scores(attack, of, tiles, reference, rng), attacked.units)
         for of in (views, known.controls[space])
     ]
-    confidence = 1 - FAILS_BY_CHANCE / (len(known.index.points) * len(ATTACKS))
+    confidence = 1 - FAILS_BY_CHANCE / (len(known.index.spaces) * len(ATTACKS))
     main, control = (measure_attack(s[~held], s[held], confidence, seed) for s in scores)
     per_class = {}
     if by_class:
@@ -497,11 +501,11 @@ def _tell_groups(
                 )
                 for label in np.unique(synthetic.labels)
             }
-        points = known.index.points.get(name)
-        if points is None:
+        if by_look:
             of = looks[None], by_group.control_looks[None], by_group.looks, by_group.reference_looks
         else:
-            of = views[name], known.controls[name], points[attacked.rows], points[attacked.reference]
+            points, reference = (known.index.points_at(name, rows) for rows in (attacked.rows, attacked.reference))
+            of = views[name], known.controls[name], points, reference
         membership[name] = {}
         scores: dict[str, tuple[np.ndarray, dict[int, Interval]]] = {}
         controls: dict[str, np.ndarray] = {}

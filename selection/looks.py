@@ -15,6 +15,7 @@ from scipy.linalg import eigh
 from scipy.ndimage import gaussian_filter
 from sklearn.covariance import ledoit_wolf
 
+from histodistill.selection.image_rows import Images, batches
 from histodistill.selection.stains import STAIN_VECTORS, optical_density
 from histodistill.selection.views import resample
 
@@ -27,8 +28,11 @@ _SIDE = 64
 _EMBEDDING_COLUMNS = 8
 # Pixels, the standard deviations of Gaussians between which the energy of detail is measured, by half octaves.
 _SCALES = (0.6, 0.85, 1.2, 1.7, 2.4, 3.4)
-# Tiles whose features are computed at once.
-_TILES_PER_CALL = 512
+# Tiles whose features are computed at once, at most, and bytes of them: which bounds the memory.
+_TILES_PER_CALL, _BYTES_PER_CALL = 512, 2**20
+# Rows of embeddings that are computed with at once. As many as this, since the last bit of a sum depends on it: so it
+# changes only for larger sets.
+_ROWS_PER_CALL = 2**15
 # Optical density that is added before a logarithm, so that empty tiles do not stand out.
 _LEAST_DENSITY = 0.02
 # Standard deviations of its class at which a feature ends.
@@ -37,16 +41,14 @@ _FARTHEST = 4.0
 _FEWEST_OF_CLASS = 2
 
 
-def look_features(images: np.ndarray) -> np.ndarray:
+def look_features(images: Images) -> np.ndarray:
     """Features of colour, stain and texture, the same for a tile that is turned or mirrored: float64 N×F.
 
     Args:
         images: uint8 N×S×S×3.
     """
-    parts = [
-        _features_of_part(images[start : start + _TILES_PER_CALL]) for start in range(0, len(images), _TILES_PER_CALL)
-    ]
-    return np.concatenate(parts)
+    at_once = max(1, min(_TILES_PER_CALL, _BYTES_PER_CALL // int(np.prod(images.shape[1:]))))
+    return np.concatenate([_features_of_part(part) for part in batches(images, at_once)])
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class LookSpace:
 
     @classmethod
     def fit(
-        cls, images: np.ndarray, embedded: dict[str, np.ndarray], labels: np.ndarray, groups: np.ndarray
+        cls, images: Images, embedded: dict[str, np.ndarray], labels: np.ndarray, groups: np.ndarray
     ) -> tuple[LookSpace, np.ndarray]:
         """The space of N real tiles, and their looks N×K.
 
@@ -87,7 +89,7 @@ class LookSpace:
         directions, spread = _discriminants(residuals, groups)
         return cls(axes, means, directions, spread), residuals @ directions
 
-    def of(self, images: np.ndarray, embedded: dict[str, np.ndarray], labels: np.ndarray) -> np.ndarray:
+    def of(self, images: Images, embedded: dict[str, np.ndarray], labels: np.ndarray) -> np.ndarray:
         """The looks of M images, M×K.
 
         Args:
@@ -138,15 +140,27 @@ def _detail(planes: np.ndarray) -> np.ndarray:
 def _leading(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The mean of N×D points and their directions of most variance, D×K."""
     mean = points.mean(axis=0)
-    centred = (points - mean).astype(np.float64)
-    _, axes = np.linalg.eigh(centred.T @ centred)
+    scatter = np.zeros((points.shape[1], points.shape[1]))
+    for part in _row_parts(points):
+        centred = (part - mean).astype(np.float64)
+        scatter += centred.T @ centred
+    _, axes = np.linalg.eigh(scatter)
     return mean, axes[:, ::-1][:, :_EMBEDDING_COLUMNS]
+
+
+def _row_parts(points: np.ndarray) -> list[np.ndarray]:
+    """Views of N×D points, few rows each."""
+    return [points[start : start + _ROWS_PER_CALL] for start in range(0, len(points), _ROWS_PER_CALL)]
 
 
 def _with_embeddings(
     features: np.ndarray, embedded: dict[str, np.ndarray], axes: dict[str, tuple[np.ndarray, np.ndarray]]
 ) -> np.ndarray:
-    return np.column_stack([features, *((embedded[name] - mean) @ along for name, (mean, along) in axes.items())])
+    leading = [
+        np.concatenate([(part - mean) @ along for part in _row_parts(embedded[name])])
+        for name, (mean, along) in axes.items()
+    ]
+    return np.column_stack([features, *leading])
 
 
 def _moments(features: np.ndarray) -> np.ndarray:

@@ -24,6 +24,9 @@ FALSE_POSITIVE_RATES = (0.01, 0.001)
 _DENSITY_COLUMNS = 8
 # Pairs of a query and a point whose exponents are held at once: 32 MiB of float64.
 _PAIRS_PER_CALL = 2**22
+# Rows of embeddings that are projected at once. As many as this, since the last bit of a product of matrices depends
+# on it: so it changes only for larger sets.
+_ROWS_PER_CALL = 2**15
 
 
 @dataclass(frozen=True)
@@ -124,12 +127,21 @@ def density_ratio_scores(synthetic: np.ndarray, reference: np.ndarray, tiles: np
     Returns:
         N float64: log density among synthetic images minus that among the reference.
     """
-    synthetic, reference, tiles = (check_embeddings(x).astype(np.float64) for x in (synthetic, reference, tiles))
+    synthetic, reference, tiles = map(check_embeddings, (synthetic, reference, tiles))
+    reference = reference.astype(np.float64)
     mean = reference.mean(axis=0)
     _, spread, axes = np.linalg.svd(reference - mean, full_matrices=False)
     count = max(1, min(_DENSITY_COLUMNS, int((spread > 1e-6 * max(spread[0], 1e-12)).sum())))
     scale = np.maximum(spread[:count], 1e-12) / np.sqrt(max(1, len(reference) - 1))
-    synthetic, reference, tiles = ((x - mean) @ axes[:count].T / scale for x in (synthetic, reference, tiles))
+    synthetic, reference, tiles = (
+        np.concatenate(
+            [
+                (points[start : start + _ROWS_PER_CALL] - mean) @ axes[:count].T / scale
+                for start in range(0, len(points), _ROWS_PER_CALL)
+            ]
+        )
+        for points in (synthetic, reference, tiles)
+    )
     return _log_density(synthetic, tiles) - _log_density(reference, tiles)
 
 

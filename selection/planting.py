@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from histodistill.selection.checks import check_integer
+from histodistill.selection.image_rows import Images
 from histodistill.selection.stains import change_stains
 from histodistill.selection.streams import stream
 from histodistill.selection.views import (
@@ -50,7 +51,7 @@ class Planted:
     sources: np.ndarray
 
 
-def plant(images: np.ndarray, n_per_kind: int, seed: int = 0, usable: np.ndarray | None = None) -> Planted:
+def plant(images: Images, n_per_kind: int, seed: int = 0, usable: np.ndarray | None = None) -> Planted:
     """Makes `n_per_kind` copies of each kind, of tiles drawn at random.
 
     - `exact`: as it is; `symmetric`: turned or mirrored, never as it is;
@@ -77,7 +78,7 @@ def plant(images: np.ndarray, n_per_kind: int, seed: int = 0, usable: np.ndarray
     return Planted(np.concatenate(copies), np.repeat(list(MUST_FIND), n_per_kind), order.astype(np.int64))
 
 
-def _copies(kind: str, images: np.ndarray, tiles: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _copies(kind: str, images: Images, tiles: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     count, size = len(tiles), tiles.shape[1]
     if kind == "symmetric":
         chosen = rng.integers(1, SYMMETRIES, count)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from histodistill.selection.image_rows import Images
 from histodistill.selection.near_copies import connected, in_order, near_pairs
 
 
@@ -19,7 +20,7 @@ FEWEST_HELD_OUT = 5
 _MOST_DRAWS = 1000
 
 
-def find_units(sets: Sequence[np.ndarray], groups: np.ndarray | None = None) -> np.ndarray:
+def find_units(sets: Sequence[Images], groups: np.ndarray | None = None) -> np.ndarray:
     """The unit of each tile of several sets, one after the other.
 
     Args:

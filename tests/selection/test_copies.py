@@ -10,11 +10,13 @@ from histodistill.selection.copies import (
     CopyIndex,
     CopyScores,
     calibrate,
+    embed_all,
     nearest_under_views,
     pixel_embedding,
     project,
     views_of,
 )
+from histodistill.selection.image_rows import rows_of
 from histodistill.selection.planting import MUST_FIND, plant
 from histodistill.selection.views import apply_symmetry
 
@@ -175,6 +177,33 @@ def test_projection_nearly_keeps_distances():
     np.testing.assert_allclose(small[0], small[40], atol=1e-4)
     ratio = cdist(small[:20], small[20:40]) / cdist(embeddings[:20], embeddings[20:])
     assert ratio.min() > 0.8 and ratio.max() < 1.2
+
+
+@pytest.mark.parametrize(("width", "at_once"), [(20, 7), (300, 7), (300, 100)])
+def test_all_are_embedded_as_each_is(monkeypatch, width, at_once):
+    images = textures(60, 0, size=8)
+    matrix = np.random.default_rng(0).standard_normal((192, width)).astype(np.float32)
+    sizes = []
+
+    def embed(part: np.ndarray) -> np.ndarray:
+        sizes.append(len(part))
+        return pixel_embedding(part) @ matrix
+
+    monkeypatch.setattr(copies, "_EMBEDDED_PER_CALL", at_once)
+    monkeypatch.setattr(copies, "_PROJECTED_BYTES", 20 * 4 * width)
+    for given in (images, rows_of(images, np.arange(60))):
+        points = embed_all(given, embed, symmetry=3)
+        expected = project(pixel_embedding(np.ascontiguousarray(apply_symmetry(images, 3))) @ matrix)
+        np.testing.assert_allclose(points, expected, rtol=1e-4, atol=1e-4)
+    assert sum(sizes) == 120 and max(sizes) == min(at_once, 60)
+    assert embed_all(images[:0], embed).shape == (0, min(width, 256))
+
+
+def test_points_are_those_of_the_tiles_also_where_some_are_there_twice(real):
+    images = np.concatenate([real[:4], real[1:2, ::-1], real[4:8], real[2:3]])
+    index = CopyIndex(images)
+    rows = np.array([9, 4, 0, 1, 7])
+    np.testing.assert_array_equal(index.points_at("pixels", rows), project(pixel_embedding(images))[rows])
 
 
 def test_views_are_the_symmetries():

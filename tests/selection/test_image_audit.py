@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from histodistill.selection import copies, image_rows, looks, near_copies
 from histodistill.selection.audit_verdict import judge_set, judge_weights
 from histodistill.selection.image_audit import WeightLosses, audit, audit_images, find_copies
+from histodistill.selection.image_rows import ImageRows
 from histodistill.selection.planting import MUST_FIND
 from histodistill.selection.real_tiles import LabelledImages, RealTiles
 from histodistill.selection.views import apply_symmetry
@@ -55,6 +57,44 @@ def thief(real):
     return audit(
         pool[np.arange(240)], pool, real, {"colours": colours}, n_planted=20, weight_losses=WeightLosses(*losses)
     )
+
+
+class OnDisk(ImageRows):
+    """Images that remember how many of them were read at once."""
+
+    def __init__(self, images: np.ndarray):
+        super().__init__(images.shape)
+        self.images, self.most = images, 0
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        self.most = max(self.most, len(rows))
+        return self.images[rows]
+
+
+@pytest.mark.parametrize("by_group", [False, True])
+def test_images_that_are_not_in_memory_give_the_same_and_are_read_in_parts(real, monkeypatch, by_group):
+    few = 40 * real.train.images[:1].nbytes
+    monkeypatch.setattr(image_rows, "_BATCH_BYTES", few)
+    for module in (copies, looks, near_copies):
+        monkeypatch.setattr(module, "_BYTES_PER_CALL", few)
+    monkeypatch.setattr(copies, "_EMBEDDED_PER_CALL", 40)
+    monkeypatch.setattr(copies, "_QUERIES_PER_CALL", 40)
+    monkeypatch.setattr(copies, "_BATCH", 1)
+
+    def given(part: LabelledImages, moved: bool) -> LabelledImages:
+        groups = np.arange(len(part)) // 3 + len(part) * 1000 if by_group else None
+        return LabelledImages(OnDisk(part.images) if moved else part.images, part.labels, groups)
+
+    published, pool = tiles(30, 3), tiles(110, 4)
+    found = []
+    for moved in (True, False):
+        parts = [given(part, moved) for part in (real.train, real.held_out, real.validation, published, pool)]
+        everything = RealTiles(*parts[:3])
+        figures = audit(*parts[3:], everything, {"colours": colours}, n_planted=5, seed=2)
+        found.append((repr(figures), find_copies(parts[4].images, everything, {"colours": colours})[0].tolist()))
+        if moved:
+            assert [part.images.most for part in parts] == [40, 40, 40, 30, 40]
+    assert found[0] == found[1]
 
 
 def failed(findings) -> set[str]:

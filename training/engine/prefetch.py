@@ -21,7 +21,8 @@ _AHEAD = 2
 def batches_ahead(device: torch.device) -> int:
     """How many batches are to be made ahead for work on a device.
 
-    None for the CPU: there a training keeps all cores busy, and a thread that reads takes from it what it gives.
+    None for the CPU: reading takes a thousandth of a step there, and a thread for it made the three trainings of
+    `cpu-demo` no faster by the clock, at up to 9 % more of the processor's time.
     """
     return 0 if device.type == "cpu" else _AHEAD
 

@@ -19,11 +19,12 @@ from histodistill.hub_cards.gate import audit_sentences
 from histodistill.hub_cards.part_files import hash_contents, hash_part
 from histodistill.selection.audit_figures import AuditResult, SetAudit
 from histodistill.selection.image_audit import WeightLosses, audit
+from histodistill.selection.image_rows import Images, rows_of
 from histodistill.selection.near_copies import in_order
 from histodistill.selection.real_tiles import LabelledImages, RealTiles
 from histodistill.selection.streams import stream
 from histodistill.training.data.audit_tiles import audit_share_of, real_tiles
-from histodistill.training.data.image_dataset import read_image_dataset
+from histodistill.training.data.image_dataset import open_image_table
 from histodistill.training.data.images import png_bytes
 from histodistill.training.data.sources import load_tiles
 from histodistill.training.data.tiles import Tiles, TileSource
@@ -88,10 +89,10 @@ class AuditedRun:
     @cached_property
     def pool(self) -> LabelledImages:
         """All images that were generated."""
-        images, columns, _ = read_image_dataset(self.folder / "pool")
-        if len(images) != self.records["pool"].get("num_images"):
+        table = open_image_table(self.folder / "pool")
+        if len(table) != self.records["pool"].get("num_images"):
             raise InputError(f"{self.folder / 'pool'} has other images than its record says: generate it anew")
-        return LabelledImages(images, columns["label"])
+        return LabelledImages(table.images, table.columns["label"])
 
 
 def read_run(
@@ -265,7 +266,7 @@ def measure_losses(files: Mapping[str, bytes], real: RealTiles, num_tiles: int, 
     for number, part in enumerate((real.train, real.held_out or real.validation)):
         order = stream("tiles of the attack on weights", seed, number).permutation(len(part))
         rows = np.sort(_spread_over_groups(order, part.groups)[:num_tiles])
-        losses.append(denoising_losses(pipeline, Tiles(part.images[rows], part.labels[rows]), seed))
+        losses.append(denoising_losses(pipeline, Tiles(rows_of(part.images, rows), part.labels[rows]), seed))
         chosen.append(rows)
     return WeightLosses(*attack_scores(*losses), *chosen)
 
@@ -360,7 +361,7 @@ def summary_lines(audit: AuditRecord, brief: bool = False) -> list[str]:
     return lines
 
 
-def draw_pairs(path: Path, images: np.ndarray, real: RealTiles, found: SetAudit, result: AuditResult) -> None:
+def draw_pairs(path: Path, images: Images, real: RealTiles, found: SetAudit, result: AuditResult) -> None:
     """Writes the picture of the closest pairs of one set; there is none where no image is like a tile.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from diffusers import AutoencoderDC
 from PIL import Image
 
+from histodistill.selection.image_rows import Images, batches
 from histodistill.selection.streams import torch_seed
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.models.classifiers import Classifier
@@ -21,6 +22,7 @@ from histodistill.training.models.loading import has_class, has_classifier, load
 from histodistill.training.models.prediction import embed
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.hub_cache import cache_problem
+from histodistill.training.running.options import require
 from histodistill.training.running.progress import Progress
 
 
@@ -69,25 +71,32 @@ def embedder_fingerprint(name: str | Path) -> str:
     return f"{describe_embedder(name)}, sha256 {digest.hexdigest()}"
 
 
-def named_embeddings(names: Sequence[str]) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+def named_embeddings(names: Sequence[str]) -> dict[str, Callable[[Images], np.ndarray]]:
     """Embedders as functions of images, by names without a path of this machine.
+
+    Each is loaded when it is first called, and kept for later calls.
 
     Args:
         names: Values of the option `embedders`, each what `embed_images` takes.
 
     Returns:
-        Name → a function from images uint8 N×H×W×3 to embeddings float32 N×D.
+        Name → a function from images uint8 N×H×W×3 to embeddings float32 N×D, of each image whatever the others are.
 
     Raises:
         InputError: If two have the same name.
     """
-    embeddings: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
+    embeddings: dict[str, Callable[[Images], np.ndarray]] = {}
     for name in names:
         label = "autoencoder" if is_autoencoder(name) else Path(name).name if Path(name).is_dir() else name
         if label in embeddings or label == "pixels":
             raise InputError(f"{param('embedders')} names {label} twice: give folders with different names")
-        embeddings[label] = partial(embed_images, name)
+        embeddings[label] = _loaded_when_called(name)
     return embeddings
+
+
+def _loaded_when_called(name: str) -> Callable[[Images], np.ndarray]:
+    load = cache(partial(load_embedder, name))
+    return lambda images: load()(images)
 
 
 @dataclass(frozen=True)
@@ -96,23 +105,40 @@ class Embedder:
 
     Attributes:
         name: What it was loaded from: a name, a folder or a Hub id.
-        function: Takes images, uint8 N×H×W×3, and a batch size, and returns embeddings, float32 N×D.
+        function: Takes a batch of images, uint8 B×H×W×3, and returns embeddings, float32 B×D.
     """
 
     name: str
-    function: Callable[[np.ndarray, int], np.ndarray] = field(repr=False)
+    function: Callable[[np.ndarray], np.ndarray] = field(repr=False)
 
-    def __call__(self, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
+    def __call__(self, images: Images, batch_size: int = 256) -> np.ndarray:
         """Embeds images.
 
+        Beside the embeddings themselves, 4·D bytes an image, only a batch is in memory at a time.
+
         Args:
-            images: uint8 N×H×W×3.
-            batch_size: Images at a time.
+            images: uint8 N×H×W×3, in memory or not.
+            batch_size: Images at a time, at least 1.
 
         Returns:
             float32 N×D.
+
+        Raises:
+            InputError: For images of a size that the model does not take, none at all, or a batch size below 1.
         """
-        return self.function(images, batch_size)
+        require(batch_size >= 1, "batch_size", batch_size, "it must be at least 1")
+        if not len(images):
+            raise InputError("there are no images: give at least one")
+        embeddings, start = np.empty((0, 0), np.float32), 0
+        with Progress(len(images), "embedding", "images") as progress:
+            for batch in batches(images, batch_size):
+                points = self.function(batch)
+                if not start:
+                    embeddings = np.empty((len(images), points.shape[1]), np.float32)
+                embeddings[start : start + len(batch)] = points
+                start += len(batch)
+                progress.update(len(batch))
+        return embeddings
 
 
 def load_embedder(name_or_path: str | Path) -> Embedder:
@@ -135,8 +161,7 @@ def load_embedder(name_or_path: str | Path) -> Embedder:
     if name_or_path == UNTRAINED:
         function = partial(_embed_untrained, device)
     elif is_classifier(name_or_path):
-        classifier = load_classifier(name_or_path)
-        function = partial(_embed_with_classifier, classifier, device)
+        function = partial(embed, load_classifier(name_or_path).to(device))
     elif is_autoencoder(name_or_path):
         autoencoder = load_autoencoder(name_or_path).to(device)
         function = partial(_encode, autoencoder, name_or_path, device)
@@ -145,7 +170,7 @@ def load_embedder(name_or_path: str | Path) -> Embedder:
     return Embedder(str(name_or_path), function)
 
 
-def embed_images(name_or_path: str | Path, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
+def embed_images(name_or_path: str | Path, images: Images, batch_size: int = 256) -> np.ndarray:
     """Embeds images once; for several times, `load_embedder` loads once.
 
     Args:
@@ -162,33 +187,28 @@ def embed_images(name_or_path: str | Path, images: np.ndarray, batch_size: int =
     return load_embedder(name_or_path)(images, batch_size)
 
 
-def _embed_untrained(device: str, images: np.ndarray, batch_size: int) -> np.ndarray:
+def _embed_untrained(device: str, images: np.ndarray) -> np.ndarray:
+    return embed(_untrained(images.shape[1], device), images)
+
+
+@lru_cache(maxsize=1)
+def _untrained(image_size: int, device: str) -> Classifier:
     # Not made earlier, since its layers depend on the size of the images.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed("weights of the untrained embedder"))
-        model = Classifier("convnet", class_names=["0", "1"], image_size=images.shape[1])
-    return embed(model.eval(), images, batch_size, device)
-
-
-def _embed_with_classifier(model: Classifier, device: str, images: np.ndarray, batch_size: int) -> np.ndarray:
-    return embed(model, images, batch_size, device)
+        model = Classifier("convnet", class_names=["0", "1"], image_size=image_size)
+    return model.eval().to(device)
 
 
 @torch.no_grad()
-def _encode(
-    autoencoder: AutoencoderDC, folder: str | Path, device: str, images: np.ndarray, batch_size: int
-) -> np.ndarray:
+def _encode(autoencoder: AutoencoderDC, folder: str | Path, device: str, images: np.ndarray) -> np.ndarray:
     if images.shape[1] % autoencoder.spatial_compression_ratio:
         raise InputError(
             f"{param('embedder')} {folder} takes tiles whose side is a multiple of "
             f"{autoencoder.spatial_compression_ratio} px, and these have {images.shape[1]} px: give the autoencoder "
             "of these tiles"
         )
-    latents = [
-        autoencoder.encode(to_model_input(images[start : start + batch_size]).to(device)).latent.flatten(1)
-        for start in range(0, len(images), batch_size)
-    ]
-    return torch.cat(latents).float().cpu().numpy()
+    return autoencoder.encode(to_model_input(images).to(device)).latent.flatten(1).float().cpu().numpy()
 
 
 def _load_with_transformers(name_or_path: str | Path, device: str) -> tuple[Any, Any, bool]:
@@ -217,18 +237,13 @@ def _load_with_transformers(name_or_path: str | Path, device: str) -> tuple[Any,
 
 @torch.no_grad()
 def _embed_with_transformers(
-    processor: Any, model: Any, has_pooler: bool, device: str, images: np.ndarray, batch_size: int
+    processor: Any, model: Any, has_pooler: bool, device: str, images: np.ndarray
 ) -> np.ndarray:
-    embeddings = []
-    with Progress(len(images), "embedding", "images") as progress:
-        for start in range(0, len(images), batch_size):
-            batch = [Image.fromarray(image) for image in images[start : start + batch_size]]
-            output = model(**processor(images=batch, return_tensors="pt").to(device))
-            pooled = getattr(output, "pooler_output", None) if has_pooler else None
-            if pooled is None:
-                hidden = output.last_hidden_state
-                # Feature maps of a convolutional network, or tokens of a transformer.
-                pooled = hidden.flatten(2).mean(2) if hidden.ndim == 4 else hidden.mean(1)
-            embeddings.append(pooled.flatten(1).float().cpu().numpy())
-            progress.update(len(batch))
-    return np.concatenate(embeddings)
+    pictures = [Image.fromarray(image) for image in images]
+    output = model(**processor(images=pictures, return_tensors="pt").to(device))
+    pooled = getattr(output, "pooler_output", None) if has_pooler else None
+    if pooled is None:
+        hidden = output.last_hidden_state
+        # Feature maps of a convolutional network, or tokens of a transformer.
+        pooled = hidden.flatten(2).mean(2) if hidden.ndim == 4 else hidden.mean(1)
+    return pooled.flatten(1).float().cpu().numpy()

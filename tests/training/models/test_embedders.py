@@ -10,7 +10,9 @@ from diffusers import AutoencoderDC
 from PIL import Image
 from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel, ViTConfig, ViTImageProcessor, ViTModel
 
+from histodistill.selection.image_rows import rows_of
 from histodistill.training.data.pixels import to_model_input
+from histodistill.training.models import embedders
 from histodistill.training.models.autoencoder import build_autoencoder
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.embedders import (
@@ -184,6 +186,28 @@ def test_a_loaded_embedder_embeds_several_times(tmp_path, tiny_teacher, tiny_aut
         np.testing.assert_array_equal(embedder(images), expected)
     np.testing.assert_allclose(embedder(images, batch_size=2), expected, rtol=1e-4, atol=1e-5)
     assert repr(embedder) == f"Embedder(name={str(name)!r})"
+
+
+def test_images_that_are_not_in_memory_are_embedded_batch_by_batch(tiny_teacher, images):
+    embedder = load_embedder(tiny_teacher)
+    rows = np.arange(len(images))[::-1]
+    found = embedder(rows_of(images, rows), batch_size=2)
+    np.testing.assert_array_equal(found, embedder(images[rows], batch_size=2))
+
+
+def test_named_embeddings_are_loaded_once_and_not_before(tiny_teacher, images, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(embedders, "load_embedder", lambda name: loaded.append(name) or load_embedder(name))
+    (embed,) = embedders.named_embeddings([str(tiny_teacher)]).values()
+    assert not loaded
+    np.testing.assert_array_equal(embed(images), embed(images))
+    assert loaded == [str(tiny_teacher)]
+
+
+@pytest.mark.parametrize(("count", "size", "words"), [(0, 2, "no images"), (2, 0, "at least 1")])
+def test_an_embedder_takes_images_and_batches_of_one_or_more(tiny_teacher, images, count, size, words):
+    with pytest.raises(InputError, match=words):
+        embed_images(tiny_teacher, images[:count], size)
 
 
 def test_an_embedder_that_is_not_there_is_refused_when_it_is_loaded(tmp_path):
