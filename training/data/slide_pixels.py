@@ -14,7 +14,7 @@ from PIL import Image
 
 from histodistill.training.data.listing import spread
 from histodistill.training.data.pixel_source import Decoded, LeftOut
-from histodistill.training.data.slide_file import OpenSlides, Region, Slide, files_of_slide
+from histodistill.training.data.slide_file import OpenSlides, Region, Slide, files_of_slide, import_openslide
 from histodistill.training.data.slide_places import Places, Scale
 from histodistill.training.data.tiles import fit_tile
 from histodistill.training.running.errors import InputError
@@ -62,9 +62,11 @@ class SlidePixels:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Where the tiles are, how large their pixels become, and what is taken for glass."""
+        """Where the tiles are, how large their pixels become, what is taken for glass, and what reads them."""
         glass = [_LEAST_COLOUR, _DARKER_THAN, _LEAST_SHARE]
-        return {"kind": "slides", "places": self._places.digest(), "mpp": self._mpp, "glass": glass}
+        reader = import_openslide().__library_version__
+        settings = {"kind": "slides", "places": self._places.digest(), "mpp": self._mpp}
+        return {**settings, "glass": glass, "openslide": reader}
 
     def __len__(self) -> int:
         return len(self._places)

@@ -93,8 +93,8 @@ def _state_of(pixels: PixelSource, image_size: int | None) -> str:
 def _find(cache: TileCache, state: str) -> StoredTiles | None:
     """The tiles that were decoded from a source of this state, if they are still there."""
     try:
-        key = json.loads((cache.sources / f"{state}.json").read_text(encoding="utf-8"))["tiles"]
-        found = StoredTiles(cache.tiles / str(key))
+        known = json.loads((cache.sources / f"{state}.json").read_text(encoding="utf-8"))
+        found = StoredTiles(cache.tiles / str(known["tiles"]), _left_out_of(known["left_out"]))
         os.utime(found.folder / RECORD)
     except DAMAGED:
         return None
@@ -190,7 +190,8 @@ class TileWriter:
                 "nothing is written there any more"
             )
         self.save()
-        self._digest.update(json.dumps(self.left_out_as_json()).encode())
+        # Not what is told of them: the same tiles may be called otherwise elsewhere.
+        self._digest.update(json.dumps([[row, tile.why] for row, tile in sorted(self.left_out.items())]).encode())
         return self._digest.hexdigest()
 
     def save(self) -> None:
@@ -210,7 +211,7 @@ class TileWriter:
         try:
             known = json.loads((self.folder / _DONE).read_text(encoding="utf-8"))
             shape, done = tuple(map(int, known["shape"])), int(known["done"])
-            left_out = {row: LeftOut(why, InputError(text)) for row, why, text in known["left_out"]}
+            left_out = _left_out_of(known["left_out"])
             stored = os.fstat(self._file.fileno()).st_size
             if shape[0] != len(self._pixels) or stored < done * int(np.prod(shape[1:])):
                 return False
@@ -265,6 +266,11 @@ class TileWriter:
             f"{name} is {found[2]}x{found[1]} pixels but {other} is {first[2]}x{first[1]}: give "
             f"{param('image_size')} to bring all to one size"
         )
+
+
+def _left_out_of(known: Sequence[Sequence[Any]]) -> dict[int, LeftOut]:
+    """The inverse of `TileWriter.left_out_as_json`."""
+    return {row: LeftOut(why, InputError(text)) for row, why, text in known}
 
 
 def _decode_all(
@@ -323,7 +329,6 @@ def _put_into_place(writer: TileWriter, source: str, cache: TileCache, state: st
         "format": CACHE_FORMAT,
         "source": source,
         "shape": writer.shape,
-        "left_out": writer.left_out_as_json(),
     }
     (writer.folder / _DONE).unlink()
     write_json(writer.folder / RECORD, record, private=True)
@@ -334,5 +339,6 @@ def _put_into_place(writer: TileWriter, source: str, cache: TileCache, state: st
         except DAMAGED:
             shutil.rmtree(cache.tiles / key, ignore_errors=True)
             os.replace(writer.folder, cache.tiles / key)
-    write_json(cache.sources / f"{state}.json", {"tiles": key}, private=True)
-    return StoredTiles(cache.tiles / key)
+    known = {"tiles": key, "left_out": writer.left_out_as_json()}
+    write_json(cache.sources / f"{state}.json", known, private=True)
+    return StoredTiles(cache.tiles / key, writer.left_out)

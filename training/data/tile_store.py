@@ -15,7 +15,6 @@ from histodistill.selection.image_rows import ImageRows, Images, ImageView
 from histodistill.selection.near_copies import NearCopies, find_near_copies
 from histodistill.training.data.pixel_source import LeftOut
 from histodistill.training.data.tile_cache import read_record
-from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import write_bytes, write_text
 
 
@@ -71,12 +70,13 @@ class StoredTiles(TileStore):
 
     Args:
         folder: The folder.
+        left_out: See `TileStore`.
 
     Raises:
         OSError, EOFError, ValueError, LookupError, TypeError: If they are not there, or damaged.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, left_out: Mapping[int, LeftOut] | None = None):
         record = read_record(folder)
         if record is None:
             raise ValueError(f"{folder} holds no decoded tiles")
@@ -84,12 +84,11 @@ class StoredTiles(TileStore):
         self._images: np.ndarray = np.load(folder / PIXELS, mmap_mode="r", allow_pickle=False).view(np.ndarray)
         if list(self._images.shape) != record["shape"] or self._images.dtype != np.uint8:
             raise ValueError(f"{folder} holds other tiles than its record says")
-        left_out = {row: LeftOut(why, InputError(text)) for row, why, text in record["left_out"]}
         super().__init__(self._images.shape, left_out)
         self.folder = folder
 
-    def __reduce__(self) -> tuple[type[StoredTiles], tuple[Path]]:
-        return StoredTiles, (self.folder,)
+    def __reduce__(self) -> tuple[type[StoredTiles], tuple[Path, dict[int, LeftOut]]]:
+        return StoredTiles, (self.folder, self.left_out)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """The images at these rows."""

@@ -84,6 +84,18 @@ def test_the_same_tiles_are_kept_once(tmp_path, cache):
     assert one.folder == other.folder and len(cache.entries()) == 1 and not list(cache.unfinished.glob("*/"))
 
 
+def test_what_is_told_of_tiles_that_are_left_out_is_kept_with_their_source(tmp_path, cache):
+    one, other = (Source(tmp_path / name, left_out={3: "glass"}.items()) for name in ("one", "other"))
+    first = open_tiles(one, "one", None, cache)
+    other.decode = lambda image_size, start: iter(
+        [[LeftOut("glass", InputError("line 4 is bad")) if i == 3 else tile for i, tile in enumerate(TILES)]]
+    )
+    open_tiles(other, "other", None, cache)
+    again, of_other = open_tiles(one, "one", None, cache), open_tiles(other, "other", None, cache)
+    assert again.folder == of_other.folder == first.folder
+    assert (str(again.left_out[3].error), str(of_other.left_out[3].error)) == ("tile 3 is bad", "line 4 is bad")
+
+
 def test_a_killed_run_goes_on(tmp_path, cache, monkeypatch):
     monkeypatch.setattr(storing, "_BYTES_PER_RECORD", 1)
     with pytest.raises(KeyboardInterrupt):
