@@ -211,6 +211,8 @@ def _of_jpeg2000(image: ImageFile, stream: BinaryIO) -> set[str]:
         return needed
     if channels.count == 4 and channels.colours == "CMYK" and image.mode == "CMYK":
         return needed
+    if channels.count < 3:
+        raise _refused("has another colour space")
     if channels.count not in (3, 4) or channels.colours not in ("RGB", "unsaid") or image.mode not in _RGB:
         # They may be YCbCr, as in some files of slide scanners, and would be shown in wrong colours.
         raise _refused(f"has {channels.count} channels that it does not call RGB")
