@@ -74,6 +74,8 @@ def open_slide_manifest(table: Table, grouping: Grouping, mpp: float | None = No
     listed = _from_coords(table, slides, of_row) if "coords" in used else _from_lines(table, of_row, scale)
     # Of each tile its line, one split after the other.
     order, splits = listed.of_splits(splits, rows)
+    if "train" not in splits:
+        raise InputError(f"{table.path} has no tile of the split train: the coordinates of its slides are empty")
     places, lines = listed.places.subset(order), listed.rows[order]
 
     def name(i: int) -> str:
@@ -259,7 +261,5 @@ def _from_coords(table: Table, slides: Sequence[Path], of_row: np.ndarray) -> _L
             f"{table.place(row)} has the coordinates of a slide called {shown(name)}, "
             f"{counted(len(others), 'line')} of {len(table):,} such: if they are of another slide, correct the path"
         )
-    if empty == len(parts):
-        raise InputError(f"{table.path} has no tile: its files of coordinates are empty")
     places = Places.joined(parts)
     return _Listed(places, np.repeat(np.arange(len(parts)), [len(part) for _, part in parts]))

@@ -156,6 +156,13 @@ def test_tiles_outside_and_on_glass_are_left_out(folder, capsys):
     assert "2 of 7 tiles of set lie outside their slide and are left out (gland 2)" in told
 
 
+def test_a_split_of_glass_alone_is_refused(folder):
+    slides.write_slide(folder / "glass.tif", [np.full((64, 64, 3), 240, np.uint8)])
+    rows = [("glass.tif", 0, 0, 32, "gland", "train"), ("glass.tif", 32, 0, 32, "stroma", "train")]
+    rows += [(*row, "test") for row in ROWS]
+    assert "the train split of set is empty" in refused(written(folder, *rows, header=(*HEADER, "split")))
+
+
 # --- whose tiles they are ---
 
 
@@ -269,7 +276,11 @@ def test_coordinates_that_cannot_be_used(folder):
     rows = [("a.tif", "gland", "a.h5", 0.5)]
     assert "coords and mpp" in refused(of_coords(folder, *rows, header=("slide", "label", "coords", "mpp")))
     slides.write_clam(folder / "a.h5", [])
-    assert "has no tile" in refused(of_coords(folder, good))
+    text = "has no tile of the split train"
+    assert text in refused(of_coords(folder, good))
+    slides.write_clam(folder / "b.h5", CORNERS["b"])
+    rows = [(*good, "train"), ("b.tif", "stroma", "b.h5", "test")]
+    assert text in refused(of_coords(folder, *rows, header=("slide", "label", "coords", "split")))
 
 
 # --- manifests that are refused ---
