@@ -31,6 +31,7 @@ PROGRAMS = (
     "histodistill.training.benchmarks.speed",
     "histodistill.training.benchmarks.peers",
     "histodistill.training.benchmarks.memory",
+    "histodistill.training.benchmarks.input_path",
     "histodistill.training.benchmarks.audit_speed",
     "histodistill.training.benchmarks.sites_study",
 )

@@ -27,7 +27,8 @@ from histodistill.hub_cards.documents import (
 )
 from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.part_files import PARTS, WEIGHTS
-from histodistill.hub_cards.tables import DISTILLED, ImageTable, canonical, read_table, write_table
+from histodistill.hub_cards.table_files import read_table, write_table
+from histodistill.hub_cards.tables import DISTILLED, ImageTable, canonical
 from histodistill.hub_cards.weights import (
     WEIGHTS_METADATA,
     check_selector_values,

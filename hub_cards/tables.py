@@ -1,33 +1,19 @@
-"""The tables of image datasets: which columns there are, reading them strictly, and writing them in one way.
-
-A Parquet file has room for much that no reader shows. So a table is published only in the form that `write_table`
-gives it, written anew from pixels and numbers: `read_table` takes nothing that this module does not know, and
-`write_table` rounds what need not be exact. What `histodistill` writes itself has this form from the start.
+"""The tables of image datasets: which columns there are, what they may hold, and how numbers are rounded.
 
 A later column is added on purpose: by a line in `COLUMNS`, its name in the kinds of tables that may have it, and its
-meaning on the card (`dataset_card`).
+meaning on the card (`dataset_card`). `table_files` reads and writes the files.
 """
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.names import LONGEST_NAME, fault_of_published_name
-from histodistill.hub_cards.parquet_pages import measure_pages
-from histodistill.hub_cards.pictures import decode_png, encode_png
-
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
 
 @dataclass(frozen=True)
@@ -75,18 +61,6 @@ LEAST_SOFT_LABEL = 1e-12
 SUM_TOLERANCE = 1e-3
 #: The most names of classes or sites.
 MAX_NAMES = 10_000
-#: The most bytes that a table may unpack to, unless a caller says otherwise.
-MAX_BYTES = 2**32
-
-# Keys in the footer of a Parquet file: of Arrow, of `datasets`, and of its writer. Only the second is looked into, as
-# none is written again as it was.
-_KEYS = {b"ARROW:schema", b"huggingface", b"content_defined_chunking"}
-# What Arrow may note of a field: a number.
-_FIELD_KEYS = {b"PARQUET:field_id"}
-# Encodings in which a cell takes no more memory than it takes of the file.
-_PLAIN = {"PLAIN", "RLE", "BIT_PACKED"}
-# Rows that are read at a time, and bytes of pixels that are written into one group of rows, of so many rows at most.
-_BATCH, _GROUP_BYTES, _GROUP_ROWS = 256, 2**26, 10_000
 
 
 @dataclass(frozen=True, repr=False)
@@ -94,104 +68,20 @@ class ImageTable:
     """Images and what is known of each.
 
     Attributes:
-        images: uint8 N×S×S×3.
+        images: uint8 N×S×S×3: an array, or what is used alike and reads them when they are asked for (`images[rows]`
+            is an array).
         columns: Name → array of N numbers, or N×C for C classes; see `COLUMNS`. Always with `label`.
         class_names: Names of the labels.
         site_names: Names of the sites, where there is a column `site`.
     """
 
-    images: np.ndarray
+    images: Any
     columns: dict[str, np.ndarray]
     class_names: list[str]
     site_names: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.images)
-
-
-def check_set_size(needed: int) -> None:
-    """Sees that a table is not too large to be published.
-
-    Args:
-        needed: Bytes that it unpacks to.
-
-    Raises:
-        ContentError: If it has more than `MAX_BYTES`.
-    """
-    if needed > MAX_BYTES:
-        raise ContentError(f"it unpacks to {needed:,} bytes: a set to be published may have {MAX_BYTES:,}")
-
-
-def read_table(
-    source: bytes | BinaryIO,
-    columns: Sequence[str] = MERGED,
-    *,
-    is_whole: bool = True,
-    check_size: Callable[[int], None] = check_set_size,
-) -> ImageTable:
-    """Reads a Parquet file that holds an image dataset and nothing else.
-
-    Args:
-        source: The file, or its bytes.
-        columns: Those that it may have, such as `DISTILLED`; it need not have all, but `label`.
-        is_whole: Whether it is all of the dataset, so that every class must have an image.
-        check_size: Takes the bytes that the file unpacks to, before it is unpacked, and raises if these are too many.
-
-    Returns:
-        The table as it is; only `write_table` rounds.
-
-    Raises:
-        ContentError: If it cannot be read, or holds anything else.
-    """
-    stream = io.BytesIO(source) if isinstance(source, bytes) else source
-    with _open(stream) as file:
-        names = _check_schema(file, columns)
-        images = _read_images(file, _check_pages(stream, file.metadata, check_size), check_size)
-        table = ImageTable(
-            images,
-            {
-                name: _read_column(file, name, len(names["class"]))
-                for name in COLUMNS
-                if name in file.schema_arrow.names
-            },
-            names["class"],
-            names.get("site", []),
-        )
-    check_table(table, is_whole=is_whole)
-    return table
-
-
-def write_table(table: ImageTable) -> bytes:
-    """A table as a Parquet file that `load_dataset` opens; the same table gives the same bytes (with one pyarrow).
-
-    Soft labels and other numbers that are not whole are rounded: see `canonical`.
-
-    Raises:
-        ContentError: If the table has other columns or values than it may have.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = canonical(table)
-    check_table(table)
-    schema = table_schema(table)
-    size = table.images[0].size
-    step = max(1, min(_GROUP_ROWS, _GROUP_BYTES // size))
-    sink = pa.BufferOutputStream()
-    options = {
-        "compression": {path: "NONE" if path.startswith("image.") else "SNAPPY" for path in _leaves(schema)},
-        "use_dictionary": [path for path in _leaves(schema) if not path.startswith("image.")],
-        # Least and greatest values would stand in the footer once more.
-        "write_statistics": False,
-    }
-    with pq.ParquetWriter(sink, schema, **options) as writer:
-        for first in range(0, len(table), step):
-            rows = slice(first, first + step)
-            cells = [{"bytes": encode_png(image), "path": None} for image in table.images[rows]]
-            arrays = [pa.array(cells, schema.field("image").type)]
-            arrays += [_to_arrow(values[rows], schema.field(name).type) for name, values in table.columns.items()]
-            writer.write_table(pa.Table.from_arrays(arrays, schema=schema), row_group_size=step)
-    return sink.getvalue().to_pybytes()
 
 
 def canonical(table: ImageTable) -> ImageTable:
@@ -253,7 +143,7 @@ def check_table(table: ImageTable, *, is_whole: bool = True) -> None:
     if (
         images.dtype != np.uint8
         or images.ndim != 4
-        or not images.size
+        or 0 in images.shape
         or images.shape[1:] != (*images.shape[1:2] * 2, 3)
     ):
         raise ContentError(
@@ -290,176 +180,6 @@ def check_names(names: Sequence[str], kind: str) -> None:
             raise ContentError(f"its {kind} {ascii(name)[:LONGEST_NAME]} has {fault}: give it a plain name")
     if len(set(names)) < len(names):
         raise ContentError(f"its {kind} {max(names, key=list(names).count)!r} is named twice: name each once")
-
-
-def table_schema(table: ImageTable) -> pa.Schema:
-    """The columns of a table in Arrow's terms, with what `datasets` reads of them."""
-    import pyarrow as pa
-
-    names = {"class": table.class_names, "site": table.site_names}
-    about = {"info": {"features": {name: _feature(name, names) for name in ("image", *table.columns)}}}
-    fields = [(name, _arrow_type(name, len(table.class_names))) for name in ("image", *table.columns)]
-    return pa.schema(fields, metadata={"huggingface": json.dumps(about)})
-
-
-def _arrow_type(name: str, num_classes: int) -> pa.DataType:
-    import pyarrow as pa
-
-    if name == "image":
-        return pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    column = COLUMNS[name]
-    kind = pa.type_for_alias(column.dtype)
-    return pa.list_(kind, num_classes) if column.per_class else kind
-
-
-def _feature(name: str, names: Mapping[str, list[str]]) -> dict[str, Any]:
-    """What `datasets` notes of a column."""
-    if name == "image":
-        return {"_type": "Image"}
-    column = COLUMNS[name]
-    if column.names:
-        return {"names": names[column.names], "_type": "ClassLabel"}
-    value = {"dtype": column.dtype, "_type": "Value"}
-    return {"feature": value, "length": len(names["class"]), "_type": "List"} if column.per_class else value
-
-
-def _leaves(schema: pa.Schema) -> list[str]:
-    """The columns of numbers and bytes that a Parquet file of this schema has, as it calls them."""
-    paths = {"image": ["image.bytes", "image.path"], "soft_label": ["soft_label.list.element"]}
-    return [path for name in schema.names for path in paths.get(name, [name])]
-
-
-def _to_arrow(values: np.ndarray, kind: pa.DataType) -> pa.Array:
-    import pyarrow as pa
-
-    if values.ndim == 1:
-        return pa.array(values, kind)
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), kind.value_type), type=kind)
-
-
-@contextmanager
-def _open(stream: BinaryIO) -> Iterator[pq.ParquetFile]:
-    """The Parquet file; what goes wrong inside the block while it is read becomes a ContentError."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(stream) as file:
-            yield file
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ContentError(f"it is no Parquet file that can be read ({reason})") from error
-
-
-def _check_schema(file: pq.ParquetFile, allowed: Sequence[str]) -> dict[str, list[str]]:
-    """Sees that a file has known columns of the right types, and says nothing else of them.
-
-    Returns:
-        The names of the classes, and of the sites where there are any: `class` or `site` → names.
-    """
-    schema = file.schema_arrow
-    about = {**(file.metadata.metadata or {}), **(schema.metadata or {})}
-    if unknown := about.keys() - _KEYS:
-        raise ContentError(f"its footer has the key {min(unknown)!r}, which is not needed to read it")
-    if len(set(schema.names)) < len(schema.names) or not {"image", "label"} <= set(schema.names):
-        raise ContentError("its columns are not image, label and others, each once")
-    for name in schema.names:
-        if name not in ("image", *allowed):
-            raise ContentError(f"it has a column {name!r}: there may be image, {', '.join(allowed)}")
-    features = _features(about)
-    names = {
-        kind: features[name]["names"]
-        for name, kind in (("label", "class"), ("site", "site"))
-        if isinstance(features.get(name), dict) and isinstance(features[name].get("names"), list)
-    }
-    for kind, texts in names.items():
-        check_names(texts, kind)
-    if not names.get("class") or features != {name: _feature(name, {"site": [], **names}) for name in schema.names}:
-        raise ContentError("what its footer says of its columns (huggingface) is not what they are")
-    for found in schema:
-        right = _arrow_type(found.name, len(names["class"]))
-        if found.type != right:
-            raise ContentError(f"its column {found.name} is of the type {found.type} and must be {right}")
-        parts = [found, *(found.type.field(place) for place in range(found.type.num_fields))]
-        if any((part.metadata or {}).keys() - _FIELD_KEYS for part in parts):
-            raise ContentError(f"its column {found.name} has notes, which are not needed to read it")
-    return names
-
-
-def _features(about: Mapping[bytes, bytes]) -> dict[str, Any]:
-    """What `datasets` notes of the columns: name → description."""
-    try:
-        note = json.loads(about.get(b"huggingface", b""))
-    except (ValueError, RecursionError):
-        note = None
-    match note:
-        case {"info": {"features": dict(features), **more_info}, **more} if not more_info and not more:
-            return features
-    raise ContentError("its footer does not say what its columns are (huggingface), or says more")
-
-
-def _check_pages(stream: BinaryIO, metadata: pq.FileMetaData, check_size: Callable[[int], None]) -> int:
-    """Sees what the pages of a file unpack to, whatever its footer says.
-
-    Returns:
-        How many rows to read at a time, so that no batch unpacks to very much: encodings other than the plain one
-        repeat what they have once in the file, and then each image may be as large as all.
-    """
-    needed, batch = 0, _BATCH
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    for chunk in (group.column(place) for group in groups for place in range(group.num_columns)):
-        try:
-            pages = measure_pages(stream, chunk)
-        except ValueError as error:
-            raise ContentError(f"it is no Parquet file that can be read ({error})") from error
-        # A number that is repeated is stored once.
-        needed += max(pages.num_bytes, 8 * pages.num_values)
-        if chunk.path_in_schema == "image.bytes" and (pages.dictionary or not set(chunk.encodings) <= _PLAIN):
-            batch = min(batch, _GROUP_BYTES // max(1, pages.num_bytes))
-    check_size(needed)
-    if metadata.num_rows < 1 or metadata.num_rows != sum(group.num_rows for group in groups):
-        raise ContentError(f"it says that it has {metadata.num_rows} rows, and does not")
-    return max(1, batch)
-
-
-def _read_images(file: pq.ParquetFile, batch_size: int, check_size: Callable[[int], None]) -> np.ndarray:
-    """The images, uint8 N×H×W×3."""
-    num_rows, images, row = file.metadata.num_rows, None, 0
-    for batch in file.iter_batches(batch_size, columns=["image"]):
-        cells = batch.column("image")
-        data, paths = cells.field("bytes"), cells.field("path")
-        if cells.null_count or data.null_count or paths.null_count < len(paths):
-            raise ContentError(f"its rows from {row} have a cell without an image, or with a file name")
-        for cell in data:
-            try:
-                image = decode_png(cell.as_py())
-            except ContentError as error:
-                raise ContentError(f"row {row}: {error}") from error
-            if images is None:
-                numbers = sum(8 * max(1, field.type.num_fields) for field in file.schema_arrow)
-                check_size(num_rows * (image.size + numbers))
-                images = np.empty((num_rows, *image.shape), np.uint8)
-            if image.shape != images.shape[1:]:
-                raise ContentError(f"row {row}: the image is of another size than the first: all must be of one size")
-            if row == num_rows:
-                raise ContentError(f"it says that it has {num_rows} rows, and has more")
-            images[row] = image
-            row += 1
-    if images is None or row < num_rows:
-        raise ContentError(f"it says that it has {num_rows} rows, and has {row}")
-    return images
-
-
-def _read_column(file: pq.ParquetFile, name: str, num_classes: int) -> np.ndarray:
-    """A column as an array, N or N×C."""
-    column = file.read(columns=[name]).column(name)
-    values = column.combine_chunks()
-    if COLUMNS[name].per_class:
-        values = values.flatten()
-    if column.null_count or values.null_count:
-        raise ContentError(f"its column {name} has cells without a number")
-    array = np.array(values)  # a copy, which may be written to
-    return array.reshape(-1, num_classes) if COLUMNS[name].per_class else array
 
 
 def _check_values(

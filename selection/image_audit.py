@@ -504,8 +504,8 @@ def _tell_groups(
         if by_look:
             of = looks[None], by_group.control_looks[None], by_group.looks, by_group.reference_looks
         else:
-            tiles, reference = (known.index.points_at(name, rows) for rows in (attacked.rows, attacked.reference))
-            of = views[name], known.controls[name], tiles, reference
+            points, reference = (known.index.points_at(name, rows) for rows in (attacked.rows, attacked.reference))
+            of = views[name], known.controls[name], points, reference
         membership[name] = {}
         scores: dict[str, tuple[np.ndarray, dict[int, Interval]]] = {}
         controls: dict[str, np.ndarray] = {}

@@ -42,7 +42,7 @@ class ImageRows(ABC):
     def __getitem__(self, rows: Any) -> np.ndarray:
         """Reads rows, given as for an array: a number, a slice, or numbers or truth values N, and parts of each."""
         rows, *parts = rows if isinstance(rows, tuple) else (rows,)
-        chosen = np.arange(len(self))[rows]  # as NumPy understands it, and refuses what is out of range
+        chosen = _numbers(rows, len(self))
         images = self.read(np.atleast_1d(chosen))[(slice(None), *parts)]
         return images if chosen.ndim else images[0]
 
@@ -58,6 +58,22 @@ class ImageRows(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({'×'.join(map(str, self.shape))})"
+
+
+def _numbers(rows: Any, count: int) -> np.ndarray:
+    """The numbers of rows as NumPy understands them, int64 of any shape; what is out of range is refused.
+
+    Slices and numbers, which batches are asked for by, take as long as they are, whatever the count.
+    """
+    if isinstance(rows, slice):
+        return np.arange(*rows.indices(count))
+    numbers = np.asarray(rows)
+    if numbers.dtype.kind not in "iu":  # truth values, or nothing at all
+        return np.arange(count)[rows]
+    numbers = numbers.astype(np.int64)
+    if numbers.size and not (-count <= numbers.min() and numbers.max() < count):
+        raise IndexError(f"rows {numbers.min()} to {numbers.max()} were asked for, and there are {count}")
+    return np.where(numbers < 0, numbers + count, numbers)
 
 
 #: What can be taken as images, uint8 N×H×W×3.

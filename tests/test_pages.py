@@ -38,9 +38,15 @@ ONE_PROGRAM = "docs/python.md"
 OF_THE_PAST = "docs/trainings.md"
 SCRIPTS = ("train_autoencoder", "train_diffusion", "train_classifier", "generate", "select", "audit", "compare")
 # Other steps with a parser, without those of COMMANDS.
-BENCHMARKS = ("benchmarks.speed", "benchmarks.audit_speed", "benchmarks.sites_study", "benchmarks.memory")
+_MEASUREMENTS = (
+    *("speed", "audit_speed", "sites_study", "memory"),
+    *("input_path", "large_pool", "stage_memory", "decoding"),
+)
+BENCHMARKS = tuple(f"benchmarks.{name}" for name in _MEASUREMENTS)
 # Whose options in the text are not ours.
-OTHER_PROGRAMS = ("pip ", "python -m http.server", "python -m build", "git ")
+OTHER_PROGRAMS = (
+    "pip ", "python -m http.server", "python -m build", "git ", "create_patches_fp.py ", "run_batch_of_slides.py ",
+)  # fmt: skip
 # What distill does not run.
 ON_REQUEST = ("evaluate-pool", "benchmark")
 

@@ -5,12 +5,15 @@
 
 The pool is the same whatever the number of processes, and each image can be made again from its seed. Work is cut into
 chunks of fixed images that are generated whole; a killed run goes on with the chunks that are missing. The output
-folder opens with `load_dataset`; its columns are image, label and seed.
+folder opens with `load_dataset`; its columns are image, label and seed. A large pool is in several files, which are
+written while it is made, so that it may be larger than memory.
 """
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from diffusers import DiffusionPipeline
 
-    from histodistill.training.engine.pool import Chunk
+    from histodistill.training.engine.pool import Shard
     from histodistill.training.running.stages import Stage
 
 #: Of a pool's settings, those that the pipeline is called with.
@@ -65,7 +68,7 @@ def make_parser() -> StepParser[GenerateConfig]:
 
 
 def run(config: GenerateConfig) -> Path:
-    """Generates the chunks that are missing, and joins all into one dataset.
+    """Generates what is missing of the pool.
 
     Returns:
         The folder, which `load_dataset` opens.
@@ -78,13 +81,7 @@ def run(config: GenerateConfig) -> Path:
     # Before the libraries are imported, which takes seconds.
     record = require_complete(config.pipeline, "pipeline", "run train_diffusion on it first")
 
-    import shutil
-
-    import numpy as np
-
-    from histodistill.training.data.image_dataset import write_image_dataset
     from histodistill.training.engine.accelerator import make_accelerator
-    from histodistill.training.engine.pool import cut_into_chunks, plan_pool, read_chunk
     from histodistill.training.models.loading import load_pipeline
 
     settings = {"stage": "pool", "pipeline": record["fingerprint"], **config.settings()}
@@ -96,47 +93,95 @@ def run(config: GenerateConfig) -> Path:
         return config.output
     pipeline = load_pipeline(config.pipeline).to(accelerator.device)
     pipeline.set_progress_bar_config(disable=True)
-    accelerator.wait_for_everyone()
+    image_size = pipeline.unet.config.sample_size * pipeline.vae.spatial_compression_ratio
+    make_pool(config, pipeline, image_size, accelerator, stage)
     if accelerator.is_main_process:
-        stage.begin()
-
-    labels, seeds = plan_pool(pipeline.num_classes, config.per_class, config.seed)
-    chunks = cut_into_chunks(config.output / "chunks", labels, seeds, config.chunk_size)
-    make_missing_chunks(config, pipeline, chunks, accelerator, stage)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        images = np.concatenate([read_chunk(*chunk) for chunk in chunks])
-        write_image_dataset(config.output / "data", images, {"label": labels, "seed": seeds}, pipeline.class_names)
-        stage.finish(num_images=len(labels), num_processes=accelerator.num_processes)
-        shutil.rmtree(config.output / "chunks")
-        accelerator.print(f"pool: {len(labels)} images saved to {config.output}")
         suggest("histodistill", "select", "--pool", config.output, "--teacher", "FOLDER", "--output", "FOLDER")
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return config.output
 
 
-def make_missing_chunks(
-    config: GenerateConfig,
-    pipeline: DiffusionPipeline,
-    chunks: list[Chunk],
-    accelerator: Accelerator,
-    stage: Stage,
+def make_pool(
+    config: GenerateConfig, pipeline: DiffusionPipeline, image_size: int, accelerator: Accelerator, stage: Stage
 ) -> None:
-    """Generates this process's share of the chunks, but those that a killed run finished.
+    """Generates what is missing of a pool, and puts it in its place.
 
     Args:
         config: Says how to generate.
         pipeline: Generates the images.
-        chunks: All chunks of the pool.
-        accelerator: Says which of them are this process's.
+        image_size: Their side in pixels.
+        accelerator: Shared by all processes.
+        stage: Of the pool, not complete.
+    """
+    from histodistill.training.engine.pool import cut_into_chunks, gather_into_shards, plan_pool
+    from histodistill.training.running.files import remove
+
+    chunk_folder, shard_folder, data = (config.output / name for name in ("chunks", "shards", "data"))
+    labels, seeds = plan_pool(pipeline.num_classes, config.per_class, config.seed)
+    chunks = cut_into_chunks(chunk_folder, labels, seeds, config.chunk_size)
+    shards = gather_into_shards(shard_folder, chunks, image_size)
+    # No process looks at what there is before all have come here, nor before the main one is done with it.
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        stage.begin()
+        if data.exists() and not shard_folder.exists():  # of a run that was killed when all was done
+            os.replace(data, shard_folder)
+        remove(data)
+        clear_folder(shard_folder, {shard.path.name for shard in shards})
+        clear_folder(chunk_folder, {chunk.path.name for chunk in chunks})
+    accelerator.wait_for_everyone()
+    make_missing_shards(config, pipeline, image_size, shards, accelerator, stage)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        os.replace(shard_folder, data)
+        remove(chunk_folder)
+        stage.finish(num_images=len(labels), num_processes=accelerator.num_processes)
+        accelerator.print(f"pool: {len(labels)} images saved to {config.output}")
+
+
+def clear_folder(folder: Path, names: Collection[str]) -> None:
+    """Removes what is not of these names, such as half a file of a process that was killed; makes the folder."""
+    from histodistill.training.running.files import remove
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if path.name not in names:
+            remove(path)
+
+
+def make_missing_shards(
+    config: GenerateConfig,
+    pipeline: DiffusionPipeline,
+    image_size: int,
+    shards: list[Shard],
+    accelerator: Accelerator,
+    stage: Stage,
+) -> None:
+    """Generates this process's share of the chunks, but those that a killed run finished, and writes its shards.
+
+    Args:
+        config: Says how to generate.
+        pipeline: Generates the images.
+        image_size: Their side in pixels.
+        shards: All shards of the pool.
+        accelerator: Says which of them, and which chunks, are this process's: shard and chunk i are of the process i
+            modulo their number, whatever is finished.
         stage: Of the pool; the time spent is kept in its record.
     """
-    from histodistill.training.engine.pool import generate_images, read_chunk, write_chunk
+    from histodistill.training.engine.pool import generate_images, is_written, read_chunk, write_chunk, write_shards
     from histodistill.training.running.progress import Progress
 
-    mine = chunks[accelerator.process_index :: accelerator.num_processes]
-    missing = [chunk for chunk in mine if read_chunk(*chunk) is None]
+    is_mine = slice(accelerator.process_index, None, accelerator.num_processes)
+    mine = [chunk for shard in shards for chunk in shard.chunks][is_mine]
+    written = {shard.path for shard in shards if is_written(shard, pipeline.class_names, image_size)}
+    needless = {chunk.path for shard in shards if shard.path in written for chunk in shard.chunks}
+    missing = [chunk for chunk in mine if chunk.path not in needless and read_chunk(*chunk) is None]
+    for path in (*needless, *(chunk.path for chunk in missing)):
+        path.unlink(missing_ok=True)
+    # From here on a chunk that is there is whole, whoever has made it.
+    accelerator.wait_for_everyone()
+    pending = write_shards([shard for shard in shards[is_mine] if shard.path not in written], pipeline.class_names)
     options = {
         "num_inference_steps": config.num_inference_steps,
         "guidance_scale": config.guidance_scale,
@@ -151,10 +196,14 @@ def make_missing_chunks(
             with accelerator.autocast():
                 images = generate_images(pipeline, labels, seeds, **options)
             write_chunk(path, images, labels, seeds)
+            pending = write_shards(pending, pipeline.class_names)
             progress.update(len(labels))
             if accelerator.is_main_process and time.monotonic() - saved > _PROGRESS_SECONDS:
                 stage.save_progress()
                 saved = time.monotonic()
+    # Others may have made the last chunks of these.
+    accelerator.wait_for_everyone()
+    write_shards(pending, pipeline.class_names)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from histodistill.selection.image_rows import JoinedImages, batches, join, rows_of
+from histodistill.selection.image_rows import ImageRows, JoinedImages, batches, join, rows_of
 
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 4, 4, 3), dtype=np.uint8)
@@ -9,13 +9,28 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (7, 4, 4, 3), dtype=np.uint8)
 
 def test_rows_are_read_as_an_array_gives_them():
     view = rows_of(IMAGES, np.arange(7))
-    for rows in (3, -1, slice(2, 5), slice(None, None, -2), np.array([4, 4, 0]), IMAGES[:, 0, 0, 0] > 99, [1, 2]):
+    for rows in (3, -1, slice(2, 5), slice(None, None, -2), np.array([4, -4, 0]), IMAGES[:, 0, 0, 0] > 99, [1, 2], []):
         assert np.array_equal(view[rows], IMAGES[rows])
     assert np.array_equal(view[2:, 0, :, 1], IMAGES[2:, 0, :, 1]) and np.array_equal(view[2, 0], IMAGES[2, 0])
     assert view.shape == IMAGES.shape and view.ndim == 4 and view.nbytes == IMAGES.nbytes and len(view) == 7
     assert np.array_equal(np.asarray(view), IMAGES) and np.array_equal(list(view), IMAGES)
+    for rows in (7, -8, [0, 7], np.array([-8])):
+        with pytest.raises(IndexError):
+            view[rows]
     with pytest.raises(IndexError):
-        view[7]
+        view[np.ones(6, dtype=bool)]
+
+
+def test_a_few_of_many_images_are_read_without_counting_them_all():
+    class Endless(ImageRows):
+        def read(self, rows):
+            return np.broadcast_to((rows % 256).astype(np.uint8)[:, None, None, None], (len(rows), *self.shape[1:]))
+
+    images = Endless((2**50, 2, 2, 3))  # numbers of all would not go into any memory
+    assert images[2**49 + 5, 0, 0, 0] == 5
+    assert images[-1, 0, 0, 0] == 255
+    assert images[np.array([2**40 + 1, 2**50 - 2])][:, 0, 0, 0].tolist() == [1, 254]
+    assert images[2**45 : 2**45 + 3][:, 1, 1, 2].tolist() == [0, 1, 2]
 
 
 def test_a_view_of_a_view_is_a_view_of_what_it_is_of():

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.sources import load_tiles
 from histodistill.training.engine import pool
 from histodistill.training.engine.pool import generate_images, plan_pool, write_chunk
+from histodistill.training.models.loading import load_pipeline
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, write_json
 from histodistill.training.running.options import run_script
@@ -92,6 +95,115 @@ def test_killed_run_goes_on_with_the_missing_chunks(tmp_path, tiny_pool, run_mai
     run_main(script, *pool_argv, "--output", tmp_path)
     assert made == [list(range(start, min(start + 8, 30))) for start in (0, 8, 16, 24)]  # each chunk once
     assert (tmp_path / PARQUET).read_bytes() == (tiny_pool / PARQUET).read_bytes()
+
+
+@pytest.fixture
+def two_chunks_a_shard(monkeypatch):
+    """Pools of 30 images of 16 px in chunks of 8 have two shards, of 16 and of 14 images."""
+    monkeypatch.setattr(pool, "SHARD_BYTES", 2 * 8 * 16 * 16 * 3)
+
+
+@pytest.fixture
+def sharded_pool(tmp_path, run_main, pool_argv, two_chunks_a_shard):
+    """Such a pool, made at one go."""
+    run_main(script, *pool_argv, "--output", tmp_path / "at_one_go")
+    return tmp_path / "at_one_go"
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*")}
+
+
+def same_pool(folder, other):
+    """Whether two finished pools have the same files, and nothing else is left."""
+    ours, theirs = (files(each) for each in (folder, other))
+    assert ours.keys() == theirs.keys()
+    return all(ours[name] == theirs[name] for name in ours.keys() - {"stage.json"})
+
+
+def test_a_large_pool_is_in_several_files(tiny_pool, sharded_pool):
+    names = [f"data/train-0000{number}-of-00002.parquet" for number in range(2)]
+    assert files(sharded_pool).keys() == {*names, "stage.json"}
+    assert not (sharded_pool / "chunks").exists() and not (sharded_pool / "shards").exists()
+    images, columns, names = read_image_dataset(sharded_pool)
+    expected, expected_columns, expected_names = read_image_dataset(tiny_pool)
+    np.testing.assert_array_equal(images, expected)
+    assert names == expected_names
+    for name in columns:
+        np.testing.assert_array_equal(columns[name], expected_columns[name])
+    assert load_dataset(str(sharded_pool), split="train")["seed"] == list(range(30))
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_a_killed_run_goes_on_within_a_shard_and_after_it(tmp_path, sharded_pool, run_main, pool_argv, made, limit):
+    made.clear()
+    made.limit = limit
+    with pytest.raises(Killed):
+        run_main(script, *pool_argv, "--output", tmp_path / "pool")
+    left = files(tmp_path / "pool").keys() - {"stage.json"}
+    shard = {"shards/train-00000-of-00002.parquet"}  # the chunks of which are gone
+    assert left == [{"chunks/chunk-000000.npz"}, shard, {*shard, "chunks/chunk-000002.npz"}][limit - 1]
+    made.limit = None
+    run_main(script, *pool_argv, "--output", tmp_path / "pool")
+    assert [seeds[0] for seeds in made] == [0, 8, 16, 24]  # each chunk once
+    assert same_pool(tmp_path / "pool", sharded_pool)
+
+
+def test_a_damaged_shard_is_made_again(tmp_path, sharded_pool, run_main, pool_argv, made):
+    made.clear()
+    made.limit = 3
+    with pytest.raises(Killed):
+        run_main(script, *pool_argv, "--output", tmp_path / "pool")
+    shard = tmp_path / "pool" / "shards" / "train-00000-of-00002.parquet"
+    shard.write_bytes(shard.read_bytes()[:-20])
+    (shard.parent / "train-00000-of-00009.parquet").write_bytes(b"of another plan")
+    (shard.parent / f".{shard.name}.0123456789abcdef.tmp").write_bytes(b"half")
+    made.limit = None
+    made.clear()
+    run_main(script, *pool_argv, "--output", tmp_path / "pool")
+    assert [seeds[0] for seeds in made] == [0, 8, 24]
+    assert same_pool(tmp_path / "pool", sharded_pool)
+
+
+def test_a_run_killed_when_all_is_in_place_makes_nothing_again(tmp_path, sharded_pool, run_main, pool_argv, made):
+    made.clear()
+    shutil.copytree(sharded_pool, tmp_path / "pool")
+    record = read_json(tmp_path / "pool" / "stage.json")
+    write_json(tmp_path / "pool" / "stage.json", {**record, "complete": False})
+    run_main(script, *pool_argv, "--output", tmp_path / "pool")
+    assert made == []
+    assert same_pool(tmp_path / "pool", sharded_pool)
+    assert read_json(tmp_path / "pool" / "stage.json")["complete"]
+
+
+def test_another_number_of_processes_goes_on(tmp_path, sharded_pool, run_main, pool_argv, made, tiny_pipeline):
+    """Of two processes the second has made its chunks when the first is killed; then one makes the rest."""
+    made.clear()
+    made.limit = 3
+    config = script.make_parser().read([*map(str, pool_argv), "--output", str(tmp_path / "pool")])
+    labels, seeds = plan_pool(5, 6, 0)
+    chunks = pool.cut_into_chunks(tmp_path / "pool" / "chunks", labels, seeds, 8)
+    shards = pool.gather_into_shards(tmp_path / "pool" / "shards", chunks, 16)
+    pipeline = load_pipeline(tiny_pipeline)
+    pipeline.set_progress_bar_config(disable=True)
+    (tmp_path / "pool").mkdir()
+    record = read_json(sharded_pool / "stage.json")
+    write_json(tmp_path / "pool" / "stage.json", {**record, "complete": False})
+    for index in (1, 0):
+        process = SimpleNamespace(
+            process_index=index, num_processes=2, is_main_process=False, is_local_main_process=False,
+            wait_for_everyone=lambda: None, autocast=contextlib.nullcontext,
+        )  # fmt: skip
+        with contextlib.suppress(Killed):
+            script.make_missing_shards(config, pipeline, 16, shards, process, None)
+    assert made == [list(range(8, 16)), list(range(24, 30)), list(range(8))]
+    assert files(tmp_path / "pool").keys() == {
+        "stage.json", "shards/train-00000-of-00002.parquet", "chunks/chunk-000003.npz",
+    }  # fmt: skip
+    made.limit = None
+    run_main(script, *pool_argv, "--output", tmp_path / "pool")
+    assert made[3:] == [list(range(16, 24))]
+    assert same_pool(tmp_path / "pool", sharded_pool)
 
 
 def test_finished_chunks_are_kept_and_damaged_ones_made_again(tmp_path, tiny_pool, run_main, pool_argv, made):

@@ -40,15 +40,15 @@ def assert_same_weights(first, second) -> None:
 def kill_at(monkeypatch, call: int) -> None:
     """The `call`th batch from 1 is never made."""
     calls = []
-    random_symmetry = autoencoder_training.random_symmetry
+    draw_batch = autoencoder_training.AutoencoderTraining.draw_batch
 
     def counted(*args):
         calls.append(1)
         if len(calls) == call:
             raise Killed
-        return random_symmetry(*args)
+        return draw_batch(*args)
 
-    monkeypatch.setattr(autoencoder_training, "random_symmetry", counted)
+    monkeypatch.setattr(autoencoder_training.AutoencoderTraining, "draw_batch", counted)
 
 
 def test_folder_holds_an_autoencoder_and_its_record(tiny_autoencoder, tiny_npz):
@@ -141,7 +141,9 @@ def test_accumulated_gradients_are_those_of_one_large_batch(tmp_path, run_main, 
     # Without noise and augmentation the two halves hold what the large batch holds.
     forward = VariationalAutoencoder.forward
     monkeypatch.setattr(VariationalAutoencoder, "forward", lambda self, x, noise: forward(self, x, 0 * noise))
-    monkeypatch.setattr(autoencoder_training, "random_symmetry", lambda images, _: images)
+    monkeypatch.setattr(
+        autoencoder_training, "draw_symmetries", lambda count, _: torch.zeros(count, dtype=torch.int64)
+    )
     argv = [*autoencoder_argv, "--max-train-steps", 1, "--class-balance", 0, "--max-grad-norm", 1e9]
     sizes = {"large": (8, 1), "halves": (4, 2), "half": (4, 1)}
     moments = {}

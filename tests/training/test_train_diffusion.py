@@ -37,15 +37,15 @@ def assert_same_weights(first, second) -> None:
 def kill_at(monkeypatch, call: int) -> None:
     """The `call`th batch from 1 is never made."""
     calls = []
-    random_symmetry = diffusion_training.random_symmetry
+    draw_batch = diffusion_training.DiffusionTraining.draw_batch
 
     def counted(*args):
         calls.append(1)
         if len(calls) == call:
             raise Killed
-        return random_symmetry(*args)
+        return draw_batch(*args)
 
-    monkeypatch.setattr(diffusion_training, "random_symmetry", counted)
+    monkeypatch.setattr(diffusion_training.DiffusionTraining, "draw_batch", counted)
 
 
 def load(folder) -> HistologyPipeline:
@@ -157,7 +157,7 @@ def test_accumulated_gradients_are_those_of_one_large_batch(tmp_path, run_main, 
         return torch.zeros(len(class_ids), *latent_shape), torch.full((len(class_ids),), 0.5), class_ids
 
     monkeypatch.setattr(diffusion_training, "draw_step", draw_nothing)
-    monkeypatch.setattr(diffusion_training, "random_symmetry", lambda images, _: images)
+    monkeypatch.setattr(diffusion_training, "draw_symmetries", lambda n, _: torch.zeros(n, dtype=torch.int64))
     argv = [*diffusion_argv, "--max-train-steps", 1, "--class-balance", 0, "--max-grad-norm", 1e9]
     sizes = {"large": (8, 1), "halves": (4, 2), "half": (4, 1)}
     moments = {}

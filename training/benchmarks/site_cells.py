@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histodistill.selection.image_rows import join as join_images
 from histodistill.training.benchmarks.sites import federated_averaging
 from histodistill.training.benchmarks.sites_table import MERGED
 from histodistill.training.data.image_dataset import read_image_dataset
@@ -68,7 +69,7 @@ def distil_site(options: DistillConfig, source: TileSource, own: Tiles, max_trai
 
 def join(parts: Sequence[Tiles]) -> Tiles:
     """Tiles of several sites as one set."""
-    return Tiles(np.concatenate([part.images for part in parts]), np.concatenate([part.labels for part in parts]))
+    return Tiles(join_images([part.images for part in parts]), np.concatenate([part.labels for part in parts]))
 
 
 def training_sets(

@@ -25,6 +25,7 @@ from histodistill.training.data.image_columns import Features, features_of_schem
 from histodistill.training.data.image_rows import open_rows
 from histodistill.training.data.names import shown, some
 from histodistill.training.data.opened_source import OpenedSource
+from histodistill.training.data.reading import AS_USUAL, Reading
 from histodistill.training.data.split_files import (
     check_different,
     check_shards,
@@ -91,7 +92,7 @@ def is_datasets_folder(path: Path) -> bool:
     )
 
 
-def open_datasets_folder(path: Path, grouping: Grouping) -> OpenedSource:
+def open_datasets_folder(path: Path, grouping: Grouping, reading: Reading = AS_USUAL) -> OpenedSource:
     """Opens a folder of Parquet files, or one that `save_to_disk` of `datasets` left.
 
     Columns are found by their type, as `datasets` writes it into the files (for Parquet, README.md may say it
@@ -106,6 +107,7 @@ def open_datasets_folder(path: Path, grouping: Grouping) -> OpenedSource:
     Args:
         path: The folder.
         grouping: What was said of the groups.
+        reading: What is converted, and whether images that cannot be read are left out.
 
     Returns:
         The source, named after the folder.
@@ -124,11 +126,11 @@ def open_datasets_folder(path: Path, grouping: Grouping) -> OpenedSource:
         splits[split], called[split] = files, part
     if "train" not in splits:
         raise InputError(f"{path} has no train split (found {', '.join(parts)}): name one train")
-    return open_rows(path.resolve().name, str(path), splits, grouping)
+    return open_rows(path.resolve().name, str(path), splits, grouping, reading=reading)
 
 
 def holds_images(path: Path) -> bool:
-    """Whether a Parquet file holds images, and is no manifest: it has a column of them, or none of their paths.
+    """Whether a Parquet file holds images, and is no manifest: it has a column of them, or none of paths or slides.
 
     Raises:
         InputError: If it cannot be read.
@@ -136,10 +138,12 @@ def holds_images(path: Path) -> bool:
     schema = open_parquet(path).schema
     features = features_of_schema(schema, str(path))
     kinds = {feature.get("_type") for feature in features.values() if isinstance(feature, dict)}
-    return "Image" in kinds or any(is_image(field.type) for field in schema) or "path" not in schema.names
+    if "Image" in kinds or any(is_image(field.type) for field in schema):
+        return True
+    return "path" not in schema.names and "slide" not in schema.names
 
 
-def open_parquet_file(path: Path, grouping: Grouping) -> OpenedSource:
+def open_parquet_file(path: Path, grouping: Grouping, reading: Reading = AS_USUAL) -> OpenedSource:
     """Opens a single Parquet file with images, as `open_datasets_folder` would a folder with nothing else in it.
 
     Returns:
@@ -156,7 +160,7 @@ def open_parquet_file(path: Path, grouping: Grouping) -> OpenedSource:
             "with all splits, or rename the file if its tiles are for training"
         )
     check_shards([path])
-    return open_rows(path.stem, str(path), {"train": [(open_parquet(path), None)]}, grouping)
+    return open_rows(path.stem, str(path), {"train": [(open_parquet(path), None)]}, grouping, reading=reading)
 
 
 def _parquet_parts(folder: Path) -> dict[str, _Files]:

@@ -13,23 +13,27 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from histodistill.selection.summaries import counted
-from histodistill.training.data.decoding import SIGNATURE_BYTES, kind_of_picture
 from histodistill.training.data.names import fault_of_name
+from histodistill.training.data.picture_kinds import (
+    SIGNATURE_BYTES,
+    SLIDE_REMEDY,
+    SLIDE_SUFFIXES,
+    SUFFIXES,
+    kind_of_picture,
+    placeholder,
+)
 from histodistill.training.data.split_files import splits_named
 from histodistill.training.running.errors import InputError, one_line
 
 
 #: Endings of the names of files that are taken for images, in any case of letters: those of the formats that
 #: `decode_image` reads.
-IMAGE_SUFFIXES = (
-    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".webp",
-    ".jp2", ".j2k", ".jpc", ".j2c", ".jpf", ".jpx", ".ppm", ".pnm",
-)  # fmt: skip
+IMAGE_SUFFIXES = tuple(SUFFIXES)
 # Endings of images that are not read. Most others are known by their first bytes.
 _OTHER_IMAGE_SUFFIXES = (
     ".gif", ".heic", ".heif", ".avif", ".jxl", ".psd", ".tga", ".exr", ".ico", ".pgm", ".pbm", ".svg",
-    ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".vsi", ".czi", ".lif", ".lsm", ".nd2", ".oib", ".oif",
-    ".qptiff", ".isyntax", ".dcm", ".dicom", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2",
+    ".lif", ".lsm", ".nd2", ".oib", ".oif", ".dcm", ".dicom",
+    ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2",
 )  # fmt: skip
 # Names of folders, in lower case, that systems, storages and programs leave among a user's own. Names that begin with
 # a dot need not be here.
@@ -51,15 +55,11 @@ _TEXT_SUFFIXES = {
 _PACKED_SUFFIXES = {
     ".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".npz", ".h5", ".hdf5", ".lnk", ".url", "",
 }  # fmt: skip
-# A file that stands for an image which was not fetched is text of at most so many bytes, and begins like this.
-_PLACEHOLDER_BYTES = 1024
-_PLACEHOLDERS = (b"version https://git-lfs", b"/annex/objects/", b".git/annex/objects/", b"../.git/annex/objects/")
-
 # Suffixes that a line names.
 _SUFFIXES_SHOWN = 5
 
 # What stops the loading: kind → (what one is called, its plural, what to do).
-_NAMES, _TARGETS, _PLACES, _SPECIAL, _EMPTY, _KINDS, _SYSTEM, _NO_CLASS = range(8)
+_NAMES, _TARGETS, _PLACES, _SPECIAL, _EMPTY, _SLIDES, _KINDS, _SYSTEM, _NO_CLASS = range(9)
 _REFUSED = {
     _NAMES: (
         "name with bytes or characters that are no text",
@@ -78,6 +78,7 @@ _REFUSED = {
     ),
     _SPECIAL: ("entry that is no file", "entries that are no files", "take them out"),
     _EMPTY: ("empty image file", "empty image files", "copy them again, or take them out"),
+    _SLIDES: ("whole slide", "whole slides", f"{SLIDE_REMEDY}, or move them away"),
     _KINDS: (
         "image of a kind or name that is not read",
         "images of kinds or names that are not read",
@@ -104,15 +105,18 @@ class FolderWalk:
 
     Args:
         root: The folder.
+        takes_unreadable: Whether images that are empty, or were not fetched, are listed with the others.
     """
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, takes_unreadable: bool = False):
         self.root = root
+        self._takes_unreadable = takes_unreadable
         self._real = root.resolve()
         self._seen = {_identity(folder): folder for folder in (self._real, *self._real.parents)}
         self._refused: dict[int, list[Path]] = {}
         self._others: list[Path] = []
         self._unused_images: list[Path] = []
+        self._unnamed: list[Path] = []
         self._hidden_images: list[Path] = []
         self._system_folders: list[Path] = []
         self._no_images: list[Path] = []
@@ -149,9 +153,15 @@ class FolderWalk:
             waiting += below
         return sorted(images, key=Path.as_posix)
 
+    def leave_unnamed(self, images: list[Path]) -> None:
+        """Keeps account of images that a table of labels does not name."""
+        self._unnamed += images
+
     def leave_out(self, images: list[Path]) -> None:
         """Keeps account of images that are not taken; those seen so far that cannot be read are not taken either."""
-        self._unused_images += [*images, *self._refused.pop(_KINDS, []), *self._refused.pop(_EMPTY, [])]
+        self._unused_images += images
+        for kind in (_SLIDES, _KINDS, _EMPTY):
+            self._unused_images += self._refused.pop(kind, [])
 
     def passed_over(self, folder: Path) -> bool:
         """Whether a folder beside the splits holds nothing that could be a tile; if so, keeps account of it."""
@@ -203,6 +213,7 @@ class FolderWalk:
             parts.append(f"{what} ({_by_suffix(self._others)}, such as {self._example(self._others)})")
         for paths, noun, plural in (
             (self._unused_images, "image beside the split folders", "images beside the split folders"),
+            (self._unnamed, "image without a label", "images without a label"),
             (self._hidden_images, "hidden image", "hidden images"),
             (self._system_folders, "hidden or system folder with images", "hidden or system folders with images"),
             (self._no_images, "folder without images", "folders without images"),
@@ -274,14 +285,18 @@ class FolderWalk:
             (self._hidden_images if suffix in IMAGE_SUFFIXES else self._others).append(path)
         elif not stat.S_ISREG(status.st_mode):
             self._refuse(_SPECIAL, path)
+        elif suffix in SLIDE_SUFFIXES:
+            self._refuse(_SLIDES, path)
         elif suffix not in IMAGE_SUFFIXES:
             if suffix in _OTHER_IMAGE_SUFFIXES or kind_of_picture(_head(path, SIGNATURE_BYTES)):
                 self._refuse(_KINDS, path)
             else:
                 self._others.append(path)
+        elif self._takes_unreadable:
+            return True
         elif not status.st_size:
             self._refuse(_EMPTY, path)
-        elif status.st_size <= _PLACEHOLDER_BYTES and _head(path, 32).startswith(_PLACEHOLDERS):
+        elif placeholder(_head(path, SIGNATURE_BYTES), status.st_size):
             self._refuse(_PLACES, path)
         else:
             return True

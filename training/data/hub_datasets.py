@@ -16,8 +16,9 @@ from histodistill.training.data.image_rows import open_rows
 from histodistill.training.data.listing import spread
 from histodistill.training.data.names import shown, some
 from histodistill.training.data.opened_source import OpenedSource
+from histodistill.training.data.reading import Reading
 from histodistill.training.data.tiles import SPLIT_ALIASES
-from histodistill.training.running.errors import InputError
+from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.notes import tell, warn
 
 
@@ -26,13 +27,13 @@ if TYPE_CHECKING:
 
 # Rows that are read at a time.
 _BATCH = 256
-# The configurations that datasets names where an id has several and none is the default one.
-_CONFIGURATIONS = re.compile(r"Config name is missing.*?\[(.*?)\]", re.DOTALL)
+# The configurations that datasets names where an id has several and none is the default one, or not the one asked for.
+_CONFIGURATIONS = re.compile(r"(?:Config name is missing|BuilderConfig .*? not found).*?\[(.*?)\]", re.DOTALL)
 # The commit in the address of a file that was fetched from the Hub.
 _COMMIT = re.compile(r"@([0-9a-f]{40})/")
 
 
-def open_hub_dataset(repo_id: str, download_dir: str | Path | None, grouping: Grouping) -> OpenedSource:
+def open_hub_dataset(repo_id: str, grouping: Grouping, reading: Reading) -> OpenedSource:
     """Opens a dataset of the Hub by its id `user/name`, from the Hugging Face cache when it is there.
 
     Splits are those of `SPLIT_ALIASES`, in any case of letters; others are told of. Columns are found as in
@@ -40,29 +41,35 @@ def open_hub_dataset(repo_id: str, download_dir: str | Path | None, grouping: Gr
 
     Args:
         repo_id: The id, `user/name`.
-        download_dir: Where downloads are kept; the Hugging Face cache by default.
         grouping: What was said of the groups.
+        reading: With revision and configuration, where downloads are kept, and what is converted.
 
     Returns:
         The source, named by the id.
 
     Raises:
         InputError: As for `open_datasets_folder`; also when there is neither a network nor a cached copy, or the
-            dataset has several configurations.
+            dataset has several configurations of which none was named, or no such.
     """
     from datasets import load_dataset
 
     try:
-        data = load_dataset(repo_id, cache_dir=None if download_dir is None else os.fspath(download_dir))
+        data = load_dataset(
+            repo_id,
+            reading.hub_config,
+            revision=reading.hub_revision,
+            cache_dir=None if reading.download_dir is None else os.fspath(reading.download_dir),
+        )
     except Exception as error:  # of many kinds: HTTP, cache, builder
         if several := _CONFIGURATIONS.search(str(error)):
+            wrong = f"{param('hub_config')}={reading.hub_config} is no configuration of {repo_id}"
+            missing = f"{repo_id} has several configurations and no default one"
             raise InputError(
-                f"{repo_id} has several configurations ({shown(several[1])}) and no default one: fetch the files of "
-                "one with `hf download`, and give their folder"
+                f"{wrong if reading.hub_config else missing}: give {param('hub_config')} one of {shown(several[1])}"
             ) from error
         raise InputError(
             f"{repo_id} is no local folder and cannot be loaded from the Hub ({reason(error)}): check the name, "
-            "the network, and for a private dataset `hf auth login`"
+            f"{'the revision, ' if reading.hub_revision else ''}the network, and for a private dataset `hf auth login`"
         ) from error
     splits: dict[str, list[tuple[Rows, None]]] = {}
     unknown = []
@@ -73,12 +80,12 @@ def open_hub_dataset(repo_id: str, download_dir: str | Path | None, grouping: Gr
         elif split in splits:
             raise InputError(f"{repo_id} has two splits for {split} ({some([*map(str, data)])}): no id can have that")
         else:
-            splits[split] = [(_rows(repo_id, rows, download_dir), None)]
+            splits[split] = [(_rows(repo_id, rows, reading.download_dir), None)]
     if "train" not in splits:
         raise InputError(f"{repo_id} has no train split (found {some([*map(str, data)]) or 'none'}): name one train")
     _tell(repo_id, next(iter(data.values())).info, unknown)
     license = next((rows.info.license for rows in data.values() if rows.info.license), None)
-    return open_rows(repo_id, repo_id, splits, grouping, license or None)
+    return open_rows(repo_id, repo_id, splits, grouping, license or None, reading)
 
 
 def _rows(repo_id: str, data: Dataset, download_dir: str | Path | None) -> Rows:

@@ -1,7 +1,9 @@
 """Image datasets of a run, the pool and the distilled set: Parquet with PNG images and columns of numbers.
 
 `load_dataset` opens them. They are read here directly, so that a folder's name is never a pattern, and so that no copy
-of their images stays in a cache of this machine or comes out of it in their place.
+of their images stays in a cache of this machine or comes out of it in their place: what is read is what files hold.
+`read_image_dataset` reads a dataset whole, and `open_image_table` leaves the images of a large one in the files, from
+which each is unpacked when it is asked for.
 """
 
 from __future__ import annotations
@@ -15,8 +17,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histodistill.hub_cards.errors import ContentError
-from histodistill.hub_cards.tables import MERGED, ImageTable, check_table, read_table, table_schema, write_table
+from histodistill.hub_cards.table_files import TableFile, read_table, table_schema, write_table
+from histodistill.hub_cards.tables import MERGED, ImageTable, check_table
+from histodistill.selection.image_rows import Images
 from histodistill.training.data.limits import check_growth, check_memory
+from histodistill.training.data.scratch_images import FEW_BYTES
+from histodistill.training.data.stored_images import StoredImages, open_table_file
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import new_folder, write_bytes
 
@@ -25,9 +31,14 @@ if TYPE_CHECKING:
     from datasets import Features
 
 
+def shard_name(number: int, total: int) -> str:
+    """What a file of a dataset is called: the one of this number, from 0, of so many."""
+    return f"train-{number:05d}-of-{total:05d}.parquet"
+
+
 #: The one file that `write_image_dataset` writes.
-SHARD = "train-00000-of-00001.parquet"
-# A dataset in several files, as later versions may write it: its number, and how many there are.
+SHARD = shard_name(0, 1)
+# The name of a file: its number, and how many there are.
 _SHARD = re.compile(r"train-(\d{5})-of-(\d{5})\.parquet", re.ASCII)
 
 
@@ -94,6 +105,49 @@ def read_image_table(folder: str | Path, columns: Sequence[str] = MERGED) -> Ima
         return read_shards(files, columns)
     except (ContentError, OSError) as error:
         raise InputError(f"{folder} cannot be read ({error}): make it again") from error
+
+
+def open_image_table(folder: str | Path, columns: Sequence[str] = MERGED) -> ImageTable:
+    """As `read_image_table`, but images that are more than a few stay in the files until they are asked for.
+
+    Args:
+        folder: The folder that holds `data`.
+        columns: Those that it may have, beside images.
+
+    Returns:
+        The table. Its images are an array, or `StoredImages`, which are used alike and raise `InputError` where what
+        is read is damaged.
+
+    Raises:
+        InputError: If there is no such dataset, a file of it is missing, or it is damaged or holds anything else, but
+            for the images themselves.
+    """
+    paths = require_shards(folder)
+    try:
+        files = [open_shard(path, columns, is_whole=len(paths) == 1) for path in paths]
+        if not all(file.in_groups for file in files):  # of another writer
+            return read_shards(paths, columns)
+        table = _join([file.table for file in files], StoredImages(folder, files))
+    except (ContentError, OSError) as error:
+        raise InputError(f"{folder} cannot be read ({error}): make it again") from error
+    return replace(table, images=table.images[:]) if table.images.nbytes <= FEW_BYTES else table
+
+
+def open_shard(path: Path, columns: Sequence[str] = MERGED, *, is_whole: bool = False) -> TableFile:
+    """A file of a dataset, of which only the images are not read.
+
+    Args:
+        path: The file.
+        columns: Those that it may have, beside images.
+        is_whole: Whether it is all of the dataset.
+
+    Raises:
+        ContentError: If it is damaged or holds anything else.
+        InputError: If it unpacks to very many times its size.
+        OSError: If it cannot be opened.
+    """
+    stored = path.stat().st_size
+    return open_table_file(path, lambda needed: check_growth(str(path), stored, needed), columns, is_whole=is_whole)
 
 
 def read_shards(files: Sequence[Path], columns: Sequence[str] = MERGED) -> ImageTable:
@@ -164,18 +218,28 @@ def _read_shard(path: Path, columns: Sequence[str], *, is_whole: bool) -> ImageT
         return read_table(file, columns, is_whole=is_whole, check_size=check_size)
 
 
-def _join(tables: Sequence[ImageTable]) -> ImageTable:
-    """The rows of all files of a dataset. Raises ContentError if these differ in more than their rows."""
+def _join(tables: Sequence[ImageTable], images: Images | None = None) -> ImageTable:
+    """The rows of all files of a dataset.
+
+    Args:
+        tables: Of each file.
+        images: Of all of them; by default those of the tables.
+
+    Raises:
+        ContentError: If these differ in more than their rows.
+    """
     first, *others = tables
-    if not others:
-        return first
     for other in others:
         if (
             (other.class_names, other.site_names, other.columns.keys(), other.images.shape[1:])
             != (first.class_names, first.site_names, first.columns.keys(), first.images.shape[1:])
         ):  # fmt: skip
             raise ContentError("its files differ in classes, columns or image size")
+    if images is None:
+        images = np.concatenate([table.images for table in tables]) if others else first.images
+    if not others:
+        return replace(first, images=images)
     columns = {name: np.concatenate([table.columns[name] for table in tables]) for name in first.columns}
-    joined = replace(first, images=np.concatenate([table.images for table in tables]), columns=columns)
+    joined = replace(first, images=images, columns=columns)
     check_table(joined)
     return joined

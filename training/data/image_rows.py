@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from histodistill.selection.summaries import counted
 from histodistill.training.data.arrow_files import Rows
+from histodistill.training.data.colour_forms import DecodingRules
 from histodistill.training.data.decoding import Entry, count_modes, count_sizes, decode_stream
 from histodistill.training.data.group_names import (
     LONGEST,
@@ -31,7 +32,9 @@ from histodistill.training.data.limits import check_growth, check_memory
 from histodistill.training.data.listing import LOOKED_AT, ListedSplit
 from histodistill.training.data.names import shown, some
 from histodistill.training.data.opened_source import OpenedSource
+from histodistill.training.data.pictures import Noted
 from histodistill.training.data.pixel_source import Decoded
+from histodistill.training.data.reading import AS_USUAL, Reading
 from histodistill.training.data.text_columns import texts_of_column
 from histodistill.training.data.tiles import MIN_IMAGE_SIZE, check_soft_labels
 from histodistill.training.running.errors import InputError, param
@@ -48,6 +51,7 @@ def open_rows(
     splits: Mapping[str, Sequence[tuple[Rows, Features | None]]],
     grouping: Grouping,
     license: str | None = None,
+    reading: Reading = AS_USUAL,
 ) -> OpenedSource:
     """The source that rows of files with typed columns make.
 
@@ -58,6 +62,7 @@ def open_rows(
             and otherwise None, so that the file's own schema says it.
         grouping: What was said of the groups.
         license: Licence of the tiles where known.
+        reading: What is converted, and whether images that cannot be read are left out.
 
     Raises:
         InputError: Columns, labels, soft labels or groups that cannot be used, or that do not fit in memory.
@@ -80,17 +85,17 @@ def open_rows(
     if not grouping.was_asked_for:
         grouping = with_hint(grouping, where, first.unused)
 
-    total = sum(len(of_split.tiles) for of_split in listed.values())
+    total, skip = sum(len(of_split.tiles) for of_split in listed.values()), reading.skip_unreadable
     return OpenedSource(
         name,
         first.class_names,
         {split: replace(of_split.tiles, soft_labels=of_split.soft_labels) for split, of_split in listed.items()},
-        RowPixels([(part, listed[split]) for split, part in parts.items()]),
-        sizes=lambda: sum((part.sizes(listed[split], total) for split, part in parts.items()), Counter()),
+        RowPixels([(part, listed[split]) for split, part in parts.items()], reading.rules),
+        sizes=lambda: sum((part.sizes(listed[split], total, skip) for split, part in parts.items()), Counter()),
         stored=lambda: sum(rows.stored for part in parts.values() for rows in part.files),
         grouping=grouping if grouping.column is None else with_kind_of(grouping, grouping.column),
         license=license,
-        modes=lambda: sum((part.modes(listed[split]) for split, part in parts.items()), Counter()),
+        modes=lambda: sum((part.modes(listed[split], skip) for split, part in parts.items()), Counter()),
     )
 
 
@@ -163,18 +168,24 @@ class RowPixels:
 
     Args:
         parts: Each split, with what was read of it.
+        rules: What is converted.
     """
 
-    def __init__(self, parts: Sequence[tuple[_Part, _Listed]]):
-        self._parts = parts
+    def __init__(self, parts: Sequence[tuple[_Part, _Listed]], rules: DecodingRules):
+        self._parts, self._rules = parts, rules
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
-        """Of each split the column of images, and how many there are."""
+        """Of each split the column of images, and how many there are; and what is converted."""
         splits = [[part.columns.image, len(listed.tiles)] for part, listed in self._parts]
         # Rows that are in no file are never taken for those of another time.
         once = any(not rows.stored_in for part, _ in self._parts for rows in part.files)
-        return {"kind": "rows", "splits": splits, "once": secrets.token_hex() if once else None}
+        return {
+            "kind": "rows",
+            "splits": splits,
+            "once": secrets.token_hex() if once else None,
+            **self._rules.json(),
+        }
 
     def __len__(self) -> int:
         return sum(len(listed.tiles) for _, listed in self._parts)
@@ -194,16 +205,18 @@ class RowPixels:
 
     def decode(self, image_size: int | None, start: int) -> Iterator[Sequence[Decoded]]:
         """The images from `start` on."""
+        noted = Noted()
         for part, listed in self._parts:
             part.check_size(image_size)
             skipped = min(start, len(listed.tiles))
             start -= skipped
             if skipped < len(listed.tiles):
                 outside: list[Path] = []
-                for batch in decode_stream(part.entries(listed, skipped, outside), image_size):
+                for batch in decode_stream(part.entries(listed, skipped, outside), image_size, self._rules, noted):
                     part.check_size(next((len(tile) for tile in batch if isinstance(tile, np.ndarray)), None))
                     yield batch
                 part.tell_of_files(outside)
+        noted.tell()
 
 
 @dataclass(frozen=True)
@@ -289,24 +302,26 @@ class _Part:
             found.update(dict.fromkeys(pc.struct_field(batch.column(column), "path").to_pylist()))
         return [Path(path) for path in found if path and "\0" not in path and os.path.isabs(path)]
 
-    def sizes(self, listed: _Listed, total: int) -> Counter[tuple[int, int]]:
+    def sizes(self, listed: _Listed, total: int, skip_unreadable: bool) -> Counter[tuple[int, int]]:
         """Sizes of a sample of the images, by their headers: of its share in all `total` tiles of the source."""
         sizes: Counter[tuple[int, int]] = Counter()
         start = 0
         for file in self.files:
             most = -(-LOOKED_AT * file.num_rows // total)
             for rows, cells in file.sample(self.columns.image, most) if most else ():
-                sizes += count_sizes(self._entries(cells, [start + row for row in rows], file.files_below, listed))
+                entries = self._entries(cells, [start + row for row in rows], file.files_below, listed)
+                sizes += count_sizes(entries, skip_unreadable)
             start += file.num_rows
         return sizes
 
-    def modes(self, listed: _Listed) -> Counter[str]:
+    def modes(self, listed: _Listed, skip_unreadable: bool) -> Counter[str]:
         """Colour modes of all images, by their headers."""
         modes: Counter[str] = Counter()
         start = 0
         for below, batch in _batches(self.files, [self.columns.image]):
             rows = range(start, start + batch.num_rows)
-            modes += count_modes(self._entries(batch.column(self.columns.image), rows, below, listed))
+            entries = self._entries(batch.column(self.columns.image), rows, below, listed)
+            modes += count_modes(entries, skip_unreadable)
             start += batch.num_rows
         return modes
 

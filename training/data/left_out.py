@@ -16,8 +16,8 @@ from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.notes import is_step_of_distill, tell, warn
 
 
-# What is said of tiles that are left out.
-_SAID: dict[Why, str] = {
+#: What is said of tiles that are left out.
+SAID: dict[Why, str] = {
     "unreadable": "cannot be read",
     "outside": "lie outside their slide",
     "glass": "show bare glass",
@@ -64,7 +64,7 @@ def tell_of_left_out(
     if not left_out or is_step_of_distill():
         return
     labels = np.concatenate([split.labels for split in splits.values()])
-    for why, said in _SAID.items():
+    for why, said in SAID.items():
         rows = [row for row, tile in sorted(left_out.items()) if tile.why == why]
         if not rows:
             continue

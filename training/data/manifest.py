@@ -29,6 +29,7 @@ from histodistill.training.data.limits import check_memory
 from histodistill.training.data.listing import ListedSplit
 from histodistill.training.data.names import class_name, shown, some
 from histodistill.training.data.opened_source import OpenedSource
+from histodistill.training.data.reading import AS_USUAL, Reading
 from histodistill.training.data.split_files import split_called
 from histodistill.training.data.tile_files import open_tile_files
 from histodistill.training.data.tiles import SPLIT_ALIASES, SPLITS
@@ -39,8 +40,17 @@ from histodistill.training.running.suggestions import did_you_mean
 
 #: Endings of a manifest's name that is text → what stands between its cells, and what that is called.
 SEPARATORS = {".csv": (",", "commas"), ".tsv": ("\t", "tabs")}
-# Columns that a manifest must have, and those that mean something where it has them.
-_REQUIRED, _OPTIONAL = ("path", "label"), ("split", "group", "site")
+#: Columns that a manifest of files must have.
+OF_FILES = ("path", "label")
+# Other names of these → columns that mean the same, of which the first that is there is taken.
+_ALSO = {
+    "path": ("file_name", "filename", "file", "image", "image_id", "id"),
+    "label": ("class",),
+}
+# Those that a manifest of places on slides must have: one by one, or with a file of them for each slide.
+_OF_PLACES, _OF_COORDS = ("slide", "label", "x", "y", "size"), ("slide", "label", "coords")
+# Columns that hold numbers, which Parquet may have as such.
+_NUMBERS = ("x", "y", "size", "level", "mpp")
 # Different values that another column may have to be an attribute, at most.
 _MOST_VALUES = 20
 # Bytes of memory that a byte of text takes, cut into cells.
@@ -48,7 +58,7 @@ _GROWTH = 12
 
 
 @dataclass(frozen=True)
-class _Table:
+class Table:
     """The cells of a manifest.
 
     Attributes:
@@ -62,6 +72,14 @@ class _Table:
     columns: dict[str, list[str]]
     others: list[str]
     lines: list[int] | None
+
+    @property
+    def is_of_slides(self) -> bool:
+        """Whether tiles are places on slides, and not files."""
+        return "path" not in self.columns and "path" not in self.others
+
+    def __len__(self) -> int:
+        return len(self.columns["label"])
 
     def place(self, row: int) -> str:
         """What messages call a row."""
@@ -77,53 +95,38 @@ class _Table:
         return cells
 
 
-def open_manifest(path: Path, grouping: Grouping) -> OpenedSource:
-    """Opens a manifest, a table of tiles in files of their own.
+def open_manifest(table: Table, grouping: Grouping, reading: Reading = AS_USUAL) -> OpenedSource:
+    """Opens a manifest of tiles in files of their own.
 
     It has the columns `path` and `label`, and may have `split`, `group` and `site`. Relative paths go from the
-    manifest's folder. Labels are the names of classes, which are kept in sorted order, whole numbers by their value.
+    manifest's folder. A path may also be called `file_name`, `filename`, `file`, `image`, `image_id` or `id`, and a
+    label `class`. Labels are the names of classes, which are kept in sorted order, whole numbers by their value.
     Without a column `split` all tiles are train. Groups are the column that the user names, or a part of the paths, or
     the column `group`. `site`, and each further column with 2 to 20 different values, is an attribute; a note tells
     which columns are not used. Tiles come in the order of the lines.
 
-    CSV has commas, TSV tabs, both are UTF-8 with or without a byte order mark, and cells may be in double quotes.
-
     Args:
-        path: The file: `.csv`, `.tsv` or `.parquet`.
+        table: The manifest.
         grouping: What was said of the groups.
+        reading: What is converted, and whether files that cannot be read are left out.
 
     Returns:
         The source, named after the file.
 
     Raises:
-        InputError: Naming the line: a file that cannot be read, a missing column, an empty cell, a split with an
-            unknown name, a tile that is not there or is there twice, or groups that cannot be used.
+        InputError: Naming the line: an empty cell, a split with an unknown name, a tile that is not there or is there
+            twice, or groups that cannot be used.
     """
-    table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_text(path)
-    for name in (*_REQUIRED, *_OPTIONAL):
-        if name in table.others:
-            raise InputError(f"column {name} of {path} holds something else than text: save it as text")
-    files, stored = _files(table)
-    labels = [class_name(label) for label in table.column("label")]
-    classes = _in_order({*labels})
-    number = {name: i for i, name in enumerate(classes)}
-    all_tiles, grouping = _listed(table, np.array([number[label] for label in labels]), grouping)
-    rows_of = _rows_of_splits(table)
-    splits = {
-        split: ListedSplit(
-            all_tiles.labels[rows],
-            None if all_tiles.groups is None else all_tiles.groups[rows],
-            {name: values[rows] for name, values in all_tiles.attributes.items()},
-        )
-        for split, rows in rows_of.items()
-    }
-    rows = np.concatenate([*rows_of.values()])
+    check_columns(table, OF_FILES)
+    files, stored = files_of(table, "path")
+    check_no_repeats(table, files)
+    classes, splits, rows, grouping = read_columns(table, grouping, OF_FILES)
 
     def called(i: int) -> str:
         return f"{table.place(rows[i])} ({shown(table.columns['path'][rows[i]])})"
 
     return open_tile_files(
-        path.stem, classes, splits, lambda i: Path(files[rows[i]]), called, lambda: stored, grouping
+        table.path.stem, classes, splits, lambda i: Path(files[rows[i]]), called, lambda: stored, grouping, reading
     )
 
 
@@ -131,7 +134,7 @@ def check_manifest(path: Path) -> None:
     """Refuses a file that is no manifest by its first line, or, for Parquet, no Parquet file by its first bytes.
 
     Raises:
-        InputError: As `open_manifest` does.
+        InputError: As `read_table` does.
     """
     with _readable(path) as file:
         if path.suffix.lower() not in SEPARATORS:
@@ -142,7 +145,7 @@ def check_manifest(path: Path) -> None:
         if line.count(b'"') % 2:  # a cell goes on in the next line
             return
         rows = _rows_of_text(path, line)
-        _check_columns(path, _header(path, next(rows, (1, []))[1]))
+        _check_names(path, _header(path, next(rows, (1, []))[1]))
 
 
 def _readable(path: Path) -> io.BufferedReader:
@@ -153,27 +156,63 @@ def _readable(path: Path) -> io.BufferedReader:
         raise InputError(f"{path} cannot be read ({error.strerror}): change who may read it") from error
 
 
-def _check_columns(path: Path, names: Sequence[str]) -> None:
+def needed_columns(names: Sequence[str]) -> tuple[str, ...]:
+    """The columns that a manifest with columns of these names must have: of files, or of places on slides."""
+    if "path" in names:
+        return OF_FILES
+    if "coords" in names:
+        return _OF_COORDS
+    return _OF_PLACES if "slide" in names or {"x", "y", "size"} <= {*names} else OF_FILES
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
     """Sees that a manifest has the columns that it needs."""
-    for name in _REQUIRED:
+    needed = needed_columns(names)
+    for name in needed:
         if name not in names:
             meant = did_you_mean(name, names)
+            of_slides = " (or coords in place of x, y and size)" if needed == _OF_PLACES else ""
             raise InputError(
-                f"{path} has no column {name}{meant}: a manifest needs the columns path and label, and this has "
-                f"{some([each for each in names if each]) or 'none with a name'}"
+                f"{path} has no column {name}{meant}: a manifest needs the columns {', '.join(needed[:-1])} and "
+                f"{needed[-1]}{of_slides}, and this has {some([each for each in names if each]) or 'none with a name'}"
             )
+
+
+def check_columns(table: Table, needed: Sequence[str]) -> None:
+    """Sees that the columns which mean something hold text.
+
+    Raises:
+        InputError: If one of them holds something else.
+    """
+    for name in (*needed, "split", "group", "site"):
+        if name in table.others:
+            raise InputError(f"column {name} of {table.path} holds something else than text: save it as text")
 
 
 # --- reading tables ---
 
 
-def _read_text(path: Path) -> _Table:
+def read_table(path: Path) -> Table:
+    """Reads a manifest.
+
+    CSV has commas, TSV tabs, both are UTF-8 with or without a byte order mark, and cells may be in double quotes.
+
+    Args:
+        path: The file: `.csv`, `.tsv` or `.parquet`.
+
+    Raises:
+        InputError: Naming the line: a file that cannot be read, or a column that is missing.
+    """
+    return _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_text(path)
+
+
+def _read_text(path: Path) -> Table:
     """The table that a file of text is."""
     with _readable(path) as file:
         check_memory(str(path), os.fstat(file.fileno()).st_size * _GROWTH)
         rows = _rows_of_text(path, file.read())
     names = _header(path, next(rows, (1, []))[1])
-    _check_columns(path, names)
+    _check_names(path, names)
     lines, cells = [], []
     for line, row in rows:
         if len(row) != len(names):
@@ -187,7 +226,7 @@ def _read_text(path: Path) -> _Table:
     if not lines:
         raise InputError(f"{path} has no line below its header: give one for each tile")
     columns = {name: list(column) for name, column in zip(names, zip(*cells, strict=True), strict=True) if name}
-    return _Table(path, columns, ["a column without a name"] if "" in names else [], lines)
+    return Table(path, columns, ["a column without a name"] if "" in names else [], lines)
 
 
 def _rows_of_text(path: Path, data: bytes) -> Iterator[tuple[int, list[str]]]:
@@ -224,10 +263,20 @@ def _header(path: Path, cells: Sequence[str]) -> list[str]:
     for name, count in Counter(names).items():
         if name and count > 1:
             raise InputError(f"{path} has two columns called {shown(name)}: keep one of them")
+    return _usual_names(names)
+
+
+def _usual_names(names: Sequence[str]) -> list[str]:
+    """Names of columns with `path` and `label` in place of what means the same; places on slides need no path."""
+    names = list(names)
+    for usual, others in _ALSO.items():
+        found = [other for other in others if other in names]
+        if usual not in names and found and not (usual == "path" and "slide" in names):
+            names[names.index(found[0])] = usual
     return names
 
 
-def _read_parquet(path: Path) -> _Table:
+def _read_parquet(path: Path) -> Table:
     """The table that a Parquet file is; numbers of type ClassLabel are the names that they stand for."""
     import pyarrow as pa
 
@@ -236,9 +285,16 @@ def _read_parquet(path: Path) -> _Table:
     from histodistill.training.data.text_columns import is_text_column, texts_of_column
 
     rows = open_parquet(path)
-    _check_columns(path, rows.schema.names)
+    names = dict(zip(rows.schema.names, _usual_names(rows.schema.names), strict=True))
+    _check_names(path, [*names.values()])
     features = features_of_schema(rows.schema, str(path))
-    usable = [field.name for field in rows.schema if is_text_column(field.type) or pa.types.is_integer(field.type)]
+    usable = [
+        field.name
+        for field in rows.schema
+        if is_text_column(field.type)
+        or pa.types.is_integer(field.type)
+        or (field.name in _NUMBERS and pa.types.is_floating(field.type))
+    ]
     if not rows.num_rows:
         raise InputError(f"{path} has no row: give one for each tile")
     columns: dict[str, list[str]] = {name: [] for name in usable}
@@ -248,26 +304,41 @@ def _read_parquet(path: Path) -> _Table:
                 batch.column(name), names_of_labels(features.get(name)), f"column {name} of {path}"
             )
             columns[name] += [text or "" for text in texts]
-    return _Table(path, columns, [name for name in rows.schema.names if name not in columns], None)
+    others = [usual for name, usual in names.items() if name not in columns]
+    return Table(path, {names[name]: cells for name, cells in columns.items()}, others, None)
 
 
 # --- what the columns say ---
 
 
-def _files(table: _Table) -> tuple[list[str], int]:
-    """The file of each tile, and the bytes of all; sees that all are there, each once."""
-    cells = table.columns["path"]
-    table.column("path")  # none is empty
+def files_of(table: Table, column: str) -> tuple[list[str], int]:
+    """The files that a column names, and the bytes of all.
+
+    Raises:
+        InputError: If one of them is not there.
+    """
+    cells = table.columns[column]
+    table.column(column)  # none is empty
     folder = str(table.path.parent)
     files = [os.path.join(folder, cell) for cell in cells]
-    sizes = [_size(file) for file in files]
+    known = {file: _size(file) for file in dict.fromkeys(files)}
+    sizes = [known[file] for file in files]
     if None in sizes:
         first = sizes.index(None)
-        what = counted(sizes.count(None), "file that is not there", "files that are not there")
+        what = counted([*known.values()].count(None), "file that is not there", "files that are not there")
         raise InputError(
             f"{table.place(first)} names {shown(cells[first])}, one of {what}: correct the paths, which go from the "
             "folder of the manifest where they are relative, or fetch the files"
         )
+    return files, sum(size for size in known.values() if size is not None)
+
+
+def check_no_repeats(table: Table, files: Sequence[str]) -> None:
+    """Sees that no file is named twice.
+
+    Raises:
+        InputError: Naming both lines.
+    """
     # Links to folders are followed, so that two ways to one file are seen as such.
     parts = [os.path.split(file) for file in files]
     real = {parent: os.path.realpath(parent) for parent in {parent for parent, _ in parts}}
@@ -276,10 +347,9 @@ def _files(table: _Table) -> tuple[list[str], int]:
         before = seen.setdefault((real[parent], name), row)
         if before != row:
             raise InputError(
-                f"{table.place(row)} names the file of {_line(table, before)} again ({shown(cells[row])}): keep one "
-                "of the two, with the label that is right"
+                f"{table.place(row)} names the file of {line_of(table, before)} again "
+                f"({shown(table.columns['path'][row])}): keep one of the two, with the label that is right"
             )
-    return files, sum(size for size in sizes if size is not None)
 
 
 def _size(file: str) -> int | None:
@@ -291,9 +361,43 @@ def _size(file: str) -> int | None:
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
-def _line(table: _Table, row: int) -> str:
+def line_of(table: Table, row: int) -> str:
     """A row within a sentence about another."""
     return f"row {row}" if table.lines is None else f"line {table.lines[row]}"
+
+
+def read_columns(
+    table: Table, grouping: Grouping, used: Sequence[str], group: str = "group"
+) -> tuple[list[str], dict[str, ListedSplit], np.ndarray, Grouping]:
+    """What a manifest says of its rows beside where their pixels are; tells of columns that are not used.
+
+    Args:
+        table: The manifest.
+        grouping: What was said of the groups.
+        used: Columns that have a meaning of their own; the first names the file in whose path groups are searched.
+        group: The column with the groups where none was named.
+
+    Returns:
+        The names of the classes; split → what is known of its rows; the rows of all splits, one split after the
+        other, int64; and what is known of the groups.
+
+    Raises:
+        InputError: Naming the line: an empty cell, a split with an unknown name, or groups that cannot be used.
+    """
+    labels = [class_name(label) for label in table.column("label")]
+    classes = _in_order({*labels})
+    number = {name: i for i, name in enumerate(classes)}
+    listed, grouping = _listed(table, np.array([number[label] for label in labels]), grouping, used, group)
+    rows_of = _rows_of_splits(table)
+    splits = {
+        split: ListedSplit(
+            listed.labels[rows],
+            None if listed.groups is None else listed.groups[rows],
+            {name: values[rows] for name, values in listed.attributes.items()},
+        )
+        for split, rows in rows_of.items()
+    }
+    return classes, splits, np.concatenate([*rows_of.values()]), grouping
 
 
 def _in_order(labels: Set[str]) -> list[str]:
@@ -303,11 +407,11 @@ def _in_order(labels: Set[str]) -> list[str]:
     return sorted(labels)
 
 
-def _rows_of_splits(table: _Table) -> dict[str, np.ndarray]:
+def _rows_of_splits(table: Table) -> dict[str, np.ndarray]:
     """Split → its rows, int64."""
     cells = [cell.strip() for cell in table.columns.get("split", [])]
     if not any(cells):
-        return {"train": np.arange(len(table.columns["path"]))}
+        return {"train": np.arange(len(table))}
     cells = table.column("split")
     split_of = {name: SPLIT_ALIASES.get(name.lower()) for name in {*cells}}
     for row, cell in enumerate(cells if None in split_of.values() else ()):
@@ -318,24 +422,26 @@ def _rows_of_splits(table: _Table) -> dict[str, np.ndarray]:
     return {split: np.flatnonzero(splits == split) for split in SPLITS if split in splits}
 
 
-def _listed(table: _Table, labels: np.ndarray, grouping: Grouping) -> tuple[ListedSplit, Grouping]:
-    """What is known of all tiles, and of their groups; tells of columns that are not used."""
-    column = _group_column(table, grouping)
+def _listed(
+    table: Table, labels: np.ndarray, grouping: Grouping, used: Sequence[str], group: str
+) -> tuple[ListedSplit, Grouping]:
+    """What is known of all rows, and of their groups; tells of columns that are not used."""
+    column = _group_column(table, grouping, used, group)
     groups = None
     attributes: dict[str, np.ndarray] = {}
     if column is not None:
         groups = spelled(table.column(column), table.place)
         grouping = with_kind_of(grouping, column)
     elif grouping.pattern is not None:
-        paths = [path.replace("\\", "/") for path in table.columns["path"]]
+        paths = [path.replace("\\", "/") for path in table.columns[used[0]]]
         groups, attributes = parts_of_paths(paths, grouping.pattern, str(table.path))
     else:
-        grouping = with_hint(grouping, str(table.path), [*table.columns])
+        grouping = with_hint(grouping, str(table.path), [name for name in table.columns if name not in used])
     unused = list(table.others)
     for name, cells in table.columns.items():
         if name == "site":
             attributes = {name: spelled(table.column(name), table.place, name), **attributes}
-        elif name not in (*_REQUIRED, "split", column):
+        elif name not in (*used, "split", column):
             values = {cell.strip() for cell in cells}
             if _may_be_attribute(name, values) and name not in attributes:
                 attributes[name] = spelled(cells, table.place, name)
@@ -347,13 +453,13 @@ def _listed(table: _Table, labels: np.ndarray, grouping: Grouping) -> tuple[List
     return ListedSplit(labels, groups, attributes), grouping
 
 
-def _group_column(table: _Table, grouping: Grouping) -> str | None:
+def _group_column(table: Table, grouping: Grouping, used: Sequence[str], group: str) -> str | None:
     """The column with the groups, if there is one."""
     if grouping.column is None:
-        return "group" if "group" in table.columns and grouping.pattern is None else None
+        return group if group in table.columns and grouping.pattern is None else None
     asked = grouping.asked
-    others = [name for name in table.columns if name not in (*_REQUIRED, "split")]
-    if grouping.column in (*_REQUIRED, "split"):
+    others = [name for name in table.columns if name not in (*used, "split")]
+    if grouping.column in (*used, "split"):
         raise InputError(f"{asked} is the column of each tile's {grouping.column}: name the one with its group")
     if grouping.column in table.others:
         raise InputError(f"{asked} of {table.path} holds neither text nor whole numbers: save it as text")

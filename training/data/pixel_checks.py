@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from histodistill.selection.image_rows import Images
 from histodistill.selection.near_copies import TOLERANCE, connected
 from histodistill.selection.summaries import counted
 from histodistill.selection.views import SYMMETRIES, apply_symmetry, has_content
@@ -71,7 +72,7 @@ def count_duplicates(splits: Mapping[str, Tiles], pairs: np.ndarray) -> Duplicat
     return Duplicates(within, across, exact, len(several))
 
 
-def _is_same(first: np.ndarray, second: np.ndarray, rows: np.ndarray, other_rows: np.ndarray) -> np.ndarray:
+def _is_same(first: Images, second: Images, rows: np.ndarray, other_rows: np.ndarray) -> np.ndarray:
     """Which of P pairs of images, by their rows, are the same in one of the symmetries: bool P."""
     found = np.zeros(len(rows), dtype=bool)
     for start in range(0, len(rows), _PAIRS_PER_CALL):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from histodistill.training.data.colour_forms import DecodingRules
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -34,3 +36,12 @@ class Reading:
     hub_revision: str | None = None
     hub_config: str | None = None
     reread: bool = False
+
+    @property
+    def rules(self) -> DecodingRules:
+        """What is done to pictures that are not RGB with 8 bits a channel."""
+        return DecodingRules(self.convert)
+
+
+#: How tiles are read where nothing was said.
+AS_USUAL = Reading()

@@ -17,6 +17,7 @@ from histodistill.training.data.names import fault_of_name
 from histodistill.training.data.opened_source import OpenedSource, opened_in_memory
 from histodistill.training.data.reading import Reading
 from histodistill.training.data.splits import hold_out_for_audit
+from histodistill.training.data.tile_files import FilePixels
 from histodistill.training.data.tiles import MIN_IMAGE_SIZE, TileSource
 from histodistill.training.running.errors import InputError, one_line, param
 from histodistill.training.running.notes import told_by_distill, warn
@@ -63,11 +64,12 @@ def load_tiles(
        A path that exists is never a pattern, an address or an id, whatever it looks like.
     3. An existing file: a `.npz` in the MedMNIST layout, see `list_npz`; a `.parquet` with a column of images, see
        `open_parquet_file`; or a manifest, a `.csv`, `.tsv` or `.parquet` with the columns `path` and `label`, see
-       `open_manifest`.
+       `open_manifest`, or with `slide` in place of `path`, see `open_slide_manifest`.
     4. An existing folder with `dataset_dict.json` or `state.json`: `datasets`' `save_to_disk` layout.
     5. An existing folder with `.parquet` files in it or one level down: see `open_datasets_folder`.
-    6. Any other existing folder: images in `split/class/*.png`, or of the other formats that
-       `histodistill.training.data.decoding.decode_image` reads.
+    6. Any other existing folder: images of the formats that `histodistill.training.data.decoding.decode_image` reads,
+       in `split/class/*.png` or `class/*.png`, see `open_image_folder`, or in any folders, with a table of their
+       classes, see `open_labelled_folder`.
     7. `user/name`, where no folder `user` exists: a dataset id on the Hub.
 
     Every source needs a train split. Where there is no validation or test split, a tenth of the training tiles becomes
@@ -92,7 +94,8 @@ def load_tiles(
         convert: Kinds of pictures that are converted to RGB with 8 bits a channel: "grey", "16bit", "cmyk".
         skip_unreadable: Whether tiles whose files cannot be read are left out, and told of, and not an error.
         max_unreadable: Share of the tiles that may be left out so, 0 to 1.
-        labels: A table with the class of each picture in a folder, as a manifest has it.
+        labels: A table with the class of each picture in a folder, as a manifest has it; by default `labels.csv` or
+            `metadata.csv` in the folder, if it has no folders of splits and classes.
         mpp: Microns per pixel to which tiles of slides are brought; by default what the places say.
         hub_revision, hub_config: Revision and configuration of a dataset of the Hub; by default the usual ones.
         cache_dir: Where decoded tiles are kept; by default `$HISTODISTILL_CACHE`, or else a folder in the user's
@@ -143,6 +146,7 @@ def list_tiles(
     group_pattern: str | None = None,
     group_kind: str | None = None,
     convert: Sequence[str] = (),
+    skip_unreadable: bool = False,
     labels: str | Path | None = None,
     mpp: float | None = None,
     hub_revision: str | None = None,
@@ -155,8 +159,8 @@ def list_tiles(
     Args:
         source: See `load_tiles`.
         image_size: Side of the tiles in pixels that will be asked for, by which MedMNIST's file is chosen.
-        group_column, group_pattern, group_kind, convert, labels, mpp, hub_revision, hub_config, download_dir,
-            download: As for `load_tiles`.
+        group_column, group_pattern, group_kind, convert, skip_unreadable, labels, mpp, hub_revision, hub_config,
+            download_dir, download: As for `load_tiles`.
 
     Returns:
         The labels, groups and attributes of all tiles, and the sizes of some.
@@ -171,6 +175,7 @@ def list_tiles(
         download_dir=download_dir,
         download=download,
         convert=tuple(convert),
+        skip_unreadable=skip_unreadable,
         labels=labels,
         mpp=mpp,
         hub_revision=hub_revision,
@@ -180,11 +185,11 @@ def list_tiles(
         return _open(source, image_size, reading, grouping).listing()
 
 
-def check_source(source: str | Path) -> None:
+def check_source(source: str | Path, labels: str | Path | None = None) -> None:
     """Refuses a source that is not there or plainly of another layout, without reading its tiles or any library.
 
     Args:
-        source: See `load_tiles`.
+        source, labels: See `load_tiles`.
 
     Raises:
         InputError: The source is nothing that `load_tiles` takes; one sentence says why and what to do.
@@ -196,7 +201,12 @@ def check_source(source: str | Path) -> None:
         from histodistill.training.data.datasets_folder import is_datasets_folder
         from histodistill.training.data.image_folder import check_splits
 
-        if not is_datasets_folder(found):
+        table = _table_of(found, labels) if not is_datasets_folder(found) else None
+        if table is not None:
+            from histodistill.training.data.manifest import check_manifest
+
+            check_manifest(table)
+        elif not is_datasets_folder(found):
             check_splits(found)
     elif found.suffix.lower() == ".npz":
         from histodistill.training.data.npz import check_keys
@@ -211,24 +221,62 @@ def check_source(source: str | Path) -> None:
 def _open(source: str | Path, image_size: int | None, reading: Reading, grouping: Grouping) -> OpenedSource:
     """Opens a source, see `load_tiles`."""
     found = _find(source)
+    for name in ("hub_revision", "hub_config"):
+        value = getattr(reading, name)
+        if value is not None and not (isinstance(found, str) and "/" in found):
+            raise InputError(f"{param(name)}={value} is for a dataset of the Hub, and {found} is none: leave it out")
+    opened = _open_what_is_found(found, image_size, reading, grouping)
+    if reading.labels is not None and not (isinstance(found, Path) and isinstance(opened.pixels, FilePixels)):
+        raise InputError(
+            f"{param('labels')}={reading.labels} is for a folder of images, and {found} is none: leave it out"
+        )
+    if reading.mpp is not None:
+        from histodistill.training.data.slide_pixels import SlidePixels
+
+        if not isinstance(opened.pixels, SlidePixels):
+            asked = f"{param('mpp')}={reading.mpp:g}"
+            raise InputError(f"{asked} is for places on slides, and {opened.name} holds pictures: leave it out")
+    return opened
+
+
+def _open_what_is_found(
+    found: str | Path, image_size: int | None, reading: Reading, grouping: Grouping
+) -> OpenedSource:
+    """Opens what `_find` found."""
     if isinstance(found, str) and "/" not in found:
         return _open_by_name(found, image_size, reading, grouping)
     if isinstance(found, str):
         from histodistill.training.data.hub_datasets import open_hub_dataset
 
-        return open_hub_dataset(found, reading.download_dir, grouping)
-    return _own_name((_open_folder if found.is_dir() else _open_file)(found, grouping))
+        return open_hub_dataset(found, grouping, reading)
+    return _own_name((_open_folder if found.is_dir() else _open_file)(found, reading, grouping))
 
 
-def _open_folder(path: Path, grouping: Grouping) -> OpenedSource:
+def _open_folder(path: Path, reading: Reading, grouping: Grouping) -> OpenedSource:
     """Opens a folder of one of the kinds that there are."""
     from histodistill.training.data.datasets_folder import is_datasets_folder, open_datasets_folder
     from histodistill.training.data.image_folder import open_image_folder
+    from histodistill.training.data.labelled_folder import open_labelled_folder
 
-    return (open_datasets_folder if is_datasets_folder(path) else open_image_folder)(path, grouping)
+    if is_datasets_folder(path):
+        return open_datasets_folder(path, grouping, reading)
+    table = _table_of(path, reading.labels)
+    if table is not None:
+        return open_labelled_folder(path, table, grouping, reading)
+    return open_image_folder(path, grouping, reading)
 
 
-def _open_file(path: Path, grouping: Grouping) -> OpenedSource:
+def _table_of(folder: Path, labels: str | Path | None) -> Path | None:
+    """The table that says the classes of the images in a folder; None where its folders say them."""
+    from histodistill.training.data.image_folder import has_split_folders
+    from histodistill.training.data.labelled_folder import table_in
+
+    if labels is not None:
+        return Path(labels)
+    return None if has_split_folders(folder) else table_in(folder)
+
+
+def _open_file(path: Path, reading: Reading, grouping: Grouping) -> OpenedSource:
     """Opens a file of one of the kinds that there are."""
     if path.suffix.lower() == ".npz":
         from histodistill.training.data.medmnist import open_npz
@@ -238,10 +286,15 @@ def _open_file(path: Path, grouping: Grouping) -> OpenedSource:
         from histodistill.training.data.datasets_folder import holds_images, open_parquet_file
 
         if holds_images(path):
-            return open_parquet_file(path, grouping)
-    from histodistill.training.data.manifest import open_manifest
+            return open_parquet_file(path, grouping, reading)
+    from histodistill.training.data.manifest import open_manifest, read_table
 
-    return open_manifest(path, grouping)
+    table = read_table(path)
+    if table.is_of_slides:
+        from histodistill.training.data.slide_manifest import open_slide_manifest
+
+        return open_slide_manifest(table, grouping, reading.mpp)
+    return open_manifest(table, grouping, reading)
 
 
 def _find(source: str | Path) -> str | Path:
@@ -331,6 +384,6 @@ def _what_a_source_is() -> str:
     """All that can be given as a source, for the end of a message."""
     return (
         f"a source is phantom, one of {', '.join(_data_sets()[1:])}, a .npz in the MedMNIST layout, a folder of "
-        "images (split/class/*.png), a manifest (a .csv, .tsv or .parquet file with the columns path and label), a "
-        "datasets folder, a Parquet file with images, or a Hub dataset id (user/name)"
+        "images (split/class/*.png, class/*.png, or with labels.csv), a manifest (a .csv, .tsv or .parquet file with "
+        "the columns path and label), a datasets folder, a Parquet file with images, or a Hub dataset id (user/name)"
     )

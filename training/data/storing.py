@@ -248,7 +248,7 @@ class TileWriter:
         return self._file.tell()
 
     def _write(self, images: bytes | np.ndarray) -> None:
-        data = memoryview(images) if isinstance(images, bytes) else memoryview(np.ascontiguousarray(images)).cast("B")
+        data = images if isinstance(images, bytes) else np.ascontiguousarray(images).data.cast("B")
         self._file.write(data)
         self._digest.update(data)
         self._unsaved += len(data)

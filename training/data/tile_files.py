@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from histodistill.training.data.colour_forms import DecodingRules
 from histodistill.training.data.decoding import count_modes, count_sizes, decode_stream
 from histodistill.training.data.grouping import Grouping
 from histodistill.training.data.listing import ListedSplit, spread
 from histodistill.training.data.opened_source import OpenedSource
+from histodistill.training.data.pictures import Noted
 from histodistill.training.data.pixel_source import Decoded
+from histodistill.training.data.reading import AS_USUAL, Reading
 
 
 # Pictures of a batch that is handed to the decoder.
@@ -24,15 +27,16 @@ class FilePixels:
         count: Number of pictures.
         file: `file(i)` gives the file with this number.
         name: `name(i)` gives what messages call it.
+        rules: What is converted.
     """
 
-    def __init__(self, count: int, file: Callable[[int], Path], name: Callable[[int], str]):
-        self._count, self._file, self.name = count, file, name
+    def __init__(self, count: int, file: Callable[[int], Path], name: Callable[[int], str], rules: DecodingRules):
+        self._count, self._file, self.name, self._rules = count, file, name, rules
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Nothing but the files decides the pixels."""
-        return {"kind": "files"}
+        """What is converted."""
+        return {"kind": "files", **self._rules.json()}
 
     def __len__(self) -> int:
         return self._count
@@ -47,7 +51,9 @@ class FilePixels:
             [(self.name(i), self._file(i)) for i in range(first, min(first + _BATCH, self._count))]
             for first in range(start, self._count, _BATCH)
         )
-        yield from decode_stream(batches, image_size)
+        noted = Noted()
+        yield from decode_stream(batches, image_size, self._rules, noted)
+        noted.tell()
 
 
 def open_tile_files(
@@ -58,6 +64,7 @@ def open_tile_files(
     called: Callable[[int], str],
     stored: Callable[[], int],
     grouping: Grouping,
+    reading: Reading = AS_USUAL,
 ) -> OpenedSource:
     """The source that files of pictures make.
 
@@ -69,15 +76,16 @@ def open_tile_files(
         called: `called(i)` gives what messages call it.
         stored: `stored()` gives the bytes of all files.
         grouping: What was said of the groups.
+        reading: What is converted, and whether files that cannot be read are left out.
     """
     count = sum(map(len, splits.values()))
     return OpenedSource(
         name,
         class_names,
         splits,
-        FilePixels(count, file, called),
-        sizes=lambda: count_sizes((called(i), file(i)) for i in spread(count).tolist()),
+        FilePixels(count, file, called, reading.rules),
+        sizes=lambda: count_sizes(((called(i), file(i)) for i in spread(count).tolist()), reading.skip_unreadable),
         stored=stored,
         grouping=grouping,
-        modes=lambda: count_modes((called(i), file(i)) for i in range(count)),
+        modes=lambda: count_modes(((called(i), file(i)) for i in range(count)), reading.skip_unreadable),
     )

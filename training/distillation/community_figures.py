@@ -14,6 +14,7 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import pdist, squareform
 
+from histodistill.selection.image_rows import Images, rows_of
 from histodistill.selection.streams import stream
 from histodistill.training.data.images import figure_png
 from histodistill.training.running.files import write_bytes
@@ -109,7 +110,7 @@ def write_title(panel: Axes, name: str, about: str) -> None:
 
 
 def community_tiles(
-    images: np.ndarray,
+    images: Images,
     labels: np.ndarray,
     module_labels: np.ndarray,
     centrality: np.ndarray,
@@ -157,6 +158,7 @@ def community_tiles(
     canvas = np.full((-(-len(blocks) // columns) * height, min(columns, len(blocks)) * width, 3), 255, np.uint8)
     figure = Figure(figsize=(canvas.shape[1] / _DPI, canvas.shape[0] / _DPI), dpi=_DPI)
     write = _Writer(figure, canvas.shape)
+    shown = []
     for place, (name, (num_found, rows)) in enumerate(zip(class_names, blocks, strict=True)):
         x, y = place % columns * width + _GAP, place // columns * height + _GAP
         of = f"{len(rows)} of " if len(rows) < num_found else ""
@@ -169,14 +171,17 @@ def community_tiles(
         for number, members in enumerate(rows):
             top = y + _TOP - _GAP + number * step
             write(x, top + _SIDE / 2, f"{len(members):,}", fontsize=8, color=INK)
-            shown = np.concatenate([members[:tiles], members[tiles:][-tiles:]])
-            for i, index in enumerate(shown):
-                _paste(canvas, images[index], top, x + _LEFT + i * step + (i >= tiles) * _MIDDLE, is_chosen[index])
+            ends = np.concatenate([members[:tiles], members[tiles:][-tiles:]])
+            shown += [(index, top, x + _LEFT + i * step + (i >= tiles) * _MIDDLE) for i, index in enumerate(ends)]
+    # In the order of the images, which may be read from files.
+    shown.sort()
+    for (index, top, x), image in zip(shown, rows_of(images, [index for index, *_ in shown]), strict=True):
+        _paste(canvas, image, top, x, is_chosen[index])
     figure.figimage(canvas)
     _write_png(figure, path)
 
 
-def _check_lengths(*arrays: np.ndarray) -> None:
+def _check_lengths(*arrays: Images) -> None:
     lengths = [len(array) for array in arrays]
     if len(set(lengths)) > 1:
         raise ValueError(f"the arrays describe different numbers of images: {lengths}")

@@ -14,8 +14,9 @@ from datasets import Features
 from histodistill.hub_cards import DistilledDatasetCardData, render_dataset_card
 from histodistill.hub_cards.weights import round_selector_values
 from histodistill.selection.image_audit import find_copies
+from histodistill.selection.image_rows import Images
 from histodistill.training.data.audit_tiles import real_tiles
-from histodistill.training.data.image_dataset import read_image_dataset, write_image_dataset
+from histodistill.training.data.image_dataset import open_image_table, write_image_dataset
 from histodistill.training.data.sources import load_tiles
 from histodistill.training.data.tiles import TileSource
 from histodistill.training.distillation.community_figures import community_map, community_tiles
@@ -41,7 +42,7 @@ class Sources:
     """What a distilled set is made from, read but not looked into.
 
     Attributes:
-        images: uint8 N×S×S×3, the pool.
+        images: uint8 N×S×S×3, the pool; of a large one they are read when they are asked for.
         columns: Name → array of N: the pool's other columns, with `label` and `seed`.
         class_names: Names of the labels.
         pool_record, teacher_record: The stage records of pool and teacher.
@@ -49,7 +50,7 @@ class Sources:
         real: The real tiles, or None.
     """
 
-    images: np.ndarray
+    images: Images
     columns: dict[str, np.ndarray]
     class_names: list[str]
     pool_record: dict[str, Any]
@@ -98,16 +99,16 @@ def read_sources(
     """
     pool_record = require_complete(pool, "pool", "run histodistill generate first")
     teacher_record = require_complete(teacher, "classifier", "run train_classifier on the real tiles first")
-    images, columns, class_names = read_image_dataset(pool)
+    table = open_image_table(pool)
     real = None
     if data is not None:
-        real = load_tiles(data, image_size=images.shape[1], **(source_options or {}))
-        if real.class_names != class_names:
+        real = load_tiles(data, image_size=table.images.shape[1], **(source_options or {}))
+        if real.class_names != table.class_names:
             raise InputError(
                 f"{param('data')} {data} has other classes than the pool ({_short(real.class_names)} and not "
-                f"{_short(class_names)}): give the tiles that the pipeline was trained on"
+                f"{_short(table.class_names)}): give the tiles that the pipeline was trained on"
             )
-    return Sources(images, columns, class_names, pool_record, teacher_record, data, real)
+    return Sources(table.images, table.columns, table.class_names, pool_record, teacher_record, data, real)
 
 
 def tiles_of(teacher: Path) -> str:

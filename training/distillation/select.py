@@ -82,7 +82,7 @@ def run(config: SelectConfig) -> Path:
     require_complete(config.pool, "pool", "run histodistill generate first")
     require_complete(config.teacher, "classifier", "run train_classifier on the real tiles first")
     if config.data is not None and config.needs_real_tiles:
-        check_source(config.data)
+        check_source(config.data, config.source_options(config.output).get("labels"))
 
     from histodistill.training.distillation import distilled_set
     from histodistill.training.distillation.pool_selection import fit_selector, make_selector

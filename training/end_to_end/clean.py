@@ -100,7 +100,9 @@ def _lines_of(found: Mapping[Leaving, Mapping[str, int]], dry_run: bool) -> Iter
 def _lines_of_rest(run: Path) -> Iterator[str]:
     """What is left, and who may see it."""
     from histodistill.training.data.names import shown
+    from histodistill.training.data.tile_cache import TileCache
     from histodistill.training.end_to_end.leavings import PRIVATE, PUBLISHABLE
+    from histodistill.training.running.files import format_size
 
     there = sorted(entry.name for entry in run.iterdir())
     private = [name for name in PRIVATE if name in there]
@@ -112,6 +114,9 @@ def _lines_of_rest(run: Path) -> Iterator[str]:
         yield f"left, and may leave the house if the audit passes and you decide so: {', '.join(may_leave)}"
     if unknown := [shown(name) for name in there if name not in (*PRIVATE, *PUBLISHABLE)]:
         yield f"left, since no step is known to write it: {', '.join(unknown)}"
+    if kept := TileCache().entries():
+        size = format_size(sum(entry.size for entry in kept))
+        yield f"decoded tiles of all your sources, {size}, are elsewhere: histodistill cache list shows them"
 
 
 if __name__ == "__main__":

@@ -292,7 +292,7 @@ def open_run(config: DistillConfig, max_train_steps: Mapping[str, int] | None = 
     from histodistill.training.data.sources import check_source, load_tiles
 
     # First what takes no time to see.
-    check_source(config.data)
+    check_source(config.data, config.labels)
     _require_place(config.output)
     _require_gpu_for_fp16(config.mixed_precision)
     preset = resolve_preset(config)

@@ -62,7 +62,7 @@ def run(config: InspectTilesConfig) -> Inspection:
     """
     from histodistill.training.data.sources import check_source
 
-    check_source(config.data)
+    check_source(config.data, config.labels)
 
     from histodistill.training.end_to_end.inspection_table import table_lines
     from histodistill.training.end_to_end.looking import look

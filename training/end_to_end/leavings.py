@@ -48,7 +48,7 @@ LEAVINGS = (
         (r"audit/closest_(distilled|pool)\.png", r"evaluation/tiles\.png"),
         "to see real tiles beside generated ones again, delete RUN/audit and audit anew",
     ),
-    Leaving("parts of the pool", (r"pool/chunks/chunk-\d+\.npz",)),
+    Leaving("parts of the pool", (r"pool/chunks/chunk-\d+\.npz", r"pool/shards/train-\d{5}-of-\d{5}\.parquet")),
     Leaving(
         "embeddings for the results table", (r"benchmark/inputs\.npz",), "a larger results table computes them anew"
     ),

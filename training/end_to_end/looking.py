@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histodistill.selection.summaries import counted
 from histodistill.training.data.grouping import Grouping
 from histodistill.training.data.inspection import Inspection, count_split
-from histodistill.training.data.listing import Listing
+from histodistill.training.data.left_out import SAID
+from histodistill.training.data.listing import ListedSplit, Listing
 from histodistill.training.data.pixel_checks import CONTENT, COPIES, Duplicates, count_duplicates, look_at_pixels
 from histodistill.training.data.source_checks import CLASSES, GROUPS, SIZES, SPLITS
 from histodistill.training.data.sources import load_tiles
+from histodistill.training.data.tile_store import store_of
+from histodistill.training.data.tiles import TileSource
 from histodistill.training.end_to_end.distill import (
     DistillConfig,
     default_preset,
@@ -26,7 +31,7 @@ from histodistill.training.end_to_end.steps import stage_calls
 from histodistill.training.end_to_end.tile_checks import list_source, look_at_tiles, side_of
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import format_size
-from histodistill.training.running.findings import FAIL, PASS, Finding
+from histodistill.training.running.findings import FAIL, PASS, WARN, Finding
 from histodistill.training.running.notes import hushed
 from histodistill.training.running.progress import about
 from histodistill.training.running.source_options import of_groups
@@ -51,12 +56,14 @@ class _Pixels:
         modes, duplicates: See `Inspection`.
         units: int64 N of the training tiles, see `find_units`; None where they could not be decoded.
         findings: What is wrong with them.
+        splits: The tiles that are there, without those that are left out; None where they could not be decoded.
     """
 
     modes: dict[str, int] | None
     duplicates: Duplicates | None
     units: np.ndarray | None
     findings: list[Finding]
+    splits: dict[str, ListedSplit] | None = None
 
 
 def look(config: InspectTilesConfig) -> Inspection:
@@ -73,6 +80,8 @@ def look(config: InspectTilesConfig) -> Inspection:
     preset = resolve_preset(distillation)
     listing = list_source(config.data, config.image_size, options)
     pixels = _look_at_pixels(config, options, listing) if config.pixels else _Pixels(None, None, None, [])
+    if pixels.splits is not None:
+        listing = replace(listing, splits=pixels.splits)
     loading, beyond, planned = look_at_tiles(
         listing, Grouping.of(**of_groups(options)), config.image_size, config.audit_share, preset, pixels.units
     )
@@ -117,15 +126,31 @@ def _look_at_pixels(config: InspectTilesConfig, options: Mapping[str, Any], list
         refusal = error.for_command_line()
         if modes and list(modes) != ["RGB"]:
             shown = ", ".join(f"{mode} {count:,}" for mode, count in modes.items())
-            found = f"{found}: they have the colour modes {shown}, and must be RGB"
+            found = f"{found}: their colour modes are {shown}"
         return _Pixels(modes, None, None, [Finding(_PIXELS, FAIL, found, mend, private=refusal)])
     train = source.splits["train"]
     pairs = pairs_of_copies([*source.splits.values()])
     duplicates = count_duplicates(source.splits, pairs)
     of_train = pairs[(pairs < len(train)).all(axis=1)]  # train comes first
     units = units_of_pairs(of_train, len(train), train.groups)
-    findings = list(look_at_pixels(source.splits, duplicates))
-    return _Pixels(modes, duplicates, units, findings)
+    findings = [*_look_at_left_out(source, sum(map(len, listing.splits.values())))]
+    findings += look_at_pixels(source.splits, duplicates)
+    there = {
+        split: ListedSplit(tiles.labels, tiles.groups, tiles.attributes) for split, tiles in source.splits.items()
+    }
+    return _Pixels(modes, duplicates, units, findings, there)
+
+
+def _look_at_left_out(source: TileSource, count: int) -> Iterator[Finding]:
+    """How many of `count` tiles are not among those of a source that was loaded, and why."""
+    found = store_of([tiles.images for tiles in source.splits.values()])
+    by_reason = Counter(tile.why for tile in found[0].left_out.values()) if found is not None else Counter()
+    for why, number in by_reason.items():
+        told = f"{number:,} of {counted(count, 'tile')} {SAID[why]} and are left out"
+        if why == "unreadable":
+            yield Finding(_PIXELS, WARN, told, "mend their files, or take them out")
+        else:
+            yield Finding(_PIXELS, PASS, told)
 
 
 def _costs(config: DistillConfig, image_size: int, num_tiles: Mapping[str, int], class_names: list[str]) -> Finding:

@@ -28,7 +28,7 @@ def list_source(data: str | Path, image_size: int | None, options: Mapping[str, 
     """
     from histodistill.training.data.sources import list_tiles
 
-    without = ("split_seed", "allow_shared_groups", "cache_dir", "skip_unreadable", "max_unreadable")
+    without = ("split_seed", "allow_shared_groups", "cache_dir", "max_unreadable")
     return list_tiles(
         data, image_size=image_size, **{name: value for name, value in options.items() if name not in without}
     )

@@ -2,6 +2,9 @@
 
 What is random is drawn first, as a plan for the whole batch, and then applied. A process that holds a part of the
 batch applies its part of the plan, so the images are the same however the batch is split.
+
+Plans are on the CPU, and images may be elsewhere: what must be known of a plan is asked of the CPU, so that nothing
+here waits for the device.
 """
 
 from __future__ import annotations
@@ -12,13 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from histodistill.training.data.pixels import to_device
 from histodistill.training.models.stain import change_stains
 from histodistill.training.running.options import require
 
 
 @dataclass(frozen=True)
 class AugmentationPlan:
-    """The random choices for a batch of N images; slicing it gives the plan of that part of the batch.
+    """The random choices for a batch of N images, on the CPU; slicing it gives the plan of that part of the batch.
 
     Attributes:
         symmetries: int64 N in [0, 8): see `apply_symmetries`.
@@ -105,22 +109,22 @@ def apply_plan(images: torch.Tensor, plan: AugmentationPlan) -> torch.Tensor:
     return images
 
 
-def random_symmetry(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Gives each image one of the square's eight symmetries.
-
-    Args:
-        images: N×C×S×S of any type.
-        generator: A CPU generator.
-    """
-    return apply_symmetries(images, torch.randint(0, 8, (len(images),), generator=generator))
+def draw_symmetries(num_images: int, generator: torch.Generator) -> torch.Tensor:
+    """One of the square's eight symmetries for each image, int64 N, drawn with a CPU generator."""
+    return torch.randint(0, 8, (num_images,), generator=generator)
 
 
 def apply_symmetries(images: torch.Tensor, symmetries: torch.Tensor) -> torch.Tensor:
-    """Turns image i (of N×C×S×S) by symmetries[i] % 4 quarter turns, then mirrors it when symmetries[i] ≥ 4."""
+    """Turns image i (of N×C×S×S) by symmetries[i] % 4 quarter turns, then mirrors it when symmetries[i] ≥ 4.
+
+    Args:
+        images: Of any type, on any device.
+        symmetries: int64 N in [0, 8), on the CPU.
+    """
     result = torch.empty_like(images)
-    symmetries = symmetries.to(images.device)
-    for symmetry in range(8):
-        group = torch.nonzero(symmetries == symmetry).squeeze(1)
+    counts = torch.bincount(symmetries, minlength=8).tolist()
+    groups = to_device(torch.argsort(symmetries), images.device).split(counts)
+    for symmetry, group in enumerate(groups):
         turned = torch.rot90(images[group], symmetry % 4, dims=(2, 3))
         result[group] = turned.flip(3) if symmetry >= 4 else turned
     return result
@@ -129,10 +133,10 @@ def apply_symmetries(images: torch.Tensor, symmetries: torch.Tensor) -> torch.Te
 def shift_reflected(images: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
     """Moves image i (of N×C×H×W) shifts[i] = (down, right) px; what comes in at the edge is the image's reflection.
 
-    The same as padding by reflection and cropping. A shift must be smaller than the side.
+    The same as padding by reflection and cropping. A shift must be smaller than the side; shifts are on the CPU.
     """
     count, _, height, width = images.shape
-    shifts = shifts.to(images.device)
+    shifts = to_device(shifts, images.device)
     rows = _reflect(torch.arange(height, device=images.device) - shifts[:, :1], height)
     columns = _reflect(torch.arange(width, device=images.device) - shifts[:, 1:], width)
     each = torch.arange(count, device=images.device)[:, None, None]
@@ -148,17 +152,19 @@ def _reflect(positions: torch.Tensor, size: int) -> torch.Tensor:
 def blur(images: torch.Tensor, deviations: torch.Tensor) -> torch.Tensor:
     """Blurs image i (of N×C×H×W) by a Gaussian of standard deviation deviations[i] px; edges are reflected.
 
-    An image's kernel reaches three times its deviation, rounded up, and at most the edge of the image.
+    An image's kernel reaches three times its deviation, rounded up, and at most the edge of the image. Deviations are
+    on the CPU.
     """
     count, channels, height, width = images.shape
     reach = min(math.ceil(3 * float(deviations.max())), height - 1, width - 1)
     place = torch.arange(-reach, reach + 1, dtype=torch.float32)
     # A deviation of 0 leaves the middle of the kernel alone: the image as it is.
-    deviations = deviations.cpu()[:, None]
+    deviations = deviations[:, None]
     kernels = torch.exp(-(place**2) / (2 * deviations**2).clamp(min=1e-12))
     # Cut off by its own deviation, so that an image is the same whatever else is in the batch.
     kernels = kernels * (place.abs() <= (3 * deviations).ceil())
-    kernels = (kernels / kernels.sum(dim=1, keepdim=True)).to(images).repeat_interleave(channels, dim=0)
+    kernels = (kernels / kernels.sum(dim=1, keepdim=True)).to(images.dtype)
+    kernels = to_device(kernels, images.device).repeat_interleave(channels, dim=0)
     padded = F.pad(images, (reach,) * 4, mode="reflect")
     result = padded.reshape(1, count * channels, *padded.shape[2:])
     result = F.conv2d(result, kernels[:, None, :, None], groups=count * channels)

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from histodistill.selection.image_rows import batches, rows_of
 from histodistill.training.data.images import save_grid
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.data.tiles import TileSource
-from histodistill.training.engine.augment import random_symmetry
+from histodistill.training.engine.augment import draw_symmetries
 from histodistill.training.engine.loop import GenerativeTraining
 from histodistill.training.engine.privacy import PrivacyPlan
 from histodistill.training.engine.steps import spread_indices
@@ -60,15 +61,15 @@ class AutoencoderTraining(GenerativeTraining):
         latent_size = source.image_size // self.autoencoder.spatial_compression_ratio
         self.latent_shape = (self.autoencoder.config.latent_channels, latent_size, latent_size)
         shown = spread_indices(len(self.validation), config.validation_tiles)
-        self.validation_images = to_model_input(self.validation.images[shown])
+        self.validation_images = rows_of(self.validation.images, shown)
         self.optimizer = torch.optim.AdamW(
             self.autoencoder.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
 
     def draw_batch(self, indices: np.ndarray, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-        """Tiles in random symmetries, and standard normal noise of the shape of their latents."""
-        images = random_symmetry(to_model_input(self.train.images[indices]), generator)
-        return images, torch.randn(len(images), *self.latent_shape, generator=generator)
+        """Random symmetries, and standard normal noise of the shape of the latents."""
+        symmetries = draw_symmetries(len(indices), generator)
+        return symmetries, torch.randn(len(indices), *self.latent_shape, generator=generator)
 
     def loss(self, call: Callable[..., Any], inputs: torch.Tensor, *drawn: torch.Tensor) -> torch.Tensor:
         """The distance of the reconstruction, in pixels and frequencies, and the KL divergence of the latents."""
@@ -81,14 +82,14 @@ class AutoencoderTraining(GenerativeTraining):
         """PSNR in dB and L1 distance, in units of [-1, 1], of reconstructions without noise."""
         self.autoencoder.eval()
         squared, absolute = 0.0, 0.0
-        for batch in self.validation_images.split(self.config.batch_size):
-            batch = batch.to(self.accelerator.device)
+        for images in batches(self.validation_images, self.config.batch_size):
+            batch = to_model_input(images, self.accelerator.device)
             with self.accelerator.autocast():
                 difference = self.autoencoder(batch).sample.float().clamp(-1, 1) - batch
             squared += difference.square().sum().item()
             absolute += difference.abs().sum().item()
         self.autoencoder.train()
-        count = self.validation_images.numel()
+        count = self.validation_images.nbytes  # a byte for each value
         # The range of values is 2, so the peak signal is 2.
         psnr = 10 * math.log10(4 / max(squared / count, 1e-12))
         return {"validation_psnr": psnr, "validation_l1": absolute / count}
@@ -97,7 +98,7 @@ class AutoencoderTraining(GenerativeTraining):
     def draw_progress(self, path: Path) -> None:
         """Validation tiles, and below them their reconstructions."""
         shown = spread_indices(len(self.validation_images), _SHOWN_TILES)
-        originals = self.validation_images[shown].to(self.accelerator.device)
+        originals = to_model_input(self.validation_images[shown], self.accelerator.device)
         save_grid(torch.cat([originals, self.autoencoder(originals).sample]), path, columns=_SHOWN_TILES)
 
     def saved_modules(self) -> dict[str, torch.nn.Module]:
@@ -112,9 +113,8 @@ class AutoencoderTraining(GenerativeTraining):
         """
         tiles = self.validation if self.plan else self.train
         measured = spread_indices(len(tiles), _SCALE_TILES)
-        size = self.config.batch_size
-        batches = (
-            to_model_input(tiles.images[measured[first : first + size]]).to(self.accelerator.device)
-            for first in range(0, len(measured), size)
+        images = (
+            to_model_input(batch, self.accelerator.device)
+            for batch in batches(rows_of(tiles.images, measured), self.config.batch_size)
         )
-        return measure_latent_scale(self.autoencoder, batches)
+        return measure_latent_scale(self.autoencoder, images)

@@ -24,16 +24,17 @@ from accelerate.utils import broadcast
 from torch.nn import functional as F
 
 from histodistill.selection.streams import stream, torch_seed
-from histodistill.training.data.pixels import to_model_input
+from histodistill.training.data.pixels import ready_for, to_device, to_model_input
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.engine.augment import AugmentationPlan, apply_plan, draw_plan
 from histodistill.training.engine.checkpoints import content_of, resume_training, save_checkpoint
 from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.engine.losses import at_temperature, batch_loss
-from histodistill.training.engine.mixing import draw_mixing, mix, mix_images
+from histodistill.training.engine.mixing import MixingPlan, draw_mixing, mix, mix_images
+from histodistill.training.engine.prefetch import batches_ahead, made_ahead
 from histodistill.training.engine.scoring import predict_shared, score_probabilities
 from histodistill.training.engine.steps import (
-    batch_indices,
+    BatchOrder,
     class_weights,
     cosine_learning_rate,
     process_slice,
@@ -108,10 +109,10 @@ def fit_classifier(
     first_step = training.load(checkpoint_dir, resume)
     assert config.learning_rate is not None  # the configuration has chosen one
     warmup_steps = math.ceil(config.warmup * config.max_train_steps)
-    with _shown(progress, config, first_step, accelerator) as shown:
+    with _shown(progress, config, first_step, accelerator) as shown, training.drawn_batches(first_step) as drawn:
         for step in range(first_step, config.max_train_steps):
             learning_rate = cosine_learning_rate(step, config.max_train_steps, warmup_steps, config.learning_rate)
-            training.make_step(step, learning_rate)
+            training.make_step(step, learning_rate, drawn)
             shown.update()
 
             done = step + 1
@@ -206,14 +207,26 @@ class ClassifierTraining:
             "initial": self.initial,
         }
 
-    def make_step(self, step: int, learning_rate: float) -> None:
-        """Makes one optimizer step, of as many batches as the config says."""
+    def drawn_batches(self, first_step: int) -> contextlib.AbstractContextManager[Iterator[DrawnBatch]]:
+        """The batches of all steps from `first_step` on, which are read ahead of the steps that take them."""
+        per_step, ahead = self.config.gradient_accumulation_steps, batches_ahead(self.accelerator.device)
+        positions = range(first_step * per_step, self.config.max_train_steps * per_step)
+        return made_ahead(self.batches.draw, positions, ahead)
+
+    def make_step(self, step: int, learning_rate: float, drawn: Iterator[DrawnBatch]) -> None:
+        """Makes one optimizer step, of as many batches as the config says.
+
+        Args:
+            step: Number of the step from 0.
+            learning_rate: Of this step.
+            drawn: The batches, of which it takes its own: see `drawn_batches`.
+        """
         config, accelerator = self.config, self.accelerator
         set_learning_rate(self.optimizer, learning_rate)
         for micro_step in range(config.gradient_accumulation_steps):
             # Gradients need to travel between processes only once per step.
             is_last = micro_step == config.gradient_accumulation_steps - 1
-            batch = self.batches.draw(step * config.gradient_accumulation_steps + micro_step)
+            batch = self.batches.augmented(next(drawn))
             with contextlib.nullcontext() if is_last else accelerator.no_sync(self.model):
                 loss = self.loss(batch)
                 accelerator.backward(loss)
@@ -308,6 +321,33 @@ class ClassifierTraining:
         return state["step"]
 
 
+class TileViews(NamedTuple):
+    """Tiles, and how they are to be augmented, on the CPU.
+
+    Attributes:
+        tiles: uint8 N×S×S×3, ready for the device.
+        plan: Their part of the plan of the batch.
+    """
+
+    tiles: torch.Tensor
+    plan: AugmentationPlan
+
+
+class DrawnBatch(NamedTuple):
+    """A process's share of a batch as it is read and drawn, on the CPU.
+
+    Attributes:
+        views: Its tiles.
+        partners: The tiles that they are mixed with, and how; None where tiles are not mixed.
+        labels, soft_labels: See `Batch`.
+    """
+
+    views: TileViews
+    partners: tuple[TileViews, MixingPlan] | None
+    labels: torch.Tensor
+    soft_labels: torch.Tensor | None
+
+
 class Batch(NamedTuple):
     """A process's share of a batch, on the device.
 
@@ -347,7 +387,8 @@ class TrainingBatches:
                 f"{param('max_shift')}={config.max_shift} is out of range: it must be below the {self.image_size} px "
                 "of the tiles, whose reflection comes in at the edge; give less"
             )
-        self.weights = class_weights(train.labels, config.class_balance)
+        weights = class_weights(train.labels, config.class_balance)
+        self.order = BatchOrder("classifier", len(train), self.batch_size, config.seed, weights)
         self.labels = torch.from_numpy(train.labels)
         self.soft_labels = None
         if config.soft_label_weight > 0:
@@ -358,13 +399,13 @@ class TrainingBatches:
                 )
             self.soft_labels = at_temperature(torch.from_numpy(train.soft_labels), config.temperature)
 
-    def draw(self, position: int) -> Batch:
+    def draw(self, position: int) -> DrawnBatch:
         """This process's share of the batch of that number, counted over all steps.
 
-        Every process draws the tiles, augmentations and mixtures of the whole batch, and works on its share of them.
+        Every process draws the tiles, augmentations and mixtures of the whole batch, and reads its share of the tiles.
         """
         config = self.config
-        indices = batch_indices("classifier", len(self.train), self.batch_size, position, config.seed, self.weights)
+        indices = self.order.indices(position)
         plan = draw_plan(
             self.batch_size,
             step_generator("augmentation of the classifier", config.seed, position),
@@ -380,28 +421,38 @@ class TrainingBatches:
             cutmix=config.cutmix,
         )
         share = self._share(indices)
-        images = self._augmented(share, self._share(plan))
+        views = self._read(share, self._share(plan))
         labels, soft_labels = self.labels[share], None if self.soft_labels is None else self.soft_labels[share]
-        if mixing is not None:
-            mixing = self._share(mixing)
-            partners = indices[mixing.partners.numpy()]
-            images = mix_images(images, self._augmented(partners, plan[mixing.partners]), mixing)
-            labels = mix(self._one_hot(labels), self._one_hot(self.labels[partners]), mixing)
-            if soft_labels is not None and self.soft_labels is not None:
-                soft_labels = mix(soft_labels, self.soft_labels[partners], mixing)
-        return Batch(images, self._to_device(labels), None if soft_labels is None else self._to_device(soft_labels))
+        if mixing is None:
+            return DrawnBatch(views, None, labels, soft_labels)
+        mixing = self._share(mixing)
+        partners = indices[mixing.partners.numpy()]
+        labels = mix(self._one_hot(labels), self._one_hot(self.labels[partners]), mixing)
+        if soft_labels is not None and self.soft_labels is not None:
+            soft_labels = mix(soft_labels, self.soft_labels[partners], mixing)
+        return DrawnBatch(views, (self._read(partners, plan[mixing.partners]), mixing), labels, soft_labels)
+
+    def augmented(self, drawn: DrawnBatch) -> Batch:
+        """What was drawn, brought to the device and augmented there."""
+        images = self._augmented(drawn.views)
+        if drawn.partners is not None:
+            partners, mixing = drawn.partners
+            images = mix_images(images, self._augmented(partners), mixing)
+        soft_labels = None if drawn.soft_labels is None else to_device(drawn.soft_labels, self.accelerator.device)
+        return Batch(images, to_device(drawn.labels, self.accelerator.device), soft_labels)
 
     def _share(self, of_whole_batch: Any) -> Any:
         return process_slice(of_whole_batch, self.accelerator.process_index, self.accelerator.num_processes)
 
-    def _augmented(self, indices: np.ndarray, plan: AugmentationPlan) -> torch.Tensor:
-        return apply_plan(self._to_device(to_model_input(self.train.images[indices])), plan)
+    def _read(self, indices: np.ndarray, plan: AugmentationPlan) -> TileViews:
+        tiles = torch.from_numpy(self.train.images[indices])
+        return TileViews(ready_for(self.accelerator.device, tiles), plan)
+
+    def _augmented(self, views: TileViews) -> torch.Tensor:
+        return apply_plan(to_model_input(views.tiles, self.accelerator.device), views.plan)
 
     def _one_hot(self, labels: torch.Tensor) -> torch.Tensor:
         return F.one_hot(labels, self.num_classes)
-
-    def _to_device(self, values: torch.Tensor) -> torch.Tensor:
-        return values.to(self.accelerator.device, non_blocking=True)
 
 
 def build_classifier(config: ClassifierConfig, image_size: int, class_names: Sequence[str]) -> Classifier:

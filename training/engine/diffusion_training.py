@@ -17,7 +17,7 @@ from histodistill.selection.streams import torch_seed
 from histodistill.training.data.images import save_grid
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.data.tiles import TileSource
-from histodistill.training.engine.augment import random_symmetry
+from histodistill.training.engine.augment import draw_symmetries
 from histodistill.training.engine.checkpoints import content_of
 from histodistill.training.engine.flow import draw_step, flow_loss
 from histodistill.training.engine.loop import GenerativeTraining
@@ -93,12 +93,13 @@ class DiffusionTraining(GenerativeTraining):
         )
 
     def draw_batch(self, indices: np.ndarray, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-        """Tiles, each as a random view; noise, noise levels, and class ids of which some are the null class."""
-        images = to_model_input(self.train.images[indices])
+        """Symmetries, noise, noise levels, and class ids of which some are the null class."""
         if self.symmetries:
-            images = random_symmetry(images, generator)
+            symmetries = draw_symmetries(len(indices), generator)
+        else:
+            symmetries = torch.zeros(len(indices), dtype=torch.int64)  # as they are
         class_ids = torch.from_numpy(self.train.labels[indices])
-        return images, *draw_step(generator, class_ids, self.latent_shape, self.null_class, self.class_dropout)
+        return symmetries, *draw_step(generator, class_ids, self.latent_shape, self.null_class, self.class_dropout)
 
     def given(self) -> dict[str, str]:
         """The weights of the autoencoder, of which the stage's settings know only how they were trained."""
@@ -124,7 +125,7 @@ class DiffusionTraining(GenerativeTraining):
             generator = step_generator("noise of the validation of the denoiser", 0, number)
             drawn = draw_step(generator, class_ids, self.latent_shape, self.null_class, 0.0)
             noise, levels, class_ids = (part.to(device) for part in drawn)
-            images = to_model_input(self.validation.images[batch]).to(device)
+            images = to_model_input(self.validation.images[batch], device)
             with torch.no_grad(), self.accelerator.autocast():
                 latents = normalised_latents(self.autoencoder, images)
                 losses.append(flow_loss(self.average, latents, class_ids, noise, levels).item() * len(images))

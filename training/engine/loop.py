@@ -6,20 +6,24 @@ What is trained, on what and how it is judged is a `GenerativeTraining`. Everyth
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
+from histodistill.training.data.pixels import ready_for, to_device, to_model_input
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.engine.accelerator import make_accelerator
+from histodistill.training.engine.augment import apply_symmetries
 from histodistill.training.engine.checkpoints import check_finite, check_resume, resume_training, save_checkpoint
+from histodistill.training.engine.prefetch import batches_ahead, made_ahead
 from histodistill.training.engine.privacy import (
     PrivacyPlan,
     forget_key,
@@ -28,7 +32,7 @@ from histodistill.training.engine.privacy import (
     tile_generators,
 )
 from histodistill.training.engine.steps import (
-    batch_indices,
+    BatchOrder,
     class_weights,
     cosine_learning_rate,
     process_slice,
@@ -72,7 +76,16 @@ class GenerativeTraining(ABC):
 
     @abstractmethod
     def draw_batch(self, indices: np.ndarray, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-        """A batch on the CPU: the images of these training tiles, N×3×H×W in [-1, 1], and whatever else is drawn."""
+        """What is random in a batch, on the CPU; the pixels of the tiles are not needed for it.
+
+        Args:
+            indices: The training tiles of the batch, int64 N.
+            generator: A CPU generator.
+
+        Returns:
+            The symmetry that each tile is shown in (see `apply_symmetries`), int64 N, and whatever else the loss takes
+            of each tile, N×….
+        """
 
     @abstractmethod
     def loss(self, call: Callable[..., Any], inputs: torch.Tensor, *drawn: torch.Tensor) -> torch.Tensor:
@@ -99,6 +112,14 @@ class GenerativeTraining(ABC):
     def given(self) -> dict[str, str]:
         """What decides the result beside the stage's settings: hashes by name, as a checkpoint holds them."""
         return {}
+
+    def read_tiles(self, indices: np.ndarray) -> torch.Tensor:
+        """The pixels of training tiles, uint8 N×H×W×3 on the CPU, ready for the device."""
+        return ready_for(self.accelerator.device, torch.from_numpy(self.train.images[indices]))
+
+    def show(self, tiles: torch.Tensor, symmetries: torch.Tensor) -> torch.Tensor:
+        """Tiles as `read_tiles` gives them, in their symmetries: what `encode` takes."""
+        return apply_symmetries(to_model_input(tiles, self.accelerator.device), symmetries)
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """What the loss takes in place of images N×3×H×W on the device; called without gradients."""
@@ -130,6 +151,21 @@ class GenerativeTraining(ABC):
         """Tiles shown by this process's steps, over all processes."""
         config = self.config
         return (config.max_train_steps - self.start) * config.gradient_accumulation_steps * config.batch_size
+
+
+class DrawnBatch(NamedTuple):
+    """A process's share of a batch, on the CPU.
+
+    Attributes:
+        position: Number of the batch, counted over all steps.
+        tiles: What `GenerativeTraining.read_tiles` gives.
+        symmetries, drawn: What `GenerativeTraining.draw_batch` gives.
+    """
+
+    position: int
+    tiles: torch.Tensor
+    symmetries: torch.Tensor
+    drawn: list[torch.Tensor]
 
 
 def open_training(config: PrivateTrainingConfig, stage: Stage, name: str) -> Accelerator | None:
@@ -189,14 +225,15 @@ def fit(training: GenerativeTraining, stage: Stage) -> None:
         training.start, training.history = state["step"], state["history"]
         training.load_state(state)
 
-    make_step = _private_steps(training, optimizer) if training.plan else _plain_steps(training, model, optimizer)
-    with Progress(
+    steps = _private_steps(training, optimizer) if training.plan else plain_steps(training, model, optimizer)
+    progress_bar = Progress(
         config.max_train_steps,
         training.name,
         "steps",
         initial=training.start,
         enabled=accelerator.is_local_main_process,
-    ) as progress:
+    )
+    with progress_bar as progress, steps as make_step:
         _train(training, stage, optimizer, make_step, progress)
     accelerator.wait_for_everyone()
 
@@ -239,48 +276,67 @@ def _settings(training: GenerativeTraining, stage: Stage) -> dict[str, Any]:
     return {**stage.settings, **training.given()}
 
 
-def _plain_steps(
+@contextlib.contextmanager
+def plain_steps(
     training: GenerativeTraining, model: torch.nn.Module, optimizer: Any
-) -> Callable[[int], torch.Tensor | None]:
+) -> Iterator[Callable[[int], torch.Tensor]]:
     """What makes one optimizer step, given its number, and returns the loss of this process's share of the last batch.
 
-    One step takes `gradient_accumulation_steps` batches of `batch_size` tiles over all processes.
+    One step takes `gradient_accumulation_steps` batches of `batch_size` tiles over all processes. Steps must be made
+    in their order from `training.start`, since batches are read ahead.
+
+    Args:
+        training: What is trained.
+        model, optimizer: Its model and optimizer, as Accelerate has prepared them.
+    """
+    config, accelerator = training.config, training.accelerator
+    with drawn_batches(training) as batches:
+
+        def make_step(step: int) -> torch.Tensor:
+            for _ in range(config.gradient_accumulation_steps):
+                batch = next(batches)
+                training.before_batch(batch.position)
+                with accelerator.accumulate(model):
+                    with torch.no_grad(), accelerator.autocast():
+                        inputs = training.encode(training.show(batch.tiles, batch.symmetries))
+                    loss = training.loss(model, inputs, *(to_device(part, accelerator.device) for part in batch.drawn))
+                    accelerator.backward(loss)
+                    if accelerator.sync_gradients:
+                        accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+                    optimizer.step()
+                    optimizer.zero_grad()
+            return loss
+
+        yield make_step
+
+
+def drawn_batches(training: GenerativeTraining) -> contextlib.AbstractContextManager[Iterator[DrawnBatch]]:
+    """The batches of all steps that are left, which are read ahead of the steps that take them.
+
+    What is random is drawn for whole batches, and the tiles of this process's share are read.
     """
     config, accelerator = training.config, training.accelerator
     assert config.class_balance is not None  # the configuration has chosen one
     weights = class_weights(training.train.labels, config.class_balance)
+    order = BatchOrder(training.name, len(training.train), config.batch_size, config.seed, weights)
 
-    def positions(step: int) -> Iterator[int]:
-        first = step * config.gradient_accumulation_steps
-        yield from range(first, first + config.gradient_accumulation_steps)
+    def draw(position: int) -> DrawnBatch:
+        indices = order.indices(position)
+        generator = step_generator(f"views of tiles of the {training.name}", config.seed, position)
+        symmetries, *drawn = (
+            process_slice(part, accelerator.process_index, accelerator.num_processes)
+            for part in training.draw_batch(indices, generator)
+        )
+        share = process_slice(indices, accelerator.process_index, accelerator.num_processes)
+        return DrawnBatch(position, training.read_tiles(share), symmetries, drawn)
 
-    def make_step(step: int) -> torch.Tensor:
-        for position in positions(step):
-            indices = batch_indices(
-                training.name, len(training.train), config.batch_size, position, config.seed, weights
-            )
-            generator = step_generator(f"views of tiles of the {training.name}", config.seed, position)
-            batch = training.draw_batch(indices, generator)
-            images, *drawn = (
-                process_slice(part, accelerator.process_index, accelerator.num_processes).to(accelerator.device)
-                for part in batch
-            )
-            training.before_batch(position)
-            with accelerator.accumulate(model):
-                with torch.no_grad(), accelerator.autocast():
-                    inputs = training.encode(images)
-                loss = training.loss(model, inputs, *drawn)
-                accelerator.backward(loss)
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-        return loss
-
-    return make_step
+    per_step = config.gradient_accumulation_steps
+    positions = range(training.start * per_step, config.max_train_steps * per_step)
+    return made_ahead(draw, positions, batches_ahead(accelerator.device))
 
 
-def _private_steps(training: GenerativeTraining, optimizer: Any) -> Callable[[int], torch.Tensor | None]:
+@contextlib.contextmanager
+def _private_steps(training: GenerativeTraining, optimizer: Any) -> Iterator[Callable[[int], torch.Tensor | None]]:
     """What makes one optimizer step with differential privacy, given its number; it has no loss to tell of.
 
     The gradient of each tile is taken by itself, and is the mean over `views` views of the tile.
@@ -292,20 +348,21 @@ def _private_steps(training: GenerativeTraining, optimizer: Any) -> Callable[[in
     def make_step(step: int) -> None:
         def make_tiles(indices: np.ndarray) -> list[torch.Tensor]:
             generators = tile_generators(training.name, config.seed, step, indices)
-            tiles = [
+            views = [
                 training.draw_batch(np.repeat(index, plan.views), generator)
                 for index, generator in zip(indices, generators, strict=True)
             ]
-            images, *drawn = (torch.stack(parts).to(accelerator.device) for parts in zip(*tiles, strict=True))
+            symmetries, *drawn = (torch.stack(parts) for parts in zip(*views, strict=True))
+            images = training.show(training.read_tiles(np.repeat(indices, plan.views)), symmetries.flatten())
             with torch.no_grad(), accelerator.autocast():
-                inputs = training.encode(images.flatten(0, 1)).unflatten(0, images.shape[:2])
-            return [inputs, *drawn]
+                inputs = training.encode(images).unflatten(0, symmetries.shape)
+            return [inputs, *(to_device(part, accelerator.device) for part in drawn)]
 
         set_private_gradients(training.model, training.loss, make_tiles, plan, key, step)
         optimizer.step()
         optimizer.zero_grad()
 
-    return make_step
+    yield make_step
 
 
 def _look(training: GenerativeTraining, record: dict[str, Any], progress: Progress) -> None:

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 import torch
 
+from histodistill.training.data.pixels import to_device
+
 
 @dataclass(frozen=True)
 class MixingPlan:
-    """The random choices for a batch of N images; slicing it gives the plan of that part of the batch.
+    """The random choices for a batch of N images, on the CPU; slicing it gives the plan of that part of the batch.
 
     Attributes:
         partners: int64 N, places in the whole batch.
@@ -77,7 +79,7 @@ def mix(values: torch.Tensor, partners: torch.Tensor, plan: MixingPlan) -> torch
     Returns:
         float N×…, on the device of `values`.
     """
-    shares = plan.shares.to(values.device).reshape(-1, *[1] * (values.ndim - 1))
+    shares = to_device(plan.shares, values.device).reshape(-1, *[1] * (values.ndim - 1))
     return shares * values + (1 - shares) * partners
 
 
@@ -93,7 +95,7 @@ def mix_images(images: torch.Tensor, partners: torch.Tensor, plan: MixingPlan) -
     """
     if plan.boxes is None:
         return mix(images, partners, plan)
-    top, bottom, left, right = (edge[:, None] for edge in plan.boxes.to(images.device).unbind(dim=1))
+    top, bottom, left, right = (edge[:, None] for edge in to_device(plan.boxes, images.device).unbind(dim=1))
     place = torch.arange(images.shape[2], device=images.device)
     rows, columns = (place >= top) & (place < bottom), (place >= left) & (place < right)
     inside = rows[:, None, :, None] & columns[:, None, None, :]

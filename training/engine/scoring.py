@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from histodistill.selection.image_rows import Images, rows_of
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.metrics import load_metric
 from histodistill.training.models.classifiers import Classifier
@@ -122,12 +123,12 @@ def auc_note(split: str, labels: np.ndarray, class_names: Sequence[str]) -> str 
     return f"AUC is the mean over {present} of {len(class_names)} classes, since no {split} tile is of {names}"
 
 
-def predict_shared(model: Classifier, images: np.ndarray, accelerator: Accelerator) -> np.ndarray:
+def predict_shared(model: Classifier, images: Images, accelerator: Accelerator) -> np.ndarray:
     """`predict_proba` with the work shared by the processes.
 
     Args:
         model: The classifier, the same on every process.
-        images: uint8 N×H×W×3, the same on every process.
+        images: uint8 N×H×W×3, the same on every process; each reads its share of them, in batches.
         accelerator: Tells the processes.
 
     Returns:
@@ -139,7 +140,7 @@ def predict_shared(model: Classifier, images: np.ndarray, accelerator: Accelerat
     # Shares must be of one length to be gathered: the last image fills up, and is cut off again.
     share = math.ceil(len(images) / num_processes)
     positions = np.minimum(np.arange(share) * num_processes + accelerator.process_index, len(images) - 1)
-    probabilities = torch.from_numpy(predict_proba(model, images[positions])).to(accelerator.device)
+    probabilities = torch.from_numpy(predict_proba(model, rows_of(images, positions))).to(accelerator.device)
     gathered = accelerator.gather(probabilities).cpu().numpy().reshape(num_processes, share, -1)
     return gathered.transpose(1, 0, 2).reshape(num_processes * share, -1)[: len(images)]
 

@@ -18,34 +18,58 @@ from histodistill.selection.streams import stream, torch_seed
 _Batch = TypeVar("_Batch", np.ndarray, torch.Tensor)
 
 
-def batch_indices(
-    purpose: str, num_items: int, batch_size: int, step: int, seed: int, weights: np.ndarray | None = None
-) -> np.ndarray:
-    """Indices of the global batch of one step.
+class BatchOrder:
+    """Which items each batch of a training has.
 
-    Without `weights`, items come in epochs: every item once in a new random order, then the next epoch, with no item
-    dropped at the seam. With `weights`, items are drawn independently with those probabilities.
+    Without weights, items come in epochs: every item once in a new random order, then the next epoch, with no item
+    dropped at the seam. With weights, items are drawn independently with those probabilities. What takes time in
+    proportion to the number of items is done once an epoch, or once a training, and kept: 8 bytes an item.
 
     Args:
         purpose: What is trained, in words: trainings of the same seed see tiles in orders of their own.
         num_items: Number of items N, at least 1.
         batch_size: Items per batch over all processes.
-        step: Number of the batch from 0.
         seed: Seed of the run, at least 0.
-        weights: float N, non-negative sampling weights.
-
-    Returns:
-        int64 array of `batch_size` indices in [0, N).
+        weights: float N, non-negative sampling weights with a sum above 0; None for epochs.
     """
-    if weights is not None:
-        rng = stream(f"weighted batch of {purpose}", seed, step)
-        return rng.choice(num_items, size=batch_size, p=weights / weights.sum())
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs = positions // num_items
-    orders = {
-        epoch: stream(f"epoch of {purpose}", seed, int(epoch)).permutation(num_items) for epoch in np.unique(epochs)
-    }
-    return np.array([orders[epoch][position % num_items] for epoch, position in zip(epochs, positions, strict=True)])
+
+    def __init__(self, purpose: str, num_items: int, batch_size: int, seed: int, weights: np.ndarray | None = None):
+        self.purpose, self.num_items, self.batch_size, self.seed = purpose, num_items, batch_size, seed
+        self._cumulative = None if weights is None else _cumulative(weights)
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def indices(self, step: int) -> np.ndarray:
+        """Indices of the global batch of one step.
+
+        Args:
+            step: Number of the batch from 0.
+
+        Returns:
+            int64 array of `batch_size` indices in [0, N), a function of what the order was made of and `step` alone.
+        """
+        if self._cumulative is not None:
+            rng = stream(f"weighted batch of {self.purpose}", self.seed, step)
+            # What `rng.choice(N, size=batch_size, p=weights)` gives, which sums up all weights each time.
+            return self._cumulative.searchsorted(rng.random(self.batch_size), side="right")
+        first, end = step * self.batch_size, (step + 1) * self.batch_size
+        parts = []
+        while first < end:
+            epoch, start = divmod(first, self.num_items)
+            parts.append(self._order_of(epoch)[start : start + end - first])
+            first += len(parts[-1])
+        return np.concatenate(parts)
+
+    def _order_of(self, epoch: int) -> np.ndarray:
+        if epoch != self._epoch:
+            rng = stream(f"epoch of {self.purpose}", self.seed, epoch)
+            self._epoch, self._order = epoch, rng.permutation(self.num_items)
+        return self._order
+
+
+def _cumulative(weights: np.ndarray) -> np.ndarray:
+    """The cumulative probabilities float64 N of weights, rounded as `numpy.random.Generator.choice` rounds them."""
+    cumulative = np.cumsum(weights / weights.sum())
+    return cumulative / cumulative[-1]
 
 
 def class_weights(labels: np.ndarray, power: float) -> np.ndarray | None:

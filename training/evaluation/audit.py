@@ -93,7 +93,7 @@ def run(config: AuditConfig) -> dict[str, Any]:
 
     # Before the libraries are imported, which takes seconds.
     require_parts(config.run, "pipeline", "pool", "distilled", "autoencoder")
-    check_source(config.data)
+    check_source(config.data, config.source_options(config.run).get("labels"))
 
     from histodistill.hub_cards.audit_record import AUDIT_FORMAT
     from histodistill.training.evaluation.run_audit import (

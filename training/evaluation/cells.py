@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histodistill.selection.image_rows import Images
 from histodistill.training.data.tiles import Tiles, TileSource
 from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.engine.classifier_training import fit_classifier
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 METRICS = ("accuracy", "auc", "f1")
 
 
-def check_same_kind(folder: Path, images: np.ndarray, class_names: list[str], source: TileSource) -> None:
+def check_same_kind(folder: Path, images: Images, class_names: list[str], source: TileSource) -> None:
     """Checks that synthetic images have the classes and the size of the real tiles.
 
     Args:

@@ -206,7 +206,8 @@ def training_tiles(row: str, run: Path, source: TileSource, n_per_class: int, se
     Raises:
         InputError: If a class has fewer tiles than the row needs, or the distilled set lacks the soft labels.
     """
-    from histodistill.training.data.image_dataset import read_image_dataset
+    from histodistill.training.data.image_dataset import open_image_table, read_image_dataset
+    from histodistill.training.data.scratch_images import decode_once
     from histodistill.training.data.tiles import Tiles, sample_per_class
 
     if row == "real_all":
@@ -214,11 +215,15 @@ def training_tiles(row: str, run: Path, source: TileSource, n_per_class: int, se
     if row == "real_random":
         train = source.split("train")
         return train.subset(sample_per_class(train.labels, n_per_class, seed))
-    images, columns, _ = read_image_dataset(run / ("pool" if row == "pool_random" else "distilled"))
+    if row == "pool_random":
+        pool = open_image_table(run / "pool")
+        labels = pool.columns["label"]
+        drawn = Tiles(pool.images, labels).subset(sample_per_class(labels, n_per_class, seed))
+        return Tiles(decode_once(drawn.images, run), drawn.labels)
+    images, columns, _ = read_image_dataset(run / "distilled")
     if row == SOFT_ROW and "soft_label" not in columns:
         raise InputError("the distilled set has no soft labels: run histodistill select anew")
-    tiles = Tiles(images, columns["label"], columns["soft_label"] if row == SOFT_ROW else None)
-    return tiles.subset(sample_per_class(tiles.labels, n_per_class, seed)) if row == "pool_random" else tiles
+    return Tiles(images, columns["label"], columns["soft_label"] if row == SOFT_ROW else None)
 
 
 def summarise(cells: list[dict[str, Any]], source: TileSource, n_per_class: int, notes: list[str]) -> dict[str, Any]:

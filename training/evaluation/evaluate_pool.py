@@ -103,7 +103,7 @@ def run(config: EvaluatePoolConfig) -> dict[str, Any]:
 
     # Before the libraries are imported, which takes seconds.
     fingerprints = require_stages(config)
-    check_source(config.data)
+    check_source(config.data, config.source_options(config.run).get("labels"))
 
     from histodistill.training.engine.accelerator import make_accelerator
     from histodistill.training.evaluation.cells import summarise_rows
@@ -198,22 +198,22 @@ def load_measured(config: EvaluatePoolConfig) -> MeasuredTiles:
     Raises:
         InputError: If they are not of one kind, or there are too few validation tiles.
     """
-    from histodistill.training.data.image_dataset import read_image_dataset
+    from histodistill.training.data.image_dataset import open_image_table
     from histodistill.training.data.sources import load_tiles
     from histodistill.training.data.tiles import Tiles
     from histodistill.training.evaluation.cells import check_same_kind
 
     source = load_tiles(config.data, image_size=config.image_size, **config.source_options(config.run))
     train, validation = source.split("train"), source.split("validation")
-    images, columns, class_names = read_image_dataset(config.pool_folder)
-    check_same_kind(config.pool_folder, images, class_names, source)
+    table = open_image_table(config.pool_folder)
+    check_same_kind(config.pool_folder, table.images, table.class_names, source)
     if len(validation) <= config.n_neighbors:
         raise InputError(
             f"{param('n_neighbors')}={config.n_neighbors} is too many for {len(validation)} validation tiles: give "
             "fewer"
         )
-    pool = Tiles(images, columns["label"])
-    return MeasuredTiles(train, validation, pool, class_names, source.name, source.fingerprint())
+    pool = Tiles(table.images, table.columns["label"])
+    return MeasuredTiles(train, validation, pool, table.class_names, source.name, source.fingerprint())
 
 
 def show_distances(config: EvaluatePoolConfig, tiles: MeasuredTiles, folder: Path) -> None:
@@ -238,6 +238,7 @@ def train_rows(
     config: EvaluatePoolConfig, tiles: MeasuredTiles, stage: Stage, accelerator: Accelerator
 ) -> list[dict[str, Any]]:
     """Trains and scores the cells of the plan that are not finished; returns all."""
+    from histodistill.training.data.scratch_images import decode_once, keep_images
     from histodistill.training.data.tiles import Tiles
     from histodistill.training.evaluation.cells import fill_cells, train_cell
     from histodistill.training.evaluation.pool_quality import reconstruct
@@ -245,10 +246,13 @@ def train_rows(
 
     @functools.cache
     def training_tiles(row: str) -> Tiles:
+        if row == "pool_all":
+            return Tiles(decode_once(tiles.pool.images, stage.folder), tiles.pool.labels)
         if row != "reconstructed":
-            return tiles.pool if row == "pool_all" else tiles.train
+            return tiles.train
         autoencoder = load_autoencoder(config.run / "pipeline" / "vae").to(accelerator.device)
-        return Tiles(reconstruct(autoencoder, tiles.train.images), tiles.train.labels)
+        images = keep_images(reconstruct(autoencoder, tiles.train.images), tiles.train.images.shape, stage.folder)
+        return Tiles(images, tiles.train.labels)
 
     def make_cell(cell: PlannedCell, path: Path, progress: Progress) -> dict[str, Any]:
         train = training_tiles(cell.row)

@@ -104,7 +104,7 @@ def draw_tiles(real: Tiles, generated: Tiles, class_names: list[str]) -> bytes:
             row = axes[2 * label + below]
             for axis in row:
                 axis.set_axis_off()
-            for axis, index in zip(row, shown, strict=False):
-                axis.imshow(tiles.images[index], interpolation="nearest")
+            for axis, image in zip(row, tiles.images[shown], strict=False):
+                axis.imshow(image, interpolation="nearest")
             row[0].text(-0.15, 0.5, f"{name}\n{kind}", transform=row[0].transAxes, ha="right", va="center", fontsize=9)
     return figure_png(figure)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderDC
 
+from histodistill.selection.image_rows import Images, batches
 from histodistill.selection.streams import stream
 from histodistill.training.data.pixels import to_model_input, to_uint8
 from histodistill.training.data.tiles import Tiles
@@ -108,7 +109,7 @@ def measure_distances(real: np.ndarray, generated: np.ndarray, n_neighbors: int)
 
 
 @torch.no_grad()
-def reconstruct(autoencoder: AutoencoderDC, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
+def reconstruct(autoencoder: AutoencoderDC, images: Images, batch_size: int = 256) -> Iterator[np.ndarray]:
     """What is left of images after encoding and decoding.
 
     Args:
@@ -116,11 +117,9 @@ def reconstruct(autoencoder: AutoencoderDC, images: np.ndarray, batch_size: int 
         images: uint8 N×H×W×3.
         batch_size: Images at a time.
 
-    Returns:
-        uint8 N×H×W×3.
+    Yields:
+        uint8 M×H×W×3, the next of them in their order.
     """
-    parts = []
-    for start in range(0, len(images), batch_size):
-        batch = to_model_input(images[start : start + batch_size]).to(autoencoder.device)
-        parts.append(to_uint8(autoencoder.decode(autoencoder.encode(batch).latent).sample.float().cpu()))
-    return np.concatenate(parts)
+    for batch in batches(images, batch_size):
+        pixels = to_model_input(batch).to(autoencoder.device)
+        yield to_uint8(autoencoder.decode(autoencoder.encode(pixels).latent).sample.float().cpu())

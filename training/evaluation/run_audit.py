@@ -24,7 +24,7 @@ from histodistill.selection.near_copies import in_order
 from histodistill.selection.real_tiles import LabelledImages, RealTiles
 from histodistill.selection.streams import stream
 from histodistill.training.data.audit_tiles import audit_share_of, real_tiles
-from histodistill.training.data.image_dataset import read_image_dataset
+from histodistill.training.data.image_dataset import open_image_table
 from histodistill.training.data.images import png_bytes
 from histodistill.training.data.sources import load_tiles
 from histodistill.training.data.tiles import Tiles, TileSource
@@ -89,10 +89,10 @@ class AuditedRun:
     @cached_property
     def pool(self) -> LabelledImages:
         """All images that were generated."""
-        images, columns, _ = read_image_dataset(self.folder / "pool")
-        if len(images) != self.records["pool"].get("num_images"):
+        table = open_image_table(self.folder / "pool")
+        if len(table) != self.records["pool"].get("num_images"):
             raise InputError(f"{self.folder / 'pool'} has other images than its record says: generate it anew")
-        return LabelledImages(images, columns["label"])
+        return LabelledImages(table.images, table.columns["label"])
 
 
 def read_run(

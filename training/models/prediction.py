@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from histodistill.selection.image_rows import Images, batches
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.models.classifiers import Classifier, ClassifierOutput
 from histodistill.training.running.errors import InputError, param
@@ -14,13 +15,13 @@ from histodistill.training.running.options import require
 
 
 def predict_proba(
-    model: Classifier, images: np.ndarray, batch_size: int = 256, device: torch.device | str | None = None
+    model: Classifier, images: Images, batch_size: int = 256, device: torch.device | str | None = None
 ) -> np.ndarray:
     """Class probabilities of images.
 
     Args:
         model: The classifier. It is used in evaluation mode, in float32, and left as it was found.
-        images: uint8 N×H×W×3, at least one.
+        images: uint8 N×H×W×3, at least one; read in batches.
         batch_size: Images at a time, at least 1.
         device: Where the work is done; None for where the model is.
 
@@ -34,7 +35,7 @@ def predict_proba(
 
 
 def embed(
-    model: Classifier, images: np.ndarray, batch_size: int = 256, device: torch.device | str | None = None
+    model: Classifier, images: Images, batch_size: int = 256, device: torch.device | str | None = None
 ) -> np.ndarray:
     """Embeddings of images: the features that the model's linear head takes.
 
@@ -53,7 +54,7 @@ def embed(
 @torch.no_grad()
 def _run(
     model: Classifier,
-    images: np.ndarray,
+    images: Images,
     batch_size: int,
     device: torch.device | str | None,
     take: Callable[[ClassifierOutput], torch.Tensor],
@@ -70,8 +71,7 @@ def _run(
         model.to(device)
     try:
         results = [
-            take(model(to_model_input(images[start : start + batch_size]).to(model.device))).cpu().numpy()
-            for start in range(0, len(images), batch_size)
+            take(model(to_model_input(batch, model.device))).cpu().numpy() for batch in batches(images, batch_size)
         ]
     finally:
         model.train(was_training)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from histodistill.selection.stains import DARKEST, STAIN_VECTORS
+from histodistill.training.data.pixels import to_device
 
 
 # The vectors of `selection.stains`, but scaled and inverted in float32. Its matrices, made in float64 and rounded,
@@ -31,9 +32,11 @@ def change_stains(images: torch.Tensor, scales: torch.Tensor, offsets: torch.Ten
     `images` is float N×3×H×W in [-1, 1]. The colours are taken apart by Beer–Lambert with the stain vectors of
     Ruifrok & Johnston (2001); the change is that of Tellez et al. (IEEE TMI 2018).
     """
-    to_hed, to_rgb = HED_FROM_RGB.to(images), RGB_FROM_HED.to(images)
+    to_hed, to_rgb, scales, offsets = (
+        to_device(values.to(images.dtype), images.device) for values in (HED_FROM_RGB, RGB_FROM_HED, scales, offsets)
+    )
     stains = torch.einsum("nchw,cs->nshw", optical_density(images), to_hed)
-    stains = stains * scales.to(images)[:, :, None, None] + offsets.to(images)[:, :, None, None]
+    stains = stains * scales[:, :, None, None] + offsets[:, :, None, None]
     colours = torch.einsum("nshw,sc->nchw", stains, to_rgb).neg().exp()
     return colours.clamp(max=1) * 2 - 1
 

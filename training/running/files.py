@@ -13,15 +13,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from histodistill.selection.files import write_bytes
+from histodistill.selection.files import new_file, write_bytes
 from histodistill.training.running.errors import InputError, reason_of
 from histodistill.training.running.notes import warn
 
 
-#: `write_bytes` is `selection`'s, which saves selectors with it; here it stands beside the others.
+#: `new_file` and `write_bytes` are `selection`'s, which saves selectors so; here they stand beside the others.
 __all__ = [
     "format_size",
     "md5_of",
+    "new_file",
     "new_files",
     "new_folder",
     "read_json",

@@ -8,13 +8,16 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from functools import cached_property
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from histodistill.training.data.image_dataset import read_image_dataset
+from histodistill.training.data.image_dataset import open_image_table
+from histodistill.training.data.scratch_images import decode_once
 from histodistill.training.data.sources import load_tiles
 from histodistill.training.data.tiles import Tiles, sample_per_class
 from histodistill.training.distillation.pool_selection import fit_selector
@@ -138,9 +141,10 @@ class Worker:
         self.folder = config.folder
         self.source = load_tiles(config.data, image_size=config.image_size, **config.source_options(config.run))
         train = self.source.split("train")
-        images, columns, self.class_names = read_image_dataset(config.run / "pool")
-        self.inputs, real_probabilities = read_inputs(self.folder, columns["label"], train.labels)
-        self.pool = Tiles(images, columns["label"], self.inputs.probabilities)
+        pool = open_image_table(config.run / "pool")
+        self.class_names, labels = pool.class_names, pool.columns["label"]
+        self.inputs, real_probabilities = read_inputs(self.folder, labels, train.labels)
+        self.pool = Tiles(pool.images, labels, self.inputs.probabilities)
         self.real = Tiles(train.images, train.labels, real_probabilities)
         self.accelerator = make_accelerator(config.mixed_precision)
 
@@ -154,12 +158,18 @@ class Worker:
         if row.tiles == "real_all":
             return self.real
         if row.tiles == "pool_all":
-            return self.pool
+            return self.decoded_pool
         assert cell.size is not None
         if row.tiles == "real_random":
             return self.real.subset(sample_per_class(self.real.labels, cell.size, seed))
         selection = fit_selector(row.selection(cell.size, seed), self.inputs, self.class_names)
-        return self.pool.subset(selection.selector.selected_indices_)
+        chosen = self.pool.subset(selection.selector.selected_indices_)
+        return replace(chosen, images=decode_once(chosen.images, self.folder))
+
+    @cached_property
+    def decoded_pool(self) -> Tiles:
+        """The pool, as it can be trained on: see `decode_once`."""
+        return replace(self.pool, images=decode_once(self.pool.images, self.folder))
 
     def run(self, cell: Cell) -> str | None:
         """Trains and scores a cell, and writes its file.

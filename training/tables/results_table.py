@@ -105,7 +105,7 @@ def run(config: ResultsTableConfig) -> dict[str, Any]:
         InputError: For a run or tiles that do not fit, a selector's refusal of its options, a folder of another table
             or of cells of another recipe, or a process that was killed.
     """
-    from histodistill.training.data.image_dataset import read_image_dataset
+    from histodistill.training.data.image_dataset import open_image_table
     from histodistill.training.data.sources import load_tiles
     from histodistill.training.running.stages import Stage, require_parts
 
@@ -123,8 +123,9 @@ def run(config: ResultsTableConfig) -> dict[str, Any]:
 
     for split in SPLITS:
         source.split(split)
-    images, _, class_names = read_image_dataset(config.run / "pool")
-    check_same_kind(config.run / "pool", images, class_names, source)
+    pool = open_image_table(config.run / "pool")
+    class_names = pool.class_names
+    check_same_kind(config.run / "pool", pool.images, class_names, source)
     # Rows, sizes, seeds and classifiers may be added; what would change a cell may not.
     settings = {
         "stage": "benchmark",
@@ -143,7 +144,7 @@ def run(config: ResultsTableConfig) -> dict[str, Any]:
     cells = plan_cells(config.lines, config.seeds)
     missing = missing_cells(cells, config.folder)
     write_inputs(
-        config.folder, needed_inputs(config.lines), config.embedder, config.run / "teacher", images,
+        config.folder, needed_inputs(config.lines), config.embedder, config.run / "teacher", pool.images,
         source.split("train").images,
     )  # fmt: skip
     stage.begin()

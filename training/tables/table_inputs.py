@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from histodistill.selection.image_rows import Images
 from histodistill.training.distillation.pool_selection import SelectionInputs
 from histodistill.training.models.embedders import embed_images, resolve_embedder
 from histodistill.training.models.loading import load_classifier
@@ -41,7 +42,7 @@ def needed_inputs(lines: Iterable[Cell]) -> set[str]:
 
 
 def write_inputs(
-    folder: Path, needed: set[str], embedder: str | Path, teacher: Path, pool: np.ndarray, real: np.ndarray
+    folder: Path, needed: set[str], embedder: str | Path, teacher: Path, pool: Images, real: Images
 ) -> None:
     """Computes those of the needed arrays that the table's folder does not hold yet.
 

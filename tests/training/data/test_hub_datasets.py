@@ -13,11 +13,18 @@ from histodistill.training.data.sources import list_tiles, load_tiles
 
 
 @pytest.fixture
-def hub(monkeypatch):
+def asked() -> list[tuple[str | None, str | None]]:
+    """The configuration and revision of each call of `load_dataset`."""
+    return []
+
+
+@pytest.fixture
+def hub(monkeypatch, asked):
     """Splits by name, which `load_dataset` gives; or what it raises."""
     splits: dict[str, datasets.Dataset] = {}
 
-    def load_dataset(name, cache_dir=None):
+    def load_dataset(name, config, revision, cache_dir):
+        asked.append((config, revision))
         if "error" in splits:
             raise splits["error"]
         return datasets.DatasetDict(splits)
@@ -77,9 +84,47 @@ def test_several_configurations(hub):
     hub["error"] = ValueError(
         "Config name is missing.\nPlease pick one among the available configs: ['a', 'b']\nExample of usage:\n..."
     )
-    message = refused("someone/tiles")
-    assert message.startswith("someone/tiles has several configurations ('a', 'b') and no default one")
-    assert "hf download" in message
+    assert refused("someone/tiles") == (
+        "someone/tiles has several configurations and no default one: give hub_config one of 'a', 'b'"
+    )
+
+
+def test_a_configuration_that_is_not_there(hub):
+    hub["error"] = ValueError("BuilderConfig 'c' not found. Available: ['a', 'b']")
+    assert refused("someone/tiles", hub_config="c") == (
+        "hub_config=c is no configuration of someone/tiles: give hub_config one of 'a', 'b'"
+    )
+
+
+def test_revision_and_configuration_are_asked_for(hub, asked):
+    hub["train"] = datasets.Dataset(table(8))
+    load_tiles("someone/tiles", hub_revision="v1", hub_config="a")
+    list_tiles("someone/tiles", hub_revision="abc")
+    load_tiles("someone/tiles")
+    assert asked == [("a", "v1"), (None, "abc"), (None, None)]
+    hub["error"] = OSError("Revision not found")
+    assert "(Revision not found): check the name, the revision, the" in refused("someone/tiles", hub_revision="v2")
+
+
+@pytest.mark.parametrize("option", ["hub_revision", "hub_config"])
+def test_revision_and_configuration_are_for_the_hub_alone(hub, option):
+    assert (
+        refused("phantom", **{option: "x"})
+        == f"{option}=x is for a dataset of the Hub, and phantom is none: leave it out"
+    )
+
+
+def test_images_are_converted_if_asked_for(hub):
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8), 77).save(buffer, "PNG")
+    hub["train"] = datasets.Dataset(table(cells=[{"bytes": buffer.getvalue(), "path": None}] * 4))
+    assert "give convert with grey" in refused("someone/tiles")
+    source = load_tiles("someone/tiles", convert=("grey",), hold_out_validation=False)
+    assert (source.split("train").images[:] == 77).all()
 
 
 @pytest.mark.parametrize("where", ["fetched", "outside"])

@@ -10,7 +10,8 @@ import pytest
 from datasets import ClassLabel, Image, List, Value, load_dataset
 from PIL import Image as PILImage
 
-from histodistill.hub_cards.tables import ImageTable, canonical, round_soft_labels, write_table
+from histodistill.hub_cards.table_files import write_table
+from histodistill.hub_cards.tables import ImageTable, canonical, round_soft_labels
 from histodistill.training.data import image_dataset, limits
 from histodistill.training.data.image_dataset import SHARD, read_image_dataset, read_image_table, write_image_dataset
 from histodistill.training.data.images import png_bytes

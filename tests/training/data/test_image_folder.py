@@ -12,7 +12,7 @@ from PIL import Image
 from small_sources import TWO_CLASSES, image_folder, refused, tiles
 
 from histodistill.training.data.folder_walk import IMAGE_SUFFIXES
-from histodistill.training.data.sources import list_tiles, load_tiles
+from histodistill.training.data.sources import check_source, list_tiles, load_tiles
 from histodistill.training.running.errors import InputError
 
 
@@ -90,13 +90,12 @@ def test_mixed_sizes_are_refused_unless_a_size_is_given(tmp_path):
     assert load_tiles(folder, image_size=10).image_size == 10
 
 
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
-def test_other_modes_are_refused(tmp_path, mode):
+@pytest.mark.parametrize(("mode", "fault"), [("L", "is grey"), ("1", "is grey"), ("RGBA", "is transparent")])
+def test_other_modes_are_refused(tmp_path, mode, fault):
     folder = image_folder(tmp_path, {"train/a": 3, "train/b": 3})
     odd = folder / "train" / "b" / "tile_001.png"
     Image.new(mode, (10, 10)).save(odd)
-    message = refused(folder, image_size=8)
-    assert str(odd) in message and f"mode {mode}" in message and "RGB" in message
+    assert f"{odd} {fault}" in refused(folder, image_size=8)
 
 
 @pytest.mark.parametrize("content", [b"not an image", None])
@@ -141,7 +140,8 @@ def test_other_folders_beside_train_are_refused(tmp_path, name):
     ("counts", "expected"),
     [
         ({}, "is empty"),
-        ({"a": 2, "b": 2}, "has no folder train"),
+        ({"test/a": 2, "test/b": 2}, "has no folder train"),
+        ({".": 2}, "has no class folders"),
         ({"train": 2}, "has no class folders"),
         ({"train/a": 2}, "only one class"),
         ({"train/a": 2, "train/b": 0}, "holds no image"),
@@ -163,6 +163,55 @@ def test_bad_shapes(tmp_path, size, expected):
             Image.new("RGB", size).save(tmp_path / "train" / name / f"{i}.png")
     assert expected in refused(tmp_path)
     assert load_tiles(tmp_path, image_size=8).image_size == 8
+
+
+def test_folders_of_classes_without_splits_are_train(tmp_path, capsys):
+    folder = image_folder(tmp_path / "slides", {"fat": 4, "gland/deep": 3})
+    (folder / "notes").mkdir()
+    check_source(folder)
+    source = load_tiles(folder, hold_out_validation=False)
+    assert source.class_names == ["fat", "gland"] and list(source.splits) == ["train"]
+    assert source.split("train").labels.tolist() == [0] * 4 + [1] * 3
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        f"left out of {folder}: 1 folder without images (such as notes)",
+        f"{folder} has no folders of splits: its folders are 2 classes",
+    ]
+    assert load_tiles(folder).made == ("validation", "test")
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ({"a": 2, "b": 2, ".": 1}, "holds 1 image beside the class folders"),
+        ({"one/train/a": 2, "two/b": 2}, "train is called like a split, so that"),
+        ({"a": 2, "#b": 2}, "is named as systems name their own"),
+    ],
+)
+def test_folders_that_are_no_classes_are_refused(tmp_path, counts, expected):
+    assert expected in refused(image_folder(tmp_path, counts))
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"text"])
+def test_what_cannot_be_read_is_left_out_if_asked_for(tmp_path, content):
+    folder = image_folder(tmp_path, {"train/a": 4, "train/b": 3})
+    (folder / "train" / "a" / "tile_001.png").write_bytes(content)
+    source = load_tiles(folder, skip_unreadable=True, max_unreadable=0.2, hold_out_validation=False)
+    assert source.split("train").labels.tolist() == [0] * 3 + [1] * 3
+    listing = list_tiles(folder, skip_unreadable=True)
+    assert listing.sizes == {(10, 10): 6} and listing.count_modes() == {"RGB": 6}
+    with pytest.raises(InputError):
+        list_tiles(folder)
+
+
+def test_greys_are_converted_if_asked_for_and_kept_apart_in_the_cache(tmp_path, capsys):
+    folder = image_folder(tmp_path, {"train/a": 3, "train/b": 3})
+    Image.new("L", (10, 10), 77).save(folder / "train" / "b" / "tile_001.png")
+    assert "give convert with grey" in refused(folder)
+    source = load_tiles(folder, convert=["grey"], hold_out_validation=False)
+    assert source.split("train").images[4][0, 0].tolist() == [77, 77, 77]
+    assert "1 picture is converted (such as " in capsys.readouterr().err
+    assert "give convert with grey" in refused(folder)
+    assert "convert=gray is unknown" in refused(folder, convert=["gray"])
 
 
 # --- what is there and not taken ---
@@ -373,10 +422,9 @@ def test_empty_images_are_refused(folder, suffix):
     ("name", "content"),
     [
         ("x.gif", b"GIF89a"),
-        ("x.svs", b"II*\0"),
         ("x.DCM", b""),
         ("x.heic", b"\0\0\0 ftypheic"),
-        ("x.czi", b""),
+        ("x.lif", b""),
         ("x", b"\x89PNG\r\n\x1a\n"),
         ("x.png_", b"\x89PNG\r\n\x1a\n"),
         ("x.1", b"\xff\xd8\xff\xe0"),
@@ -392,6 +440,15 @@ def test_images_of_other_kinds_or_names_are_refused_with_their_number(folder, na
     message = refused(folder)
     suffix = Path(name).suffix.lower() or "without suffix"
     assert f"holds 2 images of kinds or names that are not read (2 {suffix}, such as " in message
+
+
+def test_slides_among_tiles_are_pointed_to_manifests(folder):
+    for name in ("x.svs", "y.CZI"):
+        (folder / "train" / "a" / name).write_bytes(b"II*\0")
+    assert refused(folder) == (
+        f"{folder} holds 2 whole slides (such as {folder / 'train' / 'a' / 'x.svs'}): name places on slides in a "
+        "manifest (columns slide, x, y, size and label), or move them away"
+    )
 
 
 def test_what_is_no_file_is_refused(folder):
@@ -532,22 +589,3 @@ def test_a_class_that_only_test_has_is_refused_with_the_names_of_train(folder):
     varied_folder(folder, {"test/A": 2})
     assert f"{folder / 'test' / 'A'} is a class that train does not have (did you mean a?): add" in refused(folder)
     assert "or give it one of the names there (a, b)" in refused(folder)
-
-
-# --- real files of odd kinds ---
-
-
-def test_real_odd_files(folder):
-    odd = Path(os.environ.get("HISTODISTILL_DATA") or Path(__file__).parents[3].parent / "shared" / "data") / "odd"
-    if not odd.exists():
-        pytest.skip(f"{odd} is not there; set HISTODISTILL_DATA to the folder that holds it")
-    taken = {"target_image.png", "kidney-48-5.tif", "slide_with_ink.jpeg"}
-    texts = (".LICENSE", ".txt")
-    for path in odd.rglob("*.*"):
-        if path.is_file() and "_not_pathology" not in path.parts and not path.name.endswith(texts):
-            (folder / "train" / "a" / path.name).write_bytes(path.read_bytes())
-            if path.name in taken:
-                assert len(load_tiles(folder, image_size=10, hold_out_validation=False).split("train")) == 9
-            else:
-                assert path.name in refused(folder, image_size=10)
-            (folder / "train" / "a" / path.name).unlink()

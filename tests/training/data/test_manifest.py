@@ -52,6 +52,21 @@ def train(source: Path, **options):
 # --- tables that are taken ---
 
 
+@pytest.mark.parametrize(
+    "header", ["file_name,label", "filename,class", "file,label", "image,label", "image_id,class"]
+)
+def test_other_names_of_columns(folder, header):
+    path = manifest(folder, *LINES, header=header)
+    check_source(path)
+    tiles = train(path)
+    assert tiles.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3] and tiles.labels.tolist() == [0, 1, 0, 1]
+
+
+def test_a_column_of_the_usual_name_goes_before_others(folder):
+    lines = [f"{line},{i}" for i, line in enumerate(LINES)]
+    assert len(train(manifest(folder, *lines, header="path,label,id"))) == 4
+
+
 def test_tiles_come_in_the_order_of_the_lines(folder):
     path = manifest(folder, "d.png,stroma", "a.png,gland", "c.png,gland", "b.png,stroma")
     check_source(path)
@@ -217,9 +232,9 @@ def test_a_column_with_many_values_is_no_attribute(folder):
 @pytest.mark.parametrize(
     ("header", "expected"),
     [
-        ("file,label", "has no column path: a manifest needs the columns path and label, and this has file, label"),
+        ("tile,label", "has no column path: a manifest needs the columns path and label, and this has tile, label"),
         ("paths,label", "has no column path (did you mean paths?)"),
-        ("path,class", "has no column label"),
+        ("path,tissue", "has no column label"),
         ("path,label,path", "has two columns called path"),
         ("path;label", "has semicolons between its cells, and a .csv file has commas"),
         ("path\tlabel", "has tabs between its cells, and a .csv file has commas"),

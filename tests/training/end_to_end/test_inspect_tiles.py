@@ -104,7 +104,7 @@ def test_colour_modes_are_counted_where_not_all_are_rgb(tmp_path, capsys, kind):
     found = json.loads(out)
     assert code == 1 and found["modes"] == {"RGB": 9, "L": 2, "P": 1}
     (failing,) = [finding for finding in found["findings"] if "decoded" in finding["what"]]
-    assert failing["what"].endswith("they have the colour modes RGB 9, L 2, P 1, and must be RGB")
+    assert failing["what"].endswith("their colour modes are RGB 9, L 2, P 1")
 
 
 def test_what_cannot_be_decoded_fails_without_naming_a_file_in_json(tmp_path, capsys):

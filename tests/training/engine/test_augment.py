@@ -15,9 +15,10 @@ from histodistill.training.engine.augment import (
     apply_symmetries,
     blur,
     draw_plan,
-    random_symmetry,
+    draw_symmetries,
     shift_reflected,
 )
+from histodistill.training.engine.mixing import draw_mixing, mix_images
 from histodistill.training.running.errors import InputError
 
 
@@ -43,9 +44,9 @@ def test_symmetries_are_the_eight_of_the_square():
     assert len(np.unique(found.reshape(8, 9).numpy(), axis=0)) == 8
 
 
-def test_random_symmetry_uses_all_eight_and_keeps_the_pixels():
+def test_drawn_symmetries_are_all_eight_and_keep_the_pixels():
     image = torch.arange(9, dtype=torch.uint8).reshape(1, 1, 3, 3).expand(200, 1, 3, 3)
-    found = random_symmetry(image, generator())
+    found = apply_symmetries(image, draw_symmetries(200, generator()))
     assert found.dtype == torch.uint8
     assert len(np.unique(found.reshape(200, 9).numpy(), axis=0)) == 8
     assert torch.equal(found.reshape(200, 9).sort(dim=1).values, image.reshape(200, 9))
@@ -61,6 +62,18 @@ def test_shift_is_reflection_padding_and_cropping(images):
         ]
     )
     assert torch.equal(shift_reflected(images, shifts), oracle)
+
+
+def test_nothing_of_the_images_device_is_waited_for():
+    # A tensor without values: whatever asks for one of them fails, as does whatever has a shape that depends on them.
+    images = torch.empty(24, 3, 12, 12, device="meta")
+    with pytest.raises(NotImplementedError):
+        images.nonzero()
+    plan = draw_plan(24, generator(), stain_strength=0.1, max_blur=1.0)
+    assert apply_plan(images, plan).shape == images.shape
+    for options in ({"mixup": 1.0}, {"cutmix": 1.0}):
+        mixing = draw_mixing(24, 12, generator(), **options)
+        assert mix_images(images, images, mixing).shape == images.shape
 
 
 def test_positive_shift_is_down_and_right():

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from histodistill.selection.image_rows import ImageView
+from histodistill.training.data.pixels import to_model_input
 from histodistill.training.data.tiles import Tiles
+from histodistill.training.engine import loop
 from histodistill.training.engine.accelerator import make_accelerator
-from histodistill.training.engine.loop import GenerativeTraining, fit, open_training
+from histodistill.training.engine.augment import apply_symmetries, draw_symmetries
+from histodistill.training.engine.loop import GenerativeTraining, drawn_batches, fit, open_training
 from histodistill.training.engine.privacy import KEY_FILE, PrivacyPlan
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.stages import Stage, read_record
@@ -38,8 +44,7 @@ class MeanColour(GenerativeTraining):
 
     def draw_batch(self, indices, generator):
         self.shown.append(indices.tolist())
-        images = torch.from_numpy(self.train.images[indices]).permute(0, 3, 1, 2) / 127.5 - 1
-        return images, torch.randn(len(indices), 3, generator=generator)
+        return draw_symmetries(len(indices), generator), torch.randn(len(indices), 3, generator=generator)
 
     def encode(self, images):
         assert not torch.is_grad_enabled()
@@ -166,8 +171,8 @@ def test_checkpoint_is_tied_to_what_is_given(tmp_path):
 def test_gradients_of_accumulated_batches_are_averaged(tmp_path):
     class Plain(MeanColour):
         def draw_batch(self, indices, generator):
-            images, noise = super().draw_batch(indices, generator)
-            return images, torch.ones_like(noise)
+            symmetries, noise = super().draw_batch(indices, generator)
+            return symmetries, torch.ones_like(noise)
 
     moments = {}
     for name, batch_size, accumulation in (("large", 8, 1), ("halves", 4, 2), ("half", 4, 1)):
@@ -181,6 +186,49 @@ def test_gradients_of_accumulated_batches_are_averaged(tmp_path):
         moments[name] = training.optimizer.state[training.model.weight]["exp_avg"]
     torch.testing.assert_close(moments["halves"], moments["large"])
     assert not torch.allclose(moments["half"], moments["large"])
+
+
+def test_batches_that_are_read_ahead_are_the_same(tmp_path, monkeypatch):
+    threads = threading.active_count()
+    plain = train(make_config(tmp_path / "plain", gradient_accumulation_steps=2))
+    monkeypatch.setattr(loop, "batches_ahead", lambda device: 2)
+    ahead = train(make_config(tmp_path / "ahead", gradient_accumulation_steps=2))
+    assert ahead.shown == plain.shown and ahead.calls == plain.calls
+    assert torch.equal(ahead.model.weight, plain.model.weight)
+    with pytest.raises(Killed):
+        train(make_config(tmp_path / "killed"), kill_at=2)
+    assert threading.active_count() == threads
+
+
+def test_each_process_reads_its_share_alone(tmp_path):
+    class Counted(ImageView):
+        def read(self, rows):
+            read.extend(rows.tolist())
+            return super().read(rows)
+
+    def shares(num_processes):
+        for index in range(num_processes):
+            training = MeanColour(make_config(tmp_path, batch_size=6, max_train_steps=5), make_accelerator("no"))
+            training.accelerator = SimpleNamespace(
+                device=torch.device("cpu"), process_index=index, num_processes=num_processes
+            )
+            whole = training.train
+            training.train = Tiles(Counted(whole.images, np.arange(20)), whole.labels)
+            with drawn_batches(training) as batches:
+                for position, batch in enumerate(batches):
+                    assert batch.position == position
+                    images = training.show(batch.tiles, batch.symmetries)
+                    rows = training.shown[-1][index::num_processes]
+                    assert torch.equal(images, apply_symmetries(to_model_input(whole.images[rows]), batch.symmetries))
+                    yield index, position, images, batch.drawn[0]
+
+    read = []
+    one = [(images, noise) for _, _, images, noise in shares(1)]
+    assert len(one) == 5 and len(read) == 30
+    read.clear()
+    for index, position, images, noise in shares(2):
+        assert torch.equal(images, one[position][0][index::2]) and torch.equal(noise, one[position][1][index::2])
+    assert len(read) == 30  # by both together
 
 
 def test_gradients_are_clipped(tmp_path):

@@ -1,16 +1,24 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import confusion_matrix, f1_score
 
+from histodistill.selection.image_rows import ImageRows
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.engine import scoring
-from histodistill.training.engine.scoring import auc_note, reliability_bins, score, score_probabilities
+from histodistill.training.engine.scoring import (
+    auc_note,
+    predict_shared,
+    reliability_bins,
+    score,
+    score_probabilities,
+)
 from histodistill.training.models.architectures import ARCHITECTURES
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.prediction import embed, predict_proba
@@ -39,6 +47,45 @@ def test_probabilities_and_embeddings_are_the_models(architecture, images):
     np.testing.assert_allclose(probabilities, torch.softmax(output.logits, 1).numpy(), atol=1e-5)
     np.testing.assert_allclose(embeddings, output.features.numpy(), atol=1e-4)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+
+
+class CountedRows(ImageRows):
+    """Writes down which rows are read at a time."""
+
+    def __init__(self, images: np.ndarray):
+        super().__init__(images.shape)
+        self.images, self.reads = images, []
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        self.reads.append(rows.tolist())
+        return self.images[rows]
+
+
+@pytest.mark.parametrize("predict", [predict_proba, embed])
+def test_images_are_read_in_batches(predict, images):
+    rows = CountedRows(images)
+    np.testing.assert_array_equal(predict(tiny(), rows, batch_size=4), predict(tiny(), images, batch_size=4))
+    assert rows.reads == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+
+
+def test_processes_share_a_prediction(images):
+    model, reads, parts = tiny(), [], {}
+
+    def predict(index, gather):
+        rows = CountedRows(images)
+        accelerator = SimpleNamespace(num_processes=2, process_index=index, device=model.device, gather=gather)
+        found = predict_shared(model, rows, accelerator)
+        reads.append(rows.reads)
+        return found
+
+    for index in (0, 1):
+        predict(index, lambda part, index=index: parts.setdefault(index, part).repeat(2, 1))
+    gathered = torch.cat([parts[0], parts[1]])
+    whole = predict_proba(model, images)
+    for index in (0, 1):
+        np.testing.assert_allclose(predict(index, lambda _: gathered), whole, atol=1e-6)
+    # Eleven images are six for each: the last one fills up.
+    assert reads == [[[0, 2, 4, 6, 8, 10]], [[1, 3, 5, 7, 9, 10]]] * 2
 
 
 def test_scores_against_scikit_learn():

@@ -9,8 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from histodistill.selection.streams import stream
+from histodistill.training.engine import steps
 from histodistill.training.engine.steps import (
-    batch_indices,
+    BatchOrder,
     class_weights,
     cosine_learning_rate,
     process_slice,
@@ -20,39 +22,65 @@ from histodistill.training.engine.steps import (
 )
 
 
+def drawn(order: BatchOrder, num_batches: int) -> np.ndarray:
+    return np.concatenate([order.indices(step) for step in range(num_batches)])
+
+
 @settings(max_examples=50, deadline=None)
 @given(num_items=st.integers(1, 30), batch_size=st.integers(1, 70), seed=st.integers(0, 5))
 def test_an_epoch_has_every_item_once(num_items, batch_size, seed):
-    steps = -(-3 * num_items // batch_size)
-    stream = np.concatenate([batch_indices("net", num_items, batch_size, step, seed) for step in range(steps)])
+    items = drawn(BatchOrder("net", num_items, batch_size, seed), -(-3 * num_items // batch_size))
     for epoch in range(3):
-        assert sorted(stream[epoch * num_items : (epoch + 1) * num_items]) == list(range(num_items))
+        assert sorted(items[epoch * num_items : (epoch + 1) * num_items]) == list(range(num_items))
 
 
 def test_epochs_have_different_orders():
-    first, second = (batch_indices("net", 50, 50, step, seed=0).tolist() for step in (0, 1))
+    first, second = drawn(BatchOrder("net", 50, 50, seed=0), 2).reshape(2, 50).tolist()
     assert first != second
-    assert first != batch_indices("net", 50, 50, 0, seed=1).tolist()
+    assert first != BatchOrder("net", 50, 50, seed=1).indices(0).tolist()
 
 
 @pytest.mark.parametrize("weights", [None, np.ones(50)])
 def test_a_batch_depends_on_seed_and_step_alone(weights):
-    first = [batch_indices("net", 50, 7, step, 3, weights).tolist() for step in range(5)]
-    backwards = [batch_indices("net", 50, 7, step, 3, weights).tolist() for step in reversed(range(5))]
+    order = BatchOrder("net", 50, 7, 3, weights)
+    first = [order.indices(step).tolist() for step in range(20)]
+    backwards = [order.indices(step).tolist() for step in reversed(range(20))]
     assert backwards[::-1] == first
-    assert len({tuple(batch) for batch in first}) == 5
+    assert len({tuple(batch) for batch in first}) == 20
+    assert BatchOrder("net", 50, 7, 3, weights).indices(13).tolist() == first[13]
 
 
 def test_small_batches_are_the_large_one_cut_up():
-    small = [batch_indices("net", 10, 4, step, seed=0) for step in (0, 1)]
-    np.testing.assert_array_equal(np.concatenate(small), batch_indices("net", 10, 8, 0, seed=0))
+    small = drawn(BatchOrder("net", 10, 4, seed=0), 6)
+    np.testing.assert_array_equal(small, drawn(BatchOrder("net", 10, 8, seed=0), 3))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    weights=st.lists(st.floats(0, 1e6), min_size=1, max_size=300).filter(lambda values: sum(values) > 0),
+    seed=st.integers(0, 3),
+    step=st.integers(0, 1000),
+)
+def test_weighted_batches_are_those_of_numpys_choice(weights, seed, step):
+    weights = np.array(weights)
+    rng = stream("weighted batch of net", seed, step)
+    expected = rng.choice(len(weights), size=50, p=weights / weights.sum())
+    found = BatchOrder("net", len(weights), 50, seed, weights).indices(step)
+    assert found.dtype == np.int64
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_an_epoch_is_ordered_once_however_many_batches_it_has(monkeypatch):
+    made = []
+    monkeypatch.setattr(steps, "stream", lambda *key: made.append(key) or stream(*key))
+    drawn(BatchOrder("net", 1000, 8, seed=0), 300)  # 2.4 epochs
+    assert [epoch for _, _, epoch in made] == [0, 1, 2]
 
 
 def test_weights_are_obeyed():
     weights = np.array([0.0, 1.0, 3.0])
-    drawn = np.concatenate([batch_indices("net", 3, 100, step, 0, weights) for step in range(40)])
-    assert drawn.dtype == np.int64
-    np.testing.assert_allclose(np.bincount(drawn, minlength=3) / len(drawn), [0, 0.25, 0.75], atol=0.03)
+    found = drawn(BatchOrder("net", 3, 100, 0, weights), 40)
+    np.testing.assert_allclose(np.bincount(found, minlength=3) / len(found), [0, 0.25, 0.75], atol=0.03)
 
 
 @pytest.mark.parametrize(("power", "shares"), [(1.0, [1 / 2, 1 / 2]), (0.5, [3 / 4, 1 / 4])])
@@ -90,7 +118,7 @@ def test_generators_of_steps_differ():
 
 @pytest.mark.parametrize("weights", [None, np.ones(50)])
 def test_trainings_of_the_same_seed_have_orders_of_their_own(weights):
-    one, other = (batch_indices(name, 50, 50, 0, 0, weights).tolist() for name in ("autoencoder", "denoiser"))
+    one, other = (BatchOrder(name, 50, 50, 0, weights).indices(0).tolist() for name in ("autoencoder", "denoiser"))
     assert one != other
 
 

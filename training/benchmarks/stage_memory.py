@@ -1,0 +1,263 @@
+"""Measures the memory of each step of a distillation as the tiles become more.
+
+    python -m histodistill.training.benchmarks.stage_memory --output runs/memory --tiles 25000 50000 100000
+
+Tiles are drawn (a field of the phantom of twice their side is cut into four of them, which are of one patient) and
+saved as a `.npz` file; eight tenths are train, one each validation and test. Then `distill` is followed step by step:
+the decoding of the tiles, three trainings of a few steps, a small pool, the selection with its search for copies, and
+the audit. What is told of each is the most private memory that its process held, as Linux counts it (RssAnon): pages
+of the cache of tiles, which the system gives back where it needs them, are no part of it.
+
+What the models learn does not matter here: they are tiny. Leaves `memory.json` and `memory.md` in the output folder.
+What is finished is kept, so a killed measurement goes on where it was.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from histodistill.training.running.options import StepConfig, StepParser, config, option, run_script
+
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# Models that train in seconds, and steps that are enough to have had every kind of memory.
+_PRESET = """
+[autoencoder]
+channels = [8, 16, 16]
+latent_channels = 4
+max_train_steps = {steps}
+batch_size = 32
+validation_steps = {steps}
+
+[diffusion]
+channels = [16]
+layers_per_block = 1
+attention_levels = 1
+max_train_steps = {steps}
+batch_size = 32
+validation_steps = {steps}
+
+[teacher]
+architecture = "convnet"
+width = 16
+max_train_steps = {steps}
+validation_steps = {steps}
+batch_size = 32
+
+[generate]
+per_class = {per_class}
+num_inference_steps = 1
+guidance_scale = 1.0
+
+[select]
+n_per_class = 50
+min_probability = 0.0
+
+[compare]
+train = ["convnet:{steps}:real_all,distilled_ce"]
+"""
+# Fields that are drawn at once.
+_FIELDS = 500
+
+
+@config
+class StageMemoryConfig(StepConfig):
+    """Options of `stage_memory`."""
+
+    output: Path = option("folder for tiles, runs and the result", setting=False)
+    tiles: tuple[int, ...] = option("numbers of tiles", default=(25_000, 50_000, 100_000), at_least=1000)
+    image_size: int = option("side in pixels", default=64, at_least=16)
+    per_class: int = option("images of each class in the pool", default=200, at_least=50)
+    steps: int = option("steps of each training", default=30, at_least=1)
+
+
+def make_parser() -> StepParser[StageMemoryConfig]:
+    """The parser of the command line."""
+    return StepParser(
+        StageMemoryConfig, prog="python -m histodistill.training.benchmarks.stage_memory", description=__doc__
+    )
+
+
+def run(config: StageMemoryConfig) -> dict[str, Any]:
+    """Measures what is not measured yet, and prints the table.
+
+    Returns:
+        Number of tiles → step → `bytes`, the most private memory that it held, and `seconds`.
+
+    Raises:
+        InputError: If a step refuses something.
+        SystemExit: With the exit code of a step that failed, which has said why.
+    """
+    from histodistill.training.running.files import read_kept, write_json, write_text
+
+    preset = config.output / "tiny.toml"
+    write_text(preset, _PRESET.format(steps=config.steps, per_class=config.per_class))
+    results: dict[str, Any] = read_kept(config.output / "memory.json") or {}
+    tiles = config.output / "tiles.npy"
+    for count in sorted(config.tiles, reverse=True):  # of the most, others are the first
+        found = results.setdefault(str(count), {})
+        data = config.output / f"phantom_{count}.npz"
+        if not data.is_file():
+            save_tiles(data, count, max(config.tiles), config.image_size, tiles)
+        for name, module, argv in step_calls(config.output / f"run_{count}", data, preset, config.output / "cache"):
+            if name not in found:
+                found[name] = measure(module, argv)
+                write_json(config.output / "memory.json", results)
+                print(f"{count:,} tiles, {name}: {found[name]['bytes'] / 1e6:,.0f} MB", flush=True)
+    table = table_lines({int(count): found for count, found in results.items()})
+    write_text(config.output / "memory.md", "\n".join(table) + "\n")
+    print("\n".join(table))
+    return results
+
+
+def save_tiles(path: Path, count: int, most: int, image_size: int, drawn: Path) -> None:
+    """Saves the first `count` of `most` drawn tiles, in a random order of patients, with their patients.
+
+    Args:
+        path: The `.npz` file.
+        count: Tiles, at most `most`.
+        most: Tiles that are drawn where they are not there yet.
+        image_size: Their side in pixels.
+        drawn: The file that keeps them.
+    """
+    import numpy as np
+
+    names = drawn.with_suffix(".names.npz")
+    if not names.is_file():
+        _draw(drawn, names, most, image_size)
+    images = np.load(drawn, mmap_mode="r")
+    with np.load(names) as kept:
+        labels, patients = kept["labels"][:count], kept["patients"][:count]
+    ends = {"train": count * 8 // 10, "val": count * 9 // 10, "test": count}
+    arrays: dict[str, np.ndarray] = {}
+    start = 0
+    for split, end in ends.items():
+        # Four tiles of a field follow each other, and thousands of a split of one patient: few lie across an end.
+        arrays |= {
+            f"{split}_images": images[start:end],
+            f"{split}_labels": labels[start:end],
+            f"{split}_groups": np.array([f"{split} {name}" for name in patients[start:end]]),
+        }
+        start = end
+    temporary = path.with_suffix(".tmp.npz")
+    np.savez(temporary, allow_pickle=False, **arrays)
+    temporary.replace(path)
+
+
+def _draw(drawn: Path, names: Path, count: int, image_size: int) -> None:
+    """Draws fields, and cuts each into four tiles."""
+    import numpy as np
+
+    from histodistill.training.data.phantom import PHANTOM_CLASSES, phantom_tiles
+    from histodistill.training.running.progress import Progress
+
+    drawn.parent.mkdir(parents=True, exist_ok=True)
+    images = np.lib.format.open_memmap(drawn, "w+", np.uint8, (count, image_size, image_size, 3))
+    labels, patients = np.empty(count, np.int64), np.empty(count, "<U16")
+    done, seed = 0, 0
+    with Progress(count, "drawing", "tiles") as progress:
+        while done < count:
+            per_class = -(-_FIELDS // len(PHANTOM_CLASSES))
+            fields = phantom_tiles("train", per_class, image_size=2 * image_size, seed=seed)
+            order = np.random.default_rng(seed).permutation(len(fields))
+            cut = fields.images[order].reshape(len(order), 2, image_size, 2, image_size, 3)
+            cut = cut.transpose(0, 1, 3, 2, 4, 5).reshape(-1, image_size, image_size, 3)[: count - done]
+            part = slice(done, done + len(cut))
+            images[part] = cut
+            labels[part] = np.repeat(fields.labels[order], 4)[: len(cut)]
+            assert fields.groups is not None
+            patients[part] = [f"{seed} {name}" for name in np.repeat(fields.groups[order], 4)[: len(cut)]]
+            done, seed = done + len(cut), seed + 1
+            progress.update(len(cut))
+    images.flush()
+    np.savez(names, labels=labels, patients=patients)
+
+
+def step_calls(run: Path, data: Path, preset: Path, cache: Path) -> list[tuple[str, str, list[str]]]:
+    """Name, module and command line of each step, the decoding of the tiles first.
+
+    Args:
+        run: Folder of the run.
+        data: The tiles.
+        preset: The preset's file.
+        cache: The cache of tiles.
+    """
+    from histodistill.training.end_to_end.distill import DistillConfig, open_run, stages
+    from histodistill.training.end_to_end.inspect_tiles import InspectTilesConfig
+    from histodistill.training.running.options import to_argv
+
+    inspect = InspectTilesConfig(data=data, pixels=True, cache_dir=cache)
+    calls = [("decoding and inspect", "histodistill.training.end_to_end.inspect_tiles", to_argv(inspect))]
+    distill = DistillConfig(data=data, output=run, preset=preset, cache_dir=cache, mixed_precision="no")
+    record = open_run(distill)
+    return calls + [(stage.title, stage.module, stage.argv) for stage in stages(distill, record)]
+
+
+def measure(module: str, argv: list[str]) -> dict[str, float]:
+    """Runs a module in a process of its own.
+
+    Returns:
+        `bytes`, the most private memory that it held at a time, looked at every 5 ms, and `seconds`.
+
+    Raises:
+        SystemExit: With its exit code, unless that is 0 or the answer no.
+    """
+    import os
+    import subprocess
+    import sys
+    import time
+
+    from histodistill.training.running.notes import STEP_OF_DISTILL
+    from histodistill.training.running.program import ANSWER_IS_NO
+
+    started, most = time.monotonic(), 0
+    command = [sys.executable, "-m", module, *argv]
+    process = subprocess.Popen(command, env={**os.environ, **STEP_OF_DISTILL}, stdout=subprocess.DEVNULL)
+    while process.poll() is None:
+        most = max(most, private_memory(process.pid))
+        time.sleep(0.005)
+    if process.returncode not in (0, ANSWER_IS_NO):
+        raise SystemExit(process.returncode)
+    return {"bytes": most, "seconds": round(time.monotonic() - started, 1)}
+
+
+def private_memory(process: int) -> int:
+    """Bytes of memory that a process has for itself and that no file stands behind; 0 where it has just ended.
+
+    Raises:
+        InputError: On a system that does not tell.
+    """
+    from histodistill.training.running.errors import InputError
+
+    try:
+        status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+    except ProcessLookupError:
+        return 0
+    except FileNotFoundError as error:
+        if Path("/proc/self/status").exists():
+            return 0
+        raise InputError("private memory is measured on Linux alone: run this there") from error
+    line = next((line for line in status.splitlines() if line.startswith("RssAnon:")), "RssAnon: 0 kB")
+    return 1024 * int(line.split()[1])
+
+
+def table_lines(results: dict[int, dict[str, Any]]) -> list[str]:
+    """A table in Markdown: MB of each step for each number of tiles, and bytes that each further tile takes."""
+    counts = sorted(results)
+    lines = [
+        "| step | " + " | ".join(f"{count:,} tiles" for count in counts) + " | for each further tile |",
+        "|---|" + "---:|" * (len(counts) + 1),
+    ]
+    for name in results[counts[-1]]:
+        sizes = [results[count][name]["bytes"] for count in counts if name in results[count]]
+        cells = [f"{size / 1e6:,.0f} MB" for size in sizes]
+        more = (sizes[-1] - sizes[0]) / max(1, counts[-1] - counts[0])
+        lines.append(f"| {name} | {' | '.join(cells)} | {more:,.0f} B |")
+    return lines
+
+
+if __name__ == "__main__":
+    run_script(make_parser, run)
