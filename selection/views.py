@@ -88,12 +88,25 @@ def resample(images: np.ndarray, size: int, scale: float = 1.0, down: float = 0.
     side = images.shape[1]
     if (size, scale, down, right) == (side, 1.0, 0.0, 0.0):
         return images.astype(np.float32)
+    if (scale, down, right) == (1.0, 0.0, 0.0) and images.dtype == np.uint8 and side in (2 * size, 4 * size, 8 * size):
+        return _halved(images.astype(np.float32), size)
     count, channels = len(images), images.shape[3]
     rows, columns = window_weights(side, size, scale, down, right)
     # Two plain matrix products take a fraction of the time of one `einsum`.
     halfway = rows @ images.astype(np.float32).reshape(count, side, side * channels)
     halfway = halfway.reshape(count, size, side, channels).transpose(0, 1, 3, 2) @ columns.T
     return np.ascontiguousarray(halfway.transpose(0, 1, 3, 2))
+
+
+def _halved(images: np.ndarray, size: int) -> np.ndarray:
+    """Images float32 N×S×S×C of whole numbers, halved until they have `size` pixels along a side.
+
+    Means of whole numbers over 2×2 pixels are exact, so it is what weights give, in a fraction of the time.
+    """
+    while images.shape[1] > size:
+        images = images[:, ::2] + images[:, 1::2]
+        images = (images[:, :, ::2] + images[:, :, 1::2]) * np.float32(0.25)
+    return images
 
 
 def window_weights(side: int, size: int, scale: float, down: float, right: float) -> tuple[np.ndarray, np.ndarray]:

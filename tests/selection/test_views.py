@@ -106,3 +106,9 @@ def test_planting_depends_on_the_seed_and_uses_usable_tiles_only(tiles):
 def test_empty_tiles_have_no_content(tiles):
     images = np.concatenate([tiles[:2], np.full((2, 16, 16, 3), 200, np.uint8)])
     assert has_content(images).tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize("times", [2, 4, 8])
+def test_halving_is_what_the_weights_give(times):
+    images = np.random.default_rng(0).integers(0, 256, (5, 7 * times, 7 * times, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(resample(images, 7), resample(images.astype(np.float32), 7))
