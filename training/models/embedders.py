@@ -19,7 +19,7 @@ from histodistill.selection.streams import torch_seed
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.loading import has_class, has_classifier, load_autoencoder, load_classifier
-from histodistill.training.models.prediction import embed
+from histodistill.training.models.prediction import embed, usual_batch_size
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.hub_cache import cache_problem
 from histodistill.training.running.options import require
@@ -111,14 +111,14 @@ class Embedder:
     name: str
     function: Callable[[np.ndarray], np.ndarray] = field(repr=False)
 
-    def __call__(self, images: Images, batch_size: int = 256) -> np.ndarray:
+    def __call__(self, images: Images, batch_size: int | None = None) -> np.ndarray:
         """Embeds images.
 
         Beside the embeddings themselves, 4·D bytes an image, only a batch is in memory at a time.
 
         Args:
             images: uint8 N×H×W×3, in memory or not.
-            batch_size: Images at a time, at least 1.
+            batch_size: Images at a time, at least 1; by default `usual_batch_size`.
 
         Returns:
             float32 N×D.
@@ -126,6 +126,7 @@ class Embedder:
         Raises:
             InputError: For images of a size that the model does not take, none at all, or a batch size below 1.
         """
+        batch_size = usual_batch_size(images.shape[1]) if batch_size is None else batch_size
         require(batch_size >= 1, "batch_size", batch_size, "it must be at least 1")
         if not len(images):
             raise InputError("there are no images: give at least one")
@@ -170,13 +171,13 @@ def load_embedder(name_or_path: str | Path) -> Embedder:
     return Embedder(str(name_or_path), function)
 
 
-def embed_images(name_or_path: str | Path, images: Images, batch_size: int = 256) -> np.ndarray:
+def embed_images(name_or_path: str | Path, images: Images, batch_size: int | None = None) -> np.ndarray:
     """Embeds images once; for several times, `load_embedder` loads once.
 
     Args:
         name_or_path: See `load_embedder`.
         images: uint8 N×H×W×3.
-        batch_size: Images at a time.
+        batch_size: Images at a time; by default `usual_batch_size`.
 
     Returns:
         float32 N×D.

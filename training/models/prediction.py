@@ -14,15 +14,26 @@ from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import require
 
 
+# Images that a model is shown at once where nothing else is asked for: so many of this side in pixels or less, and of
+# larger ones about as many pixels, but some. What a network of full width holds in between grows with them.
+_USUAL_BATCH, _USUAL_SIDE, _LEAST_BATCH = 256, 32, 8
+
+
+def usual_batch_size(image_size: int) -> int:
+    """How many images of this side in pixels are shown to a model at once: a power of two, 256 of up to 32 pixels."""
+    fitting = _USUAL_BATCH * _USUAL_SIDE**2 // max(image_size, _USUAL_SIDE) ** 2
+    return max(_LEAST_BATCH, 1 << (fitting.bit_length() - 1)) if fitting else _LEAST_BATCH
+
+
 def predict_proba(
-    model: Classifier, images: Images, batch_size: int = 256, device: torch.device | str | None = None
+    model: Classifier, images: Images, batch_size: int | None = None, device: torch.device | str | None = None
 ) -> np.ndarray:
     """Class probabilities of images.
 
     Args:
         model: The classifier. It is used in evaluation mode, in float32, and left as it was found.
         images: uint8 N×H×W×3, at least one; read in batches.
-        batch_size: Images at a time, at least 1.
+        batch_size: Images at a time, at least 1; by default `usual_batch_size`.
         device: Where the work is done; None for where the model is.
 
     Returns:
@@ -35,7 +46,7 @@ def predict_proba(
 
 
 def embed(
-    model: Classifier, images: Images, batch_size: int = 256, device: torch.device | str | None = None
+    model: Classifier, images: Images, batch_size: int | None = None, device: torch.device | str | None = None
 ) -> np.ndarray:
     """Embeddings of images: the features that the model's linear head takes.
 
@@ -55,10 +66,11 @@ def embed(
 def _run(
     model: Classifier,
     images: Images,
-    batch_size: int,
+    batch_size: int | None,
     device: torch.device | str | None,
     take: Callable[[ClassifierOutput], torch.Tensor],
 ) -> np.ndarray:
+    batch_size = usual_batch_size(images.shape[1]) if batch_size is None else batch_size
     require(batch_size >= 1, "batch_size", batch_size, "it must be at least 1")
     if images.shape[1:3] != (model.image_size, model.image_size):
         raise InputError(
