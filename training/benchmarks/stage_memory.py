@@ -78,7 +78,7 @@ class StageMemoryConfig(StepConfig):
     per_class: int = option("images of each class in the pool", default=200, at_least=50)
     steps: int = option("steps of each training", default=30, at_least=1)
     untrained: bool = option(
-        "also look for copies in the features of an untrained network, as distill does: that takes 15 ms of a core for "
+        "also look for copies in features of an untrained network, as distill does: that takes 15 ms of a core for "
         "a tile of 64 px, and memory that does not grow with their number",
         default=False,
     )
