@@ -85,16 +85,16 @@ def run(config: DecodingConfig) -> dict[str, Any]:
 
 def make_files(folder: Path, config: DecodingConfig) -> None:
     """Writes the JPEG files, where they are not all there."""
-    import numpy as np
     from PIL import Image
 
+    from histodistill.selection.streams import stream
     from histodistill.selection.views import SYMMETRIES, apply_symmetry
     from histodistill.training.data.phantom import PHANTOM_CLASSES, phantom_tiles
     from histodistill.training.running.progress import Progress
 
     if len(list(folder.rglob("*.jpg"))) == config.tiles:
         return
-    size, rng = config.image_size, np.random.default_rng(config.seed)
+    size, rng = config.image_size, stream("parts of drawings", config.seed)
     fields = phantom_tiles("train", _FIELDS_PER_CLASS, image_size=2 * size, seed=config.seed)
     with Progress(config.tiles, "writing", "files") as progress:
         for number in range(config.tiles):

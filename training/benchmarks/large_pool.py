@@ -12,16 +12,15 @@ is mapped from files is not in it.
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable
 from multiprocessing import get_context
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.memory import private_memory
 from histodistill.training.running.options import StepConfig, StepParser, config, option, run_script
 
 
@@ -123,7 +122,7 @@ def _watched(
     process = get_context("spawn").Process(target=work, args=(config,))
     process.start()
     while process.is_alive():
-        peak = max(peak, _private_memory(process))
+        peak = max(peak, private_memory(process.pid or 0))
         if stop():
             process.kill()
             break
@@ -134,22 +133,14 @@ def _watched(
     return {"seconds": round(time.perf_counter() - started, 1), "peak_private_mib": round(peak / 2**20, 1)}
 
 
-def _private_memory(process: BaseProcess) -> int:
-    """Bytes that a process holds and no file has; 0 where the system does not tell."""
-    try:
-        status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
-    except OSError:
-        return 0
-    found = re.search(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)
-    return 1024 * int(found[1]) if found else 0
-
-
 def random_pictures(image_size: int, seeds: list[int]) -> np.ndarray:
     """A picture of random pixels for each seed: float32 N×S×S×3 in [0, 1]."""
     import numpy as np
 
+    from histodistill.selection.streams import stream
+
     shape = (image_size, image_size, 3)
-    pixels = [np.random.default_rng(seed).integers(0, 256, size=shape, dtype=np.uint8) for seed in seeds]
+    pixels = [stream("random pictures", int(seed)).integers(0, 256, size=shape, dtype=np.uint8) for seed in seeds]
     return np.stack(pixels) / np.float32(255)
 
 

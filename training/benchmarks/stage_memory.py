@@ -163,6 +163,7 @@ def _draw(drawn: Path, names: Path, count: int, image_size: int) -> None:
     """Draws fields, and cuts each into four tiles."""
     import numpy as np
 
+    from histodistill.selection.streams import stream
     from histodistill.training.data.phantom import PHANTOM_CLASSES, phantom_tiles
     from histodistill.training.running.progress import Progress
 
@@ -174,7 +175,7 @@ def _draw(drawn: Path, names: Path, count: int, image_size: int) -> None:
         while done < count:
             per_class = -(-_FIELDS // len(PHANTOM_CLASSES))
             fields = phantom_tiles("train", per_class, image_size=2 * image_size, seed=seed)
-            order = np.random.default_rng(seed).permutation(len(fields))
+            order = stream("order of drawings", seed).permutation(len(fields))
             cut = fields.images[order].reshape(len(order), 2, image_size, 2, image_size, 3)
             cut = cut.transpose(0, 1, 3, 2, 4, 5).reshape(-1, image_size, image_size, 3)[: count - done]
             part = slice(done, done + len(cut))
@@ -222,6 +223,7 @@ def measure(module: str, argv: list[str]) -> dict[str, float]:
     import sys
     import time
 
+    from histodistill.training.running.memory import private_memory
     from histodistill.training.running.notes import STEP_OF_DISTILL
     from histodistill.training.running.program import ANSWER_IS_NO
 
@@ -234,26 +236,6 @@ def measure(module: str, argv: list[str]) -> dict[str, float]:
     if process.returncode not in (0, ANSWER_IS_NO):
         raise SystemExit(process.returncode)
     return {"bytes": most, "seconds": round(time.monotonic() - started, 1)}
-
-
-def private_memory(process: int) -> int:
-    """Bytes of memory that a process has for itself and that no file stands behind; 0 where it has just ended.
-
-    Raises:
-        InputError: On a system that does not tell.
-    """
-    from histodistill.training.running.errors import InputError
-
-    try:
-        status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
-    except ProcessLookupError:
-        return 0
-    except FileNotFoundError as error:
-        if Path("/proc/self/status").exists():
-            return 0
-        raise InputError("private memory is measured on Linux alone: run this there") from error
-    line = next((line for line in status.splitlines() if line.startswith("RssAnon:")), "RssAnon: 0 kB")
-    return 1024 * int(line.split()[1])
 
 
 def table_lines(results: dict[int, dict[str, Any]]) -> list[str]:

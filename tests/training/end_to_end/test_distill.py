@@ -758,7 +758,7 @@ def images_of_different_size(folder, good):
 def images_of_different_mode(folder, good):
     image_folder(folder / "tiles")
     Image.new("L", (16, 16)).save(folder / "tiles" / "train" / "gland" / "1.png")
-    return folder / "tiles", "1.png has the colour mode L: tiles must be RGB with 8 bits a channel; convert it"
+    return folder / "tiles", "1.png is grey, of one channel: "
 
 
 def grey_images(folder, good):

@@ -1,11 +1,14 @@
 """Tests of `training/running/memory.py`."""
 
+import os
 import subprocess
 import sys
 
+import numpy as np
 import psutil
+import pytest
 
-from histodistill.training.running.memory import peak_memory
+from histodistill.training.running.memory import peak_memory, private_memory
 
 
 def test_a_peak_is_seen_after_it_has_passed():
@@ -24,3 +27,14 @@ def test_a_peak_is_seen_after_it_has_passed():
 def test_a_peak_is_in_bytes():
     held_now = psutil.Process().memory_info().rss
     assert held_now * 0.9 <= peak_memory() <= psutil.virtual_memory().total
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone tells it")
+def test_private_memory_is_what_no_file_stands_behind(tmp_path):
+    (tmp_path / "file").write_bytes(bytes(2**26))
+    before = private_memory(os.getpid())
+    mapped = np.memmap(tmp_path / "file", np.uint8, "r")
+    assert mapped.sum() == 0 and private_memory(os.getpid()) - before < 2**25
+    held = np.ones(2**26, np.uint8)
+    assert private_memory(os.getpid()) - before >= held.nbytes * 0.9
+    assert private_memory(2**22 + 1) == 0
