@@ -134,7 +134,7 @@ def _page(run: Path) -> dict[str, Any]:
         "stages": [_stage(title, records[name]) for name, title in _STAGES.items()],
         "total": _duration(sum(record.get("seconds", 0) for record in records.values())),
         "run": _flat({key: value for key, value in about.items() if key not in ("format", "settings")}),
-        "run_settings": _flat(about.get("settings", {})),
+        "run_settings": _flat(_without_paths(about.get("settings", {}))),
         "versions": package_versions(records).items(),
     }
 
@@ -221,6 +221,14 @@ def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
+
+
+def _without_paths(settings: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings, but for where a table of labels lies on this machine."""
+    reading = settings.get("reading")
+    if not isinstance(reading, dict) or "labels" not in reading:
+        return settings
+    return {**settings, "reading": {**reading, "labels": "a table"}}
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -160,7 +160,7 @@ def of_groups(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _as_json(value: Any) -> Any:
     if isinstance(value, Path):
-        return str(value)
+        return str(value.absolute())  # the next command may be given elsewhere
     return list(value) if isinstance(value, tuple) else value
 
 
