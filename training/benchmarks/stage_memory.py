@@ -62,7 +62,7 @@ copy_embedders = {embedders}
 embedders = {embedders}
 
 [compare]
-train = ["convnet:{steps}:real_all,distilled_ce"]
+train = ["convnet:2:real_all"]
 """
 # Fields that are drawn at once.
 _FIELDS = 500
