@@ -22,6 +22,8 @@ from histodistill.training.running.options import StepConfig, StepParser, config
 
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
 
 # Models that train in seconds, and steps that are enough to have had every kind of memory.
@@ -189,8 +191,8 @@ def _draw(drawn: Path, names: Path, count: int, image_size: int) -> None:
     np.savez(names, labels=labels, patients=patients)
 
 
-def step_calls(run: Path, data: Path, preset: Path, cache: Path) -> list[tuple[str, str, list[str]]]:
-    """Name, module and command line of each step, the decoding of the tiles first.
+def step_calls(run: Path, data: Path, preset: Path, cache: Path) -> Iterator[tuple[str, str, list[str]]]:
+    """Name, module and command line of each step; the first decodes the tiles, and is asked for before anything else.
 
     Args:
         run: Folder of the run.
@@ -203,10 +205,11 @@ def step_calls(run: Path, data: Path, preset: Path, cache: Path) -> list[tuple[s
     from histodistill.training.running.options import to_argv
 
     inspect = InspectTilesConfig(data=data, pixels=True, cache_dir=cache)
-    calls = [("decoding and inspect", "histodistill.training.end_to_end.inspect_tiles", to_argv(inspect))]
+    yield "decoding and inspect", "histodistill.training.end_to_end.inspect_tiles", to_argv(inspect)
     distill = DistillConfig(data=data, output=run, preset=preset, cache_dir=cache, mixed_precision="no")
     record = open_run(distill)
-    return calls + [(stage.title, stage.module, stage.argv) for stage in stages(distill, record)]
+    for stage in stages(distill, record):
+        yield stage.title, stage.module, stage.argv
 
 
 def measure(module: str, argv: list[str]) -> dict[str, float]:
