@@ -75,7 +75,12 @@ def tell_of_left_out(
             tell(line)
             continue
         warn(line)
-        for row in rows[:_MOST_LISTED]:
-            tell(f"left out: {left_out[row].error.for_command_line()}")
-        if len(rows) > _MOST_LISTED:
-            tell(f"left out: {len(rows) - _MOST_LISTED:,} more")
+        tell_each([left_out[row] for row in rows])
+
+
+def tell_each(tiles: Sequence[LeftOut]) -> None:
+    """Lists tiles that are left out, but no more than people read."""
+    for tile in tiles[:_MOST_LISTED]:
+        tell(f"left out: {tile.error.for_command_line()}")
+    if len(tiles) > _MOST_LISTED:
+        tell(f"left out: {len(tiles) - _MOST_LISTED:,} more")

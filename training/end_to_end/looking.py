@@ -13,7 +13,7 @@ import numpy as np
 from histodistill.selection.summaries import counted
 from histodistill.training.data.grouping import Grouping
 from histodistill.training.data.inspection import Inspection, count_split
-from histodistill.training.data.left_out import SAID
+from histodistill.training.data.left_out import SAID, tell_each
 from histodistill.training.data.listing import ListedSplit, Listing
 from histodistill.training.data.pixel_checks import CONTENT, COPIES, Duplicates, count_duplicates, look_at_pixels
 from histodistill.training.data.source_checks import CLASSES, GROUPS, SIZES, SPLITS
@@ -147,7 +147,8 @@ def _look_at_left_out(source: TileSource, count: int) -> Iterator[Finding]:
     by_reason = Counter(tile.why for tile in found[0].left_out.values()) if found is not None else Counter()
     for why, number in by_reason.items():
         told = f"{number:,} of {counted(count, 'tile')} {SAID[why]} and are left out"
-        if why == "unreadable":
+        if why == "unreadable" and found is not None:
+            tell_each([tile for tile in found[0].left_out.values() if tile.why == why])
             yield Finding(_PIXELS, WARN, told, "mend their files, or take them out")
         else:
             yield Finding(_PIXELS, PASS, told)
