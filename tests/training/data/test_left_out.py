@@ -33,7 +33,7 @@ def test_what_lies_outside_or_on_glass_is_no_error():
 
 
 def test_what_cannot_be_read_is_an_error_unless_it_is_skipped():
-    with pytest.raises(InputError, match="^tile 1 is bad$"):
+    with pytest.raises(InputError, match=r"^tile 1 is bad$"):
         check_left_out("mine", tiles_of("glass", "unreadable", "unreadable"), 8, Reading())
     check_left_out("mine", tiles_of("glass", "unreadable", "unreadable"), 8, SKIPPING)
     with pytest.raises(
@@ -45,7 +45,7 @@ def test_what_cannot_be_read_is_an_error_unless_it_is_skipped():
 def test_tiles_that_cannot_be_read_are_counted_by_class_and_listed(folder, capsys):
     for name in ("a/03.png", "b/00.png", "b/01.png"):
         (folder / "train" / name).write_bytes(b"")
-    with pytest.raises(InputError, match=r"03\.png .*empty"):
+    with pytest.raises(InputError, match="3 empty image files"):
         load_tiles(folder)
     with pytest.raises(InputError, match=r"3 of 40 tiles of tiles cannot be read, more than max_unreadable=0.05"):
         load_tiles(folder, skip_unreadable=True)
