@@ -152,6 +152,8 @@ def _readable(path: Path) -> io.BufferedReader:
     """The file, opened."""
     try:
         return open(path, "rb")
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is not there: correct the path") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): change who may read it") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tokenize
 import zipfile
 import zlib
 from collections import Counter
@@ -29,6 +30,7 @@ from histodistill.training.running.notes import tell
 # What reading a damaged archive may raise. RuntimeError comes from an encrypted archive, NotImplementedError from one
 # that is packed in a way of which Python knows nothing.
 _UNREADABLE = (
+    tokenize.TokenError,
     OSError,
     EOFError,
     ValueError,

@@ -7,6 +7,7 @@ called by a hash of their pixels, so that the same tiles from another place are 
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import json
 import os
@@ -66,10 +67,13 @@ def open_tiles(
         if found is not None and reread and not _is_still(pixels, image_size, found):
             # Other sources of the same tiles are decoded again, too: what is kept may be what has changed.
             cache.remove(found.folder)
-            shutil.rmtree(cache.unfinished / state, ignore_errors=True)
             found = None
+        if found is not None and reread:
+            found.forget()
         if found is None:
-            found = _decode_all(pixels, source, image_size, cache, state, skip_unreadable)
+            if reread:  # what a killed run left may have been changed, too
+                shutil.rmtree(cache.unfinished / state, ignore_errors=True)
+            found = _decode_all(pixels, source, image_size, cache, state, skip_unreadable, reread)
             if _state_of(pixels, image_size) != state:
                 (cache.sources / f"{state}.json").unlink(missing_ok=True)
                 raise InputError(f"files of {source} have changed while they were read: run the command again")
@@ -274,7 +278,13 @@ def _left_out_of(known: Sequence[Sequence[Any]]) -> dict[int, LeftOut]:
 
 
 def _decode_all(
-    pixels: PixelSource, source: str, image_size: int | None, cache: TileCache, state: str, skip_unreadable: bool
+    pixels: PixelSource,
+    source: str,
+    image_size: int | None,
+    cache: TileCache,
+    state: str,
+    skip_unreadable: bool,
+    reread: bool,
 ) -> StoredTiles:
     """Decodes what is not decoded yet, and puts it into its place."""
     folder = cache.unfinished / state
@@ -289,7 +299,7 @@ def _decode_all(
                     writer.take(batch, cache)
                     progress.update(len(batch))
             key = writer.finish()
-        return _put_into_place(writer, source, cache, state, key)
+        return _put_into_place(writer, source, cache, state, key, reread)
     except OSError as error:
         raise InputError(
             f"decoded tiles cannot be written to {folder} ({error.strerror or error}): make room on that disk, or "
@@ -323,7 +333,9 @@ def _runs(batch: np.ndarray | Sequence[Decoded]) -> Iterator[np.ndarray | LeftOu
         yield np.stack(run)
 
 
-def _put_into_place(writer: TileWriter, source: str, cache: TileCache, state: str, key: str) -> StoredTiles:
+def _put_into_place(
+    writer: TileWriter, source: str, cache: TileCache, state: str, key: str, reread: bool
+) -> StoredTiles:
     """Makes decoded tiles known by the hash of them and by the state of their source."""
     record: Mapping[str, Any] = {
         "format": CACHE_FORMAT,
@@ -333,12 +345,23 @@ def _put_into_place(writer: TileWriter, source: str, cache: TileCache, state: st
     (writer.folder / _DONE).unlink()
     write_json(writer.folder / RECORD, record, private=True)
     with cache.locked(key):
-        try:
-            StoredTiles(cache.tiles / key)
+        if _holds_the_same(cache.tiles / key, writer.folder):
             shutil.rmtree(writer.folder, ignore_errors=True)  # the same tiles, from another place
-        except DAMAGED:
+        else:
             shutil.rmtree(cache.tiles / key, ignore_errors=True)
             os.replace(writer.folder, cache.tiles / key)
     known = {"tiles": key, "left_out": writer.left_out_as_json()}
     write_json(cache.sources / f"{state}.json", known, private=True)
-    return StoredTiles(cache.tiles / key, writer.left_out)
+    found = StoredTiles(cache.tiles / key, writer.left_out)
+    if reread:
+        found.forget()
+    return found
+
+
+def _holds_the_same(kept: Path, new: Path) -> bool:
+    """Whether tiles that are called by the hash of new ones still are these, bit by bit."""
+    try:
+        StoredTiles(kept)
+        return filecmp.cmp(kept / PIXELS, new / PIXELS, shallow=False)
+    except DAMAGED:
+        return False

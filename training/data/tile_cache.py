@@ -96,9 +96,11 @@ class TileCache:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             own = [folder.name for folder in (self.tiles, self.sources, self.unfinished)]
-            if not (self.folder / _TAG).is_file():
-                # Another process may be just here, too.
-                if any(name[0] != "." and name not in (*own, _TAG) for name in os.listdir(self.folder)):
+            if not self._is_tagged():
+                # Another process may be just here, too: the tag is what it writes first. Without it, folders that are
+                # called like those of a cache are somebody's own.
+                others = any(name[0] != "." for name in os.listdir(self.folder))
+                if others and not self._is_tagged():
                     raise InputError(
                         f"{self.folder} is no cache of tiles, and holds something else: give {param('cache_dir')} a "
                         "folder of its own"
@@ -163,6 +165,13 @@ class TileCache:
         for folder in (self.tiles, self.sources, self.unfinished):
             shutil.rmtree(folder, ignore_errors=True)
         return size
+
+    def _is_tagged(self) -> bool:
+        """Whether the folder says that it is a cache of tiles, and not of another program."""
+        try:
+            return (self.folder / _TAG).read_bytes() == _TAG_TEXT.encode()
+        except FileNotFoundError:
+            return False
 
     def _left_behind(self, remove: bool = False) -> list[Path]:
         """Unfinished tiles; those that were left behind are taken out first."""

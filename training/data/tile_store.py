@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -93,6 +94,12 @@ class StoredTiles(TileStore):
     def read(self, rows: np.ndarray) -> np.ndarray:
         """The images at these rows."""
         return self._images[rows]
+
+    def forget(self) -> None:
+        """Takes out what was found of the tiles, so that it is found again."""
+        shutil.rmtree(self.folder / "known", ignore_errors=True)
+        for file in self.folder.glob("near_copies_*.npy"):
+            file.unlink(missing_ok=True)
 
     def remembered(self, what: str, compute: Callable[[], str]) -> str:
         """What `compute` gives, which is kept in the folder."""

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_sources import png, refused
 
+from histodistill.training.data.manifest import read_table
 from histodistill.training.data.sources import check_source, list_tiles, load_tiles
 from histodistill.training.running.errors import InputError
 
@@ -391,3 +392,8 @@ def test_a_listing_tells_what_loading_gives(folder):
         np.testing.assert_array_equal(listed.attributes["site"], tiles.attributes["site"])
     assert listing.sizes == {(8, 8): 8} and not listing.is_sample
     assert listing.bytes_on_disk == sum(file.stat().st_size for file in folder.glob("*.png"))
+
+
+def test_a_manifest_that_is_not_there_is_told_of_as_such(tmp_path):
+    with pytest.raises(InputError, match=r"none\.csv is not there: correct the path"):
+        read_table(tmp_path / "none.csv")

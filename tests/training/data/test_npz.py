@@ -11,6 +11,7 @@ import pytest
 from small_sources import arrays, packed, refused
 
 from histodistill.training.data.sources import list_tiles, load_tiles
+from histodistill.training.running.errors import InputError
 
 
 def sizes(source) -> dict[str, int]:
@@ -299,3 +300,12 @@ def test_the_order_of_bytes_does_not_matter(tmp_path, change):
 def test_images_of_another_kind(tmp_path, kind):
     np.savez(tmp_path / "mine.npz", **(arrays() | {"train_images": np.zeros((4, 8, 8, 3), kind)}))
     assert "images must be uint8" in refused(tmp_path / "mine.npz")
+
+
+def test_a_header_that_does_not_end_is_told_of(tmp_path):
+    header = b"{'descr': '|u1', 'shape': (1, 8, 8, 3),".ljust(118)
+    data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    with zipfile.ZipFile(tmp_path / "t.npz", "w") as archive:
+        archive.writestr("train_images.npy", data)
+    with pytest.raises(InputError, match=r"cannot be read as a \.npz file \("):
+        load_tiles(tmp_path / "t.npz")

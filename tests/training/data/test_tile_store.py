@@ -1,3 +1,4 @@
+import json
 import os
 import pickle
 import shutil
@@ -18,6 +19,7 @@ from histodistill.training.data.tile_cache import TileCache
 from histodistill.training.data.tile_copies import pairs_of_copies
 from histodistill.training.data.tile_store import StoredTiles, TilesInMemory, store_of
 from histodistill.training.data.tiles import Tiles
+from histodistill.training.end_to_end import clear_cache
 from histodistill.training.running.errors import InputError
 
 
@@ -163,6 +165,32 @@ def test_tiles_that_were_changed_in_the_cache_are_found_out(tmp_path, cache):
     assert np.array_equal(again[:], TILES)
 
 
+def test_nothing_that_lies_in_the_cache_is_believed_when_tiles_are_read_again(tmp_path, cache):
+    source = Source(tmp_path / "file")
+    first = open_tiles(source, "mine", None, cache)
+    (record,) = cache.sources.iterdir()
+    # Tiles that are called by the hash of others, where no record of a source leads to them.
+    np.save(first.folder / "images.npy", 255 - TILES)
+    record.unlink()
+    assert np.array_equal(open_tiles(source, "mine", None, cache, reread=True)[:], TILES)
+    # What looks as if a killed run had left it.
+    shutil.rmtree(first.folder)
+    record.unlink()
+    forged = cache.unfinished / record.stem
+    forged.mkdir()
+    np.save(forged / "images.npy", 255 - TILES)
+    (forged / "done.json").write_text(json.dumps({"shape": TILES.shape, "done": len(TILES), "left_out": []}))
+    again = open_tiles(source, "mine", None, cache, reread=True)
+    assert np.array_equal(again[:], TILES)
+    # What was found of the tiles.
+    assert again.remembered("hash", lambda: "true") == "true" and not again.near_copies.pairs.size
+    for file in (again.folder / "known").iterdir():
+        file.write_text("forged")
+    np.save(again.folder / "near_copies_pairs.npy", np.array([[0, 1]]))
+    again = open_tiles(source, "mine", None, cache, reread=True)
+    assert again.remembered("hash", lambda: "true") == "true" and not again.near_copies.pairs.size
+
+
 def test_files_that_change_meanwhile_are_refused(tmp_path, cache):
     source = Source(tmp_path / "file")
     decode = source.decode
@@ -222,6 +250,18 @@ def test_places_that_cannot_be_a_cache_are_refused(tmp_path):
         open_tiles(Source(tmp_path / "file"), "mine", None, TileCache(tmp_path / "file" / "cache"))
     (tmp_path / "empty").mkdir()
     assert open_tiles(Source(tmp_path / "file"), "mine", None, TileCache(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("tag", [None, "Signature: 8a477f597d28d172789f06886806bc55\n# of another program\n"])
+def test_a_folder_of_tiles_is_no_cache_of_them(tmp_path, tag):
+    folder = tmp_path / "project"
+    (folder / "tiles").mkdir(parents=True)
+    (folder / "tiles" / "mine.png").write_bytes(b"mine")
+    if tag:
+        (folder / "CACHEDIR.TAG").write_text(tag)
+    with pytest.raises(InputError, match="is no cache of tiles, and holds something else: give cache_dir a folder"):
+        clear_cache.run(clear_cache.ClearCacheConfig(cache_dir=folder))
+    assert (folder / "tiles" / "mine.png").read_bytes() == b"mine"
 
 
 def test_the_limit_is_kept(tmp_path, cache, monkeypatch):
