@@ -8,7 +8,7 @@ only where nothing differs; a tile of one colour is no copy of another.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,7 +97,9 @@ def near_pairs(sets: Sequence[Images], tolerance: float = TOLERANCE) -> np.ndarr
     return copies.pairs_among(np.split(np.arange(ends[-1]), ends[:-1]))
 
 
-def find_near_copies(images: Images, tolerance: float = TOLERANCE) -> NearCopies:
+def find_near_copies(
+    images: Images, tolerance: float = TOLERANCE, seen: Callable[[int], object] = lambda count: None
+) -> NearCopies:
     """The near copies among N tiles.
 
     Memory grows with about 1,300 bytes a tile, whatever its size.
@@ -105,6 +107,7 @@ def find_near_copies(images: Images, tolerance: float = TOLERANCE) -> NearCopies
     Args:
         images: uint8 N×S×S×3.
         tolerance: Grey levels by which a pair differs at most on average, 0 to 255.
+        seen: Called with how many tiles more have been compared, until these are all N.
     """
     grids, ranks, contrasts = _summaries(images)
     first = _first_of_same(images, ranks, np.flatnonzero(contrasts > 0))
@@ -112,7 +115,8 @@ def find_near_copies(images: Images, tolerance: float = TOLERANCE) -> NearCopies
     if tolerance > 0:
         # A tile with nothing on it has no copies but those that are the same.
         rows = np.flatnonzero((contrasts >= LEAST_CONTENT) & (first == np.arange(len(first))))
-        for pairs, symmetries in _candidates(grids, ranks, rows, tolerance):
+        seen(len(images) - len(rows))
+        for pairs, symmetries in _candidates(grids, ranks, rows, tolerance, seen):
             found.append(pairs[_differences(images, pairs, symmetries) <= tolerance])
     return NearCopies(first, np.unique(np.sort(np.concatenate(found), axis=1), axis=0))
 
@@ -179,7 +183,7 @@ def _all_pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _candidates(
-    grids: np.ndarray, ranks: np.ndarray, rows: np.ndarray, tolerance: float
+    grids: np.ndarray, ranks: np.ndarray, rows: np.ndarray, tolerance: float, seen: Callable[[int], object]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs of rows, int64 P×2, each with a symmetry of the second, int64 P, in which they may be near copies.
 
@@ -189,6 +193,7 @@ def _candidates(
         grids, ranks: See `_summaries`.
         rows: The tiles that are compared.
         tolerance: The greatest difference of near copies.
+        seen: See `find_near_copies`.
     """
     from scipy.spatial.distance import cdist
 
@@ -211,6 +216,7 @@ def _candidates(
             ]
             if found:
                 yield np.concatenate([near for near, _ in found]), np.concatenate([each for _, each in found])
+        seen(len(some))
 
 
 def _near_symmetries(

@@ -167,3 +167,9 @@ def test_no_tiles_have_no_copies(sets):
 def test_partitions_in_order():
     assert in_order(np.array(["b", "a", "b", "c"])).tolist() == [0, 1, 0, 2]
     assert in_order(np.array([], dtype=str)).tolist() == []
+
+
+def test_all_tiles_are_told_of_as_compared():
+    counts = []
+    find_near_copies(np.random.default_rng(0).integers(0, 256, (600, 8, 8, 3), dtype=np.uint8), seen=counts.append)
+    assert sum(counts) == 600 and len(counts) > 2

@@ -12,12 +12,12 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
 from histodistill.training.running.errors import InputError, param
@@ -142,7 +142,8 @@ class TileCache:
                 f"{format_size(limit)}: set {LIMIT_VARIABLE} to more"
             )
         entries = self.entries()
-        total = sum(entry.size for entry in entries) + sum(map(size_of, self._left_behind(remove=True)))
+        self._remove_left_behind()
+        total = sum(entry.size for entry in entries) + size_of(self.unfinished)
         while entries and total + needed > limit:
             oldest = entries.pop()
             self.remove(oldest.folder)
@@ -160,11 +161,15 @@ class TileCache:
         shutil.rmtree(folder, ignore_errors=True)
 
     def clear(self) -> int:
-        """Takes all out that is in it; returns how many bytes that were."""
-        size = sum(map(size_of, (self.tiles, self.sources, self.unfinished)))
-        for folder in (self.tiles, self.sources, self.unfinished):
-            shutil.rmtree(folder, ignore_errors=True)
-        return size
+        """Takes all out but tiles that are being decoded now; returns how many bytes that were."""
+        before = size_of(self.folder)
+        for folder in _folders(self.tiles):
+            self.remove(folder)
+        for file in self.sources.glob("*.json"):
+            file.unlink(missing_ok=True)
+        for folder in _folders(self.unfinished):
+            self._remove_unfinished(folder)
+        return before - size_of(self.folder)
 
     def _is_tagged(self) -> bool:
         """Whether the folder says that it is a cache of tiles, and not of another program."""
@@ -173,13 +178,17 @@ class TileCache:
         except FileNotFoundError:
             return False
 
-    def _left_behind(self, remove: bool = False) -> list[Path]:
-        """Unfinished tiles; those that were left behind are taken out first."""
-        folders = _folders(self.unfinished)
-        old = [each for each in folders if remove and time.time() - each.stat().st_mtime > _LEFT_BEHIND]
-        for folder in old:
+    def _remove_left_behind(self) -> None:
+        """Takes out unfinished tiles that were left behind."""
+        for folder in _folders(self.unfinished):
+            with suppress(OSError):  # it has just gone
+                if time.time() - folder.stat().st_mtime > _LEFT_BEHIND:
+                    self._remove_unfinished(folder)
+
+    def _remove_unfinished(self, folder: Path) -> None:
+        """Takes out unfinished tiles, unless a process is decoding them."""
+        with suppress(Timeout), FileLock(self.unfinished / f"{folder.name}.lock", timeout=0, mode=0o600):
             shutil.rmtree(folder, ignore_errors=True)
-        return [each for each in folders if each not in old]
 
 
 def limit_of_cache() -> int:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import shutil
+import tokenize
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,12 +18,13 @@ from histodistill.selection.near_copies import NearCopies, find_near_copies
 from histodistill.training.data.pixel_source import LeftOut
 from histodistill.training.data.tile_cache import read_record
 from histodistill.training.running.files import write_bytes, write_text
+from histodistill.training.running.progress import Progress
 
 
 #: The file of pixels in a folder of the cache, an array that `numpy.load` opens.
 PIXELS = "images.npy"
 #: What damaged files raise.
-DAMAGED = (OSError, EOFError, ValueError, LookupError, TypeError)
+DAMAGED = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, tokenize.TokenError)
 
 
 class TileStore(ImageRows):
@@ -47,7 +49,8 @@ class TileStore(ImageRows):
     @cached_property
     def near_copies(self) -> NearCopies:
         """The near copies among all tiles, which are square; of those that are left out, none."""
-        return find_near_copies(self)
+        with Progress(len(self), "comparing tiles", "tiles") as progress:
+            return find_near_copies(self, seen=progress.update)
 
 
 class TilesInMemory(TileStore):
@@ -121,7 +124,8 @@ class StoredTiles(TileStore):
             first, pairs = (np.load(file, allow_pickle=False) for file in files)
             if first.shape == (len(self),) and pairs.shape[1:] == (2,):
                 return NearCopies(first, pairs)
-        found = find_near_copies(self)
+        with Progress(len(self), "comparing tiles", "tiles") as progress:
+            found = find_near_copies(self, seen=progress.update)
         with contextlib.suppress(OSError):  # see `remembered`
             for file, array in zip(files, (found.first, found.pairs), strict=True):
                 buffer = io.BytesIO()

@@ -335,6 +335,27 @@ def test_a_list_and_clearing(tmp_path, cache):
     assert cache.clear() >= entry.size and cache.entries() == []
 
 
+def test_what_is_being_decoded_is_not_taken_out(tmp_path, cache, monkeypatch):
+    monkeypatch.setattr(storing, "_BYTES_PER_RECORD", 1)
+    source = Source(tmp_path / "file")
+    decode = source.decode
+
+    def cleared_meanwhile(image_size, start):
+        for number, batch in enumerate(decode(image_size, start)):
+            if number == 3:
+                cache.clear()
+                cache._remove_left_behind()
+            yield batch
+
+    source.decode = cleared_meanwhile
+    monkeypatch.setattr(tile_cache, "_LEFT_BEHIND", -1)
+    assert np.array_equal(open_tiles(source, "mine", None, cache)[:], TILES)
+    # What nobody decodes is.
+    with pytest.raises(KeyboardInterrupt):
+        open_tiles(Source(tmp_path / "other", dies_at=14), "other", None, cache)
+    assert cache.clear() > 0 and not [path for path in cache.unfinished.iterdir() if path.is_dir()]
+
+
 def test_a_folder_of_pictures_is_loaded_from_the_cache(tmp_path, monkeypatch):
     for i, (tile, label) in enumerate(zip(TILES, "ab" * 10, strict=True)):
         (tmp_path / "t" / "train" / label).mkdir(parents=True, exist_ok=True)
