@@ -81,13 +81,18 @@ def _run(
     model.eval()
     if device is not None:
         model.to(device)
+    # Into one array: results that lie between what the model takes and gives back would keep memory from being reused.
+    results, start = np.empty((0, 0), np.float32), 0
     try:
-        results = [
-            take(model(to_model_input(batch, model.device))).cpu().numpy() for batch in batches(images, batch_size)
-        ]
+        for batch in batches(images, batch_size):
+            found = take(model(to_model_input(batch, model.device))).cpu().numpy()
+            if not start:
+                results = np.empty((len(images), *found.shape[1:]), found.dtype)
+            results[start : start + len(found)] = found
+            start += len(found)
     finally:
         model.train(was_training)
         model.to(was_on)
-    if not results:
+    if not start:
         raise InputError("there are no images: give at least one")
-    return np.concatenate(results)
+    return results
