@@ -7,6 +7,9 @@ few times one after the other, each time with the system's cache of files as the
 
     pillow         so many processes as there are cores open every file, convert it to RGB and make an array of it
     first start    the folder is listed and all tiles are decoded into an empty cache
+
+and at last
+
     later start    `load_tiles` of the same folder, with its splits, once the cache has them
 
 Leaves `decoding.json` in the output folder.
@@ -68,7 +71,8 @@ def run(config: DecodingConfig) -> dict[str, Any]:
         found["pillow"].append(time_pillow(files, cores))
         shutil.rmtree(cache, ignore_errors=True)
         found["first_start"].append(time_first_start(folder, cache))
-        load_tiles(folder, cache_dir=cache)  # finds near copies, once
+    load_tiles(folder, cache_dir=cache)  # finds near copies, once
+    for _ in range(config.rounds):
         started = time.perf_counter()
         load_tiles(folder, cache_dir=cache)
         found["later_start"].append(time.perf_counter() - started)
