@@ -12,12 +12,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import PIL
+import xxhash
 
 from histodistill.training.data.pixel_source import Decoded, LeftOut, PixelSource
 from histodistill.training.data.tile_cache import CACHE_FORMAT, RECORD, TileCache
@@ -132,6 +134,7 @@ class TileWriter:
         folder: The folder, which is there.
         file: The file of pixels in it, opened.
         pixels: Where the tiles come from.
+        syncing: Puts on disk what is written, while more is decoded.
 
     Attributes:
         shape: (N, H, W, 3), or None before the first tile.
@@ -139,13 +142,14 @@ class TileWriter:
         left_out: Of these, those that are not there, and are black.
     """
 
-    def __init__(self, folder: Path, file: BinaryIO, pixels: PixelSource):
+    def __init__(self, folder: Path, file: BinaryIO, pixels: PixelSource, syncing: Executor):
         self.folder = folder
         self.shape: tuple[int, ...] | None = None
         self.done = 0
         self.left_out: dict[int, LeftOut] = {}
-        self._file, self._pixels = file, pixels
-        self._digest, self._unsaved = hashlib.sha256(), 0
+        self._file, self._pixels, self._syncing = file, pixels, syncing
+        self._on_disk: Future[None] | None = None
+        self._digest, self._unsaved = xxhash.xxh3_128(), 0
         self._waiting: list[LeftOut] = []  # before the size of a tile is known
         self._first = 0
         if not self._resume():
@@ -166,13 +170,15 @@ class TileWriter:
         Raises:
             InputError: For a tile of another size than the first, or if there is no room.
         """
-        for part in _runs(batch):
+        # An array is written at once, and other tiles one by one: to put them together would be one copy more.
+        for part in [batch] if isinstance(batch, np.ndarray) else batch:
             if isinstance(part, np.ndarray):
-                shape = self.shape or self._begin(part, cache)
-                if part.shape[1:] != shape[1:]:
-                    raise self._other_size(part.shape, shape)
-                self._write(part)
-                self.done += len(part)
+                images = part if part.ndim == 4 else part[None]
+                shape = self.shape or self._begin(images, cache)
+                if images.shape[1:] != shape[1:]:
+                    raise self._other_size(images.shape, shape)
+                self._write(images)
+                self.done += len(images)
             elif self.shape is None:
                 self._waiting.append(part)
             else:
@@ -194,15 +200,22 @@ class TileWriter:
                 "nothing is written there any more"
             )
         self.save()
+        os.fsync(self._file.fileno())
         # Not what is told of them: the same tiles may be called otherwise elsewhere.
         self._digest.update(json.dumps([[row, tile.why] for row, tile in sorted(self.left_out.items())]).encode())
         return self._digest.hexdigest()
 
     def save(self) -> None:
-        """Records how far it is, once that is on disk."""
+        """Records how far it is. What a power cut takes back again, the hash tells."""
         self._file.flush()
-        os.fsync(self._file.fileno())
-        known = {"shape": self.shape, "done": self.done, "left_out": self.left_out_as_json()}
+        if self._on_disk is None or self._on_disk.done():
+            self._on_disk = self._syncing.submit(os.fsync, self._file.fileno())
+        known = {
+            "shape": self.shape,
+            "done": self.done,
+            "hash": self._digest.hexdigest(),
+            "left_out": self.left_out_as_json(),
+        }
         write_json(self.folder / _DONE, known, private=True)
         self._unsaved = 0
 
@@ -225,8 +238,8 @@ class TileWriter:
         end = start + done * int(np.prod(shape[1:]))
         for first in range(start, end, _BYTES_PER_CALL):
             self._digest.update(self._file.read(min(_BYTES_PER_CALL, end - first)))
-        if self._file.tell() != end:
-            self.shape, self._digest = None, hashlib.sha256()
+        if self._file.tell() != end or self._digest.hexdigest() != known["hash"]:
+            self.shape, self._digest = None, xxhash.xxh3_128()
             return False
         self._file.truncate()
         self.done, self.left_out = done, left_out
@@ -249,7 +262,7 @@ class TileWriter:
         self.shape = tuple(map(int, shape))
         header = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
         np.lib.format.write_array_header_1_0(self._file, header)
-        self._digest = hashlib.sha256(json.dumps(self.shape).encode())
+        self._digest = xxhash.xxh3_128(json.dumps(self.shape).encode())
         return self._file.tell()
 
     def _write(self, images: bytes | np.ndarray) -> None:
@@ -290,8 +303,9 @@ def _decode_all(
     folder = cache.unfinished / state
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        with open(folder / PIXELS, "r+b" if (folder / PIXELS).exists() else "x+b") as file:
-            writer = TileWriter(folder, file, pixels)
+        (folder / PIXELS).touch(mode=0o600)
+        with open(folder / PIXELS, "r+b") as file, ThreadPoolExecutor(1) as syncing:
+            writer = TileWriter(folder, file, pixels, syncing)
             with Progress(len(pixels), "decoding tiles", "tiles", initial=writer.done) as progress:
                 for batch in pixels.decode(image_size, writer.done):
                     if not skip_unreadable:
@@ -312,25 +326,6 @@ def _refuse_unreadable(batch: np.ndarray | Sequence[Decoded]) -> None:
     for tile in () if isinstance(batch, np.ndarray) else batch:
         if isinstance(tile, LeftOut) and tile.why == "unreadable":
             raise tile.error
-
-
-def _runs(batch: np.ndarray | Sequence[Decoded]) -> Iterator[np.ndarray | LeftOut]:
-    """The tiles of a batch, as arrays N×H×W×3 of those of one size that follow each other, and those left out."""
-    if isinstance(batch, np.ndarray):
-        if len(batch):
-            yield batch
-        return
-    run: list[np.ndarray] = []
-    for tile in batch:
-        if run and (isinstance(tile, LeftOut) or tile.shape != run[0].shape):
-            yield np.stack(run)
-            run = []
-        if isinstance(tile, LeftOut):
-            yield tile
-        else:
-            run.append(tile)
-    if run:
-        yield np.stack(run)
 
 
 def _put_into_place(

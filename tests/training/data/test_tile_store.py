@@ -116,7 +116,7 @@ def test_a_killed_run_goes_on(tmp_path, cache, monkeypatch):
     assert not found[4].any() and np.array_equal(np.delete(found[:], 4, 0), np.delete(TILES, 4, 0))
 
 
-@pytest.mark.parametrize("damage", ["{", '{"shape": [19, 8, 8, 3], "done": 3, "left_out": []}', "[]"])
+@pytest.mark.parametrize("damage", ["{", '{"shape": [20, 8, 8, 3], "done": 3, "hash": "0", "left_out": []}', "[]"])
 def test_damaged_progress_is_begun_anew(tmp_path, cache, monkeypatch, damage):
     monkeypatch.setattr(storing, "_BYTES_PER_RECORD", 1)
     with pytest.raises(KeyboardInterrupt):
@@ -179,7 +179,9 @@ def test_nothing_that_lies_in_the_cache_is_believed_when_tiles_are_read_again(tm
     forged = cache.unfinished / record.stem
     forged.mkdir()
     np.save(forged / "images.npy", 255 - TILES)
-    (forged / "done.json").write_text(json.dumps({"shape": TILES.shape, "done": len(TILES), "left_out": []}))
+    (forged / "done.json").write_text(
+        json.dumps({"shape": TILES.shape, "done": len(TILES), "hash": "0", "left_out": []})
+    )
     again = open_tiles(source, "mine", None, cache, reread=True)
     assert np.array_equal(again[:], TILES)
     # What was found of the tiles.
