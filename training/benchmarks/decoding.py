@@ -146,11 +146,11 @@ def time_first_start(folder: Path, cache: Path) -> float:
     from histodistill.training.data.image_folder import open_image_folder
     from histodistill.training.data.storing import open_tiles
     from histodistill.training.data.tile_cache import TileCache
-    from histodistill.training.data.tile_store import TilesInMemory
+    from histodistill.training.data.tile_store import TileStore
 
     started = time.perf_counter()
     opened = open_image_folder(folder, Grouping())
-    assert not isinstance(opened.pixels, TilesInMemory)
+    assert not isinstance(opened.pixels, TileStore)
     open_tiles(opened.pixels, opened.name, None, TileCache(cache))
     return time.perf_counter() - started
 

@@ -20,7 +20,7 @@ from histodistill.training.data.pixel_source import PixelSource
 from histodistill.training.data.reading import Reading
 from histodistill.training.data.storing import open_tiles
 from histodistill.training.data.tile_cache import TileCache
-from histodistill.training.data.tile_store import TilesInMemory, TileStore
+from histodistill.training.data.tile_store import TileStore
 from histodistill.training.data.tiles import SPLITS, TileSource
 from histodistill.training.running.notes import tell
 
@@ -44,7 +44,7 @@ class OpenedSource:
     name: str
     class_names: Sequence[str]
     splits: dict[str, ListedSplit]
-    pixels: PixelSource | TilesInMemory
+    pixels: PixelSource | TileStore
     sizes: Callable[[], Mapping[tuple[int, int], int]]
     stored: Callable[[], int]
     grouping: Grouping
@@ -57,7 +57,7 @@ class OpenedSource:
         if self.grouping.hint is not None:
             tell(self.grouping.hint.for_command_line().sentence())
         store: TileStore
-        if isinstance(self.pixels, TilesInMemory):
+        if isinstance(self.pixels, TileStore):
             store = self.pixels
         else:
             cache = TileCache(reading.cache_dir)
@@ -114,7 +114,7 @@ def opened_in_memory(source: TileSource, grouping: Grouping) -> OpenedSource:
         source.name,
         source.class_names,
         {split: ListedSplit(tiles.labels, tiles.groups, tiles.attributes) for split, tiles in source.splits.items()},
-        TilesInMemory(np.concatenate([tiles.images for tiles in source.splits.values()])),
+        TileStore(np.concatenate([tiles.images for tiles in source.splits.values()])),
         sizes=lambda: {(source.image_size, source.image_size): sum(map(len, source.splits.values()))},
         stored=lambda: 0,
         grouping=grouping if source.group_kind is None else grouping.usual(source.group_kind),

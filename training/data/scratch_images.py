@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from histodistill.selection.image_rows import Images, ImageView, batches, rows_of
+from histodistill.training.data.tile_store import TileStore
 
 
 #: Images that take no more bytes than these are held in memory: more parts would gain nothing.
@@ -16,16 +17,17 @@ FEW_BYTES = 2**26
 
 
 def decode_once(images: Images, folder: str | Path | None = None) -> Images:
-    """Images that a training asks for again and again, unpacked once; those that are an array already, as they are.
+    """Images that a training asks for again and again, unpacked once; those that are unpacked already, as they are.
 
     Args:
         images: uint8 N×H×W×3.
         folder: See `keep_images`.
     """
-    if not isinstance(images, ImageView):
-        return images if isinstance(images, np.ndarray) else keep_images(batches(images), images.shape, folder)
-    if isinstance(images.base, np.ndarray):
+    base = images.base if isinstance(images, ImageView) else images
+    if isinstance(base, np.ndarray | TileStore):
         return images
+    if not isinstance(images, ImageView):
+        return keep_images(batches(images), images.shape, folder)
     # In the order in which they are stored, so that no part of a file is read twice.
     rows, places = np.unique(images.rows, return_inverse=True)
     stored = rows_of(images.base, rows)

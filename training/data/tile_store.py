@@ -31,14 +31,19 @@ class TileStore(ImageRows):
     """The tiles of all splits of a source, whose splits are views of it, and what was found of them once.
 
     Args:
-        shape: (N, H, W, 3).
+        images: uint8 N×H×W×3, in memory or mapped.
         left_out: Tiles that are not there, by their number; their rows are black.
     """
 
-    def __init__(self, shape: Sequence[int], left_out: Mapping[int, LeftOut] | None = None):
-        super().__init__(shape)
+    def __init__(self, images: np.ndarray, left_out: Mapping[int, LeftOut] | None = None):
+        super().__init__(images.shape)
+        self._images = images
         self.left_out = dict(left_out or {})
         self._known: dict[str, str] = {}
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """The images at these rows."""
+        return self._images[rows]
 
     def remembered(self, what: str, compute: Callable[[], str]) -> str:
         """What `compute` gives, which is a function of the pixels and of the text `what` alone."""
@@ -49,24 +54,11 @@ class TileStore(ImageRows):
     @cached_property
     def near_copies(self) -> NearCopies:
         """The near copies among all tiles, which are square; of those that are left out, none."""
+        return self._search()
+
+    def _search(self) -> NearCopies:
         with Progress(len(self), "comparing tiles", "tiles") as progress:
             return find_near_copies(self, seen=progress.update)
-
-
-class TilesInMemory(TileStore):
-    """Tiles that are an array, such as those that are drawn.
-
-    Args:
-        images: uint8 N×H×W×3.
-    """
-
-    def __init__(self, images: np.ndarray):
-        super().__init__(images.shape)
-        self._images = images
-
-    def read(self, rows: np.ndarray) -> np.ndarray:
-        """The images at these rows."""
-        return self._images[rows]
 
 
 class StoredTiles(TileStore):
@@ -85,18 +77,14 @@ class StoredTiles(TileStore):
         if record is None:
             raise ValueError(f"{folder} holds no decoded tiles")
         # As a plain array: nobody shall ask it for its file.
-        self._images: np.ndarray = np.load(folder / PIXELS, mmap_mode="r", allow_pickle=False).view(np.ndarray)
-        if list(self._images.shape) != record["shape"] or self._images.dtype != np.uint8:
+        images = np.load(folder / PIXELS, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+        if list(images.shape) != record["shape"] or images.dtype != np.uint8:
             raise ValueError(f"{folder} holds other tiles than its record says")
-        super().__init__(self._images.shape, left_out)
+        super().__init__(images, left_out)
         self.folder = folder
 
     def __reduce__(self) -> tuple[type[StoredTiles], tuple[Path, dict[int, LeftOut]]]:
         return StoredTiles, (self.folder, self.left_out)
-
-    def read(self, rows: np.ndarray) -> np.ndarray:
-        """The images at these rows."""
-        return self._images[rows]
 
     def forget(self) -> None:
         """Takes out what was found of the tiles, so that it is found again."""
@@ -106,15 +94,16 @@ class StoredTiles(TileStore):
 
     def remembered(self, what: str, compute: Callable[[], str]) -> str:
         """What `compute` gives, which is kept in the folder."""
+        return super().remembered(what, lambda: self._kept(what, compute))
+
+    def _kept(self, what: str, compute: Callable[[], str]) -> str:
         path = self.folder / "known" / f"{hashlib.sha256(what.encode()).hexdigest()}.txt"
-        if what not in self._known:
-            try:
-                self._known[what] = path.read_text(encoding="utf-8")
-            except (OSError, ValueError):
-                self._known[what] = compute()
-                with contextlib.suppress(OSError):  # it was taken out meanwhile, or the disk is full: next time, then
-                    write_text(path, self._known[what], private=True)
-        return self._known[what]
+        with contextlib.suppress(OSError, ValueError):
+            return path.read_text(encoding="utf-8")
+        found = compute()
+        with contextlib.suppress(OSError):  # it was taken out meanwhile, or the disk is full: next time, then
+            write_text(path, found, private=True)
+        return found
 
     @cached_property
     def near_copies(self) -> NearCopies:
@@ -124,9 +113,8 @@ class StoredTiles(TileStore):
             first, pairs = (np.load(file, allow_pickle=False) for file in files)
             if first.shape == (len(self),) and pairs.shape[1:] == (2,):
                 return NearCopies(first, pairs)
-        with Progress(len(self), "comparing tiles", "tiles") as progress:
-            found = find_near_copies(self, seen=progress.update)
-        with contextlib.suppress(OSError):  # see `remembered`
+        found = self._search()
+        with contextlib.suppress(OSError):  # see `_kept`
             for file, array in zip(files, (found.first, found.pairs), strict=True):
                 buffer = io.BytesIO()
                 np.save(buffer, array, allow_pickle=False)

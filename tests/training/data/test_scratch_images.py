@@ -6,6 +6,7 @@ import pytest
 from histodistill.selection.image_rows import ImageRows, rows_of
 from histodistill.training.data import scratch_images
 from histodistill.training.data.scratch_images import decode_once, keep_images
+from histodistill.training.data.tile_store import TileStore
 
 
 class Elsewhere(ImageRows):
@@ -61,3 +62,9 @@ def test_arrays_and_views_of_them_stay_as_they_are(images):
     assert decode_once(images) is images
     view = rows_of(images, [1, 2])
     assert decode_once(view) is view
+
+
+def test_tiles_that_are_unpacked_already_stay_where_they_are():
+    store = TileStore(np.zeros((4, 8, 8, 3), np.uint8))
+    for images in (store, rows_of(store, [2, 0])):
+        assert decode_once(images) is images

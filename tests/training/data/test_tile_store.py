@@ -17,7 +17,7 @@ from histodistill.training.data.sources import load_tiles
 from histodistill.training.data.storing import open_tiles
 from histodistill.training.data.tile_cache import TileCache
 from histodistill.training.data.tile_copies import pairs_of_copies
-from histodistill.training.data.tile_store import StoredTiles, TilesInMemory, store_of
+from histodistill.training.data.tile_store import StoredTiles, TileStore, store_of
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.end_to_end import clear_cache
 from histodistill.training.running.errors import InputError
@@ -302,7 +302,7 @@ def test_what_is_found_of_tiles_is_remembered(tmp_path, cache):
     assert again.remembered("sum", lambda: "3") == "1" and again.remembered("other", lambda: "3") == "3"
     shutil.rmtree(again.folder)
     assert again.remembered("third", lambda: "4") == "4"
-    in_memory = TilesInMemory(TILES)
+    in_memory = TileStore(TILES)
     assert in_memory.remembered("sum", lambda: "5") == "5" == in_memory.remembered("sum", lambda: "6")
 
 
@@ -320,7 +320,7 @@ def test_store_of_tells_what_views_have_in_common(tmp_path, cache):
     found = store_of([rows_of(store, [1, 2]), rows_of(store, [0])])
     assert found[0] is store and [rows.tolist() for rows in found[1]] == [[1, 2], [0]]
     assert store_of([rows_of(store, [1]), TILES]) is None and store_of([rows_of(TILES, [1])]) is None
-    assert store_of([rows_of(store, [1]), rows_of(TilesInMemory(TILES), [1])]) is None and store_of([]) is None
+    assert store_of([rows_of(store, [1]), rows_of(TileStore(TILES), [1])]) is None and store_of([]) is None
 
 
 def test_what_is_sent_to_another_process_is_the_name_of_the_folder(tmp_path, cache):

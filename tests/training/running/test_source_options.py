@@ -3,9 +3,16 @@ from pathlib import Path
 
 import pytest
 
+from histodistill.training.data import colour_forms
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.formats import RUN_FORMAT
-from histodistill.training.running.source_options import SourceOptions, of_groups, settings_of, source_options_of_run
+from histodistill.training.running.source_options import (
+    CONVERSIONS,
+    SourceOptions,
+    of_groups,
+    settings_of,
+    source_options_of_run,
+)
 
 
 GIVEN = {"group_column": "patient", "convert": ("grey", "16bit"), "labels": Path("labels.csv"), "mpp": 0.5}
@@ -39,3 +46,7 @@ def test_what_is_given_counts_for_its_part(tmp_path):
 def test_a_damaged_record_is_refused(tmp_path, wrong):
     with pytest.raises(InputError, match="does not say how tiles are read and grouped"):
         source_options_of_run(run_of(tmp_path, {}, **wrong))
+
+
+def test_what_can_be_asked_for_is_what_can_be_done():
+    assert tuple(colour_forms.CONVERSIONS) == CONVERSIONS
