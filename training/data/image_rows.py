@@ -7,7 +7,7 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ def open_rows(
     return OpenedSource(
         name,
         first.class_names,
-        {split: replace(of_split.tiles, soft_labels=of_split.soft_labels) for split, of_split in listed.items()},
+        {split: of_split.tiles for split, of_split in listed.items()},
         RowPixels([(part, listed[split]) for split, part in parts.items()], reading.rules),
         sizes=lambda: sum((part.sizes(listed[split], total, skip) for split, part in parts.items()), Counter()),
         stored=lambda: sum(rows.stored for part in parts.values() for rows in part.files),
@@ -117,13 +117,11 @@ class _Listed:
     """What was read of a split before its images.
 
     Attributes:
-        tiles: Labels, groups and attributes.
-        soft_labels: float32 N×C, or None.
+        tiles: Labels, groups, attributes and soft labels.
         unused: Names of the columns that were left.
     """
 
     tiles: ListedSplit
-    soft_labels: np.ndarray | None
     unused: Sequence[str]
 
 
@@ -258,7 +256,7 @@ class _Part:
             *(["site"] if columns.site is not None and of_sites is None else []),
             *(["soft_label"] if columns.soft_label and soft is None else []),
         ]
-        return _Listed(ListedSplit(np.concatenate(labels), of_groups, attributes), soft, unused)
+        return _Listed(ListedSplit(np.concatenate(labels), of_groups, attributes, soft), unused)
 
     def entries(self, listed: _Listed, start: int, outside: list[Path]) -> Iterator[list[Entry]]:
         """The images from a row on: what messages call each, and its bytes or its file, batch by batch.

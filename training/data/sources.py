@@ -119,17 +119,17 @@ def load_tiles(
         check_integer(param("split_seed"), split_seed, 0, error=InputError)
     grouping = Grouping(group_column, group_pattern, group_kind, split_seed, allow_shared_groups)
     reading = Reading(
-        cache_dir,
-        download_dir,
-        download,
-        tuple(convert),
-        skip_unreadable,
-        max_unreadable,
-        labels,
-        mpp,
-        hub_revision,
-        hub_config,
-        reread,
+        cache_dir=cache_dir,
+        download_dir=download_dir,
+        download=download,
+        convert=tuple(convert),
+        skip_unreadable=skip_unreadable,
+        max_unreadable=max_unreadable,
+        labels=labels,
+        mpp=mpp,
+        hub_revision=hub_revision,
+        hub_config=hub_config,
+        reread=reread,
     )
     with told_by_distill():
         opened = _open(source, image_size, reading, grouping)

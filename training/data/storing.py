@@ -70,15 +70,15 @@ def open_tiles(
             # Other sources of the same tiles are decoded again, too: what is kept may be what has changed.
             cache.remove(found.folder)
             found = None
-        if found is not None and reread:
-            found.forget()
         if found is None:
             if reread:  # what a killed run left may have been changed, too
                 shutil.rmtree(cache.unfinished / state, ignore_errors=True)
-            found = _decode_all(pixels, source, image_size, cache, state, skip_unreadable, reread)
+            found = _decode_all(pixels, source, image_size, cache, state, skip_unreadable)
             if _state_of(pixels, image_size) != state:
                 (cache.sources / f"{state}.json").unlink(missing_ok=True)
                 raise InputError(f"files of {source} have changed while they were read: run the command again")
+        if reread:
+            found.forget()
     return found
 
 
@@ -154,11 +154,6 @@ class TileWriter:
         self._first = 0
         if not self._resume():
             file.truncate(0)
-
-    @property
-    def next(self) -> int:
-        """The number of the tile that comes next."""
-        return self.done + len(self._waiting)
 
     def take(self, batch: np.ndarray | Sequence[Decoded], cache: TileCache) -> None:
         """Writes the next tiles.
@@ -247,7 +242,7 @@ class TileWriter:
 
     def _begin(self, images: np.ndarray, cache: TileCache) -> tuple[int, ...]:
         """Begins with the first tile that is there; returns the shape of all."""
-        self._first = self.next
+        self._first = len(self._waiting)
         shape = (len(self._pixels), *images.shape[1:])
         cache.make_room(int(np.prod(shape)))
         self._write_header(shape)
@@ -297,7 +292,6 @@ def _decode_all(
     cache: TileCache,
     state: str,
     skip_unreadable: bool,
-    reread: bool,
 ) -> StoredTiles:
     """Decodes what is not decoded yet, and puts it into its place."""
     folder = cache.unfinished / state
@@ -313,7 +307,7 @@ def _decode_all(
                     writer.take(batch, cache)
                     progress.update(len(batch))
             key = writer.finish()
-        return _put_into_place(writer, source, cache, state, key, reread)
+        return _put_into_place(writer, source, cache, state, key)
     except OSError as error:
         raise InputError(
             f"decoded tiles cannot be written to {folder} ({error.strerror or error}): make room on that disk, or "
@@ -328,9 +322,7 @@ def _refuse_unreadable(batch: np.ndarray | Sequence[Decoded]) -> None:
             raise tile.error
 
 
-def _put_into_place(
-    writer: TileWriter, source: str, cache: TileCache, state: str, key: str, reread: bool
-) -> StoredTiles:
+def _put_into_place(writer: TileWriter, source: str, cache: TileCache, state: str, key: str) -> StoredTiles:
     """Makes decoded tiles known by the hash of them and by the state of their source."""
     record: Mapping[str, Any] = {
         "format": CACHE_FORMAT,
@@ -347,10 +339,7 @@ def _put_into_place(
             os.replace(writer.folder, cache.tiles / key)
     known = {"tiles": key, "left_out": writer.left_out_as_json()}
     write_json(cache.sources / f"{state}.json", known, private=True)
-    found = StoredTiles(cache.tiles / key, writer.left_out)
-    if reread:
-        found.forget()
-    return found
+    return StoredTiles(cache.tiles / key, writer.left_out)
 
 
 def _holds_the_same(kept: Path, new: Path) -> bool:

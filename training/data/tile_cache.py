@@ -1,7 +1,7 @@
 """The folder of this machine's user in which decoded tiles are kept: where it is, how large it may be, what is in it.
 
 It holds pixels of real tiles. So only its owner may read it, and it is never the cache of a library that others look
-into. `tile_store` writes and reads what is in it.
+into. `storing` writes what is in it, and `tile_store` reads it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RECORD = "tiles.json"
 CACHE_FORMAT = 1
 # How a cache is known to be one, also to programs that back up files (https://bford.info/cachedir/).
 _TAG, _TAG_TEXT = "CACHEDIR.TAG", "Signature: 8a477f597d28d172789f06886806bc55\n# Decoded tiles of histodistill\n"
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 # Age in seconds from which on unfinished tiles, which nobody is decoding, are taken for left behind.
 _LEFT_BEHIND = 7 * 86400
 
@@ -198,11 +198,10 @@ def limit_of_cache() -> int:
         InputError: If the environment says something else than a size.
     """
     text = os.environ.get(LIMIT_VARIABLE) or LIMIT
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?b?)\s*", text, re.IGNORECASE)
-    unit = match[2].lower() if match else None
-    if match is None or unit is None or (unit if unit.endswith("b") or not unit else f"{unit}b") not in _UNITS:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", text, re.IGNORECASE)
+    if match is None:
         raise InputError(f"{LIMIT_VARIABLE}={text} is no size: write it as in 50 GB")
-    return int(float(match[1]) * _UNITS[unit if unit.endswith("b") or not unit else f"{unit}b"])
+    return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
 def size_of(folder: Path) -> int:
