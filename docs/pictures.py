@@ -18,6 +18,7 @@ from PIL import Image
 from histodistill import load_tiles, read_image_dataset
 from histodistill.training.data.images import make_grid, png_bytes
 from histodistill.training.data.pixels import to_model_input, to_uint8
+from histodistill.training.models.latents import reconstruct
 from histodistill.training.models.loading import load_autoencoder
 from histodistill.training.running.files import read_json
 
@@ -40,7 +41,7 @@ def reconstructions(run: Path, images: np.ndarray) -> Image.Image:
     autoencoder = load_autoencoder(run / "autoencoder")
     with torch.no_grad():
         pixels = to_model_input(images)
-        drawn = to_uint8(autoencoder.decode(autoencoder.encode(pixels).latent).sample)
+        drawn = to_uint8(reconstruct(autoencoder, pixels))
     return make_grid(np.concatenate([images, drawn]), len(images), SCALE)
 
 

@@ -82,6 +82,7 @@ def run(config: GenerateConfig) -> Path:
     record = require_complete(config.pipeline, "pipeline", "run train_diffusion on it first")
 
     from histodistill.training.engine.accelerator import make_accelerator
+    from histodistill.training.models.latents import compression_of
     from histodistill.training.models.loading import load_pipeline
 
     settings = {"stage": "pool", "pipeline": record["fingerprint"], **config.settings()}
@@ -93,7 +94,7 @@ def run(config: GenerateConfig) -> Path:
         return config.output
     pipeline = load_pipeline(config.pipeline).to(accelerator.device)
     pipeline.set_progress_bar_config(disable=True)
-    image_size = pipeline.unet.config.sample_size * pipeline.vae.spatial_compression_ratio
+    image_size = pipeline.unet.config.sample_size * compression_of(pipeline.vae)
     make_pool(config, pipeline, image_size, accelerator, stage)
     if accelerator.is_main_process:
         suggest("histodistill", "select", "--pool", config.output, "--teacher", "FOLDER", "--output", "FOLDER")

@@ -148,13 +148,15 @@ def make_training(
 
     from histodistill.training.engine.diffusion_training import DiffusionTraining
     from histodistill.training.models.denoiser import build_denoiser
+    from histodistill.training.models.latents import shape_of_latent
     from histodistill.training.models.loading import load_autoencoder
 
     autoencoder = load_autoencoder(config.autoencoder).requires_grad_(False)
+    latent_channels, latent_size, _ = shape_of_latent(autoencoder, source.image_size)
     torch.manual_seed(torch_seed("weights of the denoiser", config.seed))
     denoiser = build_denoiser(
-        source.image_size // autoencoder.spatial_compression_ratio,
-        autoencoder.config.latent_channels,
+        latent_size,
+        latent_channels,
         len(source.class_names),
         list(config.channels),
         config.layers_per_block,

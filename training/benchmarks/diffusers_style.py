@@ -28,7 +28,7 @@ from histodistill.training.data.images import png_bytes
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.engine.accelerator import make_accelerator
 from histodistill.training.engine.flow import flow_loss
-from histodistill.training.models.denoiser import normalised_latents
+from histodistill.training.models.latents import normalised_latents
 
 
 def make_dataset(tiles: Tiles, class_names: list[str]) -> Dataset:

@@ -19,6 +19,7 @@ from histodistill.training.end_to_end.tile_checks import check_image_size
 from histodistill.training.engine.flow import flow_loss
 from histodistill.training.models.autoencoder import VariationalAutoencoder, build_autoencoder, reconstruction_loss
 from histodistill.training.models.denoiser import build_denoiser
+from histodistill.training.models.latents import shape_of_latent
 from histodistill.training.running.presets import Preset
 from histodistill.training.train_autoencoder import TrainAutoencoderConfig
 from histodistill.training.train_diffusion import TrainDiffusionConfig
@@ -163,7 +164,7 @@ def estimate_autoencoder(
     autocast = GpuAutocast(DTYPES[mixed_precision])
     with torch.device("meta"):
         autoencoder = _build_autoencoder(config, image_size)
-        latent_shape = _latent_shape(autoencoder, image_size)
+        latent_shape = shape_of_latent(autoencoder, image_size)
         model = VariationalAutoencoder(autoencoder, config.posterior_std)
         images = torch.empty(batch_size, 3, image_size, image_size)
         noise = torch.empty(batch_size, *latent_shape)
@@ -200,7 +201,7 @@ def estimate_denoiser(
     autocast = GpuAutocast(DTYPES[mixed_precision])
     with torch.device("meta"):
         autoencoder = _build_autoencoder(_autoencoder_config(preset), image_size)
-        latent_shape = _latent_shape(autoencoder, image_size)
+        latent_shape = shape_of_latent(autoencoder, image_size)
         denoiser = build_denoiser(
             latent_shape[1],
             latent_shape[0],
@@ -229,11 +230,6 @@ def _build_autoencoder(config: TrainAutoencoderConfig, image_size: int) -> Autoe
     return build_autoencoder(image_size, config.channels, config.latent_channels, config.layers_per_block)
 
 
-def _latent_shape(autoencoder: AutoencoderDC, image_size: int) -> tuple[int, int, int]:
-    latent_size = image_size // autoencoder.spatial_compression_ratio
-    return autoencoder.config.latent_channels, latent_size, latent_size
-
-
 def _estimate(
     name: str,
     model: torch.nn.Module,
@@ -250,7 +246,7 @@ def _estimate(
     return MemoryEstimate(
         model=name,
         image_size=image_size,
-        latent_shape=_latent_shape(autoencoder, image_size),
+        latent_shape=shape_of_latent(autoencoder, image_size),
         batch_size=batch_size,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         weight_bytes=weight_bytes,

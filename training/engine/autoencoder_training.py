@@ -20,6 +20,7 @@ from histodistill.training.engine.loop import GenerativeTraining
 from histodistill.training.engine.privacy import PrivacyPlan
 from histodistill.training.engine.steps import spread_indices
 from histodistill.training.models.autoencoder import VariationalAutoencoder, measure_latent_scale, reconstruction_loss
+from histodistill.training.models.latents import shape_of_latent
 from histodistill.training.running.training_options import PrivateTrainingConfig
 
 
@@ -58,8 +59,7 @@ class AutoencoderTraining(GenerativeTraining):
         self.model, self.autoencoder = model, model.autoencoder
         self.frequency_weight, self.kl_weight = frequency_weight, kl_weight
         self.validation = source.split("validation")
-        latent_size = source.image_size // self.autoencoder.spatial_compression_ratio
-        self.latent_shape = (self.autoencoder.config.latent_channels, latent_size, latent_size)
+        self.latent_shape = shape_of_latent(self.autoencoder, source.image_size)
         shown = spread_indices(len(self.validation), config.validation_tiles)
         self.validation_images = rows_of(self.validation.images, shown)
         self.optimizer = torch.optim.AdamW(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderDC, UNet2DModel
+from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 
 from histodistill.pipelines import HistologyPipeline
@@ -23,7 +23,8 @@ from histodistill.training.engine.flow import draw_step, flow_loss
 from histodistill.training.engine.loop import GenerativeTraining
 from histodistill.training.engine.privacy import PrivacyPlan
 from histodistill.training.engine.steps import spread_indices, step_generator
-from histodistill.training.models.denoiser import make_scheduler, normalised_latents, use_plain_attention
+from histodistill.training.models.denoiser import make_scheduler, use_plain_attention
+from histodistill.training.models.latents import LatentModel, normalised_latents, shape_of_latent
 from histodistill.training.running.training_options import PrivateTrainingConfig
 
 
@@ -56,7 +57,7 @@ class DiffusionTraining(GenerativeTraining):
         source: TileSource,
         accelerator: Accelerator,
         plan: PrivacyPlan | None,
-        autoencoder: AutoencoderDC,
+        autoencoder: LatentModel,
         denoiser: UNet2DModel,
         *,
         ema_decay: float,
@@ -70,8 +71,7 @@ class DiffusionTraining(GenerativeTraining):
         self.num_classes = len(source.class_names)
         self.null_class = denoiser.config.num_class_embeds - 1
         self.has_dropout = denoiser.config.dropout > 0
-        latent_size = source.image_size // autoencoder.spatial_compression_ratio
-        self.latent_shape = (autoencoder.config.latent_channels, latent_size, latent_size)
+        self.latent_shape = shape_of_latent(autoencoder, source.image_size)
         if accelerator.device.type == "cpu" or plan:  # the fused kernel gives no gradients tile by tile
             use_plain_attention(denoiser)
         # Tensor cores prefer this layout; on a CPU it makes group norm four times as slow.

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderDC
 
 from histodistill.selection.image_rows import Images, batches
 from histodistill.selection.streams import stream
@@ -17,7 +16,9 @@ from histodistill.training.data.pixels import to_model_input, to_uint8
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.evaluation.generation_metrics import frechet_distance, kernel_distance, neighbourhoods
 from histodistill.training.evaluation.pool_figures import CANDIDATES, DISTANCES
+from histodistill.training.models import latents
 from histodistill.training.models.embedders import embed_images
+from histodistill.training.models.latents import LatentModel
 
 
 def measure_pool(
@@ -109,7 +110,7 @@ def measure_distances(real: np.ndarray, generated: np.ndarray, n_neighbors: int)
 
 
 @torch.no_grad()
-def reconstruct(autoencoder: AutoencoderDC, images: Images, batch_size: int = 256) -> Iterator[np.ndarray]:
+def reconstruct(autoencoder: LatentModel, images: Images, batch_size: int = 256) -> Iterator[np.ndarray]:
     """What is left of images after encoding and decoding.
 
     Args:
@@ -122,4 +123,4 @@ def reconstruct(autoencoder: AutoencoderDC, images: Images, batch_size: int = 25
     """
     for batch in batches(images, batch_size):
         pixels = to_model_input(batch).to(autoencoder.device)
-        yield to_uint8(autoencoder.decode(autoencoder.encode(pixels).latent).sample.float().cpu())
+        yield to_uint8(latents.reconstruct(autoencoder, pixels).float().cpu())

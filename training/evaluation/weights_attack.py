@@ -9,7 +9,8 @@ from histodistill.pipelines import HistologyPipeline
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.engine.steps import step_generator
-from histodistill.training.models.denoiser import NUM_TRAIN_TIMESTEPS, normalised_latents
+from histodistill.training.models.denoiser import NUM_TRAIN_TIMESTEPS
+from histodistill.training.models.latents import normalised_latents
 
 
 #: Shares of noise at which the loss is measured.

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, UNet2DModel
+from diffusers import DPMSolverMultistepScheduler, UNet2DModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
 
 from histodistill.training.running.errors import InputError, param
@@ -80,8 +80,3 @@ def make_scheduler() -> DPMSolverMultistepScheduler:
     return DPMSolverMultistepScheduler(
         num_train_timesteps=NUM_TRAIN_TIMESTEPS, prediction_type="flow_prediction", use_flow_sigmas=True
     )
-
-
-def normalised_latents(autoencoder: AutoencoderDC, images: torch.Tensor) -> torch.Tensor:
-    """Latents of images N×3×H×W in [-1, 1], scaled to a mean square of 1: float32 N×C×h×w."""
-    return autoencoder.encode(images).latent.float() * autoencoder.config.scaling_factor

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderDC
 from PIL import Image
 
 from histodistill.selection.image_rows import Images, batches
 from histodistill.selection.streams import torch_seed
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.models.classifiers import Classifier
+from histodistill.training.models.latents import LATENT_MODELS, LatentModel, compression_of, encode_images
 from histodistill.training.models.loading import has_class, has_classifier, load_autoencoder, load_classifier
 from histodistill.training.models.prediction import embed, usual_batch_size
 from histodistill.training.running.errors import InputError, param
@@ -39,7 +39,7 @@ def is_classifier(name_or_path: str | Path) -> bool:
 
 def is_autoencoder(name_or_path: str | Path) -> bool:
     """Whether a folder holds an autoencoder as `train_autoencoder` leaves it, or a pipeline in its `vae`."""
-    return has_class(name_or_path, AutoencoderDC)
+    return any(has_class(name_or_path, model) for model in LATENT_MODELS.values())
 
 
 def resolve_embedder(name: str | Path, teacher: Path) -> str | Path:
@@ -148,7 +148,7 @@ def load_embedder(name_or_path: str | Path) -> Embedder:
     Args:
         name_or_path: A `Classifier` folder, whose penultimate features are taken; or the folder or Hub id of a
             `transformers` vision model, whose pooled output is taken where it was trained, or else the mean over its
-            last hidden states; or the folder of an `AutoencoderDC`, whose latents are taken as they are; or
+            last hidden states; or the folder of an autoencoder, whose latents are taken as they are; or
             `UNTRAINED`, the features of a ConvNet with random weights, always the same ones: they tell of colours and
             textures, and of nothing that was learned from private tiles (compare Zhao & Bilen, WACV 2023).
 
@@ -202,14 +202,14 @@ def _untrained(image_size: int, device: str) -> Classifier:
 
 
 @torch.no_grad()
-def _encode(autoencoder: AutoencoderDC, folder: str | Path, device: str, images: np.ndarray) -> np.ndarray:
-    if images.shape[1] % autoencoder.spatial_compression_ratio:
+def _encode(autoencoder: LatentModel, folder: str | Path, device: str, images: np.ndarray) -> np.ndarray:
+    if images.shape[1] % compression_of(autoencoder):
         raise InputError(
             f"{param('embedder')} {folder} takes tiles whose side is a multiple of "
-            f"{autoencoder.spatial_compression_ratio} px, and these have {images.shape[1]} px: give the autoencoder "
+            f"{compression_of(autoencoder)} px, and these have {images.shape[1]} px: give the autoencoder "
             "of these tiles"
         )
-    return autoencoder.encode(to_model_input(images).to(device)).latent.flatten(1).float().cpu().numpy()
+    return encode_images(autoencoder, to_model_input(images).to(device)).flatten(1).float().cpu().numpy()
 
 
 def _load_with_transformers(name_or_path: str | Path, device: str) -> tuple[Any, Any, bool]:

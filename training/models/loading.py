@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from histodistill.hub_cards.documents import PipelineClasses
 from histodistill.pipelines.histology_pipeline import HistologyPipeline
 from histodistill.training.models.classifiers import Classifier
+from histodistill.training.models.latents import LATENT_MODELS, LatentModel
 from histodistill.training.running.errors import InputError, reason_of
 from histodistill.training.running.files import read_json
 from histodistill.training.running.notes import warn
@@ -71,7 +72,7 @@ def load_pipeline(folder: str | Path) -> HistologyPipeline:
     return pipeline
 
 
-def load_autoencoder(folder: str | Path) -> AutoencoderDC:
+def load_autoencoder(folder: str | Path) -> LatentModel:
     """The autoencoder that `train_autoencoder` left, or a pipeline in its `vae`: in evaluation mode on the CPU.
 
     Args:
@@ -80,7 +81,8 @@ def load_autoencoder(folder: str | Path) -> AutoencoderDC:
     Raises:
         InputError: If it holds none, or a damaged one.
     """
-    return _load_model(AutoencoderDC, Path(folder))
+    folder = Path(folder)
+    return _load_model(LATENT_MODELS.get(str(_config_of(folder).get("_class_name")), AutoencoderDC), folder)
 
 
 def load_denoiser(folder: str | Path) -> UNet2DModel:

@@ -25,8 +25,8 @@ from histodistill.training.evaluation import run_audit
 from histodistill.training.evaluation.audit import AuditConfig
 from histodistill.training.evaluation.verdicts import read_run_audit
 from histodistill.training.evaluation.weights_attack import NOISE_LEVELS, attack_scores, denoising_losses
-from histodistill.training.models.denoiser import normalised_latents
 from histodistill.training.models.embedders import embed_images, named_embeddings
+from histodistill.training.models.latents import normalised_latents
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, write_json
 from histodistill.training.running.options import run_script

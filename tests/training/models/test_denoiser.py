@@ -3,16 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderDC
 from diffusers.models.attention_processor import Attention
 
-from histodistill.training.data.pixels import to_model_input
-from histodistill.training.data.sources import load_tiles
 from histodistill.training.models.denoiser import (
     NUM_TRAIN_TIMESTEPS,
     build_denoiser,
     make_scheduler,
-    normalised_latents,
     use_plain_attention,
 )
 
@@ -83,16 +79,3 @@ def test_scheduler_and_training_agree_on_noise_levels():
     scheduler.set_timesteps(10)
     sigmas = scheduler.sigmas[:-1].numpy()
     np.testing.assert_allclose(scheduler.timesteps.numpy() / NUM_TRAIN_TIMESTEPS, sigmas, atol=2e-3)
-
-
-def test_normalised_latents(tiny_autoencoder, tiny_npz):
-    autoencoder = AutoencoderDC.from_pretrained(tiny_autoencoder)
-    images = to_model_input(load_tiles(tiny_npz).split("train").images)
-    with torch.no_grad():
-        latents = normalised_latents(autoencoder, images)
-        assert latents.shape == (len(images), 2, 8, 8)
-        assert latents.square().mean().item() == pytest.approx(1, abs=1e-3)
-        torch.testing.assert_close(latents / autoencoder.config.scaling_factor, autoencoder.encode(images).latent)
-        half = normalised_latents(autoencoder.to(torch.bfloat16), images.to(torch.bfloat16))
-    assert latents.dtype == half.dtype == torch.float32
-    torch.testing.assert_close(half, latents, atol=0.1, rtol=0)

@@ -138,6 +138,8 @@ def test_is_autoencoder(tmp_path, autoencoder, tiny_teacher):
     for other in (tiny_teacher, tmp_path, tmp_path / "none", "user/model"):
         assert not is_autoencoder(other)
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL"}))
+    assert is_autoencoder(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "VQModel"}))
     assert not is_autoencoder(tmp_path)
 
 

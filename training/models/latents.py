@@ -1,0 +1,61 @@
+"""Latents of tiles, whichever of diffusers' autoencoders makes them: their shape and scale, and how they are made."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import torch
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny
+
+
+#: An autoencoder that latents can come from.
+LatentModel: TypeAlias = AutoencoderDC | AutoencoderKL | AutoencoderTiny
+#: The classes by their names, as a config of diffusers has them.
+LATENT_MODELS: dict[str, type[AutoencoderDC] | type[AutoencoderKL] | type[AutoencoderTiny]] = {
+    model.__name__: model for model in (AutoencoderDC, AutoencoderKL, AutoencoderTiny)
+}
+
+
+def compression_of(autoencoder: LatentModel) -> int:
+    """Pixels of a tile's side for each position of a latent's side."""
+    if isinstance(autoencoder, AutoencoderTiny):
+        return int(autoencoder.spatial_scale_factor)
+    if isinstance(autoencoder, AutoencoderKL):
+        return int(2 ** (len(autoencoder.config.block_out_channels) - 1))
+    return int(autoencoder.spatial_compression_ratio)
+
+
+def shape_of_latent(autoencoder: LatentModel, image_size: int) -> tuple[int, int, int]:
+    """Channels, height and width of the latent of a tile with this side in pixels."""
+    side = image_size // compression_of(autoencoder)
+    return int(autoencoder.config.latent_channels), side, side
+
+
+def encode_images(autoencoder: LatentModel, images: torch.Tensor) -> torch.Tensor:
+    """Latents as the autoencoder makes them, N×C×h×w of its own scale: always the same for an image.
+
+    Of an `AutoencoderKL`, whose encoder gives a distribution, they are its mean.
+
+    Args:
+        autoencoder: In evaluation mode, on the device of the images.
+        images: float N×3×H×W in [-1, 1].
+    """
+    encoded = autoencoder.encode(images)
+    if isinstance(autoencoder, AutoencoderKL):
+        return encoded.latent_dist.mean
+    return encoded.latents if isinstance(autoencoder, AutoencoderTiny) else encoded.latent
+
+
+def normalised_latents(autoencoder: LatentModel, images: torch.Tensor) -> torch.Tensor:
+    """Latents of images N×3×H×W in [-1, 1] as the denoiser takes them: float32 N×C×h×w.
+
+    (latent - shift_factor) * scaling_factor of the autoencoder's config, which `HistologyPipeline` undoes.
+    """
+    config = autoencoder.config
+    shift = getattr(config, "shift_factor", None) or 0.0
+    return (encode_images(autoencoder, images).float() - shift) * config.scaling_factor
+
+
+def reconstruct(autoencoder: LatentModel, images: torch.Tensor) -> torch.Tensor:
+    """Images N×3×H×W in [-1, 1], encoded and decoded again; values may lie a little outside of that range."""
+    return autoencoder.decode(encode_images(autoencoder, images)).sample
