@@ -18,11 +18,10 @@ LATENT_MODELS: dict[str, type[AutoencoderDC] | type[AutoencoderKL] | type[Autoen
 
 def compression_of(autoencoder: LatentModel) -> int:
     """Pixels of a tile's side for each position of a latent's side."""
-    if isinstance(autoencoder, AutoencoderTiny):
-        return int(autoencoder.spatial_scale_factor)
-    if isinstance(autoencoder, AutoencoderKL):
-        return int(2 ** (len(autoencoder.config.block_out_channels) - 1))
-    return int(autoencoder.spatial_compression_ratio)
+    config = autoencoder.config
+    # Every level after the first halves the side. AutoencoderTiny's own `spatial_scale_factor` goes by other numbers.
+    widths = config.block_out_channels if isinstance(autoencoder, AutoencoderKL) else config.encoder_block_out_channels
+    return int(2 ** (len(widths) - 1))
 
 
 def shape_of_latent(autoencoder: LatentModel, image_size: int) -> tuple[int, int, int]:
