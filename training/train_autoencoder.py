@@ -152,6 +152,7 @@ def save(training: AutoencoderTraining, stage: Stage, image_size: int) -> None:
         stage: The stage that it makes.
         image_size: Side of the tiles in pixels.
     """
+    from histodistill.training.engine.accelerator import device_record
     from histodistill.training.engine.privacy import forget_key, privacy_record
     from histodistill.training.running.files import new_files, write_json
 
@@ -165,6 +166,7 @@ def save(training: AutoencoderTraining, stage: Stage, image_size: int) -> None:
         image_size=image_size,
         scaling_factor=scale,
         num_processes=training.accelerator.num_processes,
+        **device_record(training.accelerator),
         **({"privacy": privacy_record(training.plan)} if training.plan else {}),
         **training.validate(),
     )

@@ -71,8 +71,8 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
         "decay of the moving average of the weights", default=0.998, at_least=0, below=1, group="loss and averaging"
     )
     latent_cache: str = option(
-        "latents of training tiles are encoded once and kept in the cache of tiles as numbers of this type; off encodes "
-        "them anew in each step, where the disk is short",
+        "latents of training tiles are encoded once, and kept in the cache of tiles as numbers of this type; off "
+        "encodes them anew in each step, where the disk is short",
         default="float16",
         choices=LATENT_CACHES,
         group="loss and averaging",
@@ -90,7 +90,7 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
             require(self.dropout == 0, "dropout", self.dropout, f"with {param('dp_epsilon')} it must be 0")
 
     def settings(self) -> dict[str, Any]:
-        """The options that decide the result, but those that stages of earlier versions have not, at their defaults."""
+        """The options that decide the result. The usual cache of latents is not told, as in earlier records."""
         settings = super().settings()
         if self.latent_cache == LATENT_CACHES[0]:
             del settings["latent_cache"]
@@ -204,6 +204,7 @@ def save(training: DiffusionTraining, stage: Stage, class_names: list[str], spen
         class_names: In the order of their ids.
         spent: See `privacy_spent`.
     """
+    from histodistill.training.engine.accelerator import device_record
     from histodistill.training.engine.privacy import forget_key
     from histodistill.training.running.files import new_files, write_json
 
@@ -216,6 +217,7 @@ def save(training: DiffusionTraining, stage: Stage, class_names: list[str], spen
         # Since the last resumption, where any step was left; without the time of validations.
         images_per_second=round(seen / training.training_seconds, 1) if seen else None,
         num_processes=training.accelerator.num_processes,
+        **device_record(training.accelerator),
         latents=training.latents,
         **spent,
     )
