@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from diffusers import UNet2DModel
 
-from histodistill.training.data.names import some
-from histodistill.training.running.errors import InputError
+from histodistill.training.data.names import shown, some
+from histodistill.training.models.hub_files import model_folder
+from histodistill.training.models.loading import load_named_denoiser
+from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.files import sha256_of
+from histodistill.training.running.stages import fingerprint
 
 
 # The share of a model's values that must fit: below it what is left of the trained model is small vectors, such as
@@ -17,6 +22,9 @@ from histodistill.training.running.errors import InputError
 _LEAST_SHARE = 0.1
 # The embeddings of the classes in a denoiser, of which the last is the null class.
 _CLASS_EMBEDDINGS = "class_embedding.weight"
+# Of a pipeline, what a denoiser begins from: the names of the classes, and the trained denoiser.
+_INDEX, _WEIGHTS = "model_index.json", "unet/diffusion_pytorch_model.safetensors"
+_PARTS = (_INDEX, "unet/config.json", _WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,61 @@ class Taken:
         if self.left:
             parts.append(f"leaves {len(self.left)} that it has no place for")
         return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A trained pipeline whose denoiser a new one begins from.
+
+    Attributes:
+        name: What the user calls it: a folder or an id on the Hub.
+        folder: Where its files lie.
+    """
+
+    name: str
+    folder: Path
+
+    @classmethod
+    def find(cls, name_or_path: str | Path) -> Start:
+        """A pipeline by its folder, or from the Hub by its id: configurations and weights alone are fetched.
+
+        Raises:
+            InputError: If there is none.
+        """
+        return cls(str(name_or_path), model_folder(name_or_path, "init_from", "pipeline", _PARTS))
+
+    def fingerprint(self) -> str:
+        """What stands for it in a record, in place of where it lies: a hash of weights and names of classes.
+
+        Raises:
+            InputError: If it lacks one of them.
+        """
+        try:
+            return fingerprint({name: sha256_of(self.folder / name) for name in (_INDEX, _WEIGHTS)})
+        except OSError as error:
+            raise InputError(
+                f"{param('init_from')} {shown(self.name)} has no {_INDEX} or no {_WEIGHTS}: give a pipeline as "
+                "train_diffusion leaves it"
+            ) from error
+
+    def fill(self, denoiser: UNet2DModel, class_names: Sequence[str]) -> Taken:
+        """Fills a new denoiser, in place, with all that fits it: see `take_denoiser`.
+
+        Raises:
+            InputError: If the pipeline is damaged, or next to nothing of it fits.
+        """
+        trained, old_classes = load_named_denoiser(self.folder)
+        taken = take_denoiser(denoiser, trained.state_dict(), old_classes, class_names)
+        widths, levels = list(trained.config.block_out_channels), trained.config.down_block_types
+        with_attention = sum(level.startswith("Attn") for level in levels)
+        require_fit(
+            taken,
+            shown(self.name),
+            f"give {param('channels')} {' '.join(map(str, widths))}, {param('layers_per_block')} "
+            f"{trained.config.layers_per_block} and {param('attention_levels')} {with_attention}, as it has, or begin "
+            f"without {param('init_from')}",
+        )
+        return taken
 
 
 def take_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> Taken:
