@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 
 from histodistill.training import train_diffusion as script
@@ -141,9 +142,12 @@ def test_a_pipeline_of_the_hub_is_fetched_as_data(tmp_path, run_main, diffusion_
     assert "tissue-ldm" not in (tmp_path / "out" / "stage.json").read_text()
 
 
-def test_without_a_network_there_is_one_sentence(tmp_path, run_main, diffusion_argv):
-    # HF_HUB_OFFLINE is set in tests.
-    with pytest.raises(InputError, match=r"^init_from user/none is no folder and cannot be fetched from the Hub") as e:
+def test_without_a_network_there_is_one_sentence(tmp_path, run_main, diffusion_argv, monkeypatch):
+    def snapshot_download(repo_id, *, allow_patterns):
+        raise LocalEntryNotFoundError("no connection\nand a second line")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with pytest.raises(InputError, match=r"^init_from user/none is no folder and cannot be fetched .*: no conn") as e:
         run_main(script, *diffusion_argv, *NO_STEP, "--init-from", "user/none", "--output", tmp_path)
     assert "\n" not in str(e.value)
 

@@ -34,7 +34,8 @@ def model_folder(name_or_path: str | Path, option: str, what: str, files: Sequen
     name, remedy = str(name_or_path), f"give the folder of a {what} or its id on the Hub, user/name"
     if Path(name).is_dir():
         return Path(name)
-    if Path(name).exists() or not _HUB_ID.fullmatch(name):
+    # Where there is a folder `user`, a path in it was meant.
+    if Path(name).exists() or not _HUB_ID.fullmatch(name) or Path(name).parent.is_dir():
         raise InputError(f"{param(option)} {shown(name)} is no folder: {remedy}")
     try:
         return Path(snapshot_download(name, allow_patterns=list(files)))
