@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from histodistill.selection import SELECTOR_NAMES
 from histodistill.training import cli
@@ -667,6 +668,17 @@ def test_damaged_inputs_are_made_anew(worker, tmp_path, capsys, damage):
     file.write_bytes(damage(file.read_bytes()))
     assert np.array_equal(worker("random").inputs.embeddings, before)
     assert f"warning: {file} is damaged: it is made anew" in capsys.readouterr().err
+
+
+def test_the_teacher_works_on_the_accelerator(tiny_teacher, tmp_path, monkeypatch):
+    device, found = torch.device("meta"), []
+    monkeypatch.setattr(table_inputs, "best_device", lambda: device)
+    monkeypatch.setattr(
+        table_inputs, "predict_proba", lambda model, images: found.append(model.device) or np.zeros((len(images), 5))
+    )
+    images = np.zeros((2, 16, 16, 3), np.uint8)
+    write_inputs(tmp_path, {"probabilities", "real_probabilities"}, "untrained", tiny_teacher, images, images)
+    assert found == [device, device]
 
 
 def test_each_row_has_its_tiles(worker, folder, tiny_npz):
