@@ -46,3 +46,16 @@ def wants_cpu() -> bool:
         return bool(parse_flag_from_env(_USE_CPU))
     except ValueError as error:
         raise InputError(f"the environment has {_USE_CPU}={value}: set it to true or false") from error
+
+
+def gpu_names() -> list[str]:
+    """What `CUDA_VISIBLE_DEVICES` calls each of the GPUs that this process may use; none without such GPUs.
+
+    A process that begins with one of them in that variable sees no other.
+    """
+    if best_device().type != "cuda":
+        return []
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = map(str, range(count)) if visible is None else (name.strip() for name in visible.split(","))
+    return list(names)[:count]
