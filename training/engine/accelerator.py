@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
 from accelerate import Accelerator, PartialState
@@ -19,6 +20,11 @@ from histodistill.training.running.notes import warn
 # with its versions. These may stay: where the work is done, and what is told of it.
 _PREFIX = "ACCELERATE_"
 _HARMLESS = ("ACCELERATE_USE_CPU", "ACCELERATE_LOG_LEVEL")
+
+# How long processes wait for one of them, which saves, draws or measures what the others have no part in. It takes
+# minutes with large tiles or on a slow drive, and torch's own 10 (NCCL) or 30 (Gloo) would end a training then. That a
+# process has died is no matter of waiting: the launcher ends the others at once.
+_PATIENCE = timedelta(days=1)
 
 
 def make_accelerator(
@@ -54,7 +60,7 @@ def make_accelerator(
     )
     # Accelerate reads this variable only when it makes an Accelerator: left to itself, a state made before that would
     # count one process where several run on a CPU.
-    state = PartialState(cpu=wants_cpu())
+    state = PartialState(cpu=wants_cpu(), timeout=_PATIENCE)
     if mixed_precision == "fp16" and state.device.type == "cpu":
         raise InputError(f"{param('mixed_precision')}=fp16 needs a GPU: give bf16 or no")
     if batch_size is not None and batch_size % state.num_processes:

@@ -220,6 +220,7 @@ def fit(training: GenerativeTraining, stage: Stage) -> None:
         training.saved_modules(),
         optimizer,
         accelerator.scaler,
+        accelerator,
     )
     if state:
         training.start, training.history = state["step"], state["history"]
