@@ -281,6 +281,11 @@ def find_start(config: TrainDiffusionConfig, source: TileSource) -> Start | None
             f"{param('dp_public_init')} contradicts the record of {config.init_from}, by which it was trained on "
             "these very tiles: begin from one that was trained on public tiles"
         )
+    if start.has_other_latents(config.autoencoder):
+        warn(
+            f"the autoencoder of {config.init_from} is another than {config.autoencoder}, so its denoiser learned "
+            "other latents and helps less: train with the autoencoder that it has"
+        )
     if config.audit_share and not same_tiles:
         warn(
             f"whoever trained {config.init_from} must not have had the tiles that are held out here for the audit: it "
