@@ -233,6 +233,7 @@ def fit(training: GenerativeTraining, stage: Stage) -> None:
         training.saved_modules(),
         optimizer,
         accelerator.scaler,
+        accelerator,
     )
     if state:
         training.start, training.history = state["step"], state["history"]
