@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from histodistill.training.running.stages import Stage
 
 
+#: What latents of training tiles are kept as.
+LATENT_CACHES = ("float16", "bfloat16", "off")
+
+
 @config
 class TrainDiffusionConfig(PrivateTrainingConfig):
     """Options of `train_diffusion`."""
@@ -66,6 +70,13 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
     ema_decay: float = option(
         "decay of the moving average of the weights", default=0.998, at_least=0, below=1, group="loss and averaging"
     )
+    latent_cache: str = option(
+        "latents of training tiles are encoded once and kept in the cache of tiles as numbers of this type; off encodes "
+        "them anew in each step, where the disk is short",
+        default="float16",
+        choices=LATENT_CACHES,
+        group="loss and averaging",
+    )
     dp_public_autoencoder: bool = option(
         "states that the autoencoder was trained on public tiles, so that it costs nothing of the budget",
         default=False,
@@ -77,6 +88,13 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
         super().check()
         if self.dp_epsilon is not None:
             require(self.dropout == 0, "dropout", self.dropout, f"with {param('dp_epsilon')} it must be 0")
+
+    def settings(self) -> dict[str, Any]:
+        """The options that decide the result, but those that stages of earlier versions have not, at their defaults."""
+        settings = super().settings()
+        if self.latent_cache == LATENT_CACHES[0]:
+            del settings["latent_cache"]
+        return settings
 
 
 def make_parser() -> StepParser[TrainDiffusionConfig]:
@@ -173,6 +191,7 @@ def make_training(
         ema_decay=config.ema_decay,
         class_dropout=config.class_dropout,
         symmetries=config.symmetries,
+        latent_cache=config.latent_cache,
     )
 
 
@@ -197,6 +216,7 @@ def save(training: DiffusionTraining, stage: Stage, class_names: list[str], spen
         # Since the last resumption, where any step was left; without the time of validations.
         images_per_second=round(seen / training.training_seconds, 1) if seen else None,
         num_processes=training.accelerator.num_processes,
+        latents=training.latents,
         **spent,
     )
     if training.plan:
