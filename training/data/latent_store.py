@@ -202,7 +202,9 @@ class _Unfinished:
 
     def make_blocks(self, make_block: Callable[[int, int], Block], is_shown: bool) -> None:
         """Makes all blocks that nobody else makes, and waits for the others."""
-        with Progress(self.plan.shape[0], "encoding tiles", "tiles", initial=self._done(), enabled=is_shown) as progress:
+        with Progress(
+            self.plan.shape[0], "encoding tiles", "tiles", initial=self._done(), enabled=is_shown
+        ) as progress:
             shown = self._done()
             for waits in (False, True):
                 for number in range(self.num_blocks):

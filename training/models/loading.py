@@ -71,13 +71,25 @@ def load_pipeline(folder: str | Path) -> HistologyPipeline:
         scheduler=_load_scheduler(folder / "scheduler"),
         id2label=index.id2label,
     )
-    if set(index.id2label) != {str(label) for label in range(pipeline.num_classes)}:
-        raise InputError(
-            f"{folder / _PIPELINE_CONFIG} names {len(index.id2label)} classes, and the denoiser has "
-            f"{pipeline.num_classes}, numbered from 0: train the pipeline anew"
-        )
+    _check_classes(folder, index, pipeline.num_classes)
     _compare_code(folder / _PIPELINE_CODE)
     return pipeline
+
+
+def load_named_denoiser(folder: str | Path) -> tuple[UNet2DModel, list[str]]:
+    """The denoiser of a pipeline and the names of its classes in their order; no other part is looked at.
+
+    Args:
+        folder: Of the pipeline, on this machine; never a Hub id.
+
+    Raises:
+        InputError: If it holds no such pipeline, or a damaged one.
+    """
+    folder = Path(folder)
+    index = _read_index(folder / _PIPELINE_CONFIG)
+    denoiser = load_denoiser(folder / "unet")
+    _check_classes(folder, index, denoiser.config.num_class_embeds - 1)
+    return denoiser, [index.id2label[str(label)] for label in range(len(index.id2label))]
 
 
 def load_autoencoder(folder: str | Path, *, from_elsewhere: bool = False) -> LatentModel:
@@ -214,6 +226,12 @@ def _weights(path: Path) -> Path:
     return path
 
 
+def parameters_of(model: LatentModel) -> dict[str, Any]:
+    """What a model was built from: its configuration without the notes that its class adds to it."""
+    known = _parameters(type(model))
+    return {name: value for name, value in model.config.items() if name in known}
+
+
 def _parameters(model_class: type) -> set[str]:
     return set(inspect.signature(model_class).parameters)
 
@@ -258,6 +276,15 @@ def _read_index(path: Path) -> PipelineIndex:
             wrong = error.errors()[0]
             reason = f"{'.'.join(map(str, wrong['loc'])) or 'the file'}: {wrong['msg']}"
         raise InputError(f"{path} cannot be read as that of our pipeline ({reason}): {remedy}") from error
+
+
+def _check_classes(folder: Path, index: PipelineIndex, num_classes: int) -> None:
+    """Sees that a pipeline names each class of its denoiser."""
+    if set(index.id2label) != {str(label) for label in range(num_classes)}:
+        raise InputError(
+            f"{folder / _PIPELINE_CONFIG} names {len(index.id2label)} classes, and the denoiser has "
+            f"{num_classes}, numbered from 0: train the pipeline anew"
+        )
 
 
 def installed_code() -> bytes:

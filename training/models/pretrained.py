@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from histodistill.training.data.names import shown
+from histodistill.training.models.hub_files import model_folder
 from histodistill.training.models.latents import (
     LATENT_MODELS,
     LatentModel,
@@ -15,9 +17,8 @@ from histodistill.training.models.latents import (
     reconstruct,
     shape_of_latent,
 )
-from histodistill.training.models.loading import has_class, load_autoencoder
-from histodistill.training.running.errors import InputError, one_line, param, reason_of
-from histodistill.training.running.hub_cache import cache_problem
+from histodistill.training.models.loading import has_class, load_autoencoder, parameters_of
+from histodistill.training.running.errors import InputError, param, reason_of
 
 
 # Where a pipeline of diffusers has its autoencoder.
@@ -32,7 +33,8 @@ _WEIGHTS = (
     ),
     ("diffusion_pytorch_model.fp16.safetensors",),
 )
-_TAKEN = f"the folder or Hub id of an {', '.join([*LATENT_MODELS][:-1])} or {[*LATENT_MODELS][-1]} of diffusers"
+# What it can be, for messages.
+_KINDS = f"{', '.join([*LATENT_MODELS][:-1])} or {[*LATENT_MODELS][-1]}"
 
 
 def load_pretrained(name_or_path: str | Path, option: str = "autoencoder") -> LatentModel:
@@ -47,26 +49,13 @@ def load_pretrained(name_or_path: str | Path, option: str = "autoencoder") -> La
     Raises:
         InputError: If there is none, it cannot be fetched, or it is damaged.
     """
-    folder = Path(name_or_path)
-    try:
-        is_there = folder.exists()
-    except (OSError, ValueError):  # a name that no path can have
-        is_there = False
-    found = _holding(folder) if is_there else _fetched(str(name_or_path), option)
+    found = _holding(_fetched(name_or_path, option))
     if found is None:
-        raise InputError(f"{param(option)} {one_line(str(name_or_path))} holds no autoencoder: give {_TAKEN}")
+        raise InputError(
+            f"{param(option)} {shown(str(name_or_path))} holds no {_KINDS} of diffusers, nor a pipeline with one: "
+            "give another"
+        )
     return load_autoencoder(found, from_elsewhere=True)
-
-
-def is_hub_id(name_or_path: str | Path) -> bool:
-    """Whether a name can be an id of the Hub, and is no folder of this machine."""
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
-
-    try:
-        validate_repo_id(str(name_or_path))
-    except HFValidationError:
-        return False
-    return not Path(name_or_path).exists()
 
 
 def check_fits(autoencoder: LatentModel, image_size: int, option: str = "autoencoder") -> None:
@@ -84,18 +73,18 @@ def check_fits(autoencoder: LatentModel, image_size: int, option: str = "autoenc
     if image_size % reduction:
         fitting = max(1, round(image_size / reduction)) * reduction
         raise InputError(
-            f"{param(option)} takes tiles whose side is divisible by {reduction}, and these have {image_size} px: give "
-            f"{param('image_size')} {fitting}, or another autoencoder"
+            f"{param(option)} takes tiles whose side is divisible by {reduction}, and these have {image_size} px: "
+            f"give {param('image_size')} {fitting}, or another autoencoder"
         )
     try:
         with torch.device("meta"), torch.no_grad():
-            shadow = type(autoencoder).from_config(autoencoder.config)
+            shadow = type(autoencoder).from_config(parameters_of(autoencoder))
             images = torch.empty(1, 3, image_size, image_size)
             latent = tuple(encode_images(shadow, images).shape[1:])
             made = reconstruct(shadow, images).shape
     except Exception as error:  # of any kind: a config can be wrong in every way
         raise InputError(
-            f"{param(option)} does not take RGB tiles of {image_size} px ({reason_of(error)}): give another"
+            f"{param(option)} does not take RGB tiles of {image_size} px ({shown(reason_of(error))}): give another"
         ) from error
     if made != images.shape or latent != shape_of_latent(autoencoder, image_size):
         raise InputError(
@@ -116,28 +105,14 @@ def _holding(folder: Path) -> Path | None:
     return None
 
 
-def _fetched(name: str, option: str) -> Path | None:
-    """The folder with what was fetched of a repository of the Hub; None where it holds no autoencoder."""
-    from huggingface_hub import snapshot_download
-
-    if not is_hub_id(name):
-        raise InputError(f"{param(option)} {one_line(name)} is no folder, and cannot be an id of the Hub: give {_TAKEN}")
-    try:
-        configs = [_CONFIG, f"{_IN_A_PIPELINE}/{_CONFIG}"]
-        snapshot = Path(snapshot_download(name, allow_patterns=configs))
-        found = _holding(snapshot)
-        if found is None:
-            return None
-        below = f"{_IN_A_PIPELINE}/" if found != snapshot else ""
-        for names in _WEIGHTS:
-            snapshot_download(name, allow_patterns=[f"{below}{file}" for file in names])
-            if any(found.glob("*.safetensors")):
-                break
-    except Exception as error:  # of many kinds: HTTP, cache, a disk that is full
-        if problem := cache_problem():
-            raise InputError(f"{param(option)} {name} cannot be fetched, since {problem}") from error
-        raise InputError(
-            f"{param(option)} {name} is no folder and cannot be fetched from the Hub ({one_line(reason_of(error))}): "
-            "check the name and the network, and for a private one `hf auth login`"
-        ) from error
-    return found
+def _fetched(name: str | Path, option: str) -> Path:
+    """The folder itself, or that with what was fetched of a repository of the Hub."""
+    folder = model_folder(name, option, _KINDS, [_CONFIG, f"{_IN_A_PIPELINE}/{_CONFIG}"])
+    if folder == Path(name):
+        return folder
+    below = f"{_IN_A_PIPELINE}/" if _holding(folder) == folder / _IN_A_PIPELINE else ""
+    for files in _WEIGHTS:
+        folder = model_folder(name, option, _KINDS, [f"{below}{file}" for file in files])
+        if any((folder / below).glob("*.safetensors")):
+            break
+    return folder
