@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ from histodistill.training.engine.augment import apply_symmetries, draw_symmetri
 from histodistill.training.engine.loop import GenerativeTraining
 from histodistill.training.engine.privacy import PrivacyPlan
 from histodistill.training.engine.steps import spread_indices
-from histodistill.training.models.autoencoder import VariationalAutoencoder, measure_latent_scale, reconstruction_loss
+from histodistill.training.models.autoencoder import VariationalAutoencoder, measure_latents, reconstruction_loss
+from histodistill.training.models.classifiers import Classifier
+from histodistill.training.models.denoiser import use_plain_attention
 from histodistill.training.models.latents import reconstruct, shape_of_latent
-from histodistill.training.models.prediction import usual_batch_size
+from histodistill.training.models.prediction import predict_proba, usual_batch_size
+from histodistill.training.models.reconstruction import Lost, what_is_lost
 from histodistill.training.running.training_options import PrivateTrainingConfig
 
 
@@ -67,8 +71,10 @@ class AutoencoderTraining(GenerativeTraining):
         self.latent_shape = shape_of_latent(self.autoencoder, self.crop_size)
         # Of whole tiles, which are many times what a step shows.
         self.whole_batch_size = min(config.batch_size, usual_batch_size(source.image_size))
-        shown = spread_indices(len(self.validation), config.validation_tiles)
-        self.validation_images = rows_of(self.validation.images, shown)
+        if plan:  # the fused kernel of attention gives no gradients tile by tile
+            use_plain_attention(self.autoencoder)
+        self.validated = self.validation.subset(spread_indices(len(self.validation), config.validation_tiles))
+        self.validation_images = self.validated.images
         self.optimizer = torch.optim.AdamW(
             self.autoencoder.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
@@ -136,16 +142,23 @@ class AutoencoderTraining(GenerativeTraining):
         """The autoencoder."""
         return {"autoencoder": self.autoencoder}
 
-    def measure_scale(self) -> float:
-        """What brings the latents of training tiles to a mean square of 1.
+    def what_is_lost(self, teacher: Classifier | None) -> Lost:
+        """What the autoencoder, in evaluation mode, loses of validation tiles, and by what a classifier says."""
+        if teacher is None:
+            return what_is_lost(self.autoencoder, self.validation_images)
+        predict = partial(predict_proba, teacher.to(self.accelerator.device))
+        return what_is_lost(self.autoencoder, self.validation_images, self.validated.labels, predict)
+
+    def measure_latents(self) -> dict[str, float]:
+        """What brings the latents of training tiles to a mean square of 1: see `models.autoencoder.measure_latents`.
 
         Under differential privacy, where training tiles may be looked at through noisy gradients alone, it is measured
         on validation tiles.
         """
-        tiles = self.validation if self.plan else self.train
+        tiles = self.train if self.config.dp_epsilon is None else self.validation
         measured = spread_indices(len(tiles), _SCALE_TILES)
         images = (
             to_model_input(batch, self.accelerator.device)
             for batch in batches(rows_of(tiles.images, measured), self.whole_batch_size)
         )
-        return measure_latent_scale(self.autoencoder, images)
+        return measure_latents(self.autoencoder, images)

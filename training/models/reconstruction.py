@@ -50,17 +50,25 @@ class Lost:
             return None
         return 100 * (self.accuracy - self.accuracy_reconstructed)
 
-    def line(self) -> str:
-        """The figures as a part of a sentence."""
-        parts = [f"PSNR {self.psnr:.2f} dB"]
-        if self.ssim is not None:
-            parts.append(f"SSIM {self.ssim:.3f}")
+    def words(self) -> str:
+        """The figures beside the PSNR, as they follow it in a sentence."""
+        parts = [] if self.ssim is None else [f", SSIM {self.ssim:.3f}"]
         if self.agreement is not None:
             parts.append(
-                f"the teacher says the same of {self.agreement:.1%}, accuracy {self.accuracy:.1%} before and "
-                f"{self.accuracy_reconstructed:.1%} after"
+                f"; the teacher says the same of {self.agreement:.1%} of the tiles, and is right on "
+                f"{self.accuracy:.1%} before and {self.accuracy_reconstructed:.1%} after"
             )
-        return ", ".join(parts)
+        return "".join(parts)
+
+    def record(self) -> dict[str, float]:
+        """The same by the names that the record of a stage has for them."""
+        figures = {
+            "validation_ssim": self.ssim,
+            "teacher_agreement": self.agreement,
+            "teacher_accuracy": self.accuracy,
+            "teacher_accuracy_reconstructed": self.accuracy_reconstructed,
+        }
+        return {name: round(value, 6) for name, value in figures.items() if value is not None}
 
     def warning(self) -> str | None:
         """What to tell where a classifier loses more than `MOST_POINTS_LOST`; None where it does not."""

@@ -33,7 +33,8 @@ _WEIGHTS = (
     ),
     ("diffusion_pytorch_model.fp16.safetensors",),
 )
-# What it can be, for messages.
+# What it is, and can be, for messages.
+_WHAT = "diffusers autoencoder"
 _KINDS = f"{', '.join([*LATENT_MODELS][:-1])} or {[*LATENT_MODELS][-1]}"
 
 
@@ -107,12 +108,12 @@ def _holding(folder: Path) -> Path | None:
 
 def _fetched(name: str | Path, option: str) -> Path:
     """The folder itself, or that with what was fetched of a repository of the Hub."""
-    folder = model_folder(name, option, _KINDS, [_CONFIG, f"{_IN_A_PIPELINE}/{_CONFIG}"])
+    folder = model_folder(name, option, _WHAT, [_CONFIG, f"{_IN_A_PIPELINE}/{_CONFIG}"])
     if folder == Path(name):
         return folder
     below = f"{_IN_A_PIPELINE}/" if _holding(folder) == folder / _IN_A_PIPELINE else ""
     for files in _WEIGHTS:
-        folder = model_folder(name, option, _KINDS, [f"{below}{file}" for file in files])
+        folder = model_folder(name, option, _WHAT, [f"{below}{file}" for file in files])
         if any((folder / below).glob("*.safetensors")):
             break
     return folder
