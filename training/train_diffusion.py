@@ -139,7 +139,8 @@ def run(config: TrainDiffusionConfig) -> Path:
     from histodistill.training.data.sources import load_tiles
     from histodistill.training.running.stages import Stage, require_complete
 
-    autoencoder_record = require_complete(config.autoencoder, "autoencoder", "run train_autoencoder on it first")
+    remedy = f"run train_autoencoder first, with {param('autoencoder')} for one from elsewhere"
+    autoencoder_record = require_complete(config.autoencoder, "autoencoder", remedy)
     source = load_tiles(
         config.data, image_size=config.image_size, audit_share=config.audit_share, **config.source_options()
     )
