@@ -263,9 +263,7 @@ def with_changes(preset: Preset, config: DistillConfig, steps: Sequence[str]) ->
 
 def fit_preset(preset: Preset, config: DistillConfig, image_size: int, num_train: int) -> Preset:
     """What `resolve_preset` gave, made to fit so many training tiles of that size in pixels."""
-    preset = preset.for_image_size(image_size)
-    steps = preset.diffusion_steps(num_train)
-    return with_changes(preset.with_options("diffusion", {"max_train_steps": steps}), config, list(STEPS))
+    return with_changes(preset.for_tiles(image_size, num_train), config, list(STEPS))
 
 
 def _require_gpu_for_fp16(precision: str) -> None:
