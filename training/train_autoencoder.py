@@ -14,12 +14,14 @@ tiles.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from histodistill.selection.streams import torch_seed
+from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.notes import suggest
-from histodistill.training.running.options import StepParser, config, like, option, run_script
+from histodistill.training.running.options import StepParser, config, like, option, require, run_script
 from histodistill.training.running.training_options import PrivateTrainingConfig
 
 
@@ -32,11 +34,38 @@ if TYPE_CHECKING:
     from histodistill.training.running.stages import Stage
 
 
+# Optimizer steps where neither they nor pixels are asked for.
+_USUAL_STEPS = 2000
+# Tiles are shown whole up to this side in pixels, or so many positions of their latents: what lies beyond a few of
+# these tells a position little, and the more tiles a batch is of, the more it tells.
+_WHOLE_SIDE, _WHOLE_POSITIONS = 64, 16
+
+
 @config
 class TrainAutoencoderConfig(PrivateTrainingConfig):
     """Options of `train_autoencoder`."""
 
-    max_train_steps: int = like(PrivateTrainingConfig, "max_train_steps", default=2000)
+    # None where `train_pixels` is given: `for_tiles` then says how many they are.
+    max_train_steps: int | None = like(  # type: ignore[assignment]
+        PrivateTrainingConfig,
+        "max_train_steps",
+        help=f"optimizer steps; default: {_USUAL_STEPS}, or what --train-pixels asks for",
+        default=None,
+    )
+    train_pixels: int | None = option(
+        "pixels shown in all, tiles × height × width, in place of --max-train-steps",
+        default=None,
+        at_least=1,
+        group="optimisation",
+    )
+    crop_size: int | None = option(
+        f"side in pixels of the random part that is shown of a tile; default: the whole tile up to {_WHOLE_SIDE} px, "
+        f"or {_WHOLE_POSITIONS} positions of its latent",
+        default=None,
+        at_least=1,
+        metavar="PX",
+        group="optimisation",
+    )
     batch_size: int = like(PrivateTrainingConfig, "batch_size", default=32)
     learning_rate: float = like(PrivateTrainingConfig, "learning_rate", default=2e-3)
     weight_decay: float = like(PrivateTrainingConfig, "weight_decay", default=0.0)
@@ -69,6 +98,49 @@ class TrainAutoencoderConfig(PrivateTrainingConfig):
         group="loss",
     )
 
+    def check(self) -> None:
+        """Sees that steps or pixels are given, not both, and checks differential privacy."""
+        super().check()
+        if self.train_pixels is None:
+            if self.max_train_steps is None:
+                object.__setattr__(self, "max_train_steps", _USUAL_STEPS)
+        elif self.max_train_steps is not None:
+            raise InputError(
+                f"{param('train_pixels')} and {param('max_train_steps')} both say how long to train: give one of them"
+            )
+
+    def for_tiles(self, image_size: int, reduction: int) -> TrainAutoencoderConfig:
+        """The same with the side of what is shown of tiles of this size, and the steps that it takes.
+
+        Args:
+            image_size: Side of the tiles in pixels.
+            reduction: Pixels of a tile's side for each position of a latent's side.
+
+        Raises:
+            InputError: For a crop that is larger than the tiles, or that the reduction does not divide.
+        """
+        crop = self.crop_size
+        if crop is None:
+            crop = min(image_size, max(-(-_WHOLE_SIDE // reduction), _WHOLE_POSITIONS) * reduction)
+        require(crop <= image_size, "crop_size", crop, f"it must be at most {image_size}, the side of the tiles")
+        rule = f"it must be divisible by {reduction}: give {max(1, crop // reduction) * reduction}"
+        require(crop == image_size or crop % reduction == 0, "crop_size", crop, rule)
+        fitted = copy.copy(self)
+        object.__setattr__(fitted, "crop_size", crop)
+        if self.train_pixels is not None:
+            per_step = self.batch_size * self.gradient_accumulation_steps * crop**2
+            object.__setattr__(fitted, "max_train_steps", -(-self.train_pixels // per_step))
+        return fitted
+
+    def settings(self) -> dict[str, Any]:
+        """The options that decide the result; those of crops and pixels only where there are any."""
+        settings = super().settings()
+        return {
+            name: value
+            for name, value in settings.items()
+            if value is not None or name not in ("crop_size", "train_pixels")
+        }
+
 
 def make_parser() -> StepParser[TrainAutoencoderConfig]:
     """The parser of the command line."""
@@ -92,7 +164,11 @@ def run(config: TrainAutoencoderConfig) -> Path:
         config.data, image_size=config.image_size, audit_share=config.audit_share, **config.source_options()
     )
     source.split("validation")  # tiles without any are refused before anything is written
-    stage = Stage(config.output, {"stage": "autoencoder", "data": source.fingerprint(), **config.settings()})
+    config = config.for_tiles(source.image_size, 2 ** (len(config.channels) - 1))
+    settings = {"stage": "autoencoder", "data": source.fingerprint(), **config.settings()}
+    if config.crop_size == source.image_size:
+        del settings["crop_size"]  # whole tiles, as all once were
+    stage = Stage(config.output, settings)
 
     from histodistill.training.engine.loop import fit, open_training
     from histodistill.training.engine.privacy import plan_privacy
@@ -141,6 +217,7 @@ def make_training(
         VariationalAutoencoder(autoencoder, config.posterior_std),
         frequency_weight=config.frequency_weight,
         kl_weight=config.kl_weight,
+        crop_size=config.crop_size,
     )
 
 

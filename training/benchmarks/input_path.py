@@ -220,7 +220,7 @@ def batches_of(training: _Training) -> Iterator[_Stepper]:
 
         def make_batch() -> list[torch.Tensor]:
             batch = next(batches)
-            images = training.show(batch.tiles, batch.symmetries)
+            images = training.show(batch.tiles, batch.views)
             return [images, *(to_device(part, images.device) for part in batch.drawn)]
 
         yield make_batch

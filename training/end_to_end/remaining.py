@@ -41,11 +41,14 @@ def costs(plan: Sequence[StageCall], run: Mapping[str, Any]) -> dict[str, float]
     configs: dict[str, Any] = {folder: stage.config for folder, stage in by_folder.items()}
     autoencoder, denoiser, teacher = configs["autoencoder"], configs["pipeline"], configs["teacher"]
     pool, compare = configs["pool"], configs["comparison"]
-    latent_size = size / 2 ** (len(autoencoder.channels) - 1)
+    reduction = 2 ** (len(autoencoder.channels) - 1)
+    autoencoder, latent_size = autoencoder.for_tiles(size, reduction), size / reduction
     images = pool.per_class * len(run["class_names"])
     recipe = teacher.recipe
     work = {
-        "autoencoder": _AUTOENCODER * _tiles_shown(autoencoder) * _network(autoencoder.channels, size),
+        "autoencoder": _AUTOENCODER
+        * _tiles_shown(autoencoder)
+        * _network(autoencoder.channels, autoencoder.crop_size),
         "pipeline": _DENOISER * _tiles_shown(denoiser) * _network(denoiser.channels, latent_size),
         "teacher": _classifier(recipe.architecture, recipe.width, size) * _tiles_shown(recipe),
         "pool": _DENOISING * images * pool.num_inference_steps * _network(denoiser.channels, latent_size),

@@ -83,8 +83,9 @@ class GenerativeTraining(ABC):
             generator: A CPU generator.
 
         Returns:
-            The symmetry that each tile is shown in (see `apply_symmetries`), int64 N, and whatever else the loss takes
-            of each tile, N×….
+            The view that each tile is shown in, as `read_tiles` and `show` understand it: its symmetry (see
+            `apply_symmetries`), int64 N, or that and more, int64 N×…; and whatever else the loss takes of each tile,
+            N×….
         """
 
     @abstractmethod
@@ -113,13 +114,13 @@ class GenerativeTraining(ABC):
         """What decides the result beside the stage's settings: hashes by name, as a checkpoint holds them."""
         return {}
 
-    def read_tiles(self, indices: np.ndarray) -> torch.Tensor:
-        """The pixels of training tiles, uint8 N×H×W×3 on the CPU, ready for the device."""
+    def read_tiles(self, indices: np.ndarray, views: torch.Tensor) -> torch.Tensor:
+        """The pixels that views of training tiles show, uint8 N×H×W×3 on the CPU, ready for the device."""
         return ready_for(self.accelerator.device, torch.from_numpy(self.train.images[indices]))
 
-    def show(self, tiles: torch.Tensor, symmetries: torch.Tensor) -> torch.Tensor:
-        """Tiles as `read_tiles` gives them, in their symmetries: what `encode` takes."""
-        return apply_symmetries(to_model_input(tiles, self.accelerator.device), symmetries)
+    def show(self, tiles: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
+        """What `read_tiles` gave for the same views, turned as they say: what `encode` takes."""
+        return apply_symmetries(to_model_input(tiles, self.accelerator.device), views)
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """What the loss takes in place of images N×3×H×W on the device; called without gradients."""
@@ -159,12 +160,12 @@ class DrawnBatch(NamedTuple):
     Attributes:
         position: Number of the batch, counted over all steps.
         tiles: What `GenerativeTraining.read_tiles` gives.
-        symmetries, drawn: What `GenerativeTraining.draw_batch` gives.
+        views, drawn: What `GenerativeTraining.draw_batch` gives.
     """
 
     position: int
     tiles: torch.Tensor
-    symmetries: torch.Tensor
+    views: torch.Tensor
     drawn: list[torch.Tensor]
 
 
@@ -298,7 +299,7 @@ def plain_steps(
                 training.before_batch(batch.position)
                 with accelerator.accumulate(model):
                     with torch.no_grad(), accelerator.autocast():
-                        inputs = training.encode(training.show(batch.tiles, batch.symmetries))
+                        inputs = training.encode(training.show(batch.tiles, batch.views))
                     loss = training.loss(model, inputs, *(to_device(part, accelerator.device) for part in batch.drawn))
                     accelerator.backward(loss)
                     if accelerator.sync_gradients:
@@ -323,12 +324,12 @@ def drawn_batches(training: GenerativeTraining) -> contextlib.AbstractContextMan
     def draw(position: int) -> DrawnBatch:
         indices = order.indices(position)
         generator = step_generator(f"views of tiles of the {training.name}", config.seed, position)
-        symmetries, *drawn = (
+        views, *drawn = (
             process_slice(part, accelerator.process_index, accelerator.num_processes)
             for part in training.draw_batch(indices, generator)
         )
         share = process_slice(indices, accelerator.process_index, accelerator.num_processes)
-        return DrawnBatch(position, training.read_tiles(share), symmetries, drawn)
+        return DrawnBatch(position, training.read_tiles(share, views), views, drawn)
 
     per_step = config.gradient_accumulation_steps
     positions = range(training.start * per_step, config.max_train_steps * per_step)
@@ -348,14 +349,15 @@ def _private_steps(training: GenerativeTraining, optimizer: Any) -> Iterator[Cal
     def make_step(step: int) -> None:
         def make_tiles(indices: np.ndarray) -> list[torch.Tensor]:
             generators = tile_generators(training.name, config.seed, step, indices)
-            views = [
+            of_tiles = [
                 training.draw_batch(np.repeat(index, plan.views), generator)
                 for index, generator in zip(indices, generators, strict=True)
             ]
-            symmetries, *drawn = (torch.stack(parts) for parts in zip(*views, strict=True))
-            images = training.show(training.read_tiles(np.repeat(indices, plan.views)), symmetries.flatten())
+            views, *drawn = (torch.stack(parts) for parts in zip(*of_tiles, strict=True))
+            shape, views = views.shape[:2], views.flatten(0, 1)
+            images = training.show(training.read_tiles(np.repeat(indices, plan.views), views), views)
             with torch.no_grad(), accelerator.autocast():
-                inputs = training.encode(images).unflatten(0, symmetries.shape)
+                inputs = training.encode(images).unflatten(0, shape)
             return [inputs, *(to_device(part, accelerator.device) for part in drawn)]
 
         set_private_gradients(training.model, training.loss, make_tiles, plan, key, step)
