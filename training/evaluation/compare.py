@@ -190,9 +190,7 @@ def train_rows(
     return fill_cells(planned_cells(config.plan, config.seeds), stage, accelerator, make_cell), notes
 
 
-def recipe(
-    cell: PlannedCell, batch_size: int, validation_tiles: int = _VALIDATION_TILES
-) -> ClassifierConfig:
+def recipe(cell: PlannedCell, batch_size: int, validation_tiles: int = _VALIDATION_TILES) -> ClassifierConfig:
     """How a cell is trained: the rows differ in their tiles, and two of them in the loss."""
     return ClassifierConfig(
         architecture=cell.architecture,

@@ -1,7 +1,7 @@
 """Presets of `histodistill distill`: the options of every step for a given machine, as TOML files.
 
-`cpu-demo` is for trying the built-in phantom in minutes; `cpu` is for real tiles on two cores, in one to two hours where
-they have 28 pixels; `gpu` is for one modern GPU. What a file says holds for tiles of up to 32 pixels, and
+`cpu-demo` is for trying the built-in phantom in minutes; `cpu` is for real tiles on two cores, in one to two hours
+where they have 28 pixels; `gpu` is for one modern GPU. What a file says holds for tiles of up to 32 pixels, and
 `Preset.for_image_size` follows rules to make it fit larger ones. A preset is only a set of options: each step can be
 run by hand with others, and a file of your own with the same sections is a preset, too.
 """
@@ -47,6 +47,9 @@ _MOST_POSITIONS = 2**17
 _CLASSIFIER_BATCH = 128
 # Validation tiles by which a classifier's best step is chosen, where its work shrinks.
 _VALIDATION_TILES = 500
+# How often the autoencoder looks at validation tiles larger than those that presets are written for, at how many of
+# these as the steps' default is for those, and at how many at least.
+_LOOKS, _LOOKED_AT, _LEAST_LOOKED_AT = 4, 512, 64
 # Side in pixels above which a ResNet-18, whose stem then quarters it, costs less than half of a ConvNet.
 _LARGEST_FOR_CONVNET = 64
 
@@ -126,6 +129,7 @@ class Preset:
           64 px twice, 128 to 256 px three times, 512 px four times. Each further halving doubles the channels of the
           latents, the pixels that are shown, and those in a batch. From three on, the finest level, on which most of
           the time goes, is half as wide. Where latents are larger than 16×16 it is trained on crops that make such.
+          It looks at fewer validation tiles, less often.
         - The denoiser has one more level, with attention, for latents of 16×16 and more. It is shown as many latent
           positions in all, and so fewer tiles where latents are larger: its time stays about the same.
         - Learning rates go by the square root of the batch (Malladi et al. 2022, arXiv:2205.10287).
@@ -211,6 +215,10 @@ def _fit_autoencoder(options: Mapping[str, Any], image_size: int, halvings: int)
         fitted["train_pixels"] = growth * options["train_pixels"]
     elif steps := fitted.pop("max_train_steps", None):
         fitted["train_pixels"] = growth * steps * batch_size * _BASE_SIZE**2
+    if pixels := fitted.get("train_pixels"):
+        fitted["validation_steps"] = max(1, pixels // (fitted["batch_size"] * shown**2 * _LOOKS))
+        looked_at = options.get("validation_tiles", _LOOKED_AT) * (_BASE_SIZE / image_size) ** 2
+        fitted["validation_tiles"] = max(_LEAST_LOOKED_AT, round(looked_at))
     return fitted
 
 
@@ -302,9 +310,7 @@ def _read_single(sections: dict[str, Any], where: str) -> dict[str, Any]:
     for name, least in (("max_epochs", 1), ("min_samples", 0)):
         value = single[name]
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise InputError(
-                f"{where}: {name}={value} is out of range: it must be a whole number, at least {least}"
-            )
+            raise InputError(f"{where}: {name}={value} is out of range: it must be a whole number, at least {least}")
     single["classifiers_shrink"] = shrink = sections.pop("classifiers_shrink", False)
     if not isinstance(shrink, bool):
         raise InputError(f"{where}: classifiers_shrink={shrink} cannot be read: it must be true or false")

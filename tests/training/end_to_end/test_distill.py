@@ -44,6 +44,7 @@ def tiny(tiny_preset):
 def started(monkeypatch) -> list[str]:
     """The names of the scripts that would have been started; none is."""
     scripts = []
+    monkeypatch.setattr(distill, "measure_apart", lambda _: "it is not to be")
     monkeypatch.setattr(distill, "run_module", lambda module, *_: scripts.append(module.rpartition(".")[2]))
     return scripts
 
