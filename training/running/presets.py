@@ -121,7 +121,7 @@ class Preset:
         return preset.with_options("diffusion", changes)
 
     def for_image_size(self, image_size: int) -> Preset:
-        """The same for tiles of another size in pixels; nothing changes up to 32.
+        """The same for tiles of another size in pixels; up to 32, only the level that 16×16 latents add to the denoiser.
 
         What is done follows the pixels and the latent positions that are shown in all, which is what time goes by:
 
@@ -136,9 +136,9 @@ class Preset:
         - Where `classifiers_shrink`, batches of teacher and comparison shrink with the area of a tile, down to 32, and
           their steps with its side; above 64 pixels they are ResNets, which cost less than ConvNets there.
         """
+        base_halvings = halvings = len(self.autoencoder["channels"]) - 1
         if image_size <= _LARGEST_AS_IT_IS:
-            return self
-        halvings = len(self.autoencoder["channels"]) - 1
+            return replace(self, diffusion=_with_levels(self.diffusion, image_size / 2**halvings))
         while image_size / 2**halvings > (
             _LATENT_SIDE if halvings < _HALVINGS_OF_SMALL else _LARGEST_LATENT_SIDE
         ):  # fmt: skip
@@ -147,7 +147,7 @@ class Preset:
         fitted = replace(
             self,
             autoencoder=_fit_autoencoder(self.autoencoder, image_size, halvings),
-            diffusion=_fit_denoiser(self.diffusion, latent_side, len(self.autoencoder["channels"]) - 1),
+            diffusion=_fit_denoiser(self.diffusion, latent_side, _BASE_SIZE / 2**base_halvings),
         )
         return fitted._with_small_classifiers(image_size) if self.classifiers_shrink else fitted
 
@@ -222,15 +222,18 @@ def _fit_autoencoder(options: Mapping[str, Any], image_size: int, halvings: int)
     return fitted
 
 
-def _fit_denoiser(options: Mapping[str, Any], latent_side: float, base_halvings: int) -> dict[str, Any]:
-    """The denoiser's options for latents of that side: see `Preset.for_image_size`."""
-    fitted, batch_size = dict(options), options["batch_size"]
-    if latent_side >= _SIDE_WITH_ATTENTION:
-        fitted["channels"] = [*options["channels"], options["channels"][-1]]
-        fitted["attention_levels"] = 1
+def _with_levels(options: Mapping[str, Any], latent_side: float) -> dict[str, Any]:
+    """The denoiser's options with one more level, and attention, where latents have a side for it."""
+    if latent_side < _SIDE_WITH_ATTENTION:
+        return dict(options)
+    return {**options, "channels": [*options["channels"], options["channels"][-1]], "attention_levels": 1}
+
+
+def _fit_denoiser(options: Mapping[str, Any], latent_side: float, base_side: float) -> dict[str, Any]:
+    """The denoiser's options for latents of that side, by those for latents of `base_side`: see `for_image_size`."""
+    fitted, batch_size = _with_levels(options, latent_side), options["batch_size"]
     fitted["batch_size"] = min(batch_size, _power_of_two(_MOST_POSITIONS / latent_side**2, 1))
     _scale_learning_rate(fitted, fitted["batch_size"] / batch_size)
-    base_side = _BASE_SIZE / 2**base_halvings
     tiles = min(1.0, (base_side / latent_side) ** 2)
     for name in ("max_train_steps", "validation_steps"):
         if name in options:
