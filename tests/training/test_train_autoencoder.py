@@ -269,13 +269,13 @@ def test_crops_that_do_not_fit_are_refused(crop, message):
 
 def test_crops_are_parts_of_the_tiles_in_their_symmetries(tmp_path, run_main, autoencoder_argv, tiny_npz, monkeypatch):
     shown = []
-    show = autoencoder_training.AutoencoderTraining.show
+    make_inputs = autoencoder_training.AutoencoderTraining.make_inputs
 
-    def kept(self, tiles, views):
-        shown.append((tiles, views, show(self, tiles, views)))
+    def kept(self, read, views):
+        shown.append((read, views, make_inputs(self, read, views)))
         return shown[-1][2]
 
-    monkeypatch.setattr(autoencoder_training.AutoencoderTraining, "show", kept)
+    monkeypatch.setattr(autoencoder_training.AutoencoderTraining, "make_inputs", kept)
     argv = [*autoencoder_argv, "--crop-size", 8, "--train-pixels", 3 * 8 * 8**2]
     run_main(script, *argv, "--output", tmp_path)
     record = read_json(tmp_path / "stage.json")

@@ -210,7 +210,7 @@ def batches_of(training: _Training) -> Iterator[_Stepper]:
     """What makes the next batch of a training, all that the model takes, on the device."""
     from histodistill.training.data.pixels import to_device
     from histodistill.training.engine.classifier_training import ClassifierTraining
-    from histodistill.training.engine.loop import drawn_batches
+    from histodistill.training.engine.loop import GenerativeTraining, drawn_batches
 
     if isinstance(training, ClassifierTraining):
         with training.drawn_batches(0) as drawn:
@@ -220,8 +220,8 @@ def batches_of(training: _Training) -> Iterator[_Stepper]:
 
         def make_batch() -> list[torch.Tensor]:
             batch = next(batches)
-            images = training.show(batch.tiles, batch.views)
-            return [images, *(to_device(part, images.device) for part in batch.drawn)]
+            inputs = GenerativeTraining.make_inputs(training, batch.read, batch.views)  # images, of all trainings
+            return [inputs, *(to_device(part, inputs.device) for part in batch.drawn)]
 
         yield make_batch
 

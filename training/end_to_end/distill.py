@@ -482,11 +482,23 @@ def _refuse_what_steps_refuse(plan: list[StageCall]) -> None:
     """Says at once what a step would say when its turn has come, hours later."""
     from histodistill.training.distillation.pool_selection import make_selector
     from histodistill.training.distillation.selector_options import SelectorConfig
+    from histodistill.training.running.stages import is_complete
+    from histodistill.training.train_diffusion import TrainDiffusionConfig
 
     for stage in plan:
         _require_gpu_for_fp16(getattr(stage.config, "mixed_precision", "no"))
         if isinstance(stage.config, SelectorConfig):
             make_selector(stage.config)
+        if isinstance(stage.config, TrainDiffusionConfig) and not is_complete(stage.config.output):
+            _require_start(stage.config.init_from)
+
+
+def _require_start(init_from: str | Path | None) -> None:
+    """Sees that a pipeline to begin from is there, or can be fetched."""
+    if init_from is not None:
+        from histodistill.training.models.warm_start import Start
+
+        Start.find(init_from).fingerprint()
 
 
 def _require_place(output: Path) -> None:

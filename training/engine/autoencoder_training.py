@@ -86,20 +86,20 @@ class AutoencoderTraining(GenerativeTraining):
             views = torch.cat([views[:, None], corners], dim=1)
         return views, torch.randn(len(indices), *self.latent_shape, generator=generator)
 
-    def read_tiles(self, indices: np.ndarray, views: torch.Tensor) -> torch.Tensor:
+    def read_inputs(self, indices: np.ndarray, views: torch.Tensor) -> torch.Tensor:
         """The pixels that views of training tiles show; of a tile that is cropped, no more goes to the device."""
         if views.ndim == 1:
-            return super().read_tiles(indices, views)
+            return super().read_inputs(indices, views)
         size = self.crop_size
         crops = np.empty((len(indices), size, size, 3), np.uint8)
         for crop, index, (_, top, left) in zip(crops, indices, views.tolist(), strict=True):
             crop[:] = self.train.images[int(index)][top : top + size, left : left + size]
         return ready_for(self.accelerator.device, torch.from_numpy(crops))
 
-    def show(self, tiles: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
-        """What `read_tiles` gave for the same views, turned as they say."""
+    def make_inputs(self, read: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
+        """What `read_inputs` gave for the same views, turned as they say."""
         symmetries = views if views.ndim == 1 else views[:, 0]
-        return apply_symmetries(to_model_input(tiles, self.accelerator.device), symmetries)
+        return apply_symmetries(to_model_input(read, self.accelerator.device), symmetries)
 
     def loss(self, call: Callable[..., Any], inputs: torch.Tensor, *drawn: torch.Tensor) -> torch.Tensor:
         """The distance of the reconstruction, in pixels and frequencies, and the KL divergence of the latents."""

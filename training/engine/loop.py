@@ -83,7 +83,7 @@ class GenerativeTraining(ABC):
             generator: A CPU generator.
 
         Returns:
-            The view that each tile is shown in, as `read_tiles` and `show` understand it: its symmetry (see
+            The view that each tile is shown in, as `read_inputs` and `make_inputs` take it: its symmetry (see
             `apply_symmetries`), int64 N, or that and more, int64 N×…; and whatever else the loss takes of each tile,
             N×….
         """
@@ -94,7 +94,7 @@ class GenerativeTraining(ABC):
 
         Args:
             call: The model, or what stands for it where gradients are taken tile by tile.
-            inputs: What `encode` made of the images, on the device.
+            inputs: What `make_inputs` gave.
             drawn: The rest of the batch, on the device.
         """
 
@@ -114,17 +114,26 @@ class GenerativeTraining(ABC):
         """What decides the result beside the stage's settings: hashes by name, as a checkpoint holds them."""
         return {}
 
-    def read_tiles(self, indices: np.ndarray, views: torch.Tensor) -> torch.Tensor:
-        """The pixels that views of training tiles show, uint8 N×H×W×3 on the CPU, ready for the device."""
+    def prepare(self) -> None:
+        """Called once before the first step that is left."""
+
+    def read_inputs(self, indices: np.ndarray, views: torch.Tensor) -> torch.Tensor:
+        """What `make_inputs` takes of training tiles, on the CPU and ready for the device: their pixels, uint8 N×H×W×3.
+
+        It may be called in a thread of its own, ahead of the steps.
+
+        Args:
+            indices: The tiles, int64 N.
+            views: The views that they are to be shown in, int64 N or N×… on the CPU: see `draw_batch`.
+        """
         return ready_for(self.accelerator.device, torch.from_numpy(self.train.images[indices]))
 
-    def show(self, tiles: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
-        """What `read_tiles` gave for the same views, turned as they say: what `encode` takes."""
-        return apply_symmetries(to_model_input(tiles, self.accelerator.device), views)
+    def make_inputs(self, read: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
+        """What the loss takes, on the device, of what `read_inputs` gave for the same views: images N×3×H×W.
 
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """What the loss takes in place of images N×3×H×W on the device; called without gradients."""
-        return images
+        Called without gradients.
+        """
+        return apply_symmetries(to_model_input(read, self.accelerator.device), views)
 
     def before_batch(self, position: int) -> None:
         """Called before the forward pass of a batch, numbered over all steps."""
@@ -159,12 +168,12 @@ class DrawnBatch(NamedTuple):
 
     Attributes:
         position: Number of the batch, counted over all steps.
-        tiles: What `GenerativeTraining.read_tiles` gives.
+        read: What `GenerativeTraining.read_inputs` gives.
         views, drawn: What `GenerativeTraining.draw_batch` gives.
     """
 
     position: int
-    tiles: torch.Tensor
+    read: torch.Tensor
     views: torch.Tensor
     drawn: list[torch.Tensor]
 
@@ -226,6 +235,8 @@ def fit(training: GenerativeTraining, stage: Stage) -> None:
         training.start, training.history = state["step"], state["history"]
         training.load_state(state)
 
+    if training.start < config.max_train_steps:
+        training.prepare()
     steps = _private_steps(training, optimizer) if training.plan else plain_steps(training, model, optimizer)
     progress_bar = Progress(
         config.max_train_steps,
@@ -262,8 +273,9 @@ def _train(
         is_last = done == config.max_train_steps
         if done % config.validation_steps == 0 or is_last:
             training.before_look()
-            # The loss of training tiles is nothing that differential privacy may tell.
-            losses = {} if loss is None else {"train_loss": loss.item()}  # waits for the device, so the clock is right
+            # The loss of training tiles is nothing that differential privacy may tell. To ask for it waits for the
+            # device, so the clock is right.
+            losses = {} if loss is None else {"train_loss": accelerator.reduce(loss.detach(), "mean").item()}
             training.training_seconds += time.perf_counter() - resumed
             _look(training, {"step": done, **losses}, progress)
             resumed = time.perf_counter()
@@ -299,7 +311,7 @@ def plain_steps(
                 training.before_batch(batch.position)
                 with accelerator.accumulate(model):
                     with torch.no_grad(), accelerator.autocast():
-                        inputs = training.encode(training.show(batch.tiles, batch.views))
+                        inputs = training.make_inputs(batch.read, batch.views)
                     loss = training.loss(model, inputs, *(to_device(part, accelerator.device) for part in batch.drawn))
                     accelerator.backward(loss)
                     if accelerator.sync_gradients:
@@ -314,7 +326,7 @@ def plain_steps(
 def drawn_batches(training: GenerativeTraining) -> contextlib.AbstractContextManager[Iterator[DrawnBatch]]:
     """The batches of all steps that are left, which are read ahead of the steps that take them.
 
-    What is random is drawn for whole batches, and the tiles of this process's share are read.
+    What is random is drawn for whole batches, and what this process's share needs of tiles is read.
     """
     config, accelerator = training.config, training.accelerator
     assert config.class_balance is not None  # the configuration has chosen one
@@ -329,7 +341,7 @@ def drawn_batches(training: GenerativeTraining) -> contextlib.AbstractContextMan
             for part in training.draw_batch(indices, generator)
         )
         share = process_slice(indices, accelerator.process_index, accelerator.num_processes)
-        return DrawnBatch(position, training.read_tiles(share, views), views, drawn)
+        return DrawnBatch(position, training.read_inputs(share, views), views, drawn)
 
     per_step = config.gradient_accumulation_steps
     positions = range(training.start * per_step, config.max_train_steps * per_step)
@@ -355,9 +367,9 @@ def _private_steps(training: GenerativeTraining, optimizer: Any) -> Iterator[Cal
             ]
             views, *drawn = (torch.stack(parts) for parts in zip(*of_tiles, strict=True))
             shape, views = views.shape[:2], views.flatten(0, 1)
-            images = training.show(training.read_tiles(np.repeat(indices, plan.views), views), views)
+            read = training.read_inputs(np.repeat(indices, plan.views), views)
             with torch.no_grad(), accelerator.autocast():
-                inputs = training.encode(images).unflatten(0, shape)
+                inputs = training.make_inputs(read, views).unflatten(0, shape)
             return [inputs, *(to_device(part, accelerator.device) for part in drawn)]
 
         set_private_gradients(training.model, training.loss, make_tiles, plan, key, step)
