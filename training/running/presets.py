@@ -93,6 +93,9 @@ class Preset:
     def with_options(self, step: str, changes: Mapping[str, Any]) -> Preset:
         """The same with other options of a step."""
         options = {**self.options(step), **changes}
+        for one, other in (("max_train_steps", "train_pixels"), ("train_pixels", "max_train_steps")):
+            if one in changes and other not in changes and "train_pixels" in options:
+                options.pop(other, None)  # both say how long the autoencoder is trained
         if step == "compare":
             return replace(self, compare=tuple(options.pop("train")), compare_options=options)
         sections: dict[str, Any] = {step: options}
@@ -121,7 +124,7 @@ class Preset:
         return preset.with_options("diffusion", changes)
 
     def for_image_size(self, image_size: int) -> Preset:
-        """The same for tiles of another size in pixels; up to 32, only the level that 16×16 latents add to the denoiser.
+        """The same for tiles of another size in pixels; up to 32, 16×16 latents only add a level.
 
         What is done follows the pixels and the latent positions that are shown in all, which is what time goes by:
 

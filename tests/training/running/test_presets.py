@@ -85,7 +85,14 @@ def test_the_size_that_a_preset_is_written_for_changes_nothing():
 
 @pytest.mark.parametrize(
     ("image_size", "halvings", "latent_size", "crop_size"),
-    [(28, 1, 14, None), (64, 2, 16, None), (128, 3, 16, None), (224, 3, 28, 128), (256, 3, 32, 128), (512, 4, 32, 256)],
+    [
+        (28, 1, 14, None),
+        (64, 2, 16, None),
+        (128, 3, 16, None),
+        (224, 3, 28, 128),
+        (256, 3, 32, 128),
+        (512, 4, 32, 256),
+    ],
 )
 def test_tiles_are_halved_until_latents_are_small(image_size, halvings, latent_size, crop_size):
     for preset in PRESETS.values():
@@ -94,6 +101,23 @@ def test_tiles_are_halved_until_latents_are_small(image_size, halvings, latent_s
         assert autoencoder.get("crop_size") == crop_size
         # Each further halving takes three quarters of a latent's positions, and doubles its channels.
         assert autoencoder["latent_channels"] == preset.autoencoder["latent_channels"] * 2 ** (halvings - 1)
+
+
+def test_up_to_32_px_latents_of_16_add_a_level_and_nothing_else():
+    for preset in PRESETS.values():
+        fitted = preset.for_image_size(32)
+        widths = preset.diffusion["channels"]
+        levels = {"channels": [*widths, widths[-1]], "attention_levels": 1}
+        assert fitted == preset.with_options("diffusion", levels)
+
+
+def test_steps_in_place_of_pixels():
+    preset = PRESETS["cpu"].for_image_size(64)
+    by_steps = preset.with_options("autoencoder", {"max_train_steps": 5}).autoencoder
+    assert by_steps["max_train_steps"] == 5 and "train_pixels" not in by_steps
+    by_pixels = PRESETS["cpu"].with_options("autoencoder", {"train_pixels": 7}).autoencoder
+    assert by_pixels["train_pixels"] == 7 and "max_train_steps" not in by_pixels
+    assert preset.with_options("diffusion", {"max_train_steps": 5}).diffusion["max_train_steps"] == 5
 
 
 def test_the_finest_level_of_large_tiles_is_half_as_wide():
