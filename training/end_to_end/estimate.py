@@ -11,7 +11,7 @@ from typing import Any
 from histodistill.training.end_to_end.measuring import Measured
 from histodistill.training.end_to_end.rough_cost import costs, latent_bytes, run_bytes
 from histodistill.training.end_to_end.steps import StageCall
-from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.errors import InputError, option_string, param
 from histodistill.training.running.files import format_size
 from histodistill.training.running.progress import about, rounded
 
@@ -92,8 +92,9 @@ class Estimate:
         yield f"expected: {times}, {format_size(self.disk + self.latents)} of disk, {memory}"
         if self.total > _LONG:
             yield (
-                f"to make it shorter: {param('time_budget')} 2h does less of everything, {param('per_class')} makes a "
-                f"smaller pool, and a smaller {param('image_size')} costs least"
+                f"to make it shorter: {option_string('time_budget')} 2h does less of everything, "
+                f"{option_string('per_class')} makes a smaller pool, and a smaller {option_string('image_size')} costs "
+                "least"
             )
 
 
@@ -123,6 +124,6 @@ def check_room(estimate: Estimate, output: Path) -> str | None:
     if estimate.memory > available:
         return (
             f"the run needs about {format_size(estimate.memory)} of memory, and {format_size(available)} are free: "
-            f"end other programs, lower {param('per_class')}, or give a smaller {param('image_size')}"
+            f"end other programs, lower {option_string('per_class')}, or give a smaller {option_string('image_size')}"
         )
     return None

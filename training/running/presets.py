@@ -50,7 +50,8 @@ _VALIDATION_TILES = 500
 # How often the autoencoder looks at validation tiles larger than those that presets are written for, at how many of
 # these as the steps' default is for those, and at how many at least.
 _LOOKS, _LOOKED_AT, _LEAST_LOOKED_AT = 4, 512, 64
-# Side in pixels above which a ResNet-18, whose stem then quarters it, costs less than half of a ConvNet.
+# Up to this side in pixels a ConvNet costs less than a fifth of a ResNet-18; above it, where the stem of that one
+# quarters the side, less than half is what the ResNet-18 costs.
 _LARGEST_FOR_CONVNET = 64
 
 
@@ -137,7 +138,8 @@ class Preset:
           positions in all, and so fewer tiles where latents are larger: its time stays about the same.
         - Learning rates go by the square root of the batch (Malladi et al. 2022, arXiv:2205.10287).
         - Where `classifiers_shrink`, batches of teacher and comparison shrink with the area of a tile, down to 32, and
-          their steps with its side; above 64 pixels they are ResNets, which cost less than ConvNets there.
+          their steps with its side; and of two architectures the one that costs less is trained, up to 64 pixels a
+          ConvNet, above a ResNet-18.
         """
         base_halvings = halvings = len(self.autoencoder["channels"]) - 1
         if image_size <= _LARGEST_AS_IT_IS:
@@ -166,12 +168,12 @@ class Preset:
         teacher, compare = smaller(self.teacher), self.compare
         if steps := teacher.get("max_train_steps"):
             teacher["max_train_steps"] = max(1, round(steps * scale))
-        if image_size > _LARGEST_FOR_CONVNET:
-            if teacher.get("architecture", "convnet") == "convnet":
-                teacher = {name: value for name, value in teacher.items() if name not in ("width", "learning_rate")}
-                teacher["architecture"] = "resnet18"
-            others = tuple(text for text in compare if not text.startswith("convnet:"))
-            compare = others or tuple(text.replace("convnet:", "resnet18:", 1) for text in compare)
+        dear, cheap = ("convnet", "resnet18") if image_size > _LARGEST_FOR_CONVNET else ("resnet18", "convnet")
+        if teacher.get("architecture", "convnet") == dear:
+            teacher = {name: value for name, value in teacher.items() if name not in ("width", "learning_rate")}
+            teacher["architecture"] = cheap
+        others = tuple(text for text in compare if not text.startswith(f"{dear}:"))
+        compare = others or tuple(text.replace(dear, cheap, 1) for text in compare)
         shrunk = replace(self, teacher=teacher, compare=compare, compare_options=smaller(self.compare_options))
         return shrunk.with_compared_steps(scale)
 
