@@ -271,3 +271,22 @@ def test_two_processes_train_the_same_denoiser(tmp_path, launch, run_main, diffu
     assert one.keys() == two.keys()
     for name in one:
         torch.testing.assert_close(two[name], one[name], atol=1e-4, rtol=0, msg=name)
+
+
+@pytest.mark.launch
+def test_two_processes_go_on_from_the_same_checkpoint(tmp_path, launch, run_main, diffusion_argv):
+    argv = [*diffusion_argv, "--max-train-steps", 6, "--validation-steps", 3]
+    run_main(script, *argv, "--checkpointing-steps", 4, "--output", tmp_path / "one")
+    two = tmp_path / "two"
+    shutil.copytree(tmp_path / "one" / "checkpoints" / "checkpoint-4", two / "checkpoints" / "checkpoint-4")
+    shutil.copytree(two / "checkpoints" / "checkpoint-4", two / "checkpoints" / "checkpoint-5")
+    (two / "checkpoints" / "checkpoint-5" / "unet.safetensors").write_bytes(b"")
+    finished = launch(
+        2, "histodistill.training.train_diffusion", *argv, "--checkpointing-steps", 1, "--resume", "latest",
+        "--output", two,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert "checkpoint-5 is damaged" in finished.stderr and "goes on from step 4" in finished.stderr
+    one, two = (load_file(tmp_path / n / "checkpoints" / "checkpoint-6" / "unet.safetensors") for n in ("one", "two"))
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], atol=1e-4, rtol=0, msg=name)

@@ -222,7 +222,7 @@ def batches_of(training: _Training) -> Iterator[_Stepper]:
 
         def make_batch() -> list[torch.Tensor]:
             batch = next(batches)
-            inputs = GenerativeTraining.make_inputs(training, batch.read, batch.symmetries)  # images, of all trainings
+            inputs = GenerativeTraining.make_inputs(training, batch.read, batch.views)  # images, of all trainings
             return [inputs, *(to_device(part, inputs.device) for part in batch.drawn)]
 
         yield make_batch

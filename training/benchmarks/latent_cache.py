@@ -158,7 +158,7 @@ def inputs_of(training: DiffusionTraining) -> Iterator[Callable[[], object]]:
         def make_inputs() -> torch.Tensor:
             batch = next(batches)
             with training.accelerator.autocast():
-                return training.make_inputs(batch.read, batch.symmetries)
+                return training.make_inputs(batch.read, batch.views)
 
         yield make_inputs
 

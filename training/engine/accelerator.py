@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin, parse_flag_from_env
+from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
 
+from histodistill.training.models.devices import ASKING_FOR_NOTHING, wants_cpu
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.notes import warn
 
@@ -21,8 +23,11 @@ from histodistill.training.running.notes import warn
 # with its versions. These may stay: where the work is done, and what is told of it.
 _PREFIX = "ACCELERATE_"
 _HARMLESS = ("ACCELERATE_USE_CPU", "ACCELERATE_LOG_LEVEL")
-# Values by which a variable asks for nothing: `accelerate launch` sets some of them whatever it is told.
-_NOTHING = ("", "0", "no", "none", "false", "default")
+
+# How long processes wait for one of them, which saves, draws or measures what the others have no part in. It takes
+# minutes with large tiles or on a slow drive, and torch's own 10 (NCCL) or 30 (Gloo) would end a training then. That a
+# process has died is no matter of waiting: the launcher ends the others at once.
+_PATIENCE = timedelta(days=1)
 
 
 def make_accelerator(
@@ -61,7 +66,7 @@ def make_accelerator(
     )
     # Accelerate reads this variable only when it makes an Accelerator: left to itself, a state made before that would
     # count one process where several run on a CPU.
-    state = PartialState(cpu=_wants_cpu())
+    state = PartialState(cpu=wants_cpu(), timeout=_PATIENCE)
     if mixed_precision == "fp16" and state.device.type == "cpu":
         raise InputError(f"{param('mixed_precision')}=fp16 needs a GPU: give bf16 or no")
     if batch_size is not None and batch_size % state.num_processes:
@@ -127,26 +132,10 @@ def forget_environment(options: dict[str, object]) -> None:
     asking = [
         f"{name}={value}"
         for name, value in removed.items()
-        if value.strip().lower() not in (*_NOTHING, str(options.get(name.removeprefix(_PREFIX).lower())))
+        if value.strip().lower() not in (*ASKING_FOR_NOTHING, str(options.get(name.removeprefix(_PREFIX).lower())))
     ]
     if asking:
         warn(
             f"{', '.join(asking)} of the environment, or of Accelerate's default_config.yaml, is not used: the "
             "options of this step decide, as they are recorded"
         )
-
-
-def _wants_cpu() -> bool:
-    """Whether the environment asks for the CPU in place of a GPU.
-
-    Raises:
-        InputError: If it says neither yes nor no.
-    """
-    value = os.environ.get("ACCELERATE_USE_CPU", "").strip().lower()
-    if value in _NOTHING:
-        os.environ.pop("ACCELERATE_USE_CPU", None)  # Accelerate would stumble over an empty one
-        return False
-    try:
-        return bool(parse_flag_from_env("ACCELERATE_USE_CPU"))
-    except ValueError as error:
-        raise InputError(f"the environment has ACCELERATE_USE_CPU={value}: set it to true or false") from error

@@ -84,8 +84,9 @@ class GenerativeTraining(ABC):
             generator: A CPU generator.
 
         Returns:
-            The symmetry that each tile is shown in (see `apply_symmetries`), int64 N, and whatever else the loss takes
-            of each tile, N×….
+            The view that each tile is shown in, as `read_inputs` and `make_inputs` take it: its symmetry (see
+            `apply_symmetries`), int64 N, or that and more, int64 N×…; and whatever else the loss takes of each tile,
+            N×….
         """
 
     @abstractmethod
@@ -117,20 +118,23 @@ class GenerativeTraining(ABC):
     def prepare(self) -> None:
         """Called once before the first step that is left."""
 
-    def read_inputs(self, indices: np.ndarray, symmetries: torch.Tensor) -> torch.Tensor:
+    def read_inputs(self, indices: np.ndarray, views: torch.Tensor) -> torch.Tensor:
         """What `make_inputs` takes of training tiles, on the CPU and ready for the device: pixels, uint8 N×H×W×3.
 
         It may be called in a thread of its own, ahead of the steps.
 
         Args:
             indices: The tiles, int64 N.
-            symmetries: The symmetry that each is to be shown in, int64 N on the CPU.
+            views: The views that they are to be shown in, int64 N or N×… on the CPU: see `draw_batch`.
         """
         return ready_for(self.accelerator.device, torch.from_numpy(self.train.images[indices]))
 
-    def make_inputs(self, read: torch.Tensor, symmetries: torch.Tensor) -> torch.Tensor:
-        """What the loss takes, on the device, of what `read_inputs` gave: images N×3×H×W. Called without gradients."""
-        return apply_symmetries(to_model_input(read, self.accelerator.device), symmetries)
+    def make_inputs(self, read: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
+        """What the loss takes, on the device, of what `read_inputs` gave for the same views: images N×3×H×W.
+
+        Called without gradients.
+        """
+        return apply_symmetries(to_model_input(read, self.accelerator.device), views)
 
     def before_batch(self, position: int) -> None:
         """Called before the forward pass of a batch, numbered over all steps."""
@@ -166,12 +170,12 @@ class DrawnBatch(NamedTuple):
     Attributes:
         position: Number of the batch, counted over all steps.
         read: What `GenerativeTraining.read_inputs` gives.
-        symmetries, drawn: What `GenerativeTraining.draw_batch` gives.
+        views, drawn: What `GenerativeTraining.draw_batch` gives.
     """
 
     position: int
     read: torch.Tensor
-    symmetries: torch.Tensor
+    views: torch.Tensor
     drawn: list[torch.Tensor]
 
 
@@ -233,6 +237,7 @@ def fit(training: GenerativeTraining, stage: Stage) -> None:
         training.saved_modules(),
         optimizer,
         accelerator.scaler,
+        accelerator,
     )
     if state:
         training.start, training.history = state["step"], state["history"]
@@ -314,7 +319,7 @@ def plain_steps(
                 training.before_batch(batch.position)
                 with accelerator.accumulate(model):
                     with torch.no_grad(), accelerator.autocast():
-                        inputs = training.make_inputs(batch.read, batch.symmetries)
+                        inputs = training.make_inputs(batch.read, batch.views)
                     loss = training.loss(model, inputs, *(to_device(part, accelerator.device) for part in batch.drawn))
                     accelerator.backward(loss)
                     if accelerator.sync_gradients:
@@ -339,12 +344,12 @@ def drawn_batches(training: GenerativeTraining) -> contextlib.AbstractContextMan
     def draw(position: int) -> DrawnBatch:
         indices = order.indices(position)
         generator = step_generator(f"views of tiles of the {training.name}", config.seed, position)
-        symmetries, *drawn = (
+        views, *drawn = (
             process_slice(part, accelerator.process_index, accelerator.num_processes)
             for part in training.draw_batch(indices, generator)
         )
         share = process_slice(indices, accelerator.process_index, accelerator.num_processes)
-        return DrawnBatch(position, training.read_inputs(share, symmetries), symmetries, drawn)
+        return DrawnBatch(position, training.read_inputs(share, views), views, drawn)
 
     per_step = config.gradient_accumulation_steps
     positions = range(training.start * per_step, config.max_train_steps * per_step)
@@ -364,14 +369,15 @@ def _private_steps(training: GenerativeTraining, optimizer: Any) -> Iterator[Cal
     def make_step(step: int) -> None:
         def make_tiles(indices: np.ndarray) -> list[torch.Tensor]:
             generators = tile_generators(training.name, config.seed, step, indices)
-            views = [
+            of_tiles = [
                 training.draw_batch(np.repeat(index, plan.views), generator)
                 for index, generator in zip(indices, generators, strict=True)
             ]
-            symmetries, *drawn = (torch.stack(parts) for parts in zip(*views, strict=True))
-            read = training.read_inputs(np.repeat(indices, plan.views), symmetries.flatten())
+            views, *drawn = (torch.stack(parts) for parts in zip(*of_tiles, strict=True))
+            shape, views = views.shape[:2], views.flatten(0, 1)
+            read = training.read_inputs(np.repeat(indices, plan.views), views)
             with torch.no_grad(), accelerator.autocast():
-                inputs = training.make_inputs(read, symmetries.flatten()).unflatten(0, symmetries.shape)
+                inputs = training.make_inputs(read, views).unflatten(0, shape)
             return [inputs, *(to_device(part, accelerator.device) for part in drawn)]
 
         set_private_gradients(training.model, training.loss, make_tiles, plan, key, step)

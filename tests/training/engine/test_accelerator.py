@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -46,6 +47,19 @@ def state(monkeypatch):
     monkeypatch.setattr(
         module, "PartialState", lambda **_: SimpleNamespace(device=torch.device("cpu"), num_processes=4)
     )
+
+
+def test_processes_wait_for_work_that_one_does_alone(monkeypatch):
+    given = []
+
+    def state(**options):
+        given.append(options)
+        return SimpleNamespace(device=torch.device("cpu"), num_processes=1)
+
+    monkeypatch.setattr(module, "PartialState", state)
+    make_accelerator("no")
+    # By torch's own limit a validation of half an hour would end a training.
+    assert given[0]["timeout"] >= timedelta(hours=12)
 
 
 def test_options_reach_accelerate(tmp_path):

@@ -217,9 +217,9 @@ def test_each_process_reads_its_share_alone(tmp_path):
             with drawn_batches(training) as batches:
                 for position, batch in enumerate(batches):
                     assert batch.position == position
-                    images = GenerativeTraining.make_inputs(training, batch.read, batch.symmetries)
+                    images = GenerativeTraining.make_inputs(training, batch.read, batch.views)
                     rows = training.shown[-1][index::num_processes]
-                    assert torch.equal(images, apply_symmetries(to_model_input(whole.images[rows]), batch.symmetries))
+                    assert torch.equal(images, apply_symmetries(to_model_input(whole.images[rows]), batch.views))
                     yield index, position, images, batch.drawn[0]
 
     read = []
