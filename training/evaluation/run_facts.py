@@ -156,6 +156,7 @@ def read_run_facts(
         settings=settings,
         versions=package_versions(plain),
         privacy=privacy_facts(plain.get("pipeline", {}), plain.get("distilled", {})),
+        warm_start="pipeline" in stages and stages["pipeline"].settings.get("init_from") is not None,
     )
 
 
@@ -221,6 +222,7 @@ def privacy_facts(pipeline: dict[str, Any], distilled: dict[str, Any]) -> Privac
         epsilon=record["total"]["epsilon"],
         delta=record["total"]["delta"],
         public_autoencoder=record["autoencoder"] == "public",
+        public_init=record.get("init") == "public",
         uncovered=uncovered,
     )
 
