@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from histodistill.training.running.stages import Stage
 
 
+#: What latents of training tiles are kept as.
+LATENT_CACHES = ("float16", "bfloat16", "off")
+
+
 @config
 class TrainDiffusionConfig(PrivateTrainingConfig):
     """Options of `train_diffusion`."""
@@ -77,6 +81,13 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
     ema_decay: float = option(
         "decay of the moving average of the weights", default=0.998, at_least=0, below=1, group="loss and averaging"
     )
+    latent_cache: str = option(
+        "latents of training tiles are encoded once, and kept in the cache of tiles as numbers of this type; off "
+        "encodes them anew in each step, where the disk is short",
+        default="float16",
+        choices=LATENT_CACHES,
+        group="loss and averaging",
+    )
     dp_public_autoencoder: bool = option(
         "states that the autoencoder was trained on public tiles, so that it costs nothing of the budget",
         default=False,
@@ -101,8 +112,10 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
             )
 
     def settings(self) -> dict[str, Any]:
-        """The options that decide the result; what is stated of a pipeline to begin from only where there is one."""
+        """The options that decide the result, but those that earlier stages have not, at their defaults."""
         settings = super().settings()
+        if self.latent_cache == LATENT_CACHES[0]:
+            del settings["latent_cache"]
         if self.init_from is None:
             settings.pop("dp_public_init", None)
         return settings
@@ -126,7 +139,8 @@ def run(config: TrainDiffusionConfig) -> Path:
     from histodistill.training.data.sources import load_tiles
     from histodistill.training.running.stages import Stage, require_complete
 
-    autoencoder_record = require_complete(config.autoencoder, "autoencoder", "run train_autoencoder on it first")
+    remedy = f"run train_autoencoder first, with {param('autoencoder')} for one from elsewhere"
+    autoencoder_record = require_complete(config.autoencoder, "autoencoder", remedy)
     source = load_tiles(
         config.data, image_size=config.image_size, audit_share=config.audit_share, **config.source_options()
     )
@@ -213,6 +227,7 @@ def make_training(
         ema_decay=config.ema_decay,
         class_dropout=config.class_dropout,
         symmetries=config.symmetries,
+        latent_cache=config.latent_cache,
     )
 
 
@@ -225,6 +240,7 @@ def save(training: DiffusionTraining, stage: Stage, class_names: list[str], spen
         class_names: In the order of their ids.
         spent: See `privacy_spent`.
     """
+    from histodistill.training.engine.accelerator import device_record
     from histodistill.training.engine.privacy import forget_key
     from histodistill.training.running.files import new_files, write_json
 
@@ -237,6 +253,8 @@ def save(training: DiffusionTraining, stage: Stage, class_names: list[str], spen
         # Since the last resumption, where any step was left; without the time of validations.
         images_per_second=round(seen / training.training_seconds, 1) if seen else None,
         num_processes=training.accelerator.num_processes,
+        **device_record(training.accelerator),
+        latents=training.latents,
         **spent,
     )
     if training.plan:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import get_available_trackers
@@ -34,6 +37,7 @@ def make_accelerator(
     gradient_accumulation_steps: int = 1,
     report_to: str | None = None,
     project_dir: str | Path | None = None,
+    tf32: bool = False,
 ) -> Accelerator:
     """An `Accelerator` for this process, whatever the one made before it was like.
 
@@ -50,6 +54,8 @@ def make_accelerator(
         gradient_accumulation_steps: Batches per optimizer step.
         report_to: A tracker, "all" or None.
         project_dir: Where trackers that write files put them.
+        tf32: Whether a GPU multiplies float32 matrices as TF32, of 10 bits after the point (see `device_record`). It
+            is for trainings: distances of embeddings are to be exact.
 
     Raises:
         InputError: For fp16 without a GPU, a batch that cannot be shared evenly, a tracker that is not installed, or a
@@ -72,6 +78,8 @@ def make_accelerator(
         raise InputError(
             f"{param('report_to')}={report_to} is not installed: install it with pip, or leave the option out"
         )
+    if state.device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
     # Accelerate keeps one precision for the whole process and refuses another. What it knows of devices and processes
     # stays: that is the same for all steps.
     AcceleratorState._reset_state()
@@ -83,6 +91,30 @@ def make_accelerator(
         log_with=report_to,
         project_dir=project_dir,
     )
+
+
+def device_record(accelerator: Accelerator) -> dict[str, str | bool]:
+    """What the record of a training says of the device: its name, and of a GPU whether it multiplied as TF32."""
+    device = accelerator.device
+    if device.type != "cuda":
+        return {"device": device.type}
+    tf32 = torch.get_float32_matmul_precision() != "highest"
+    return {"device": torch.cuda.get_device_name(device), "tf32": tf32}
+
+
+def require_compiler(device: torch.device) -> None:
+    """Sees that models can be compiled for a device, which is otherwise found out in the first step.
+
+    Raises:
+        InputError: If what it takes is missing.
+    """
+    if device.type == "cuda":
+        found, wanted = find_spec("triton") is not None, "Triton, which comes with PyTorch for GPUs on Linux"
+    else:
+        compilers = (os.environ.get("CXX"), "g++", "clang++", "cl")
+        found, wanted = any(name and shutil.which(name) for name in compilers), "a C++ compiler"
+    if not found:
+        raise InputError(f"{param('compile')} needs {wanted}: install it, or leave the option out")
 
 
 def forget_environment(options: dict[str, object]) -> None:

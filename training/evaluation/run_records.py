@@ -11,12 +11,13 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from histodistill.hub_cards.audit_record import Count, Share
-from histodistill.hub_cards.documents import Known, Version, check_document, parse_json
+from histodistill.hub_cards.documents import ClassName, Known, Version, check_document, parse_json
 from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.group_facts import GroupFacts
+from histodistill.hub_cards.names import is_license_id
 from histodistill.training.distillation.select import SelectConfig
 from histodistill.training.engine.classifier_config import LOSSES
 from histodistill.training.generate import GenerateConfig
@@ -45,6 +46,12 @@ _Package = Literal[
 ]
 
 
+def _license_id(text: str) -> str:
+    if not is_license_id(text):
+        raise ValueError("is no identifier of a licence")
+    return text
+
+
 # Numbers of the communities of a class.
 Counts = Annotated[tuple[Count, ...], Field(max_length=100_000)]
 
@@ -64,6 +71,14 @@ class PrivacyRecord(Known):
     total: Budget
 
 
+class PretrainedRecord(Known):
+    """What the record of an autoencoder says of the one from elsewhere that it is, or began from."""
+
+    is_taken: bool
+    name: ClassName | None = None
+    license: Annotated[str, AfterValidator(_license_id)] | None = None
+
+
 class StageRecord(Known):
     """stage.json of any stage."""
 
@@ -73,6 +88,11 @@ class StageRecord(Known):
     image_size: Count | None = None
     num_images: Count | None = None
     validation_psnr: Annotated[float, Field(ge=-200, le=200)] | None = None
+    validation_ssim: Annotated[float, Field(ge=-1, le=1)] | None = None
+    teacher_agreement: Share | None = None
+    teacher_accuracy: Share | None = None
+    teacher_accuracy_reconstructed: Share | None = None
+    pretrained: PretrainedRecord | None = None
     validation_loss: Annotated[float, Field(ge=0, le=1e9)] | None = None
     test_accuracy: Share | None = None
     privacy: PrivacyRecord | None = None

@@ -15,6 +15,7 @@ from PIL import Image
 
 from histodistill.selection.image_rows import Images, batches
 from histodistill.selection.streams import torch_seed
+from histodistill.selection.views import resample
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.devices import best_device
@@ -31,6 +32,9 @@ from histodistill.training.running.progress import Progress
 TEACHER = "teacher"
 #: Name of the embedder with random weights, which needs no training and no files.
 UNTRAINED = "untrained"
+# Side in pixels to which larger tiles are brought for it: of tiles of 224 px, the network as it is would take 15 times
+# as long, with each image in eight symmetries.
+_UNTRAINED_SIDE = 64
 
 
 def is_classifier(name_or_path: str | Path) -> bool:
@@ -190,6 +194,8 @@ def embed_images(name_or_path: str | Path, images: Images, batch_size: int | Non
 
 
 def _embed_untrained(device: torch.device, images: np.ndarray) -> np.ndarray:
+    if images.shape[1] > _UNTRAINED_SIDE:
+        images = resample(images, _UNTRAINED_SIDE).round().astype(np.uint8)
     return embed(_untrained(images.shape[1], device), images)
 
 
