@@ -491,6 +491,7 @@ def save(
         facts: What the record says beside what is measured.
         teacher: See `load_teacher`.
     """
+    from histodistill.training.engine.accelerator import device_record
     from histodistill.training.engine.privacy import forget_key, privacy_record
     from histodistill.training.running.files import new_files, write_json
 
@@ -514,6 +515,7 @@ def save(
         image_size=image_size,
         **measured,
         num_processes=training.accelerator.num_processes,
+        **device_record(training.accelerator),
         **({"privacy": privacy_record(training.plan)} if training.plan else {}),
         **figures,
         **lost.record(),

@@ -82,8 +82,8 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
         "decay of the moving average of the weights", default=0.998, at_least=0, below=1, group="loss and averaging"
     )
     latent_cache: str = option(
-        "latents of training tiles are encoded once and kept in the cache of tiles as numbers of this type; off encodes "
-        "them anew in each step, where the disk is short",
+        "latents of training tiles are encoded once, and kept in the cache of tiles as numbers of this type; off "
+        "encodes them anew in each step, where the disk is short",
         default="float16",
         choices=LATENT_CACHES,
         group="loss and averaging",
@@ -112,7 +112,7 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
             )
 
     def settings(self) -> dict[str, Any]:
-        """The options that decide the result, but those that stages of earlier versions have not, at their defaults."""
+        """The options that decide the result, but those that earlier stages have not, at their defaults."""
         settings = super().settings()
         if self.latent_cache == LATENT_CACHES[0]:
             del settings["latent_cache"]
@@ -240,6 +240,7 @@ def save(training: DiffusionTraining, stage: Stage, class_names: list[str], spen
         class_names: In the order of their ids.
         spent: See `privacy_spent`.
     """
+    from histodistill.training.engine.accelerator import device_record
     from histodistill.training.engine.privacy import forget_key
     from histodistill.training.running.files import new_files, write_json
 
@@ -252,6 +253,7 @@ def save(training: DiffusionTraining, stage: Stage, class_names: list[str], spen
         # Since the last resumption, where any step was left; without the time of validations.
         images_per_second=round(seen / training.training_seconds, 1) if seen else None,
         num_processes=training.accelerator.num_processes,
+        **device_record(training.accelerator),
         latents=training.latents,
         **spent,
     )
@@ -296,6 +298,11 @@ def find_start(config: TrainDiffusionConfig, source: TileSource) -> Start | None
         raise InputError(
             f"{param('dp_public_init')} contradicts the record of {config.init_from}, by which it was trained on "
             "these very tiles: begin from one that was trained on public tiles"
+        )
+    if start.has_other_latents(config.autoencoder):
+        warn(
+            f"the autoencoder of {config.init_from} is another than {config.autoencoder}, so its denoiser learned "
+            "other latents and helps less: train with the autoencoder that it has"
         )
     if config.audit_share and not same_tiles:
         warn(

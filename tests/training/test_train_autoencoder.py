@@ -313,12 +313,15 @@ def test_a_crop_as_large_as_the_tile_is_the_tile(tmp_path, run_main, autoencoder
 
 @pytest.mark.launch
 def test_two_processes_train_the_same_autoencoder(tmp_path, launch, run_main, autoencoder_argv):
-    argv = [*autoencoder_argv, "--max-train-steps", 3, "--crop-size", 12]
+    argv = [*autoencoder_argv, "--max-train-steps", 3, "--crop-size", 12, "--validation-steps", 1]
     module = "histodistill.training.train_autoencoder"
     finished = launch(2, module, *argv, "--output", tmp_path / "two")
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert json.loads((tmp_path / "two" / "stage.json").read_text())["num_processes"] == 2
     run_main(script, *argv, "--output", tmp_path / "one")
+    histories = [json.loads((tmp_path / name / "history.json").read_text()) for name in ("one", "two")]
+    for first, second in zip(*histories, strict=True):
+        assert second == pytest.approx(first, rel=1e-5, abs=1e-5)
     one, two = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
     assert one.keys() == two.keys()
     for name in one:

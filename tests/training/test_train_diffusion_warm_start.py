@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from histodistill.training import train_diffusion as script
 from histodistill.training.models.loading import load_named_denoiser
@@ -83,6 +83,17 @@ def test_it_begins_where_the_other_ended(tmp_path, run_main, diffusion_argv, tra
     # Other averages of the same weights, but for what the last step did.
     assert loss(tmp_path / "warm") == pytest.approx(loss(trained), rel=1e-4)
     assert loss(tmp_path / "warm") < 0.9 * loss(tmp_path / "scratch")
+
+
+def test_latents_of_another_autoencoder_are_told_of(tmp_path, run_main, diffusion_argv, trained, capsys):
+    copy = shutil.copytree(trained, tmp_path / "other")
+    weights = load_file(copy / "vae" / "diffusion_pytorch_model.safetensors")
+    save_file(
+        {name: value + 1 for name, value in weights.items()}, copy / "vae" / "diffusion_pytorch_model.safetensors"
+    )
+    for start, told in ((trained, False), (copy, True)):
+        run_main(script, *diffusion_argv, *NO_STEP, "--init-from", start, "--output", tmp_path / start.name / "out")
+        assert ("so its denoiser learned other latents" in capsys.readouterr().err) == told
 
 
 def test_record_has_a_hash_and_no_path(tmp_path, run_main, diffusion_argv, trained, tiny_pipeline):

@@ -1,8 +1,8 @@
 """Latents of tiles in the cache: made once, a block of tiles at a time, by as many processes as there are.
 
-They lie in one array that is mapped, so that memory does not grow with their number. Whoever wants latents that are not
-there helps to make them: each process takes the next block that nobody is at work on, and waits in the end for those of
-others. Blocks are the same whoever makes them. What is done when all are killed is not done again.
+They lie in one array that is mapped, so that memory does not grow with their number. Whoever wants latents that are
+not there helps to make them: each process takes the next block that nobody is at work on, and waits in the end for
+those of others. Blocks are the same whoever makes them. What is done when all are killed is not done again.
 
 The numbers are of 16 bits, of whatever type their maker rounds to; here they are bits.
 """
@@ -50,6 +50,11 @@ class LatentsPlan:
     shape: tuple[int, int, int, int, int]
     dtype: str
     tiles_per_block: int
+
+    @property
+    def num_views(self) -> int:
+        """Views of all tiles."""
+        return self.shape[0] * self.shape[1]
 
     @property
     def nbytes(self) -> int:

@@ -4,8 +4,8 @@
 
 Tiles are decoded once, into a folder that you alone can read, and mapped from there by all that uses them; so are the
 latents that a denoiser is trained on, from which an autoencoder makes the tiles again. What was not used for longest
-makes room for others where the limit ($HISTODISTILL_CACHE_LIMIT) is reached; `histodistill cache clear` takes all of it
-out. Each is made again when it is needed.
+makes room for others where the limit ($HISTODISTILL_CACHE_LIMIT) is reached; `histodistill cache clear` takes all of
+it out. Each is made again when it is needed.
 """
 
 from __future__ import annotations

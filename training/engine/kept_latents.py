@@ -82,7 +82,8 @@ def make_block(encoding: Encoding, tiles: Tiles, dtype: str, first: int, stop: i
     largest, squares = 0.0, 0.0
     for start in range(first, stop, _batch_size(tiles.images.shape[1])):
         end = min(start + _batch_size(tiles.images.shape[1]), stop)
-        images = torch.from_numpy(np.asarray(tiles.images[start:end]))
+        # torch cannot take read-only arrays without a warning.
+        images = torch.from_numpy(np.require(tiles.images[start:end], requirements=["C", "W"]))
         for symmetry in range(encoding.symmetries):
             latents = encoding.encode(images, torch.full((end - start,), symmetry)).float()
             rounded = latents.to(DTYPES[dtype])

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 
 from histodistill.training.data.pixels import ready_for, to_device, to_model_input
 from histodistill.training.data.tiles import Tiles
-from histodistill.training.engine.accelerator import make_accelerator
+from histodistill.training.engine.accelerator import make_accelerator, require_compiler
 from histodistill.training.engine.augment import apply_symmetries
 from histodistill.training.engine.checkpoints import check_finite, check_resume, resume_training, save_checkpoint
 from histodistill.training.engine.prefetch import batches_ahead, made_ahead
@@ -39,6 +39,7 @@ from histodistill.training.engine.steps import (
     set_learning_rate,
     step_generator,
 )
+from histodistill.training.models.recomputing import recompute_activations
 from histodistill.training.running.progress import Progress
 from histodistill.training.running.stages import Stage
 from histodistill.training.running.training_options import PrivateTrainingConfig
@@ -118,7 +119,7 @@ class GenerativeTraining(ABC):
         """Called once before the first step that is left."""
 
     def read_inputs(self, indices: np.ndarray, views: torch.Tensor) -> torch.Tensor:
-        """What `make_inputs` takes of training tiles, on the CPU and ready for the device: their pixels, uint8 N×H×W×3.
+        """What `make_inputs` takes of training tiles, on the CPU and ready for the device: pixels, uint8 N×H×W×3.
 
         It may be called in a thread of its own, ahead of the steps.
 
@@ -195,6 +196,7 @@ def open_training(config: PrivateTrainingConfig, stage: Stage, name: str) -> Acc
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         report_to=config.report_to,
         project_dir=config.output,
+        tf32=True,
     )
     if not stage.complete:
         return accelerator
@@ -212,10 +214,15 @@ def fit(training: GenerativeTraining, stage: Stage) -> None:
         stage: The stage that it makes; claimed here, when all that can be wrong with the options is known to be right.
 
     Raises:
-        InputError: For a checkpoint of another training, or one that has diverged.
+        InputError: For a checkpoint of another training, one that has diverged, or a compiler that is missing.
     """
     config, accelerator = training.config, training.accelerator
     check_resume(config.resume)
+    if config.compile:
+        require_compiler(accelerator.device)
+        training.model.compile()  # in its place: neither modules nor weights get other names
+    if config.gradient_checkpointing:
+        recompute_activations(training.trained)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         stage.begin()
@@ -230,6 +237,7 @@ def fit(training: GenerativeTraining, stage: Stage) -> None:
         training.saved_modules(),
         optimizer,
         accelerator.scaler,
+        accelerator,
     )
     if state:
         training.start, training.history = state["step"], state["history"]

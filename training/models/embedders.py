@@ -15,8 +15,10 @@ from PIL import Image
 
 from histodistill.selection.image_rows import Images, batches
 from histodistill.selection.streams import torch_seed
+from histodistill.selection.views import resample
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.models.classifiers import Classifier
+from histodistill.training.models.devices import best_device
 from histodistill.training.models.latents import LATENT_MODELS, LatentModel, compression_of, encode_images
 from histodistill.training.models.loading import has_class, has_classifier, load_autoencoder, load_classifier
 from histodistill.training.models.prediction import embed, usual_batch_size
@@ -30,6 +32,9 @@ from histodistill.training.running.progress import Progress
 TEACHER = "teacher"
 #: Name of the embedder with random weights, which needs no training and no files.
 UNTRAINED = "untrained"
+# Side in pixels to which larger tiles are brought for it: of tiles of 224 px, the network as it is would take 15 times
+# as long, with each image in eight symmetries.
+_UNTRAINED_SIDE = 64
 
 
 def is_classifier(name_or_path: str | Path) -> bool:
@@ -153,12 +158,12 @@ def load_embedder(name_or_path: str | Path) -> Embedder:
             textures, and of nothing that was learned from private tiles (compare Zhao & Bilen, WACV 2023).
 
     Returns:
-        What takes images, uint8 N×H×W×3, and returns embeddings, float32 N×D. It computes on the GPU if there is one.
+        What takes images, uint8 N×H×W×3, and returns embeddings, float32 N×D. It computes on `best_device`.
 
     Raises:
         InputError: If there is no such model.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = best_device()
     if name_or_path == UNTRAINED:
         function = partial(_embed_untrained, device)
     elif is_classifier(name_or_path):
@@ -188,12 +193,14 @@ def embed_images(name_or_path: str | Path, images: Images, batch_size: int | Non
     return load_embedder(name_or_path)(images, batch_size)
 
 
-def _embed_untrained(device: str, images: np.ndarray) -> np.ndarray:
+def _embed_untrained(device: torch.device, images: np.ndarray) -> np.ndarray:
+    if images.shape[1] > _UNTRAINED_SIDE:
+        images = resample(images, _UNTRAINED_SIDE).round().astype(np.uint8)
     return embed(_untrained(images.shape[1], device), images)
 
 
 @lru_cache(maxsize=1)
-def _untrained(image_size: int, device: str) -> Classifier:
+def _untrained(image_size: int, device: torch.device) -> Classifier:
     # Not made earlier, since its layers depend on the size of the images.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed("weights of the untrained embedder"))
@@ -202,7 +209,7 @@ def _untrained(image_size: int, device: str) -> Classifier:
 
 
 @torch.no_grad()
-def _encode(autoencoder: LatentModel, folder: str | Path, device: str, images: np.ndarray) -> np.ndarray:
+def _encode(autoencoder: LatentModel, folder: str | Path, device: torch.device, images: np.ndarray) -> np.ndarray:
     if images.shape[1] % compression_of(autoencoder):
         raise InputError(
             f"{param('embedder')} {folder} takes tiles whose side is a multiple of "
@@ -212,7 +219,7 @@ def _encode(autoencoder: LatentModel, folder: str | Path, device: str, images: n
     return encode_images(autoencoder, to_model_input(images).to(device)).flatten(1).float().cpu().numpy()
 
 
-def _load_with_transformers(name_or_path: str | Path, device: str) -> tuple[Any, Any, bool]:
+def _load_with_transformers(name_or_path: str | Path, device: torch.device) -> tuple[Any, Any, bool]:
     """The processor and the model, and whether its pooler was trained."""
     from transformers import AutoImageProcessor, AutoModel
 
@@ -238,7 +245,7 @@ def _load_with_transformers(name_or_path: str | Path, device: str) -> tuple[Any,
 
 @torch.no_grad()
 def _embed_with_transformers(
-    processor: Any, model: Any, has_pooler: bool, device: str, images: np.ndarray
+    processor: Any, model: Any, has_pooler: bool, device: torch.device, images: np.ndarray
 ) -> np.ndarray:
     pictures = [Image.fromarray(image) for image in images]
     output = model(**processor(images=pictures, return_tensors="pt").to(device))

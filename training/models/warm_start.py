@@ -23,7 +23,8 @@ _LEAST_SHARE = 0.1
 # The embeddings of the classes in a denoiser, of which the last is the null class.
 _CLASS_EMBEDDINGS = "class_embedding.weight"
 # Of a pipeline, what a denoiser begins from: the names of the classes, and the trained denoiser.
-_INDEX, _WEIGHTS = "model_index.json", "unet/diffusion_pytorch_model.safetensors"
+_MODEL = "diffusion_pytorch_model.safetensors"
+_INDEX, _WEIGHTS = "model_index.json", f"unet/{_MODEL}"
 _PARTS = (_INDEX, "unet/config.json", _WEIGHTS)
 
 
@@ -105,6 +106,15 @@ class Start:
                 f"{param('init_from')} {shown(self.name)} has no {_INDEX} or no {_WEIGHTS}: give a pipeline as "
                 "train_diffusion leaves it"
             ) from error
+
+    def has_other_latents(self, autoencoder: str | Path) -> bool:
+        """Whether an autoencoder is another than that of the pipeline; False where that is not there, as from the Hub.
+
+        Args:
+            autoencoder: Folder of the autoencoder.
+        """
+        own, other = (Path(folder) / _MODEL for folder in (self.folder / "vae", autoencoder))
+        return own.is_file() and other.is_file() and sha256_of(own) != sha256_of(other)
 
     def fill(self, denoiser: UNet2DModel, class_names: Sequence[str]) -> Taken:
         """Fills a new denoiser, in place, with all that fits it: see `take_denoiser`.

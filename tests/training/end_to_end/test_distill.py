@@ -45,6 +45,7 @@ def tiny(tiny_preset):
 def started(monkeypatch) -> list[str]:
     """The names of the scripts that would have been started; none is."""
     scripts = []
+    monkeypatch.setattr(distill, "measure_apart", lambda _: "it is not to be")
     monkeypatch.setattr(distill, "run_module", lambda module, *_: scripts.append(module.rpartition(".")[2]))
     return scripts
 
@@ -133,7 +134,7 @@ def test_what_a_run_writes_off_a_terminal(tiny_run):
     notes = tiny_run.progress.splitlines()
     steps = [line for line in notes if line.startswith("[")]
     for number, (title, line) in enumerate(zip(TITLES, steps, strict=True), start=1):
-        times = r"\d:\d\d so far" + (r", (about \d+ min|less than a minute) left" if number > 1 else "")
+        times = r"\d:\d\d so far, (about \d+ min|less than a minute) left"
         assert re.fullmatch(rf"\[{number}/7\] {title} · {times}", line)
     # What it was made of, where it went on, that it is finished, and what to do next.
     assert [re.split(r"[ :]", line)[0] for line in notes if line not in steps] == [
