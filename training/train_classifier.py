@@ -273,8 +273,8 @@ def require_autoencoder(config: TrainClassifierConfig, source: TileSource) -> No
     record = require_complete(config.autoencoder, "autoencoder", "run train_autoencoder first")
     if record.get("image_size") != source.image_size:
         raise InputError(
-            f"{param('autoencoder')} {config.autoencoder} is for tiles of {record.get('image_size')} px, and these have "
-            f"{source.image_size} px: give one for these, or none"
+            f"{param('autoencoder')} {config.autoencoder} is for tiles of {record.get('image_size')} px, and these "
+            f"have {source.image_size} px: give one for these, or none"
         )
 
 
