@@ -83,7 +83,8 @@ class _Work:
         options = self.autoencoder_options
         whole = self._validated(options)
         scaled = min(self.tiles["train"], _SCALE_TILES)
-        return Counter({TRAIN_AUTOENCODER: tiles_shown(options), ENCODE: whole + scaled, DECODE: whole})
+        shown = 0 if options.is_taken else tiles_shown(options)
+        return Counter({TRAIN_AUTOENCODER: shown, ENCODE: whole + scaled, DECODE: whole})
 
     def pipeline(self) -> Counter[str]:
         """The denoiser's training, validations with a picture each, and the latents of training tiles."""
