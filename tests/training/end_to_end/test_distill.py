@@ -528,12 +528,13 @@ def test_another_budget_is_another_run(budget, tiny_tiles, tmp_path, capsys, mon
 
 
 def test_what_is_set_is_not_fitted(tiny_tiles, tmp_path):
-    argv = ["--set", "autoencoder.max_train_steps=140", "--per-class", 8]
+    argv = ["--set", "teacher.max_train_steps=9", "--per-class", 8]
     seconds = sum(begin(tiny_tiles, tmp_path / "whole", *argv)["estimate"]["seconds"].values())
     argv += ["--time-budget", f"{round(seconds)}s"]  # a little is left for what was not foreseen
     run = begin(tiny_tiles, tmp_path / "run", *argv)
-    assert run["settings"]["autoencoder"]["max_train_steps"] == 140 and run["settings"]["generate"]["per_class"] == 8
-    assert {"autoencoder", "generate"}.isdisjoint(run["fitted"])
+    assert run["settings"]["teacher"]["max_train_steps"] == 9 and run["settings"]["generate"]["per_class"] == 8
+    assert "autoencoder" in run["fitted"] and "generate" not in run["fitted"]
+    assert "max_train_steps" not in run["fitted"].get("teacher", {})
 
 
 def test_a_budget_that_is_too_small(tiny_tiles, tmp_path, capsys, monkeypatch):
