@@ -17,6 +17,8 @@ from histodistill.training.running.options import StepConfig, config, option
 
 # Cross-entropy, its sum with the boundary-guided contrastive term, and that term alone: see `losses.py`.
 LOSSES = ("ce", "joint", "contrastive")
+# What else of a recipe a probe cannot do.
+_UNKNOWN_TO_PROBES = ("mixup", "cutmix", "normalize_stain")
 # Titles of the groups of options in `--help`.
 _MODEL, _LOSS, _OPTIMISATION, _RUNNING = "model", "loss", "optimisation", "running"
 _AUGMENTATION = "augmentation, beside the eight symmetries of the square"
@@ -135,11 +137,14 @@ def check_recipe(config: Any) -> None:
             f"{param('width')}={config.width} has no meaning for {param('architecture')}={config.architecture}, whose "
             "config says how wide it is: leave it out"
         )
-    if is_probe(config.architecture) and (config.loss != "ce" or config.mixup or config.cutmix):
+    unknown = {name: getattr(config, name) for name in _UNKNOWN_TO_PROBES if getattr(config, name)}
+    if config.loss != "ce":
+        unknown["loss"] = config.loss
+    if is_probe(config.architecture) and unknown:
+        name, value = next(iter(unknown.items()))
         raise InputError(
-            f"{param('architecture')}={config.architecture} is logistic regression, which knows no other loss than "
-            f"the cross-entropy, and no mixed tiles: give {param('loss')}=ce, {param('mixup')}=0 and "
-            f"{param('cutmix')}=0"
+            f"{param(name)}={value} has no meaning for {param('architecture')}={config.architecture}, which is "
+            "logistic regression on tiles as they are: leave it out"
         )
     if config.loss != "ce" and (config.mixup or config.cutmix):
         raise InputError(

@@ -57,14 +57,14 @@ class TrainedClassifier:
         history: One dict for each validation: step, loss (mean over the steps since the last), learning_rate, and with
             validation tiles validation_accuracy and validation_auc.
         best_step: Step of the highest validation accuracy; ties go to the higher AUC, then to the earlier step. The
-            last step where there are no validation tiles.
+            last step where there are no validation tiles. None of a probe, which knows no steps.
         validation: `scoring.score` at that step, or None.
         seconds: Spent since the start or the resumption; that of a stage is in its record.
     """
 
     model: Classifier
     history: list[dict[str, Any]]
-    best_step: int
+    best_step: int | None
     validation: dict[str, Any] | None
     seconds: float
 

@@ -20,7 +20,7 @@ from histodistill.hub_cards.group_facts import GroupFacts
 from histodistill.training.distillation.select import SelectConfig
 from histodistill.training.engine.classifier_config import LOSSES
 from histodistill.training.generate import GenerateConfig
-from histodistill.training.models.architectures import ARCHITECTURES
+from histodistill.training.models.encoder_names import is_architecture_label
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.options import StepConfig, check_values
 from histodistill.training.train_autoencoder import TrainAutoencoderConfig
@@ -36,8 +36,8 @@ STAGE_OPTIONS: dict[str, type[StepConfig]] = {
     "pool": GenerateConfig,
     "distilled": SelectConfig,
 }
-# The texts that options take which name no choices.
-_WORDS = {"architecture": ARCHITECTURES, "loss": LOSSES}
+# What the texts must be that options take which name no choices.
+_WORDS = {"architecture": is_architecture_label, "loss": LOSSES.__contains__}
 # Characters of the value of a setting on a card, at most; of a number, as many as a float64 may have.
 _LONGEST_SETTING, _LONGEST_NUMBER = 100, 24
 _Package = Literal[
@@ -145,8 +145,8 @@ def check_setting(record: StageRecord, stage: str, name: str) -> Any:
 
 def shown_value(name: str, value: Any) -> str:
     """A setting as text. Raises ContentError for a text that no option takes, and for what is very long."""
-    if isinstance(value, str) and name in _WORDS and value not in _WORDS[name]:
-        raise ContentError(f"holds a setting {name} that is not one of {', '.join(_WORDS[name])}")
+    if isinstance(value, str) and name in _WORDS and not _WORDS[name](value):
+        raise ContentError(f"holds a setting {name} that the option does not take")
     text = value if isinstance(value, str) else json.dumps(value)
     if len(text) > (_LONGEST_NUMBER if isinstance(value, int | float) else _LONGEST_SETTING):
         raise ContentError(f"holds a setting {name} that is longer than a card shows")
