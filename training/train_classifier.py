@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from histodistill.selection.versions import installed_versions
 from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.models.architectures import is_probe
+from histodistill.training.models.encoder_licences import check_licence, encoder_records, tell_licences
 from histodistill.training.models.encoder_names import architecture_label
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import StepParser, config, option, run_script
@@ -56,8 +57,16 @@ class TrainClassifierConfig(ClassifierConfig, TrainingConfig):
         "train on so many tiles per class, drawn at random; default: on all", default=None, at_least=1, group="data"
     )
 
+    encoder_license: str | None = option(
+        "licence of the model that is trained on or probed, such as cc-by-nc-nd-4.0; default: what its own card says",
+        default=None,
+        group="model",
+        setting=False,  # the record has it beside the encoder
+    )
+
     def check(self) -> None:
-        """Checks what a recipe is checked for."""
+        """Checks what a recipe is checked for, and that a licence is one."""
+        check_licence("encoder_license", self.encoder_license)
         _ = self.recipe
 
     @functools.cached_property
@@ -129,7 +138,10 @@ def run(config: TrainClassifierConfig) -> dict[str, Any]:
         with new_files(config.output) as folder:
             trained.model.save_pretrained(folder)
         write_json(results_path, results)
-        stage.finish(test_accuracy=scores["accuracy"], num_processes=accelerator.num_processes)
+        encoders = encoder_records([config.architecture], "soft_labels", config.encoder_license)
+        more = {"encoders": encoders} if encoders else {}
+        stage.finish(test_accuracy=scores["accuracy"], num_processes=accelerator.num_processes, **more)
+        tell_licences(encoders)
         accelerator.print(summary(results, config.output))
     accelerator.end_training()
     return results

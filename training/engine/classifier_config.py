@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from histodistill.training.models.architectures import (
@@ -156,3 +157,8 @@ def check_recipe(config: Any) -> None:
             f"{param('soft_label_weight')}={config.soft_label_weight} has no meaning for "
             f"{param('loss')}=contrastive: give {param('loss')}=ce or joint, or 0"
         )
+
+
+def recorded_recipe(config: ClassifierConfig, label: str | None = None) -> dict[str, Any]:
+    """A recipe as a record has it: with the label of an architecture where it is a path; None for that as it is."""
+    return {**asdict(config), "architecture": label or config.architecture}

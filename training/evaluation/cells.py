@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from histodistill.selection.image_rows import Images
 from histodistill.training.data.tiles import Tiles, TileSource
-from histodistill.training.engine.classifier_config import ClassifierConfig
+from histodistill.training.engine.classifier_config import ClassifierConfig, recorded_recipe
 from histodistill.training.engine.classifier_training import fit_classifier
 from histodistill.training.engine.probes import fit_probe
 from histodistill.training.engine.scoring import predict_shared, score_probabilities
@@ -122,11 +121,6 @@ def train_cell(
         write_json(path, cell)
         shutil.rmtree(checkpoints, ignore_errors=True)
     return cell
-
-
-def recorded_recipe(config: ClassifierConfig, label: str | None = None) -> dict[str, Any]:
-    """A recipe as a record has it: with the label of an architecture where it is a path; None for that as it is."""
-    return {**asdict(config), "architecture": label or config.architecture}
 
 
 def read_cell(path: Path) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from histodistill.hub_cards.audit_record import Count, Share
 from histodistill.hub_cards.documents import Known, Version, check_document, parse_json
@@ -20,7 +20,8 @@ from histodistill.hub_cards.group_facts import GroupFacts
 from histodistill.training.distillation.select import SelectConfig
 from histodistill.training.engine.classifier_config import LOSSES
 from histodistill.training.generate import GenerateConfig
-from histodistill.training.models.encoder_names import is_architecture_label
+from histodistill.training.models.encoder_licences import LICENCE
+from histodistill.training.models.encoder_names import is_architecture_label, is_encoder_label
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.options import StepConfig, check_values
 from histodistill.training.train_autoencoder import TrainAutoencoderConfig
@@ -49,6 +50,13 @@ _Package = Literal[
 Counts = Annotated[tuple[Count, ...], Field(max_length=100_000)]
 
 
+def _encoder_name(name: str) -> str:
+    """Lets the name of an encoder through, which holds no path."""
+    if not is_encoder_label(name):
+        raise ValueError("should be the name of an encoder")
+    return name
+
+
 class Budget(Known):
     """A budget of differential privacy."""
 
@@ -61,6 +69,14 @@ class PrivacyRecord(Known):
 
     autoencoder: Literal["public"] | Budget
     total: Budget
+
+
+class EncoderRecord(Known):
+    """A model from elsewhere that a stage used: see `encoder_records`."""
+
+    use: Literal["selection", "copies", "soft_labels"]
+    name: Annotated[str, AfterValidator(_encoder_name)]
+    license: Annotated[str, Field(pattern=rf"^{LICENCE.pattern}$")] | None
 
 
 class StageRecord(Known):
@@ -79,6 +95,7 @@ class StageRecord(Known):
     community_chosen: dict[str, Counts] = Field(default_factory=dict)
     dropped: dict[str, Count] = Field(default_factory=dict)
     copies_dropped: dict[str, Count] | None = None
+    encoders: Annotated[tuple[EncoderRecord, ...], Field(max_length=20)] = ()
 
 
 class RunRecord(Known):

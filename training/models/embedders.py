@@ -14,6 +14,7 @@ import torch
 from histodistill.selection.image_rows import Images, batches
 from histodistill.selection.streams import torch_seed
 from histodistill.training.data.pixels import to_model_input
+from histodistill.training.models.architectures import TIMM
 from histodistill.training.models.classifiers import ENCODER, Classifier
 from histodistill.training.models.encoders import Encoder, LatentEncoder
 from histodistill.training.models.latents import LATENT_MODELS
@@ -56,15 +57,18 @@ def describe_embedder(name: str | Path) -> str:
         return "latents of an autoencoder"
     if is_classifier(name):
         return "features of a classifier"
-    return Path(name).name if Path(name).exists() else str(name)
+    # A folder of timm's is named as one of transformers is.
+    folder = Path(str(name).removeprefix(TIMM))
+    return folder.name if folder.exists() else str(name)
 
 
 def embedder_fingerprint(name: str | Path) -> str:
     """What stands for the value of an option `embedder` in a record: for a folder, not its path but its content."""
-    if not Path(name).is_dir():
+    folder = Path(str(name).removeprefix(TIMM))
+    if not folder.is_dir():
         return str(name)
     digest = hashlib.sha256()
-    for file in sorted(Path(name).rglob("*")):
+    for file in sorted(folder.rglob("*")):
         if file.suffix in (".json", ".safetensors") and file.name != "stage.json":
             digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
     return f"{describe_embedder(name)}, sha256 {digest.hexdigest()}"
@@ -86,7 +90,11 @@ def named_embeddings(names: Sequence[str]) -> dict[str, Callable[[Images], np.nd
     """
     embeddings: dict[str, Callable[[Images], np.ndarray]] = {}
     for name in names:
-        label = "autoencoder" if is_autoencoder(name) else Path(name).name if Path(name).is_dir() else name
+        folder = Path(name.removeprefix(TIMM))
+        # An audit knows names of the Hub, and timm's own models are there.
+        of_hub = name if not name.startswith(TIMM) or "/" in name else name.replace(TIMM, "timm/")
+        label = folder.name if folder.is_dir() else of_hub.removeprefix(TIMM)
+        label = "autoencoder" if is_autoencoder(name) else label
         if label in embeddings or label == "pixels":
             raise InputError(f"{param('embedders')} names {label} twice: give folders with different names")
         embeddings[label] = _loaded_when_called(name)

@@ -17,8 +17,8 @@ from histodistill.training.running.files import read_json, sha256_of
 
 #: Encoders of the run itself, which stand for the folders of the same names in it.
 OWN_ENCODERS = ("autoencoder", "teacher")
-# What is an encoder by its name alone.
-_UNTRAINED = "untrained"
+#: What is an encoder by its name alone.
+UNTRAINED = "untrained"
 # A model of the Hub, with or without its owner.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 # What a folder says that it holds, in characters that may stand in a name.
@@ -50,18 +50,32 @@ def architecture_label(architecture: str, run: Path | None = None) -> str:
         for name in OWN_ENCODERS:
             if model == name or (Path(model).is_dir() and Path(model).resolve() == (run / name).resolve()):
                 return prefix + name
-    if prefix == PROBE and model == _UNTRAINED:
+    if prefix == PROBE and model == UNTRAINED:
         return architecture
-    in_timm = TIMM if model.startswith(TIMM) else ""
+    try:
+        return prefix + encoder_label(model)
+    except InputError as error:
+        raise InputError(f"{param('architecture')}={one_line(architecture)}: {error.marked()}") from error
+
+
+def encoder_label(model: str) -> str:
+    """What records call a model from elsewhere: its Hub id; or for a folder its kind, and the beginning of a hash.
+
+    Args:
+        model: A folder, a Hub id, or either after `timm:`.
+
+    Raises:
+        InputError: For a path where there is no folder.
+    """
     name = model.removeprefix(TIMM)
     if Path(name).is_dir():
-        return prefix + _folder_label(Path(name).resolve())
+        return _folder_label(Path(name).resolve())
     if not _HUB_ID.fullmatch(name):
         raise InputError(
-            f"{param('architecture')}={one_line(architecture)}: there is no folder {one_line(name)}, and no model of "
-            "the Hub is called so: give the folder or Hub id of a model"
+            f"there is no folder {one_line(name)}, and no model of the Hub is called so: give the folder or Hub id of "
+            "a model"
         )
-    return prefix + in_timm + name
+    return model
 
 
 def resolved_architecture(architecture: str, run: Path) -> str:
@@ -84,6 +98,11 @@ def is_architecture_label(text: str) -> bool:
     return bool(_PUBLISHED.fullmatch(text)) and (bool(prefix) or "/" in model or "-" in model)
 
 
+def is_encoder_label(text: str) -> bool:
+    """Whether a text can be what `encoder_label` returns, and so stand on a card."""
+    return bool(_HUB_ID.fullmatch(text.removeprefix(TIMM)))
+
+
 def label_as_file_name(label: str) -> str:
     """A label as part of a file's name; labels that differ have names that differ."""
     if label in ARCHITECTURES:
@@ -103,6 +122,11 @@ def _folder_label(folder: Path) -> str:
 def _digest_of(files: tuple[tuple[Path, int, int], ...]) -> str:
     """SHA-256 of files with their names, which are read again where size or time has changed."""
     return hashlib.sha256("".join(f"{file.name}\0{sha256_of(file)}\0" for file, _, _ in files).encode()).hexdigest()
+
+
+def is_of_histodistill(folder: Path) -> bool:
+    """Whether a folder holds an autoencoder, or a classifier of this project."""
+    return _kind_of(folder) in ("autoencoder", "classifier")
 
 
 def _kind_of(folder: Path) -> str:

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from histodistill.training.engine.classifier_config import ClassifierConfig
-from histodistill.training.evaluation.cells import recorded_recipe
+from histodistill.training.engine.classifier_config import ClassifierConfig, recorded_recipe
 from histodistill.training.evaluation.plans import BEFORE_ROWS, parse_plan
 from histodistill.training.models.architectures import ARCHITECTURES, is_probe
 from histodistill.training.models.encoder_names import (
