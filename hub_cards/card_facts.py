@@ -32,6 +32,25 @@ _METRICS = {"accuracy": "Accuracy", "auc": "Macro one-vs-rest AUC", "f1": "Macro
 _METRIC_TYPES = {"accuracy": "accuracy", "auc": "roc_auc", "f1": "f1"}
 
 
+def architecture_title(name: str) -> str:
+    """What texts call an architecture.
+
+    Args:
+        name: A key of `ARCHITECTURES`; or the name of a model, alone, after `scratch:`, or, of an encoder, after
+            `probe:`.
+    """
+    kind, _, model = name.partition(":")
+    if kind == "probe":
+        whose = {"autoencoder": "the run's own autoencoder", "teacher": "the teacher's features"}
+        return f"probe of {whose.get(model, model)}"
+    return f"{model}, from scratch" if kind == "scratch" else ARCHITECTURES.get(name, name)
+
+
+def classifier_name(name: str) -> str:
+    """What tables call an architecture: one of `ARCHITECTURES` as it is typed, and others by `architecture_title`."""
+    return name if name in ARCHITECTURES else architecture_title(name)
+
+
 @dataclass(kw_only=True)
 class AuditFacts:
     """What the privacy audit of a repository found.
@@ -163,7 +182,7 @@ class RunFacts:
         for row in self.results:
             if row["row"] != self.own_row or "dataset" not in self.repos:
                 continue
-            classifier = ARCHITECTURES.get(row["architecture"], row["architecture"])
+            classifier = architecture_title(row["architecture"])
             for metric, title in _METRICS.items():
                 if row[metric]["mean"] is None:
                     continue

@@ -19,6 +19,7 @@ from histodistill.training.data.tiles import Tiles, sample_per_class
 from histodistill.training.distillation.pool_selection import fit_selector
 from histodistill.training.engine.accelerator import make_accelerator
 from histodistill.training.evaluation.cells import train_cell
+from histodistill.training.models.architectures import is_probe
 from histodistill.training.running.allocator import keep_freed_memory
 from histodistill.training.running.errors import InputError
 from histodistill.training.tables.planned_cells import Cell
@@ -112,13 +113,15 @@ class Worker:
         try:
             tiles = self.training_tiles(cell)
             score_on = {split: self.source.split(split) for split in SPLITS}
+            # The last step counts. A probe has none, and chooses its penalty on the validation tiles.
+            choose_on = score_on["validation"] if is_probe(cell.config.architecture) else None
             train_cell(
-                cell.path(self.folder), cell.row.name, cell.config, tiles, None, score_on, self.accelerator,
-                self.class_names, progress=False, size=cell.size,
+                cell.path(self.folder), cell.row.name, cell.config, tiles, choose_on, score_on, self.accelerator,
+                self.class_names, progress=False, size=cell.size, label=cell.label,
             )  # fmt: skip
         except InputError as error:
             size = "all" if cell.size is None else f"{cell.size} per class"
-            return f"{cell.row.name}, {size}, {cell.config.architecture}: left out, since {error}"
+            return f"{cell.row.name}, {size}, {cell.shown}: left out, since {error}"
         return None
 
 
