@@ -21,6 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from histodistill.selection.versions import installed_versions
 from histodistill.training.engine.classifier_config import ClassifierConfig
+from histodistill.training.models.architectures import is_probe
+from histodistill.training.models.encoder_licences import check_licence, encoder_records, tell_licences
+from histodistill.training.models.encoder_names import architecture_label
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import StepParser, config, option, run_script
 from histodistill.training.running.training_options import TrainingConfig
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
     from histodistill.training.data.tiles import Tiles, TileSource
     from histodistill.training.engine.classifier_training import TrainedClassifier
+    from histodistill.training.models.classifiers import Classifier
     from histodistill.training.running.stages import Stage
 
 # A split for choosing or scoring of which this share are training tiles says nothing of others.
@@ -53,9 +57,24 @@ class TrainClassifierConfig(ClassifierConfig, TrainingConfig):
     n_per_class: int | None = option(
         "train on so many tiles per class, drawn at random; default: on all", default=None, at_least=1, group="data"
     )
+    autoencoder: Path | None = option(
+        "folder that train_autoencoder left: what the classifier says of validation tiles is compared with what it "
+        "says of their reconstructions",
+        default=None,
+        group="data",
+        setting=False,  # the classifier is the same
+    )
+
+    encoder_license: str | None = option(
+        "licence of the model that is trained on or probed, such as cc-by-nc-nd-4.0; default: what its own card says",
+        default=None,
+        group="model",
+        setting=False,  # the record has it beside the encoder
+    )
 
     def check(self) -> None:
-        """Checks what a recipe is checked for."""
+        """Checks what a recipe is checked for, and that a licence is one."""
+        check_licence("encoder_license", self.encoder_license)
         _ = self.recipe
 
     @functools.cached_property
@@ -85,20 +104,24 @@ def run(config: TrainClassifierConfig) -> dict[str, Any]:
 
     # What can be wrong is found out before anything is written, and in the tiles before libraries are imported.
     source, real = load_sources(config)
+    require_autoencoder(config, source)
     train, test = training_tiles(config, source), real.split("test")
 
     from histodistill.training.engine.accelerator import make_accelerator
     from histodistill.training.engine.checkpoints import check_resume
     from histodistill.training.engine.classifier_training import build_classifier, fit_batch_size
+    from histodistill.training.engine.probes import build_probe
     from histodistill.training.engine.scoring import predict_shared, score_probabilities
 
     accelerator = make_accelerator(config.mixed_precision, report_to=config.report_to, project_dir=config.output)
-    build_classifier(config.recipe, source.image_size, source.class_names)
+    label = architecture_label(config.architecture)
+    build = build_probe if is_probe(config.architecture) else build_classifier
+    build(config.recipe, source.image_size, source.class_names)
     fit_batch_size(config.recipe, len(train), accelerator.num_processes)
     check_resume(config.resume)
 
     fingerprints = {"data": source.fingerprint(), "eval_data": real.fingerprint()}
-    stage = Stage(config.output, {**config.settings(), "stage": "classifier", **fingerprints})
+    stage = Stage(config.output, {**config.settings(), "architecture": label, "stage": "classifier", **fingerprints})
     results_path = config.output / "results.json"
     # Every process has now read what an earlier run left in the folder, so the main process may overwrite it.
     accelerator.wait_for_everyone()
@@ -123,8 +146,12 @@ def run(config: TrainClassifierConfig) -> dict[str, Any]:
     if accelerator.is_main_process:
         with new_files(config.output) as folder:
             trained.model.save_pretrained(folder)
+        lost = tell_what_is_lost(config, trained.model, real.split("validation"), accelerator)
         write_json(results_path, results)
-        stage.finish(test_accuracy=scores["accuracy"], num_processes=accelerator.num_processes)
+        encoders = encoder_records([config.architecture], "soft_labels", config.encoder_license)
+        more = {"encoders": encoders} if encoders else {}
+        stage.finish(test_accuracy=scores["accuracy"], num_processes=accelerator.num_processes, **lost, **more)
+        tell_licences(encoders)
         accelerator.print(summary(results, config.output))
     accelerator.end_training()
     return results
@@ -223,7 +250,10 @@ def fit(
         InputError: As `fit_classifier` does.
     """
     from histodistill.training.engine.classifier_training import fit_classifier
+    from histodistill.training.engine.probes import fit_probe
 
+    if is_probe(config.architecture):
+        return fit_probe(config.recipe, train, validation, accelerator, class_names=class_names)
     log = None
     if config.report_to:
         accelerator.init_trackers("histodistill-classifier", config=_scalars(stage.settings))
@@ -250,15 +280,58 @@ def _scalars(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if isinstance(value, bool | int | float | str)}
 
 
+def require_autoencoder(config: TrainClassifierConfig, source: TileSource) -> None:
+    """Sees that the autoencoder whose losses are told, if one is named, is there and takes the tiles.
+
+    Raises:
+        InputError: If it is not, or does not.
+    """
+    from histodistill.training.running.stages import require_complete
+
+    if config.autoencoder is None:
+        return
+    record = require_complete(config.autoencoder, "autoencoder", "run train_autoencoder first")
+    if record.get("image_size") != source.image_size:
+        raise InputError(
+            f"{param('autoencoder')} {config.autoencoder} is for tiles of {record.get('image_size')} px, and these "
+            f"have {source.image_size} px: give one for these, or none"
+        )
+
+
+def tell_what_is_lost(
+    config: TrainClassifierConfig, model: Classifier, validation: Tiles, accelerator: Accelerator
+) -> dict[str, float]:
+    """Tells what the classifier says of validation tiles before and after the autoencoder, where one is named.
+
+    Returns:
+        What the stage's record says of it; nothing without an autoencoder.
+    """
+    from histodistill.training.engine.steps import spread_indices
+    from histodistill.training.models.loading import load_autoencoder
+    from histodistill.training.models.prediction import predict_proba
+    from histodistill.training.models.reconstruction import telling_number, what_is_lost
+    from histodistill.training.running.notes import tell, warn
+
+    if config.autoencoder is None:
+        return {}
+    tiles = validation.subset(spread_indices(len(validation), telling_number(validation.images.shape[1])))
+    autoencoder = load_autoencoder(config.autoencoder).to(accelerator.device)
+    lost = what_is_lost(autoencoder, tiles.images, tiles.labels, functools.partial(predict_proba, model))
+    tell(f"what the autoencoder leaves of {lost.num_tiles:,} validation tiles: PSNR {lost.psnr:.2f} dB{lost.words()}")
+    if warning := lost.warning():
+        warn(warning)
+    return {name: value for name, value in lost.record().items() if name.startswith("teacher_")}
+
+
 def how_trained(
     config: TrainClassifierConfig, settings: dict[str, Any], seconds: float, accelerator: Accelerator
 ) -> dict[str, Any]:
     """What `results.json` tells of the way in which the scores came about."""
     return {
         "settings": settings,
-        "config": dataclasses.asdict(config.recipe),
+        "config": {**dataclasses.asdict(config.recipe), "architecture": settings["architecture"]},
         "seed": config.seed,
-        "steps": config.max_train_steps,
+        "steps": None if is_probe(config.architecture) else config.max_train_steps,
         "seconds": round(seconds, 1),
         "num_processes": accelerator.num_processes,
         "device": str(accelerator.device),
@@ -270,10 +343,8 @@ def summary(results: dict[str, Any], output: Path) -> str:
     """The scores as one line of text."""
     test = results["test"]
     auc = "undefined" if test["auc"] is None else f"{test['auc']:.4f}"
-    return (
-        f"classifier: test ACC {test['accuracy']:.4f}, AUC {auc}, F1 {test['f1']:.4f} "
-        f"(best step {results['best_step']} of {results['steps']}), saved to {output}"
-    )
+    how = "a probe" if results["steps"] is None else f"best step {results['best_step']} of {results['steps']}"
+    return f"classifier: test ACC {test['accuracy']:.4f}, AUC {auc}, F1 {test['f1']:.4f} ({how}), saved to {output}"
 
 
 if __name__ == "__main__":

@@ -248,14 +248,12 @@ def _measure_classifier(recipe: ClassifierConfig, source: TileSource, mixed_prec
 
 def _measure_search(source: TileSource) -> dict[str, float]:
     """The search for copies among real tiles, and the features of the untrained network."""
-    import torch
-
     from histodistill.selection.copies import CopyIndex
     from histodistill.training.engine.steps import spread_indices
+    from histodistill.training.models.devices import best_device
     from histodistill.training.models.embedders import UNTRAINED, load_embedder
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    images, train = _some_tiles(source, device), source.split("train").images
+    images, train = _some_tiles(source, best_device()), source.split("train").images
     embed = load_embedder(UNTRAINED)
     embedding = _seconds(lambda: embed(images))
     count = min(len(train), max(2 * _COMPARED, _INDEXED_PIXELS // source.image_size**2))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
+from histodistill.hub_cards.card_facts import architecture_title
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.images import base64_png
 from histodistill.training.evaluation.run_facts import package_versions, privacy_facts
@@ -26,7 +27,6 @@ from histodistill.training.reporting.pictures import (
 from histodistill.training.reporting.run_files import REPORT, read_optional, read_results, read_run_record, source_name
 from histodistill.training.reporting.scores import (
     ScoreText,
-    architecture_title,
     headline_figures,
     recoveries,
     score_charts,
@@ -58,8 +58,10 @@ _STAGES = {
 # What a stage may have measured, and how to say it.
 _FACTS = {
     "validation_psnr": "validation PSNR {:.1f} dB",
+    "validation_ssim": "SSIM {:.3f}",
     "validation_loss": "validation loss {:.4f}",
     "test_accuracy": "test ACC {:.3f}",
+    "teacher_agreement": "says the same of {:.1%} of the reconstructed validation tiles",
     "num_images": "{:,} images",
 }
 
