@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from histodistill.training.end_to_end import work
 from histodistill.training.end_to_end.steps import StageCall
+from histodistill.training.models.architectures import is_probe
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, write_json
 from histodistill.training.running.notes import STEP_OF_DISTILL
@@ -206,16 +207,16 @@ def _measure_denoiser(configs: Mapping[str, Any], source: TileSource, autoencode
 
 
 def _recipes(configs: Mapping[str, Any]) -> list[ClassifierConfig]:
-    """A recipe for each kind of classifier that the steps train."""
+    """A recipe for each kind of classifier that the steps train, but for probes: their encoders may come later."""
     from histodistill.training.evaluation.compare import recipe
     from histodistill.training.evaluation.plans import planned_cells
 
     teacher, options = configs["teacher"].recipe, configs["comparison"]
     of_kind = {work.train_of(teacher.architecture, teacher.width): teacher}
-    for cell in planned_cells(options.plan, options.seeds):
+    for cell in planned_cells(options.plan, options.seeds, options.run):
         own = dataclasses.replace(recipe(cell, options.batch_size), loss="ce", soft_label_weight=0.0)
         of_kind.setdefault(work.train_of(own.architecture, own.width), own)
-    return list(of_kind.values())
+    return [recipe for recipe in of_kind.values() if not is_probe(recipe.architecture)]
 
 
 def _measure_classifier(recipe: ClassifierConfig, source: TileSource, mixed_precision: str) -> dict[str, float]:
