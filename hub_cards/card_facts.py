@@ -32,6 +32,25 @@ _METRICS = {"accuracy": "Accuracy", "auc": "Macro one-vs-rest AUC", "f1": "Macro
 _METRIC_TYPES = {"accuracy": "accuracy", "auc": "roc_auc", "f1": "f1"}
 
 
+def architecture_title(name: str) -> str:
+    """What texts call an architecture.
+
+    Args:
+        name: A key of `ARCHITECTURES`; or the name of a model, alone, after `scratch:`, or, of an encoder, after
+            `probe:`.
+    """
+    kind, _, model = name.partition(":")
+    if kind == "probe":
+        whose = {"autoencoder": "the run's own autoencoder", "teacher": "the teacher's features"}
+        return f"probe of {whose.get(model, model)}"
+    return f"{model}, from scratch" if kind == "scratch" else ARCHITECTURES.get(name, name)
+
+
+def classifier_name(name: str) -> str:
+    """What tables call an architecture: one of `ARCHITECTURES` as it is typed, and others by `architecture_title`."""
+    return name if name in ARCHITECTURES else architecture_title(name)
+
+
 @dataclass(kw_only=True)
 class AuditFacts:
     """What the privacy audit of a repository found.
@@ -63,6 +82,7 @@ class PrivacyFacts:
     Attributes:
         epsilon, delta: Spent on each training tile by the autoencoder and the denoiser together.
         public_autoencoder: Whether the autoencoder is said to be of public tiles, and so has spent nothing.
+        public_init: Whether the denoiser began from weights that are said to be of public tiles.
         uncovered: What of the distilled set it does not cover, in plain words, one sentence each.
 
     Raises:
@@ -72,6 +92,7 @@ class PrivacyFacts:
     epsilon: float
     delta: float
     public_autoencoder: bool = False
+    public_init: bool = False
     uncovered: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -121,6 +142,7 @@ class RunFacts:
         settings: Options of each stage, stage → name → value.
         versions: Versions of the packages, name → text.
         privacy: Of the pipeline's training, where that was differentially private.
+        warm_start: Whether the denoiser began from the weights of another pipeline.
         pretrained: The autoencoder from elsewhere, where there is one.
         audit: What the privacy audit of the repository found.
         risk: What the gate said, where it refused and was overridden.
@@ -145,6 +167,7 @@ class RunFacts:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     privacy: PrivacyFacts | None = None
+    warm_start: bool = False
     pretrained: PretrainedFacts | None = None
     audit: AuditFacts | None = None
     risk: str | None = None
@@ -159,7 +182,7 @@ class RunFacts:
         for row in self.results:
             if row["row"] != self.own_row or "dataset" not in self.repos:
                 continue
-            classifier = ARCHITECTURES.get(row["architecture"], row["architecture"])
+            classifier = architecture_title(row["architecture"])
             for metric, title in _METRICS.items():
                 if row[metric]["mean"] is None:
                     continue

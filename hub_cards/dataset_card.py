@@ -59,6 +59,8 @@ class DistilledDatasetCardData:
         selector_params: Its parameters.
         features: Of the dataset; with the columns `image` and `label`.
         embedder: What embedded the images for it.
+        encoders: Models from elsewhere that it was made with, one mapping for each: `name`, `license`, None where it
+            is not known, and `use`, what it did, as the end of a sentence.
         source_name: Name of the real tiles' source; `phantom` is called drawings, not histology.
         license: Licence identifier of the Hub, such as `cc-by-4.0`.
         attribution: Whom to credit for the real tiles.
@@ -86,6 +88,7 @@ class DistilledDatasetCardData:
     selector_params: Mapping[str, Any] = field(default_factory=dict)
     features: Features
     embedder: str | None = None
+    encoders: Sequence[Mapping[str, Any]] = field(default_factory=list)
     source_name: str | None = None
     license: str | None = None
     attribution: str | None = None

@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import CardData
 from jinja2 import BaseLoader, Environment, FunctionLoader, StrictUndefined
 
+from histodistill.hub_cards.card_facts import classifier_name
 from histodistill.hub_cards.gate import risk_statement
 
 
@@ -52,7 +53,8 @@ def render_card(metadata: CardData, template: str, values: Mapping[str, Any]) ->
     Args:
         metadata: The header.
         template: File name in `hub_cards/templates`. It has the filters `md`, for any text that is not ours, `score`,
-            for a mean with its standard deviation, and `risk`, for what the gate said when it was overridden.
+            for a mean with its standard deviation, `risk`, for what the gate said when it was overridden, and
+            `classifier`, for the name of an architecture.
         values: What the template uses, beside `paper`, `paper_bibtex` and `project_url`.
 
     Returns:
@@ -69,7 +71,12 @@ def render_card(metadata: CardData, template: str, values: Mapping[str, Any]) ->
         lstrip_blocks=True,
         keep_trailing_newline=True,  # of a template that another includes
     )
-    environment.filters |= {"md": escape_markdown, "score": format_score, "risk": risk_statement}
+    environment.filters |= {
+        "md": escape_markdown,
+        "score": format_score,
+        "risk": risk_statement,
+        "classifier": classifier_name,
+    }
     body = environment.get_template(template).render(
         paper=PAPER, paper_bibtex=PAPER_BIBTEX, project_url=PROJECT_URL, **values
     )

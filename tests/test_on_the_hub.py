@@ -167,6 +167,22 @@ def test_used_without_us(published, machine, tiny_run):
     assert found["images"] == [hashlib.sha256(cell["bytes"]).hexdigest() for cell in cells]
 
 
+def test_a_training_begins_from_what_was_published(published, machine, tiny_run):
+    finished = machine.cli(
+        "train", "diffusion", "--data", str(tiny_run.data), "--autoencoder", str(tiny_run.folder / "autoencoder"),
+        "--channels", "8", "--layers-per-block", "1", "--attention-levels", "1", "--max-train-steps", "1",
+        "--mixed-precision", "no", "--init-from", "me/toy-ldm", "--output", "warm",
+        HF_HOME=str(machine.folder / "new"),
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert "(100 % of its weights) from me/toy-ldm" in finished.stderr
+    # Neither code nor any other part was fetched.
+    (snapshot,) = (machine.folder / "new" / "hub" / "models--me--toy-ldm" / "snapshots").iterdir()
+    assert sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()) == [
+        "model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors",
+    ]  # fmt: skip
+
+
 def test_snippets_of_the_cards_run(published, machine, hub):
     snippets = []
     repos = [("model", "me/toy-ldm"), ("model", "me/toy-selector"), ("dataset", "me/toy-distilled")]

@@ -21,6 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from histodistill.selection.versions import installed_versions
 from histodistill.training.engine.classifier_config import ClassifierConfig
+from histodistill.training.models.architectures import is_probe
+from histodistill.training.models.encoder_licences import check_licence, encoder_records, tell_licences
+from histodistill.training.models.encoder_names import architecture_label
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import StepParser, config, option, run_script
 from histodistill.training.running.training_options import TrainingConfig
@@ -62,8 +65,16 @@ class TrainClassifierConfig(ClassifierConfig, TrainingConfig):
         setting=False,  # the classifier is the same
     )
 
+    encoder_license: str | None = option(
+        "licence of the model that is trained on or probed, such as cc-by-nc-nd-4.0; default: what its own card says",
+        default=None,
+        group="model",
+        setting=False,  # the record has it beside the encoder
+    )
+
     def check(self) -> None:
-        """Checks what a recipe is checked for."""
+        """Checks what a recipe is checked for, and that a licence is one."""
+        check_licence("encoder_license", self.encoder_license)
         _ = self.recipe
 
     @functools.cached_property
@@ -99,15 +110,18 @@ def run(config: TrainClassifierConfig) -> dict[str, Any]:
     from histodistill.training.engine.accelerator import make_accelerator
     from histodistill.training.engine.checkpoints import check_resume
     from histodistill.training.engine.classifier_training import build_classifier, fit_batch_size
+    from histodistill.training.engine.probes import build_probe
     from histodistill.training.engine.scoring import predict_shared, score_probabilities
 
     accelerator = make_accelerator(config.mixed_precision, report_to=config.report_to, project_dir=config.output)
-    build_classifier(config.recipe, source.image_size, source.class_names)
+    label = architecture_label(config.architecture)
+    build = build_probe if is_probe(config.architecture) else build_classifier
+    build(config.recipe, source.image_size, source.class_names)
     fit_batch_size(config.recipe, len(train), accelerator.num_processes)
     check_resume(config.resume)
 
     fingerprints = {"data": source.fingerprint(), "eval_data": real.fingerprint()}
-    stage = Stage(config.output, {**config.settings(), "stage": "classifier", **fingerprints})
+    stage = Stage(config.output, {**config.settings(), "architecture": label, "stage": "classifier", **fingerprints})
     results_path = config.output / "results.json"
     # Every process has now read what an earlier run left in the folder, so the main process may overwrite it.
     accelerator.wait_for_everyone()
@@ -134,7 +148,10 @@ def run(config: TrainClassifierConfig) -> dict[str, Any]:
             trained.model.save_pretrained(folder)
         lost = tell_what_is_lost(config, trained.model, real.split("validation"), accelerator)
         write_json(results_path, results)
-        stage.finish(test_accuracy=scores["accuracy"], num_processes=accelerator.num_processes, **lost)
+        encoders = encoder_records([config.architecture], "soft_labels", config.encoder_license)
+        more = {"encoders": encoders} if encoders else {}
+        stage.finish(test_accuracy=scores["accuracy"], num_processes=accelerator.num_processes, **lost, **more)
+        tell_licences(encoders)
         accelerator.print(summary(results, config.output))
     accelerator.end_training()
     return results
@@ -233,7 +250,10 @@ def fit(
         InputError: As `fit_classifier` does.
     """
     from histodistill.training.engine.classifier_training import fit_classifier
+    from histodistill.training.engine.probes import fit_probe
 
+    if is_probe(config.architecture):
+        return fit_probe(config.recipe, train, validation, accelerator, class_names=class_names)
     log = None
     if config.report_to:
         accelerator.init_trackers("histodistill-classifier", config=_scalars(stage.settings))
@@ -309,9 +329,9 @@ def how_trained(
     """What `results.json` tells of the way in which the scores came about."""
     return {
         "settings": settings,
-        "config": dataclasses.asdict(config.recipe),
+        "config": {**dataclasses.asdict(config.recipe), "architecture": settings["architecture"]},
         "seed": config.seed,
-        "steps": config.max_train_steps,
+        "steps": None if is_probe(config.architecture) else config.max_train_steps,
         "seconds": round(seconds, 1),
         "num_processes": accelerator.num_processes,
         "device": str(accelerator.device),
@@ -323,10 +343,8 @@ def summary(results: dict[str, Any], output: Path) -> str:
     """The scores as one line of text."""
     test = results["test"]
     auc = "undefined" if test["auc"] is None else f"{test['auc']:.4f}"
-    return (
-        f"classifier: test ACC {test['accuracy']:.4f}, AUC {auc}, F1 {test['f1']:.4f} "
-        f"(best step {results['best_step']} of {results['steps']}), saved to {output}"
-    )
+    how = "a probe" if results["steps"] is None else f"best step {results['best_step']} of {results['steps']}"
+    return f"classifier: test ACC {test['accuracy']:.4f}, AUC {auc}, F1 {test['f1']:.4f} ({how}), saved to {output}"
 
 
 if __name__ == "__main__":

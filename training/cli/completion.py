@@ -59,7 +59,7 @@ def whole_parser() -> argparse.ArgumentParser:
             groups[group] = _add_commands(parser)
             groups[""].add_parser(group, parser=parser, help=f"{group} one of the models")
         parser = command_parser(name)
-        _complete_paths(parser)
+        _complete_values(parser)
         groups[group].add_parser(word, parser=parser, help=command.help)
     return root
 
@@ -69,12 +69,15 @@ def _add_commands(parser: argparse.ArgumentParser) -> argparse._SubParsersAction
     return parser.add_subparsers(parser_class=lambda *, parser, **_: parser)  # type: ignore[call-overload, no-any-return]
 
 
-def _complete_paths(parser: StepParser) -> None:
-    """Has files and folders offered where an option takes a path."""
+def _complete_values(parser: StepParser) -> None:
+    """Has values offered that an option suggests, and files and folders where it takes a path."""
     import shtab
 
     for action in parser._actions:
-        if action.dest in parser.config_class.__dataclass_fields__:
+        field = parser.config_class.__dataclass_fields__.get(action.dest)
+        if field is not None:
+            if suggested := field.metadata["option"].suggested:
+                action.choices = suggested
             kind = Kind.of(parser.config_class, action.dest)
             if kind.item is Path or kind.text_or_path:
                 action.complete = shtab.FILE  # type: ignore[attr-defined]  # what shtab looks for

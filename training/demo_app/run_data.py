@@ -15,6 +15,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 
 from histodistill.hub_cards.audit_record import AuditRecord
+from histodistill.hub_cards.card_facts import architecture_title
 from histodistill.hub_cards.gate import audit_sentences
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.images import base64_png
@@ -25,7 +26,7 @@ from histodistill.training.reporting.audit_texts import audit_outcome
 from histodistill.training.reporting.group_texts import group_sentences
 from histodistill.training.reporting.pictures import BENCHMARK_PICTURES, SELECTION_PICTURES, read_pictures
 from histodistill.training.reporting.run_files import read_optional, read_results, read_run_record, source_name
-from histodistill.training.reporting.scores import ScoreText, architecture_title, recoveries, score_tables
+from histodistill.training.reporting.scores import ScoreText, recoveries, score_tables
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.stages import read_record
 from histodistill.training.tables.results_summary import row_title

@@ -31,6 +31,7 @@ from histodistill.training.models.embedders import (
     embedder_fingerprint,
     named_embeddings,
 )
+from histodistill.training.models.encoder_licences import USES
 from histodistill.training.models.loading import load_classifier
 from histodistill.training.models.prediction import predict_proba
 from histodistill.training.running.errors import InputError, param
@@ -259,6 +260,7 @@ def write_card(
     *,
     embedder: str | Path,
     tiles_name: str,
+    encoders: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Writes the card of the distilled set.
 
@@ -269,6 +271,7 @@ def write_card(
         features: Of the dataset.
         embedder: The embedding space of the selection.
         tiles_name: Name of the real tiles.
+        encoders: Those from elsewhere: see `encoder_records`.
     """
     filters = {name: getattr(config, name) for name in ("min_probability", "typical_share") if getattr(config, name)}
     if inputs.copies is not None:
@@ -286,6 +289,7 @@ def write_card(
         precision=sources.pool_record["settings"]["mixed_precision"],
         features=features,
         source_name=tiles_name,
+        encoders=[{**encoder, "use": USES[encoder["use"]]} for encoder in encoders],
     )
     write_text(path, render_dataset_card(card))
 

@@ -12,8 +12,10 @@ The teacher is a classifier trained on the real tiles: its probabilities become 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from histodistill.training.distillation.selector_options import FILTERS, SelectorConfig
+from histodistill.training.models.encoder_licences import check_licence, encoder_records, tell_licences
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import StepParser, config, option, run_script
 from histodistill.training.running.source_options import SourceOptions
@@ -29,10 +31,15 @@ class SelectConfig(SelectorConfig, SourceOptions):
         "the real tiles, which --typical-share and --drop-copies go by", default=None, setting=False
     )
     embedder: str | Path = option(
-        "untrained: a ConvNet with random weights; teacher: the teacher's features; a transformers vision model; "
-        "or the folder of an autoencoder for its latents",
+        "untrained: a ConvNet with random weights; teacher: the teacher's features; the folder or Hub id of a "
+        "transformers vision model; timm: and a name or Hub id of timm; the folder of an autoencoder for its latents",
         default="untrained",
         setting=False,  # its fingerprint tells it
+    )
+    encoder_license: str | None = option(
+        "licence of the models from elsewhere that embed, such as cc-by-nc-nd-4.0; default: what their own cards say",
+        default=None,
+        setting=False,  # the record has it beside the encoder
     )
     output: Path = option("folder for selector/ and distilled/", setting=False)
     drop_copies: bool = option(
@@ -54,7 +61,8 @@ class SelectConfig(SelectorConfig, SourceOptions):
         return self.typical_share is not None or self.drop_copies
 
     def check(self) -> None:
-        """Checks that there are real tiles where an option goes by them."""
+        """Checks that there are real tiles where an option goes by them, and that a licence is one."""
+        check_licence("encoder_license", self.encoder_license)
         if self.needs_real_tiles and self.data is None:
             name = "drop_copies" if self.drop_copies else "typical_share"
             raise InputError(f"{param('data')} is missing: {param(name)} goes by the real tiles, so name them")
@@ -115,6 +123,7 @@ def run(config: SelectConfig) -> Path:
     for note in selection.notes:
         print(f"warning: {note}")
 
+    encoders = used_encoders(config)
     stage.begin()
     distilled_set.write_selector(selector_folder, selection, inputs, sources)
     features = distilled_set.write_images(folder / "data", selection, inputs, sources)
@@ -127,10 +136,20 @@ def run(config: SelectConfig) -> Path:
         features,
         embedder=config.embedder,
         tiles_name=tiles_name,
+        encoders=[*sources.teacher_record.get("encoders", ()), *encoders],
     )
-    stage.finish(**distilled_set.count_images(selection, inputs, sources.class_names))
+    more = {"encoders": encoders} if encoders else {}
+    stage.finish(**distilled_set.count_images(selection, inputs, sources.class_names), **more)
+    tell_licences(encoders)
     print(f"select: {len(selection.chosen)} of {len(sources.images)} images saved to {folder}")
     return folder
+
+
+def used_encoders(config: SelectConfig) -> list[dict[str, Any]]:
+    """What the record says of the encoders from elsewhere: see `encoder_records`."""
+    copies = config.copy_embedders if config.drop_copies else ()
+    found = encoder_records([config.embedder], "selection", config.encoder_license)
+    return encoder_records(copies, "copies", config.encoder_license, beside=found)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,7 @@ class Fitted:
 
 
 def fit(
-    preset: Preset, seconds: float, cost: Callable[[Preset], Mapping[str, float]], fixed: Mapping[str, Any]
+    preset: Preset, seconds: float, cost: Callable[[Preset], Mapping[str, float]], fixed: Mapping[str, Collection[str]]
 ) -> Fitted:
     """What of a preset fits into a time.
 
@@ -101,7 +101,7 @@ def with_changes(preset: Preset, changes: Mapping[str, Mapping[str, Any]]) -> Pr
 
 
 def _needs(
-    preset: Preset, cost: Callable[[Preset], Mapping[str, float]], fixed: Mapping[str, Any]
+    preset: Preset, cost: Callable[[Preset], Mapping[str, float]], fixed: Mapping[str, Collection[str]]
 ) -> dict[str, float]:
     """Seconds that each step which can do less would be rid of if it did nothing of that; its share goes by them."""
     whole = sum(cost(preset).values())
@@ -114,7 +114,7 @@ def _needs(
     return needs
 
 
-def _changes(preset: Preset, kept: Mapping[str, float], fixed: Mapping[str, Any]) -> Changes:
+def _changes(preset: Preset, kept: Mapping[str, float], fixed: Mapping[str, Collection[str]]) -> Changes:
     """The options of steps that keep so much of what the preset says."""
     changes: Changes = {}
     for step, share in kept.items():

@@ -141,11 +141,11 @@ class DistillConfig(SourceOptions):
         return changes
 
     @property
-    def fixed(self) -> dict[str, set[str]]:
+    def fixed(self) -> dict[str, list[str]]:
         """Step → the options that `set` or an option of its own name: what is asked for is never fitted."""
-        fixed = {step: set(options) for step, options in self.changes.items()}
+        fixed = {step: list(options) for step, options in self.changes.items()}
         if self.per_class is not None:
-            fixed.setdefault("generate", set()).add("per_class")
+            fixed.setdefault("generate", []).append("per_class")
         return fixed
 
 

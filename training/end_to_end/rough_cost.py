@@ -22,6 +22,8 @@ _WIDTH_POWER = 1.5
 # takes twice as long as the other: of an autoencoder, a third of the rest is the encoder.
 _AUTOENCODER, _DENOISER = 4.5e-8, 1.4e-7
 _CLASSIFIERS = {"convnet": 3.1e-9, "resnet18": 5.0e-8, "vit": 3.5e-9}
+# What a network that is none of these is taken to be like.
+_LIKE_OTHERS = "resnet18"
 _FORWARD, _ENCODER, _DECODER = 1 / 3, 1 / 9, 2 / 9
 # A denoising step is often made twice, with and without a class.
 _PASSES = 1.5
@@ -129,7 +131,7 @@ def usual_seconds(plan: Sequence[StageCall], run: Mapping[str, Any]) -> dict[str
         work.ATTACK: _ATTACK,
     }
     recipe, compare = configs["teacher"].recipe, configs["comparison"]
-    cells = planned_cells(compare.plan, compare.seeds)
+    cells = planned_cells(compare.plan, compare.seeds, compare.run)
     for architecture, width in {(recipe.architecture, recipe.width), *((cell.architecture, None) for cell in cells)}:
         trained = _classifier(architecture, width, size)
         seconds[work.train_of(architecture, width)] = trained
@@ -141,11 +143,12 @@ def run_bytes(plan: Sequence[StageCall], run: Mapping[str, Any]) -> int:
     """Bytes on the disk that a run has at its largest."""
     configs: dict[str, Any] = {stage.folder: stage.config for stage in plan}
     recipe = configs["teacher"].recipe
-    width = recipe.width or DEFAULT_WIDTHS[recipe.architecture]
+    like = recipe.architecture if recipe.architecture in DEFAULT_WIDTHS else _LIKE_OTHERS
+    width = recipe.width or DEFAULT_WIDTHS[like]
     weights = (
         _COPIES_OF_AUTOENCODER * _AUTOENCODER_WEIGHTS * _squares(configs["autoencoder"].channels)
         + _COPIES * _DENOISER_WEIGHTS * _squares(configs["pipeline"].channels)
-        + _COPIES * _CLASSIFIER_WEIGHTS[recipe.architecture] * width**2
+        + _COPIES * _CLASSIFIER_WEIGHTS[like] * width**2
     )
     images = configs["pool"].per_class * len(run["class_names"])
     pixels = 3 * run["image_size"] ** 2
@@ -174,5 +177,7 @@ def _network(channels: Sequence[int], size: float) -> float:
 
 def _classifier(architecture: str, width: int | None, size: float) -> float:
     """What one tile of `size` pixels costs a classifier in a step of its training."""
+    if architecture not in _CLASSIFIERS:
+        architecture = _LIKE_OTHERS
     cost = _CLASSIFIERS[architecture] * size**2 * (width or DEFAULT_WIDTHS[architecture]) ** _WIDTH_POWER
     return cost * _STEM if architecture == "resnet18" and size > _LARGEST_WITH_WHOLE_STEM else cost

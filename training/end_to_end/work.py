@@ -13,7 +13,7 @@ from typing import Any
 from histodistill.training.end_to_end.steps import StageCall
 from histodistill.training.evaluation.compare import recipe
 from histodistill.training.evaluation.plans import planned_cells
-from histodistill.training.models.architectures import DEFAULT_WIDTHS
+from histodistill.training.models.architectures import DEFAULT_WIDTHS, is_probe
 
 
 # One tile, or crop of a tile, in a step of the autoencoder's training; one tile that is encoded, or decoded.
@@ -41,12 +41,12 @@ _NOISE_LEVELS = 8
 
 def train_of(architecture: str, width: int | None) -> str:
     """The kind of work of one tile in a step of a classifier's training."""
-    return f"train {architecture} {width or DEFAULT_WIDTHS[architecture]}"
+    return f"train {architecture} {width or DEFAULT_WIDTHS.get(architecture, '')}".rstrip()
 
 
 def predict_of(architecture: str, width: int | None) -> str:
     """The kind of work of one tile that a classifier is asked about."""
-    return f"predict {architecture} {width or DEFAULT_WIDTHS[architecture]}"
+    return f"predict {architecture} {width or DEFAULT_WIDTHS.get(architecture, '')}".rstrip()
 
 
 def work_of(plan: Sequence[StageCall], run: Mapping[str, Any]) -> dict[str, Counter[str]]:
@@ -81,9 +81,10 @@ class _Work:
     def autoencoder(self) -> Counter[str]:
         """Its training, validations, the scale of its latents, and what is told of its reconstructions."""
         options = self.autoencoder_options
-        whole = self._validated(options)
+        shown, whole = tiles_shown(options), self._validated(options)
+        if options.is_taken:  # and only looked at
+            shown, whole = 0, min(self.tiles["validation"], options.validation_tiles)
         scaled = min(self.tiles["train"], _SCALE_TILES)
-        shown = 0 if options.is_taken else tiles_shown(options)
         return Counter({TRAIN_AUTOENCODER: shown, ENCODE: whole + scaled, DECODE: whole})
 
     def pipeline(self) -> Counter[str]:
@@ -125,7 +126,7 @@ class _Work:
         """Classifiers on real tiles and distilled ones."""
         options = self.configs["comparison"]
         work: Counter[str] = Counter()
-        for cell in planned_cells(options.plan, options.seeds):
+        for cell in planned_cells(options.plan, options.seeds, options.run):
             there = self.tiles["train"] if cell.row == "real_all" else self.published
             work += self._classifier(recipe(cell, options.batch_size, options.validation_tiles), there)
         return work
@@ -154,7 +155,10 @@ class _Work:
         return times * min(self.tiles["validation"], options.validation_tiles)
 
     def _classifier(self, options: Any, num_train: int) -> Counter[str]:
-        """A classifier's training, validations and test."""
+        """A classifier's training, validations and test; a probe asks its encoder once about each tile."""
+        if is_probe(options.architecture):
+            validated = min(self.tiles["validation"], options.validation_tiles)
+            return Counter({predict_of(options.architecture, None): num_train + validated + self.tiles["test"]})
         times = -(-options.max_train_steps // options.validation_steps)
         validated = times * min(self.tiles["validation"], options.validation_tiles)
         batch_size = min(options.batch_size, num_train) * options.gradient_accumulation_steps

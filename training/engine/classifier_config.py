@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
-from histodistill.training.models.architectures import ARCHITECTURES, LEARNING_RATES
+from histodistill.training.models.architectures import (
+    ARCHITECTURES,
+    check_architecture,
+    is_from_elsewhere,
+    is_probe,
+    usual_learning_rate,
+)
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import StepConfig, config, option
 
 
 # Cross-entropy, its sum with the boundary-guided contrastive term, and that term alone: see `losses.py`.
 LOSSES = ("ce", "joint", "contrastive")
+# What else of a recipe a probe cannot do.
+_UNKNOWN_TO_PROBES = ("mixup", "cutmix", "normalize_stain")
 # Titles of the groups of options in `--help`.
 _MODEL, _LOSS, _OPTIMISATION, _RUNNING = "model", "loss", "optimisation", "running"
 _AUGMENTATION = "augmentation, beside the eight symmetries of the square"
@@ -20,10 +29,17 @@ _AUGMENTATION = "augmentation, beside the eight symmetries of the square"
 class ClassifierConfig(StepConfig):
     """All that decides how a classifier is trained, given the tiles. The defaults suit 500 and 10,000 tiles alike.
 
-    Without a `learning_rate` it becomes that of `LEARNING_RATES` for the architecture.
+    Without a `learning_rate` it becomes that of `usual_learning_rate` for the architecture.
     """
 
-    architecture: str = option("the network", default="convnet", choices=ARCHITECTURES, group=_MODEL)
+    architecture: str = option(
+        "the network: convnet, resnet18 or vit; MODEL, the folder or Hub id of a transformers image classifier, to "
+        "train its weights on; scratch:MODEL, the same network with new weights; or probe:ENCODER, logistic "
+        "regression on frozen features, of what --embedder of select takes",
+        default="convnet",
+        suggested=ARCHITECTURES,
+        group=_MODEL,
+    )
     width: int | None = option(
         "base width; default: 128 for convnet, 64 for resnet18, 192 for vit", default=None, at_least=1, group=_MODEL
     )
@@ -104,8 +120,9 @@ class ClassifierConfig(StepConfig):
 
     def check(self) -> None:
         """Takes the learning rate of the architecture where none is given, and checks what does not go together."""
+        check_architecture(self.architecture)
         if self.learning_rate is None:
-            object.__setattr__(self, "learning_rate", LEARNING_RATES.get(self.architecture, 1e-3))
+            object.__setattr__(self, "learning_rate", usual_learning_rate(self.architecture))
         check_recipe(self)
 
 
@@ -113,8 +130,23 @@ def check_recipe(config: Any) -> None:
     """Checks the values of a recipe that do not go together.
 
     Raises:
-        InputError: For a loss that has no use for soft labels or mixed tiles.
+        InputError: For a loss that has no use for soft labels or mixed tiles, a width of a network that has its own,
+            and what logistic regression cannot do.
     """
+    if config.width is not None and is_from_elsewhere(config.architecture):
+        raise InputError(
+            f"{param('width')}={config.width} has no meaning for {param('architecture')}={config.architecture}, whose "
+            "config says how wide it is: leave it out"
+        )
+    unknown = {name: getattr(config, name) for name in _UNKNOWN_TO_PROBES if getattr(config, name)}
+    if config.loss != "ce":
+        unknown["loss"] = config.loss
+    if is_probe(config.architecture) and unknown:
+        name, value = next(iter(unknown.items()))
+        raise InputError(
+            f"{param(name)}={value} has no meaning for {param('architecture')}={config.architecture}, which is "
+            "logistic regression on tiles as they are: leave it out"
+        )
     if config.loss != "ce" and (config.mixup or config.cutmix):
         raise InputError(
             f"{param('loss')}={config.loss} does not go with mixed tiles, which are of no one class: give "
@@ -125,3 +157,8 @@ def check_recipe(config: Any) -> None:
             f"{param('soft_label_weight')}={config.soft_label_weight} has no meaning for "
             f"{param('loss')}=contrastive: give {param('loss')}=ce or joint, or 0"
         )
+
+
+def recorded_recipe(config: ClassifierConfig, label: str | None = None) -> dict[str, Any]:
+    """A recipe as a record has it: with the label of an architecture where it is a path; None for that as it is."""
+    return {**asdict(config), "architecture": label or config.architecture}

@@ -41,7 +41,9 @@ from histodistill.training.engine.steps import (
     set_learning_rate,
     step_generator,
 )
-from histodistill.training.models.classifiers import Classifier
+from histodistill.training.models.architectures import SCRATCH, is_from_elsewhere
+from histodistill.training.models.classifiers import ENCODER, Classifier
+from histodistill.training.models.pretrained import load_classifier_body, new_classifier_body
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.progress import Progress
 
@@ -55,14 +57,14 @@ class TrainedClassifier:
         history: One dict for each validation: step, loss (mean over the steps since the last), learning_rate, and with
             validation tiles validation_accuracy and validation_auc.
         best_step: Step of the highest validation accuracy; ties go to the higher AUC, then to the earlier step. The
-            last step where there are no validation tiles.
+            last step where there are no validation tiles. None of a probe, which knows no steps.
         validation: `scoring.score` at that step, or None.
         seconds: Spent since the start or the resumption; that of a stage is in its record.
     """
 
     model: Classifier
     history: list[dict[str, Any]]
-    best_step: int
+    best_step: int | None
     validation: dict[str, Any] | None
     seconds: float
 
@@ -459,7 +461,9 @@ class TrainingBatches:
 
 
 def build_classifier(config: ClassifierConfig, image_size: int, class_names: Sequence[str]) -> Classifier:
-    """A new classifier whose weights are decided by `config.seed`; global random numbers are left as they were.
+    """A new classifier; global random numbers are left as they were.
+
+    `config.seed` decides its weights, of a pretrained model those of the head.
 
     Args:
         config: Its architecture, width, treatment of stain, and seed count.
@@ -471,13 +475,19 @@ def build_classifier(config: ClassifierConfig, image_size: int, class_names: Seq
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed("weights of a classifier", config.seed))
+        encoder = None
+        if is_from_elsewhere(config.architecture):
+            is_new = config.architecture.startswith(SCRATCH)
+            make = new_classifier_body if is_new else load_classifier_body
+            encoder = make(config.architecture.removeprefix(SCRATCH))
         return Classifier(
-            architecture=config.architecture,
+            architecture=config.architecture if encoder is None else ENCODER,
             num_classes=len(class_names),
             image_size=image_size,
             class_names=class_names,
             width=config.width,
             normalize_stain=config.normalize_stain,
+            encoder=encoder,
         )
 
 

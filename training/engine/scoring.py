@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from histodistill.selection.image_rows import Images, rows_of
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.metrics import load_metric
 from histodistill.training.models.classifiers import Classifier
-from histodistill.training.models.prediction import predict_proba
+from histodistill.training.models.prediction import embed, predict_proba
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.notes import warn
 
@@ -134,14 +134,29 @@ def predict_shared(model: Classifier, images: Images, accelerator: Accelerator) 
     Returns:
         float32 N×C, all of them on every process.
     """
+    return _shared(predict_proba, model, images, accelerator)
+
+
+def embed_shared(model: Classifier, images: Images, accelerator: Accelerator) -> np.ndarray:
+    """`prediction.embed` with the work shared by the processes: float32 N×D, all of them on every process.
+
+    Args:
+        model, images, accelerator: See `predict_shared`.
+    """
+    return _shared(embed, model, images, accelerator)
+
+
+def _shared(
+    take: Callable[[Classifier, Images], np.ndarray], model: Classifier, images: Images, accelerator: Accelerator
+) -> np.ndarray:
     num_processes = accelerator.num_processes
     if num_processes == 1:
-        return predict_proba(model, images)
+        return take(model, images)
     # Shares must be of one length to be gathered: the last image fills up, and is cut off again.
     share = math.ceil(len(images) / num_processes)
     positions = np.minimum(np.arange(share) * num_processes + accelerator.process_index, len(images) - 1)
-    probabilities = torch.from_numpy(predict_proba(model, rows_of(images, positions))).to(accelerator.device)
-    gathered = accelerator.gather(probabilities).cpu().numpy().reshape(num_processes, share, -1)
+    found = torch.from_numpy(take(model, rows_of(images, positions))).to(accelerator.device)
+    gathered = accelerator.gather(found).cpu().numpy().reshape(num_processes, share, -1)
     return gathered.transpose(1, 0, 2).reshape(num_processes * share, -1)[: len(images)]
 
 

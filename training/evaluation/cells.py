@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +11,12 @@ import numpy as np
 
 from histodistill.selection.image_rows import Images
 from histodistill.training.data.tiles import Tiles, TileSource
-from histodistill.training.engine.classifier_config import ClassifierConfig
+from histodistill.training.engine.classifier_config import ClassifierConfig, recorded_recipe
 from histodistill.training.engine.classifier_training import fit_classifier
+from histodistill.training.engine.probes import fit_probe
 from histodistill.training.engine.scoring import predict_shared, score_probabilities
 from histodistill.training.evaluation.plans import PlannedCell
+from histodistill.training.models.architectures import is_probe
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.files import read_kept, write_json
 from histodistill.training.running.progress import Progress
@@ -64,6 +65,7 @@ def train_cell(
     class_names: list[str],
     progress: bool | Progress = True,
     size: int | None = None,
+    label: str | None = None,
 ) -> dict[str, Any]:
     """Trains and scores one classifier, and writes the cell; a training that was killed is resumed.
 
@@ -78,27 +80,33 @@ def train_cell(
         class_names: Names of the labels.
         progress: See `fit_classifier`.
         size: Images per class, where a table has the row in several sizes.
+        label: What the table calls the architecture, where that is something else.
 
     Returns:
         The cell, the same on every process: row, num_train, scores by name of the split, how it was trained.
     """
     checkpoints = path.parent / "checkpoints" / path.stem
-    trained = fit_classifier(
-        config,
-        train,
-        choose_on,
-        accelerator,
-        class_names=class_names,
-        checkpoint_dir=checkpoints,
-        resume="latest",
-        progress=progress,
-    )
+    if is_probe(config.architecture):
+        trained = fit_probe(config, train, choose_on, accelerator, class_names=class_names)
+        if isinstance(progress, Progress):
+            progress.update()
+    else:
+        trained = fit_classifier(
+            config,
+            train,
+            choose_on,
+            accelerator,
+            class_names=class_names,
+            checkpoint_dir=checkpoints,
+            resume="latest",
+            progress=progress,
+        )
     scores = {
         split: score_probabilities(predict_shared(trained.model, tiles.images, accelerator), tiles.labels)
         for split, tiles in score_on.items()
     }
     cell = {
-        "architecture": config.architecture,
+        "architecture": label or config.architecture,
         "row": row,
         "size": size,
         "seed": config.seed,
@@ -106,7 +114,7 @@ def train_cell(
         "validation": trained.validation,
         **scores,
         "best_step": trained.best_step,
-        "config": asdict(config),
+        "config": recorded_recipe(config, label),
         "seconds": round(trained.seconds, 1),
     }
     if accelerator.is_main_process:
@@ -141,15 +149,15 @@ def fill_cells(
     """
     paths = {cell: stage.folder / cell.file_name for cell in planned}
     cells = {cell: read_cell(path) for cell, path in paths.items()}
-    total = sum(cell.steps for cell in cells)
-    done = sum(cell.steps for cell, finished in cells.items() if finished is not None)
+    total = sum(cell.work for cell in cells)
+    done = sum(cell.work for cell, finished in cells.items() if finished is not None)
     with Progress(
         total, stage.folder.name, "steps", initial=done, enabled=accelerator.is_local_main_process
     ) as progress:
         for cell in [cell for cell, finished in cells.items() if finished is None]:
             cells[cell] = made = make(cell, paths[cell], progress)
             if made is None:
-                progress.update(cell.steps)
+                progress.update(cell.work)
             elif accelerator.is_main_process:
                 stage.save_progress()
     return [cell for cell in cells.values() if cell is not None]
@@ -184,7 +192,7 @@ def summarise_seeds(cells: Sequence[dict[str, Any]], splits: Sequence[str]) -> d
     """
     return {
         "num_train": cells[0]["num_train"],
-        "steps": cells[0]["config"]["max_train_steps"],
+        "steps": None if is_probe(cells[0]["architecture"]) else cells[0]["config"]["max_train_steps"],
         "seeds": [cell["seed"] for cell in cells],
         **{split: {metric: spread([cell[split][metric] for cell in cells]) for metric in METRICS} for split in splits},
     }

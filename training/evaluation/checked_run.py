@@ -26,6 +26,7 @@ from histodistill.training.evaluation.run_facts import RunRecords, read_run_fact
 from histodistill.training.evaluation.run_records import StageRecord, by_class, check_setting
 from histodistill.training.generate import CALL_OPTIONS
 from histodistill.training.models.embedders import describe_embedder
+from histodistill.training.models.encoder_licences import USES
 from histodistill.training.running.stages import require_parts
 
 
@@ -151,6 +152,15 @@ class CheckedRun:
                 dropped = sum(by_class(self.selection.copies_dropped, self.class_names).values())
                 filters["copies of real tiles"] = f"{dropped} image{'' if dropped == 1 else 's'} dropped"
         return filters
+
+    @cached_property
+    def encoders(self) -> list[dict[str, Any]]:
+        """The models from elsewhere that the set was made with, as its card takes them."""
+        found = [
+            encoder for stage in ("teacher", "distilled") if stage in self.records.stages
+            for encoder in self.records.stages[stage].encoders
+        ]  # fmt: skip
+        return [{**encoder.model_dump(), "use": USES[encoder.use]} for encoder in found]
 
     @cached_property
     def embedder(self) -> str | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from histodistill.training.engine.classifier_config import ClassifierConfig
-from histodistill.training.evaluation.plans import PlannedCell, RowsConfig, planned_cells
+from histodistill.training.evaluation.plans import PlannedCell, RowsConfig, planned_cells, recorded_plan
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.formats import RESULTS_FORMAT
 from histodistill.training.running.notes import is_step_of_distill, tell
@@ -105,6 +105,7 @@ def run(config: CompareConfig) -> dict[str, Any]:
         "pool": records["pool"]["fingerprint"],
         "distilled": records["distilled"]["fingerprint"],
         **config.settings(),
+        "train": recorded_plan(config.train, config.plan, config.run),
     }
     folder, results_path = config.run / "comparison", config.run / "results.json"
     # There is no other output folder to give: a run has one comparison.
@@ -167,40 +168,48 @@ def train_rows(
 
     def make_cell(cell: PlannedCell, path: Path, progress: Progress) -> dict[str, Any] | None:
         try:
+            how = recipe(cell, config.batch_size, config.validation_tiles)
             train = training_tiles(cell.row, config.run, source, n_per_class, cell.seed)
         except InputError as error:
-            note = f"{ROWS[cell.row]}: left out, since {error}"
+            title = ROWS[cell.row] if cell.steps else f"{cell.shown}, {ROWS[cell.row]}"
+            note = f"{title}: left out, since {error}"
             if note not in notes:
                 notes.append(note)
                 say(note)
             return None
-        say(f"{cell.architecture} on {len(train):,} tiles: {ROWS[cell.row]}, seed {cell.seed}")
+        say(f"{cell.shown} on {len(train):,} tiles: {ROWS[cell.row]}, seed {cell.seed}")
         return train_cell(
             path,
             cell.row,
-            recipe(cell, config.batch_size, config.validation_tiles),
+            how,
             train,
             source.split("validation"),
             {"test": test},
             accelerator,
             source.class_names,
             progress,
+            label=cell.shown,
         )
 
-    return fill_cells(planned_cells(config.plan, config.seeds), stage, accelerator, make_cell), notes
+    return fill_cells(planned_cells(config.plan, config.seeds, config.run), stage, accelerator, make_cell), notes
 
 
 def recipe(cell: PlannedCell, batch_size: int, validation_tiles: int = _VALIDATION_TILES) -> ClassifierConfig:
-    """How a cell is trained: the rows differ in their tiles, and two of them in the loss."""
+    """How a cell is trained: the rows differ in their tiles, and two of them in the loss.
+
+    Raises:
+        InputError: For a probe that is to be trained with the joint loss.
+    """
+    steps = {} if cell.steps is None else {"max_train_steps": cell.steps}
     return ClassifierConfig(
         architecture=cell.architecture,
         loss="joint" if cell.row == "distilled_joint" else "ce",
         soft_label_weight=1.0 if cell.row == SOFT_ROW else 0.0,
         seed=cell.seed,
-        max_train_steps=cell.steps,
         batch_size=batch_size,
-        validation_steps=max(1, cell.steps // _VALIDATIONS),
         validation_tiles=validation_tiles,
+        validation_steps=max(1, cell.work // _VALIDATIONS),
+        **steps,
     )
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from histodistill.training.engine.classifier_config import ClassifierConfig
-from histodistill.training.evaluation.plans import PlannedCell, RowsConfig, planned_cells
+from histodistill.training.evaluation.plans import PlannedCell, RowsConfig, planned_cells, recorded_plan
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.notes import tell
 from histodistill.training.running.options import StepParser, config, like, option, run_script
@@ -118,6 +118,7 @@ def run(config: EvaluatePoolConfig) -> dict[str, Any]:
         **fingerprints,
         "embedder": embedder,
         **config.settings(),
+        "train": recorded_plan(config.train, config.plan, config.run),
     }
     folder, results_path = config.output_folder, config.output_folder / "metrics.json"
     inputs = {"pool": config.pool_folder, "pipeline": config.run / "pipeline"}
@@ -257,18 +258,20 @@ def train_rows(
 
     def make_cell(cell: PlannedCell, path: Path, progress: Progress) -> dict[str, Any]:
         train = training_tiles(cell.row)
-        tell(f"{cell.architecture} on {len(train):,} tiles: {ROWS[cell.row]}, seed {cell.seed}")
+        tell(f"{cell.shown} on {len(train):,} tiles: {ROWS[cell.row]}, seed {cell.seed}")
         recipe = ClassifierConfig(
             architecture=cell.architecture,
             seed=cell.seed,
-            max_train_steps=cell.steps,
             batch_size=config.batch_size,
+            **({} if cell.steps is None else {"max_train_steps": cell.steps}),
         )
         # No step is chosen on the validation tiles: they are what is scored.
         score_on = {"validation": tiles.validation}
-        return train_cell(path, cell.row, recipe, train, None, score_on, accelerator, tiles.class_names, progress)
+        return train_cell(
+            path, cell.row, recipe, train, None, score_on, accelerator, tiles.class_names, progress, label=cell.shown
+        )
 
-    return fill_cells(planned_cells(config.plan, config.seeds), stage, accelerator, make_cell)
+    return fill_cells(planned_cells(config.plan, config.seeds, config.run), stage, accelerator, make_cell)
 
 
 def accuracy_scores(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-from histodistill.training.models.architectures import ARCHITECTURES
+from histodistill.training.models.architectures import check_architecture, is_probe
+from histodistill.training.models.encoder_names import (
+    architecture_label,
+    label_as_file_name,
+    resolved_architecture,
+)
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.launch import NUM_PROCESSES_HELP
 from histodistill.training.running.options import StepConfig, config, option
@@ -35,7 +42,8 @@ class RowsConfig(CellsConfig):
     known_rows: ClassVar[Mapping[str, str]] = {}
 
     train: tuple[str, ...] = option(
-        "what to train for how many steps on which rows, all rows where none is named",
+        "what to train for how many steps on which rows, all rows where none is named; ARCHITECTURE is what "
+        "train_classifier takes; a probe knows no steps: probe:ENCODER[::ROW,ROW…]",
         default=("convnet:1000",),
         metavar="ARCHITECTURE:STEPS[:ROW,ROW…]",
     )
@@ -57,29 +65,41 @@ class RowsConfig(CellsConfig):
 
 
 class Planned(NamedTuple):
-    """What `ARCHITECTURE:STEPS[:ROW,ROW…]` says."""
+    """What one text of a plan says: see `parse_plan`.
+
+    Attributes:
+        architecture: See `models.architectures`.
+        steps: Optimizer steps; None for a probe, which knows none.
+        rows: What it is trained on.
+    """
 
     architecture: str
-    steps: int
+    steps: int | None
     rows: tuple[str, ...]
 
 
+# `ARCHITECTURE:STEPS[:ROW,ROW…]`: a name or a path may hold colons, so the numbers are looked for from the end.
+_STEPS = re.compile(r"(?P<architecture>.+):(?P<steps>[0-9]+)(?::(?P<rows>[^:/]*))?")
+#: Between a probe, whose name may hold colons as well, and its rows.
+BEFORE_ROWS = "::"
+
+
 def parse_plan(texts: Sequence[str], known_rows: Sequence[str]) -> list[Planned]:
-    """Architecture, steps and rows of each `ARCHITECTURE:STEPS[:ROW,ROW…]`; all rows where none is named.
+    """Architecture, steps and rows of each `ARCHITECTURE:STEPS[:ROW,ROW…]`, or of a probe `probe:ENCODER[::ROW,ROW…]`.
+
+    All rows where none is named. Names and paths may hold colons and slashes: the steps are the last number that
+    stands alone between colons, or at the end; the rows of a probe begin after the last `::`.
 
     Raises:
         InputError: For a text that is none, an architecture or a row that is unknown or named twice.
     """
     plan: list[Planned] = []
     for text in texts:
-        architecture, _, rest = text.partition(":")
-        steps, _, rows = rest.partition(":")
-        names = rows.split(",") if rows else list(known_rows)
         where = f"{param('train')}={text}"
-        if architecture not in ARCHITECTURES:
-            meant = did_you_mean(architecture, ARCHITECTURES)
-            raise InputError(f"{where}: the architecture{meant} must be one of {', '.join(ARCHITECTURES)}")
-        if not steps.isdecimal() or int(steps) < 1:
+        architecture, steps, rows = _parse_probe(text, known_rows) if is_probe(text) else _parse_steps(text)
+        names = rows.split(",") if rows else list(known_rows)
+        check_architecture(architecture, where)
+        if (steps is not None and steps < 1) or (steps is None and not is_probe(architecture)):
             raise InputError(
                 f"{where}: after the architecture comes the number of steps, at least 1, as in convnet:1000"
             )
@@ -94,37 +114,95 @@ def parse_plan(texts: Sequence[str], known_rows: Sequence[str]) -> list[Planned]
                 f"{param('train')} names {architecture} twice: all rows of an architecture are trained for the same "
                 "steps"
             )
-        plan.append(Planned(architecture, int(steps), tuple(names)))
+        plan.append(Planned(architecture, steps, tuple(names)))
     return plan
+
+
+def _parse_steps(text: str) -> tuple[str, int | None, str]:
+    """Architecture, steps and the text of the rows; of a text without steps the first two words."""
+    found = _STEPS.fullmatch(text)
+    if found is None:
+        architecture, _, _ = text.partition(":") if "/" not in text else (text, "", "")
+        return architecture, None, ""
+    return found["architecture"], int(found["steps"]), found["rows"] or ""
+
+
+def _parse_probe(text: str, known_rows: Sequence[str]) -> tuple[str, None, str]:
+    """Architecture, no steps, and the text of the rows."""
+    architecture, between, rows = text.rpartition(BEFORE_ROWS)
+    if not between:
+        architecture, rows = text, ""
+        before, _, last = text.rpartition(":")
+        if is_probe(before) and (last.isdecimal() or set(last.split(",")) <= set(known_rows)):
+            remedy = before if last.isdecimal() else f"{before}{BEFORE_ROWS}{last}"
+            raise InputError(
+                f"{param('train')}={text}: a probe is fitted without steps, and its rows stand after two colons: "
+                f"write {remedy}, or {text}{BEFORE_ROWS} where the encoder is called so"
+            )
+    return architecture, None, rows
 
 
 class PlannedCell(NamedTuple):
     """One training of a plan.
 
     Attributes:
-        architecture: One of `ARCHITECTURES`.
-        steps: Optimizer steps.
+        architecture: See `models.architectures`.
+        steps: Optimizer steps; None for a probe.
         row: Name of what it is trained on.
         seed: Of the training, and of what is drawn at random to be trained on.
+        label: What tables call the architecture, where that is something else: see `architecture_label`.
     """
 
     architecture: str
-    steps: int
+    steps: int | None
     row: str
     seed: int
+    label: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """What tables call the architecture."""
+        return self.label or self.architecture
+
+    @property
+    def work(self) -> int:
+        """Its share of the work of a table: its steps, or 1."""
+        return self.steps or 1
 
     @property
     def file_name(self) -> str:
         """The file that keeps the cell, within the folder of its table."""
-        return f"{self.architecture}-{self.row}-seed{self.seed}.json"
+        return f"{label_as_file_name(self.shown)}-{self.row}-seed{self.seed}.json"
 
 
-def planned_cells(plan: Sequence[Planned], seeds: Sequence[int]) -> Iterator[PlannedCell]:
-    """Every training of a plan: architecture by architecture, row by row, seed by seed."""
+def planned_cells(plan: Sequence[Planned], seeds: Sequence[int], run: Path) -> Iterator[PlannedCell]:
+    """Every training of a plan: architecture by architecture, row by row, seed by seed.
+
+    Args:
+        plan: The plan.
+        seeds: Of each training.
+        run: The folder of the run, whose own encoders go by their names.
+
+    Raises:
+        InputError: For the folder of a model that is not there.
+    """
     for architecture, steps, rows in plan:
+        label = architecture_label(architecture, run)
         for row in rows:
             for seed in seeds:
-                yield PlannedCell(architecture, steps, row, seed)
+                yield PlannedCell(resolved_architecture(architecture, run), steps, row, seed, label)
+
+
+def recorded_plan(texts: Sequence[str], plan: Sequence[Planned], run: Path) -> tuple[str, ...]:
+    """The texts of a plan as a record has them: with the label of an architecture where it is a path.
+
+    Args:
+        texts: As `parse_plan` took them.
+        plan: As it returned it.
+        run: The folder of the run.
+    """
+    pairs = zip(texts, (planned.architecture for planned in plan), strict=True)
+    return tuple(architecture_label(name, run) + text.removeprefix(name) for text, name in pairs)
 
 
 def require_once(name: str, values: Sequence[object]) -> None:

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 from histodistill.hub_cards.audit_record import Count, Share
 from histodistill.hub_cards.documents import ClassName, Exact, Seed, read_document
 from histodistill.training.evaluation.compare import RECOVERY_ROW, ROWS
-from histodistill.training.models.architectures import ARCHITECTURES
+from histodistill.training.models.encoder_names import is_architecture_label
 
 
 # Rounding of means and standard deviations.
@@ -32,8 +32,17 @@ def _one_of(known: Collection[str]) -> AfterValidator:
 
 #: What a classifier was trained on: a key of `ROWS`.
 RowName = Annotated[str, _one_of(ROWS)]
-#: The network of a classifier.
-Architecture = Annotated[str, _one_of(ARCHITECTURES)]
+
+
+def _architecture(name: str) -> str:
+    """Lets the label of an architecture through, which holds no path."""
+    if not is_architecture_label(name):
+        raise ValueError("should be the label of an architecture")
+    return name
+
+
+#: The network of a classifier: see `architecture_label`.
+Architecture = Annotated[str, AfterValidator(_architecture)]
 
 
 class Score(Exact):
@@ -59,7 +68,7 @@ class SeedsRecord(Exact):
     """What trainings that differ in their seed alone have in common."""
 
     num_train: Annotated[Count, Field(ge=1)]
-    steps: Annotated[Count, Field(ge=1)]
+    steps: Annotated[Count, Field(ge=1)] | None
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000)]
 
 

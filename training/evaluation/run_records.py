@@ -21,7 +21,8 @@ from histodistill.hub_cards.names import is_license_id
 from histodistill.training.distillation.select import SelectConfig
 from histodistill.training.engine.classifier_config import LOSSES
 from histodistill.training.generate import GenerateConfig
-from histodistill.training.models.architectures import ARCHITECTURES
+from histodistill.training.models.encoder_licences import LICENCE
+from histodistill.training.models.encoder_names import is_architecture_label, is_encoder_label
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.options import StepConfig, check_values
 from histodistill.training.train_autoencoder import TrainAutoencoderConfig
@@ -37,8 +38,8 @@ STAGE_OPTIONS: dict[str, type[StepConfig]] = {
     "pool": GenerateConfig,
     "distilled": SelectConfig,
 }
-# The texts that options take which name no choices.
-_WORDS = {"architecture": ARCHITECTURES, "loss": LOSSES}
+# What the texts must be that options take which name no choices.
+_WORDS = {"architecture": is_architecture_label, "loss": LOSSES.__contains__}
 # Characters of the value of a setting on a card, at most; of a number, as many as a float64 may have.
 _LONGEST_SETTING, _LONGEST_NUMBER = 100, 24
 _Package = Literal[
@@ -56,6 +57,13 @@ def _license_id(text: str) -> str:
 Counts = Annotated[tuple[Count, ...], Field(max_length=100_000)]
 
 
+def _encoder_name(name: str) -> str:
+    """Lets the name of an encoder through, which holds no path."""
+    if not is_encoder_label(name):
+        raise ValueError("should be the name of an encoder")
+    return name
+
+
 class Budget(Known):
     """A budget of differential privacy."""
 
@@ -67,6 +75,7 @@ class PrivacyRecord(Known):
     """What the record of a training with differential privacy says of it."""
 
     autoencoder: Literal["public"] | Budget
+    init: Literal["public"] | None = None
     total: Budget
 
 
@@ -76,6 +85,14 @@ class PretrainedRecord(Known):
     is_taken: bool
     name: ClassName | None = None
     license: Annotated[str, AfterValidator(_license_id)] | None = None
+
+
+class EncoderRecord(Known):
+    """A model from elsewhere that a stage used: see `encoder_records`."""
+
+    use: Literal["selection", "copies", "soft_labels"]
+    name: Annotated[str, AfterValidator(_encoder_name)]
+    license: Annotated[str, Field(pattern=rf"^{LICENCE.pattern}$")] | None
 
 
 class StageRecord(Known):
@@ -99,6 +116,7 @@ class StageRecord(Known):
     community_chosen: dict[str, Counts] = Field(default_factory=dict)
     dropped: dict[str, Count] = Field(default_factory=dict)
     copies_dropped: dict[str, Count] | None = None
+    encoders: Annotated[tuple[EncoderRecord, ...], Field(max_length=20)] = ()
 
 
 class RunRecord(Known):
@@ -165,8 +183,8 @@ def check_setting(record: StageRecord, stage: str, name: str) -> Any:
 
 def shown_value(name: str, value: Any) -> str:
     """A setting as text. Raises ContentError for a text that no option takes, and for what is very long."""
-    if isinstance(value, str) and name in _WORDS and value not in _WORDS[name]:
-        raise ContentError(f"holds a setting {name} that is not one of {', '.join(_WORDS[name])}")
+    if isinstance(value, str) and name in _WORDS and not _WORDS[name](value):
+        raise ContentError(f"holds a setting {name} that the option does not take")
     text = value if isinstance(value, str) else json.dumps(value)
     if len(text) > (_LONGEST_NUMBER if isinstance(value, int | float) else _LONGEST_SETTING):
         raise ContentError(f"holds a setting {name} that is longer than a card shows")

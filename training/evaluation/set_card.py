@@ -34,6 +34,7 @@ def dataset_card(run: CheckedRun, facts: RunFacts, *, has_pictures: bool) -> Dis
         selector_params=dict(sorted(config.params.model_dump().items())),
         features=dataset_features(run.distilled.table),
         embedder=run.embedder,
+        encoders=run.encoders,
         source_name=facts.name,
         license=facts.license,
         attribution=facts.attribution,

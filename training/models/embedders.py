@@ -1,4 +1,4 @@
-"""Embeddings of images: from a classifier or an autoencoder of this project, or any `transformers` vision model."""
+"""Embeddings of images: from a classifier or an autoencoder of this project, or any vision model by name or folder."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from histodistill.selection.image_rows import Images, batches
 from histodistill.selection.streams import torch_seed
 from histodistill.selection.views import resample
 from histodistill.training.data.pixels import to_model_input
-from histodistill.training.models.classifiers import Classifier
+from histodistill.training.models.architectures import TIMM
+from histodistill.training.models.classifiers import ENCODER, Classifier
 from histodistill.training.models.devices import best_device
-from histodistill.training.models.latents import LATENT_MODELS, LatentModel, compression_of, encode_images
+from histodistill.training.models.encoders import Encoder, LatentEncoder
+from histodistill.training.models.latents import LATENT_MODELS
 from histodistill.training.models.loading import has_class, has_classifier, load_autoencoder, load_classifier
 from histodistill.training.models.prediction import embed, usual_batch_size
+from histodistill.training.models.pretrained import load_vision_encoder
 from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.hub_cache import cache_problem
 from histodistill.training.running.options import require
 from histodistill.training.running.progress import Progress
 
@@ -62,15 +62,18 @@ def describe_embedder(name: str | Path) -> str:
         return "latents of an autoencoder"
     if is_classifier(name):
         return "features of a classifier"
-    return Path(name).name if Path(name).exists() else str(name)
+    # A folder of timm's is named as one of transformers is.
+    folder = Path(str(name).removeprefix(TIMM))
+    return folder.name if folder.exists() else str(name)
 
 
 def embedder_fingerprint(name: str | Path) -> str:
     """What stands for the value of an option `embedder` in a record: for a folder, not its path but its content."""
-    if not Path(name).is_dir():
+    folder = Path(str(name).removeprefix(TIMM))
+    if not folder.is_dir():
         return str(name)
     digest = hashlib.sha256()
-    for file in sorted(Path(name).rglob("*")):
+    for file in sorted(folder.rglob("*")):
         if file.suffix in (".json", ".safetensors") and file.name != "stage.json":
             digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
     return f"{describe_embedder(name)}, sha256 {digest.hexdigest()}"
@@ -92,7 +95,11 @@ def named_embeddings(names: Sequence[str]) -> dict[str, Callable[[Images], np.nd
     """
     embeddings: dict[str, Callable[[Images], np.ndarray]] = {}
     for name in names:
-        label = "autoencoder" if is_autoencoder(name) else Path(name).name if Path(name).is_dir() else name
+        folder = Path(name.removeprefix(TIMM))
+        # An audit knows names of the Hub, and timm's own models are there.
+        of_hub = name if not name.startswith(TIMM) or "/" in name else name.replace(TIMM, "timm/")
+        label = folder.name if folder.is_dir() else of_hub.removeprefix(TIMM)
+        label = "autoencoder" if is_autoencoder(name) else label
         if label in embeddings or label == "pixels":
             raise InputError(f"{param('embedders')} names {label} twice: give folders with different names")
         embeddings[label] = _loaded_when_called(name)
@@ -153,9 +160,10 @@ def load_embedder(name_or_path: str | Path) -> Embedder:
     Args:
         name_or_path: A `Classifier` folder, whose penultimate features are taken; or the folder or Hub id of a
             `transformers` vision model, whose pooled output is taken where it was trained, or else the mean over its
-            last hidden states; or the folder of an autoencoder, whose latents are taken as they are; or
-            `UNTRAINED`, the features of a ConvNet with random weights, always the same ones: they tell of colours and
-            textures, and of nothing that was learned from private tiles (compare Zhao & Bilen, WACV 2023).
+            last hidden states (see `VisionEncoder`); or `timm:` and a name or Hub id of `timm`, or the folder of such
+            a model; or the folder of an autoencoder, whose latents are taken as they are; or `UNTRAINED`, the features
+            of a ConvNet with random weights, always the same ones: they tell of colours and textures, and of nothing
+            that was learned from private tiles (compare Zhao & Bilen, WACV 2023).
 
     Returns:
         What takes images, uint8 N×H×W×3, and returns embeddings, float32 N×D. It computes on `best_device`.
@@ -168,11 +176,8 @@ def load_embedder(name_or_path: str | Path) -> Embedder:
         function = partial(_embed_untrained, device)
     elif is_classifier(name_or_path):
         function = partial(embed, load_classifier(name_or_path).to(device))
-    elif is_autoencoder(name_or_path):
-        autoencoder = load_autoencoder(name_or_path).to(device)
-        function = partial(_encode, autoencoder, name_or_path, device)
     else:
-        function = partial(_embed_with_transformers, *_load_with_transformers(name_or_path, device), device)
+        function = partial(_encode, _load_encoder(name_or_path).to(device), device)
     return Embedder(str(name_or_path), function)
 
 
@@ -209,49 +214,49 @@ def _untrained(image_size: int, device: torch.device) -> Classifier:
 
 
 @torch.no_grad()
-def _encode(autoencoder: LatentModel, folder: str | Path, device: torch.device, images: np.ndarray) -> np.ndarray:
-    if images.shape[1] % compression_of(autoencoder):
+def _encode(encoder: Encoder, device: torch.device, images: np.ndarray) -> np.ndarray:
+    return encoder(to_model_input(images).to(device)).float().cpu().numpy()
+
+
+def classifier_on(
+    name_or_path: str | Path, image_size: int, class_names: Sequence[str], option: str = "architecture"
+) -> Classifier:
+    """A classifier with a new head on the features of an embedder, in evaluation mode on the CPU.
+
+    Args:
+        name_or_path: See `load_embedder`.
+        image_size: Side of the tiles in px.
+        class_names: One per class; the index is the label.
+        option: What the user gave the name as, for messages.
+
+    Raises:
+        InputError: If there is no such model, or it does not take tiles of this size.
+    """
+    if name_or_path != UNTRAINED and not is_classifier(name_or_path):
+        encoder = _load_encoder(name_or_path, option)
+        return Classifier(ENCODER, image_size=image_size, class_names=class_names, encoder=encoder).eval()
+    source = (
+        _untrained(image_size, torch.device("cpu")) if name_or_path == UNTRAINED else load_classifier(name_or_path)
+    )
+    if source.image_size != image_size:
         raise InputError(
-            f"{param('embedder')} {folder} takes tiles whose side is a multiple of "
-            f"{compression_of(autoencoder)} px, and these have {images.shape[1]} px: give the autoencoder "
-            "of these tiles"
+            f"{param(option)} {name_or_path} takes tiles of {source.image_size} px, and these have {image_size} px: "
+            "give a classifier of such tiles"
         )
-    return encode_images(autoencoder, to_model_input(images).to(device)).flatten(1).float().cpu().numpy()
+    model = Classifier(
+        source.architecture,
+        image_size=image_size,
+        class_names=class_names,
+        width=source.width,
+        normalize_stain=source.normalize_stain,
+        encoder=source.backbone if isinstance(source.backbone, Encoder) else None,
+    )
+    model.backbone.load_state_dict(source.backbone.state_dict())
+    return model.eval()
 
 
-def _load_with_transformers(name_or_path: str | Path, device: torch.device) -> tuple[Any, Any, bool]:
-    """The processor and the model, and whether its pooler was trained."""
-    from transformers import AutoImageProcessor, AutoModel
-
-    # No code and no pickle of a model is ever run, and what is on this machine is looked for nowhere else.
-    is_local = Path(name_or_path).exists()
-    options = {"trust_remote_code": False, "local_files_only": is_local}
-    try:
-        processor = AutoImageProcessor.from_pretrained(name_or_path, **options)
-        model, info = AutoModel.from_pretrained(
-            name_or_path, use_safetensors=True, output_loading_info=True, **options
-        )
-    except Exception as error:  # of any kind: a folder can be damaged in every way
-        if not is_local and (problem := cache_problem()):
-            raise InputError(f"{param('embedder')} {name_or_path} cannot be fetched, since {problem}") from error
-        raise InputError(
-            f"{param('embedder')} {name_or_path} cannot be loaded: give a folder that train_classifier or "
-            "train_autoencoder left, or the folder or Hub id of a transformers vision model"
-        ) from error
-    # A pooler that the files do not hold is made at random, another one each time: leave it out.
-    has_pooler = not any("pooler" in key for key in info["missing_keys"])
-    return processor, model.eval().to(device), has_pooler
-
-
-@torch.no_grad()
-def _embed_with_transformers(
-    processor: Any, model: Any, has_pooler: bool, device: torch.device, images: np.ndarray
-) -> np.ndarray:
-    pictures = [Image.fromarray(image) for image in images]
-    output = model(**processor(images=pictures, return_tensors="pt").to(device))
-    pooled = getattr(output, "pooler_output", None) if has_pooler else None
-    if pooled is None:
-        hidden = output.last_hidden_state
-        # Feature maps of a convolutional network, or tokens of a transformer.
-        pooled = hidden.flatten(2).mean(2) if hidden.ndim == 4 else hidden.mean(1)
-    return pooled.flatten(1).float().cpu().numpy()
+def _load_encoder(name_or_path: str | Path, option: str = "embedder") -> Encoder:
+    """What is neither a classifier of this project nor untrained."""
+    if is_autoencoder(name_or_path):
+        return LatentEncoder(load_autoencoder(name_or_path), f"{param(option)} {name_or_path}").eval()
+    return load_vision_encoder(name_or_path, option)

@@ -32,6 +32,7 @@ from histodistill.training.evaluation.run_facts import public_name
 from histodistill.training.evaluation.run_records import by_class
 from histodistill.training.evaluation.set_card import dataset_card
 from histodistill.training.evaluation.verdicts import read_run_audit
+from histodistill.training.models.encoder_licences import tell_licences
 from histodistill.training.publishing.pushing import as_input_error
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.notes import warn
@@ -75,7 +76,7 @@ def collect_repositories(
 ) -> list[Repository]:
     """The repositories of a run as they are to be, in the order in which they refer to each other.
 
-    Warns where they would have no licence.
+    Warns where they would have no licence, and tells by what licences models from elsewhere were used.
 
     Args:
         run: Folder of the run.
@@ -113,6 +114,7 @@ def collect_repositories(
         raise InputError(str(error)) from error
     for repository in repositories:
         check_no_paths(repository.upload, (run, Path.home()))
+    tell_licences(encoder.model_dump() for record in checked.records.stages.values() for encoder in record.encoders)
     if facts.license is None and not facts.is_phantom:
         warn(
             "without --license the repositories have no licence, so nobody may lawfully use them: give one that the "

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from histodistill.hub_cards.audit_record import Count, Share
+from histodistill.hub_cards.card_facts import architecture_title
 from histodistill.hub_cards.documents import Known, check_document, parse_json
 from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.rendering import ScoreText
@@ -19,7 +20,7 @@ from histodistill.training.evaluation.cells import spread
 from histodistill.training.evaluation.compare import headline_row
 from histodistill.training.evaluation.plans import PlannedCell
 from histodistill.training.reporting.charts import mark_chart
-from histodistill.training.reporting.scores import architecture_title, row_kind, rows_by_architecture
+from histodistill.training.reporting.scores import row_kind, rows_by_architecture
 
 
 class _ClassScores(Known):
@@ -81,7 +82,7 @@ def _read_cells(run: Path, row: dict[str, Any], num_classes: int) -> list[_Class
     """The test scores of each seed of a row of results.json; none where one of them does not say them."""
     cells = []
     for seed in row["seeds"]:
-        place = PlannedCell(row["architecture"], row.get("steps", 0), row["row"], seed)
+        place = PlannedCell(row["architecture"], row.get("steps"), row["row"], seed)
         try:
             cell = check_document(parse_json((run / "comparison" / place.file_name).read_bytes()), _Cell)
         except (OSError, ContentError):  # the page does without what is not there, or was cut off

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
+from histodistill.hub_cards.card_facts import architecture_title
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.images import base64_png
 from histodistill.training.evaluation.run_facts import package_versions, privacy_facts
@@ -26,7 +27,6 @@ from histodistill.training.reporting.pictures import (
 from histodistill.training.reporting.run_files import REPORT, read_optional, read_results, read_run_record, source_name
 from histodistill.training.reporting.scores import (
     ScoreText,
-    architecture_title,
     headline_figures,
     recoveries,
     score_charts,

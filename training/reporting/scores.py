@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from histodistill.hub_cards.card_facts import ARCHITECTURES
+from histodistill.hub_cards.card_facts import architecture_title
 from histodistill.hub_cards.rendering import ScoreText
 from histodistill.training.evaluation.compare import SOFT_ROW, headline_row
 from histodistill.training.reporting.charts import Score, bar_chart
@@ -152,8 +152,3 @@ def score_charts(results: dict[str, Any]) -> list[dict[str, Any]]:
 def row_kind(name: str) -> str:
     """What decides the colour of a row: `distilled` however it was trained, or its name."""
     return "distilled" if name.startswith("distilled") else name
-
-
-def architecture_title(name: str) -> str:
-    """What an architecture is called in texts."""
-    return ARCHITECTURES.get(name, name)

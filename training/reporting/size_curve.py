@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from histodistill.hub_cards.card_facts import architecture_title
 from histodistill.hub_cards.documents import check_document, parse_json
 from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.rendering import ScoreText
 from histodistill.training.reporting.charts import MARKERS, Score, line_chart
-from histodistill.training.reporting.scores import architecture_title
 from histodistill.training.running.errors import InputError
 from histodistill.training.tables.benchmark_record import Benchmark, BenchmarkRow
 from histodistill.training.tables.results_summary import row_title

@@ -61,6 +61,7 @@ class Option:
         at_least, above, at_most, below: Bounds of a number, or of each number of several. Where there is one, NaN and
             infinity are refused, too; without any, the step checks the number itself.
         choices: The only values it takes.
+        suggested: Values that a shell completes, of a text that may be another one.
         metavar: What stands for its value, or values, in `--help`.
         group: Title of the group that `--help` shows it in.
         positional: Whether the command line takes it without a name.
@@ -78,6 +79,7 @@ class Option:
     at_most: float | None = None
     below: float | None = None
     choices: tuple[str, ...] | None = None
+    suggested: tuple[str, ...] | None = None
     metavar: str | tuple[str, ...] | None = None
     group: str | None = None
     positional: bool = False

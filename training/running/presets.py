@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,8 @@ from histodistill.training.running.suggestions import did_you_mean
 
 #: The presets that come with the package: files in `training/presets/`.
 PRESET_NAMES = ("cpu-demo", "cpu", "gpu")
+# The steps of what `compare --train` takes: the last number that stands alone between colons, or at the end.
+_STEPS = re.compile(r"^(.*):(\d+)(?=:|$)")
 # What `Preset` reckons with, and so every file must have.
 _NEEDED = {
     "autoencoder": ("channels", "latent_channels", "batch_size"),
@@ -179,13 +182,12 @@ class Preset:
 
     def with_compared_steps(self, scale: float) -> Preset:
         """The same with other steps of all that is compared: `scale` times as many, at least one."""
-        plan = []
-        for text in self.compare:
-            architecture, _, rest = text.partition(":")
-            steps, colon, rows = rest.partition(":")
-            # What is no number is for who reads the plan to refuse.
-            fitting = str(max(1, round(int(steps) * scale))) if steps.isdecimal() else steps
-            plan.append(f"{architecture}:{fitting}{colon}{rows}")
+
+        def fit(found: re.Match[str]) -> str:
+            return f"{found[1]}:{max(1, round(int(found[2]) * scale))}"
+
+        # The steps are the last number that stands alone; a probe has none.
+        plan = [text if text.startswith("probe:") else re.sub(_STEPS, fit, text) for text in self.compare]
         return replace(self, compare=tuple(plan))
 
     def halvings(self, image_size: int) -> int:

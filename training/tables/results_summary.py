@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from histodistill.hub_cards.card_facts import classifier_name
 from histodistill.hub_cards.rendering import format_score
 from histodistill.training.evaluation.cells import METRICS, summarise_seeds
 from histodistill.training.tables.rows import FIXED_ROWS
@@ -125,9 +126,8 @@ def markdown_table(rows: list[dict[str, Any]], split: str) -> str:
                 found = row[split]["accuracy"]["margins"]
                 margins = " | ".join(_margin_cells(found.get(name), marks.get(name, "")) for name in BASELINES)
                 images = "all" if size is None else size
-                lines.append(
-                    f"| {architecture} | {images} | {row_title(row['row'])} | {scores} | {share} | {margins} |"
-                )
+                line = f"| {classifier_name(architecture)} | {images} | {row_title(row['row'])} | {scores} |"
+                lines.append(f"{line} {share} | {margins} |")
     return "\n".join([*lines, "", _NOTE]) + "\n"
 
 

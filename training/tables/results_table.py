@@ -50,7 +50,8 @@ class ResultsTableConfig(SourceOptions):
     )
     sizes: tuple[int, ...] | None = option("images per class", default=None, at_least=1, setting=False)
     train: tuple[str, ...] = option(
-        "what to train for how many steps, with what in place of the recipe's options",
+        "what to train for how many steps, with what in place of the recipe's options; ARCHITECTURE is what "
+        "train_classifier takes; a probe knows no steps: probe:ENCODER[@OPTION=VALUE,…]",
         default=DEFAULT_TRAIN,
         metavar="ARCHITECTURE:STEPS[@OPTION=VALUE,…]",
         setting=False,
@@ -85,7 +86,7 @@ class ResultsTableConfig(SourceOptions):
     @functools.cached_property
     def lines(self) -> list[Cell]:
         """The lines of the table that this call asks for, each as its cell of seed 0."""
-        return plan_lines(self.train, self.recipe, self.rows, self.sizes, self.batch_size)
+        return plan_lines(self.train, self.recipe, self.rows, self.sizes, self.batch_size, self.run)
 
 
 def make_parser() -> StepParser[ResultsTableConfig]:
@@ -116,7 +117,7 @@ def run(config: ResultsTableConfig) -> dict[str, Any]:
     from histodistill.training.engine.scoring import auc_note
     from histodistill.training.evaluation.cells import check_same_kind
     from histodistill.training.models.embedders import embedder_fingerprint
-    from histodistill.training.tables.cell_workers import train_cells
+    from histodistill.training.tables.cell_processes import train_cells
     from histodistill.training.tables.results_summary import SPLITS
     from histodistill.training.tables.table_inputs import needed_inputs, write_inputs
 

@@ -12,6 +12,7 @@ from typing import Any
 from histodistill.selection import SELECTOR_NAMES
 from histodistill.training.distillation.selector_options import SelectorConfig
 from histodistill.training.engine.classifier_config import ClassifierConfig
+from histodistill.training.models.architectures import is_probe
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import Kind
 from histodistill.training.running.suggestions import did_you_mean
@@ -34,6 +35,8 @@ MAIN_ROWS = (
     "kernel_herding@loss=joint",
     "kernel_herding@soft_label_weight=1",
 )
+# Those of a probe, which is logistic regression.
+_PROBE_ROWS = tuple(row for row in MAIN_ROWS if not row.endswith("@loss=joint"))
 # The rows of the whole table by classifier; the ConvNet, which is quick, is trained on all.
 DEFAULT_ROWS = {
     "convnet": (
@@ -50,6 +53,8 @@ DEFAULT_ROWS = {
 }
 # Images per class of the whole table by classifier: fewer sizes for those that take longer.
 DEFAULT_SIZES = {"convnet": (10, 50, 100), "resnet18": (10, 100), "vit": (100,)}
+# The same of other classifiers: of probes, which take a moment, and of networks from elsewhere.
+_PROBE_SIZES, _OTHER_SIZES = (10, 50, 100), (100,)
 # Classifiers of the whole table and their optimizer steps; a step of the ResNet takes several times as long.
 DEFAULT_TRAIN = ("convnet:600", "resnet18:300", "vit:600")
 # Options of the recipe that no row changes, since one table has one network, one budget and one way of measuring.
@@ -106,6 +111,16 @@ class Row:
         """The options of its selector for so many images of each class; a row that is not selected has none."""
         assert self.options is not None
         return dataclasses.replace(self.options, n_per_class=n_per_class, seed=seed)
+
+
+def default_rows(architecture: str) -> tuple[str, ...]:
+    """The rows of the whole table for a classifier."""
+    return DEFAULT_ROWS.get(architecture) or (_PROBE_ROWS if is_probe(architecture) else MAIN_ROWS)
+
+
+def default_sizes(architecture: str) -> tuple[int, ...]:
+    """Images per class of the whole table for a classifier."""
+    return DEFAULT_SIZES.get(architecture) or (_PROBE_SIZES if is_probe(architecture) else _OTHER_SIZES)
 
 
 def parse_row(name: str) -> Row:

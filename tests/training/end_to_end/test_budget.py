@@ -70,7 +70,7 @@ def test_what_a_step_does_not_need_goes_to_the_others():
 
 
 def test_what_is_asked_for_stays():
-    fixed = {"generate": {"per_class"}, "teacher": {"max_train_steps", "validation_tiles"}}
+    fixed = {"generate": ["per_class"], "teacher": ["max_train_steps", "validation_tiles"]}
     fitted = fit(PRESET, 0.5 * WHOLE, cost, fixed)
     assert {"generate", "teacher"}.isdisjoint(fitted.changes)
     assert fitted.changes["diffusion"]["max_train_steps"] < 4000
