@@ -198,6 +198,20 @@ def test_snippets_of_the_cards_run(published, machine, hub):
     assert (machine.folder / "image.png").is_file()
 
 
+def test_an_autoencoder_of_the_hub_is_taken_by_its_id(published, hub, tiny_run, tmp_path):
+    machine, out = Machine(hub, tmp_path), tmp_path / "taken"
+    argv = ["train", "autoencoder", "--data", str(tiny_run.data), "--autoencoder", "me/toy-ldm", "--output", str(out)]
+    finished = machine.cli(*argv, "--autoencoder-license", "mit")
+    assert finished.returncode == 0, finished.stderr
+    theirs = tiny_run.folder / "pipeline" / "vae" / "diffusion_pytorch_model.safetensors"
+    assert (out / theirs.name).read_bytes() == theirs.read_bytes()
+    stated = json.loads((out / "stage.json").read_text())["pretrained"]
+    assert stated == {"class_name": "AutoencoderDC", "is_taken": True, "name": "me/toy-ldm", "license": "mit"}
+    (snapshot,) = tmp_path.rglob("models--me--toy-ldm/snapshots/*")
+    fetched = {path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()}
+    assert fetched == {"vae/config.json", f"vae/{theirs.name}"}
+
+
 def test_one_sentence_and_no_traceback(published, machine, publish_argv, hub):
     finished = machine.cli(*publish_argv, token="another-token")
     assert finished.returncode == 2
