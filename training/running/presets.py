@@ -106,9 +106,14 @@ class Preset:
         return replace(self, **sections)
 
     def settings(self) -> dict[str, Any]:
-        """All options as JSON holds them; sections that came later are there only where they say something."""
+        """All options as JSON holds them; sections that came later are there only where they say something.
+
+        What only says how a preset is fitted to tiles is not among them: the options that it is fitted to are.
+        """
         settings = {**dataclasses.asdict(self), "compare": list(self.compare)}
-        for name in ("audit", "compare_options", "min_samples", "few_tiles", "classifiers_shrink"):
+        for name in ("min_samples", "few_tiles", "classifiers_shrink"):
+            del settings[name]
+        for name in ("audit", "compare_options"):
             if not settings[name]:
                 del settings[name]
         return settings

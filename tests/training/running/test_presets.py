@@ -185,7 +185,8 @@ def test_few_tiles_may_have_options_of_their_own_and_a_least_number_of_samples()
     assert preset.for_tiles(28, 1000).diffusion == {"batch_size": 10, "max_train_steps": 100}
     assert preset.for_tiles(28, 100).diffusion == {"batch_size": 10, "max_train_steps": 40, "dropout": 0.1}
     assert preset.for_tiles(28, 3).diffusion["max_train_steps"] == 15
-    assert preset.settings()["few_tiles"] == {"dropout": 0.1} and preset.settings()["min_samples"] == 150
+    # How it came about is no setting of a run.
+    assert {"few_tiles", "min_samples", "classifiers_shrink"}.isdisjoint(preset.settings())
 
 
 @pytest.mark.parametrize(
