@@ -100,6 +100,21 @@ class PrivacyFacts:
 
 
 @dataclass(kw_only=True)
+class PretrainedFacts:
+    """An autoencoder from elsewhere that a run's own is, or began from.
+
+    Attributes:
+        is_taken: Whether it was taken as it is, and not trained further.
+        name: What it is called, as whoever made the run states it, or by its Hub id; None where that was not stated.
+        license: Licence identifier of the Hub, as stated; None where it was not.
+    """
+
+    is_taken: bool
+    name: str | None = None
+    license: str | None = None
+
+
+@dataclass(kw_only=True)
 class RunFacts:
     """A run as its cards tell of it. What is None or empty was not measured, and the cards say so.
 
@@ -125,6 +140,7 @@ class RunFacts:
         settings: Options of each stage, stage → name → value.
         versions: Versions of the packages, name → text.
         privacy: Of the pipeline's training, where that was differentially private.
+        pretrained: The autoencoder from elsewhere, where there is one.
         audit: What the privacy audit of the repository found.
         risk: What the gate said, where it refused and was overridden.
     """
@@ -148,6 +164,7 @@ class RunFacts:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     privacy: PrivacyFacts | None = None
+    pretrained: PretrainedFacts | None = None
     audit: AuditFacts | None = None
     risk: str | None = None
 

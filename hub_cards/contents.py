@@ -150,7 +150,9 @@ def _image_size(unet: Mapping[str, Any], vae: Mapping[str, Any], num_classes: in
     channels = vae["latent_channels"]
     if (unet["in_channels"], unet["out_channels"], unet["num_class_embeds"]) != (channels, channels, num_classes + 1):
         raise ContentError("holds a denoiser, an autoencoder and classes that do not fit each other")
-    return unet["sample_size"] * 2 ** (len(vae["encoder_block_out_channels"]) - 1)
+    # Every level after the first halves the side; of an AutoencoderKL encoder and decoder are as wide.
+    widths = vae["encoder_block_out_channels" if "encoder_block_out_channels" in vae else "block_out_channels"]
+    return unet["sample_size"] * 2 ** (len(widths) - 1)
 
 
 def check_selector(

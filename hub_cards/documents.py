@@ -131,7 +131,7 @@ class PipelineClasses(Exact):
     class_name: tuple[Literal["pipeline"], Literal["HistologyPipeline"]] = Field(alias="_class_name")
     scheduler: tuple[Literal["diffusers"], Literal["DPMSolverMultistepScheduler"]]
     unet: tuple[Literal["diffusers"], Literal["UNet2DModel"]]
-    vae: tuple[Literal["diffusers"], Literal["AutoencoderDC"]]
+    vae: tuple[Literal["diffusers"], Literal["AutoencoderDC", "AutoencoderKL", "AutoencoderTiny"]]
 
 
 class ModelIndex(PipelineClasses):
@@ -182,19 +182,70 @@ class DenoiserSettings(Exact):
     num_class_embeds: Annotated[int, Field(ge=2, le=10_001)]
 
 
-class AutoencoderSettings(Exact):
-    """The same of an `AutoencoderDC`, which has no attention blocks."""
+_Counts = Annotated[list[Annotated[int, Field(ge=0, le=64)]], Field(min_length=1, max_length=16)]
+_Scales = Annotated[
+    list[Annotated[list[Annotated[int, Field(ge=1, le=65)]], Field(max_length=16)]], Field(max_length=16)
+]
+_Activation = Literal["silu", "swish", "mish", "gelu", "relu"]
+_Block = Literal["ResBlock", "EfficientViTBlock"]
+_Norm = Literal["rms_norm", "batch_norm"]
+
+
+class DeepCompressionSettings(Exact):
+    """What an `AutoencoderDC` may have: ours, which have no attention blocks, and those from elsewhere."""
 
     latent_channels: _Size
+    attention_head_dim: _Size
+    encoder_block_types: _Block | Annotated[list[_Block], Field(max_length=16)]
+    decoder_block_types: _Block | Annotated[list[_Block], Field(max_length=16)]
     encoder_block_out_channels: _Sizes
     decoder_block_out_channels: _Sizes
-    encoder_layers_per_block: _Sizes
-    decoder_layers_per_block: _Sizes
-    encoder_qkv_multiscales: Annotated[list[tuple[()]], Field(max_length=16)]
-    decoder_qkv_multiscales: Annotated[list[tuple[()]], Field(max_length=16)]
+    encoder_layers_per_block: _Counts
+    decoder_layers_per_block: _Counts
+    encoder_qkv_multiscales: _Scales
+    decoder_qkv_multiscales: _Scales
+    upsample_block_type: Literal["pixel_shuffle", "interpolate"]
+    downsample_block_type: Literal["pixel_unshuffle", "Conv"]
+    decoder_norm_types: _Norm | Annotated[list[_Norm], Field(max_length=16)]
+    decoder_act_fns: _Activation | Annotated[list[_Activation], Field(max_length=16)]
+    decoder_conv_act_fn: _Activation
     encoder_out_shortcut: bool
     decoder_in_shortcut: bool
     scaling_factor: Annotated[float, Field(gt=0)]
+
+
+class KLSettings(Exact):
+    """The same of an `AutoencoderKL`; means and deviations of channels it has none, since we measure one of each."""
+
+    down_block_types: Annotated[list[Literal["DownEncoderBlock2D", "AttnDownEncoderBlock2D"]], Field(max_length=16)]
+    up_block_types: Annotated[list[Literal["UpDecoderBlock2D", "AttnUpDecoderBlock2D"]], Field(max_length=16)]
+    block_out_channels: _Sizes
+    layers_per_block: Annotated[int, Field(ge=1, le=64)]
+    act_fn: _Activation
+    latent_channels: _Size
+    norm_num_groups: _Size
+    sample_size: _Size
+    scaling_factor: Annotated[float, Field(gt=0)]
+    shift_factor: float
+    force_upcast: bool
+    use_quant_conv: bool
+    use_post_quant_conv: bool
+    mid_block_add_attention: bool
+
+
+class TinySettings(Exact):
+    """The same of an `AutoencoderTiny`, which also notes the widths of its decoder under another name."""
+
+    encoder_block_out_channels: _Sizes
+    decoder_block_out_channels: _Sizes
+    block_out_channels: _Sizes | None = None
+    num_encoder_blocks: _Counts
+    num_decoder_blocks: _Counts
+    act_fn: _Activation
+    upsample_fn: Literal["nearest", "bilinear", "bicubic"]
+    latent_channels: _Size
+    scaling_factor: Annotated[float, Field(gt=0)]
+    shift_factor: float
 
 
 class SamplerSettings(Exact):
@@ -208,7 +259,9 @@ class SamplerSettings(Exact):
 #: Class of diffusers → what our trainings set of its configuration. A further class is added here on purpose.
 SETTINGS: dict[str, type[Exact]] = {
     "UNet2DModel": DenoiserSettings,
-    "AutoencoderDC": AutoencoderSettings,
+    "AutoencoderDC": DeepCompressionSettings,
+    "AutoencoderKL": KLSettings,
+    "AutoencoderTiny": TinySettings,
     "DPMSolverMultistepScheduler": SamplerSettings,
 }
 _VERSION: TypeAdapter[str] = TypeAdapter(Version)

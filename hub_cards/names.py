@@ -13,6 +13,8 @@ LONGEST_NAME, LONGEST_WORD = 100, 40
 _PARTS = re.compile(r"(?:[^\W_]|[ _.,;()\[\]+&%'’=#°≤≥×·–!?-]|(?<=\w)/(?=\w)|:(?= )|[<>](?=[ =\d]))+")
 # Characters that str.isprintable lets through and that are not seen: Default_Ignorable_Code_Point of Unicode.
 _UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+# How the Hub writes the identifiers of licences.
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 # Where a word ends.
 _GAPS = re.compile(r"[\s_-]+")
 
@@ -41,3 +43,8 @@ def fault_of_published_name(name: str) -> str | None:
         sign = letters[plain.end() if plain else 0]
         return f"other signs ({sign}) than letters, digits, spaces and plain punctuation"
     return None
+
+
+def is_license_id(text: str) -> bool:
+    """Whether a text is written as the Hub writes the identifiers of licences, such as cc-by-4.0."""
+    return len(text) <= LONGEST_NAME and bool(_LICENSE.fullmatch(text))

@@ -6,6 +6,7 @@ selector from its class and the sizes of the run. What goes up is written anew f
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -64,12 +65,16 @@ def model_arrays(model: type[ModelMixin], config: Mapping[str, Any]) -> dict[str
     """
     import torch
 
+    known = inspect.signature(model.__init__).parameters  # without notes, such as the version of diffusers
     try:
         with torch.device("meta"):
-            weights = model.from_config(dict(config)).state_dict()
+            weights = model.from_config({name: config[name] for name in config if name in known}).state_dict()
     except _MODEL_ERRORS as error:
         raise ContentError(f"describes no {model.__name__} ({shown(error)})") from error
-    return {name: ArraySpec("float32", tuple(tensor.shape)) for name, tensor in weights.items()}
+    # float32, but for the counters of batch norms.
+    return {
+        name: ArraySpec(str(each.dtype).removeprefix("torch."), tuple(each.shape)) for name, each in weights.items()
+    }
 
 
 def read_arrays(data: bytes, expected: Mapping[str, ArraySpec], metadata: Mapping[str, str] | None) -> dict[str, Any]:

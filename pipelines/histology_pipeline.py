@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL, DiffusionPipeline, UNet2DModel
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, DiffusionPipeline, UNet2DModel
 from diffusers.schedulers import SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -45,7 +45,7 @@ class HistologyPipeline(DiffusionPipeline):
     r"""Generates histopathology tiles of given classes.
 
     Args:
-        vae ([`AutoencoderDC`] or [`AutoencoderKL`]):
+        vae ([`AutoencoderDC`], [`AutoencoderKL`] or [`AutoencoderTiny`]):
             Maps tiles in [-1, 1] to latents and back. Its config carries the latent scale measured on the training
             tiles: normalised latent = (latent - `shift_factor`) * `scaling_factor`, with a shift of 0 where there is
             none.
@@ -60,7 +60,7 @@ class HistologyPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        vae: AutoencoderDC | AutoencoderKL,
+        vae: AutoencoderDC | AutoencoderKL | AutoencoderTiny,
         unet: UNet2DModel,
         scheduler: SchedulerMixin,
         id2label: dict[str, str] | None = None,

@@ -40,7 +40,7 @@ SCRIPTS = ("train_autoencoder", "train_diffusion", "train_classifier", "generate
 # Other steps with a parser, without those of COMMANDS.
 _MEASUREMENTS = (
     *("speed", "audit_speed", "sites_study", "memory"),
-    *("input_path", "large_pool", "stage_memory", "decoding"),
+    *("input_path", "latent_cache", "large_pool", "stage_memory", "decoding"),
 )
 BENCHMARKS = tuple(f"benchmarks.{name}" for name in _MEASUREMENTS)
 # Whose options in the text are not ours.

@@ -7,6 +7,8 @@ The denoiser learns rectified flow (Liu et al. 2023, arXiv:2209.03003; Lipman et
 data x and noise e it sees z = (1 - s) x + s e and predicts the velocity e - x. Noise levels s are logit-normal
 (Esser et al. 2024, arXiv:2403.03206). The output folder loads as a `HistologyPipeline`.
 
+With `--init-from` it begins with all weights of a trained pipeline that fit: see `models/warm_start.py`.
+
 With `--dp-epsilon` it trains with differential privacy: see `engine/privacy.py`.
 """
 
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from histodistill.selection.streams import torch_seed
 from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.notes import suggest
+from histodistill.training.running.notes import suggest, tell, warn
 from histodistill.training.running.options import StepParser, config, like, option, require, run_script
 from histodistill.training.running.training_options import PrivateTrainingConfig
 
@@ -28,7 +30,12 @@ if TYPE_CHECKING:
     from histodistill.training.data.tiles import TileSource
     from histodistill.training.engine.diffusion_training import DiffusionTraining
     from histodistill.training.engine.privacy import PrivacyPlan
+    from histodistill.training.models.warm_start import Start
     from histodistill.training.running.stages import Stage
+
+
+#: What latents of training tiles are kept as.
+LATENT_CACHES = ("float16", "bfloat16", "off")
 
 
 @config
@@ -40,6 +47,14 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
     learning_rate: float = like(PrivateTrainingConfig, "learning_rate", default=8e-4)
     weight_decay: float = like(PrivateTrainingConfig, "weight_decay", default=0.01)
     autoencoder: Path = option("folder that train_autoencoder left", group="model", setting=False)
+    init_from: str | Path | None = option(
+        "pipeline to begin from, a folder or an id on the Hub: all its denoiser's weights that fit are taken, and the "
+        "embeddings of classes that it has, too; give the options of the model, and the autoencoder, that it has",
+        default=None,
+        metavar="PIPELINE",
+        group="model",
+        setting=False,  # the record holds a hash of what was taken
+    )
     channels: tuple[int, ...] = option(
         "width of each resolution level of the U-Net; each level after the first halves the size",
         default=(64, 128),
@@ -66,8 +81,20 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
     ema_decay: float = option(
         "decay of the moving average of the weights", default=0.998, at_least=0, below=1, group="loss and averaging"
     )
+    latent_cache: str = option(
+        "latents of training tiles are encoded once, and kept in the cache of tiles as numbers of this type; off "
+        "encodes them anew in each step, where the disk is short",
+        default="float16",
+        choices=LATENT_CACHES,
+        group="loss and averaging",
+    )
     dp_public_autoencoder: bool = option(
         "states that the autoencoder was trained on public tiles, so that it costs nothing of the budget",
+        default=False,
+        group="differential privacy",
+    )
+    dp_public_init: bool = option(
+        "states that the pipeline of --init-from was trained on public tiles, so that it costs nothing of the budget",
         default=False,
         group="differential privacy",
     )
@@ -75,8 +102,23 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
     def check(self) -> None:
         """Checks the options that do not go with differential privacy."""
         super().check()
-        if self.dp_epsilon is not None:
-            require(self.dropout == 0, "dropout", self.dropout, f"with {param('dp_epsilon')} it must be 0")
+        if self.dp_epsilon is None:
+            return
+        require(self.dropout == 0, "dropout", self.dropout, f"with {param('dp_epsilon')} it must be 0")
+        if self.init_from is not None and not self.dp_public_init:
+            raise InputError(
+                f"{param('init_from')} is not covered by {param('dp_epsilon')}: give {param('dp_public_init')} where "
+                "that pipeline was trained on public tiles, or begin without it"
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """The options that decide the result, but those that earlier stages have not, at their defaults."""
+        settings = super().settings()
+        if self.latent_cache == LATENT_CACHES[0]:
+            del settings["latent_cache"]
+        if self.init_from is None:
+            settings.pop("dp_public_init", None)
+        return settings
 
 
 def make_parser() -> StepParser[TrainDiffusionConfig]:
@@ -97,17 +139,20 @@ def run(config: TrainDiffusionConfig) -> Path:
     from histodistill.training.data.sources import load_tiles
     from histodistill.training.running.stages import Stage, require_complete
 
-    autoencoder_record = require_complete(config.autoencoder, "autoencoder", "run train_autoencoder on it first")
+    remedy = f"run train_autoencoder first, with {param('autoencoder')} for one from elsewhere"
+    autoencoder_record = require_complete(config.autoencoder, "autoencoder", remedy)
     source = load_tiles(
         config.data, image_size=config.image_size, audit_share=config.audit_share, **config.source_options()
     )
     check_autoencoder(config, autoencoder_record, source)
     source.split("validation")  # tiles without any are refused before anything is written
+    start = find_start(config, source)
     settings = {
         "stage": "diffusion",
         "data": source.fingerprint(),
         "autoencoder": autoencoder_record["fingerprint"],
         **config.settings(),
+        **({"init_from": start.fingerprint()} if start else {}),
     }
     stage = Stage(config.output, settings, inputs={"autoencoder": config.autoencoder})
 
@@ -121,7 +166,7 @@ def run(config: TrainDiffusionConfig) -> Path:
 
     plan = plan_privacy(config, len(source.split("train")), accelerator.num_processes)
     spent = privacy_spent(config, plan, autoencoder_record, source)
-    training = make_training(config, source, accelerator, plan)
+    training = make_training(config, source, accelerator, plan, start)
     fit(training, stage)
 
     if accelerator.is_main_process:
@@ -137,15 +182,22 @@ def run(config: TrainDiffusionConfig) -> Path:
 
 
 def make_training(
-    config: TrainDiffusionConfig, source: TileSource, accelerator: Accelerator, plan: PrivacyPlan | None
+    config: TrainDiffusionConfig,
+    source: TileSource,
+    accelerator: Accelerator,
+    plan: PrivacyPlan | None,
+    start: Start | None = None,
 ) -> DiffusionTraining:
     """The trained autoencoder, a new denoiser for its latents, and all that the denoiser's training needs.
 
+    A denoiser that has a `start` is filled with its weights, which a checkpoint to go on from then replaces.
+
     Raises:
-        InputError: For latents whose size the denoiser cannot halve that often.
+        InputError: For latents whose size the denoiser cannot halve that often, and a start of which nothing fits.
     """
     import torch
 
+    from histodistill.training.data.names import shown
     from histodistill.training.engine.diffusion_training import DiffusionTraining
     from histodistill.training.models.denoiser import build_denoiser
     from histodistill.training.models.latents import shape_of_latent
@@ -163,6 +215,8 @@ def make_training(
         config.attention_levels,
         config.dropout,
     )
+    if start:
+        tell(start.fill(denoiser, source.class_names).sentence("denoiser", shown(start.name)))
     return DiffusionTraining(
         config,
         source,
@@ -173,6 +227,7 @@ def make_training(
         ema_decay=config.ema_decay,
         class_dropout=config.class_dropout,
         symmetries=config.symmetries,
+        latent_cache=config.latent_cache,
     )
 
 
@@ -185,6 +240,7 @@ def save(training: DiffusionTraining, stage: Stage, class_names: list[str], spen
         class_names: In the order of their ids.
         spent: See `privacy_spent`.
     """
+    from histodistill.training.engine.accelerator import device_record
     from histodistill.training.engine.privacy import forget_key
     from histodistill.training.running.files import new_files, write_json
 
@@ -197,6 +253,8 @@ def save(training: DiffusionTraining, stage: Stage, class_names: list[str], spen
         # Since the last resumption, where any step was left; without the time of validations.
         images_per_second=round(seen / training.training_seconds, 1) if seen else None,
         num_processes=training.accelerator.num_processes,
+        **device_record(training.accelerator),
+        latents=training.latents,
         **spent,
     )
     if training.plan:
@@ -220,6 +278,40 @@ def check_autoencoder(config: TrainDiffusionConfig, record: dict[str, Any], sour
         )
 
 
+def find_start(config: TrainDiffusionConfig, source: TileSource) -> Start | None:
+    """The pipeline that the denoiser begins from, if there is one.
+
+    Warns where the tiles that are held out for the audit may be known to it.
+
+    Raises:
+        InputError: If it cannot be found, or is said to be public and was trained on these very tiles.
+    """
+    if config.init_from is None:
+        return None
+    from histodistill.training.models.warm_start import Start
+    from histodistill.training.running.stages import read_record
+
+    start = Start.find(config.init_from)
+    record = read_record(start.folder)
+    same_tiles = record is not None and record["settings"].get("data") == source.fingerprint()
+    if config.dp_epsilon is not None and same_tiles:
+        raise InputError(
+            f"{param('dp_public_init')} contradicts the record of {config.init_from}, by which it was trained on "
+            "these very tiles: begin from one that was trained on public tiles"
+        )
+    if start.has_other_latents(config.autoencoder):
+        warn(
+            f"the autoencoder of {config.init_from} is another than {config.autoencoder}, so its denoiser learned "
+            "other latents and helps less: train with the autoencoder that it has"
+        )
+    if config.audit_share and not same_tiles:
+        warn(
+            f"whoever trained {config.init_from} must not have had the tiles that are held out here for the audit: it "
+            "would not see then what the weights tell of training tiles"
+        )
+    return start
+
+
 def privacy_spent(
     config: TrainDiffusionConfig, plan: PrivacyPlan | None, autoencoder_record: dict[str, Any], source: TileSource
 ) -> dict[str, Any]:
@@ -235,7 +327,8 @@ def privacy_spent(
     of_autoencoder = autoencoder_privacy(autoencoder_record, source.fingerprint(), config.dp_public_autoencoder)
     own = privacy_record(plan)
     total = compose(own, of_autoencoder) if of_autoencoder else compose(own)
-    return {"privacy": {**own, "autoencoder": of_autoencoder or "public", "total": total}}
+    init = {} if config.init_from is None else {"init": "public"}
+    return {"privacy": {**own, "autoencoder": of_autoencoder or "public", **init, "total": total}}
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from histodistill.hub_cards import (
     render_pipeline_card,
     render_selector_card,
 )
+from histodistill.hub_cards.card_facts import PretrainedFacts
 
 
 NAMES = ["adipose", "no: 'yes' | <b>"]
@@ -314,6 +315,18 @@ def test_differential_privacy_and_what_it_does_not_cover(make, whose):
     assert "ε = 1 and δ = 1e-05 for each training tile. That is the denoiser's; the autoencoder" in public
     assert "states to be public" in public and "together" not in public.split("Not covered")[0].split("**Diff")[1]
     assert "Differential privacy" not in make()
+
+
+@pytest.mark.parametrize("make", [pipeline_card, dataset_card, selector_card])
+def test_an_autoencoder_from_elsewhere_is_told_of(make):
+    told = " that was pretrained elsewhere"
+    assert told not in make()
+    stated = make(pretrained=PretrainedFacts(is_taken=True, name="a/vae <b>", license="mit"))
+    assert (
+        f"The autoencoder is one{told}: a/vae &#60;b&#62;, under the licence mit, as whoever made this states. What"
+    ) in stated
+    unknown = make(pretrained=PretrainedFacts(is_taken=False))
+    assert f"The autoencoder was trained further from one{told}; its licence has not been stated. What" in unknown
 
 
 @pytest.mark.parametrize(("epsilon", "delta"), [(0, 1e-5), (-1, 1e-5), (1, 1)])

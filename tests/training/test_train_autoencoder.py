@@ -12,7 +12,8 @@ from sentences import without_notes
 from histodistill.training import train_autoencoder as script
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.data.sources import load_tiles
-from histodistill.training.engine import autoencoder_training
+from histodistill.training.engine import autoencoder_training, loop
+from histodistill.training.engine.augment import apply_symmetries
 from histodistill.training.models.autoencoder import VariationalAutoencoder
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json
@@ -225,14 +226,102 @@ def test_bad_input_ends_with_one_sentence(tmp_path, autoencoder_argv, argv, mess
     assert not output.exists()
 
 
+# Crops, and a budget of pixels.
+
+
+def config(**options) -> script.TrainAutoencoderConfig:
+    return script.TrainAutoencoderConfig(data="phantom", output="out", **options)
+
+
+@pytest.mark.parametrize(
+    ("image_size", "reduction", "crop"),
+    [(28, 2, 28), (64, 2, 64), (64, 8, 64), (224, 4, 64), (224, 8, 128), (96, 6, 96)],
+)
+def test_tiles_are_shown_whole_up_to_some_size(image_size, reduction, crop):
+    assert config().for_tiles(image_size, reduction).crop_size == crop
+
+
+def test_pixels_become_steps():
+    assert config().for_tiles(28, 2).max_train_steps == 2000
+    options = {"train_pixels": 3_000_000, "batch_size": 16}
+    assert config(**options).max_train_steps is None
+    assert config(**options).for_tiles(28, 2).max_train_steps == -(-3_000_000 // (16 * 28**2))
+    fitted = config(**options, crop_size=32, gradient_accumulation_steps=2).for_tiles(224, 4)
+    assert fitted.max_train_steps == -(-3_000_000 // (32 * 32**2))
+    assert fitted.for_tiles(224, 4).settings() == fitted.settings()
+    assert (fitted.settings()["train_pixels"], fitted.settings()["crop_size"]) == (3_000_000, 32)
+    assert {"train_pixels", "crop_size"}.isdisjoint(config().settings())
+
+
+def test_steps_and_pixels_are_not_both_given():
+    with pytest.raises(InputError, match="train_pixels and max_train_steps both say how long"):
+        config(train_pixels=1000, max_train_steps=3)
+
+
+@pytest.mark.parametrize(
+    ("crop", "message"),
+    [(32, "crop_size=32 is out of range: it must be at most 28"), (9, "must be divisible by 2: give 8")],
+)
+def test_crops_that_do_not_fit_are_refused(crop, message):
+    with pytest.raises(InputError, match=message):
+        config(crop_size=crop).for_tiles(28, 2)
+
+
+def test_crops_are_parts_of_the_tiles_in_their_symmetries(tmp_path, run_main, autoencoder_argv, tiny_npz, monkeypatch):
+    shown = []
+    make_inputs = autoencoder_training.AutoencoderTraining.make_inputs
+
+    def kept(self, read, views):
+        shown.append((read, views, make_inputs(self, read, views)))
+        return shown[-1][2]
+
+    monkeypatch.setattr(autoencoder_training.AutoencoderTraining, "make_inputs", kept)
+    argv = [*autoencoder_argv, "--crop-size", 8, "--train-pixels", 3 * 8 * 8**2]
+    run_main(script, *argv, "--output", tmp_path)
+    record = read_json(tmp_path / "stage.json")
+    assert [record["settings"][name] for name in ("crop_size", "max_train_steps", "train_pixels")] == [8, 3, 1536]
+    assert len(shown) == 3
+    train = load_tiles(tiny_npz).split("train").images
+    corners = torch.cat([views[:, 1:] for _, views, _ in shown])
+    assert corners.min() >= 0 and corners.max() <= 8 and len(corners.unique(dim=0)) > 15
+    for tiles, views, images in shown:
+        assert images.shape == (8, 3, 8, 8)
+        for crop, (symmetry, top, left), image in zip(tiles, views.tolist(), images, strict=True):
+            windows = train[:, top : top + 8, left : left + 8]
+            assert (windows == crop.numpy()).all(axis=(1, 2, 3)).any()
+            expected = apply_symmetries(to_model_input(crop[None]), torch.tensor([symmetry]))
+            assert torch.equal(image[None], expected)
+    with Image.open(tmp_path / "progress" / "step-0000003.png") as grid:
+        assert grid.size[0] == 16 * (32 + 2) - 2  # whole tiles
+
+
+@pytest.mark.parametrize("options", [[], ["--dp-epsilon", "8", "--dp-views", "2"]])
+def test_a_crop_as_large_as_the_tile_is_the_tile(tmp_path, run_main, autoencoder_argv, options, monkeypatch):
+    if options:
+        pytest.importorskip("opacus")
+        monkeypatch.setattr(loop, "secret_key", lambda _: bytes(32))
+    argv = [*autoencoder_argv, *options, "--max-train-steps", 2]
+    run_main(script, *argv, "--output", tmp_path / "plain")
+    run_main(script, *argv, "--output", tmp_path / "whole", "--crop-size", 16)
+    run_main(script, *argv, "--output", tmp_path / "crops", "--crop-size", 8)
+    assert_same_weights(tmp_path / "plain", tmp_path / "whole")
+    settings = [read_json(tmp_path / name / "stage.json")["settings"] for name in ("plain", "whole")]
+    assert settings[0] == settings[1]
+    with pytest.raises(AssertionError):
+        assert_same_weights(tmp_path / "plain", tmp_path / "crops")
+
+
 @pytest.mark.launch
 def test_two_processes_train_the_same_autoencoder(tmp_path, launch, run_main, autoencoder_argv):
-    argv = [*autoencoder_argv, "--max-train-steps", 3]
+    argv = [*autoencoder_argv, "--max-train-steps", 3, "--crop-size", 12, "--validation-steps", 1]
     module = "histodistill.training.train_autoencoder"
     finished = launch(2, module, *argv, "--output", tmp_path / "two")
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert json.loads((tmp_path / "two" / "stage.json").read_text())["num_processes"] == 2
     run_main(script, *argv, "--output", tmp_path / "one")
+    histories = [json.loads((tmp_path / name / "history.json").read_text()) for name in ("one", "two")]
+    for first, second in zip(*histories, strict=True):
+        assert second == pytest.approx(first, rel=1e-5, abs=1e-5)
     one, two = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
     assert one.keys() == two.keys()
     for name in one:

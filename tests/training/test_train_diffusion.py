@@ -48,6 +48,13 @@ def kill_at(monkeypatch, call: int) -> None:
     monkeypatch.setattr(diffusion_training.DiffusionTraining, "draw_batch", counted)
 
 
+def assert_same_losses(first, second) -> None:
+    first, second = (read_json(folder / "history.json") for folder in (first, second))
+    assert len(first) == len(second) > 1
+    for one, two in zip(first, second, strict=True):
+        assert two == pytest.approx(one, abs=1e-5)
+
+
 def load(folder) -> HistologyPipeline:
     return HistologyPipeline.from_pretrained(folder, trust_remote_code=True)
 
@@ -246,15 +253,40 @@ def test_autoencoder_of_an_earlier_version_is_refused(tmp_path, tiny_autoencoder
 
 @pytest.mark.launch
 def test_two_processes_train_the_same_denoiser(tmp_path, launch, run_main, diffusion_argv):
-    argv = [*diffusion_argv, "--max-train-steps", 3]
-    finished = launch(2, "histodistill.training.train_diffusion", *argv, "--output", tmp_path / "two")
+    # So many views that latents are kept, which each of the two runs encodes for itself.
+    argv = [*diffusion_argv, "--max-train-steps", 3, "--batch-size", 320, "--validation-steps", 1]
+    two = ["--output", tmp_path / "two", "--cache-dir", tmp_path / "cache-of-two"]
+    finished = launch(2, "histodistill.training.train_diffusion", *argv, *two)
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert json.loads((tmp_path / "two" / "stage.json").read_text())["num_processes"] == 2
-    run_main(script, *argv, "--output", tmp_path / "one")
+    run_main(script, *argv, "--output", tmp_path / "one", "--cache-dir", tmp_path / "cache-of-one")
+    latents = [list((tmp_path / f"cache-of-{name}" / "latents").glob("*/latents.npy")) for name in ("one", "two")]
+    assert latents[0][0].parent.name == latents[1][0].parent.name
+    assert latents[0][0].read_bytes() == latents[1][0].read_bytes()
+    assert_same_losses(tmp_path / "one", tmp_path / "two")
     # The weights of the last step, which have moved further than their average.
     one, two = (
         load_file(tmp_path / name / "checkpoints" / "checkpoint-3" / "unet.safetensors") for name in ("one", "two")
     )
     assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], atol=1e-4, rtol=0, msg=name)
+
+
+@pytest.mark.launch
+def test_two_processes_go_on_from_the_same_checkpoint(tmp_path, launch, run_main, diffusion_argv):
+    argv = [*diffusion_argv, "--max-train-steps", 6, "--validation-steps", 3]
+    run_main(script, *argv, "--checkpointing-steps", 4, "--output", tmp_path / "one")
+    two = tmp_path / "two"
+    shutil.copytree(tmp_path / "one" / "checkpoints" / "checkpoint-4", two / "checkpoints" / "checkpoint-4")
+    shutil.copytree(two / "checkpoints" / "checkpoint-4", two / "checkpoints" / "checkpoint-5")
+    (two / "checkpoints" / "checkpoint-5" / "unet.safetensors").write_bytes(b"")
+    finished = launch(
+        2, "histodistill.training.train_diffusion", *argv, "--checkpointing-steps", 1, "--resume", "latest",
+        "--output", two,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert "checkpoint-5 is damaged" in finished.stderr and "goes on from step 4" in finished.stderr
+    one, two = (load_file(tmp_path / n / "checkpoints" / "checkpoint-6" / "unet.safetensors") for n in ("one", "two"))
     for name in one:
         torch.testing.assert_close(two[name], one[name], atol=1e-4, rtol=0, msg=name)

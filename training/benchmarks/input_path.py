@@ -27,7 +27,7 @@ from itertools import count
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from histodistill.training.running.options import StepConfig, StepParser, config, option, run_script
 from histodistill.training.running.precision import PRECISION_CHOICES, PRECISION_HELP, resolve_precision
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 # Makes the next batch or step.
 _Stepper = Callable[[], object]
+# What is compared.
+_Arm = TypeVar("_Arm")
 
 _NUM_CLASSES = 9
 # Validation tiles, which no step looks at.
@@ -210,7 +212,7 @@ def batches_of(training: _Training) -> Iterator[_Stepper]:
     """What makes the next batch of a training, all that the model takes, on the device."""
     from histodistill.training.data.pixels import to_device
     from histodistill.training.engine.classifier_training import ClassifierTraining
-    from histodistill.training.engine.loop import drawn_batches
+    from histodistill.training.engine.loop import GenerativeTraining, drawn_batches
 
     if isinstance(training, ClassifierTraining):
         with training.drawn_batches(0) as drawn:
@@ -220,8 +222,8 @@ def batches_of(training: _Training) -> Iterator[_Stepper]:
 
         def make_batch() -> list[torch.Tensor]:
             batch = next(batches)
-            images = training.show(batch.tiles, batch.symmetries)
-            return [images, *(to_device(part, images.device) for part in batch.drawn)]
+            inputs = GenerativeTraining.make_inputs(training, batch.read, batch.views)  # images, of all trainings
+            return [inputs, *(to_device(part, inputs.device) for part in batch.drawn)]
 
         yield make_batch
 
@@ -248,22 +250,22 @@ def steps_of(training: _Training) -> Iterator[_Stepper]:
 
 
 def alternate(
-    steppers: Mapping[int, _Stepper], steps: int, rounds: int, device: torch.device
-) -> dict[int, dict[str, float]]:
+    steppers: Mapping[_Arm, _Stepper], steps: int, rounds: int, device: torch.device
+) -> dict[_Arm, dict[str, float]]:
     """Measures what takes turns.
 
     Args:
-        steppers: What makes a step, by the number of tiles.
+        steppers: What makes a step, by what is compared, such as the number of tiles.
         steps: Steps in a round.
         rounds: Rounds of each that are measured, after one that is not.
         device: Where the work is done.
 
     Returns:
-        By the number of tiles: per_second, the median of the rounds, and ratio, the median of the speed over that
-        with the first number in the same round.
+        By the same: per_second, the median of the rounds, and ratio, the median of the speed over that of the first
+        one in the same round.
     """
     numbers = list(steppers)
-    seconds: dict[int, list[float]] = {number: [] for number in numbers}
+    seconds: dict[_Arm, list[float]] = {number: [] for number in numbers}
     for turn in range(rounds + 1):
         first = turn % len(numbers)
         for number in (*numbers[first:], *numbers[:first]):

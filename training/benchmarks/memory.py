@@ -44,7 +44,7 @@ class MemoryConfig(StepConfig):
     preset: str = option(
         f"{', '.join(PRESET_NAMES)} or a .toml file: the preset whose trainings are meant", default="gpu"
     )
-    image_size: tuple[int, ...] = option("sides in pixels", default=(28, 64, 128, 224), at_least=1)
+    image_size: tuple[int, ...] = option("sides in pixels", default=(28, 64, 128, 224, 256, 512), at_least=1)
     num_classes: int = option("classes of the tiles", default=9, at_least=1)
     mixed_precision: str = option("of the trainings", default="bf16", choices=PRECISIONS)
 

@@ -16,6 +16,7 @@ from diffusers import AutoencoderDC
 from torch.overrides import TorchFunctionMode
 
 from histodistill.training.end_to_end.tile_checks import check_image_size
+from histodistill.training.end_to_end.work import fitted_autoencoder
 from histodistill.training.engine.flow import flow_loss
 from histodistill.training.models.autoencoder import VariationalAutoencoder, build_autoencoder, reconstruction_loss
 from histodistill.training.models.denoiser import build_denoiser
@@ -164,10 +165,10 @@ def estimate_autoencoder(
     autocast = GpuAutocast(DTYPES[mixed_precision])
     with torch.device("meta"):
         autoencoder = _build_autoencoder(config, image_size)
-        latent_shape = shape_of_latent(autoencoder, image_size)
+        shown = fitted_autoencoder(config, image_size).crop_size
         model = VariationalAutoencoder(autoencoder, config.posterior_std)
-        images = torch.empty(batch_size, 3, image_size, image_size)
-        noise = torch.empty(batch_size, *latent_shape)
+        images = torch.empty(batch_size, 3, shown, shown)
+        noise = torch.empty(batch_size, *shape_of_latent(autoencoder, shown))
 
     def step() -> torch.Tensor:
         with autocast:

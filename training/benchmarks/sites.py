@@ -90,7 +90,7 @@ def federated_averaging(
         num_rounds: A divisor of the steps.
 
     Returns:
-        The classifier, ready to be scored.
+        The classifier, ready to be scored, on the accelerator's device.
 
     Raises:
         InputError: For a number out of range, or what `fit_classifier` refuses.
@@ -103,7 +103,7 @@ def federated_averaging(
             "a round has so many steps at each site, so give numbers that do"
         )
     shares = np.array([len(site) for site in sites]) / sum(len(site) for site in sites)
-    common = build_classifier(config, sites[0].images.shape[1], class_names)
+    common = build_classifier(config, sites[0].images.shape[1], class_names).to(accelerator.device)
     for number in range(num_rounds):
         returned = []
         for place, site in enumerate(sites):

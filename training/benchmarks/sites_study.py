@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from histodistill.training.end_to_end.distill import DistillConfig
 from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.evaluation.plans import CellsConfig, Planned, parse_plan
+from histodistill.training.models.architectures import is_probe
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import StepParser, config, like, option, require, run_script
 from histodistill.training.running.presets import PRESET_NAMES, load_preset, preset_name
@@ -89,7 +90,7 @@ class SitesStudyConfig(CellsConfig):
         rule = f"0 to {LARGEST_RANDOM_STATE}, the largest that a selector takes"
         require(0 <= self.split_seed <= LARGEST_RANDOM_STATE, "split_seed", self.split_seed, f"it must be {rule}")
         require(max(self.seeds, default=0) <= LARGEST_RANDOM_STATE, "seeds", self.seeds, f"each must be {rule}")
-        if self.train.count(":") > 1:
+        if self.train.count(":") > 1 or is_probe(self.train):
             raise InputError(f"{param('train')}={self.train}: write ARCHITECTURE:STEPS, as in convnet:600")
         if self.plan.steps % self.rounds:
             raise InputError(
@@ -99,7 +100,7 @@ class SitesStudyConfig(CellsConfig):
 
     @functools.cached_property
     def plan(self) -> Planned:
-        """Architecture and steps."""
+        """Architecture and steps, which are there, since it is no probe."""
         return parse_plan([self.train], ())[0]
 
     @property

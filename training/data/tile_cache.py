@@ -1,7 +1,8 @@
 """The folder of this machine's user in which decoded tiles are kept: where it is, how large it may be, what is in it.
 
-It holds pixels of real tiles. So only its owner may read it, and it is never the cache of a library that others look
-into. `storing` writes what is in it, and `tile_store` reads it.
+It holds pixels of real tiles, and latents that they can be made from again. So only its owner may read it, and it is
+never the cache of a library that others look into. `storing` writes tiles into it, and `tile_store` reads them;
+`latent_store` does both with latents.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ from histodistill.training.running.files import format_size, write_text
 CACHE_VARIABLE = "HISTODISTILL_CACHE"
 #: Variable of the environment with the most that it may hold, and what holds without it.
 LIMIT_VARIABLE, LIMIT = "HISTODISTILL_CACHE_LIMIT", "100 GB"
-#: The file that describes decoded tiles, which is written last.
-RECORD = "tiles.json"
+#: The files that describe decoded tiles and latents, which are written last.
+RECORD, LATENTS_RECORD = "tiles.json", "latents.json"
 #: The format of such a file, and of all that stands beside it.
 CACHE_FORMAT = 1
 # How a cache is known to be one, also to programs that back up files (https://bford.info/cachedir/).
@@ -39,9 +40,13 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _LEFT_BEHIND = 7 * 86400
 
 
+class NoRoomError(InputError):
+    """What does not fit into the cache, or on its disk."""
+
+
 @dataclass(frozen=True)
 class CachedTiles:
-    """Decoded tiles in the cache.
+    """Decoded tiles in the cache, or latents of tiles.
 
     Attributes:
         folder: Where they are.
@@ -49,6 +54,7 @@ class CachedTiles:
         count, side: Number of tiles, and their side in pixels.
         size: Bytes on disk.
         used: When they were last used, in seconds since 1970.
+        what: "tiles" or "latents".
     """
 
     folder: Path
@@ -57,6 +63,7 @@ class CachedTiles:
     side: int
     size: int
     used: float
+    what: str = "tiles"
 
 
 class TileCache:
@@ -78,13 +85,18 @@ class TileCache:
         return self.folder / "tiles"
 
     @property
+    def latents(self) -> Path:
+        """Latents of tiles, a folder each, called by a hash of all that decides them."""
+        return self.folder / "latents"
+
+    @property
     def sources(self) -> Path:
         """Files called by the state of a source, with the hash of the tiles that were decoded from it."""
         return self.folder / "sources"
 
     @property
     def unfinished(self) -> Path:
-        """Tiles that are being decoded, a folder each, called by the state of their source."""
+        """Tiles that are being decoded and latents that are being made, a folder each."""
         return self.folder / "unfinished"
 
     def open(self) -> None:
@@ -95,7 +107,7 @@ class TileCache:
         """
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            own = [folder.name for folder in (self.tiles, self.sources, self.unfinished)]
+            own = [folder.name for folder in (self.tiles, self.latents, self.sources, self.unfinished)]
             if not self._is_tagged():
                 # Another process may be just here, too: the tag is what it writes first. Without it, folders that are
                 # called like those of a cache are somebody's own.
@@ -126,44 +138,56 @@ class TileCache:
 
     def entries(self) -> list[CachedTiles]:
         """What is in it, last used first."""
-        found = [entry for folder in _folders(self.tiles) if (entry := _read_entry(folder))]
+        folders = [*_folders(self.tiles), *_folders(self.latents)]
+        found = [entry for folder in folders if (entry := _read_entry(folder))]
         return sorted(found, key=lambda entry: -entry.used)
 
-    def make_room(self, needed: int) -> None:
+    def make_room(
+        self, needed: int, what: str = "these tiles take {} when they are decoded", keep: Collection[Path] = ()
+    ) -> None:
         """Takes out what was not used for longest, until so many bytes more are within the limit.
 
+        Args:
+            needed: The bytes.
+            what: What messages say of them.
+            keep: Folders of what is not taken out for them.
+
         Raises:
-            InputError: If they alone are above the limit, or the disk has not as much.
+            NoRoomError: If they are above the limit, alone or together with what is kept, or the disk has not as much.
         """
         limit = limit_of_cache()
-        if needed > limit:
-            raise InputError(
-                f"these tiles take {format_size(needed)} when they are decoded, and the cache of tiles may hold "
+        entries = self.entries()
+        needed_with_kept = needed + sum(entry.size for entry in entries if entry.folder in keep)
+        if needed_with_kept > limit:
+            beside = f" beside the {format_size(needed_with_kept - needed)} of the tiles" if keep else ""
+            raise NoRoomError(
+                f"{what.format(format_size(needed))}{beside}, and the cache of tiles may hold "
                 f"{format_size(limit)}: set {LIMIT_VARIABLE} to more"
             )
-        entries = self.entries()
         self._remove_left_behind()
         total = sum(entry.size for entry in entries) + size_of(self.unfinished)
+        entries = [entry for entry in entries if entry.folder not in keep]
         while entries and total + needed > limit:
             oldest = entries.pop()
             self.remove(oldest.folder)
             total -= oldest.size
         free = shutil.disk_usage(self.folder).free
         if needed > free:
-            raise InputError(
-                f"these tiles take {format_size(needed)} when they are decoded, and {format_size(free)} are free in "
-                f"{self.folder}: make room, or give a {param('cache_dir')} on a larger disk"
+            raise NoRoomError(
+                f"{what.format(format_size(needed))}, and {format_size(free)} are free in {self.folder}: make room, "
+                f"or give a {param('cache_dir')} on a larger disk"
             )
 
     def remove(self, folder: Path) -> None:
-        """Takes tiles out; a process that has them open keeps them."""
-        (folder / RECORD).unlink(missing_ok=True)  # first, so that nobody opens what is half there
+        """Takes tiles or latents out; a process that has them open keeps them."""
+        for record in (RECORD, LATENTS_RECORD):
+            (folder / record).unlink(missing_ok=True)  # first, so that nobody opens what is half there
         shutil.rmtree(folder, ignore_errors=True)
 
     def clear(self) -> int:
-        """Takes all out but tiles that are being decoded now; returns how many bytes that were."""
+        """Takes all out but what is being decoded or made now; returns how many bytes that were."""
         before = size_of(self.folder)
-        for folder in _folders(self.tiles):
+        for folder in (*_folders(self.tiles), *_folders(self.latents)):
             self.remove(folder)
         for file in self.sources.glob("*.json"):
             file.unlink(missing_ok=True)
@@ -179,15 +203,17 @@ class TileCache:
             return False
 
     def _remove_left_behind(self) -> None:
-        """Takes out unfinished tiles that were left behind."""
+        """Takes out what was left behind unfinished."""
         for folder in _folders(self.unfinished):
             with suppress(OSError):  # it has just gone
                 if time.time() - folder.stat().st_mtime > _LEFT_BEHIND:
                     self._remove_unfinished(folder)
 
     def _remove_unfinished(self, folder: Path) -> None:
-        """Takes out unfinished tiles, unless a process is decoding them."""
-        with suppress(Timeout), FileLock(self.unfinished / f"{folder.name}.lock", timeout=0, mode=0o600):
+        """Takes out what is unfinished, unless a process works on it: it has a lock of it, or of a part of it."""
+        with suppress(Timeout, OSError), ExitStack() as locks:
+            for lock in (self.unfinished / f"{folder.name}.lock", *self.unfinished.glob(f"{folder.name}-*.lock")):
+                locks.enter_context(FileLock(lock, timeout=0, mode=0o600))
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -218,26 +244,33 @@ def size_of(folder: Path) -> int:
     return size
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """What the record of decoded tiles says, or None where they are not there, damaged or of another format."""
+def read_record(folder: Path, name: str = RECORD) -> dict[str, Any] | None:
+    """What the record of decoded tiles or latents says, or None where it is not there, damaged or of another format.
+
+    Args:
+        folder: Where they are.
+        name: Of the record.
+    """
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) and record.get("format") == CACHE_FORMAT else None
 
 
 def _read_entry(folder: Path) -> CachedTiles | None:
-    """Decoded tiles, as a list shows them."""
-    record = read_record(folder)
-    if record is None:
-        return None
-    try:
-        count, side = record["shape"][:2]
-        used = (folder / RECORD).stat().st_mtime
-        return CachedTiles(folder, str(record["source"]), int(count), int(side), size_of(folder), used)
-    except (OSError, LookupError, TypeError, ValueError):
-        return None
+    """Decoded tiles or latents, as a list shows them."""
+    for what, name in (("tiles", RECORD), ("latents", LATENTS_RECORD)):
+        record = read_record(folder, name)
+        if record is None:
+            continue
+        try:
+            count, side = record["shape"][:2] if what == "tiles" else (record["shape"][0], record["image_size"])
+            used = (folder / name).stat().st_mtime
+            return CachedTiles(folder, str(record["source"]), int(count), int(side), size_of(folder), used, what)
+        except (OSError, LookupError, TypeError, ValueError):
+            return None
+    return None
 
 
 def _folders(parent: Path) -> list[Path]:

@@ -131,3 +131,9 @@ def store_of(sets: Sequence[Images]) -> tuple[TileStore, list[np.ndarray]] | Non
     if not isinstance(base, TileStore) or any(view.base is not base for view in views):
         return None
     return base, [view.rows for view in views]
+
+
+def folders_of(sets: Sequence[Images]) -> list[Path]:
+    """The folders of the cache that images are read from."""
+    bases = [images.base if isinstance(images, ImageView) else images for images in sets]
+    return sorted({base.folder for base in bases if isinstance(base, StoredTiles)})

@@ -14,7 +14,6 @@ from typing import Any
 
 import gradio as gr
 import pandas as pd
-import torch
 from diffusers import DiffusionPipeline
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,6 +29,7 @@ from histodistill.training.demo_app.jobs import (
     train_live,
 )
 from histodistill.training.evaluation.cells import check_same_kind
+from histodistill.training.models.devices import best_device
 from histodistill.training.models.loading import load_pipeline
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.source_options import source_options_of_run
@@ -228,7 +228,7 @@ def load_finished_pipeline(run: Path) -> DiffusionPipeline | None:
         return None
     pipeline = load_pipeline(folder)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    return pipeline.to(best_device())
 
 
 def load_real(data: str | Path | None, folder: Path, run: show.DemoRun) -> TileSource | None:

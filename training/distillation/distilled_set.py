@@ -24,6 +24,7 @@ from histodistill.training.distillation.pool_selection import Selection, Selecti
 from histodistill.training.distillation.selector_options import SelectorConfig
 from histodistill.training.generate import CALL_OPTIONS
 from histodistill.training.models.classifiers import Classifier
+from histodistill.training.models.devices import best_device
 from histodistill.training.models.embedders import (
     describe_embedder,
     embed_images,
@@ -128,7 +129,7 @@ def tiles_of(teacher: Path) -> str:
 
 
 def load_teacher(folder: Path, class_names: list[str]) -> Classifier:
-    """The teacher.
+    """The teacher, on the GPU if there is one.
 
     Raises:
         InputError: If it tells other classes than those of the pool.
@@ -139,7 +140,7 @@ def load_teacher(folder: Path, class_names: list[str]) -> Classifier:
             f"{param('teacher')} {folder} knows other classes than the pool ({_short(teacher.class_names)} and not "
             f"{_short(class_names)}): give a classifier trained on the tiles that the pipeline was trained on"
         )
-    return teacher
+    return teacher.to(best_device())
 
 
 def copies_in_pool(sources: Sources, embedders: Sequence[str], n_per_class: int, seed: int) -> np.ndarray:

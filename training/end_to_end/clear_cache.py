@@ -1,8 +1,8 @@
-"""Takes the decoded tiles out that are kept on this machine.
+"""Takes the decoded tiles and the latents out that are kept on this machine.
 
     histodistill cache clear
 
-They are decoded again when they are needed. Work that has them open goes on.
+They are made again when they are needed. Work that has them open goes on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def make_parser() -> StepParser[ClearCacheConfig]:
 
 
 def run(config: ClearCacheConfig) -> int:
-    """Takes all tiles out, and says how much that was.
+    """Takes all tiles and latents out, and says how much that was.
 
     Returns:
         Bytes.

@@ -4,6 +4,8 @@
 
 Steps that are finished are skipped, and one that was killed goes on from its last checkpoint: run the same command
 again. A preset sets the options of all steps; --set changes single ones, as in --set diffusion.learning_rate=1e-4.
+Before it begins, it times a few steps and says how long all of them will take; --time-budget 2h does less of
+everything, so that they take no longer.
 The output folder then holds
 
     run.json  autoencoder/  pipeline/  teacher/  pool/  selector/  distilled/  comparison/  results.json  audit/
@@ -17,19 +19,21 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from histodistill.training.end_to_end.measuring import Measured, measure_apart
 from histodistill.training.end_to_end.remaining import seconds_left
 from histodistill.training.end_to_end.steps import STEPS, Common, StageCall, read_change, refuse_given, stage_calls
 from histodistill.training.evaluation.audit import AUDIT
+from histodistill.training.running.durations import read_duration
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.findings import refuse, warn_of
 from histodistill.training.running.formats import RUN_FORMAT, check_format
 from histodistill.training.running.launch import NUM_PROCESSES_HELP, run_module
-from histodistill.training.running.notes import STEP_OF_DISTILL, hushed, tell
+from histodistill.training.running.notes import STEP_OF_DISTILL, hushed, tell, warn
 from histodistill.training.running.options import StepParser, check_values, config, option, run_script
 from histodistill.training.running.precision import has_cuda, resolve_precision
 from histodistill.training.running.presets import PRESET_NAMES, Preset, load_preset, preset_name
@@ -38,6 +42,9 @@ from histodistill.training.running.progress import about, clock
 from histodistill.training.running.source_options import SourceOptions, of_groups, settings_of
 from histodistill.training.running.training_options import AUDIT_SHARE_HELP, precision_option
 
+
+if TYPE_CHECKING:
+    from histodistill.training.data.tiles import TileSource
 
 # What is made of the models, and so can be made anew with other options.
 _OF_SELECTION = {
@@ -81,6 +88,12 @@ class DistillConfig(SourceOptions):
     image_size: int | None = option("side in pixels; default: the size tiles have", default=None)
     n_per_class: int | None = option("images to keep of each class; default: preset", default=None, at_least=1)
     per_class: int | None = option("pool images of each class; default: preset", default=None, at_least=1)
+    time_budget: str | None = option(
+        "does less of everything, so that the run takes about so long, such as 90m or 1h30m; default: all that the "
+        "preset says",
+        default=None,
+        metavar="TIME",
+    )
     audit_share: float = option(AUDIT_SHARE_HELP, default=0.1, at_least=0, below=1)
     # What the selection can take.
     seed: int = option("seed of every step", default=0, at_least=0, below=2**31)
@@ -91,7 +104,12 @@ class DistillConfig(SourceOptions):
         """Reads the preset, where one is named, and the changes of it."""
         if self.preset is not None:
             load_preset(self.preset)
-        _ = self.changes
+        _ = self.changes, self.budget_seconds
+
+    @property
+    def budget_seconds(self) -> int | None:
+        """The seconds that `time_budget` says."""
+        return None if self.time_budget is None else read_duration("time_budget", self.time_budget)
 
     @property
     def common(self) -> Common:
@@ -121,6 +139,14 @@ class DistillConfig(SourceOptions):
             changes[step][name] = value
         return changes
 
+    @property
+    def fixed(self) -> dict[str, set[str]]:
+        """Step → the options that `set` or an option of its own name: what is asked for is never fitted."""
+        fixed = {step: set(options) for step, options in self.changes.items()}
+        if self.per_class is not None:
+            fixed.setdefault("generate", set()).add("per_class")
+        return fixed
+
 
 def make_parser() -> StepParser[DistillConfig]:
     """The parser of the command line."""
@@ -130,7 +156,8 @@ def make_parser() -> StepParser[DistillConfig]:
 def run(config: DistillConfig) -> Path:
     """Runs all steps that are not finished, then writes the report and prints a summary and what to do next.
 
-    Standard error has a line for each step: its number, and how long all of them have taken and will take.
+    Standard error has a line of what a new run will need, which is measured, and one for each step: its number, and
+    how long all of them have taken and will take.
 
     What does not pass the audit is a result: the summary then ends with what may not be published, and why.
 
@@ -138,11 +165,12 @@ def run(config: DistillConfig) -> Path:
         The folder of the run.
 
     Raises:
-        InputError: For tiles or options that cannot be used, or a folder that holds another run.
+        InputError: For tiles or options that cannot be used, a folder that holds another run, or a disk or a
+            `time_budget` that is too small.
         SystemExit: With the exit code of a step that failed, which has said why.
     """
     started = time.monotonic()
-    record = open_run(config)
+    record = open_run(config, measured=measure_apart)
     plan = stages(config, record)
     for number, stage in enumerate(plan, start=1):
         finished = [other.folder for other in plan if _is_finished(other, config.output)]
@@ -263,9 +291,7 @@ def with_changes(preset: Preset, config: DistillConfig, steps: Sequence[str]) ->
 
 def fit_preset(preset: Preset, config: DistillConfig, image_size: int, num_train: int) -> Preset:
     """What `resolve_preset` gave, made to fit so many training tiles of that size in pixels."""
-    preset = preset.for_image_size(image_size)
-    steps = preset.diffusion_steps(num_train)
-    return with_changes(preset.with_options("diffusion", {"max_train_steps": steps}), config, list(STEPS))
+    return with_changes(preset.for_tiles(image_size, num_train), config, list(STEPS))
 
 
 def _require_gpu_for_fp16(precision: str) -> None:
@@ -277,7 +303,11 @@ def _require_gpu_for_fp16(precision: str) -> None:
             raise InputError(f"{param('mixed_precision')}=fp16 needs a GPU: give bf16 or no")
 
 
-def open_run(config: DistillConfig, max_train_steps: Mapping[str, int] | None = None) -> dict[str, Any]:
+def open_run(
+    config: DistillConfig,
+    max_train_steps: Mapping[str, int] | None = None,
+    measured: Callable[[Sequence[StageCall]], Measured | str] | None = None,
+) -> dict[str, Any]:
     """Checks the data and all options, and claims the output folder for them; returns what run.json holds.
 
     Nothing is written before everything is known to be right.
@@ -285,9 +315,12 @@ def open_run(config: DistillConfig, max_train_steps: Mapping[str, int] | None = 
     Args:
         config: The options.
         max_train_steps: Optimizer steps of the steps that are named here, in place of the preset's.
+        measured: Measures what the steps of a new run cost, or says why it cannot: `measure_apart`. Without it there
+            is no estimate, and a `time_budget` goes by rough costs.
 
     Raises:
-        InputError: For data or options that cannot be used, or a folder that holds another run.
+        InputError: For data or options that cannot be used, a folder that holds another run, or a disk or a
+            `time_budget` that is too small.
     """
     from histodistill.training.data.sources import check_source, load_tiles
 
@@ -299,7 +332,6 @@ def open_run(config: DistillConfig, max_train_steps: Mapping[str, int] | None = 
     options = config.source_options()
 
     from histodistill.training.data.audit_tiles import real_tiles
-    from histodistill.training.data.group_facts import group_facts
     from histodistill.training.data.group_record import write_group_record
     from histodistill.training.data.grouping import Grouping
     from histodistill.training.end_to_end.tile_checks import (
@@ -324,6 +356,29 @@ def open_run(config: DistillConfig, max_train_steps: Mapping[str, int] | None = 
     for step in STEPS:  # run.json holds what was used, not "auto"
         if precision := preset.options(step).get("mixed_precision"):
             preset = preset.with_options(step, {"mixed_precision": resolve_precision(precision)})
+    known = _read_known(config.output)
+    fitted = {} if known is None else known.get("fitted", {})
+    run = _record_of(config, _with_fitted(preset, fitted, config), source)
+    if source.image_size % 2**preset.model_halvings:
+        raise InputError(
+            f"{param('set')} makes models that halve tiles {preset.model_halvings} times, and these are of "
+            f"{source.image_size} px: set fewer channels"
+        )
+    _refuse_what_steps_refuse(stages(config, run))
+    if known is None:
+        run = _look_ahead(config, preset, source, run, measured)
+    else:
+        run |= {name: known[name] for name in ("fitted", "estimate") if name in known}
+    _claim(config.output, run)
+    write_group_record(config.output, source)
+    warn_of(beyond)  # of the others, loading the tiles has warned
+    return run
+
+
+def _record_of(config: DistillConfig, preset: Preset, source: TileSource) -> dict[str, Any]:
+    """What run.json holds of a run with a preset that is fitted to its tiles."""
+    from histodistill.training.data.group_facts import group_facts
+
     settings = {
         **preset.settings(),
         "seed": config.seed,
@@ -333,8 +388,10 @@ def open_run(config: DistillConfig, max_train_steps: Mapping[str, int] | None = 
     }
     if config.audit_share:
         settings["audit_share"] = config.audit_share
-    settings |= settings_of(options)
-    run = {
+    if config.budget_seconds is not None:
+        settings["time_budget"] = config.budget_seconds
+    settings |= settings_of(config.source_options())
+    return {
         "format": RUN_FORMAT,
         "data": source.name,
         "preset": preset_name(config.preset or default_preset()),
@@ -347,27 +404,101 @@ def open_run(config: DistillConfig, max_train_steps: Mapping[str, int] | None = 
         # As it comes back from the file.
         "settings": json.loads(json.dumps(settings)),
     }
-    if source.image_size % 2**preset.model_halvings:
-        raise InputError(
-            f"{param('set')} makes models that halve tiles {preset.model_halvings} times, and these are of "
-            f"{source.image_size} px: set fewer channels"
-        )
-    _refuse_what_steps_refuse(stages(config, run))
-    _claim(config.output, run)
-    write_group_record(config.output, source)
-    warn_of(beyond)  # of the others, loading the tiles has warned
+
+
+def _with_fitted(preset: Preset, fitted: Mapping[str, Mapping[str, Any]], config: DistillConfig) -> Preset:
+    """The preset with what was fitted to a time when the run began, but for what is asked for now."""
+    for step, options in fitted.items():
+        changes = {name: value for name, value in options.items() if name not in config.fixed.get(step, ())}
+        preset = preset.with_options(step, changes)
+    return preset
+
+
+def _look_ahead(
+    config: DistillConfig,
+    preset: Preset,
+    source: TileSource,
+    run: dict[str, Any],
+    measured: Callable[[Sequence[StageCall]], Measured | str] | None,
+) -> dict[str, Any]:
+    """What run.json holds of a new run, once its steps are fitted to the time, and it is known what they will need.
+
+    Args:
+        config: The options.
+        preset: Fitted to the tiles.
+        source: These tiles.
+        run: What run.json holds so far.
+        measured: See `open_run`.
+
+    Raises:
+        InputError: If the time or the disk is too small.
+    """
+    from histodistill.training.end_to_end.budget import fit
+    from histodistill.training.end_to_end.estimate import Estimate, check_room
+    from histodistill.training.end_to_end.rough_cost import costs
+
+    plan = stages(config, run)
+    if measured is not None:
+        tell("a few steps are timed, to tell how long all will take")
+    found = None if measured is None else measured(plan)
+    if isinstance(found, str):
+        warn(f"what the steps take could not be measured, so it is only roughly known: {found}")
+        found = None
+    known, shared = (None, True) if found is None else (found.unit_seconds, found.device_memory is not None)
+
+    def cost(preset: Preset) -> Mapping[str, float]:
+        run = _record_of(config, preset, source)
+        return costs(stages(config, run), run, known, shared=shared)
+
+    if config.budget_seconds is not None:
+        fitted = fit(preset, config.budget_seconds, cost, config.fixed)
+        tell(fitted.line(config.budget_seconds))
+        run = _record_of(config, _with_fitted(preset, fitted.changes, config), source) | {"fitted": fitted.changes}
+        plan = stages(config, run)
+    if found is not None:
+        estimate = Estimate.of(plan, run, found)
+        for line in estimate.lines({stage.folder: stage.title for stage in plan}):
+            tell(line)
+        if shortage := check_room(estimate, config.output):
+            warn(shortage)
+        run["estimate"] = estimate.to_json()
     return run
+
+
+def _read_known(output: Path) -> dict[str, Any] | None:
+    """What run.json of a run that was begun holds; None for a new one. One that is damaged is refused later."""
+    from histodistill.training.running.files import read_json
+
+    try:
+        known = read_json(output / "run.json")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def _refuse_what_steps_refuse(plan: list[StageCall]) -> None:
     """Says at once what a step would say when its turn has come, hours later."""
     from histodistill.training.distillation.pool_selection import make_selector
     from histodistill.training.distillation.selector_options import SelectorConfig
+    from histodistill.training.running.stages import is_complete
+    from histodistill.training.train_diffusion import TrainDiffusionConfig
 
     for stage in plan:
         _require_gpu_for_fp16(getattr(stage.config, "mixed_precision", "no"))
         if isinstance(stage.config, SelectorConfig):
             make_selector(stage.config)
+        if isinstance(stage.config, TrainDiffusionConfig) and not is_complete(stage.config.output):
+            _require_start(stage.config.init_from)
+
+
+def _require_start(init_from: str | Path | None) -> None:
+    """Sees that a pipeline to begin from is there, or can be fetched."""
+    if init_from is not None:
+        from histodistill.training.models.warm_start import Start
+
+        Start.find(init_from).fingerprint()
 
 
 def _require_place(output: Path) -> None:

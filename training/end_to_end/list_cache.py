@@ -1,10 +1,11 @@
-"""Lists the decoded tiles that are kept on this machine.
+"""Lists the decoded tiles, and the latents of tiles, that are kept on this machine.
 
     histodistill cache list
 
-Tiles are decoded once, into a folder that you alone can read, and mapped from there by all that uses them. What was
-not used for longest makes room for others where the limit ($HISTODISTILL_CACHE_LIMIT) is reached; `histodistill cache
-clear` takes all of it out. Each is decoded again when it is needed.
+Tiles are decoded once, into a folder that you alone can read, and mapped from there by all that uses them; so are the
+latents that a denoiser is trained on, from which an autoencoder makes the tiles again. What was not used for longest
+makes room for others where the limit ($HISTODISTILL_CACHE_LIMIT) is reached; `histodistill cache clear` takes all of
+it out. Each is made again when it is needed.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def make_parser() -> StepParser[ListCacheConfig]:
 
 
 def run(config: ListCacheConfig) -> list[CachedTiles]:
-    """Prints a line for each set of tiles, last used first.
+    """Prints a line for each set of tiles or latents, last used first.
 
     Returns:
         The same.
@@ -52,8 +53,8 @@ def run(config: ListCacheConfig) -> list[CachedTiles]:
     entries = cache.entries()
     for entry in entries:
         used = datetime.datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d")
-        tiles = f"{entry.count:,} tiles, {entry.side} px"
-        print(f"{format_size(entry.size):>9}  {tiles:<26} used {used}  {one_line(entry.source)}")
+        tiles = f"{'latents of ' if entry.what == 'latents' else ''}{entry.count:,} tiles, {entry.side} px"
+        print(f"{format_size(entry.size):>9}  {tiles:<32} used {used}  {one_line(entry.source)}")
     unfinished = size_of(cache.unfinished)
     if unfinished:
         print(f"{format_size(unfinished):>9}  unfinished")

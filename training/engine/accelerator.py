@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
+from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin, parse_flag_from_env
+from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
 
+from histodistill.training.models.devices import ASKING_FOR_NOTHING, wants_cpu
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.notes import warn
 
@@ -18,8 +23,11 @@ from histodistill.training.running.notes import warn
 # with its versions. These may stay: where the work is done, and what is told of it.
 _PREFIX = "ACCELERATE_"
 _HARMLESS = ("ACCELERATE_USE_CPU", "ACCELERATE_LOG_LEVEL")
-# Values by which a variable asks for nothing: `accelerate launch` sets some of them whatever it is told.
-_NOTHING = ("", "0", "no", "none", "false", "default")
+
+# How long processes wait for one of them, which saves, draws or measures what the others have no part in. It takes
+# minutes with large tiles or on a slow drive, and torch's own 10 (NCCL) or 30 (Gloo) would end a training then. That a
+# process has died is no matter of waiting: the launcher ends the others at once.
+_PATIENCE = timedelta(days=1)
 
 
 def make_accelerator(
@@ -29,6 +37,7 @@ def make_accelerator(
     gradient_accumulation_steps: int = 1,
     report_to: str | None = None,
     project_dir: str | Path | None = None,
+    tf32: bool = False,
 ) -> Accelerator:
     """An `Accelerator` for this process, whatever the one made before it was like.
 
@@ -45,6 +54,8 @@ def make_accelerator(
         gradient_accumulation_steps: Batches per optimizer step.
         report_to: A tracker, "all" or None.
         project_dir: Where trackers that write files put them.
+        tf32: Whether a GPU multiplies float32 matrices as TF32, of 10 bits after the point (see `device_record`). It
+            is for trainings: distances of embeddings are to be exact.
 
     Raises:
         InputError: For fp16 without a GPU, a batch that cannot be shared evenly, a tracker that is not installed, or a
@@ -55,7 +66,7 @@ def make_accelerator(
     )
     # Accelerate reads this variable only when it makes an Accelerator: left to itself, a state made before that would
     # count one process where several run on a CPU.
-    state = PartialState(cpu=_wants_cpu())
+    state = PartialState(cpu=wants_cpu(), timeout=_PATIENCE)
     if mixed_precision == "fp16" and state.device.type == "cpu":
         raise InputError(f"{param('mixed_precision')}=fp16 needs a GPU: give bf16 or no")
     if batch_size is not None and batch_size % state.num_processes:
@@ -67,6 +78,8 @@ def make_accelerator(
         raise InputError(
             f"{param('report_to')}={report_to} is not installed: install it with pip, or leave the option out"
         )
+    if state.device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
     # Accelerate keeps one precision for the whole process and refuses another. What it knows of devices and processes
     # stays: that is the same for all steps.
     AcceleratorState._reset_state()
@@ -78,6 +91,30 @@ def make_accelerator(
         log_with=report_to,
         project_dir=project_dir,
     )
+
+
+def device_record(accelerator: Accelerator) -> dict[str, str | bool]:
+    """What the record of a training says of the device: its name, and of a GPU whether it multiplied as TF32."""
+    device = accelerator.device
+    if device.type != "cuda":
+        return {"device": device.type}
+    tf32 = torch.get_float32_matmul_precision() != "highest"
+    return {"device": torch.cuda.get_device_name(device), "tf32": tf32}
+
+
+def require_compiler(device: torch.device) -> None:
+    """Sees that models can be compiled for a device, which is otherwise found out in the first step.
+
+    Raises:
+        InputError: If what it takes is missing.
+    """
+    if device.type == "cuda":
+        found, wanted = find_spec("triton") is not None, "Triton, which comes with PyTorch for GPUs on Linux"
+    else:
+        compilers = (os.environ.get("CXX"), "g++", "clang++", "cl")
+        found, wanted = any(name and shutil.which(name) for name in compilers), "a C++ compiler"
+    if not found:
+        raise InputError(f"{param('compile')} needs {wanted}: install it, or leave the option out")
 
 
 def forget_environment(options: dict[str, object]) -> None:
@@ -95,26 +132,10 @@ def forget_environment(options: dict[str, object]) -> None:
     asking = [
         f"{name}={value}"
         for name, value in removed.items()
-        if value.strip().lower() not in (*_NOTHING, str(options.get(name.removeprefix(_PREFIX).lower())))
+        if value.strip().lower() not in (*ASKING_FOR_NOTHING, str(options.get(name.removeprefix(_PREFIX).lower())))
     ]
     if asking:
         warn(
             f"{', '.join(asking)} of the environment, or of Accelerate's default_config.yaml, is not used: the "
             "options of this step decide, as they are recorded"
         )
-
-
-def _wants_cpu() -> bool:
-    """Whether the environment asks for the CPU in place of a GPU.
-
-    Raises:
-        InputError: If it says neither yes nor no.
-    """
-    value = os.environ.get("ACCELERATE_USE_CPU", "").strip().lower()
-    if value in _NOTHING:
-        os.environ.pop("ACCELERATE_USE_CPU", None)  # Accelerate would stumble over an empty one
-        return False
-    try:
-        return bool(parse_flag_from_env("ACCELERATE_USE_CPU"))
-    except ValueError as error:
-        raise InputError(f"the environment has ACCELERATE_USE_CPU={value}: set it to true or false") from error

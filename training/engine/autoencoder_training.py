@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,18 @@ from accelerate import Accelerator
 
 from histodistill.selection.image_rows import batches, rows_of
 from histodistill.training.data.images import save_grid
-from histodistill.training.data.pixels import to_model_input
+from histodistill.training.data.pixels import ready_for, to_model_input
 from histodistill.training.data.tiles import TileSource
-from histodistill.training.engine.augment import draw_symmetries
+from histodistill.training.engine.augment import apply_symmetries, draw_symmetries
 from histodistill.training.engine.loop import GenerativeTraining
 from histodistill.training.engine.privacy import PrivacyPlan
 from histodistill.training.engine.steps import spread_indices
-from histodistill.training.models.autoencoder import VariationalAutoencoder, measure_latent_scale, reconstruction_loss
-from histodistill.training.models.latents import shape_of_latent
+from histodistill.training.models.autoencoder import VariationalAutoencoder, measure_latents, reconstruction_loss
+from histodistill.training.models.classifiers import Classifier
+from histodistill.training.models.denoiser import use_plain_attention
+from histodistill.training.models.latents import reconstruct, shape_of_latent
+from histodistill.training.models.prediction import predict_proba, usual_batch_size
+from histodistill.training.models.reconstruction import Lost, what_is_lost
 from histodistill.training.running.training_options import PrivateTrainingConfig
 
 
@@ -39,6 +44,8 @@ class AutoencoderTraining(GenerativeTraining):
         model: The autoencoder, as it is trained.
         frequency_weight: See `reconstruction_loss`.
         kl_weight: Weight of the mean KL divergence per latent value from N(0, 1), in nats.
+        crop_size: Side in pixels of the part of a tile that a step shows, anywhere in it; None for the whole tile.
+            Validation, and the scale of the latents, are of whole tiles.
     """
 
     name = "autoencoder"
@@ -54,22 +61,51 @@ class AutoencoderTraining(GenerativeTraining):
         *,
         frequency_weight: float,
         kl_weight: float,
+        crop_size: int | None = None,
     ):
         super().__init__(config, source.split("train"), accelerator, plan)
         self.model, self.autoencoder = model, model.autoencoder
         self.frequency_weight, self.kl_weight = frequency_weight, kl_weight
         self.validation = source.split("validation")
-        self.latent_shape = shape_of_latent(self.autoencoder, source.image_size)
-        shown = spread_indices(len(self.validation), config.validation_tiles)
-        self.validation_images = rows_of(self.validation.images, shown)
+        self.image_size, self.crop_size = source.image_size, crop_size or source.image_size
+        self.latent_shape = shape_of_latent(self.autoencoder, self.crop_size)
+        # Of whole tiles, which are many times what a step shows.
+        self.whole_batch_size = min(config.batch_size, usual_batch_size(source.image_size))
+        if plan:  # the fused kernel of attention gives no gradients tile by tile
+            use_plain_attention(self.autoencoder)
+        self.validated = self.validation.subset(spread_indices(len(self.validation), config.validation_tiles))
+        self.validation_images = self.validated.images
         self.optimizer = torch.optim.AdamW(
             self.autoencoder.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
 
     def draw_batch(self, indices: np.ndarray, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-        """Random symmetries, and standard normal noise of the shape of the latents."""
-        symmetries = draw_symmetries(len(indices), generator)
-        return symmetries, torch.randn(len(indices), *self.latent_shape, generator=generator)
+        """Random views, and standard normal noise of the shape of the latents.
+
+        A view is a symmetry, int64 N; with crops a symmetry and the place of the upper left corner (row, column) in
+        the tile as it is, int64 N×3.
+        """
+        views = draw_symmetries(len(indices), generator)
+        if self.crop_size < self.image_size:
+            places = self.image_size - self.crop_size + 1
+            corners = torch.randint(0, places, (len(indices), 2), generator=generator)
+            views = torch.cat([views[:, None], corners], dim=1)
+        return views, torch.randn(len(indices), *self.latent_shape, generator=generator)
+
+    def read_inputs(self, indices: np.ndarray, views: torch.Tensor) -> torch.Tensor:
+        """The pixels that views of training tiles show; of a tile that is cropped, no more goes to the device."""
+        if views.ndim == 1:
+            return super().read_inputs(indices, views)
+        size = self.crop_size
+        crops = np.empty((len(indices), size, size, 3), np.uint8)
+        for crop, index, (_, top, left) in zip(crops, indices, views.tolist(), strict=True):
+            crop[:] = self.train.images[int(index)][top : top + size, left : left + size]
+        return ready_for(self.accelerator.device, torch.from_numpy(crops))
+
+    def make_inputs(self, read: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
+        """What `read_inputs` gave for the same views, turned as they say."""
+        symmetries = views if views.ndim == 1 else views[:, 0]
+        return apply_symmetries(to_model_input(read, self.accelerator.device), symmetries)
 
     def loss(self, call: Callable[..., Any], inputs: torch.Tensor, *drawn: torch.Tensor) -> torch.Tensor:
         """The distance of the reconstruction, in pixels and frequencies, and the KL divergence of the latents."""
@@ -82,10 +118,10 @@ class AutoencoderTraining(GenerativeTraining):
         """PSNR in dB and L1 distance, in units of [-1, 1], of reconstructions without noise."""
         self.autoencoder.eval()
         squared, absolute = 0.0, 0.0
-        for images in batches(self.validation_images, self.config.batch_size):
+        for images in batches(self.validation_images, self.whole_batch_size):
             batch = to_model_input(images, self.accelerator.device)
             with self.accelerator.autocast():
-                difference = self.autoencoder(batch).sample.float().clamp(-1, 1) - batch
+                difference = reconstruct(self.autoencoder, batch).float().clamp(-1, 1) - batch
             squared += difference.square().sum().item()
             absolute += difference.abs().sum().item()
         self.autoencoder.train()
@@ -99,22 +135,30 @@ class AutoencoderTraining(GenerativeTraining):
         """Validation tiles, and below them their reconstructions."""
         shown = spread_indices(len(self.validation_images), _SHOWN_TILES)
         originals = to_model_input(self.validation_images[shown], self.accelerator.device)
-        save_grid(torch.cat([originals, self.autoencoder(originals).sample]), path, columns=_SHOWN_TILES)
+        left = [reconstruct(self.autoencoder, part) for part in originals.split(self.whole_batch_size)]
+        save_grid(torch.cat([originals, *left]), path, columns=_SHOWN_TILES)
 
     def saved_modules(self) -> dict[str, torch.nn.Module]:
         """The autoencoder."""
         return {"autoencoder": self.autoencoder}
 
-    def measure_scale(self) -> float:
-        """What brings the latents of training tiles to a mean square of 1.
+    def what_is_lost(self, teacher: Classifier | None) -> Lost:
+        """What the autoencoder, in evaluation mode, loses of validation tiles, and by what a classifier says."""
+        if teacher is None:
+            return what_is_lost(self.autoencoder, self.validation_images)
+        predict = partial(predict_proba, teacher.to(self.accelerator.device))
+        return what_is_lost(self.autoencoder, self.validation_images, self.validated.labels, predict)
+
+    def measure_latents(self) -> dict[str, float]:
+        """What brings the latents of training tiles to a mean square of 1: see `models.autoencoder.measure_latents`.
 
         Under differential privacy, where training tiles may be looked at through noisy gradients alone, it is measured
         on validation tiles.
         """
-        tiles = self.validation if self.plan else self.train
+        tiles = self.train if self.config.dp_epsilon is None else self.validation
         measured = spread_indices(len(tiles), _SCALE_TILES)
         images = (
             to_model_input(batch, self.accelerator.device)
-            for batch in batches(rows_of(tiles.images, measured), self.config.batch_size)
+            for batch in batches(rows_of(tiles.images, measured), self.whole_batch_size)
         )
-        return measure_latent_scale(self.autoencoder, images)
+        return measure_latents(self.autoencoder, images)

@@ -11,11 +11,14 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -168,6 +171,7 @@ def resume_training(
     modules: dict[str, torch.nn.Module],
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None = None,
+    accelerator: Accelerator | None = None,
 ) -> dict[str, Any] | None:
     """Goes on from a checkpoint, if there is one to go on from.
 
@@ -175,10 +179,14 @@ def resume_training(
     writes one again, and the user is told. A checkpoint of other settings is never passed over: whoever started this
     training in that folder did not mean to.
 
+    Of several processes the main one says which is the latest: on a network drive others may not see it yet, or still
+    see one that is gone, and would go on from another step.
+
     Args:
         root: Folder of the checkpoints; None for a training that writes none.
         resume: None, "latest" or a checkpoint folder.
         settings, modules, optimizer, scaler: See `load_checkpoint`.
+        accelerator: Tells the processes that go on together; None for one alone.
 
     Returns:
         What `load_checkpoint` returns; None for a training that begins: without `resume`, or without a checkpoint that
@@ -190,23 +198,45 @@ def resume_training(
     check_resume(resume)
     if resume is None:
         return None
+    load = partial(load_checkpoint, settings=settings, modules=modules, optimizer=optimizer, scaler=scaler)
     if resume != "latest":
-        return load_checkpoint(resume, settings, modules, optimizer, scaler)
+        return load(resume)
+    is_main = accelerator is None or accelerator.is_main_process
+    folder, state = _load_newest(root, load) if is_main else (None, None)
+    if accelerator is not None and accelerator.num_processes > 1:
+        (folder,) = broadcast_object_list([folder])
+    return state if is_main or folder is None else load(folder)
+
+
+def _load_newest(
+    root: str | Path | None, load: Callable[[Path], dict[str, Any]]
+) -> tuple[Path | None, dict[str, Any] | None]:
+    """Loads the newest checkpoint that is whole, and tells of those that are not.
+
+    Args:
+        root: Folder of the checkpoints, or None.
+        load: Loads one.
+
+    Returns:
+        Its folder and what `load` returns; None and None where there is none.
+    """
     damaged: list[DamagedCheckpointError] = []
-    state = None
+    found = state = None
     for folder in reversed(list_checkpoints(root) if root is not None else []):
         try:
-            state = load_checkpoint(folder, settings, modules, optimizer, scaler)
-            break
+            state = load(folder)
         except DamagedCheckpointError as error:
             damaged.append(error)
+        else:
+            found = folder
+            break
     place = "begins anew" if state is None else f"goes on from step {state['step']}"
-    for found in damaged:
+    for error in damaged:
         warn(
-            f"checkpoint {found.folder} is damaged ({found.reason}) and left where it is until another one is written:"
+            f"checkpoint {error.folder} is damaged ({error.reason}) and left where it is until another one is written:"
             f" the training {place}"
         )
-    return state
+    return found, state
 
 
 def load_checkpoint(

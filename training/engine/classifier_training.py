@@ -315,7 +315,10 @@ class ClassifierTraining:
         """
         if resume is None or (resume == "latest" and folder is None):
             return 0  # and no hash of the tiles is taken
-        state = resume_training(folder, resume, self.settings, self.modules(), self.optimizer, self.accelerator.scaler)
+        accelerator = self.accelerator
+        state = resume_training(
+            folder, resume, self.settings, self.modules(), self.optimizer, accelerator.scaler, accelerator
+        )
         if state is None:
             return 0
         self.best_step, self.best_scores, self.history = state["best_step"], state["validation"], state["history"]

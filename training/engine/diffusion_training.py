@@ -15,16 +15,23 @@ from diffusers.training_utils import EMAModel
 from histodistill.pipelines import HistologyPipeline
 from histodistill.selection.streams import torch_seed
 from histodistill.training.data.images import save_grid
-from histodistill.training.data.pixels import to_model_input
+from histodistill.training.data.latent_store import LatentsPlan, StoredLatents, find_latents, open_latents
+from histodistill.training.data.pixels import to_device
+from histodistill.training.data.tile_cache import TileCache
+from histodistill.training.data.tile_store import folders_of
 from histodistill.training.data.tiles import TileSource
 from histodistill.training.engine.augment import draw_symmetries
 from histodistill.training.engine.checkpoints import content_of
 from histodistill.training.engine.flow import draw_step, flow_loss
+from histodistill.training.engine.kept_latents import Encoding, KeptLatents, make_block, plan_latents
 from histodistill.training.engine.loop import GenerativeTraining
 from histodistill.training.engine.privacy import PrivacyPlan
 from histodistill.training.engine.steps import spread_indices, step_generator
 from histodistill.training.models.denoiser import make_scheduler, use_plain_attention
-from histodistill.training.models.latents import LatentModel, normalised_latents, shape_of_latent
+from histodistill.training.models.latents import LatentModel, normalised_latents, scale_of_latents, shape_of_latent
+from histodistill.training.running.errors import InputError
+from histodistill.training.running.files import format_size
+from histodistill.training.running.notes import tell
 from histodistill.training.running.training_options import PrivateTrainingConfig
 
 
@@ -43,9 +50,11 @@ class DiffusionTraining(GenerativeTraining):
         ema_decay: Decay of the moving average of the weights, which is what is validated and saved.
         class_dropout: Share of tiles that are shown with the null class.
         symmetries: Whether tiles are shown in the eight symmetries of the square.
+        latent_cache: What latents of training tiles are kept as, one of `kept_latents.DTYPES`, or "off".
 
     Attributes:
         average: The denoiser with the averaged weights.
+        latents: What became of `latent_cache`, for the stage's record.
     """
 
     name = "diffusion"
@@ -63,8 +72,13 @@ class DiffusionTraining(GenerativeTraining):
         ema_decay: float,
         class_dropout: float,
         symmetries: bool,
+        latent_cache: str,
     ):
         super().__init__(config, source.split("train"), accelerator, plan)
+        self.source_name, self.latent_cache = source.name, latent_cache
+        self.latents: dict[str, Any] = {"kept_as": "off"}
+        self._kept: KeptLatents | None = None
+        self._validation_latents: dict[int, torch.Tensor] = {}  # by the first tile of a batch
         self.autoencoder_weights = content_of(autoencoder)
         self.autoencoder = autoencoder.to(accelerator.device)
         self.class_dropout, self.symmetries = class_dropout, symmetries
@@ -80,7 +94,14 @@ class DiffusionTraining(GenerativeTraining):
         self.average = UNet2DModel.from_config(denoiser.config).to(accelerator.device, memory_format=self.layout)
         self.average.load_state_dict(denoiser.state_dict())
         self.average.eval()
-        self.ema = EMAModel(denoiser.parameters(), decay=ema_decay, use_ema_warmup=True, power=0.75)
+        # All weights at once spares a GPU hundreds of small kernels. On a CPU it is no faster, and rounds otherwise.
+        self.ema = EMAModel(
+            denoiser.parameters(),
+            decay=ema_decay,
+            use_ema_warmup=True,
+            power=0.75,
+            foreach=accelerator.device.type == "cuda",
+        )
         self.ema.to(accelerator.device)
         validation = source.split("validation")
         self.validation = validation.subset(spread_indices(len(validation), config.validation_tiles))
@@ -105,9 +126,84 @@ class DiffusionTraining(GenerativeTraining):
         """The weights of the autoencoder, of which the stage's settings know only how they were trained."""
         return {"autoencoder_weights": self.autoencoder_weights}
 
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """The latents of the images."""
-        return normalised_latents(self.autoencoder, images).contiguous(memory_format=self.layout)
+    def prepare(self) -> None:
+        """Encodes the training tiles and keeps their latents, unless that is not wanted, not worth it or cannot be."""
+        if self.latent_cache == "off":
+            return
+        encoding = Encoding(
+            self._encode_views,
+            [self.autoencoder_weights, *scale_of_latents(self.autoencoder), self.config.mixed_precision],
+            self.latent_shape,
+            8 if self.symmetries else 1,
+            self.accelerator.device,
+        )
+        plan = plan_latents(encoding, self.train, self.source_name, self.latent_cache)
+        try:
+            stored = self._open_latents(encoding, plan)
+        except InputError as error:
+            tell(f"diffusion: tiles are encoded anew in each step: {error.for_command_line()}")
+            return
+        if stored is None:
+            tell(
+                f"diffusion: tiles are encoded as they are shown, since these steps show {self.views_shown:,} views "
+                f"of them, and there are {plan.num_views:,}"
+            )
+            return
+        self._kept = KeptLatents(stored, plan.dtype)
+        self.latents["kept_as"] = plan.dtype
+        line = f"diffusion: latents of {plan.num_views:,} views are kept as {plan.dtype}, {format_size(plan.nbytes)}"
+        if self.plan is None:  # the error is a figure of training tiles, which differential privacy may not tell
+            self.latents |= {"largest_error": stored.largest_error, "rms_error": stored.rms_error}
+            line += f": rounding errs by {stored.rms_error:.1e} (RMS), at most by {stored.largest_error:.1e}"
+        tell(line)
+
+    def _open_latents(self, encoding: Encoding, plan: LatentsPlan) -> StoredLatents | None:
+        """The latents of the cache; None where they are not there, and more views than the training will show.
+
+        Raises:
+            InputError: If they cannot be kept.
+        """
+        cache = TileCache(self.config.cache_dir)
+        found = find_latents(cache, plan)
+        if found is not None or self.views_shown < plan.num_views:
+            return found
+        return open_latents(
+            cache,
+            plan,
+            lambda first, stop: make_block(encoding, self.train, plan.dtype, first, stop),
+            keep=folders_of([self.train.images]),
+            is_shown=self.accelerator.is_local_main_process,
+        )
+
+    @property
+    def views_shown(self) -> int:
+        """Views of tiles that all steps show."""
+        config = self.config
+        views = config.dp_views if self.plan else 1
+        return config.max_train_steps * config.gradient_accumulation_steps * config.batch_size * views
+
+    @torch.no_grad()
+    def _encode_views(self, tiles: torch.Tensor, symmetries: torch.Tensor) -> torch.Tensor:
+        """Latents float32 N×C×h×w of tiles uint8 N×H×W×3 in their symmetries, on the device."""
+        with self.accelerator.autocast():
+            return self._encode(super().make_inputs(tiles, symmetries))
+
+    def _encode(self, images: torch.Tensor) -> torch.Tensor:
+        return normalised_latents(self.autoencoder, images)
+
+    def read_inputs(self, indices: np.ndarray, symmetries: torch.Tensor) -> torch.Tensor:
+        """The kept latents, 16-bit floats N×C×h×w; or pixels where none are kept."""
+        if self._kept is None:
+            return super().read_inputs(indices, symmetries)
+        return self._kept.read(indices, symmetries, self.accelerator.device)
+
+    def make_inputs(self, read: torch.Tensor, symmetries: torch.Tensor) -> torch.Tensor:
+        """Latents, float32 N×C×h×w on the device."""
+        if self._kept is None:
+            latents = self._encode(super().make_inputs(read, symmetries))
+        else:
+            latents = to_device(read, self.accelerator.device).float()
+        return latents.contiguous(memory_format=self.layout)
 
     def loss(self, call: Callable[..., Any], inputs: torch.Tensor, *drawn: torch.Tensor) -> torch.Tensor:
         """The error of the predicted velocity."""
@@ -125,10 +221,13 @@ class DiffusionTraining(GenerativeTraining):
             generator = step_generator("noise of the validation of the denoiser", 0, number)
             drawn = draw_step(generator, class_ids, self.latent_shape, self.null_class, 0.0)
             noise, levels, class_ids = (part.to(device) for part in drawn)
-            images = to_model_input(self.validation.images[batch], device)
+            if first not in self._validation_latents:
+                images = torch.from_numpy(self.validation.images[batch])
+                as_they_are = torch.zeros(len(images), dtype=torch.int64)
+                self._validation_latents[first] = self._encode_views(images, as_they_are).cpu()
+            latents = self._validation_latents[first].to(device)
             with torch.no_grad(), self.accelerator.autocast():
-                latents = normalised_latents(self.autoencoder, images)
-                losses.append(flow_loss(self.average, latents, class_ids, noise, levels).item() * len(images))
+                losses.append(flow_loss(self.average, latents, class_ids, noise, levels).item() * len(latents))
         return {"validation_loss": sum(losses) / len(self.validation)}
 
     def draw_progress(self, path: Path) -> None:

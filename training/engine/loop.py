@@ -20,7 +20,7 @@ from accelerate import Accelerator
 
 from histodistill.training.data.pixels import ready_for, to_device, to_model_input
 from histodistill.training.data.tiles import Tiles
-from histodistill.training.engine.accelerator import make_accelerator
+from histodistill.training.engine.accelerator import make_accelerator, require_compiler
 from histodistill.training.engine.augment import apply_symmetries
 from histodistill.training.engine.checkpoints import check_finite, check_resume, resume_training, save_checkpoint
 from histodistill.training.engine.prefetch import batches_ahead, made_ahead
@@ -39,6 +39,7 @@ from histodistill.training.engine.steps import (
     set_learning_rate,
     step_generator,
 )
+from histodistill.training.models.recomputing import recompute_activations
 from histodistill.training.running.progress import Progress
 from histodistill.training.running.stages import Stage
 from histodistill.training.running.training_options import PrivateTrainingConfig
@@ -83,8 +84,9 @@ class GenerativeTraining(ABC):
             generator: A CPU generator.
 
         Returns:
-            The symmetry that each tile is shown in (see `apply_symmetries`), int64 N, and whatever else the loss takes
-            of each tile, N×….
+            The view that each tile is shown in, as `read_inputs` and `make_inputs` take it: its symmetry (see
+            `apply_symmetries`), int64 N, or that and more, int64 N×…; and whatever else the loss takes of each tile,
+            N×….
         """
 
     @abstractmethod
@@ -93,7 +95,7 @@ class GenerativeTraining(ABC):
 
         Args:
             call: The model, or what stands for it where gradients are taken tile by tile.
-            inputs: What `encode` made of the images, on the device.
+            inputs: What `make_inputs` gave.
             drawn: The rest of the batch, on the device.
         """
 
@@ -113,17 +115,26 @@ class GenerativeTraining(ABC):
         """What decides the result beside the stage's settings: hashes by name, as a checkpoint holds them."""
         return {}
 
-    def read_tiles(self, indices: np.ndarray) -> torch.Tensor:
-        """The pixels of training tiles, uint8 N×H×W×3 on the CPU, ready for the device."""
+    def prepare(self) -> None:
+        """Called once before the first step that is left."""
+
+    def read_inputs(self, indices: np.ndarray, views: torch.Tensor) -> torch.Tensor:
+        """What `make_inputs` takes of training tiles, on the CPU and ready for the device: pixels, uint8 N×H×W×3.
+
+        It may be called in a thread of its own, ahead of the steps.
+
+        Args:
+            indices: The tiles, int64 N.
+            views: The views that they are to be shown in, int64 N or N×… on the CPU: see `draw_batch`.
+        """
         return ready_for(self.accelerator.device, torch.from_numpy(self.train.images[indices]))
 
-    def show(self, tiles: torch.Tensor, symmetries: torch.Tensor) -> torch.Tensor:
-        """Tiles as `read_tiles` gives them, in their symmetries: what `encode` takes."""
-        return apply_symmetries(to_model_input(tiles, self.accelerator.device), symmetries)
+    def make_inputs(self, read: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
+        """What the loss takes, on the device, of what `read_inputs` gave for the same views: images N×3×H×W.
 
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """What the loss takes in place of images N×3×H×W on the device; called without gradients."""
-        return images
+        Called without gradients.
+        """
+        return apply_symmetries(to_model_input(read, self.accelerator.device), views)
 
     def before_batch(self, position: int) -> None:
         """Called before the forward pass of a batch, numbered over all steps."""
@@ -158,13 +169,13 @@ class DrawnBatch(NamedTuple):
 
     Attributes:
         position: Number of the batch, counted over all steps.
-        tiles: What `GenerativeTraining.read_tiles` gives.
-        symmetries, drawn: What `GenerativeTraining.draw_batch` gives.
+        read: What `GenerativeTraining.read_inputs` gives.
+        views, drawn: What `GenerativeTraining.draw_batch` gives.
     """
 
     position: int
-    tiles: torch.Tensor
-    symmetries: torch.Tensor
+    read: torch.Tensor
+    views: torch.Tensor
     drawn: list[torch.Tensor]
 
 
@@ -185,6 +196,7 @@ def open_training(config: PrivateTrainingConfig, stage: Stage, name: str) -> Acc
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         report_to=config.report_to,
         project_dir=config.output,
+        tf32=True,
     )
     if not stage.complete:
         return accelerator
@@ -202,10 +214,15 @@ def fit(training: GenerativeTraining, stage: Stage) -> None:
         stage: The stage that it makes; claimed here, when all that can be wrong with the options is known to be right.
 
     Raises:
-        InputError: For a checkpoint of another training, or one that has diverged.
+        InputError: For a checkpoint of another training, one that has diverged, or a compiler that is missing.
     """
     config, accelerator = training.config, training.accelerator
     check_resume(config.resume)
+    if config.compile:
+        require_compiler(accelerator.device)
+        training.model.compile()  # in its place: neither modules nor weights get other names
+    if config.gradient_checkpointing:
+        recompute_activations(training.trained)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         stage.begin()
@@ -220,11 +237,14 @@ def fit(training: GenerativeTraining, stage: Stage) -> None:
         training.saved_modules(),
         optimizer,
         accelerator.scaler,
+        accelerator,
     )
     if state:
         training.start, training.history = state["step"], state["history"]
         training.load_state(state)
 
+    if training.start < config.max_train_steps:
+        training.prepare()
     steps = _private_steps(training, optimizer) if training.plan else plain_steps(training, model, optimizer)
     progress_bar = Progress(
         config.max_train_steps,
@@ -261,8 +281,9 @@ def _train(
         is_last = done == config.max_train_steps
         if done % config.validation_steps == 0 or is_last:
             training.before_look()
-            # The loss of training tiles is nothing that differential privacy may tell.
-            losses = {} if loss is None else {"train_loss": loss.item()}  # waits for the device, so the clock is right
+            # The loss of training tiles is nothing that differential privacy may tell. To ask for it waits for the
+            # device, so the clock is right.
+            losses = {} if loss is None else {"train_loss": accelerator.reduce(loss.detach(), "mean").item()}
             training.training_seconds += time.perf_counter() - resumed
             _look(training, {"step": done, **losses}, progress)
             resumed = time.perf_counter()
@@ -298,7 +319,7 @@ def plain_steps(
                 training.before_batch(batch.position)
                 with accelerator.accumulate(model):
                     with torch.no_grad(), accelerator.autocast():
-                        inputs = training.encode(training.show(batch.tiles, batch.symmetries))
+                        inputs = training.make_inputs(batch.read, batch.views)
                     loss = training.loss(model, inputs, *(to_device(part, accelerator.device) for part in batch.drawn))
                     accelerator.backward(loss)
                     if accelerator.sync_gradients:
@@ -313,7 +334,7 @@ def plain_steps(
 def drawn_batches(training: GenerativeTraining) -> contextlib.AbstractContextManager[Iterator[DrawnBatch]]:
     """The batches of all steps that are left, which are read ahead of the steps that take them.
 
-    What is random is drawn for whole batches, and the tiles of this process's share are read.
+    What is random is drawn for whole batches, and what this process's share needs of tiles is read.
     """
     config, accelerator = training.config, training.accelerator
     assert config.class_balance is not None  # the configuration has chosen one
@@ -323,12 +344,12 @@ def drawn_batches(training: GenerativeTraining) -> contextlib.AbstractContextMan
     def draw(position: int) -> DrawnBatch:
         indices = order.indices(position)
         generator = step_generator(f"views of tiles of the {training.name}", config.seed, position)
-        symmetries, *drawn = (
+        views, *drawn = (
             process_slice(part, accelerator.process_index, accelerator.num_processes)
             for part in training.draw_batch(indices, generator)
         )
         share = process_slice(indices, accelerator.process_index, accelerator.num_processes)
-        return DrawnBatch(position, training.read_tiles(share), symmetries, drawn)
+        return DrawnBatch(position, training.read_inputs(share, views), views, drawn)
 
     per_step = config.gradient_accumulation_steps
     positions = range(training.start * per_step, config.max_train_steps * per_step)
@@ -348,14 +369,15 @@ def _private_steps(training: GenerativeTraining, optimizer: Any) -> Iterator[Cal
     def make_step(step: int) -> None:
         def make_tiles(indices: np.ndarray) -> list[torch.Tensor]:
             generators = tile_generators(training.name, config.seed, step, indices)
-            views = [
+            of_tiles = [
                 training.draw_batch(np.repeat(index, plan.views), generator)
                 for index, generator in zip(indices, generators, strict=True)
             ]
-            symmetries, *drawn = (torch.stack(parts) for parts in zip(*views, strict=True))
-            images = training.show(training.read_tiles(np.repeat(indices, plan.views)), symmetries.flatten())
+            views, *drawn = (torch.stack(parts) for parts in zip(*of_tiles, strict=True))
+            shape, views = views.shape[:2], views.flatten(0, 1)
+            read = training.read_inputs(np.repeat(indices, plan.views), views)
             with torch.no_grad(), accelerator.autocast():
-                inputs = training.encode(images).unflatten(0, symmetries.shape)
+                inputs = training.make_inputs(read, views).unflatten(0, shape)
             return [inputs, *(to_device(part, accelerator.device) for part in drawn)]
 
         set_private_gradients(training.model, training.loss, make_tiles, plan, key, step)

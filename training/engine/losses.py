@@ -7,6 +7,7 @@ import math
 import torch
 from torch.nn import functional as F
 
+from histodistill.training.data.pixels import to_device
 from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.running.options import require
 
@@ -83,9 +84,14 @@ def boundary_contrastive_loss(
         raise ValueError("labels must be class indices: the boundary-guided term has no meaning for soft labels")
     probabilities = logits.float().softmax(dim=1)
     total = probabilities.new_zeros(())
+    # How many there are of a class decides the shape of tensors: asked of the CPU, it is waited for once.
+    labels = labels.cpu()
     for label in labels.unique().tolist():
         is_class = labels == label
-        own, other = probabilities[is_class, label], probabilities[~is_class, label]
+        own, other = (
+            probabilities[to_device(rows.nonzero().squeeze(1), probabilities.device), label]
+            for rows in (is_class, ~is_class)
+        )
         # The small number keeps 0.9 · 10, which is a hair off 9 in some roundings, from becoming rank 10.
         rank = max(1, math.ceil(position * len(own) - 1e-9))
         boundary = own.detach().sort(descending=True).values[rank - 1]

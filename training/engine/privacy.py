@@ -226,6 +226,9 @@ def autoencoder_privacy(record: dict[str, Any], data: str, is_public: bool) -> d
     """
     same = record["settings"]["data"] == data
     if is_public:
+        # One from elsewhere that was taken as it is has seen of these tiles what its latents were measured on.
+        if record["settings"].get("measured_on") == "validation":
+            return None
         if same:
             raise InputError(
                 f"{param('dp_public_autoencoder')} contradicts the autoencoder's record, by which it was trained on "
@@ -354,10 +357,11 @@ def clipped_gradient_sum(
         gradients = vmap(grad(loss_of_tile), in_dims=(None, *(0 for _ in tiles)))(parameters, *tiles)
         norms = sum(value.flatten(1).double().square().sum(dim=1) for value in gradients.values()).sqrt()
         finite = torch.isfinite(norms)
+        all_finite = bool(finite.all())  # which waits for the device: once, not for each parameter
         # A little less than the norm, so that rounding does not exceed it.
         factors = torch.where(finite, (1 - 1e-6) * max_norm / norms, 0).clamp(max=1).float()
         for name, value in gradients.items():
-            if not finite.all():
+            if not all_finite:
                 value = torch.where(finite.view(-1, *[1] * (value.ndim - 1)), value, 0)
             sums[name] += torch.tensordot(factors.to(value.dtype), value, dims=1)
     return sums

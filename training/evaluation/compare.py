@@ -18,7 +18,7 @@ from histodistill.training.evaluation.plans import PlannedCell, RowsConfig, plan
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.formats import RESULTS_FORMAT
 from histodistill.training.running.notes import is_step_of_distill, tell
-from histodistill.training.running.options import StepParser, config, option, run_script
+from histodistill.training.running.options import StepParser, config, like, option, run_script
 from histodistill.training.running.source_options import SourceOptions
 
 
@@ -44,6 +44,8 @@ RECOVERY_ROW = "distilled_ce"
 SOFT_ROW = "distilled_soft"
 # How often a training is validated: after each tenth of its steps.
 _VALIDATIONS = 10
+# Validation tiles that it looks at where nothing else is asked for.
+_VALIDATION_TILES = ClassifierConfig.validation_tiles
 
 
 def headline_row(names: Collection[str], recovery_row: str) -> str:
@@ -65,6 +67,14 @@ class CompareConfig(RowsConfig, SourceOptions):
     run: Path = option("folder with pool/ and distilled/", positional=True, also_named=True, setting=False)
     data: str | Path = option("the real tiles: any source that train_classifier takes", setting=False)
     image_size: int | None = option("side in pixels; default: the size tiles have", default=None, setting=False)
+    validation_tiles: int = like(ClassifierConfig, "validation_tiles")
+
+    def settings(self) -> dict[str, Any]:
+        """The options that decide the result; comparisons of earlier versions have no `validation_tiles`."""
+        settings = super().settings()
+        if self.validation_tiles == _VALIDATION_TILES:
+            del settings["validation_tiles"]
+        return settings
 
 
 def make_parser() -> StepParser[CompareConfig]:
@@ -158,7 +168,7 @@ def train_rows(
 
     def make_cell(cell: PlannedCell, path: Path, progress: Progress) -> dict[str, Any] | None:
         try:
-            how = recipe(cell, config.batch_size)
+            how = recipe(cell, config.batch_size, config.validation_tiles)
             train = training_tiles(cell.row, config.run, source, n_per_class, cell.seed)
         except InputError as error:
             title = ROWS[cell.row] if cell.steps else f"{cell.shown}, {ROWS[cell.row]}"
@@ -184,7 +194,7 @@ def train_rows(
     return fill_cells(planned_cells(config.plan, config.seeds, config.run), stage, accelerator, make_cell), notes
 
 
-def recipe(cell: PlannedCell, batch_size: int) -> ClassifierConfig:
+def recipe(cell: PlannedCell, batch_size: int, validation_tiles: int = _VALIDATION_TILES) -> ClassifierConfig:
     """How a cell is trained: the rows differ in their tiles, and two of them in the loss.
 
     Raises:
@@ -198,6 +208,7 @@ def recipe(cell: PlannedCell, batch_size: int) -> ClassifierConfig:
         seed=cell.seed,
         batch_size=batch_size,
         validation_steps=max(1, cell.work // _VALIDATIONS),
+        validation_tiles=validation_tiles,
         **steps,
     )
 

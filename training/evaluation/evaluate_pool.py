@@ -242,8 +242,8 @@ def train_rows(
     from histodistill.training.data.scratch_images import decode_once, keep_images
     from histodistill.training.data.tiles import Tiles
     from histodistill.training.evaluation.cells import fill_cells, train_cell
-    from histodistill.training.evaluation.pool_quality import reconstruct
     from histodistill.training.models.loading import load_autoencoder
+    from histodistill.training.models.reconstruction import reconstruct_tiles
 
     @functools.cache
     def training_tiles(row: str) -> Tiles:
@@ -252,7 +252,8 @@ def train_rows(
         if row != "reconstructed":
             return tiles.train
         autoencoder = load_autoencoder(config.run / "pipeline" / "vae").to(accelerator.device)
-        images = keep_images(reconstruct(autoencoder, tiles.train.images), tiles.train.images.shape, stage.folder)
+        left = reconstruct_tiles(autoencoder, tiles.train.images)
+        images = keep_images(left, tiles.train.images.shape, stage.folder)
         return Tiles(images, tiles.train.labels)
 
     def make_cell(cell: PlannedCell, path: Path, progress: Progress) -> dict[str, Any]:

@@ -1,24 +1,19 @@
-"""How good a pool is: its distances to real validation tiles, and what the autoencoder leaves of real tiles."""
+"""How good a pool is: its distances to real validation tiles."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from histodistill.selection.image_rows import Images, batches
 from histodistill.selection.streams import stream
-from histodistill.training.data.pixels import to_model_input, to_uint8
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.evaluation.generation_metrics import frechet_distance, kernel_distance, neighbourhoods
 from histodistill.training.evaluation.pool_figures import CANDIDATES, DISTANCES
-from histodistill.training.models import latents
 from histodistill.training.models.embedders import embed_images
-from histodistill.training.models.latents import LatentModel
 
 
 def measure_pool(
@@ -107,20 +102,3 @@ def measure_distances(real: np.ndarray, generated: np.ndarray, n_neighbors: int)
         "kernel_distance": kernel_distance(real, generated),
         **asdict(neighbourhoods(real, generated, n_neighbors)),
     }
-
-
-@torch.no_grad()
-def reconstruct(autoencoder: LatentModel, images: Images, batch_size: int = 256) -> Iterator[np.ndarray]:
-    """What is left of images after encoding and decoding.
-
-    Args:
-        autoencoder: Used where it is.
-        images: uint8 N×H×W×3.
-        batch_size: Images at a time.
-
-    Yields:
-        uint8 M×H×W×3, the next of them in their order.
-    """
-    for batch in batches(images, batch_size):
-        pixels = to_model_input(batch).to(autoencoder.device)
-        yield to_uint8(latents.reconstruct(autoencoder, pixels).float().cpu())

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
 
 from histodistill.hub_cards.audit_record import AuditRecord, check_space
@@ -32,6 +31,7 @@ from histodistill.training.evaluation.cells import check_same_kind
 from histodistill.training.evaluation.run_contents import RunContents, RunFiles
 from histodistill.training.evaluation.verdicts import JUDGES, make_audit, read_records, read_run_audit
 from histodistill.training.evaluation.weights_attack import attack_scores, denoising_losses
+from histodistill.training.models.devices import best_device
 from histodistill.training.models.embedders import is_classifier, named_embeddings
 from histodistill.training.models.loading import load_pipeline
 from histodistill.training.running.errors import InputError, param
@@ -261,7 +261,7 @@ def measure_losses(files: Mapping[str, bytes], real: RealTiles, num_tiles: int, 
         for name, content in files.items():
             write_bytes(Path(folder) / name, content)
         pipeline = load_pipeline(folder)
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.to(best_device())
     losses, chosen = [], []
     for number, part in enumerate((real.train, real.held_out or real.validation)):
         order = stream("tiles of the attack on weights", seed, number).permutation(len(part))

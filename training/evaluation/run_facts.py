@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from histodistill.hub_cards import PrivacyFacts, RunFacts
-from histodistill.hub_cards.card_facts import PRIVATE_TILES
+from histodistill.hub_cards.card_facts import PRIVATE_TILES, PretrainedFacts
 from histodistill.hub_cards.contents import about
 from histodistill.hub_cards.documents import check_document, parse_json
 from histodistill.hub_cards.group_facts import GroupFacts
@@ -35,6 +35,16 @@ _STAGES = {
 # What the record of a stage says of its result: stage and key → what a card calls it, and how it writes the number.
 _VALIDATION = {
     ("autoencoder", "validation_psnr"): ("PSNR of reconstructed real validation tiles", "{:.1f} dB"),
+    ("autoencoder", "validation_ssim"): ("SSIM of reconstructed real validation tiles", "{:.3f}"),
+    ("teacher", "teacher_agreement"): (
+        "real validation tiles of which the teacher says the same before and after the autoencoder",
+        "{:.1%}",
+    ),
+    ("teacher", "teacher_accuracy"): ("accuracy of the teacher on these tiles", "{:.3f}"),
+    ("teacher", "teacher_accuracy_reconstructed"): (
+        "its accuracy on what the autoencoder leaves of them",
+        "{:.3f}",
+    ),
     ("pipeline", "validation_loss"): ("loss of the denoiser on real validation tiles", "{:.4f}"),
     ("teacher", "test_accuracy"): ("accuracy of the teacher on real test tiles", "{:.3f}"),
 }
@@ -156,6 +166,7 @@ def read_run_facts(
         settings=settings,
         versions=package_versions(plain),
         privacy=privacy_facts(plain.get("pipeline", {}), plain.get("distilled", {})),
+        pretrained=pretrained_facts(plain.get("autoencoder", {})),
     )
 
 
@@ -223,6 +234,16 @@ def privacy_facts(pipeline: dict[str, Any], distilled: dict[str, Any]) -> Privac
         public_autoencoder=record["autoencoder"] == "public",
         uncovered=uncovered,
     )
+
+
+def pretrained_facts(autoencoder: dict[str, Any]) -> PretrainedFacts | None:
+    """What the cards say of an autoencoder from elsewhere; None where it was trained on the tiles alone.
+
+    Args:
+        autoencoder: Record of that stage, empty where there is none.
+    """
+    record = autoencoder.get("pretrained")
+    return PretrainedFacts(**record) if record else None
 
 
 def package_versions(records: dict[str, dict[str, Any]]) -> dict[str, str]:

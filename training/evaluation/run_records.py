@@ -14,13 +14,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from histodistill.hub_cards.audit_record import Count, Share
-from histodistill.hub_cards.documents import Known, Version, check_document, parse_json
+from histodistill.hub_cards.documents import ClassName, Known, Version, check_document, parse_json
 from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.group_facts import GroupFacts
+from histodistill.hub_cards.names import is_license_id
 from histodistill.training.distillation.select import SelectConfig
 from histodistill.training.engine.classifier_config import LOSSES
 from histodistill.training.generate import GenerateConfig
-from histodistill.training.models.encoder_licences import LICENCE
 from histodistill.training.models.encoder_names import is_architecture_label, is_encoder_label
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.options import StepConfig, check_values
@@ -44,6 +44,12 @@ _LONGEST_SETTING, _LONGEST_NUMBER = 100, 24
 _Package = Literal[
     "histodistill", "torch", "diffusers", "transformers", "datasets", "accelerate", "infomap", "faiss-cpu"
 ]
+
+
+def _license_id(text: str) -> str:
+    if not is_license_id(text):
+        raise ValueError("is no identifier of a licence")
+    return text
 
 
 # Numbers of the communities of a class.
@@ -76,7 +82,15 @@ class EncoderRecord(Known):
 
     use: Literal["selection", "copies", "soft_labels"]
     name: Annotated[str, AfterValidator(_encoder_name)]
-    license: Annotated[str, Field(pattern=rf"^{LICENCE.pattern}$")] | None
+    license: Annotated[str, AfterValidator(_license_id)] | None
+
+
+class PretrainedRecord(Known):
+    """What the record of an autoencoder says of the one from elsewhere that it is, or began from."""
+
+    is_taken: bool
+    name: ClassName | None = None
+    license: Annotated[str, AfterValidator(_license_id)] | None = None
 
 
 class StageRecord(Known):
@@ -88,6 +102,11 @@ class StageRecord(Known):
     image_size: Count | None = None
     num_images: Count | None = None
     validation_psnr: Annotated[float, Field(ge=-200, le=200)] | None = None
+    validation_ssim: Annotated[float, Field(ge=-1, le=1)] | None = None
+    teacher_agreement: Share | None = None
+    teacher_accuracy: Share | None = None
+    teacher_accuracy_reconstructed: Share | None = None
+    pretrained: PretrainedRecord | None = None
     validation_loss: Annotated[float, Field(ge=0, le=1e9)] | None = None
     test_accuracy: Share | None = None
     privacy: PrivacyRecord | None = None

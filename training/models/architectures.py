@@ -41,6 +41,13 @@ def is_from_elsewhere(architecture: str) -> bool:
     return architecture not in ARCHITECTURES
 
 
+def counted_as(architecture: str) -> str:
+    """For which of `ARCHITECTURES` an estimate of time and memory takes it: a probe hardly counts."""
+    if architecture in ARCHITECTURES:
+        return architecture
+    return "convnet" if is_probe(architecture) else "resnet18"
+
+
 def usual_learning_rate(architecture: str) -> float:
     """The peak learning rate where none is given."""
     if architecture in LEARNING_RATES:

@@ -14,6 +14,7 @@ import torch
 from diffusers import AutoencoderDC
 from diffusers.models.autoencoders.autoencoder_dc import ResBlock
 
+from histodistill.training.models.latents import LatentModel, encode_images
 from histodistill.training.running.errors import InputError, param
 
 
@@ -79,7 +80,7 @@ class VariationalAutoencoder(torch.nn.Module):
         posterior_std: Standard deviation of the posterior.
     """
 
-    def __init__(self, autoencoder: AutoencoderDC, posterior_std: float):
+    def __init__(self, autoencoder: LatentModel, posterior_std: float):
         super().__init__()
         self.autoencoder = autoencoder
         self.posterior_std = posterior_std
@@ -91,7 +92,7 @@ class VariationalAutoencoder(torch.nn.Module):
             Reconstruction N×3×H×W, and what varies of the mean KL divergence per latent value from N(0, 1), in nats:
             half the mean square of the latents. The rest depends on the fixed standard deviation alone.
         """
-        mean = self.autoencoder.encode(images).latent.float()
+        mean = encode_images(self.autoencoder, images).float()
         latents = mean + self.posterior_std * noise
         return self.autoencoder.decode(latents.to(images.dtype)).sample, 0.5 * mean.square().mean()
 
@@ -114,19 +115,23 @@ def reconstruction_loss(reconstruction: torch.Tensor, images: torch.Tensor, freq
 
 
 @torch.no_grad()
-def measure_latent_scale(autoencoder: AutoencoderDC, batches: Iterable[torch.Tensor]) -> float:
-    """What latents are multiplied by to have a mean square of 1.
+def measure_latents(autoencoder: LatentModel, batches: Iterable[torch.Tensor]) -> dict[str, float]:
+    """What brings latents to a mean square of 1, and where a class has a shift to a mean of 0, too.
 
     Args:
         autoencoder: In evaluation mode, on the device of the batches.
         batches: Images, float N×3×H×W in [-1, 1].
 
     Returns:
-        1 / root mean square of all latent values, a number above 0.
+        By the names of its config, so that (latent - shift_factor) * scaling_factor is what a denoiser takes:
+        `scaling_factor`, a number above 0, and `shift_factor` of an `AutoencoderKL` or `AutoencoderTiny`.
     """
-    count, squares = 0, 0.0
+    count, total, squares = 0, 0.0, 0.0
     for images in batches:
-        latents = autoencoder.encode(images).latent.double()
+        latents = encode_images(autoencoder, images).double()
         count += latents.numel()
+        total += latents.sum().item()
         squares += latents.square().sum().item()
-    return 1 / math.sqrt(max(squares / count, _LEAST_MEAN_SQUARE))
+    shift = total / count if "shift_factor" in autoencoder.config else 0.0
+    scale = 1 / math.sqrt(max(squares / count - shift**2, _LEAST_MEAN_SQUARE))
+    return {"scaling_factor": scale, **({"shift_factor": shift} if "shift_factor" in autoencoder.config else {})}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +14,12 @@ import torch
 
 from histodistill.selection.image_rows import Images, batches
 from histodistill.selection.streams import torch_seed
+from histodistill.selection.views import resample
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.models.architectures import TIMM
 from histodistill.training.models.classifiers import ENCODER, Classifier
-from histodistill.training.models.encoders import Encoder, LatentEncoder
+from histodistill.training.models.devices import best_device
+from histodistill.training.models.encoders import BackboneEncoder, Encoder, LatentEncoder
 from histodistill.training.models.latents import LATENT_MODELS
 from histodistill.training.models.loading import has_class, has_classifier, load_autoencoder, load_classifier
 from histodistill.training.models.prediction import embed, usual_batch_size
@@ -30,6 +33,9 @@ from histodistill.training.running.progress import Progress
 TEACHER = "teacher"
 #: Name of the embedder with random weights, which needs no training and no files.
 UNTRAINED = "untrained"
+# Side in pixels to which larger tiles are brought for it: of tiles of 224 px, the network as it is would take 15 times
+# as long, with each image in eight symmetries.
+_UNTRAINED_SIDE = 64
 
 
 def is_classifier(name_or_path: str | Path) -> bool:
@@ -161,12 +167,12 @@ def load_embedder(name_or_path: str | Path) -> Embedder:
             that was learned from private tiles (compare Zhao & Bilen, WACV 2023).
 
     Returns:
-        What takes images, uint8 N×H×W×3, and returns embeddings, float32 N×D. It computes on the GPU if there is one.
+        What takes images, uint8 N×H×W×3, and returns embeddings, float32 N×D. It computes on `best_device`.
 
     Raises:
         InputError: If there is no such model.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = best_device()
     if name_or_path == UNTRAINED:
         function = partial(_embed_untrained, device)
     elif is_classifier(name_or_path):
@@ -193,12 +199,14 @@ def embed_images(name_or_path: str | Path, images: Images, batch_size: int | Non
     return load_embedder(name_or_path)(images, batch_size)
 
 
-def _embed_untrained(device: str, images: np.ndarray) -> np.ndarray:
+def _embed_untrained(device: torch.device, images: np.ndarray) -> np.ndarray:
+    if images.shape[1] > _UNTRAINED_SIDE:
+        images = resample(images, _UNTRAINED_SIDE).round().astype(np.uint8)
     return embed(_untrained(images.shape[1], device), images)
 
 
 @lru_cache(maxsize=1)
-def _untrained(image_size: int, device: str) -> Classifier:
+def _untrained(image_size: int, device: torch.device) -> Classifier:
     # Not made earlier, since its layers depend on the size of the images.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed("weights of the untrained embedder"))
@@ -207,7 +215,7 @@ def _untrained(image_size: int, device: str) -> Classifier:
 
 
 @torch.no_grad()
-def _encode(encoder: Encoder, device: str, images: np.ndarray) -> np.ndarray:
+def _encode(encoder: Encoder, device: torch.device, images: np.ndarray) -> np.ndarray:
     return encoder(to_model_input(images).to(device)).float().cpu().numpy()
 
 
@@ -228,7 +236,14 @@ def classifier_on(
     if name_or_path != UNTRAINED and not is_classifier(name_or_path):
         encoder = _load_encoder(name_or_path, option)
         return Classifier(ENCODER, image_size=image_size, class_names=class_names, encoder=encoder).eval()
-    source = _untrained(image_size, "cpu") if name_or_path == UNTRAINED else load_classifier(name_or_path)
+    if name_or_path == UNTRAINED and image_size > _UNTRAINED_SIDE:
+        # The network is one of a fixed size, and larger tiles are brought to it.
+        small = copy.deepcopy(_untrained(_UNTRAINED_SIDE, torch.device("cpu")))
+        encoder = BackboneEncoder(small.backbone, small.architecture, small.image_size, small.width or 1)
+        return Classifier(ENCODER, image_size=image_size, class_names=class_names, encoder=encoder).eval()
+    source = (
+        _untrained(image_size, torch.device("cpu")) if name_or_path == UNTRAINED else load_classifier(name_or_path)
+    )
     if source.image_size != image_size:
         raise InputError(
             f"{param(option)} {name_or_path} takes tiles of {source.image_size} px, and these have {image_size} px: "

@@ -45,14 +45,19 @@ def encode_images(autoencoder: LatentModel, images: torch.Tensor) -> torch.Tenso
     return encoded.latents if isinstance(autoencoder, AutoencoderTiny) else encoded.latent
 
 
+def scale_of_latents(autoencoder: LatentModel) -> tuple[float, float]:
+    """Shift and scale of the latents that `normalised_latents` makes."""
+    config = autoencoder.config
+    return getattr(config, "shift_factor", None) or 0.0, config.scaling_factor
+
+
 def normalised_latents(autoencoder: LatentModel, images: torch.Tensor) -> torch.Tensor:
     """Latents of images N×3×H×W in [-1, 1] as the denoiser takes them: float32 N×C×h×w.
 
     (latent - shift_factor) * scaling_factor of the autoencoder's config, which `HistologyPipeline` undoes.
     """
-    config = autoencoder.config
-    shift = getattr(config, "shift_factor", None) or 0.0
-    return (encode_images(autoencoder, images).float() - shift) * config.scaling_factor
+    shift, scale = scale_of_latents(autoencoder)
+    return (encode_images(autoencoder, images).float() - shift) * scale
 
 
 def reconstruct(autoencoder: LatentModel, images: torch.Tensor) -> torch.Tensor:

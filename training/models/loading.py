@@ -8,7 +8,8 @@ in a folder is run, nothing in it chooses a class or a module, weights are safet
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection
+import re
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ from histodistill.hub_cards.documents import PipelineClasses
 from histodistill.pipelines.histology_pipeline import HistologyPipeline
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.latents import LATENT_MODELS, LatentModel
-from histodistill.training.running.errors import InputError, reason_of
+from histodistill.training.running.errors import InputError, one_line, reason_of
 from histodistill.training.running.files import read_json
 from histodistill.training.running.notes import warn
 
@@ -31,6 +32,13 @@ _CONFIG, _SCHEDULER_CONFIG, _PIPELINE_CONFIG = "config.json", "scheduler_config.
 _DIFFUSERS_WEIGHTS, _CLASSIFIER_WEIGHTS = "diffusion_pytorch_model.safetensors", "model.safetensors"
 # The code of a pipeline, which travels with it for those who have no histodistill.
 _PIPELINE_CODE = "pipeline.py"
+
+# What a class writes into its config beside its parameters, and does not read again.
+_NOTES = {"AutoencoderTiny": ("block_out_channels",)}
+# The names of a file of weights among several, and of the layers of attention blocks in older versions of diffusers.
+_SHARD = re.compile(r"diffusion_pytorch_model-\d{5}-of-\d{5}\.safetensors")
+_OLD_ATTENTION = re.compile(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.")
+_OF_TODAY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 _Model = TypeVar("_Model", bound=ModelMixin)
 
@@ -63,26 +71,41 @@ def load_pipeline(folder: str | Path) -> HistologyPipeline:
         scheduler=_load_scheduler(folder / "scheduler"),
         id2label=index.id2label,
     )
-    if set(index.id2label) != {str(label) for label in range(pipeline.num_classes)}:
-        raise InputError(
-            f"{folder / _PIPELINE_CONFIG} names {len(index.id2label)} classes, and the denoiser has "
-            f"{pipeline.num_classes}, numbered from 0: train the pipeline anew"
-        )
+    _check_classes(folder, index, pipeline.num_classes)
     _compare_code(folder / _PIPELINE_CODE)
     return pipeline
 
 
-def load_autoencoder(folder: str | Path) -> LatentModel:
+def load_named_denoiser(folder: str | Path) -> tuple[UNet2DModel, list[str]]:
+    """The denoiser of a pipeline and the names of its classes in their order; no other part is looked at.
+
+    Args:
+        folder: Of the pipeline, on this machine; never a Hub id.
+
+    Raises:
+        InputError: If it holds no such pipeline, or a damaged one.
+    """
+    folder = Path(folder)
+    index = _read_index(folder / _PIPELINE_CONFIG)
+    denoiser = load_denoiser(folder / "unet")
+    _check_classes(folder, index, denoiser.config.num_class_embeds - 1)
+    return denoiser, [index.id2label[str(label)] for label in range(len(index.id2label))]
+
+
+def load_autoencoder(folder: str | Path, *, from_elsewhere: bool = False) -> LatentModel:
     """The autoencoder that `train_autoencoder` left, or a pipeline in its `vae`: in evaluation mode on the CPU.
 
     Args:
         folder: On this machine; never a Hub id.
+        from_elsewhere: Whether its weights may also lie there as other programs leave them: in several files with an
+            index, in half precision (`.fp16`), or with names that diffusers once had.
 
     Raises:
         InputError: If it holds none, or a damaged one.
     """
     folder = Path(folder)
-    return _load_model(LATENT_MODELS.get(str(_config_of(folder).get("_class_name")), AutoencoderDC), folder)
+    model_class = LATENT_MODELS.get(str(_config_of(folder).get("_class_name")), AutoencoderDC)
+    return _load_model(model_class, folder, _weights_from_elsewhere if from_elsewhere else _own_weights)
 
 
 def load_denoiser(folder: str | Path) -> UNet2DModel:
@@ -138,13 +161,42 @@ def _config_of(folder: str | Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _load_model(model_class: type[_Model], folder: Path) -> _Model:
+def _own_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(_weights(folder / _DIFFUSERS_WEIGHTS))
+
+
+def _weights_from_elsewhere(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of a model by name, however diffusers has laid them down, by their names of today."""
+    index = folder / f"{_DIFFUSERS_WEIGHTS}.index.json"
+    half = folder / "diffusion_pytorch_model.fp16.safetensors"
+    files = [folder / _DIFFUSERS_WEIGHTS]
+    if not files[0].is_file():
+        if index.is_file():
+            files = [folder / name for name in _shards(index)]
+        elif half.is_file():
+            files = [half]
+    weights = {name: tensor for file in files for name, tensor in load_file(_weights(file)).items()}
+    return {_OLD_ATTENTION.sub(lambda old: f"{old[1]}.{_OF_TODAY[old[2]]}.", name): weights[name] for name in weights}
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index names, which lie beside it."""
+    names = sorted(set(read_json(index)["weight_map"].values()))
+    for name in names:
+        if not _SHARD.fullmatch(name):
+            raise InputError(f"{index.name} names {one_line(name)}, which is no file of weights: make it again")
+    return names
+
+
+def _load_model(
+    model_class: type[_Model], folder: Path, read_weights: Callable[[Path], dict[str, torch.Tensor]] = _own_weights
+) -> _Model:
     config = _read_config(folder / _CONFIG, _parameters(model_class), model_class.__name__)
     try:
         # Memory is taken for the weights that there are, whatever sizes a config claims.
         with torch.device("meta"):
             model = model_class.from_config(config)
-        model.load_state_dict(load_file(_weights(folder / _DIFFUSERS_WEIGHTS)), assign=True)
+        model.load_state_dict(read_weights(folder), assign=True)
     except Exception as error:  # of any kind: the numbers of a config can be wrong in every way
         raise _cannot_be_loaded(folder, model_class.__name__, error) from error
     return model.float().eval()
@@ -174,6 +226,12 @@ def _weights(path: Path) -> Path:
     return path
 
 
+def parameters_of(model: LatentModel) -> dict[str, Any]:
+    """What a model was built from: its configuration without the notes that its class adds to it."""
+    known = _parameters(type(model))
+    return {name: value for name, value in model.config.items() if name in known}
+
+
 def _parameters(model_class: type) -> set[str]:
     return set(inspect.signature(model_class).parameters)
 
@@ -198,7 +256,8 @@ def _read_config(path: Path, known: Collection[str], class_name: str | None = No
     if not isinstance(config, dict) or found != class_name:
         raise InputError(f"{path} is that of {found!r}, and must be that of {class_name or 'a classifier'}: {remedy}")
     # Keys with an underscore are notes of diffusers, such as its version and where a model came from.
-    values = {name: value for name, value in config.items() if not name.startswith("_")}
+    notes = _NOTES.get(class_name or "", ())
+    values = {name: value for name, value in config.items() if not name.startswith("_") and name not in notes}
     if unknown := sorted(values.keys() - set(known)):
         raise InputError(
             f"{path} has {', '.join(unknown)}, which the installed version does not know: install the version that it "
@@ -217,6 +276,15 @@ def _read_index(path: Path) -> PipelineIndex:
             wrong = error.errors()[0]
             reason = f"{'.'.join(map(str, wrong['loc'])) or 'the file'}: {wrong['msg']}"
         raise InputError(f"{path} cannot be read as that of our pipeline ({reason}): {remedy}") from error
+
+
+def _check_classes(folder: Path, index: PipelineIndex, num_classes: int) -> None:
+    """Sees that a pipeline names each class of its denoiser."""
+    if set(index.id2label) != {str(label) for label in range(num_classes)}:
+        raise InputError(
+            f"{folder / _PIPELINE_CONFIG} names {len(index.id2label)} classes, and the denoiser has "
+            f"{num_classes}, numbered from 0: train the pipeline anew"
+        )
 
 
 def installed_code() -> bytes:

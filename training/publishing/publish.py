@@ -15,7 +15,6 @@ well, and says so.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
 KINDS = ("pipeline", "selector", "dataset")
 # What stands for the namespace in a preview where none is given.
 _PLACEHOLDER = "you"
-# How the Hub writes the identifiers of licences.
-_LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
 @config
@@ -73,8 +70,11 @@ class PublishConfig(HubConfig):
         if self.preview is not None and self.push:
             raise InputError(f"{param('preview')} uploads nothing and {param('push')} does: give one of them")
         require_hub_name("name", self.name)
-        rule = "it must be an identifier of the Hub, such as cc-by-4.0"
-        require(self.license is None or bool(_LICENSE.fullmatch(self.license)), "license", self.license, rule)
+        if self.license is not None:
+            from histodistill.hub_cards.names import is_license_id
+
+            rule = "it must be an identifier of the Hub, such as cc-by-4.0"
+            require(is_license_id(self.license), "license", self.license, rule)
 
 
 def make_parser() -> StepParser[PublishConfig]:

@@ -1,9 +1,9 @@
 """Presets of `histodistill distill`: the options of every step for a given machine, as TOML files.
 
-`cpu-demo` is for trying the built-in phantom in minutes; `cpu` is for real 28-pixel tiles, in one to two hours on two
-cores; `gpu` is for one modern GPU. They are written for 28-pixel tiles, and `Preset.for_image_size` makes
-them fit larger ones. A preset is only a set of options: each step can be run by hand with others, and a file of your
-own with the same sections is a preset, too.
+`cpu-demo` is for trying the built-in phantom in minutes; `cpu` is for real tiles on two cores, in one to two hours
+where they have 28 pixels; `gpu` is for one modern GPU. What a file says holds for tiles of up to 32 pixels, and
+`Preset.for_image_size` follows rules to make it fit larger ones. A preset is only a set of options: each step can be
+run by hand with others, and a file of your own with the same sections is a preset, too.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.plan_texts import split_steps
 from histodistill.training.running.suggestions import did_you_mean
 
 
@@ -31,8 +32,28 @@ _NEEDED = {
     "select": ("n_per_class",),
     "compare": ("train",),
 }
-# Tiles in a batch, at least: gradients of fewer are too noisy for the learning rates of the presets.
-_SMALLEST_BATCH = 16
+# Side in pixels of the tiles that presets are written for, and the largest for which nothing is changed.
+_BASE_SIZE, _LARGEST_AS_IT_IS = 28, 32
+# Latents have no more positions along a side than the first number, as long as tiles need not be halved more often
+# than `_HALVINGS_OF_SMALL` for that; then no more than the second.
+_LATENT_SIDE, _LARGEST_LATENT_SIDE, _HALVINGS_OF_SMALL = 16, 32, 3
+# The denoiser has one more level, with attention, where latents have so many positions along a side or more.
+_SIDE_WITH_ATTENTION = 16
+# Tiles in a batch of the autoencoder and of a classifier, at least: gradients of fewer are too noisy.
+_LEAST_CROPS, _LEAST_TILES = 4, 32
+# Latent positions in a batch of the denoiser, at most: what it keeps of them for its backward pass then fits a GPU of
+# 16 GB with room to spare.
+_MOST_POSITIONS = 2**17
+# Tiles in a batch of a classifier where a preset does not say it: the default of the steps.
+_CLASSIFIER_BATCH = 128
+# Validation tiles by which a classifier's best step is chosen, where its work shrinks.
+_VALIDATION_TILES = 500
+# How often the autoencoder looks at validation tiles larger than those that presets are written for, at how many of
+# these as the steps' default is for those, and at how many at least.
+_LOOKS, _LOOKED_AT, _LEAST_LOOKED_AT = 4, 512, 64
+# Up to this side in pixels a ConvNet costs less than a fifth of a ResNet-18; above it, where the stem of that one
+# quarters the side, less than half is what the ResNet-18 costs.
+_LARGEST_FOR_CONVNET = 64
 
 
 @dataclass(frozen=True)
@@ -46,6 +67,10 @@ class Preset:
         compare_options: The other options of that step.
         max_epochs: A denoiser that sees few tiles too often learns them by heart, so its steps are cut where they
             would show each training tile more often than this.
+        min_samples: Tiles that the denoiser is shown at least, whatever `max_epochs` says; no more than its own steps
+            show.
+        few_tiles: Options of the denoiser that hold where its steps are cut, such as its dropout.
+        classifiers_shrink: Whether teacher and comparison do less of everything as tiles grow, as on a CPU they must.
     """
 
     autoencoder: dict[str, Any] = field(default_factory=dict)
@@ -57,6 +82,9 @@ class Preset:
     max_epochs: int = 200
     audit: dict[str, Any] = field(default_factory=dict)
     compare_options: dict[str, Any] = field(default_factory=dict)
+    min_samples: int = 0
+    few_tiles: dict[str, Any] = field(default_factory=dict)
+    classifiers_shrink: bool = False
 
     def options(self, step: str) -> dict[str, Any]:
         """The options of a step by the name of its section."""
@@ -67,6 +95,9 @@ class Preset:
     def with_options(self, step: str, changes: Mapping[str, Any]) -> Preset:
         """The same with other options of a step."""
         options = {**self.options(step), **changes}
+        for one, other in (("max_train_steps", "train_pixels"), ("train_pixels", "max_train_steps")):
+            if one in changes and other not in changes and "train_pixels" in options:
+                options.pop(other, None)  # both say how long the autoencoder is trained
         if step == "compare":
             return replace(self, compare=tuple(options.pop("train")), compare_options=options)
         sections: dict[str, Any] = {step: options}
@@ -75,37 +106,89 @@ class Preset:
     def settings(self) -> dict[str, Any]:
         """All options as JSON holds them; sections that came later are there only where they say something."""
         settings = {**dataclasses.asdict(self), "compare": list(self.compare)}
-        for name in ("audit", "compare_options"):
+        for name in ("audit", "compare_options", "min_samples", "few_tiles", "classifiers_shrink"):
             if not settings[name]:
                 del settings[name]
         return settings
 
     def diffusion_steps(self, num_train: int) -> int:
-        """Optimizer steps of the denoiser for so many training tiles."""
-        batch_size = self.diffusion["batch_size"]
-        return min(self.diffusion["max_train_steps"], max(1, self.max_epochs * num_train // batch_size))
+        """Optimizer steps of the denoiser for so many training tiles: see `max_epochs` and `min_samples`."""
+        samples = max(self.max_epochs * num_train, self.min_samples)
+        return min(self.diffusion["max_train_steps"], max(1, samples // self.diffusion["batch_size"]))
+
+    def for_tiles(self, image_size: int, num_train: int) -> Preset:
+        """The same for so many training tiles of a size: `for_image_size`, with the steps that `max_epochs` leaves."""
+        preset = self.for_image_size(image_size)
+        steps = preset.diffusion_steps(num_train)
+        changes = {"max_train_steps": steps}
+        if steps < preset.diffusion["max_train_steps"]:
+            changes |= preset.few_tiles
+        return preset.with_options("diffusion", changes)
 
     def for_image_size(self, image_size: int) -> Preset:
-        """The same for tiles of another size in pixels: latents stay small, and so do batches in memory.
+        """The same for tiles of another size in pixels; up to 32, 16×16 latents only add a level.
 
-        The autoencoder halves tiles of more than 32 pixels twice, and of more than 64 three times, and doubles the
-        channels of the latents with each further halving. Where the latents have 16 pixels or more, the denoiser has
-        one more level, with attention. Batches shrink as the area grows, down to 16, beyond 32-pixel tiles and
-        16-pixel latents.
+        What is done follows the pixels and the latent positions that are shown in all, which is what time goes by:
+
+        - The autoencoder halves tiles until latents are 16×16 or smaller, but from three halvings on 32×32 will do:
+          64 px twice, 128 to 256 px three times, 512 px four times. Each further halving doubles the channels of the
+          latents, the pixels that are shown, and those in a batch. From three on, the finest level, on which most of
+          the time goes, is half as wide. Where latents are larger than 16×16 it is trained on crops that make such.
+          It looks at fewer validation tiles, less often.
+        - The denoiser has one more level, with attention, for latents of 16×16 and more. It is shown as many latent
+          positions in all, and so fewer tiles where latents are larger: its time stays about the same.
+        - Learning rates go by the square root of the batch (Malladi et al. 2022, arXiv:2205.10287).
+        - Where `classifiers_shrink`, batches of teacher and comparison shrink with the area of a tile, down to 32, and
+          their steps with its side; and of two architectures the one that costs less is trained, up to 64 pixels a
+          ConvNet, above a ResNet-18.
         """
-        autoencoder, diffusion = dict(self.autoencoder), dict(self.diffusion)
-        channels = list(autoencoder["channels"])
-        while len(channels) < 2 + (image_size > 32) + (image_size > 64):
-            channels.append(min(2 * channels[-1], 4 * channels[0]))
-            autoencoder["latent_channels"] *= 2
-        autoencoder["channels"] = channels
-        autoencoder["batch_size"] = _smaller(autoencoder["batch_size"], image_size / 32)
-        latent_size = image_size / 2 ** (len(channels) - 1)
-        if latent_size >= 16:
-            diffusion["channels"] = [*diffusion["channels"], diffusion["channels"][-1]]
-            diffusion["attention_levels"] = 1
-        diffusion["batch_size"] = _smaller(diffusion["batch_size"], latent_size / 16)
-        return replace(self, autoencoder=autoencoder, diffusion=diffusion)
+        base_halvings = halvings = len(self.autoencoder["channels"]) - 1
+        if image_size <= _LARGEST_AS_IT_IS:
+            return replace(self, diffusion=_with_levels(self.diffusion, image_size / 2**halvings))
+        while image_size / 2**halvings > (
+            _LATENT_SIDE if halvings < _HALVINGS_OF_SMALL else _LARGEST_LATENT_SIDE
+        ):  # fmt: skip
+            halvings += 1
+        latent_side = image_size / 2**halvings
+        fitted = replace(
+            self,
+            autoencoder=_fit_autoencoder(self.autoencoder, image_size, halvings),
+            diffusion=_fit_denoiser(self.diffusion, latent_side, _BASE_SIZE / 2**base_halvings),
+        )
+        return fitted._with_small_classifiers(image_size) if self.classifiers_shrink else fitted
+
+    def _with_small_classifiers(self, image_size: int) -> Preset:
+        """The same with less work for teacher and comparison, which would take most of the time of larger tiles."""
+        scale = _BASE_SIZE / image_size
+
+        def smaller(options: Mapping[str, Any]) -> dict[str, Any]:
+            batch_size = options.get("batch_size", _CLASSIFIER_BATCH)
+            fitting = _power_of_two(batch_size * scale**2, min(_LEAST_TILES, batch_size))
+            return {"validation_tiles": _VALIDATION_TILES, **options, "batch_size": fitting}
+
+        teacher, compare = smaller(self.teacher), self.compare
+        if steps := teacher.get("max_train_steps"):
+            teacher["max_train_steps"] = max(1, round(steps * scale))
+        dear, cheap = ("convnet", "resnet18") if image_size > _LARGEST_FOR_CONVNET else ("resnet18", "convnet")
+        if teacher.get("architecture", "convnet") == dear:
+            teacher = {name: value for name, value in teacher.items() if name not in ("width", "learning_rate")}
+            teacher["architecture"] = cheap
+        others = tuple(text for text in compare if not text.startswith(f"{dear}:"))
+        compare = others or tuple(text.replace(dear, cheap, 1) for text in compare)
+        shrunk = replace(self, teacher=teacher, compare=compare, compare_options=smaller(self.compare_options))
+        return shrunk.with_compared_steps(scale)
+
+    def with_compared_steps(self, scale: float) -> Preset:
+        """The same with other steps of all that is compared: `scale` times as many, at least one."""
+        plan = []
+        for text in self.compare:
+            # A probe has no steps, and what is no plan is for who reads it to refuse.
+            found = None if text.startswith("probe:") else split_steps(text)
+            if found:
+                architecture, steps, rows = found
+                text = f"{architecture}:{max(1, round(steps * scale))}{rows}"
+            plan.append(text)
+        return replace(self, compare=tuple(plan))
 
     def halvings(self, image_size: int) -> int:
         """How often the models for tiles of that size halve them: it must be divisible by 2 to that power."""
@@ -117,11 +200,63 @@ class Preset:
         return len(self.autoencoder["channels"]) + len(self.diffusion["channels"]) - 2
 
 
-def _smaller(batch_size: int, scale: float) -> int:
-    """A batch of images `scale` times as wide: a power of two with as many pixels or fewer, but at least 16."""
-    if scale <= 1:
-        return batch_size
-    return max(min(_SMALLEST_BATCH, batch_size), 2 ** int(math.log2(batch_size / scale**2)))
+def _fit_autoencoder(options: Mapping[str, Any], image_size: int, halvings: int) -> dict[str, Any]:
+    """The autoencoder's options for tiles that it halves so often: see `Preset.for_image_size`."""
+    widths, batch_size = list(options["channels"]), options["batch_size"]
+    further = halvings - (len(widths) - 1)
+    growth = 2**further
+    fitted = {**options, "latent_channels": options["latent_channels"] * growth}
+    # Shortcuts need widths that are multiples of 4.
+    if further and halvings >= _HALVINGS_OF_SMALL and widths[0] % 8 == 0:
+        widths.insert(0, widths[0] // 2)
+    while len(widths) <= halvings:
+        widths.append(min(2 * widths[-1], 4 * options["channels"][0]))
+    fitted["channels"] = widths
+    shown = image_size
+    if image_size > _LATENT_SIDE * 2**halvings:
+        fitted["crop_size"] = shown = _LATENT_SIDE * 2**halvings
+    per_batch = growth * batch_size * _BASE_SIZE**2 / shown**2
+    fitted["batch_size"] = min(batch_size, _power_of_two(per_batch, min(_LEAST_CROPS, batch_size)))
+    _scale_learning_rate(fitted, fitted["batch_size"] / batch_size)
+    if "train_pixels" in options:
+        fitted["train_pixels"] = growth * options["train_pixels"]
+    elif steps := fitted.pop("max_train_steps", None):
+        fitted["train_pixels"] = growth * steps * batch_size * _BASE_SIZE**2
+    if pixels := fitted.get("train_pixels"):
+        fitted["validation_steps"] = max(1, pixels // (fitted["batch_size"] * shown**2 * _LOOKS))
+        looked_at = options.get("validation_tiles", _LOOKED_AT) * (_BASE_SIZE / image_size) ** 2
+        fitted["validation_tiles"] = max(_LEAST_LOOKED_AT, round(looked_at))
+    return fitted
+
+
+def _with_levels(options: Mapping[str, Any], latent_side: float) -> dict[str, Any]:
+    """The denoiser's options with one more level, and attention, where latents have a side for it."""
+    if latent_side < _SIDE_WITH_ATTENTION:
+        return dict(options)
+    return {**options, "channels": [*options["channels"], options["channels"][-1]], "attention_levels": 1}
+
+
+def _fit_denoiser(options: Mapping[str, Any], latent_side: float, base_side: float) -> dict[str, Any]:
+    """The denoiser's options for latents of that side, by those for latents of `base_side`: see `for_image_size`."""
+    fitted, batch_size = _with_levels(options, latent_side), options["batch_size"]
+    fitted["batch_size"] = min(batch_size, _power_of_two(_MOST_POSITIONS / latent_side**2, 1))
+    _scale_learning_rate(fitted, fitted["batch_size"] / batch_size)
+    tiles = min(1.0, (base_side / latent_side) ** 2)
+    for name in ("max_train_steps", "validation_steps"):
+        if name in options:
+            fitted[name] = max(1, round(options[name] * tiles * batch_size / fitted["batch_size"]))
+    return fitted
+
+
+def _scale_learning_rate(options: dict[str, Any], batches: float) -> None:
+    """Fits a learning rate, where one is given, to batches of other sizes, in three digits."""
+    if "learning_rate" in options and batches != 1:
+        options["learning_rate"] = float(f"{options['learning_rate'] * math.sqrt(batches):.3g}")
+
+
+def _power_of_two(most: float, least: int) -> int:
+    """The largest power of two up to a number, but at least `least`."""
+    return max(least, 2 ** int(math.log2(most))) if most >= 1 else least
 
 
 def load_preset(name_or_path: str | Path) -> Preset:
@@ -158,15 +293,13 @@ def _read_preset(text: str, where: str) -> Preset:
         sections = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{param('preset')}={where} is no TOML ({error}): mend the file") from error
-    max_epochs = sections.pop("max_epochs", Preset.max_epochs)
-    if not isinstance(max_epochs, int) or isinstance(max_epochs, bool) or max_epochs < 1:
-        raise InputError(f"{where}: max_epochs={max_epochs} is out of range: it must be a whole number, at least 1")
-    known = [name for name in Preset.__dataclass_fields__ if name not in ("max_epochs", "compare_options")]
+    single = _read_single(sections, where)
+    known = [name for name in Preset.__dataclass_fields__ if name not in (*single, "compare_options")]
     for name, options in sections.items():
         if name not in known:
             meant = did_you_mean(name, known)
             raise InputError(
-                f"{where}: {name!r} is no section of a preset{meant}: use max_epochs and {', '.join(known)}"
+                f"{where}: {name!r} is no section of a preset{meant}: use {', '.join(single)}, and {', '.join(known)}"
             )
         if not isinstance(options, dict):
             raise InputError(f"{where}: {name!r} must be a section with options: write [{name}] and its options below")
@@ -178,4 +311,17 @@ def _read_preset(text: str, where: str) -> Preset:
     compare = sections.pop("compare")
     if not isinstance(compare["train"], list):
         raise InputError(f"{where}: train in section [compare] must be a list: write it in brackets")
-    return Preset(**sections, max_epochs=max_epochs).with_options("compare", compare)
+    return Preset(**sections, **single).with_options("compare", compare)
+
+
+def _read_single(sections: dict[str, Any], where: str) -> dict[str, Any]:
+    """Takes the options of a preset that are in no section out of it."""
+    single = {name: sections.pop(name, getattr(Preset, name)) for name in ("max_epochs", "min_samples")}
+    for name, least in (("max_epochs", 1), ("min_samples", 0)):
+        value = single[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise InputError(f"{where}: {name}={value} is out of range: it must be a whole number, at least {least}")
+    single["classifiers_shrink"] = shrink = sections.pop("classifiers_shrink", False)
+    if not isinstance(shrink, bool):
+        raise InputError(f"{where}: classifiers_shrink={shrink} cannot be read: it must be true or false")
+    return single

@@ -171,10 +171,13 @@ def clock(seconds: float) -> str:
 
 def about(seconds: float) -> str:
     """A time that nobody knows exactly, such as "less than a minute", "about 4 min" or "about 2 h 10 min"."""
-    if seconds < 60:
-        return "less than a minute"
-    minutes = round(seconds / 60)
+    return "less than a minute" if seconds < 60 else f"about {rounded(seconds)}"
+
+
+def rounded(seconds: float) -> str:
+    """The same in as few words as go into a list: "1 min" at least, "4 min" or "2 h 10 min"."""
+    minutes = max(1, round(seconds / 60))
     if minutes >= 60:
         hours, minutes = divmod(round(minutes / 10) * 10, 60)
-        return f"about {hours} h {minutes} min" if minutes else f"about {hours} h"
-    return f"about {minutes} min"
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{minutes} min"

@@ -91,6 +91,17 @@ class PrivateTrainingConfig(TrainingConfig):
         at_most=1,
         group=_DATA,
     )
+    gradient_checkpointing: bool = option(
+        "computes parts of the forward pass again in the backward pass: a fraction of the memory, a third more time",
+        default=False,
+        group=_RUNNING,
+        setting=False,  # the losses are the same
+    )
+    compile: bool = option(
+        "compiles the model first, which takes minutes, and needs Triton on a GPU and a C++ compiler on a CPU",
+        default=False,
+        group=_RUNNING,
+    )
     dp_epsilon: float | None = option(
         "trains with differential privacy and spends this much on each training tile; needs opacus",
         default=None,
@@ -139,10 +150,17 @@ class PrivateTrainingConfig(TrainingConfig):
             rule.format(f"1: give a larger {param('batch_size')}, which needs no more memory"),
         )
         require(self.mixed_precision != "fp16", "mixed_precision", self.mixed_precision, rule.format("bf16 or no"))
+        for name in ("compile", "gradient_checkpointing"):  # gradients are taken tile by tile
+            require(not getattr(self, name), name, getattr(self, name), rule.format("left out"))
 
     def settings(self) -> dict[str, Any]:
-        """The options that decide the result; those of differential privacy only where there is any."""
+        """The options that decide the result; those of differential privacy only where there is any.
+
+        Compiled models round otherwise. What is not compiled is not told, as in records of earlier versions.
+        """
         settings = super().settings()
+        if not self.compile:
+            del settings["compile"]
         if self.dp_epsilon is None:
             settings = {name: value for name, value in settings.items() if not name.startswith("dp_")}
         return settings

@@ -24,6 +24,7 @@ from histodistill.training.distillation.pool_selection import fit_selector
 from histodistill.training.engine.accelerator import make_accelerator
 from histodistill.training.evaluation.cells import train_cell
 from histodistill.training.models.architectures import is_probe
+from histodistill.training.models.devices import best_device, gpu_names
 from histodistill.training.running.allocator import keep_freed_memory
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.launch import usable_cores
@@ -33,6 +34,7 @@ from histodistill.training.running.stages import Stage
 from histodistill.training.tables.planned_cells import Cell
 from histodistill.training.tables.results_summary import SPLITS
 from histodistill.training.tables.table_inputs import read_inputs
+from histodistill.training.tables.worker_start import start_worker
 
 
 class TableOptions(Protocol):
@@ -43,7 +45,7 @@ class TableOptions(Protocol):
         folder: Folder of the table.
         data, image_size, source_options: The real tiles: see `load_tiles`.
         mixed_precision: Of the trainings.
-        jobs: Trainings at a time.
+        jobs: Trainings at a time; None for as many as this machine has accelerators, or else cores.
     """
 
     @property
@@ -58,11 +60,13 @@ class TableOptions(Protocol):
     @property
     def mixed_precision(self) -> str: ...
     @property
-    def jobs(self) -> int: ...
+    def jobs(self) -> int | None: ...
 
 
 def train_cells(config: TableOptions, cells: list[Cell], stage: Stage) -> list[str]:
     """Trains cells in `config.jobs` processes, and writes their files.
+
+    On a machine with GPUs each process works on one, and the processes are dealt out to them in turn.
 
     Args:
         config: Of the table; it travels to the processes.
@@ -76,13 +80,19 @@ def train_cells(config: TableOptions, cells: list[Cell], stage: Stage) -> list[s
         InputError: Where a process was killed.
     """
     notes: list[str] = []
-    jobs = min(config.jobs, len(cells))
+    jobs = min(config.jobs or usual_jobs(), len(cells))
     threads = max(1, usable_cores() // jobs)
+    processes = get_context("spawn")
+    gpus = None
+    if names := gpu_names():
+        gpus = processes.SimpleQueue()
+        for number in range(jobs):
+            gpus.put(names[number % len(names)])
     with (
         # Read by the numerical libraries when a worker imports them.
         _environment("OMP_NUM_THREADS", str(threads)),
         ProcessPoolExecutor(
-            jobs, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(config, threads)
+            jobs, mp_context=processes, initializer=start_worker, initargs=(config, threads, gpus)
         ) as workers,
     ):
         futures = [workers.submit(_run_cell, cell) for cell in cells]
@@ -97,7 +107,7 @@ def train_cells(config: TableOptions, cells: list[Cell], stage: Stage) -> list[s
                     progress.update()
         except BrokenProcessPool as error:
             raise InputError(
-                f"a process of {param('jobs')}={config.jobs} was killed, perhaps for want of memory: run the same "
+                f"a process of {param('jobs')}={jobs} was killed, perhaps for want of memory: run the same "
                 f"command again to go on, with fewer {param('jobs')}"
             ) from error
         except BaseException:
@@ -107,6 +117,16 @@ def train_cells(config: TableOptions, cells: list[Cell], stage: Stage) -> list[s
                 worker.terminate()
             raise
     return notes
+
+
+def usual_jobs() -> int:
+    """How many trainings are made at a time where nothing else is asked for.
+
+    A training keeps an accelerator busy, so that several on one only take its memory; of cores, each trains alone.
+    """
+    if best_device().type == "cpu":
+        return usable_cores()
+    return torch.accelerator.device_count()
 
 
 @contextlib.contextmanager
@@ -199,7 +219,8 @@ class Worker:
 _worker: Worker | None = None
 
 
-def _start_worker(config: TableOptions, threads: int) -> None:
+def become_worker(config: TableOptions, threads: int) -> None:
+    """Makes this process one that trains cells: see `start_worker`, which chooses its GPU before."""
     global _worker
     torch.set_num_threads(threads)
     keep_freed_memory()

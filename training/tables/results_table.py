@@ -21,7 +21,6 @@ from typing import Any
 
 from histodistill.training.evaluation.plans import CellsConfig, require_once
 from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.launch import usable_cores
 from histodistill.training.running.options import StepParser, config, like, option, run_script
 from histodistill.training.running.source_options import SourceOptions
 from histodistill.training.tables.planned_cells import Cell, kept_cells, missing_cells, plan_cells, plan_lines
@@ -64,9 +63,9 @@ class ResultsTableConfig(SourceOptions):
     seeds: tuple[int, ...] = like(CellsConfig, "seeds", default=(0, 1, 2, 3, 4), setting=False)
     batch_size: int = like(CellsConfig, "batch_size", default=32, setting=False)
     mixed_precision: str = like(CellsConfig, "mixed_precision")
-    jobs: int = option(
-        "trainings at a time, each in one process of so many threads",
-        default=usable_cores(),
+    jobs: int | None = option(
+        "trainings at a time, each in a process of its own; default: one for each GPU, or else for each core",
+        default=None,
         at_least=1,
         setting=False,
     )

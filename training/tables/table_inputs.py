@@ -13,6 +13,7 @@ import numpy as np
 
 from histodistill.selection.image_rows import Images
 from histodistill.training.distillation.pool_selection import SelectionInputs
+from histodistill.training.models.devices import best_device
 from histodistill.training.models.embedders import embed_images, resolve_embedder
 from histodistill.training.models.loading import load_classifier
 from histodistill.training.models.prediction import predict_proba
@@ -59,7 +60,7 @@ def write_inputs(
     if needed <= set(arrays):
         return
     embed_with = resolve_embedder(embedder, teacher)
-    classifier = load_classifier(teacher)
+    classifier = load_classifier(teacher).to(best_device())
     make: dict[str, Callable[[], np.ndarray]] = {
         "embeddings": lambda: embed_images(embed_with, pool),
         "probabilities": lambda: predict_proba(classifier, pool),

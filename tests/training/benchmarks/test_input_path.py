@@ -8,35 +8,11 @@ from histodistill.training.benchmarks import input_path as script
 from histodistill.training.running.files import read_json
 
 
-PRESET = """
-[autoencoder]
-channels = [8, 8]
-latent_channels = 2
-batch_size = 4
-[diffusion]
-channels = [8]
-layers_per_block = 1
-attention_levels = 0
-max_train_steps = 1
-batch_size = 4
-[teacher]
-width = 8
-batch_size = 4
-[generate]
-per_class = 1
-[select]
-n_per_class = 1
-[compare]
-train = []
-"""
-
-
-def test_steps_through_few_tiles_and_many(run_main, tmp_path, monkeypatch, capsys):
-    (tmp_path / "tiny.toml").write_text(PRESET)
+def test_steps_through_few_tiles_and_many(run_main, tiny_preset, tmp_path, monkeypatch, capsys):
     shown = []
     monkeypatch.setattr(script, "perf_counter", lambda: shown.append(1) or float(len(shown)))
     run_main(
-        script, "--tiles", 60, 20, "--image-size", 16, "--preset", tmp_path / "tiny.toml", "--mixed-precision", "no",
+        script, "--tiles", 60, 20, "--image-size", 16, "--preset", tiny_preset, "--mixed-precision", "no",
         "--steps", 1, "--rounds", 2, "--output", tmp_path / "figures.json",
     )  # fmt: skip
     result = read_json(tmp_path / "figures.json")

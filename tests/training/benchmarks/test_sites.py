@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 
+from histodistill.training.benchmarks import sites as module
 from histodistill.training.benchmarks.sites import average_weights, federated_averaging, split_over_sites
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.engine import scoring
@@ -96,3 +98,16 @@ def test_unequal_sites_learn_together(accelerator):
     model = federated_averaging(config, sites, accelerator, class_names=NAMES, num_rounds=6)
     assert not model.training
     assert scoring.score(model, toy_tiles(30, seed=2))["accuracy"] > 0.8
+
+
+def test_the_common_model_is_on_the_device_of_the_trainings(monkeypatch):
+    device, calls = torch.device("meta"), []
+
+    def trained(config, site, validation, accelerator, *, initial, **_):
+        calls.append(initial.device)
+        return SimpleNamespace(model=initial)
+
+    monkeypatch.setattr(module, "fit_classifier", trained)
+    accelerator = SimpleNamespace(device=device)
+    model = federated_averaging(TINY, [toy_tiles(2, 0)] * 2, accelerator, class_names=NAMES, num_rounds=2)
+    assert calls == [device] * 4 and model.device == device

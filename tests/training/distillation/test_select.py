@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from datasets import ClassLabel, Image, List, Value, load_dataset
 from PIL import Image as PILImage
 
@@ -435,3 +436,9 @@ def test_communities_are_counted_with_the_chosen_images_of_each():
     sizes, chosen = count_communities(communities, labels, np.array([1, 6]), ["a", "b", "c"])
     assert sizes == {"a": [3, 2], "b": [2], "c": []}
     assert chosen == {"a": [0, 1], "b": [1], "c": []}
+
+
+def test_the_teacher_works_on_the_accelerator(tiny_npz, tiny_teacher, monkeypatch):
+    device = torch.device("meta")
+    monkeypatch.setattr(distilled_set, "best_device", lambda: device)
+    assert distilled_set.load_teacher(tiny_teacher, load_tiles(tiny_npz).class_names).device == device

@@ -15,6 +15,7 @@ from audits import add_audit
 from PIL import Image
 from sentences import without_notes
 
+from histodistill.training import train_diffusion
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.phantom import phantom_tiles
 from histodistill.training.end_to_end import distill
@@ -44,6 +45,7 @@ def tiny(tiny_preset):
 def started(monkeypatch) -> list[str]:
     """The names of the scripts that would have been started; none is."""
     scripts = []
+    monkeypatch.setattr(distill, "measure_apart", lambda _: "it is not to be")
     monkeypatch.setattr(distill, "run_module", lambda module, *_: scripts.append(module.rpartition(".")[2]))
     return scripts
 
@@ -132,7 +134,7 @@ def test_what_a_run_writes_off_a_terminal(tiny_run):
     notes = tiny_run.progress.splitlines()
     steps = [line for line in notes if line.startswith("[")]
     for number, (title, line) in enumerate(zip(TITLES, steps, strict=True), start=1):
-        times = r"\d:\d\d so far" + (r", (about \d+ min|less than a minute) left" if number > 1 else "")
+        times = r"\d:\d\d so far, (about \d+ min|less than a minute) left"
         assert re.fullmatch(rf"\[{number}/7\] {title} · {times}", line)
     # What it was made of, where it went on, that it is finished, and what to do next.
     assert [re.split(r"[ :]", line)[0] for line in notes if line not in steps] == [
@@ -320,6 +322,28 @@ def test_run_with_other_settings_is_left_untouched(argv, named, tiny_run, capsys
     message = refused(capsys, tiny_run.data, tiny_run.folder, *argv)
     assert message == f"{tiny_run.folder} holds a run with other settings ({named}): give another --output"
     assert files(tiny_run.folder) == before
+
+
+def test_the_denoiser_may_begin_from_a_pipeline(tiny_run, tmp_path, monkeypatch, capsys):
+    shutil.copytree(tiny_run.folder / "pipeline", tmp_path / "others" / "pipeline")
+    monkeypatch.chdir(tmp_path)
+    start = "others/pipeline"
+    options = [*options_of(tiny_run.data, tmp_path / "run"), "--set", f"diffusion.init_from={start}"]
+    config = distill.make_parser().read(options)
+    run = distill.open_run(config)
+    assert read_json(tmp_path / "run" / "run.json")["settings"]["diffusion"]["init_from"] == start
+    call = distill.stages(config, run)[1]
+    assert call.config.init_from == start and train_diffusion.make_parser().read(call.argv) == call.config
+    # A folder that is not there is told of now, and not when the autoencoder is trained.
+    message = refused(capsys, tiny_run.data, tmp_path / "new", "--set", "diffusion.init_from=others/none")
+    assert message == (
+        "--init-from others/none is no folder: give the folder of a pipeline or its id on the Hub, user/name"
+    )
+    assert not (tmp_path / "new").exists()
+    # A finished denoiser needs it no more.
+    shutil.copytree(tiny_run.folder / "pipeline", tmp_path / "run" / "pipeline")
+    shutil.rmtree(tmp_path / "others")
+    assert distill.open_run(config) == run
 
 
 SELECTED = "audit, audit.json, comparison, distilled, "

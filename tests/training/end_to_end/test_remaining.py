@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from histodistill.training.end_to_end.remaining import costs, seconds_left
+from histodistill.training.end_to_end.remaining import seconds_left
+from histodistill.training.end_to_end.rough_cost import costs
 from histodistill.training.end_to_end.steps import Common, stage_calls
 from histodistill.training.running.files import write_json
 from histodistill.training.running.presets import load_preset
@@ -34,7 +35,7 @@ def demo(tmp_path):
     run = {
         "image_size": 28,
         "class_names": list("abcde"),
-        "num_tiles": {"train": 1350},
+        "num_tiles": {"train": 1350, "held_out": 150, "validation": 300, "test": 500},
         "settings": preset.settings(),
     }
     return stage_calls(Common("phantom", tmp_path, 0.1, 0, "no"), run), run

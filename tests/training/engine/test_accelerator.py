@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from histodistill.training.engine import accelerator as module
-from histodistill.training.engine.accelerator import make_accelerator
+from histodistill.training.engine.accelerator import device_record, make_accelerator, require_compiler
 from histodistill.training.running.errors import InputError
 
 
@@ -46,6 +47,19 @@ def state(monkeypatch):
     monkeypatch.setattr(
         module, "PartialState", lambda **_: SimpleNamespace(device=torch.device("cpu"), num_processes=4)
     )
+
+
+def test_processes_wait_for_work_that_one_does_alone(monkeypatch):
+    given = []
+
+    def state(**options):
+        given.append(options)
+        return SimpleNamespace(device=torch.device("cpu"), num_processes=1)
+
+    monkeypatch.setattr(module, "PartialState", state)
+    make_accelerator("no")
+    # By torch's own limit a validation of half an hour would end a training.
+    assert given[0]["timeout"] >= timedelta(hours=12)
 
 
 def test_options_reach_accelerate(tmp_path):
@@ -164,3 +178,42 @@ def test_a_cpu_that_is_asked_for_in_other_words(monkeypatch, value):
 def test_a_cpu_that_is_not_asked_for(monkeypatch, value):
     monkeypatch.setenv("ACCELERATE_USE_CPU", value)
     assert make_accelerator("no").num_processes == 1
+
+
+def test_float32_on_a_gpu_is_tf32_in_trainings_alone(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        module, "PartialState", lambda **_: SimpleNamespace(device=torch.device("cuda"), num_processes=1)
+    )
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
+    make_accelerator("no", tf32=True)
+    make_accelerator("no")
+    assert asked == ["high", "highest"]
+    # A CPU would take something else for it.
+    monkeypatch.setattr(
+        module, "PartialState", lambda **_: SimpleNamespace(device=torch.device("cpu"), num_processes=1)
+    )
+    make_accelerator("no", tf32=True)
+    assert asked == ["high", "highest"]
+
+
+def test_records_tell_of_the_device(monkeypatch):
+    assert device_record(SimpleNamespace(device=torch.device("cpu"))) == {"device": "cpu"}
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    for precision, tf32 in (("high", True), ("highest", False)):
+        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda precision=precision: precision)
+        gpu = SimpleNamespace(device=torch.device("cuda"))
+        assert device_record(gpu) == {"device": "NVIDIA H200", "tf32": tf32}
+
+
+@pytest.mark.parametrize(
+    ("device", "message"), [("cpu", "compile needs a C\\+\\+ compiler: install it"), ("cuda", "compile needs Triton")]
+)
+def test_what_compiling_needs_is_asked_for_at_once(monkeypatch, device, message):
+    monkeypatch.setattr(module.shutil, "which", lambda name: "/usr/bin/g++" if name == "g++" else None)
+    monkeypatch.setattr(module, "find_spec", lambda name: object())
+    require_compiler(torch.device(device))
+    monkeypatch.setattr(module.shutil, "which", lambda name: None)
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=message):
+        require_compiler(torch.device(device))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from histodistill.training.engine import checkpoints as module
 from histodistill.training.engine.checkpoints import (
     check_resume,
     content_of,
@@ -336,3 +337,42 @@ def test_scaler_state_is_kept(tmp_path):
     other = torch.amp.GradScaler("cpu", init_scale=2.0)
     load_checkpoint(folder, SETTINGS, {"net": net}, optimizer, other)
     assert other.scale(torch.ones(1)).item() == 8.0
+
+
+class Process:
+    """One of two, as Accelerate knows them."""
+
+    num_processes = 2
+
+    def __init__(self, is_main_process: bool):
+        self.is_main_process = is_main_process
+
+
+@pytest.mark.parametrize("said", [2, 4, None])
+def test_the_main_process_says_which_is_the_latest(tmp_path, monkeypatch, said):
+    net, optimizer = make()
+    train(net, optimizer, range(1))
+    for step in (2, 4):
+        save_checkpoint(tmp_path, step, SETTINGS, {"net": net}, optimizer)
+    # What this process sees in the folder does not matter.
+    answer = None if said is None else tmp_path / f"checkpoint-{said}"
+    monkeypatch.setattr(module, "broadcast_object_list", lambda objects: [answer])
+    state = resume_training(tmp_path, "latest", SETTINGS, {"net": net}, optimizer, accelerator=Process(False))
+    assert (state and state["step"]) == said
+
+
+def test_the_main_process_says_what_it_has_loaded(tmp_path, monkeypatch, capsys):
+    net, optimizer = make()
+    train(net, optimizer, range(1))
+    for step in (2, 4):
+        save_checkpoint(tmp_path, step, SETTINGS, {"net": net}, optimizer)
+    (tmp_path / "checkpoint-4" / "net.safetensors").write_bytes(b"")
+    told = []
+    monkeypatch.setattr(module, "broadcast_object_list", lambda objects: told.extend(objects) or objects)
+    state = resume_training(tmp_path, "latest", SETTINGS, {"net": net}, optimizer, accelerator=Process(True))
+    assert state["step"] == 2 and told == [tmp_path / "checkpoint-2"]
+    assert "checkpoint-4 is damaged" in capsys.readouterr().err
+    # One that the main process could read, and this one cannot, is no reason to go on from another.
+    monkeypatch.setattr(module, "broadcast_object_list", lambda objects: [tmp_path / "checkpoint-4"])
+    with pytest.raises(InputError, match=r"checkpoint-4 is damaged"):
+        resume_training(tmp_path, "latest", SETTINGS, {"net": net}, optimizer, accelerator=Process(False))

@@ -46,9 +46,9 @@ class MeanColour(GenerativeTraining):
         self.shown.append(indices.tolist())
         return draw_symmetries(len(indices), generator), torch.randn(len(indices), 3, generator=generator)
 
-    def encode(self, images):
+    def make_inputs(self, read, symmetries):
         assert not torch.is_grad_enabled()
-        return images.mean(dim=(2, 3))
+        return super().make_inputs(read, symmetries).mean(dim=(2, 3))
 
     def loss(self, call, inputs, noise):
         return (call(noise) - inputs).square().mean()
@@ -217,9 +217,9 @@ def test_each_process_reads_its_share_alone(tmp_path):
             with drawn_batches(training) as batches:
                 for position, batch in enumerate(batches):
                     assert batch.position == position
-                    images = training.show(batch.tiles, batch.symmetries)
+                    images = GenerativeTraining.make_inputs(training, batch.read, batch.views)
                     rows = training.shown[-1][index::num_processes]
-                    assert torch.equal(images, apply_symmetries(to_model_input(whole.images[rows]), batch.symmetries))
+                    assert torch.equal(images, apply_symmetries(to_model_input(whole.images[rows]), batch.views))
                     yield index, position, images, batch.drawn[0]
 
     read = []

@@ -21,8 +21,10 @@ from histodistill.training.evaluation.evaluate_pool import (
     row_lines,
 )
 from histodistill.training.evaluation.pool_figures import CANDIDATES, DISTANCES, distance_lines
-from histodistill.training.evaluation.pool_quality import compare_with_validation, reconstruct
+from histodistill.training.evaluation.pool_quality import compare_with_validation
+from histodistill.training.models import reconstruction
 from histodistill.training.models.embedders import embed_images, embedder_fingerprint
+from histodistill.training.models.reconstruction import reconstruct_tiles
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, write_json
 from histodistill.training.running.options import to_argv
@@ -287,14 +289,14 @@ def test_a_killed_evaluation_goes_on_and_each_row_has_its_tiles(start, run, eval
     assert np.array_equal(reconstructed.labels, real.labels)
     assert not np.array_equal(reconstructed.images, real.images)
     autoencoder = AutoencoderDC.from_pretrained(run / "pipeline" / "vae").eval()
-    expected = np.concatenate(list(reconstruct(autoencoder, real.images)))
+    expected = np.concatenate(list(reconstruct_tiles(autoencoder, real.images)))
     assert np.abs(expected.astype(int) - reconstructed.images).max() <= 1
 
 
 def test_a_finished_evaluation_is_left_alone(evaluated, tiny_run, run_main, capsys, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in evaluated.rglob("*")}
     for module, name in (
-        (pool_quality, "embed_images"), (cells, "train_cell"), (pool_quality, "reconstruct"),
+        (pool_quality, "embed_images"), (cells, "train_cell"), (reconstruction, "reconstruct_tiles"),
         (pool_figures, "draw_tiles"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, None)

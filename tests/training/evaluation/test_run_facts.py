@@ -4,7 +4,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from histodistill.training.evaluation.run_facts import describe_test_tiles, own_row, privacy_facts
+from histodistill.hub_cards.card_facts import PretrainedFacts
+from histodistill.hub_cards.documents import write_document
+from histodistill.hub_cards.errors import ContentError
+from histodistill.training.evaluation.run_facts import (
+    describe_test_tiles,
+    own_row,
+    pretrained_facts,
+    privacy_facts,
+)
+from histodistill.training.evaluation.run_records import read_stage_record
 
 
 def pipeline_record(**changes) -> dict:
@@ -37,6 +46,25 @@ def test_what_looked_at_real_tiles_is_told(settings, words):
     assert first.startswith("The soft labels of the distilled set")
     assert len(others) == len(words)
     assert all(word in sentence for word, sentence in zip(words, others, strict=True))
+
+
+def autoencoder_record(**stated) -> bytes:
+    pretrained = {"class_name": "AutoencoderTiny", "is_taken": True, **stated}
+    return write_document({"complete": True, "settings": {}, "pretrained": pretrained})
+
+
+def test_where_an_autoencoder_comes_from():
+    assert pretrained_facts({}) is None
+    record = read_stage_record(autoencoder_record(name="madebyollin/taesd", license="mit"))
+    facts = pretrained_facts(record.model_dump(exclude_none=True))
+    assert facts == PretrainedFacts(is_taken=True, name="madebyollin/taesd", license="mit")
+    assert pretrained_facts(read_stage_record(autoencoder_record()).model_dump(exclude_none=True)).name is None
+
+
+@pytest.mark.parametrize("stated", [{"name": "/home/me/vae"}, {"license": "see /home/me"}, {"license": "MIT\n# x"}])
+def test_a_path_is_no_name_of_an_autoencoder(stated):
+    with pytest.raises(ContentError):
+        read_stage_record(autoencoder_record(**stated))
 
 
 @pytest.mark.parametrize(

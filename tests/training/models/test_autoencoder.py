@@ -10,7 +10,7 @@ from torch.distributions import Normal, kl_divergence
 from histodistill.training.models.autoencoder import (
     VariationalAutoencoder,
     build_autoencoder,
-    measure_latent_scale,
+    measure_latents,
     reconstruction_loss,
 )
 from histodistill.training.running.errors import InputError
@@ -94,15 +94,21 @@ def test_reconstruction_loss():
     assert reconstruction_loss(shifted, images, 0.5).item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_scale_is_that_of_all_latents_together():
-    # Of other sizes and with a mean, which must not be taken off.
+@pytest.mark.parametrize("has_shift", [False, True])
+def test_latents_are_measured_all_together(has_shift):
+    # Of batches of other sizes, and with a mean, which is taken off where there is a shift, and only there.
     generator = torch.Generator().manual_seed(0)
     batches = [5 + torch.randn(count, 2, 4, 4, generator=generator) for count in (3, 1, 6)]
 
     class Identity:
+        config = {"shift_factor": None} if has_shift else {}
+
         def encode(self, images):
             return type("Output", (), {"latent": images})
 
-    scale = measure_latent_scale(Identity(), iter(batches))
-    assert (scale * torch.cat(batches)).square().mean().item() == pytest.approx(1, rel=1e-5)
-    assert 0 < measure_latent_scale(Identity(), [torch.zeros(1, 2, 4, 4)]) < float("inf")
+    measured = measure_latents(Identity(), iter(batches))
+    latents = torch.cat(batches)
+    assert measured.get("shift_factor", 0) == pytest.approx(latents.mean().item() if has_shift else 0, rel=1e-5)
+    normalised = (latents - measured.get("shift_factor", 0)) * measured["scaling_factor"]
+    assert normalised.square().mean().item() == pytest.approx(1, rel=1e-5)
+    assert 0 < measure_latents(Identity(), [torch.zeros(1, 2, 4, 4)])["scaling_factor"] < float("inf")

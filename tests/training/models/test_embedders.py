@@ -147,6 +147,12 @@ def test_is_autoencoder(tmp_path, autoencoder, tiny_teacher):
     assert not is_autoencoder(tmp_path)
 
 
+def test_an_untrained_network_is_shown_large_tiles_at_64_px():
+    small = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    large = small.repeat(2, axis=1).repeat(2, axis=2)
+    np.testing.assert_array_equal(embed_images("untrained", large), embed_images("untrained", small))
+
+
 def test_features_of_an_untrained_network_are_always_the_same(images):
     torch.manual_seed(5)
     expected_draw = torch.rand(1)

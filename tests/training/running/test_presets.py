@@ -53,11 +53,11 @@ def test_stages_fit_each_other(name):
     preset = PRESETS[name]
     assert preset.select["n_per_class"] <= preset.generate["per_class"]
     # MedMNIST's sizes, of which phantom has the first.
-    for image_size in (28, 64, 128, 224):
+    for image_size in (28, 64, 128, 224, 256, 512):
         check_image_size(preset, image_size)
 
 
-@pytest.mark.parametrize("image_size", [28, 32, 64, 128, 224])
+@pytest.mark.parametrize("image_size", [28, 32, 64, 128, 224, 256, 512])
 @pytest.mark.parametrize("name", PRESETS)
 def test_models_can_be_built_for_every_size(name, image_size):
     preset = PRESETS[name].for_image_size(image_size)
@@ -67,7 +67,7 @@ def test_models_can_be_built_for_every_size(name, image_size):
             image_size, autoencoder.channels, autoencoder.latent_channels, autoencoder.layers_per_block
         )
         latent_size = image_size // 2 ** (len(autoencoder.channels) - 1)
-        assert 14 <= latent_size <= 28
+        assert 14 <= latent_size <= 32
         denoiser = build_denoiser(
             latent_size, vae.config.latent_channels, 5, list(diffusion.channels), diffusion.layers_per_block,
             diffusion.attention_levels, diffusion.dropout,
@@ -83,29 +83,106 @@ def test_the_size_that_a_preset_is_written_for_changes_nothing():
     assert all(preset.for_image_size(28) == preset for preset in PRESETS.values())
 
 
-def test_larger_tiles_get_deeper_models_and_smaller_batches():
+@pytest.mark.parametrize(
+    ("image_size", "halvings", "latent_size", "crop_size"),
+    [
+        (28, 1, 14, None),
+        (64, 2, 16, None),
+        (128, 3, 16, None),
+        (224, 3, 28, 128),
+        (256, 3, 32, 128),
+        (512, 4, 32, 256),
+    ],
+)
+def test_tiles_are_halved_until_latents_are_small(image_size, halvings, latent_size, crop_size):
+    for preset in PRESETS.values():
+        autoencoder = preset.for_image_size(image_size).autoencoder
+        assert len(autoencoder["channels"]) - 1 == halvings and image_size / 2**halvings == latent_size
+        assert autoencoder.get("crop_size") == crop_size
+        # Each further halving takes three quarters of a latent's positions, and doubles its channels.
+        assert autoencoder["latent_channels"] == preset.autoencoder["latent_channels"] * 2 ** (halvings - 1)
+
+
+def test_up_to_32_px_latents_of_16_add_a_level_and_nothing_else():
+    for preset in PRESETS.values():
+        fitted = preset.for_image_size(32)
+        widths = preset.diffusion["channels"]
+        levels = {"channels": [*widths, widths[-1]], "attention_levels": 1}
+        assert fitted == preset.with_options("diffusion", levels)
+
+
+def test_steps_in_place_of_pixels():
+    preset = PRESETS["cpu"].for_image_size(64)
+    by_steps = preset.with_options("autoencoder", {"max_train_steps": 5}).autoencoder
+    assert by_steps["max_train_steps"] == 5 and "train_pixels" not in by_steps
+    by_pixels = PRESETS["cpu"].with_options("autoencoder", {"train_pixels": 7}).autoencoder
+    assert by_pixels["train_pixels"] == 7 and "max_train_steps" not in by_pixels
+    assert preset.with_options("diffusion", {"max_train_steps": 5}).diffusion["max_train_steps"] == 5
+
+
+def test_the_finest_level_of_large_tiles_is_half_as_wide():
     gpu = PRESETS["gpu"]
-    small, large = gpu.for_image_size(64), gpu.for_image_size(224)
-    assert (small.autoencoder["channels"], large.autoencoder["channels"]) == ([64, 128, 256], [64, 128, 256, 256])
-    # Each further halving takes three quarters of a latent's pixels, and doubles its channels.
-    assert (small.autoencoder["latent_channels"], large.autoencoder["latent_channels"]) == (16, 32)
-    # 256 tiles of 32 px have as many pixels as 64 of 64 px; 224 px would leave 5, but 16 are the least.
-    assert (small.autoencoder["batch_size"], large.autoencoder["batch_size"]) == (64, 16)
-    assert (small.diffusion["batch_size"], large.diffusion["batch_size"]) == (256, 64)
-    assert large.diffusion["attention_levels"] == 1
-    # What was written for one size is left as it was.
-    assert "attention_levels" not in gpu.diffusion
-    assert (gpu.autoencoder["channels"], gpu.autoencoder["latent_channels"]) == ([64, 128], 8)
-    assert (gpu.halvings(28), gpu.halvings(64), gpu.halvings(224)) == (2, 4, 5)
+    widths = [gpu.for_image_size(size).autoencoder["channels"] for size in (64, 224, 512)]
+    assert widths == [[64, 128, 256], [32, 64, 128, 256], [32, 64, 128, 256, 256]]
+    assert gpu.autoencoder["channels"] == [64, 128]  # what was written is left as it was
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_pixels_and_positions_that_are_shown_follow_a_rule(name):
+    base = PRESETS[name]
+    pixels = base.autoencoder["max_train_steps"] * base.autoencoder["batch_size"] * 28**2
+    positions = base.diffusion["max_train_steps"] * base.diffusion["batch_size"] * 14**2
+    for size, factor, latent_size in ((64, 2, 16), (128, 4, 16), (224, 4, 28), (256, 4, 32), (512, 8, 32)):
+        preset = base.for_image_size(size)
+        assert preset.autoencoder["train_pixels"] == factor * pixels and "max_train_steps" not in preset.autoencoder
+        diffusion = preset.diffusion
+        shown = diffusion["max_train_steps"] * diffusion["batch_size"] * latent_size**2
+        assert shown == pytest.approx(positions, rel=0.01)
+
+
+def test_learning_rates_go_by_the_root_of_the_batch():
+    gpu, large = PRESETS["gpu"], PRESETS["gpu"].for_image_size(224)
+    assert large.diffusion["batch_size"] == 128 and large.autoencoder["batch_size"] == 32
+    for options, base in ((large.diffusion, gpu.diffusion), (large.autoencoder, gpu.autoencoder)):
+        expected = base["learning_rate"] * (options["batch_size"] / base["batch_size"]) ** 0.5
+        assert options["learning_rate"] == pytest.approx(expected, rel=0.002)
 
 
 def test_batches_that_are_small_already_stay():
     preset = Preset(
-        autoencoder={"channels": [8, 8], "latent_channels": 2, "batch_size": 8},
+        autoencoder={"channels": [8, 8], "latent_channels": 2, "batch_size": 2},
         diffusion={"channels": [8], "batch_size": 8},
     )
     large = preset.for_image_size(224)
-    assert (large.autoencoder["batch_size"], large.diffusion["batch_size"]) == (8, 8)
+    assert (large.autoencoder["batch_size"], large.diffusion["batch_size"]) == (2, 8)
+    assert "train_pixels" not in large.autoencoder and "max_train_steps" not in large.diffusion
+
+
+def test_classifiers_shrink_where_a_preset_says_so():
+    small, large = PRESETS["cpu"].for_image_size(56), PRESETS["cpu"].for_image_size(224)
+    assert small.teacher["max_train_steps"] == 500 and small.teacher["batch_size"] == 32
+    assert [text.partition(":real")[0] for text in small.compare] == ["convnet:400"]
+    assert small.compare_options == {"validation_tiles": 500, "batch_size": 32}
+    # Up to 64 px a ConvNet costs less than a ResNet-18, and above it is the other way round.
+    assert large.teacher["architecture"] == "resnet18" and large.teacher["max_train_steps"] == 125
+    assert [text.partition(":real")[0] for text in large.compare] == ["resnet18:38"]
+    assert PRESETS["cpu-demo"].for_image_size(224).compare[0].startswith("resnet18:25:")
+    gpu = PRESETS["gpu"].for_image_size(224)
+    assert (gpu.teacher, gpu.compare) == (PRESETS["gpu"].teacher, PRESETS["gpu"].compare)
+
+
+def test_few_tiles_may_have_options_of_their_own_and_a_least_number_of_samples():
+    preset = Preset(
+        autoencoder={"channels": [8, 8]},
+        diffusion={"batch_size": 10, "max_train_steps": 100},
+        max_epochs=4,
+        min_samples=150,
+        few_tiles={"dropout": 0.1},
+    )
+    assert preset.for_tiles(28, 1000).diffusion == {"batch_size": 10, "max_train_steps": 100}
+    assert preset.for_tiles(28, 100).diffusion == {"batch_size": 10, "max_train_steps": 40, "dropout": 0.1}
+    assert preset.for_tiles(28, 3).diffusion["max_train_steps"] == 15
+    assert preset.settings()["few_tiles"] == {"dropout": 0.1} and preset.settings()["min_samples"] == 150
 
 
 @pytest.mark.parametrize(
@@ -171,9 +248,11 @@ def write(path: Path, text: str) -> Path:
     ("text", "message"),
     [
         ("[autoencoder", "is no TOML"),
-        (f"[denoiser]\nseed = 1\n{GOOD}", "'denoiser' is no section of a preset: use max_epochs and autoencoder, "),
+        (f"[denoiser]\nseed = 1\n{GOOD}", "'denoiser' is no section of a preset: use max_epochs, min_samples, "),
         (f"teacher = 3\n{GOOD}", "'teacher' must be a section with options"),
         (f"max_epochs = 0\n{GOOD}", "max_epochs=0 is out of range: it must be a whole number, at least 1"),
+        (f"min_samples = -1\n{GOOD}", "min_samples=-1 is out of range: it must be a whole number, at least 0"),
+        (f"classifiers_shrink = 1\n{GOOD}", "classifiers_shrink=1 cannot be read: it must be true or false"),
         (GOOD.replace("per_class = 8", ""), "lacks per_class in section [generate]: a preset needs it"),
         (GOOD.replace("latent_channels = 2", ""), "lacks latent_channels in section [autoencoder]"),
         (GOOD.replace('["convnet:2"]', '"convnet:2"'), "train in section [compare] must be a list"),

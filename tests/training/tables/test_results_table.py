@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import shutil
 from concurrent.futures import Executor, Future
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from histodistill.selection import SELECTOR_NAMES
 from histodistill.training import cli
@@ -19,6 +22,7 @@ from histodistill.training.data.tiles import Tiles, sample_per_class
 from histodistill.training.distillation.selector_options import SelectorConfig
 from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.models.classifiers import Classifier
+from histodistill.training.models.devices import gpu_names
 from histodistill.training.models.prediction import predict_proba
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, write_json
@@ -46,7 +50,7 @@ def test_defaults():
     config = read("runs/one", "--data", "phantom")
     assert (config.run, config.folder) == (Path("runs/one"), Path("runs/one/benchmark"))
     assert (config.seeds, config.embedder, config.recipe) == ((0, 1, 2, 3, 4), "untrained", ())
-    assert config.jobs >= 1
+    assert config.jobs is None
     # The whole table: the ConvNet has every selector, the others the rows that matter most.
     rows = {name: {} for name in ("convnet", "resnet18", "vit")}
     for line in config.lines:
@@ -667,6 +671,62 @@ def test_damaged_inputs_are_made_anew(worker, tmp_path, capsys, damage):
     file.write_bytes(damage(file.read_bytes()))
     assert np.array_equal(worker("random").inputs.embeddings, before)
     assert f"warning: {file} is damaged: it is made anew" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("visible", "jobs", "expected"),
+    [(None, None, ["0", "1"]), ("3,GPU-abc", None, ["3", "GPU-abc"]), (None, 3, ["0", "1", "0"])],
+)
+def test_each_process_has_a_gpu_of_its_own(tmp_path, monkeypatch, visible, jobs, expected):
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    for name, value in (("is_available", True), ("current_accelerator", torch.device("cuda")), ("device_count", 2)):
+        monkeypatch.setattr(f"torch.accelerator.{name}", lambda value=value: value)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    seen = []
+    monkeypatch.setattr(
+        cell_workers, "become_worker", lambda config, threads: seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
+    )
+    monkeypatch.setattr(cell_workers, "_run_cell", lambda cell: None)
+
+    class Started(Executor):
+        """Starts each of its processes here, one after the other."""
+
+        def __init__(self, jobs, mp_context, initializer, initargs):
+            for _ in range(jobs):
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setenv("CUDA_VISIBLE_DEVICES", "what it was started with")
+                    initializer(*initargs)
+
+        def submit(self, function, *args):
+            future = Future()
+            future.set_result(function(*args))
+            return future
+
+    monkeypatch.setattr(cell_workers, "ProcessPoolExecutor", Started)
+    stage = SimpleNamespace(save_progress=lambda: None)
+    cell_workers.train_cells(SimpleNamespace(jobs=jobs), [object()] * 5, stage)
+    assert seen == expected
+
+
+def test_without_a_gpu_there_is_a_process_for_each_core(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr(cell_workers, "usable_cores", lambda: 7)
+    assert cell_workers.usual_jobs() == 7 and gpu_names() == []
+
+
+def test_the_teacher_works_on_the_accelerator(tiny_teacher, tmp_path, monkeypatch):
+    device, found = torch.device("meta"), []
+    monkeypatch.setattr(table_inputs, "best_device", lambda: device)
+    monkeypatch.setattr(
+        table_inputs, "predict_proba", lambda model, images: found.append(model.device) or np.zeros((len(images), 5))
+    )
+    images = np.zeros((2, 16, 16, 3), np.uint8)
+    write_inputs(tmp_path, {"probabilities", "real_probabilities"}, "untrained", tiny_teacher, images, images)
+    assert found == [device, device]
 
 
 def test_each_row_has_its_tiles(worker, folder, tiny_npz):

@@ -1,0 +1,168 @@
+"""What a distillation is expected to need: how much work it is, what is measured of it, and what the user is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections import namedtuple
+
+import pytest
+import torch
+
+from histodistill.training.end_to_end import measuring, work
+from histodistill.training.end_to_end.estimate import Estimate, check_room
+from histodistill.training.end_to_end.measuring import Measured
+from histodistill.training.end_to_end.rough_cost import costs, latent_bytes, usual_seconds
+from histodistill.training.end_to_end.steps import Common, stage_calls
+from histodistill.training.running.errors import InputError
+from histodistill.training.running.files import read_json
+from histodistill.training.running.presets import load_preset
+
+
+SIZES = {"train": 45, "held_out": 5, "validation": 20, "test": 30}
+
+
+def plan_of(preset, folder, data="phantom", image_size=28, num_processes=1):
+    run = {
+        "image_size": image_size,
+        "class_names": list("abcde"),
+        "num_tiles": SIZES,
+        "settings": preset.for_image_size(image_size).settings(),
+    }
+    return stage_calls(Common(data, folder, 0.1, 0, "no", num_processes), run), run
+
+
+@pytest.fixture
+def tiny(tiny_preset, tiny_tiles, tmp_path):
+    """The steps of a tiny run, and what its run.json holds."""
+    return plan_of(load_preset(tiny_preset), tmp_path, tiny_tiles, 16)
+
+
+def test_work_is_counted_from_the_options(tiny):
+    by_step = work.work_of(*tiny)
+    assert by_step["autoencoder"] == {
+        work.START: 1, work.TRAIN_AUTOENCODER: 150 * 8, work.ENCODE: 20 + 45, work.DECODE: 20
+    }  # fmt: skip
+    assert by_step["pipeline"][work.TRAIN_DENOISER] == 10 * 8
+    # No more than the steps show, though there are 8 views of each of 45 tiles.
+    assert by_step["pipeline"][work.ENCODE] == 80 + 20
+    assert by_step["teacher"] == {work.START: 1, "train convnet 8": 10 * 20, "predict convnet 8": 20 + 30}
+    assert by_step["pool"][work.GENERATE] == 8 * 5
+    # Three rows for two steps each, of 45 real or 15 other tiles; validated after each.
+    assert by_step["comparison"]["train convnet 128"] == 2 * (45 + 15 + 15)
+    assert by_step["comparison"]["predict convnet 128"] == 3 * (2 * 20 + 30)
+    # Pool and validation tiles in eight symmetries, and all that an audit knows once.
+    assert by_step["distilled"][work.EMBED_UNTRAINED] == 8 * (40 + 20) + 70
+    assert by_step["audit"][work.DENOISE] == 8 * (45 + 5)
+
+
+def test_crops_are_less_work_than_tiles(tmp_path):
+    plan, run = plan_of(load_preset("cpu"), tmp_path, image_size=224)
+    shown = work.work_of(plan, run)["autoencoder"][work.TRAIN_AUTOENCODER]
+    assert shown * 128**2 == pytest.approx(4 * 2000 * 32 * 28**2, rel=0.01)
+
+
+def test_latents_are_kept_where_more_views_are_shown_than_there_are(tiny, tmp_path):
+    assert latent_bytes(*tiny) == 0
+    plan, run = plan_of(load_preset("cpu"), tmp_path)
+    assert latent_bytes(plan, run) == 2 * 8 * 45 * 8 * 14 * 14
+
+
+def test_what_was_not_measured_is_as_much_slower_as_the_rest(tiny):
+    usual = usual_seconds(*tiny)
+    thrice = {kind: 3 * usual[kind] for kind in (work.TRAIN_DENOISER, work.ENCODE, work.GENERATE)}
+    start = usual[work.START]
+    for step, seconds in costs(*tiny, thrice).items():
+        assert seconds - start == pytest.approx(3 * (costs(*tiny)[step] - start))
+
+
+def test_processes_of_a_cpu_share_its_cores(tiny_preset, tiny_tiles, tmp_path):
+    alone, shared = (plan_of(load_preset(tiny_preset), tmp_path, tiny_tiles, 16, number) for number in (1, 2))
+    assert costs(*shared, shared=False) == costs(*alone)
+    assert costs(*shared)["autoencoder"] < costs(*alone)["autoencoder"]
+
+
+def test_all_work_is_measured_and_nothing_else_is_touched(tiny, monkeypatch):
+    monkeypatch.setattr(measuring, "_ENOUGH", 0.0)
+    plan, run = tiny
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    found = measuring.measure({stage.folder: stage.config for stage in plan}, start=2.0)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not list(plan[0].config.output.parent.iterdir())
+    unknown = usual_seconds(plan, run).keys() - found.unit_seconds.keys()
+    assert unknown == {work.SELECT, work.ATTACK}
+    assert all(seconds > 0 for seconds in found.unit_seconds.values()) and found.unit_seconds[work.START] > 2
+    assert found.memory > 10**7 and (found.device_memory is None) != torch.cuda.is_available()
+
+
+def test_seconds_are_the_median_without_the_first(monkeypatch):
+    ticks = iter([0, 5, 10, 11, 20, 20.4, 30, 30.2])
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(measuring, "_ENOUGH", 99)
+    assert measuring._seconds(lambda: None) == pytest.approx(0.4)
+
+
+def test_a_long_call_is_made_once(monkeypatch):
+    ticks = iter([0, 7])
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: next(ticks))
+    assert measuring._seconds(lambda: None) == 7
+
+
+def test_what_cannot_be_measured_is_told(tiny, monkeypatch):
+    plan, _ = tiny
+    broken = [dataclasses.replace(plan[0], config=dataclasses.replace(plan[0].config, data="/nowhere.npz")), *plan[1:]]
+    said = measuring.measure_apart(broken)
+    assert isinstance(said, str) and "/nowhere.npz" in said
+
+
+HOURS = {
+    "autoencoder": 900, "pipeline": 4800, "teacher": 400, "pool": 30, "distilled": 20, "comparison": 900, "audit": 20
+}  # fmt: skip
+TITLES = {"autoencoder": "autoencoder", "pipeline": "denoiser", "teacher": "teacher", "comparison": "comparison"}
+
+
+def made(**changes) -> Estimate:
+    return dataclasses.replace(Estimate(HOURS, 3 * 10**9, 10**8, 1_200_000_000, None, {}), **changes)
+
+
+def test_what_the_user_is_told():
+    assert list(made().lines(TITLES)) == [
+        "expected: about 2 h in all (autoencoder 15 min, denoiser 1 h 20 min, teacher 7 min, comparison 15 min), "
+        "3.1 GB of disk, 1.2 GB of memory"
+    ]
+    (line,) = made(device_memory=2 * 10**9).lines(TITLES)
+    assert line.endswith("1.2 GB of memory and 2.0 GB of the GPU's")
+    _, offer = made(seconds={**HOURS, "pipeline": 40_000}).lines(TITLES)
+    assert offer.startswith("to make it shorter: ") and "2h does less of everything" in offer
+
+
+def test_an_estimate_counts_what_is_held_for_each_image(tiny):
+    found = Measured(usual_seconds(*tiny), 10**9)
+    estimate = Estimate.of(*tiny, found)
+    assert estimate.memory == 10**9 + 8000 * (100 + 40)
+    assert estimate.total == pytest.approx(sum(costs(*tiny).values()), abs=0.5)
+    assert Estimate(**estimate.to_json()) == estimate
+
+
+def test_a_full_disk_is_refused_and_short_memory_told(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2 * 10**9))
+    with pytest.raises(InputError) as raised:
+        check_room(made(), tmp_path / "new" / "run")
+    assert "2.0 GB free, and the run needs about 3.0 GB: give a folder" in raised.value.for_command_line()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(4 * 10**9))
+    assert check_room(made(memory=1), tmp_path) is None
+    assert "end other programs" in str(check_room(made(memory=10**15), tmp_path))
+
+
+# In a run.
+
+
+def test_a_run_is_estimated_once(tiny_run):
+    first = (tiny_run.folder.parent / "first.log").read_text()
+    assert first.count("a few steps are timed") == 1 and "expected: " in first
+    assert "timed" not in tiny_run.progress and "expected" not in tiny_run.progress
+    kept = read_json(tiny_run.folder / "run.json")["estimate"]
+    assert list(kept["seconds"]) == ["autoencoder", "pipeline", "teacher", "pool", "distilled", "comparison", "audit"]
+    assert all(0 < seconds < 600 for seconds in kept["seconds"].values())

@@ -1,0 +1,144 @@
+"""Fits the steps of a distillation to a time: each gets its share, and what one does not need goes to the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.presets import Preset
+from histodistill.training.running.progress import rounded
+
+
+#: What a step's options become: step → option → value.
+Changes = dict[str, dict[str, Any]]
+
+# Share of the time that each step gets, of what it does in proportion to its steps or images. Everything comes from
+# the denoiser; the autoencoder bounds what it can show; the teacher chooses from the pool and labels it; the
+# comparison only tells how good the result is.
+SHARES = {"diffusion": 0.4, "autoencoder": 0.15, "generate": 0.15, "compare": 0.2, "teacher": 0.1}
+# The least that is left of what the preset says: less would be no training any more.
+_LEAST = 1 / 20
+# Images of a class in the pool for each one that is kept, at least: some are dropped as copies.
+_LEAST_CHOICE = 1.25
+# Validation tiles of a classifier where a preset does not say it, and at least.
+_VALIDATION, _LEAST_VALIDATION = 500, 50
+# Share of the time that is planned with: the rest is for what was not foreseen.
+_PLANNED = 0.92
+# Halvings of the range in which the factor is looked for.
+_ROUNDS = 30
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What was found.
+
+    Attributes:
+        changes: The options that change; none where everything fits as it is.
+        shares: Step → the part of its preset that it keeps, 1 for all of it.
+    """
+
+    changes: Changes
+    shares: dict[str, float]
+
+    def line(self, seconds: float) -> str:
+        """What the user is told."""
+        if not self.changes:
+            return f"everything fits into {rounded(seconds)} as it is"
+        names = {"diffusion": "denoiser", "generate": "pool", "compare": "comparison"}
+        told = ", ".join(f"{names.get(step, step)} {share:.0%}" for step, share in self.shares.items())
+        return f"fitted to {rounded(seconds)}: of what the preset does, {told}"
+
+
+def fit(
+    preset: Preset, seconds: float, cost: Callable[[Preset], Mapping[str, float]], fixed: Mapping[str, Any]
+) -> Fitted:
+    """What of a preset fits into a time.
+
+    Args:
+        preset: Fitted to the tiles.
+        seconds: The time.
+        cost: What the steps of such a preset take: folder of a step → seconds.
+        fixed: Step → names of options that stay as they are.
+
+    Raises:
+        InputError: If not even the least of everything fits.
+    """
+    planned = _PLANNED * seconds
+    needs = _needs(preset, cost, fixed)
+
+    def at(level: float) -> tuple[dict[str, float], Changes]:
+        """What is left where each step gets so many times its share of a second, and the options that say so."""
+        kept = {step: min(1.0, max(_LEAST, level * SHARES[step] / need)) for step, need in needs.items()}
+        return kept, _changes(preset, kept, fixed)
+
+    def total(changes: Changes) -> float:
+        return sum(cost(with_changes(preset, changes)).values())
+
+    if total({}) <= planned:
+        return Fitted({}, dict.fromkeys(needs, 1.0))
+    least = total(at(0.0)[1])
+    if least > planned:
+        raise InputError(
+            f"{param('time_budget')} is too short: the least takes about {rounded(least / _PLANNED)} here: give that, "
+            f"a smaller {param('image_size')} or {param('n_per_class')}"
+        )
+    low, high = 0.0, max(need / SHARES[step] for step, need in needs.items())
+    for _ in range(_ROUNDS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if total(at(middle)[1]) <= planned else (low, middle)
+    kept, changes = at(low)
+    return Fitted(changes, kept)
+
+
+def with_changes(preset: Preset, changes: Mapping[str, Mapping[str, Any]]) -> Preset:
+    """The preset with other options of its steps."""
+    for step, options in changes.items():
+        preset = preset.with_options(step, options)
+    return preset
+
+
+def _needs(
+    preset: Preset, cost: Callable[[Preset], Mapping[str, float]], fixed: Mapping[str, Any]
+) -> dict[str, float]:
+    """Seconds that each step which can do less would be rid of if it did nothing of that; its share goes by them."""
+    whole = sum(cost(preset).values())
+    needs = {}
+    for step in SHARES:
+        less = _changes(preset, {step: _LEAST}, fixed)
+        saved = whole - sum(cost(with_changes(preset, less)).values()) if less else 0.0
+        if saved > 0:
+            needs[step] = saved / (1 - _LEAST)
+    return needs
+
+
+def _changes(preset: Preset, kept: Mapping[str, float], fixed: Mapping[str, Any]) -> Changes:
+    """The options of steps that keep so much of what the preset says."""
+    changes: Changes = {}
+    for step, share in kept.items():
+        options = {
+            name: value for name, value in _less(preset, step, share).items() if name not in fixed.get(step, ())
+        }
+        if share < 1 and options:
+            changes[step] = options
+    return changes
+
+
+def _less(preset: Preset, step: str, share: float) -> dict[str, Any]:
+    """Options of one step by which it does a share of what it does."""
+    options = preset.options(step)
+    if step == "generate":
+        least = min(options["per_class"], math.ceil(_LEAST_CHOICE * preset.select["n_per_class"]))
+        return {"per_class": max(least, int(share * options["per_class"]))}
+    less: dict[str, Any] = {}
+    if step == "compare":
+        less["train"] = list(preset.with_compared_steps(share).compare)
+    for name in ("max_train_steps", "train_pixels"):
+        if name in options:
+            less[name] = max(1, int(share * options[name]))
+    if step in ("compare", "teacher"):
+        tiles = options.get("validation_tiles", _VALIDATION)
+        less["validation_tiles"] = max(min(_LEAST_VALIDATION, tiles), int(share * tiles))
+    return less

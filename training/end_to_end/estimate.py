@@ -1,0 +1,129 @@
+"""What a distillation will need of time, disk and memory, told before it begins, and what would make that less."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from histodistill.training.end_to_end.measuring import Measured
+from histodistill.training.end_to_end.rough_cost import costs, latent_bytes, run_bytes
+from histodistill.training.end_to_end.steps import StageCall
+from histodistill.training.running.errors import InputError, option_string, param
+from histodistill.training.running.files import format_size
+from histodistill.training.running.progress import about, rounded
+
+
+# Seconds from which on it is said how a run can be made shorter.
+_LONG = 4 * 3600
+# Steps that take less than this share of all are not named.
+_NAMED = 0.02
+# Bytes that selection and audit hold of each image of the pool and each real tile.
+_PER_IMAGE = 8000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is expected.
+
+    Attributes:
+        seconds: Folder of a step → what it takes.
+        disk: Bytes that the run has at its largest.
+        latents: Bytes of the latents that are kept beside it, in the cache of tiles.
+        memory: Bytes that the largest step holds.
+        device_memory: Bytes of the GPU's memory that it holds; None without one.
+        unit_seconds: What it was reckoned from: kind of work → seconds of a unit.
+    """
+
+    seconds: dict[str, float]
+    disk: int
+    latents: int
+    memory: int
+    device_memory: int | None
+    unit_seconds: dict[str, float]
+
+    @classmethod
+    def of(cls, plan: Sequence[StageCall], run: Mapping[str, Any], measured: Measured) -> Estimate:
+        """The estimate of a distillation.
+
+        Args:
+            plan: Its steps.
+            run: What run.json holds: see `work_of`.
+            measured: What was measured on this machine with its tiles.
+        """
+        seconds = costs(plan, run, measured.unit_seconds, shared=measured.device_memory is not None)
+        (pool,) = (stage.config for stage in plan if stage.folder == "pool")
+        known = sum(run["num_tiles"].values()) + pool.per_class * len(run["class_names"])  # type: ignore[attr-defined]
+        return cls(
+            {folder: round(value, 1) for folder, value in seconds.items()},
+            run_bytes(plan, run),
+            latent_bytes(plan, run),
+            measured.memory + _PER_IMAGE * known,
+            measured.device_memory,
+            measured.unit_seconds,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """What run.json keeps."""
+        return asdict(self)
+
+    @property
+    def total(self) -> float:
+        """Seconds of all steps."""
+        return sum(self.seconds.values())
+
+    def lines(self, titles: Mapping[str, str]) -> Iterator[str]:
+        """What the user is told: what it needs, and where that is long, what would make it shorter.
+
+        Args:
+            titles: Folder of a step → what the user calls it.
+        """
+        parts = [
+            f"{titles[folder]} {rounded(seconds)}"
+            for folder, seconds in self.seconds.items()
+            if seconds >= max(60, _NAMED * self.total)
+        ]
+        times = f"{about(self.total)} in all" + (f" ({', '.join(parts)})" if parts else "")
+        memory = f"{format_size(self.memory)} of memory"
+        if self.device_memory is not None:
+            memory += f" and {format_size(self.device_memory)} of the GPU's"
+        yield f"expected: {times}, {format_size(self.disk + self.latents)} of disk, {memory}"
+        if self.total > _LONG:
+            yield (
+                f"to make it shorter: {option_string('time_budget')} 2h does less of everything, "
+                f"{option_string('per_class')} makes a smaller pool, and a smaller {option_string('image_size')} "
+                "costs least"
+            )
+
+
+def check_room(estimate: Estimate, output: Path) -> str | None:
+    """Looks whether there is as much disk and memory as will be needed.
+
+    Args:
+        estimate: What is expected.
+        output: Folder of the run, which may not be there yet.
+
+    Returns:
+        A warning where memory is short; it may become free again.
+
+    Raises:
+        InputError: If the disk is too full.
+    """
+    import psutil
+
+    there = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(there).free
+    if estimate.disk > free:
+        raise InputError(
+            f"{param('output')}={output} is on a disk with {format_size(free)} free, and the run needs about "
+            f"{format_size(estimate.disk)}: give a folder on another, or lower {param('per_class')}"
+        )
+    available = psutil.virtual_memory().available
+    if estimate.memory > available:
+        return (
+            f"the run needs about {format_size(estimate.memory)} of memory, and {format_size(available)} are free: "
+            f"end other programs, lower {option_string('per_class')}, or give a smaller {option_string('image_size')}"
+        )
+    return None

@@ -1,0 +1,327 @@
+"""Times a few steps of the models that a distillation will train, on its own tiles, and uses them a few times.
+
+    python -m histodistill.training.end_to_end.measuring REQUEST ANSWER
+
+`measure_apart` starts it, as a process of its own: nothing that it draws, loads or changes is seen by the steps, and
+its memory is that of the largest of them. REQUEST is a JSON file with the command line of each step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from histodistill.training.end_to_end import work
+from histodistill.training.end_to_end.steps import StageCall
+from histodistill.training.models.architectures import counted_as
+from histodistill.training.running.errors import InputError
+from histodistill.training.running.files import read_json, write_json
+from histodistill.training.running.notes import STEP_OF_DISTILL
+
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from histodistill.training.data.tiles import TileSource
+    from histodistill.training.engine.classifier_config import ClassifierConfig
+
+# Calls that are timed after the first, which is not, and seconds after which no more are made.
+_REPEATS, _ENOUGH = 3, 1.0
+# A first call that takes so many seconds is long enough to be the only one.
+_LONG = 6.0
+# On a CPU, where a tile takes nearly as long in a small batch, batches have no more pixels of tiles, and positions of
+# latents, than these; on a GPU they are those of the steps.
+_PIXELS, _POSITIONS = 2**18, 2**13
+# Real tiles that are made ready to be compared with, by their pixels, and images that are compared with them.
+_INDEXED_PIXELS, _COMPARED = 2**20, 16
+# The search among so many tiles takes twice as long as among none; among more than the second number it is another.
+_DOUBLING, _EXHAUSTIVE = 5_500, 35_000
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was found.
+
+    Attributes:
+        unit_seconds: Kind of work (see `work`) → seconds of a unit.
+        memory: Bytes that the process held at most.
+        device_memory: Bytes that it held of the GPU's memory at most; None without one.
+    """
+
+    unit_seconds: dict[str, float]
+    memory: int
+    device_memory: int | None = None
+
+
+def measure_apart(plan: Sequence[StageCall]) -> Measured | str:
+    """`measure` in a process of its own, which takes some ten to thirty seconds.
+
+    Args:
+        plan: The steps of a distillation.
+
+    Returns:
+        What was found, or in words why there is nothing.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        request, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
+        write_json(request, {stage.folder: [stage.module, stage.argv] for stage in plan})
+        command = [sys.executable, "-m", __name__, str(request), str(answer)]
+        ended = subprocess.run(command, env={**os.environ, **STEP_OF_DISTILL}, capture_output=True, check=False)
+        if ended.returncode == 0 and answer.is_file():
+            return Measured(**read_json(answer))
+    said = ended.stderr.decode(errors="replace").strip().splitlines()
+    return said[-1] if said else f"it ended with code {ended.returncode}"
+
+
+def measure(configs: Mapping[str, Any], start: float | None = None) -> Measured:
+    """Times the work of all steps.
+
+    Args:
+        configs: Folder of a step → its options.
+        start: Seconds that this process took to start; None leaves that out.
+
+    Raises:
+        InputError: For tiles or options that a step would refuse, too.
+    """
+    import torch
+
+    from histodistill.training.data.sources import load_tiles
+    from histodistill.training.running.memory import peak_memory
+
+    options = configs["autoencoder"]
+    begun = time.perf_counter()
+    source = load_tiles(
+        options.data, image_size=options.image_size, audit_share=options.audit_share, **options.source_options()
+    )
+    loaded = time.perf_counter() - begun
+    found: dict[str, float] = {} if start is None else {work.START: start + loaded}
+    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
+        found |= _measure_autoencoder(options, source, Path(folder))
+        found |= _measure_denoiser(configs, source, Path(folder))
+        for recipe in _recipes(configs):
+            found |= _measure_classifier(recipe, source, configs["teacher"].mixed_precision)
+        found |= _measure_search(source)
+    has_gpu = torch.cuda.is_available()
+    return Measured(found, peak_memory() or 0, torch.cuda.max_memory_reserved() if has_gpu else None)
+
+
+def _measure_autoencoder(options: Any, source: TileSource, folder: Path) -> dict[str, float]:
+    """Its training, encoding and decoding; leaves it, as it then is, in the folder."""
+    import torch
+
+    from histodistill.training import train_autoencoder
+    from histodistill.training.data.pixels import to_model_input
+    from histodistill.training.engine.accelerator import make_accelerator
+    from histodistill.training.engine.loop import plain_steps
+    from histodistill.training.models.latents import encode_images
+
+    fitted = work.fitted_autoencoder(options, source.image_size)
+    few = dataclasses.replace(
+        options, train_pixels=None, max_train_steps=1 + _REPEATS, crop_size=fitted.crop_size, validation_tiles=1
+    )
+    accelerator = make_accelerator(options.mixed_precision)
+    training = train_autoencoder.make_training(few, source, accelerator, None)
+    model, optimizer = accelerator.prepare(training.model, training.optimizer)
+    with plain_steps(training, model, optimizer) as make_step:
+        steps = iter(range(1 + _REPEATS))
+        step = _seconds(lambda: make_step(next(steps)))
+    autoencoder = training.autoencoder.eval()
+    images = to_model_input(_some_tiles(source, accelerator.device), accelerator.device)
+    with torch.no_grad():
+        latents = encode_images(autoencoder, images)
+        encoding = _seconds(lambda: encode_images(autoencoder, images))
+        decoding = _seconds(lambda: autoencoder.decode(latents).sample)
+    autoencoder.save_pretrained(folder)
+    return {
+        work.TRAIN_AUTOENCODER: step / (few.batch_size * few.gradient_accumulation_steps),
+        work.ENCODE: encoding / len(images),
+        work.DECODE: decoding / len(images),
+    }
+
+
+def _measure_denoiser(configs: Mapping[str, Any], source: TileSource, autoencoder: Path) -> dict[str, float]:
+    """The denoiser's training, a look at it, and the images of a pool."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from histodistill.training import train_diffusion
+    from histodistill.training.data.images import png_bytes
+    from histodistill.training.engine.accelerator import make_accelerator
+    from histodistill.training.engine.flow import draw_step
+    from histodistill.training.engine.pool import generate_images
+    from histodistill.training.generate import CALL_OPTIONS
+
+    options = dataclasses.replace(configs["pipeline"], autoencoder=autoencoder, validation_tiles=1)
+    accelerator = make_accelerator(options.mixed_precision)
+    training = train_diffusion.make_training(options, source, accelerator, None)
+    model, optimizer = accelerator.prepare(training.model, training.optimizer)
+    count = options.batch_size
+    if accelerator.device.type == "cpu":
+        count = min(count, max(1, _POSITIONS // training.latent_shape[1] ** 2))
+    class_ids = torch.arange(count) % training.num_classes
+    generator = torch.Generator().manual_seed(0)
+    drawn = draw_step(generator, class_ids, training.latent_shape, training.null_class, options.class_dropout)
+    noise, levels, class_ids = (part.to(accelerator.device) for part in drawn)
+    latents = torch.randn_like(noise).contiguous(memory_format=training.layout)
+
+    def step() -> None:
+        accelerator.backward(training.loss(model, latents, noise, levels, class_ids))
+        accelerator.clip_grad_norm_(model.parameters(), options.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        training.after_step()
+
+    found = {work.TRAIN_DENOISER: _seconds(step) / count}
+    with torch.no_grad():
+        found[work.DENOISE] = _seconds(lambda: training.average(latents, levels, class_labels=class_ids)) / count
+
+    pool = configs["pool"]
+    pipeline = training.pipeline(source.class_names).to(accelerator.device)
+    pipeline.set_progress_bar_config(disable=True)
+    number = min(count // 2, pool.chunk_size) or 1 if accelerator.device.type == "cpu" else pool.chunk_size
+    labels, seeds = np.arange(number) % training.num_classes, np.arange(number)
+    accelerator = make_accelerator(pool.mixed_precision)
+
+    def make_images() -> None:
+        with accelerator.autocast():
+            images = generate_images(pipeline, labels, seeds, **{name: getattr(pool, name) for name in CALL_OPTIONS})
+        for image in images:
+            png_bytes(Image.fromarray(image))
+
+    return {**found, work.GENERATE: _seconds(make_images) / number}
+
+
+def _recipes(configs: Mapping[str, Any]) -> list[ClassifierConfig]:
+    """A recipe for each kind of classifier that the steps train."""
+    from histodistill.training.evaluation.compare import recipe
+
+    teacher, options = configs["teacher"].recipe, configs["comparison"]
+    teacher = dataclasses.replace(teacher, architecture=counted_as(teacher.architecture))
+    of_kind = {work.train_of(teacher.architecture, teacher.width): teacher}
+    for cell in work.counted_cells(options):
+        own = dataclasses.replace(recipe(cell, options.batch_size), loss="ce", soft_label_weight=0.0)
+        of_kind.setdefault(work.train_of(own.architecture, own.width), own)
+    return list(of_kind.values())
+
+
+def _measure_classifier(recipe: ClassifierConfig, source: TileSource, mixed_precision: str) -> dict[str, float]:
+    """A classifier's training, and what it says of tiles."""
+    from histodistill.training.engine.accelerator import make_accelerator
+    from histodistill.training.engine.classifier_training import ClassifierTraining
+    from histodistill.training.engine.steps import spread_indices
+    from histodistill.training.models.prediction import predict_proba
+
+    accelerator = make_accelerator(mixed_precision)
+    batch_size = recipe.batch_size
+    if accelerator.device.type == "cpu":
+        batch_size = min(batch_size, max(4, _PIXELS // source.image_size**2))
+    few = dataclasses.replace(recipe, batch_size=batch_size, max_train_steps=1 + _REPEATS)
+    train = source.split("train")
+    train = train.subset(spread_indices(len(train), batch_size))
+    training = ClassifierTraining(few, train, None, accelerator, source.class_names)
+    assert few.learning_rate is not None  # the configuration has chosen one
+    with training.drawn_batches(0) as drawn:
+        steps = iter(range(1 + _REPEATS))
+        step = _seconds(lambda: training.make_step(next(steps), few.learning_rate or 0.0, drawn))
+    images = _some_tiles(source, accelerator.device)
+    asked = _seconds(lambda: predict_proba(training.best, images))
+    accelerator.free_memory()
+    return {
+        work.train_of(recipe.architecture, recipe.width): step / (len(train) * few.gradient_accumulation_steps),
+        work.predict_of(recipe.architecture, recipe.width): asked / len(images),
+    }
+
+
+def _measure_search(source: TileSource) -> dict[str, float]:
+    """The search for copies among real tiles, and the features of the untrained network."""
+    import torch
+
+    from histodistill.selection.copies import CopyIndex
+    from histodistill.training.engine.steps import spread_indices
+    from histodistill.training.models.embedders import UNTRAINED, load_embedder
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    images, train = _some_tiles(source, device), source.split("train").images
+    embed = load_embedder(UNTRAINED)
+    embedding = _seconds(lambda: embed(images))
+    count = min(len(train), max(2 * _COMPARED, _INDEXED_PIXELS // source.image_size**2))
+    tiles = train[spread_indices(len(train), count)]
+    begun = time.perf_counter()
+    index = CopyIndex(tiles)
+    indexing = time.perf_counter() - begun
+    searching = _seconds(lambda: index.search(tiles[:_COMPARED]))
+    # Among all tiles, of which it was a part.
+    more = (1 + min(len(train), _EXHAUSTIVE) / _DOUBLING) / (1 + count / _DOUBLING)
+    return {
+        work.EMBED_UNTRAINED: embedding / len(images),
+        work.INDEX: indexing / count,
+        work.COMPARE: more * searching / min(_COMPARED, count),
+    }
+
+
+def _some_tiles(source: TileSource, device: torch.device) -> np.ndarray:
+    """Training tiles as a model is shown them at once; on a CPU a few of these."""
+    from histodistill.training.engine.steps import spread_indices
+    from histodistill.training.models.prediction import usual_batch_size
+
+    count = usual_batch_size(source.image_size)
+    if device.type == "cpu":
+        count = min(count, max(1, _PIXELS // source.image_size**2))
+    images = source.split("train").images
+    return images[spread_indices(len(images), count)]
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    """How long a call takes: the median of a few, without the first, unless that is long by itself."""
+    times = [_seconds_of_one(call)]
+    if times[0] < _LONG:
+        times = [_seconds_of_one(call)]
+        while len(times) < _REPEATS and sum(times) < _ENOUGH:
+            times.append(_seconds_of_one(call))
+    return statistics.median(times)
+
+
+def _seconds_of_one(call: Callable[[], object]) -> float:
+    import torch
+
+    begun = time.perf_counter()
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun
+
+
+def _main(request: Path, answer: Path) -> None:
+    """Reads what is asked, measures, and writes what was found."""
+    import psutil
+    import torch  # noqa: F401  # what a step imports, too, so that its start takes as long
+
+    import histodistill.training.engine.loop  # noqa: F401
+
+    start = time.time() - psutil.Process().create_time()
+    configs = {
+        folder: import_module(module).make_parser().read(argv) for folder, (module, argv) in read_json(request).items()
+    }
+    write_json(answer, dataclasses.asdict(measure(configs, start)))
+
+
+if __name__ == "__main__":
+    from histodistill.training.running.progress import quiet_libraries
+
+    try:
+        with quiet_libraries():
+            _main(Path(sys.argv[1]), Path(sys.argv[2]))
+    except InputError as error:
+        raise SystemExit(error.for_command_line()) from error

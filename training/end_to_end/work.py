@@ -1,0 +1,183 @@
+"""How much work the steps of a distillation are: which kinds of it, and how much of each, reckoned from their options.
+
+A kind of work is named in words, such as "train denoiser". What one unit of it costs on a machine is measured
+(`measuring`) or roughly known (`rough_cost`): the time of a step is the sum of units times what each costs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from histodistill.training.end_to_end.steps import StageCall
+from histodistill.training.evaluation.compare import recipe
+from histodistill.training.evaluation.plans import PlannedCell, planned_cells
+from histodistill.training.models.architectures import DEFAULT_WIDTHS, counted_as
+
+
+# One tile, or crop of a tile, in a step of the autoencoder's training; one tile that is encoded, or decoded.
+TRAIN_AUTOENCODER, ENCODE, DECODE = "train autoencoder", "encode", "decode"
+# One tile in a step of the denoiser's training; one latent that it is asked about otherwise; one image of the pool,
+# with all its denoising steps, decoded and written.
+TRAIN_DENOISER, DENOISE, GENERATE = "train denoiser", "denoise", "generate"
+# One image whose features in a network with random weights are taken.
+EMBED_UNTRAINED = "embed untrained"
+# One image that is compared with the real tiles, beside its embeddings; one real tile that is made ready for that.
+COMPARE, INDEX = "compare with real tiles", "index real tiles"
+# One image of the pool that is put into a graph and a community.
+SELECT = "select"
+# One start of a process with all its libraries; the attacks of an audit, which depend on no number.
+START, ATTACK = "start", "attack"
+
+# The eight symmetries of the square.
+_SYMMETRIES = 8
+# Tiles that the scale of latents is measured on, at most; images of each class in a picture of the progress, and the
+# denoising steps of each.
+_SCALE_TILES, _SHOWN_PER_CLASS, _SHOWN_STEPS = 10_000, 8, 20
+# Noise levels at which the audit asks the denoiser about a tile.
+_NOISE_LEVELS = 8
+
+
+def counted_cells(options: Any) -> Iterator[PlannedCell]:
+    """The trainings of a comparison, each for one of our own networks of about its cost."""
+    for cell in planned_cells(options.plan, options.seeds):
+        yield cell._replace(architecture=counted_as(cell.architecture), steps=cell.work)
+
+
+def train_of(architecture: str, width: int | None) -> str:
+    """The kind of work of one tile in a step of a classifier's training."""
+    architecture = counted_as(architecture)
+    return f"train {architecture} {width or DEFAULT_WIDTHS[architecture]}"
+
+
+def predict_of(architecture: str, width: int | None) -> str:
+    """The kind of work of one tile that a classifier is asked about."""
+    architecture = counted_as(architecture)
+    return f"predict {architecture} {width or DEFAULT_WIDTHS[architecture]}"
+
+
+def work_of(plan: Sequence[StageCall], run: Mapping[str, Any]) -> dict[str, Counter[str]]:
+    """What each step of a distillation does: its folder → kind of work → units.
+
+    Args:
+        plan: The steps.
+        run: What run.json holds: image_size, num_tiles and class_names are looked at.
+    """
+    work = _Work({stage.folder: stage.config for stage in plan}, run)
+    return {stage.folder: Counter({START: 1}) + getattr(work, stage.folder)() for stage in plan}
+
+
+class _Work:
+    """The work of each step, by a method with the name of its folder.
+
+    Args:
+        configs: Folder of a step → its options.
+        run: See `work_of`.
+    """
+
+    def __init__(self, configs: Mapping[str, Any], run: Mapping[str, Any]):
+        self.configs = configs
+        self.tiles = Counter(run["num_tiles"])
+        self.classes = len(run["class_names"])
+        self.autoencoder_options = fitted_autoencoder(configs["autoencoder"], run["image_size"])
+        self.images = configs["pool"].per_class * self.classes
+        self.published = configs["distilled"].n_per_class * self.classes
+        # All that the audit knows, which copies are looked for among.
+        self.real = self.tiles["train"] + self.tiles["held_out"] + self.tiles["validation"]
+
+    def autoencoder(self) -> Counter[str]:
+        """Its training, validations, the scale of its latents, and what is told of its reconstructions."""
+        options = self.autoencoder_options
+        whole = self._validated(options)
+        scaled = min(self.tiles["train"], _SCALE_TILES)
+        return Counter({TRAIN_AUTOENCODER: tiles_shown(options), ENCODE: whole + scaled, DECODE: whole})
+
+    def pipeline(self) -> Counter[str]:
+        """The denoiser's training, validations with a picture each, and the latents of training tiles."""
+        options = self.configs["pipeline"]
+        shown = tiles_shown(options)
+        pictures = -(-options.max_train_steps // options.validation_steps) * _SHOWN_PER_CLASS * self.classes
+        validated = self._validated(options)
+        views = (_SYMMETRIES if options.symmetries else 1) * self.tiles["train"]
+        # As many views as are shown, where these are fewer: then latents are not kept.
+        encoded = min(views, shown) if getattr(options, "latent_cache", "off") != "off" else shown
+        return Counter(
+            {
+                TRAIN_DENOISER: shown,
+                ENCODE: encoded + min(self.tiles["validation"], options.validation_tiles),
+                DENOISE: validated + pictures * _SHOWN_STEPS,
+                DECODE: pictures,
+            }
+        )
+
+    def teacher(self) -> Counter[str]:
+        """A classifier of all training tiles."""
+        return self._classifier(self.configs["teacher"].recipe, self.tiles["train"])
+
+    def pool(self) -> Counter[str]:
+        """Its images."""
+        return Counter({GENERATE: self.images})
+
+    def distilled(self) -> Counter[str]:
+        """What the teacher and other networks say of the pool, the search for copies in it, and the selection."""
+        options, recipe_of_teacher = self.configs["distilled"], self.configs["teacher"].recipe
+        asked = predict_of(recipe_of_teacher.architecture, recipe_of_teacher.width)
+        work = Counter({asked: 2 * self.images, SELECT: self.images})
+        if options.drop_copies:
+            work += self._search(self.images + self.tiles["validation"], options.copy_embedders)
+        return work
+
+    def comparison(self) -> Counter[str]:
+        """Classifiers on real tiles and distilled ones."""
+        options = self.configs["comparison"]
+        work: Counter[str] = Counter()
+        for cell in counted_cells(options):
+            there = self.tiles["train"] if cell.row == "real_all" else self.published
+            work += self._classifier(recipe(cell, options.batch_size, options.validation_tiles), there)
+        return work
+
+    def audit(self) -> Counter[str]:
+        """The search for copies in pool and set, attacks by what is near to them, and that on the weights."""
+        options = self.configs["audit"]
+        others = self.tiles["held_out"] or self.tiles["validation"]
+        attacked = sum(min(options.weight_tiles, count) for count in (self.tiles["train"], others))
+        controls = min(self.published, others)
+        searched = self.images + self.published + controls + self.tiles["validation"]
+        work = self._search(searched, options.spaces)
+        return work + Counter({ATTACK: 1, ENCODE: attacked, DENOISE: _NOISE_LEVELS * attacked})
+
+    def _search(self, count: int, embedders: Sequence[str]) -> Counter[str]:
+        """A search of so many images for copies: they are embedded in all symmetries, and real tiles once."""
+        embedded = self.real + _SYMMETRIES * count
+        work = Counter({COMPARE: count, INDEX: self.real})
+        for name in embedders:
+            work[EMBED_UNTRAINED if name == "untrained" else ENCODE] += embedded
+        return work
+
+    def _validated(self, options: Any) -> int:
+        """Validation tiles that a generative training looks at, over all validations."""
+        times = -(-options.max_train_steps // options.validation_steps)
+        return times * min(self.tiles["validation"], options.validation_tiles)
+
+    def _classifier(self, options: Any, num_train: int) -> Counter[str]:
+        """A classifier's training, validations and test."""
+        times = -(-options.max_train_steps // options.validation_steps)
+        validated = times * min(self.tiles["validation"], options.validation_tiles)
+        batch_size = min(options.batch_size, num_train) * options.gradient_accumulation_steps
+        return Counter(
+            {
+                train_of(options.architecture, options.width): options.max_train_steps * batch_size,
+                predict_of(options.architecture, options.width): validated + self.tiles["test"],
+            }
+        )
+
+
+def fitted_autoencoder(options: Any, image_size: int) -> Any:
+    """The autoencoder's options with its crops and steps for tiles of this side in pixels."""
+    return options.for_tiles(image_size, 2 ** (len(options.channels) - 1))
+
+
+def tiles_shown(options: Any) -> int:
+    """Tiles in all batches of a training."""
+    return options.max_train_steps * options.batch_size * options.gradient_accumulation_steps

@@ -1,0 +1,47 @@
+"""Folders of trained models, given by a path or by an id on the Hub: what is fetched is data, and never run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from histodistill.training.data.names import shown
+from histodistill.training.running.errors import InputError, param, reason_of
+from histodistill.training.running.hub_cache import cache_problem
+
+
+# What an id on the Hub looks like: user/name.
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+def model_folder(name_or_path: str | Path, option: str, what: str, files: Sequence[str]) -> Path:
+    """The folder itself, or that of the Hugging Face cache with some files of a repository of the Hub.
+
+    Args:
+        name_or_path: A folder, or, where there is none of that name, the id of a model on the Hub.
+        option: The option that it was given for.
+        what: What it must be, for messages, such as "pipeline".
+        files: The only files of a repository that are fetched, by their places in it: configurations and weights as
+            safetensors.
+
+    Raises:
+        InputError: If it is neither, or cannot be fetched.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    name, remedy = str(name_or_path), f"give the folder of a {what} or its id on the Hub, user/name"
+    if Path(name).is_dir():
+        return Path(name)
+    # Where there is a folder `user`, a path in it was meant.
+    if Path(name).exists() or not _HUB_ID.fullmatch(name) or Path(name).parent.is_dir():
+        raise InputError(f"{param(option)} {shown(name)} is no folder: {remedy}")
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(files)))
+    except (HfHubHTTPError, OSError, ValueError) as error:  # ValueError: ids that the Hub refuses
+        reason = cache_problem() or f"the Hub says: {shown(reason_of(error))}"
+        raise InputError(
+            f"{param(option)} {name} is no folder and cannot be fetched from the Hub, since {reason}: check the name "
+            "and the network, and for what is private `hf auth login`"
+        ) from error
