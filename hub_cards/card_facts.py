@@ -82,6 +82,7 @@ class PrivacyFacts:
     Attributes:
         epsilon, delta: Spent on each training tile by the autoencoder and the denoiser together.
         public_autoencoder: Whether the autoencoder is said to be of public tiles, and so has spent nothing.
+        public_init: Whether the denoiser began from weights that are said to be of public tiles.
         uncovered: What of the distilled set it does not cover, in plain words, one sentence each.
 
     Raises:
@@ -91,6 +92,7 @@ class PrivacyFacts:
     epsilon: float
     delta: float
     public_autoencoder: bool = False
+    public_init: bool = False
     uncovered: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -140,6 +142,7 @@ class RunFacts:
         settings: Options of each stage, stage → name → value.
         versions: Versions of the packages, name → text.
         privacy: Of the pipeline's training, where that was differentially private.
+        warm_start: Whether the denoiser began from the weights of another pipeline.
         pretrained: The autoencoder from elsewhere, where there is one.
         audit: What the privacy audit of the repository found.
         risk: What the gate said, where it refused and was overridden.
@@ -164,6 +167,7 @@ class RunFacts:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     privacy: PrivacyFacts | None = None
+    warm_start: bool = False
     pretrained: PretrainedFacts | None = None
     audit: AuditFacts | None = None
     risk: str | None = None

@@ -5,6 +5,7 @@ This file is self-contained: `save_pretrained` copies it beside the weights, so 
 are diffusers' own classes, so this file is the only code that has to be trusted.
 """
 
+import contextlib
 import inspect
 import json
 import os
@@ -244,8 +245,16 @@ class HistologyPipeline(DiffusionPipeline):
     def _decode(self, latents: torch.Tensor, output_type: str) -> list[PIL.Image.Image] | np.ndarray | torch.Tensor:
         """Images of normalised latents, as `output_type` says."""
         config = self.vae.config
+        device = latents.device.type
+        is_half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+        # An `AutoencoderKL` may overflow in float16, and then says so.
+        upcast = getattr(config, "force_upcast", False) and (is_half or self.vae.dtype == torch.float16)
+        if upcast:
+            self.vae.to(torch.float32)
         latents = latents.to(self.vae.dtype) / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
-        images: torch.Tensor = (self.vae.decode(latents).sample.float() / 2 + 0.5).clamp(0, 1)
+        with torch.autocast(device, enabled=False) if upcast else contextlib.nullcontext():
+            decoded = self.vae.decode(latents).sample
+        images: torch.Tensor = (decoded.float() / 2 + 0.5).clamp(0, 1)
         if output_type == "pt":
             return images
         arrays: np.ndarray = images.permute(0, 2, 3, 1).cpu().numpy()

@@ -428,11 +428,16 @@ def make_training(
     import torch
 
     from histodistill.training.engine.autoencoder_training import AutoencoderTraining
-    from histodistill.training.models.autoencoder import VariationalAutoencoder, build_autoencoder
+    from histodistill.training.models.autoencoder import VariationalAutoencoder, build_autoencoder, has_batch_norms
 
     autoencoder: LatentModel
     if config.autoencoder is not None and origin and origin.model:
         autoencoder = origin.model
+        if plan and has_batch_norms(autoencoder):
+            raise InputError(
+                f"{param('autoencoder')} has batch norms, which mix the tiles of a batch, and {param('dp_epsilon')} "
+                "goes tile by tile: give one without"
+            )
     else:
         torch.manual_seed(torch_seed("weights of the autoencoder", config.seed))
         autoencoder = build_autoencoder(

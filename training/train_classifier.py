@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from histodistill.training.data.tiles import Tiles, TileSource
     from histodistill.training.engine.classifier_training import TrainedClassifier
+    from histodistill.training.models.classifiers import Classifier
     from histodistill.training.running.stages import Stage
 
 # A split for choosing or scoring of which this share are training tiles says nothing of others.
@@ -55,6 +56,13 @@ class TrainClassifierConfig(ClassifierConfig, TrainingConfig):
     )
     n_per_class: int | None = option(
         "train on so many tiles per class, drawn at random; default: on all", default=None, at_least=1, group="data"
+    )
+    autoencoder: Path | None = option(
+        "folder that train_autoencoder left: what the classifier says of validation tiles is compared with what it "
+        "says of their reconstructions",
+        default=None,
+        group="data",
+        setting=False,  # the classifier is the same
     )
 
     encoder_license: str | None = option(
@@ -96,6 +104,7 @@ def run(config: TrainClassifierConfig) -> dict[str, Any]:
 
     # What can be wrong is found out before anything is written, and in the tiles before libraries are imported.
     source, real = load_sources(config)
+    require_autoencoder(config, source)
     train, test = training_tiles(config, source), real.split("test")
 
     from histodistill.training.engine.accelerator import make_accelerator
@@ -137,10 +146,11 @@ def run(config: TrainClassifierConfig) -> dict[str, Any]:
     if accelerator.is_main_process:
         with new_files(config.output) as folder:
             trained.model.save_pretrained(folder)
+        lost = tell_what_is_lost(config, trained.model, real.split("validation"), accelerator)
         write_json(results_path, results)
         encoders = encoder_records([config.architecture], "soft_labels", config.encoder_license)
         more = {"encoders": encoders} if encoders else {}
-        stage.finish(test_accuracy=scores["accuracy"], num_processes=accelerator.num_processes, **more)
+        stage.finish(test_accuracy=scores["accuracy"], num_processes=accelerator.num_processes, **lost, **more)
         tell_licences(encoders)
         accelerator.print(summary(results, config.output))
     accelerator.end_training()
@@ -268,6 +278,49 @@ def fit(
 def _scalars(values: dict[str, Any]) -> dict[str, Any]:
     # Trackers take nothing else.
     return {name: value for name, value in values.items() if isinstance(value, bool | int | float | str)}
+
+
+def require_autoencoder(config: TrainClassifierConfig, source: TileSource) -> None:
+    """Sees that the autoencoder whose losses are told, if one is named, is there and takes the tiles.
+
+    Raises:
+        InputError: If it is not, or does not.
+    """
+    from histodistill.training.running.stages import require_complete
+
+    if config.autoencoder is None:
+        return
+    record = require_complete(config.autoencoder, "autoencoder", "run train_autoencoder first")
+    if record.get("image_size") != source.image_size:
+        raise InputError(
+            f"{param('autoencoder')} {config.autoencoder} is for tiles of {record.get('image_size')} px, and these "
+            f"have {source.image_size} px: give one for these, or none"
+        )
+
+
+def tell_what_is_lost(
+    config: TrainClassifierConfig, model: Classifier, validation: Tiles, accelerator: Accelerator
+) -> dict[str, float]:
+    """Tells what the classifier says of validation tiles before and after the autoencoder, where one is named.
+
+    Returns:
+        What the stage's record says of it; nothing without an autoencoder.
+    """
+    from histodistill.training.engine.steps import spread_indices
+    from histodistill.training.models.loading import load_autoencoder
+    from histodistill.training.models.prediction import predict_proba
+    from histodistill.training.models.reconstruction import telling_number, what_is_lost
+    from histodistill.training.running.notes import tell, warn
+
+    if config.autoencoder is None:
+        return {}
+    tiles = validation.subset(spread_indices(len(validation), telling_number(validation.images.shape[1])))
+    autoencoder = load_autoencoder(config.autoencoder).to(accelerator.device)
+    lost = what_is_lost(autoencoder, tiles.images, tiles.labels, functools.partial(predict_proba, model))
+    tell(f"what the autoencoder leaves of {lost.num_tiles:,} validation tiles: PSNR {lost.psnr:.2f} dB{lost.words()}")
+    if warning := lost.warning():
+        warn(warning)
+    return {name: value for name, value in lost.record().items() if name.startswith("teacher_")}
 
 
 def how_trained(

@@ -314,7 +314,15 @@ def test_differential_privacy_and_what_it_does_not_cover(make, whose):
     public = make(privacy=PrivacyFacts(epsilon=1.0, delta=1e-5, public_autoencoder=True))
     assert "ε = 1 and δ = 1e-05 for each training tile. That is the denoiser's; the autoencoder" in public
     assert "states to be public" in public and "together" not in public.split("Not covered")[0].split("**Diff")[1]
+    started = make(privacy=PrivacyFacts(epsilon=1.0, delta=1e-5, public_init=True))
+    assert "together (the sums of both). The denoiser began from weights of other tiles, which whoever" in started
     assert "Differential privacy" not in make()
+
+
+@pytest.mark.parametrize("make", [pipeline_card, dataset_card, selector_card])
+def test_weights_that_it_began_from_are_told_of(make):
+    sentence = "\n\nThe denoiser began from the weights of another trained model. What those tell of the tiles"
+    assert sentence in make(warm_start=True) and sentence not in make()
 
 
 @pytest.mark.parametrize("make", [pipeline_card, dataset_card, selector_card])

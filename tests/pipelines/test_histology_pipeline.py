@@ -18,6 +18,7 @@ import torch
 from diffusers import (
     AutoencoderDC,
     AutoencoderKL,
+    AutoencoderTiny,
     DDPMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
@@ -63,6 +64,16 @@ def dummy_components(vae_class: type = AutoencoderKL) -> dict:
             scaling_factor=0.5,
             shift_factor=0.25,
         )
+    elif vae_class is AutoencoderTiny:
+        vae = AutoencoderTiny(
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            num_encoder_blocks=(1, 1),
+            num_decoder_blocks=(1, 1),
+            latent_channels=2,
+            scaling_factor=0.5,
+            shift_factor=0.25,
+        )
     else:
         vae = AutoencoderDC(
             encoder_block_out_channels=(8, 8),
@@ -90,7 +101,7 @@ def pipe() -> HistologyPipeline:
 
 
 # For what depends on the autoencoder.
-every_vae = pytest.mark.parametrize("vae_class", [AutoencoderKL, AutoencoderDC])
+every_vae = pytest.mark.parametrize("vae_class", [AutoencoderKL, AutoencoderDC, AutoencoderTiny])
 
 
 def seeds(*numbers: int) -> list[torch.Generator]:
@@ -204,7 +215,7 @@ def test_output_types(pipe):
 @every_vae
 def test_latents_are_normalised(vae_class):
     """What "latent" returns becomes the image by undoing (latent - shift) * scale and decoding."""
-    pipe, shift = make_pipe(vae_class), 0.25 if vae_class is AutoencoderKL else 0.0
+    pipe, shift = make_pipe(vae_class), 0.0 if vae_class is AutoencoderDC else 0.25
     latents = generate(pipe, [1], 7, output_type="latent")
     with torch.no_grad():
         decoded = pipe.vae.decode(latents / 0.5 + shift).sample
@@ -474,3 +485,15 @@ def test_half_precision_stays_in_range(vae_class):
     assert images.dtype == np.float32
     reference = generate(make_pipe(vae_class), [0, 1], 0, 1)
     np.testing.assert_allclose(images, reference, atol=0.1)
+
+
+@torch.no_grad()
+def test_an_autoencoder_that_overflows_in_half_precision_decodes_in_single(pipe):
+    expected = generate(pipe, [0, 1], 0, 1, guidance_scale=1.0)
+    latents = generate(pipe, [0, 1], 0, 1, guidance_scale=1.0, output_type="latent")
+    with torch.autocast("cpu", torch.float16):
+        found = pipe._decode(latents, "np")
+    np.testing.assert_array_equal(found, expected)
+    pipe.vae.half()
+    np.testing.assert_allclose(pipe._decode(latents, "np"), expected, atol=0.01)
+    assert pipe.vae.dtype == torch.float32

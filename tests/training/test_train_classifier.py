@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,10 @@ from histodistill.training.data.tiles import Tiles
 from histodistill.training.engine import classifier_training, scoring
 from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.engine.classifier_training import TrainedClassifier, fit_classifier
+from histodistill.training.models import reconstruction
 from histodistill.training.models.classifiers import Classifier
+from histodistill.training.models.loading import load_autoencoder
+from histodistill.training.models.prediction import predict_proba
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.options import run_script, to_argv
 from histodistill.training.running.precision import usual_precision
@@ -702,3 +706,33 @@ def test_one_and_two_processes_train_the_same_classifier(launch, tmp_path, capsy
     # 15 tiles on two processes are 8 and 7: the same batch all the same.
     assert [r["loss"] for r in two["history"]] == pytest.approx([r["loss"] for r in one["history"]], rel=1e-3)
     assert two["test"]["auc"] == pytest.approx(one["test"]["auc"], abs=0.02)
+
+
+def test_what_the_autoencoder_leaves_of_tiles_is_told(
+    tmp_path, run_main, tiny_npz, tiny_autoencoder, capsys, monkeypatch
+):
+    argv = ["--data", tiny_npz, "--width", 8, "--max-train-steps", 2, "--mixed-precision", "no"]
+    run_main(script, *argv, "--output", tmp_path / "without")
+    assert "autoencoder leaves" not in capsys.readouterr().err
+    monkeypatch.setattr(reconstruction, "MOST_POINTS_LOST", -1e9)
+    run_main(script, *argv, "--autoencoder", tiny_autoencoder, "--output", tmp_path / "with")
+    told = capsys.readouterr().err
+    assert "what the autoencoder leaves of 40 validation tiles: PSNR " in told
+    assert "warning: the autoencoder loses " in told and "of the teacher's accuracy on 40 validation tiles" in told
+    records = [json.loads((tmp_path / name / "stage.json").read_text()) for name in ("without", "with")]
+    assert records[0]["settings"] == records[1]["settings"]
+    assert "teacher_agreement" not in records[0]
+    model = Classifier.from_pretrained(tmp_path / "with")
+    validation = load_tiles(tiny_npz).split("validation")
+    lost = reconstruction.what_is_lost(
+        load_autoencoder(tiny_autoencoder), validation.images, validation.labels, partial(predict_proba, model)
+    )
+    assert lost.agreement == pytest.approx(records[1]["teacher_agreement"], abs=1e-5)
+    assert lost.accuracy_reconstructed == pytest.approx(records[1]["teacher_accuracy_reconstructed"], abs=1e-5)
+
+
+def test_an_autoencoder_of_other_tiles_is_refused(tmp_path, run_main, tiny_npz, tiny_autoencoder):
+    argv = ["--data", tiny_npz, "--image-size", 8, "--autoencoder", tiny_autoencoder, "--output", tmp_path / "out"]
+    with pytest.raises(InputError, match="is for tiles of 16 px, and these have 8 px: give one for these"):
+        run_main(script, *argv)
+    assert not (tmp_path / "out").exists()

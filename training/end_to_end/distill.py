@@ -45,6 +45,7 @@ from histodistill.training.running.training_options import AUDIT_SHARE_HELP, pre
 
 if TYPE_CHECKING:
     from histodistill.training.data.tiles import TileSource
+    from histodistill.training.train_autoencoder import TrainAutoencoderConfig
 
 # What is made of the models, and so can be made anew with other options.
 _OF_SELECTION = {
@@ -483,6 +484,7 @@ def _refuse_what_steps_refuse(plan: list[StageCall]) -> None:
     from histodistill.training.distillation.pool_selection import make_selector
     from histodistill.training.distillation.selector_options import SelectorConfig
     from histodistill.training.running.stages import is_complete
+    from histodistill.training.train_autoencoder import TrainAutoencoderConfig
     from histodistill.training.train_diffusion import TrainDiffusionConfig
 
     for stage in plan:
@@ -491,6 +493,16 @@ def _refuse_what_steps_refuse(plan: list[StageCall]) -> None:
             make_selector(stage.config)
         if isinstance(stage.config, TrainDiffusionConfig) and not is_complete(stage.config.output):
             _require_start(stage.config.init_from)
+        if isinstance(stage.config, TrainAutoencoderConfig) and not is_complete(stage.config.output):
+            _require_autoencoder(stage.config)
+
+
+def _require_autoencoder(config: TrainAutoencoderConfig) -> None:
+    """Sees that an autoencoder from elsewhere is there, or can be fetched."""
+    if config.origin is not None:
+        from histodistill.training.models.named_autoencoders import find_pretrained
+
+        find_pretrained(config.origin, "autoencoder" if config.init_from is None else "init_from")
 
 
 def _require_start(init_from: str | Path | None) -> None:

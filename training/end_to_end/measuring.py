@@ -126,16 +126,23 @@ def _measure_autoencoder(options: Any, source: TileSource, folder: Path) -> dict
     from histodistill.training.engine.loop import plain_steps
     from histodistill.training.models.latents import encode_images
 
-    fitted = work.fitted_autoencoder(options, source.image_size)
-    few = dataclasses.replace(
-        options, train_pixels=None, max_train_steps=1 + _REPEATS, crop_size=fitted.crop_size, validation_tiles=1
-    )
     accelerator = make_accelerator(options.mixed_precision)
-    training = train_autoencoder.make_training(few, source, accelerator, None)
-    model, optimizer = accelerator.prepare(training.model, training.optimizer)
-    with plain_steps(training, model, optimizer) as make_step:
-        steps = iter(range(1 + _REPEATS))
-        step = _seconds(lambda: make_step(next(steps)))
+    origin = train_autoencoder.find_origin(options, source)
+    found = {}
+    if options.is_taken:
+        training = train_autoencoder.make_training(options, source, accelerator, None, origin)
+        training.autoencoder.to(accelerator.device)
+    else:
+        crop = work.fitted_autoencoder(options, source.image_size).crop_size
+        few = dataclasses.replace(
+            options, train_pixels=None, max_train_steps=1 + _REPEATS, crop_size=crop, validation_tiles=1
+        )
+        training = train_autoencoder.make_training(few, source, accelerator, None, origin)
+        model, optimizer = accelerator.prepare(training.model, training.optimizer)
+        with plain_steps(training, model, optimizer) as make_step:
+            steps = iter(range(1 + _REPEATS))
+            step = _seconds(lambda: make_step(next(steps)))
+        found[work.TRAIN_AUTOENCODER] = step / (few.batch_size * few.gradient_accumulation_steps)
     autoencoder = training.autoencoder.eval()
     images = to_model_input(_some_tiles(source, accelerator.device), accelerator.device)
     with torch.no_grad():
@@ -143,11 +150,7 @@ def _measure_autoencoder(options: Any, source: TileSource, folder: Path) -> dict
         encoding = _seconds(lambda: encode_images(autoencoder, images))
         decoding = _seconds(lambda: autoencoder.decode(latents).sample)
     autoencoder.save_pretrained(folder)
-    return {
-        work.TRAIN_AUTOENCODER: step / (few.batch_size * few.gradient_accumulation_steps),
-        work.ENCODE: encoding / len(images),
-        work.DECODE: decoding / len(images),
-    }
+    return {**found, work.ENCODE: encoding / len(images), work.DECODE: decoding / len(images)}
 
 
 def _measure_denoiser(configs: Mapping[str, Any], source: TileSource, autoencoder: Path) -> dict[str, float]:
@@ -246,14 +249,12 @@ def _measure_classifier(recipe: ClassifierConfig, source: TileSource, mixed_prec
 
 def _measure_search(source: TileSource) -> dict[str, float]:
     """The search for copies among real tiles, and the features of the untrained network."""
-    import torch
-
     from histodistill.selection.copies import CopyIndex
     from histodistill.training.engine.steps import spread_indices
+    from histodistill.training.models.devices import best_device
     from histodistill.training.models.embedders import UNTRAINED, load_embedder
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    images, train = _some_tiles(source, device), source.split("train").images
+    images, train = _some_tiles(source, best_device()), source.split("train").images
     embed = load_embedder(UNTRAINED)
     embedding = _seconds(lambda: embed(images))
     count = min(len(train), max(2 * _COMPARED, _INDEXED_PIXELS // source.image_size**2))

@@ -70,7 +70,8 @@ class Common:
         return {
             "autoencoder": {**training, "output": out / "autoencoder"},
             "diffusion": {**training, "output": out / "pipeline", "autoencoder": out / "autoencoder"},
-            "teacher": {**training, "output": out / "teacher"},
+            # It is the first that can say what the autoencoder loses.
+            "teacher": {**training, "output": out / "teacher", "autoencoder": out / "autoencoder"},
             "generate": {"pipeline": out / "pipeline", "output": out / "pool", "seed": self.seed},
             "select": {
                 "pool": out / "pool",

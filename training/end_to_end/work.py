@@ -89,9 +89,11 @@ class _Work:
     def autoencoder(self) -> Counter[str]:
         """Its training, validations, the scale of its latents, and what is told of its reconstructions."""
         options = self.autoencoder_options
-        whole = self._validated(options)
+        shown, whole = tiles_shown(options), self._validated(options)
+        if options.is_taken:  # and only looked at
+            shown, whole = 0, min(self.tiles["validation"], options.validation_tiles)
         scaled = min(self.tiles["train"], _SCALE_TILES)
-        return Counter({TRAIN_AUTOENCODER: tiles_shown(options), ENCODE: whole + scaled, DECODE: whole})
+        return Counter({TRAIN_AUTOENCODER: shown, ENCODE: whole + scaled, DECODE: whole})
 
     def pipeline(self) -> Counter[str]:
         """The denoiser's training, validations with a picture each, and the latents of training tiles."""

@@ -231,9 +231,9 @@ def _load_newest(
             found = folder
             break
     place = "begins anew" if state is None else f"goes on from step {state['step']}"
-    for error in damaged:
+    for each in damaged:
         warn(
-            f"checkpoint {error.folder} is damaged ({error.reason}) and left where it is until another one is written:"
+            f"checkpoint {each.folder} is damaged ({each.reason}) and left where it is until another one is written:"
             f" the training {place}"
         )
     return found, state

@@ -31,7 +31,7 @@ from histodistill.training.models.denoiser import make_scheduler, use_plain_atte
 from histodistill.training.models.latents import LatentModel, normalised_latents, scale_of_latents, shape_of_latent
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import format_size
-from histodistill.training.running.notes import tell
+from histodistill.training.running.notes import tell, told_by_distill
 from histodistill.training.running.training_options import PrivateTrainingConfig
 
 
@@ -144,10 +144,11 @@ class DiffusionTraining(GenerativeTraining):
             tell(f"diffusion: tiles are encoded anew in each step: {error.for_command_line()}")
             return
         if stored is None:
-            tell(
-                f"diffusion: tiles are encoded as they are shown, since these steps show {self.views_shown:,} views "
-                f"of them, and there are {plan.num_views:,}"
-            )
+            with told_by_distill():  # which has a line for each step, and this is nothing to act upon
+                tell(
+                    f"diffusion: tiles are encoded as they are shown, since these steps show {self.views_shown:,} "
+                    f"views of them, and there are {plan.num_views:,}"
+                )
             return
         self._kept = KeptLatents(stored, plan.dtype)
         self.latents["kept_as"] = plan.dtype
@@ -155,7 +156,8 @@ class DiffusionTraining(GenerativeTraining):
         if self.plan is None:  # the error is a figure of training tiles, which differential privacy may not tell
             self.latents |= {"largest_error": stored.largest_error, "rms_error": stored.rms_error}
             line += f": rounding errs by {stored.rms_error:.1e} (RMS), at most by {stored.largest_error:.1e}"
-        tell(line)
+        with told_by_distill():
+            tell(line)
 
     def _open_latents(self, encoding: Encoding, plan: LatentsPlan) -> StoredLatents | None:
         """The latents of the cache; None where they are not there, and more views than the training will show.

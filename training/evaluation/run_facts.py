@@ -166,6 +166,7 @@ def read_run_facts(
         settings=settings,
         versions=package_versions(plain),
         privacy=privacy_facts(plain.get("pipeline", {}), plain.get("distilled", {})),
+        warm_start="pipeline" in stages and stages["pipeline"].settings.get("init_from") is not None,
         pretrained=pretrained_facts(plain.get("autoencoder", {})),
     )
 
@@ -232,6 +233,7 @@ def privacy_facts(pipeline: dict[str, Any], distilled: dict[str, Any]) -> Privac
         epsilon=record["total"]["epsilon"],
         delta=record["total"]["delta"],
         public_autoencoder=record["autoencoder"] == "public",
+        public_init=record.get("init") == "public",
         uncovered=uncovered,
     )
 

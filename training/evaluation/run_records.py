@@ -74,6 +74,7 @@ class PrivacyRecord(Known):
     """What the record of a training with differential privacy says of it."""
 
     autoencoder: Literal["public"] | Budget
+    init: Literal["public"] | None = None
     total: Budget
 
 

@@ -72,6 +72,11 @@ def build_autoencoder(
     return autoencoder
 
 
+def has_batch_norms(autoencoder: LatentModel) -> bool:
+    """Whether an autoencoder has layers whose result for an image depends on the others of its batch."""
+    return any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in autoencoder.modules())
+
+
 class VariationalAutoencoder(torch.nn.Module):
     """Encoder, posterior sample and decoder as one forward pass, which is what DistributedDataParallel wraps.
 

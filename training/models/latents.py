@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny
@@ -39,7 +40,8 @@ def encode_images(autoencoder: LatentModel, images: torch.Tensor) -> torch.Tenso
         autoencoder: In evaluation mode, on the device of the images.
         images: float N×3×H×W in [-1, 1].
     """
-    encoded = autoencoder.encode(images)
+    with _bearable(autoencoder, images.device):
+        encoded = autoencoder.encode(images)
     if isinstance(autoencoder, AutoencoderKL):
         return encoded.latent_dist.mean
     return encoded.latents if isinstance(autoencoder, AutoencoderTiny) else encoded.latent
@@ -62,4 +64,15 @@ def normalised_latents(autoencoder: LatentModel, images: torch.Tensor) -> torch.
 
 def reconstruct(autoencoder: LatentModel, images: torch.Tensor) -> torch.Tensor:
     """Images N×3×H×W in [-1, 1], encoded and decoded again; values may lie a little outside of that range."""
-    return autoencoder.decode(encode_images(autoencoder, images)).sample
+    latents = encode_images(autoencoder, images)
+    with _bearable(autoencoder, images.device):
+        return autoencoder.decode(latents).sample
+
+
+def _bearable(autoencoder: LatentModel, device: torch.device) -> AbstractContextManager[Any]:
+    """Computes in float32 where float16 is asked for and the autoencoder says that it overflows there."""
+    kind = device.type
+    if not torch.amp.is_autocast_available(kind) or not getattr(autoencoder.config, "force_upcast", False):
+        return nullcontext()
+    is_half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+    return torch.autocast(kind, enabled=False) if is_half else nullcontext()

@@ -38,17 +38,17 @@ _WHAT = "diffusers autoencoder"
 _KINDS = f"{', '.join([*LATENT_MODELS][:-1])} or {[*LATENT_MODELS][-1]}"
 
 
-def load_pretrained(name_or_path: str | Path, option: str = "autoencoder") -> LatentModel:
-    """An autoencoder of diffusers, in evaluation mode on the CPU.
+def find_pretrained(name_or_path: str | Path, option: str = "autoencoder") -> Path:
+    """The folder that an autoencoder of diffusers lies in, fetched from the Hub where it is not on this machine.
 
-    Of what is fetched from the Hub only configurations and safetensors are, and none of its code is run.
+    Only configurations and safetensors are fetched.
 
     Args:
         name_or_path: A folder that holds one, or a pipeline with one in its `vae`; or the Hub id of either.
         option: What the parameter is called in messages.
 
     Raises:
-        InputError: If there is none, it cannot be fetched, or it is damaged.
+        InputError: If there is none, or it cannot be fetched.
     """
     found = _holding(_fetched(name_or_path, option))
     if found is None:
@@ -56,7 +56,19 @@ def load_pretrained(name_or_path: str | Path, option: str = "autoencoder") -> La
             f"{param(option)} {shown(str(name_or_path))} holds no {_KINDS} of diffusers, nor a pipeline with one: "
             "give another"
         )
-    return load_autoencoder(found, from_elsewhere=True)
+    return found
+
+
+def load_pretrained(name_or_path: str | Path, option: str = "autoencoder") -> LatentModel:
+    """An autoencoder of diffusers, in evaluation mode on the CPU; none of its code is run.
+
+    Args:
+        name_or_path, option: See `find_pretrained`.
+
+    Raises:
+        InputError: If there is none, it cannot be fetched, or it is damaged.
+    """
+    return load_autoencoder(find_pretrained(name_or_path, option), from_elsewhere=True)
 
 
 def check_fits(autoencoder: LatentModel, image_size: int, option: str = "autoencoder") -> None:

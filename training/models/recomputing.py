@@ -6,13 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import ModelMixin
+from diffusers import AutoencoderTiny, ModelMixin
 from diffusers.models.autoencoders.autoencoder_dc import DCDownBlock2d, DCUpBlock2d, EfficientViTBlock, ResBlock
+from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
 from torch.utils.checkpoint import checkpoint
 
 
-# The blocks of an `AutoencoderDC`, which diffusers' own gradient checkpointing does not know.
-_BLOCKS = (ResBlock, EfficientViTBlock, DCDownBlock2d, DCUpBlock2d)
+# The blocks of an `AutoencoderDC`, which diffusers' own gradient checkpointing does not know, and of an
+# `AutoencoderTiny`, whose encoder then takes images as if they were in [0, 1].
+_BLOCKS = (ResBlock, EfficientViTBlock, DCDownBlock2d, DCUpBlock2d, AutoencoderTinyBlock)
 
 
 def recompute_activations(model: ModelMixin) -> None:
@@ -23,7 +25,7 @@ def recompute_activations(model: ModelMixin) -> None:
     Args:
         model: A U-Net or an autoencoder of diffusers.
     """
-    if model._supports_gradient_checkpointing:
+    if model._supports_gradient_checkpointing and not isinstance(model, AutoencoderTiny):
         model.enable_gradient_checkpointing()
         return
     for module in model.modules():

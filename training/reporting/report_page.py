@@ -58,8 +58,10 @@ _STAGES = {
 # What a stage may have measured, and how to say it.
 _FACTS = {
     "validation_psnr": "validation PSNR {:.1f} dB",
+    "validation_ssim": "SSIM {:.3f}",
     "validation_loss": "validation loss {:.4f}",
     "test_accuracy": "test ACC {:.3f}",
+    "teacher_agreement": "says the same of {:.1%} of the reconstructed validation tiles",
     "num_images": "{:,} images",
 }
 

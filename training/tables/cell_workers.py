@@ -1,16 +1,12 @@
-"""Trains cells of the results table in several processes, each of which reads the tiles once."""
+"""Trains cells of the results table, one after the other, in a process that reads the tiles once."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import cached_property
-from multiprocessing import active_children, get_context, parent_process
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,17 +20,11 @@ from histodistill.training.distillation.pool_selection import fit_selector
 from histodistill.training.engine.accelerator import make_accelerator
 from histodistill.training.evaluation.cells import train_cell
 from histodistill.training.models.architectures import is_probe
-from histodistill.training.models.devices import best_device, gpu_names
 from histodistill.training.running.allocator import keep_freed_memory
-from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.launch import usable_cores
-from histodistill.training.running.notes import tell
-from histodistill.training.running.progress import Progress
-from histodistill.training.running.stages import Stage
+from histodistill.training.running.errors import InputError
 from histodistill.training.tables.planned_cells import Cell
 from histodistill.training.tables.results_summary import SPLITS
 from histodistill.training.tables.table_inputs import read_inputs
-from histodistill.training.tables.worker_start import start_worker
 
 
 class TableOptions(Protocol):
@@ -61,86 +51,6 @@ class TableOptions(Protocol):
     def mixed_precision(self) -> str: ...
     @property
     def jobs(self) -> int | None: ...
-
-
-def train_cells(config: TableOptions, cells: list[Cell], stage: Stage) -> list[str]:
-    """Trains cells in `config.jobs` processes, and writes their files.
-
-    On a machine with GPUs each process works on one, and the processes are dealt out to them in turn.
-
-    Args:
-        config: Of the table; it travels to the processes.
-        cells: Those that are missing, at least one.
-        stage: Keeps the time spent after each of them.
-
-    Returns:
-        Why some were left out, a sentence for each reason.
-
-    Raises:
-        InputError: Where a process was killed.
-    """
-    notes: list[str] = []
-    jobs = min(config.jobs or usual_jobs(), len(cells))
-    threads = max(1, usable_cores() // jobs)
-    processes = get_context("spawn")
-    gpus = None
-    if names := gpu_names():
-        gpus = processes.SimpleQueue()
-        for number in range(jobs):
-            gpus.put(names[number % len(names)])
-    with (
-        # Read by the numerical libraries when a worker imports them.
-        _environment("OMP_NUM_THREADS", str(threads)),
-        ProcessPoolExecutor(
-            jobs, mp_context=processes, initializer=start_worker, initargs=(config, threads, gpus)
-        ) as workers,
-    ):
-        futures = [workers.submit(_run_cell, cell) for cell in cells]
-        try:
-            with Progress(len(futures), "benchmark", "trainings") as progress:
-                for future in as_completed(futures):
-                    note = future.result()
-                    if note and note not in notes:
-                        notes.append(note)
-                        tell(note)
-                    stage.save_progress()
-                    progress.update()
-        except BrokenProcessPool as error:
-            raise InputError(
-                f"a process of {param('jobs')}={jobs} was killed, perhaps for want of memory: run the same "
-                f"command again to go on, with fewer {param('jobs')}"
-            ) from error
-        except BaseException:
-            # Cells that are being trained have checkpoints, and may take hours: nobody waits for them.
-            workers.shutdown(wait=False, cancel_futures=True)
-            for worker in active_children():
-                worker.terminate()
-            raise
-    return notes
-
-
-def usual_jobs() -> int:
-    """How many trainings are made at a time where nothing else is asked for.
-
-    A training keeps an accelerator busy, so that several on one only take its memory; of cores, each trains alone.
-    """
-    if best_device().type == "cpu":
-        return usable_cores()
-    return torch.accelerator.device_count()
-
-
-@contextlib.contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    """Sets a variable of the environment, which processes that are started meanwhile inherit."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 class Worker:
@@ -236,6 +146,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _run_cell(cell: Cell) -> str | None:
+def run_cell(cell: Cell) -> str | None:
+    """What this process's `Worker` says of a cell that it has run."""
     assert _worker is not None
     return _worker.run(cell)

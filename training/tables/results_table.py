@@ -117,7 +117,7 @@ def run(config: ResultsTableConfig) -> dict[str, Any]:
     from histodistill.training.engine.scoring import auc_note
     from histodistill.training.evaluation.cells import check_same_kind
     from histodistill.training.models.embedders import embedder_fingerprint
-    from histodistill.training.tables.cell_workers import train_cells
+    from histodistill.training.tables.cell_processes import train_cells
     from histodistill.training.tables.results_summary import SPLITS
     from histodistill.training.tables.table_inputs import needed_inputs, write_inputs
 

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 
 from histodistill.training.cli import main
+from histodistill.training.data.latent_store import Block, LatentsPlan, open_latents
 from histodistill.training.data.sources import load_tiles
+from histodistill.training.data.tile_cache import TileCache
 
 
 @pytest.fixture
@@ -41,3 +43,16 @@ def test_nothing_is_taken_out_of_another_folder(tmp_path, capsys):
     assert (tmp_path / "tiles" / "precious.png").exists()
     main(["cache", "clear", "--cache-dir", str(tmp_path / "nothing")])
     assert not (tmp_path / "nothing").exists()
+
+
+def test_latents_are_listed_and_taken_out(cache, capsys):
+    plan = LatentsPlan("ab12", "mine", 16, (8, 8, 2, 4, 4), "float16", 8)
+    open_latents(TileCache(cache), plan, lambda first, stop: Block(np.zeros(plan.shape, np.int16), 0.0, 0.0))
+    main(["cache", "list", "--cache-dir", str(cache)])
+    first, second, _ = capsys.readouterr().out.splitlines()
+    assert "latents of 8 tiles, 16 px" in first and first.endswith("mine") and " 8 tiles, 16 px" in second
+    main(["cache", "clear", "--cache-dir", str(cache)])
+    capsys.readouterr()
+    main(["cache", "list", "--cache-dir", str(cache)])
+    assert capsys.readouterr().out == f"0 B of 100.0 GB in {cache}\n"
+    assert list((cache / "latents").iterdir()) == []

@@ -19,6 +19,8 @@ from histodistill.training import train_diffusion
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.phantom import phantom_tiles
 from histodistill.training.end_to_end import distill
+from histodistill.training.end_to_end.measuring import Measured
+from histodistill.training.end_to_end.rough_cost import usual_seconds
 from histodistill.training.end_to_end.tile_checks import check_image_size
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, write_json
@@ -476,6 +478,85 @@ def test_default_preset_suits_the_machine(has_gpu, preset, tiny_tiles, tmp_path,
     run_script(distill.make_parser, distill.run, ["--data", str(tiny_tiles), "--output", str(tmp_path / "run")])
     assert read_json(tmp_path / "run" / "run.json")["preset"] == preset
     assert started == SCRIPTS
+
+
+# A time budget.
+
+
+def begin(tiles: Path, output: Path, *argv: object, unit_seconds: float = 0.01) -> dict:
+    """What run.json of a new run holds, where every tile and image costs the same; nothing is measured."""
+
+    def measured(plan):
+        run = {"image_size": 16, "class_names": list("abcde"), "num_tiles": {"train": 55}}
+        return Measured(dict.fromkeys(usual_seconds(plan, run), unit_seconds), 10**6)
+
+    config = distill.make_parser().read([*options_of(tiles, output), *map(str, argv)])
+    return distill.open_run(config, measured=measured)
+
+
+def never(_):
+    raise AssertionError("a run that was begun is not measured again")
+
+
+def test_a_budget_is_fitted_once_and_kept(tiny_tiles, tmp_path, capsys):
+    whole = begin(tiny_tiles, tmp_path / "whole")
+    seconds = sum(whole["estimate"]["seconds"].values())
+    assert "fitted" not in whole and "time_budget" not in whole["settings"]
+    budget = ["--time-budget", f"{round(0.8 * seconds)}s"]
+    capsys.readouterr()
+    run = begin(tiny_tiles, tmp_path / "run", *budget)
+    assert "fitted to 1 min: of what the preset does, denoiser " in capsys.readouterr().err
+    assert run["settings"]["time_budget"] == round(0.8 * seconds)
+    steps = run["settings"]["autoencoder"]["max_train_steps"]
+    assert 5 < steps < 150 and run["fitted"]["autoencoder"] == {"max_train_steps": steps}
+    assert 0.6 * seconds < sum(run["estimate"]["seconds"].values()) < 0.8 * seconds
+    assert read_json(tmp_path / "run" / "run.json") == run
+
+    config = distill.make_parser().read([*options_of(tiny_tiles, tmp_path / "run"), *budget])
+    assert distill.open_run(config, measured=never) == run
+    # The same time in other words is the same budget.
+    words = ["--time-budget", f"0m{round(0.8 * seconds)}s"]
+    assert begin(tiny_tiles, tmp_path / "run", *words)["settings"] == run["settings"]
+
+
+@pytest.mark.parametrize("budget", [["--time-budget", "3h"], []])
+def test_another_budget_is_another_run(budget, tiny_tiles, tmp_path, capsys, monkeypatch):
+    begin(tiny_tiles, tmp_path / "run", "--time-budget", "2h")
+    monkeypatch.setattr(distill, "measure_apart", never)
+    message = refused(capsys, tiny_tiles, tmp_path / "run", *budget)
+    assert message == f"{tmp_path / 'run'} holds a run with other settings (time_budget): give another --output"
+
+
+def test_what_is_set_is_not_fitted(tiny_tiles, tmp_path):
+    argv = ["--set", "teacher.max_train_steps=9", "--per-class", 8]
+    seconds = sum(begin(tiny_tiles, tmp_path / "whole", *argv)["estimate"]["seconds"].values())
+    argv += ["--time-budget", f"{round(seconds)}s"]  # a little is left for what was not foreseen
+    run = begin(tiny_tiles, tmp_path / "run", *argv)
+    assert run["settings"]["teacher"]["max_train_steps"] == 9 and run["settings"]["generate"]["per_class"] == 8
+    assert "autoencoder" in run["fitted"] and "generate" not in run["fitted"]
+    assert "max_train_steps" not in run["fitted"].get("teacher", {})
+
+
+def test_a_budget_that_is_too_small(tiny_tiles, tmp_path, capsys, monkeypatch):
+    with pytest.raises(InputError, match="time_budget is too short: the least takes about 1 min here: give that"):
+        begin(tiny_tiles, tmp_path / "run", "--time-budget", "2s")
+    assert not (tmp_path / "run").exists()
+    message = refused(capsys, tiny_tiles, tmp_path / "run", "--time-budget", "soon")
+    assert message == "--time-budget=soon is no length of time: write it as in 90m, 2h, 1h30m or 5400s"
+
+
+def test_what_could_not_be_measured_is_told_and_the_run_goes_on(tiny_tiles, tmp_path, capsys):
+    config = distill.make_parser().read(options_of(tiny_tiles, tmp_path / "run"))
+    run = distill.open_run(config, measured=lambda _: "there is no model")
+    assert "estimate" not in run
+    assert "warning: what the steps take could not be measured" in capsys.readouterr().err
+
+
+def test_a_run_that_fits_on_no_disk_is_refused(tiny_tiles, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**5))
+    with pytest.raises(InputError, match=r"is on a disk with 100\.0 kB free, and the run needs about"):
+        begin(tiny_tiles, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 # Options of single steps.

@@ -29,7 +29,9 @@ def test_without_private_training_there_is_nothing_to_say():
 def test_what_is_told_is_the_total():
     facts = privacy_facts(pipeline_record(), {})
     assert (facts.epsilon, facts.delta, facts.public_autoencoder) == (4.0, 2e-5, False)
+    assert not facts.public_init
     assert privacy_facts(pipeline_record(autoencoder="public"), {}).public_autoencoder
+    assert privacy_facts(pipeline_record(init="public"), {}).public_init
 
 
 @pytest.mark.parametrize(

@@ -66,3 +66,19 @@ def test_normalised_latents(tiny_autoencoder, tiny_npz):
         half = normalised_latents(autoencoder.to(torch.bfloat16), images.to(torch.bfloat16))
     assert latents.dtype == half.dtype == torch.float32
     torch.testing.assert_close(half, latents, atol=0.1, rtol=0)
+
+
+def test_what_overflows_in_half_precision_is_computed_in_single():
+    images = torch.rand(1, 3, 16, 16) * 2 - 1
+    found = {}
+    for upcast in (True, False):
+        torch.manual_seed(0)
+        autoencoder = _kl().eval()
+        autoencoder.register_to_config(force_upcast=upcast)
+        with torch.no_grad(), torch.autocast("cpu", torch.float16):
+            found[upcast] = encode_images(autoencoder, images), reconstruct(autoencoder, images)
+        if upcast:
+            with torch.no_grad():
+                expected = encode_images(autoencoder, images), reconstruct(autoencoder, images)
+    assert {tensor.dtype for tensor in found[False]} == {torch.float16}
+    assert all(torch.equal(one, other) for one, other in zip(found[True], expected, strict=True))

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.models.autoencoders.autoencoder_dc import ResBlock
 
 from histodistill.training.models.autoencoder import VariationalAutoencoder, build_autoencoder
@@ -28,7 +28,16 @@ def make_step(autoencoder) -> tuple[float, list[torch.Tensor], int]:
     return loss.item(), [parameter.grad for parameter in autoencoder.parameters()], sum(kept)
 
 
-def test_autoencoder_computes_the_same_with_less_memory(dc):
+@pytest.fixture
+def tiny():
+    torch.manual_seed(0)
+    widths = {f"{part}_block_out_channels": (12, 12) for part in ("encoder", "decoder")}
+    return AutoencoderTiny(**widths, num_encoder_blocks=(3, 3), num_decoder_blocks=(3, 3), latent_channels=2)
+
+
+@pytest.mark.parametrize("kind", ["dc", "tiny"])
+def test_autoencoder_computes_the_same_with_less_memory(kind, request):
+    dc = request.getfixturevalue(kind)
     again = copy.deepcopy(dc)
     recompute_activations(again)
     loss, gradients, kept = make_step(dc)

@@ -220,6 +220,13 @@ def test_medmnist_brings_licence_and_attribution(run):
     assert facts.license == "cc-by-4.0" and "Kather et al." in facts.attribution
 
 
+@pytest.mark.parametrize(("settings", "warm"), [('{"init_from": "c0ffee"}', True), ("{}", False)])
+def test_weights_that_a_denoiser_began_from_are_a_fact(run, settings, warm):
+    record = f'{{"complete": true, "settings": {settings}}}'
+    records = RunRecords.read(run, {"pipeline/stage.json": record.encode()})
+    assert read_run_facts(records, {}, "tiles", ["a", "b"], 16, 15).warm_start is warm
+
+
 def png_with(**info) -> bytes:
     buffer, texts = io.BytesIO(), PngImagePlugin.PngInfo()
     for name, value in info.items():

@@ -28,7 +28,7 @@ from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, write_json
 from histodistill.training.running.options import run_script
 from histodistill.training.running.stages import read_record
-from histodistill.training.tables import cell_workers, table_inputs
+from histodistill.training.tables import cell_processes, cell_workers, table_inputs
 from histodistill.training.tables import results_table as script
 from histodistill.training.tables.cell_workers import Worker
 from histodistill.training.tables.planned_cells import Cell, kept_cells, missing_cells, plan_cells
@@ -432,11 +432,11 @@ def start_here(start):
 
     def start_here(*argv: object) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cell_workers, "ProcessPoolExecutor", ThisProcess)
+            patch.setattr(cell_processes, "ProcessPoolExecutor", ThisProcess)
             patch.setattr(cell_workers, "_worker", None)
             patch.setattr(cell_workers, "_end_with_parent", lambda: None)
             # One thread, as all tests have: more get into each other's way where tests run side by side.
-            patch.setattr(cell_workers, "usable_cores", lambda: 1)
+            patch.setattr(cell_processes, "usable_cores", lambda: 1)
             start(*argv)
 
     return start_here
@@ -540,7 +540,7 @@ def test_nothing_is_trained_again(grown, start, monkeypatch, capsys):
     folder, _, _, after = grown
     results, table = (folder / "benchmark.json").read_bytes(), (folder / "benchmark.md").read_bytes()
     kept = (folder / "inputs.npz").stat().st_mtime_ns
-    for module, name in ((cell_workers, "ProcessPoolExecutor"), (table_inputs, "embed_images")):
+    for module, name in ((cell_processes, "ProcessPoolExecutor"), (table_inputs, "embed_images")):
         monkeypatch.setattr(module, name, lambda *call, **options: pytest.fail("something was started"))
     start("--rows", *ROWS, "--sizes", 1, 2, "--seeds", 0, 1)
     assert times(folder) == after and (folder / "inputs.npz").stat().st_mtime_ns == kept
@@ -689,7 +689,7 @@ def test_each_process_has_a_gpu_of_its_own(tmp_path, monkeypatch, visible, jobs,
     monkeypatch.setattr(
         cell_workers, "become_worker", lambda config, threads: seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
     )
-    monkeypatch.setattr(cell_workers, "_run_cell", lambda cell: None)
+    monkeypatch.setattr(cell_processes, "run_cell", lambda cell: None)
 
     class Started(Executor):
         """Starts each of its processes here, one after the other."""
@@ -705,17 +705,17 @@ def test_each_process_has_a_gpu_of_its_own(tmp_path, monkeypatch, visible, jobs,
             future.set_result(function(*args))
             return future
 
-    monkeypatch.setattr(cell_workers, "ProcessPoolExecutor", Started)
+    monkeypatch.setattr(cell_processes, "ProcessPoolExecutor", Started)
     stage = SimpleNamespace(save_progress=lambda: None)
-    cell_workers.train_cells(SimpleNamespace(jobs=jobs), [object()] * 5, stage)
+    cell_processes.train_cells(SimpleNamespace(jobs=jobs), [object()] * 5, stage)
     assert seen == expected
 
 
 def test_without_a_gpu_there_is_a_process_for_each_core(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
-    monkeypatch.setattr(cell_workers, "usable_cores", lambda: 7)
-    assert cell_workers.usual_jobs() == 7 and gpu_names() == []
+    monkeypatch.setattr(cell_processes, "usable_cores", lambda: 7)
+    assert cell_processes.usual_jobs() == 7 and gpu_names() == []
 
 
 def test_the_teacher_works_on_the_accelerator(tiny_teacher, tmp_path, monkeypatch):
