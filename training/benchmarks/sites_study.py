@@ -92,25 +92,30 @@ class SitesStudyConfig(CellsConfig):
         require(max(self.seeds, default=0) <= LARGEST_RANDOM_STATE, "seeds", self.seeds, f"each must be {rule}")
         if self.train.count(":") > 1 or is_probe(self.train):
             raise InputError(f"{param('train')}={self.train}: write ARCHITECTURE:STEPS, as in convnet:600")
-        if self.plan.steps % self.rounds:
+        if self.steps % self.rounds:
             raise InputError(
-                f"{param('rounds')}={self.rounds} does not divide the {self.plan.steps} steps of {param('train')}: "
+                f"{param('rounds')}={self.rounds} does not divide the {self.steps} steps of {param('train')}: "
                 "give numbers that do"
             )
 
     @functools.cached_property
     def plan(self) -> Planned:
-        """Architecture and steps, which are there, since it is no probe."""
+        """Architecture and steps."""
         return parse_plan([self.train], ())[0]
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps, which are there, since it is no probe."""
+        return self.plan.steps or 1
 
     @property
     def recipe(self) -> ClassifierConfig:
         """How all classifiers are trained, but for the seed."""
         return ClassifierConfig(
             architecture=self.plan.architecture,
-            max_train_steps=self.plan.steps,
+            max_train_steps=self.steps,
             batch_size=self.batch_size,
-            validation_steps=self.plan.steps,
+            validation_steps=self.steps,
         )
 
     @property

@@ -200,7 +200,7 @@ def recipe(cell: PlannedCell, batch_size: int, validation_tiles: int = _VALIDATI
     Raises:
         InputError: For a probe that is to be trained with the joint loss.
     """
-    steps = {} if cell.steps is None else {"max_train_steps": cell.steps}
+    steps: dict[str, Any] = {} if cell.steps is None else {"max_train_steps": cell.steps}
     return ClassifierConfig(
         architecture=cell.architecture,
         loss="joint" if cell.row == "distilled_joint" else "ce",

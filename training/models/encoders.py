@@ -127,7 +127,8 @@ class ClassifierBody(Encoder):
         ]
         if len(heads) != 1:
             raise InputError(
-                f"a network of the kind {model.config.model_type} does not end in one linear layer: give another"
+                f"a network of the kind {getattr(model.config, 'model_type', None)} does not end in one linear layer: "
+                "give another"
             )
         parent, _, child = heads[0].rpartition(".")
         setattr(model.get_submodule(parent), child, nn.Identity())
