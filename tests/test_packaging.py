@@ -78,7 +78,7 @@ def test_every_package_is_listed():
 def direct_dependencies() -> list[Requirement]:
     config = setup_cfg()
     # gradio does not take the pillow that is pinned.
-    extras = [text for name, text in config["options.extras_require"].items() if name != "demo-app"]
+    extras = [text for name, text in config["options.extras_require"].items() if name not in ("demo-app", "timm")]
     groups = [config["options"]["install_requires"], *extras]
     return [Requirement(line) for group in groups for line in lines(group)]
 

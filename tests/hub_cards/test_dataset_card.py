@@ -260,3 +260,12 @@ def test_the_code_for_training_runs_as_it_stands(target, tmp_path):
     predicted = found["model"](found["images"] / 127.5 - 1).softmax(1).detach().numpy()
     wanted = np.eye(2)[found["rows"]["label"]] if target == "label" else found["targets"].numpy()
     assert found["class_names"] == NAMES and np.abs(predicted - wanted).max() < 0.15
+
+
+def test_models_from_elsewhere_are_named_with_their_licences():
+    used = {"use": "embedded the images for the selection", "name": "MahmoodLab/UNI", "license": "cc-by-nc-nd-4.0"}
+    text = " ".join(render_dataset_card(make_card(encoders=[used, {**used, "license": None}])).split())
+    binds = "; whether it binds this set is for you to check."
+    assert "Made with MahmoodLab/UNI, which embedded the images for the selection, and whose licence is cc" in text
+    assert text.count(binds) == 2 and "whose licence is not known here" in text
+    assert binds not in render_dataset_card(make_card())

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from histodistill.training.end_to_end.distill import DistillConfig
 from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.evaluation.plans import CellsConfig, Planned, parse_plan
+from histodistill.training.models.architectures import is_probe
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import StepParser, config, like, option, require, run_script
 from histodistill.training.running.presets import PRESET_NAMES, load_preset, preset_name
@@ -89,11 +90,11 @@ class SitesStudyConfig(CellsConfig):
         rule = f"0 to {LARGEST_RANDOM_STATE}, the largest that a selector takes"
         require(0 <= self.split_seed <= LARGEST_RANDOM_STATE, "split_seed", self.split_seed, f"it must be {rule}")
         require(max(self.seeds, default=0) <= LARGEST_RANDOM_STATE, "seeds", self.seeds, f"each must be {rule}")
-        if self.train.count(":") > 1:
+        if self.train.count(":") > 1 or is_probe(self.train):
             raise InputError(f"{param('train')}={self.train}: write ARCHITECTURE:STEPS, as in convnet:600")
-        if self.plan.steps % self.rounds:
+        if self.steps % self.rounds:
             raise InputError(
-                f"{param('rounds')}={self.rounds} does not divide the {self.plan.steps} steps of {param('train')}: "
+                f"{param('rounds')}={self.rounds} does not divide the {self.steps} steps of {param('train')}: "
                 "give numbers that do"
             )
 
@@ -103,13 +104,18 @@ class SitesStudyConfig(CellsConfig):
         return parse_plan([self.train], ())[0]
 
     @property
+    def steps(self) -> int:
+        """Optimizer steps, which are there, since it is no probe."""
+        return self.plan.steps or 1
+
+    @property
     def recipe(self) -> ClassifierConfig:
         """How all classifiers are trained, but for the seed."""
         return ClassifierConfig(
             architecture=self.plan.architecture,
-            max_train_steps=self.plan.steps,
+            max_train_steps=self.steps,
             batch_size=self.batch_size,
-            validation_steps=self.plan.steps,
+            validation_steps=self.steps,
         )
 
     @property

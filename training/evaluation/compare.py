@@ -200,15 +200,15 @@ def recipe(cell: PlannedCell, batch_size: int, validation_tiles: int = _VALIDATI
     Raises:
         InputError: For a probe that is to be trained with the joint loss.
     """
-    steps = {} if cell.steps is None else {"max_train_steps": cell.steps}
+    steps: dict[str, Any] = {} if cell.steps is None else {"max_train_steps": cell.steps}
     return ClassifierConfig(
         architecture=cell.architecture,
         loss="joint" if cell.row == "distilled_joint" else "ce",
         soft_label_weight=1.0 if cell.row == SOFT_ROW else 0.0,
         seed=cell.seed,
         batch_size=batch_size,
-        validation_tiles=validation_tiles,
         validation_steps=max(1, cell.work // _VALIDATIONS),
+        validation_tiles=validation_tiles,
         **steps,
     )
 

@@ -259,11 +259,12 @@ def train_rows(
     def make_cell(cell: PlannedCell, path: Path, progress: Progress) -> dict[str, Any]:
         train = training_tiles(cell.row)
         tell(f"{cell.shown} on {len(train):,} tiles: {ROWS[cell.row]}, seed {cell.seed}")
+        steps: dict[str, Any] = {} if cell.steps is None else {"max_train_steps": cell.steps}
         recipe = ClassifierConfig(
             architecture=cell.architecture,
             seed=cell.seed,
             batch_size=config.batch_size,
-            **({} if cell.steps is None else {"max_train_steps": cell.steps}),
+            **steps,
         )
         # No step is chosen on the validation tiles: they are what is scored.
         score_on = {"validation": tiles.validation}

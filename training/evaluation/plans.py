@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -17,6 +16,7 @@ from histodistill.training.models.encoder_names import (
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.launch import NUM_PROCESSES_HELP
 from histodistill.training.running.options import StepConfig, config, option
+from histodistill.training.running.plan_texts import split_steps
 from histodistill.training.running.suggestions import did_you_mean
 from histodistill.training.running.training_options import precision_option
 
@@ -78,8 +78,6 @@ class Planned(NamedTuple):
     rows: tuple[str, ...]
 
 
-# `ARCHITECTURE:STEPS[:ROW,ROW…]`: a name or a path may hold colons, so the numbers are looked for from the end.
-_STEPS = re.compile(r"(?P<architecture>.+):(?P<steps>[0-9]+)(?::(?P<rows>[^:/]*))?")
 #: Between a probe, whose name may hold colons as well, and its rows.
 BEFORE_ROWS = "::"
 
@@ -120,11 +118,12 @@ def parse_plan(texts: Sequence[str], known_rows: Sequence[str]) -> list[Planned]
 
 def _parse_steps(text: str) -> tuple[str, int | None, str]:
     """Architecture, steps and the text of the rows; of a text without steps the first two words."""
-    found = _STEPS.fullmatch(text)
+    found = split_steps(text)
     if found is None:
         architecture, _, _ = text.partition(":") if "/" not in text else (text, "", "")
         return architecture, None, ""
-    return found["architecture"], int(found["steps"]), found["rows"] or ""
+    architecture, steps, rows = found
+    return architecture, steps, rows.removeprefix(":")
 
 
 def _parse_probe(text: str, known_rows: Sequence[str]) -> tuple[str, None, str]:
@@ -175,13 +174,13 @@ class PlannedCell(NamedTuple):
         return f"{label_as_file_name(self.shown)}-{self.row}-seed{self.seed}.json"
 
 
-def planned_cells(plan: Sequence[Planned], seeds: Sequence[int], run: Path) -> Iterator[PlannedCell]:
+def planned_cells(plan: Sequence[Planned], seeds: Sequence[int], run: Path | None = None) -> Iterator[PlannedCell]:
     """Every training of a plan: architecture by architecture, row by row, seed by seed.
 
     Args:
         plan: The plan.
         seeds: Of each training.
-        run: The folder of the run, whose own encoders go by their names.
+        run: The folder of the run, whose own encoders go by their names; None for cells that are only counted.
 
     Raises:
         InputError: For the folder of a model that is not there.

@@ -21,7 +21,6 @@ from histodistill.hub_cards.names import is_license_id
 from histodistill.training.distillation.select import SelectConfig
 from histodistill.training.engine.classifier_config import LOSSES
 from histodistill.training.generate import GenerateConfig
-from histodistill.training.models.encoder_licences import LICENCE
 from histodistill.training.models.encoder_names import is_architecture_label, is_encoder_label
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.options import StepConfig, check_values
@@ -79,20 +78,20 @@ class PrivacyRecord(Known):
     total: Budget
 
 
+class EncoderRecord(Known):
+    """A model from elsewhere that a stage used: see `encoder_records`."""
+
+    use: Literal["selection", "copies", "soft_labels"]
+    name: Annotated[str, AfterValidator(_encoder_name)]
+    license: Annotated[str, AfterValidator(_license_id)] | None
+
+
 class PretrainedRecord(Known):
     """What the record of an autoencoder says of the one from elsewhere that it is, or began from."""
 
     is_taken: bool
     name: ClassName | None = None
     license: Annotated[str, AfterValidator(_license_id)] | None = None
-
-
-class EncoderRecord(Known):
-    """A model from elsewhere that a stage used: see `encoder_records`."""
-
-    use: Literal["selection", "copies", "soft_labels"]
-    name: Annotated[str, AfterValidator(_encoder_name)]
-    license: Annotated[str, Field(pattern=rf"^{LICENCE.pattern}$")] | None
 
 
 class StageRecord(Known):

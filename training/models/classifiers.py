@@ -10,6 +10,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
 from histodistill.training.models.architectures import ARCHITECTURES, DEFAULT_WIDTHS
+from histodistill.training.models.backbones import BACKBONES
 from histodistill.training.models.encoders import Encoder, encoder_from_data
 from histodistill.training.models.stain import standardize_stain
 from histodistill.training.running.errors import InputError, param
@@ -44,146 +45,6 @@ class ClassifierOutput(NamedTuple):
 
     logits: torch.Tensor
     features: torch.Tensor
-
-
-class _HalvePool(nn.Module):
-    """`nn.AvgPool2d(2)` by adding slices, which makes the ConvNet 1.3 times as fast to train on a CPU."""
-
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        height, width = maps.shape[2] // 2 * 2, maps.shape[3] // 2 * 2
-        rows = maps[:, :, 0:height:2] + maps[:, :, 1:height:2]
-        return (rows[..., 0:width:2] + rows[..., 1:width:2]) * 0.25
-
-
-class ConvNetBackbone(nn.Module):
-    """The ConvNet of the dataset-distillation literature (Gidaris & Komodakis, CVPR 2018; Zhao et al., ICLR 2021).
-
-    Blocks of conv 3×3, instance norm, ReLU and average pooling by 2: three up to 32 px, and one more for every
-    doubling after that, so that the last map is at most 4×4. The features are that map, flattened.
-    """
-
-    def __init__(self, image_size: int, width: int) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        channels, side, blocks = 3, image_size, 0
-        while blocks < 3 or side > 4:
-            layers += [
-                nn.Conv2d(channels, width, kernel_size=3, padding=1),
-                # Groups of one channel: the same as instance norm, and 1.4 times as fast in bfloat16 on a CPU.
-                nn.GroupNorm(width, width),
-                nn.ReLU(),
-                _HalvePool(),
-            ]
-            channels, side, blocks = width, side // 2, blocks + 1
-        self.layers = nn.Sequential(*layers)
-        self.num_blocks = blocks
-        self.num_features = width * side * side
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.layers(pixel_values).flatten(1)
-
-
-class _BasicBlock(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
-        super().__init__()
-        self.residual = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
-            nn.BatchNorm2d(out_channels),
-            nn.ReLU(),
-            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(out_channels),
-        )
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != out_channels:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
-            )
-
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        return torch.relu(self.residual(maps) + self.shortcut(maps))
-
-
-class ResNet18Backbone(nn.Module):
-    """ResNet-18 (He et al., CVPR 2016) with batch norm; `width` is that of the first stage (64 in the paper).
-
-    Up to 64 px the stem is one 3×3 convolution of stride 1, as is usual for small images; above, it is the paper's
-    7×7 of stride 2 followed by max-pooling. The features are the mean over the last map, 8·width numbers.
-    """
-
-    def __init__(self, image_size: int, width: int) -> None:
-        super().__init__()
-        small = image_size <= 64
-        stem: list[nn.Module] = [
-            nn.Conv2d(3, width, 3, padding=1, bias=False)
-            if small
-            else nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-        ]
-        if not small:
-            stem.append(nn.MaxPool2d(3, stride=2, padding=1))
-        self.stem = nn.Sequential(*stem)
-        blocks: list[nn.Module] = []
-        channels = width
-        for stage in range(4):
-            out_channels = width * 2**stage
-            for block in range(2):
-                blocks.append(_BasicBlock(channels, out_channels, stride=2 if stage > 0 and block == 0 else 1))
-                channels = out_channels
-        self.blocks = nn.Sequential(*blocks)
-        self.num_features = channels
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.blocks(self.stem(pixel_values)).mean(dim=(2, 3))
-
-
-class ViTBackbone(nn.Module):
-    """A small vision transformer: `transformers.ViTModel`, 6 layers, heads of 64 (3 at the default width of 192).
-
-    Patches are 4 px up to 32 px, 8 px up to 96 px and 16 px above. The features are the class token's last state.
-    """
-
-    def __init__(self, image_size: int, width: int) -> None:
-        super().__init__()
-        # Slow to load, and only this architecture needs it.
-        from transformers import ViTConfig, ViTModel
-
-        patch_size = 4 if image_size <= 32 else 8 if image_size <= 96 else 16
-        if image_size % patch_size:
-            raise InputError(
-                f"{param('image_size')}={image_size} doesn't suit a vit: it must be a multiple of {patch_size}"
-            )
-        heads = max(1, width // 64)
-        if width % heads:
-            raise InputError(
-                f"{param('width')}={width} doesn't suit a vit: it must be a multiple of {heads}, its heads"
-            )
-        config = ViTConfig(
-            image_size=image_size,
-            patch_size=patch_size,
-            hidden_size=width,
-            num_hidden_layers=6,
-            num_attention_heads=heads,
-            intermediate_size=4 * width,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        )
-        self.vit = ViTModel(config, add_pooling_layer=False)
-        self.num_features = width
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.vit(pixel_values).last_hidden_state[:, 0]
-
-
-# What stands before the linear head, by architecture; each takes the side of the tiles in px and a width.
-_BACKBONES: dict[str, type[ConvNetBackbone | ResNet18Backbone | ViTBackbone]] = {
-    "convnet": ConvNetBackbone,
-    "resnet18": ResNet18Backbone,
-    "vit": ViTBackbone,
-}
 
 
 class Classifier(
@@ -257,7 +118,7 @@ class Classifier(
         config: dict[str, Any] = self._hub_mixin_config or {}  # type: ignore[assignment]  # a dataclass in others
         if self.architecture != ENCODER:
             config.pop("encoder", None)
-            backbone = _BACKBONES[self.architecture](self.image_size, self.width or 1)
+            backbone = BACKBONES[self.architecture](self.image_size, self.width or 1)
             return backbone, backbone.num_features
         assert encoder is not None  # or the architecture would have been refused
         if not isinstance(encoder, Encoder):

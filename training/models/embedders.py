@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from histodistill.training.data.pixels import to_model_input
 from histodistill.training.models.architectures import TIMM
 from histodistill.training.models.classifiers import ENCODER, Classifier
 from histodistill.training.models.devices import best_device
-from histodistill.training.models.encoders import Encoder, LatentEncoder
+from histodistill.training.models.encoders import BackboneEncoder, Encoder, LatentEncoder
 from histodistill.training.models.latents import LATENT_MODELS
 from histodistill.training.models.loading import has_class, has_classifier, load_autoencoder, load_classifier
 from histodistill.training.models.prediction import embed, usual_batch_size
@@ -234,6 +235,11 @@ def classifier_on(
     """
     if name_or_path != UNTRAINED and not is_classifier(name_or_path):
         encoder = _load_encoder(name_or_path, option)
+        return Classifier(ENCODER, image_size=image_size, class_names=class_names, encoder=encoder).eval()
+    if name_or_path == UNTRAINED and image_size > _UNTRAINED_SIDE:
+        # The network is one of a fixed size, and larger tiles are brought to it.
+        small = copy.deepcopy(_untrained(_UNTRAINED_SIDE, torch.device("cpu")))
+        encoder = BackboneEncoder(small.backbone, small.architecture, small.image_size, small.width or 1)
         return Classifier(ENCODER, image_size=image_size, class_names=class_names, encoder=encoder).eval()
     source = (
         _untrained(image_size, torch.device("cpu")) if name_or_path == UNTRAINED else load_classifier(name_or_path)

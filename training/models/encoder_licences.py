@@ -5,7 +5,6 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ from histodistill.training.running.notes import tell
 from histodistill.training.running.options import require
 
 
-#: An identifier of a licence, as the Hub has them.
-LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
 #: What an encoder did, by the word for it in a record.
 USES = {
     "selection": "embedded the images for the selection",
@@ -67,8 +64,10 @@ def licence_sentence(name: str, licence: str | None) -> str:
 
 def check_licence(option: str, licence: str | None) -> None:
     """Raises `InputError` for a licence that is no identifier."""
+    from histodistill.hub_cards.names import is_license_id
+
     rule = "it must be an identifier of the Hub, such as cc-by-4.0"
-    require(licence is None or bool(LICENCE.fullmatch(licence)), option, licence, rule)
+    require(licence is None or is_license_id(licence), option, licence, rule)
 
 
 def licence_of(name: str | Path) -> str | None:
@@ -78,6 +77,8 @@ def licence_of(name: str | Path) -> str | None:
         name: A folder, a Hub id, or either after `timm:`.
     """
     from huggingface_hub import hf_hub_download, metadata_load
+
+    from histodistill.hub_cards.names import is_license_id
 
     model = str(name).removeprefix(TIMM)
     is_from_timm = model != str(name) and "/" not in model
@@ -92,4 +93,4 @@ def licence_of(name: str | Path) -> str | None:
     if found == "other":
         found = metadata.get("license_name") or found
     text = str(found).lower()
-    return text if isinstance(found, str) and LICENCE.fullmatch(text) else None
+    return text if isinstance(found, str) and is_license_id(text) else None

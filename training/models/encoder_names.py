@@ -78,10 +78,11 @@ def encoder_label(model: str) -> str:
     return model
 
 
-def resolved_architecture(architecture: str, run: Path) -> str:
-    """The architecture with the folder of the run where it names one of its own encoders."""
+def resolved_architecture(architecture: str, run: Path | None) -> str:
+    """The architecture with the folder of the run where it names one of its own encoders; as it is without a run."""
     prefix, model = split_architecture(architecture)
-    return f"{prefix}{run / model}" if prefix == PROBE and model in OWN_ENCODERS else architecture
+    is_own = prefix == PROBE and model in OWN_ENCODERS
+    return f"{prefix}{run / model}" if is_own and run is not None else architecture
 
 
 def split_architecture(architecture: str) -> tuple[str, str]:

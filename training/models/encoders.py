@@ -13,7 +13,9 @@ from typing import Any, Self
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+from histodistill.training.models.backbones import BACKBONES
 from histodistill.training.models.latents import LATENT_MODELS, LatentModel, compression_of, encode_images
 from histodistill.training.models.preprocessing import Preprocessing
 from histodistill.training.running.errors import InputError, param, reason_of
@@ -125,7 +127,8 @@ class ClassifierBody(Encoder):
         ]
         if len(heads) != 1:
             raise InputError(
-                f"a network of the kind {model.config.model_type} does not end in one linear layer: give another"
+                f"a network of the kind {getattr(model.config, 'model_type', None)} does not end in one linear layer: "
+                "give another"
             )
         parent, _, child = heads[0].rpartition(".")
         setattr(model.get_submodule(parent), child, nn.Identity())
@@ -202,6 +205,36 @@ class LatentEncoder(Encoder):
         return {"kind": self.kind, "config": {"_class_name": type(self.autoencoder).__name__, **_as_json(values)}}
 
 
+class BackboneEncoder(Encoder):
+    """The backbone of a `Classifier` for tiles of one size, to which larger ones are brought: the mean over areas.
+
+    Args:
+        backbone: Of that classifier.
+        architecture, image_size, width: What it was made with.
+    """
+
+    kind = "backbone"
+
+    def __init__(self, backbone: nn.Module, architecture: str, image_size: int, width: int):
+        super().__init__()
+        self.backbone, self.architecture, self.image_size, self.width = backbone, architecture, image_size, width
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        # The levels of the smaller tiles are whole numbers, as they are where tiles are resized before.
+        levels = F.interpolate(pixel_values * 127.5 + 127.5, size=self.image_size, mode="area").round()
+        return self.backbone(levels / 127.5 - 1)
+
+    @classmethod
+    def from_data(cls, data: dict[str, Any]) -> Self:
+        architecture, image_size, width = data["architecture"], int(data["image_size"]), int(data["width"])
+        return cls(BACKBONES[architecture](image_size, width), architecture, image_size, width)
+
+    def to_data(self) -> dict[str, Any]:
+        """See `Encoder`."""
+        made_with = {"architecture": self.architecture, "image_size": self.image_size, "width": self.width}
+        return {"kind": self.kind, **made_with}
+
+
 class TimmEncoder(Encoder):
     """A model of `timm` without a head: the features are what its head would take.
 
@@ -241,7 +274,7 @@ class TimmEncoder(Encoder):
 
 
 _KINDS: dict[str, type[Encoder]] = {
-    encoder.kind: encoder for encoder in (VisionEncoder, ClassifierBody, LatentEncoder, TimmEncoder)
+    encoder.kind: encoder for encoder in (VisionEncoder, ClassifierBody, LatentEncoder, BackboneEncoder, TimmEncoder)
 }
 
 

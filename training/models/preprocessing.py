@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -101,7 +102,7 @@ class Preprocessing:
         if processor.do_normalize:
             mean, std = processor.image_mean, processor.image_std
         filter = _FILTERS[int(processor.resample)] if side else cls.filter
-        return cls(side, crop, filter, tuple(m / scale for m in mean), tuple(s / scale for s in std))
+        return cls(side, crop, filter, _scaled(mean, scale), _scaled(std, scale))
 
     def _agrees_with(self, processor: Any, side: int) -> bool:
         # Coarse noise as well as fine: a filter rings at the edges of the one, and averages the other.
@@ -156,6 +157,11 @@ def _middle(pixels: torch.Tensor, side: int) -> torch.Tensor:
         return F.pad(pixels, (before, after, before, after))
     start = -missing // 2
     return pixels[..., start : start + side, start : start + side]
+
+
+def _scaled(values: Sequence[float], scale: float) -> tuple[float, float, float]:
+    red, green, blue = (value / scale for value in values)
+    return red, green, blue
 
 
 def _side(size: Any) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.plan_texts import split_steps
 from histodistill.training.running.suggestions import did_you_mean
 
 
 #: The presets that come with the package: files in `training/presets/`.
 PRESET_NAMES = ("cpu-demo", "cpu", "gpu")
-# The steps of what `compare --train` takes: the last number that stands alone between colons, or at the end.
-_STEPS = re.compile(r"^(.*):(\d+)(?=:|$)")
 # What `Preset` reckons with, and so every file must have.
 _NEEDED = {
     "autoencoder": ("channels", "latent_channels", "batch_size"),
@@ -187,12 +185,14 @@ class Preset:
 
     def with_compared_steps(self, scale: float) -> Preset:
         """The same with other steps of all that is compared: `scale` times as many, at least one."""
-
-        def fit(found: re.Match[str]) -> str:
-            return f"{found[1]}:{max(1, round(int(found[2]) * scale))}"
-
-        # The steps are the last number that stands alone; a probe has none.
-        plan = [text if text.startswith("probe:") else re.sub(_STEPS, fit, text) for text in self.compare]
+        plan = []
+        for text in self.compare:
+            # A probe has no steps, and what is no plan is for who reads it to refuse.
+            found = None if text.startswith("probe:") else split_steps(text)
+            if found:
+                architecture, steps, rows = found
+                text = f"{architecture}:{max(1, round(steps * scale))}{rows}"
+            plan.append(text)
         return replace(self, compare=tuple(plan))
 
     def halvings(self, image_size: int) -> int:

@@ -112,14 +112,10 @@ def _split_recipe(text: str) -> tuple[str, str, str]:
 def _row_config(
     row: Row, recipe: dict[str, Any], architecture: str, steps: int | None, batch_size: int
 ) -> ClassifierConfig:
+    # The last step counts, so nothing is validated before it.
+    budget: dict[str, Any] = {} if steps is None else {"max_train_steps": steps, "validation_steps": steps}
     try:
-        return ClassifierConfig(
-            **{**recipe, **row.recipe},
-            architecture=architecture,
-            batch_size=batch_size,
-            # The last step counts, so nothing is validated before it.
-            **({} if steps is None else {"max_train_steps": steps, "validation_steps": steps}),
-        )
+        return ClassifierConfig(**{**recipe, **row.recipe}, architecture=architecture, batch_size=batch_size, **budget)
     except InputError as error:
         raise InputError(f"{param('rows')} {row.name}: {error}") from error
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Image, List, Value, load_dataset
 from PIL import Image as PILImage
+from transformers import ViTConfig, ViTModel
 
 from histodistill.hub_cards.tables import round_significant, round_soft_labels
 from histodistill.selection import (
@@ -442,3 +443,18 @@ def test_the_teacher_works_on_the_accelerator(tiny_npz, tiny_teacher, monkeypatc
     device = torch.device("meta")
     monkeypatch.setattr(distilled_set, "best_device", lambda: device)
     assert distilled_set.load_teacher(tiny_teacher, load_tiles(tiny_npz).class_names).device == device
+
+
+def test_a_model_from_elsewhere_is_named_with_its_licence(tmp_path, run_main, select_argv, capsys):
+    folder = tmp_path / "secret"
+    config = ViTConfig(
+        image_size=16, patch_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    ViTModel(config).save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: cc-by-nc-nd-4.0\n---\n")
+    run_main(script, *select_argv, "--selector", "k_center", "--embedder", folder, "--output", tmp_path / "out")
+    (encoder,) = read_json(tmp_path / "out" / "distilled" / "stage.json")["encoders"]
+    assert encoder["name"].startswith("vit-") and encoder["license"] == "cc-by-nc-nd-4.0"
+    assert f"made with {encoder['name']}, whose licence is cc-by-nc-nd-4.0; whether it" in capsys.readouterr().err
+    card = (tmp_path / "out" / "distilled" / "README.md").read_text()
+    assert "whether it binds this set is for you to check" in card and "cc" in card

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import ViTConfig
 
 from histodistill.training import cli
 from histodistill.training.data.image_dataset import write_image_dataset
@@ -16,6 +17,7 @@ from histodistill.training.data.sources import load_tiles
 from histodistill.training.engine.classifier_training import TrainedClassifier
 from histodistill.training.evaluation import cells, compare
 from histodistill.training.evaluation.compare import RECOVERY_ROW, ROWS, CompareConfig, make_parser
+from histodistill.training.evaluation.results_file import parse_results
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json
 from histodistill.training.running.precision import usual_precision
@@ -360,3 +362,32 @@ def test_pool_must_hold_as_many_as_are_drawn(finished_stages, tiny_tiles):
     with pytest.raises(InputError, match="n_per_class=7 is too many"):
         compare.training_tiles("pool_random", finished_stages, source, 7, seed=0)
     assert len(compare.training_tiles("pool_random", finished_stages, source, 6, seed=0)) == 30
+
+
+def test_a_probe_and_a_transformer_from_scratch_stand_in_the_results(run, start, tmp_path, tiny_autoencoder, capsys):
+    """Both are really trained; nothing that is kept of them names a folder of this machine."""
+    shutil.copytree(tiny_autoencoder, run / "autoencoder")
+    network = tmp_path / "secret"
+    ViTConfig(
+        image_size=SIZE, patch_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    ).save_pretrained(network)
+    rows = "real_all,distilled_ce"
+    start(
+        "--train", f"probe:{run / 'autoencoder'}::{rows},distilled_joint,distilled_soft", f"scratch:{network}:2:{rows}"
+    )
+    results = parse_results((run / "results.json").read_bytes())
+    assert [(row.architecture.partition("-")[0], row.row, row.steps) for row in results.rows] == [
+        ("probe:autoencoder", "real_all", None),
+        ("probe:autoencoder", "distilled_ce", None),
+        ("probe:autoencoder", "distilled_soft", None),
+        ("scratch:vit", "real_all", 2),
+        ("scratch:vit", "distilled_ce", 2),
+    ]
+    (note,) = results.notes
+    assert note.startswith("probe:autoencoder, Distilled, joint loss: left out, since loss=joint has no meaning for")
+    assert results.rows[0].accuracy.mean > 0.5 and len(results.recovery) == 2
+    for file in (run / "comparison").glob("*.json"):
+        assert "secret" not in file.name and "secret" not in file.read_text(), file
+    capsys.readouterr()
+    start("--train", f"probe:autoencoder::{rows},distilled_joint,distilled_soft", f"scratch:{network}:2:{rows}")
+    assert "is already finished" in capsys.readouterr().out  # the run's own autoencoder by its name is the same plan

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from histodistill.training.models.architectures import ARCHITECTURES, DEFAULT_WIDTHS
-from histodistill.training.models.classifiers import Classifier, ConvNetBackbone, _HalvePool
+from histodistill.training.models.backbones import ConvNetBackbone, _HalvePool
+from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.stain import standardize_stain
 from histodistill.training.running.errors import InputError
 

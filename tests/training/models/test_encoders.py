@@ -404,3 +404,13 @@ def test_the_head_is_found_and_cut():
     assert isinstance(body.model.classifier, nn.Identity)
     with pytest.raises(InputError, match="does not end in one linear layer"):
         ClassifierBody(transformers.ViTForImageClassification(transformers.ViTConfig(**TRANSFORMER, **PATCHES)), 1)
+
+
+def test_a_new_head_on_the_untrained_network_of_large_tiles(tmp_path):
+    """Which brings tiles above 64 px to that size."""
+    tiles = np.random.default_rng(0).integers(0, 255, (3, 128, 128, 3), dtype=np.uint8)
+    model = classifier_on("untrained", 128, NAMES)
+    found, expected = embed(model, tiles), embed_images("untrained", tiles)
+    np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
+    model.save_pretrained(tmp_path)
+    np.testing.assert_array_equal(predict_proba(load_classifier(tmp_path), tiles), predict_proba(model, tiles))
