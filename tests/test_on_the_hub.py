@@ -167,6 +167,22 @@ def test_used_without_us(published, machine, tiny_run):
     assert found["images"] == [hashlib.sha256(cell["bytes"]).hexdigest() for cell in cells]
 
 
+def test_a_training_begins_from_what_was_published(published, machine, tiny_run):
+    finished = machine.cli(
+        "train", "diffusion", "--data", str(tiny_run.data), "--autoencoder", str(tiny_run.folder / "autoencoder"),
+        "--channels", "8", "--layers-per-block", "1", "--attention-levels", "1", "--max-train-steps", "1",
+        "--mixed-precision", "no", "--init-from", "me/toy-ldm", "--output", "warm",
+        HF_HOME=str(machine.folder / "new"),
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert "(100 % of its weights) from me/toy-ldm" in finished.stderr
+    # Neither code nor any other part was fetched.
+    (snapshot,) = (machine.folder / "new" / "hub" / "models--me--toy-ldm" / "snapshots").iterdir()
+    assert sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()) == [
+        "model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors",
+    ]  # fmt: skip
+
+
 def test_snippets_of_the_cards_run(published, machine, hub):
     snippets = []
     repos = [("model", "me/toy-ldm"), ("model", "me/toy-selector"), ("dataset", "me/toy-distilled")]
@@ -180,6 +196,20 @@ def test_snippets_of_the_cards_run(published, machine, hub):
     printed = finished.stdout.splitlines()
     assert printed[0].startswith("KernelHerdingSelector(") and printed[-1].startswith("['adipose', 'glands'")
     assert (machine.folder / "image.png").is_file()
+
+
+def test_an_autoencoder_of_the_hub_is_taken_by_its_id(published, hub, tiny_run, tmp_path):
+    machine, out = Machine(hub, tmp_path), tmp_path / "taken"
+    argv = ["train", "autoencoder", "--data", str(tiny_run.data), "--autoencoder", "me/toy-ldm", "--output", str(out)]
+    finished = machine.cli(*argv, "--autoencoder-license", "mit")
+    assert finished.returncode == 0, finished.stderr
+    theirs = tiny_run.folder / "pipeline" / "vae" / "diffusion_pytorch_model.safetensors"
+    assert (out / theirs.name).read_bytes() == theirs.read_bytes()
+    stated = json.loads((out / "stage.json").read_text())["pretrained"]
+    assert stated == {"class_name": "AutoencoderDC", "is_taken": True, "name": "me/toy-ldm", "license": "mit"}
+    (snapshot,) = tmp_path.rglob("models--me--toy-ldm/snapshots/*")
+    fetched = {path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()}
+    assert fetched == {"vae/config.json", f"vae/{theirs.name}"}
 
 
 def test_one_sentence_and_no_traceback(published, machine, publish_argv, hub):

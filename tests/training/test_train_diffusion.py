@@ -218,7 +218,10 @@ def test_another_autoencoder_is_another_setting(
         (["--dropout", "1"], "--dropout=1.0 is out of range: it must be at least 0 and below 1"),
         (["--class-dropout", "-0.1"], "--class-dropout=-0.1 is out of range: it must be at least 0 and below 1"),
         (["--ema-decay", "1"], "--ema-decay=1.0 is out of range: it must be at least 0 and below 1"),
-        (["--autoencoder", "/no/such"], "/no/such holds no finished autoencoder: run train_autoencoder on it first"),
+        (
+            ["--autoencoder", "/no/such"],
+            "/no/such holds no finished autoencoder: run train_autoencoder first, with --auto",
+        ),
         (["--image-size", "32"], "the tiles are 32 px, but the autoencoder is for 16 px: give --image-size 16"),
         (["--channels", *["8"] * 5], "latents of 8×8 cannot be halved 4 times: give fewer --channels"),
     ],

@@ -174,6 +174,20 @@ def test_differential_privacy_takes_only_public_weights(tmp_path, diffusion_argv
     assert "dp_public_init" not in parser.read([*argv[:-2], "--dp-public-init"]).settings()
 
 
+def test_public_weights_cost_nothing_of_the_budget(tmp_path, run_main, diffusion_argv, trained, other_classes):
+    pytest.importorskip("opacus")
+    run_main(
+        script, *diffusion_argv, *NO_STEP, "--data", other_classes, "--dp-epsilon", 8, "--dp-views", 1,
+        "--dp-public-autoencoder", "--dp-public-init", "--init-from", trained, "--output", tmp_path / "out",
+    )  # fmt: skip
+    record = read_json(tmp_path / "out" / "stage.json")
+    assert record["settings"]["dp_public_init"] and record["privacy"]["init"] == "public"
+    assert record["privacy"]["total"]["epsilon"] == record["privacy"]["epsilon"] <= 8
+    # It begins with what was taken, and not with new weights.
+    names = [name for name in load_named_denoiser(trained)[1] if name in load_named_denoiser(tmp_path / "out")[1]]
+    torch.testing.assert_close(predictions(tmp_path / "out", names), predictions(trained, names), rtol=0, atol=0)
+
+
 def test_public_weights_that_are_of_these_tiles_are_refused(tmp_path, run_main, diffusion_argv, trained):
     with pytest.raises(InputError, match=r"dp_public_init contradicts the record of .* these very tiles: begin from"):
         run_main(

@@ -42,12 +42,12 @@ _INPUTS_PER_STEP = 10
 class LatentCacheConfig(StepConfig):
     """Options of `latent_cache`."""
 
-    tiles: int = option("training tiles", default=1000, at_least=1)
+    tiles: int = option("training tiles", default=200, at_least=1)
     image_size: int = option("side of the tiles in pixels", default=28, at_least=16)
     preset: str = option(f"{', '.join(PRESET_NAMES)} or a .toml file: whose training is meant", default="cpu")
     latent_cache: str = option("what latents are kept as", default=LATENT_CACHES[0], choices=LATENT_CACHES[:-1])
-    steps: int = option(f"steps in a round, and {_INPUTS_PER_STEP} times as many inputs", default=10, at_least=1)
-    rounds: int = option("rounds; there is one more before the clock starts", default=5, at_least=1)
+    steps: int = option(f"steps in a round, and {_INPUTS_PER_STEP} times as many inputs", default=1, at_least=1)
+    rounds: int = option("rounds; there is one more before the clock starts", default=40, at_least=1)
     mixed_precision: str = option(PRECISION_HELP, default="auto", choices=PRECISION_CHOICES, resolve=resolve_precision)
     seed: int = option("seed of tiles, labels and trainings", default=0, at_least=0)
     output: Path | None = option("JSON file with all figures", default=None, setting=False)

@@ -155,7 +155,9 @@ def open_latents(
             work.open(keep)
         work.make_blocks(make_block, is_shown)
         with cache.locked(work.name):
-            return find_latents(cache, plan) or work.put_into_place()
+            found = find_latents(cache, plan) or work.put_into_place()
+            work.forget_locks()
+            return found
     except OSError as error:
         raise InputError(
             f"latents cannot be written to {work.folder} ({error.strerror or error}): make room on that disk, or give "
@@ -261,6 +263,9 @@ class _Unfinished:
         shutil.rmtree(place, ignore_errors=True)  # what is there is damaged
         os.replace(self.folder, place)
         (place / _BLOCKS).unlink()
+        return StoredLatents(place)
+
+    def forget_locks(self) -> None:
+        """Removes the locks of blocks, which nobody needs any more."""
         for lock in self.cache.unfinished.glob(f"{self.name}-*.lock"):
             lock.unlink(missing_ok=True)
-        return StoredLatents(place)

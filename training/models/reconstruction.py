@@ -130,15 +130,16 @@ def what_is_lost(
         similarity += _similarity(batch, left) * len(batch)
         if predict is not None:
             said.append(np.stack([predict(batch).argmax(axis=1), predict(left).argmax(axis=1)]))
-    count, error = len(images), max(squares / images.nbytes, _LEAST_ERROR)
-    figures = {"num_tiles": count, "psnr": 10 * math.log10(255**2 / error)}
+    count = len(images)
+    psnr = 10 * math.log10(255**2 / max(squares / images.nbytes, _LEAST_ERROR))
     ssim = similarity / count if images.shape[1] >= _WINDOW else None
     if predict is None:
-        return Lost(**figures, ssim=ssim)
+        return Lost(count, psnr, ssim)
     before, after = np.concatenate(said, axis=1)
     return Lost(
-        **figures,
-        ssim=ssim,
+        count,
+        psnr,
+        ssim,
         agreement=float((before == after).mean()),
         accuracy=float((before == labels).mean()),
         accuracy_reconstructed=float((after == labels).mean()),
