@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from histodistill.training.end_to_end.distill import DistillConfig
 from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.evaluation.plans import CellsConfig, Planned, parse_plan
-from histodistill.training.models.architectures import is_probe
+from histodistill.training.models.architectures import ARCHITECTURES, is_from_elsewhere
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import StepParser, config, like, option, require, run_script
 from histodistill.training.running.presets import PRESET_NAMES, load_preset, preset_name
@@ -90,7 +90,10 @@ class SitesStudyConfig(CellsConfig):
         rule = f"0 to {LARGEST_RANDOM_STATE}, the largest that a selector takes"
         require(0 <= self.split_seed <= LARGEST_RANDOM_STATE, "split_seed", self.split_seed, f"it must be {rule}")
         require(max(self.seeds, default=0) <= LARGEST_RANDOM_STATE, "seeds", self.seeds, f"each must be {rule}")
-        if self.train.count(":") > 1 or is_probe(self.train):
+        if is_from_elsewhere(self.train.partition(":")[0]):
+            known = ", ".join(ARCHITECTURES)
+            raise InputError(f"{param('train')}={self.train}: the architecture must be one of {known}")
+        if self.train.count(":") > 1:
             raise InputError(f"{param('train')}={self.train}: write ARCHITECTURE:STEPS, as in convnet:600")
         if self.steps % self.rounds:
             raise InputError(
@@ -105,7 +108,7 @@ class SitesStudyConfig(CellsConfig):
 
     @property
     def steps(self) -> int:
-        """Optimizer steps, which are there, since it is no probe."""
+        """Optimizer steps, which our own networks have."""
         return self.plan.steps or 1
 
     @property
