@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from histodistill.selection.streams import stream
 from histodistill.training.running.errors import InputError
 
 
@@ -106,7 +107,7 @@ class Preprocessing:
 
     def _agrees_with(self, processor: Any, side: int) -> bool:
         # Coarse noise as well as fine: a filter rings at the edges of the one, and averages the other.
-        draw = np.random.default_rng(0)
+        draw = stream("tile that a processor is tried on")
         coarse = draw.integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
         tile = coarse // 2 + draw.integers(0, 128, coarse.shape, dtype=np.uint8)
         theirs = torch.as_tensor(np.asarray(processor(images=tile, return_tensors="np")["pixel_values"]))

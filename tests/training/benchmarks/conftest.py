@@ -31,7 +31,7 @@ train = []
 
 
 @pytest.fixture
-def tiny_preset(tmp_path) -> Path:
+def least_preset(tmp_path) -> Path:
     """The file of a preset whose models are as small as can be."""
     path = tmp_path / "tiny.toml"
     path.write_text(PRESET)

@@ -8,11 +8,11 @@ from histodistill.training.benchmarks import input_path as script
 from histodistill.training.running.files import read_json
 
 
-def test_steps_through_few_tiles_and_many(run_main, tiny_preset, tmp_path, monkeypatch, capsys):
+def test_steps_through_few_tiles_and_many(run_main, least_preset, tmp_path, monkeypatch, capsys):
     shown = []
     monkeypatch.setattr(script, "perf_counter", lambda: shown.append(1) or float(len(shown)))
     run_main(
-        script, "--tiles", 60, 20, "--image-size", 16, "--preset", tiny_preset, "--mixed-precision", "no",
+        script, "--tiles", 60, 20, "--image-size", 16, "--preset", least_preset, "--mixed-precision", "no",
         "--steps", 1, "--rounds", 2, "--output", tmp_path / "figures.json",
     )  # fmt: skip
     result = read_json(tmp_path / "figures.json")

@@ -6,7 +6,7 @@ from histodistill.training.engine import loop
 from histodistill.training.running.files import read_json
 
 
-def test_a_training_with_the_cache_and_one_without(run_main, tiny_preset, tmp_path, monkeypatch, capsys):
+def test_a_training_with_the_cache_and_one_without(run_main, least_preset, tmp_path, monkeypatch, capsys):
     times, read = [], []
     monkeypatch.setattr(input_path, "perf_counter", lambda: times.append(1) or float(len(times)))
     ready_for = loop.ready_for
@@ -14,7 +14,7 @@ def test_a_training_with_the_cache_and_one_without(run_main, tiny_preset, tmp_pa
         loop, "ready_for", lambda device, values: read.append(values.dtype) or ready_for(device, values)
     )
     run_main(
-        script, "--tiles", 20, "--image-size", 16, "--preset", tiny_preset, "--mixed-precision", "no",
+        script, "--tiles", 20, "--image-size", 16, "--preset", least_preset, "--mixed-precision", "no",
         "--steps", 1, "--rounds", 2, "--output", tmp_path / "figures.json",
     )  # fmt: skip
     figures = read_json(tmp_path / "figures.json")["figures"]

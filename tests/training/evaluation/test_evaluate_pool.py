@@ -258,14 +258,14 @@ def test_record_names_all_inputs(evaluated, tiny_tiles):
 def test_a_killed_evaluation_goes_on_and_each_row_has_its_tiles(start, run, evaluated, tiny_tiles, monkeypatch):
     trained, train_cell = {}, cells.train_cell
 
-    def watched(path, row, config, train, choose_on, score_on, *others):
+    def watched(path, row, config, train, choose_on, score_on, *others, **more):
         if len(trained) == limit:
             raise KeyboardInterrupt
         trained[row] = train
         assert choose_on is None
         assert list(score_on) == ["validation"]
         assert np.array_equal(score_on["validation"].images, source.split("validation").images)
-        return train_cell(path, row, config, train, choose_on, score_on, *others)
+        return train_cell(path, row, config, train, choose_on, score_on, *others, **more)
 
     monkeypatch.setattr(cells, "train_cell", watched)
     source, limit = load_tiles(tiny_tiles), 2
