@@ -29,7 +29,7 @@ from histodistill.selection.streams import torch_seed
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.notes import suggest, tell, warn
 from histodistill.training.running.options import StepParser, config, like, option, require, run_script
-from histodistill.training.running.training_options import PrivateTrainingConfig
+from histodistill.training.running.training_options import PrivateTrainingConfig, not_covered
 
 
 if TYPE_CHECKING:
@@ -175,6 +175,11 @@ class TrainAutoencoderConfig(PrivateTrainingConfig):
         """The autoencoder from elsewhere that this one is, or begins from."""
         return self.init_from if self.autoencoder is None else self.autoencoder
 
+    @property
+    def origin_option(self) -> str:
+        """The option that names it."""
+        return "init_from" if self.autoencoder is None else "autoencoder"
+
     def check(self) -> None:
         """Chooses the learning rate, and checks what does not go together."""
         if self.learning_rate is None:
@@ -202,11 +207,7 @@ class TrainAutoencoderConfig(PrivateTrainingConfig):
         self._check_stated()
         begun = self.origin is not None and not self.is_taken
         if self.dp_epsilon is not None and begun and not self.dp_public_init:
-            raise InputError(
-                f"{param('init_from' if self.init_from else 'finetune_autoencoder')} is not covered by "
-                f"{param('dp_epsilon')}: give {param('dp_public_init')} where that autoencoder was trained on public "
-                "tiles, or begin without it"
-            )
+            raise not_covered("init_from" if self.init_from else "finetune_autoencoder", "autoencoder")
 
     def _check_stated(self) -> None:
         stated = {"autoencoder_name": self.autoencoder_name, "autoencoder_license": self.autoencoder_license}
@@ -331,7 +332,7 @@ class Origin:
             return {}
         from histodistill.training.engine.checkpoints import content_of
 
-        return {"init_from" if config.autoencoder is None else "autoencoder": content_of(self.model)}
+        return {config.origin_option: content_of(self.model)}
 
     def facts(self, config: TrainAutoencoderConfig) -> dict[str, Any]:
         """What the record of the stage tells of it for the cards; of a folder no name but the one that was stated."""
@@ -362,27 +363,17 @@ def find_origin(config: TrainAutoencoderConfig, source: TileSource) -> Origin:
     """
     if config.origin is None:
         return Origin()
-    from histodistill.training.data.names import shown
     from histodistill.training.models.named_autoencoders import check_fits, load_pretrained
-    from histodistill.training.running.stages import read_record
+    from histodistill.training.models.warm_start import knows_tiles, warn_of_held_out
 
-    option = "init_from" if config.autoencoder is None else "autoencoder"
-    model = load_pretrained(config.origin, option)
+    model = load_pretrained(config.origin, config.origin_option)
     if config.autoencoder is not None:
         check_fits(model, source.image_size)
-    record = read_record(config.origin)
-    same_tiles = record is not None and record["settings"].get("data") == source.fingerprint()
-    if config.dp_public_init and same_tiles:
-        raise InputError(
-            f"{param('dp_public_init')} contradicts the record of {config.origin}, by which it was trained on these "
-            "very tiles: begin from one that was trained on public tiles"
-        )
-    if config.audit_share and not same_tiles:
-        warn(
-            f"whoever trained {shown(str(config.origin))} must not have had the tiles that are held out here for the "
-            "audit: it would not see then what the weights tell of training tiles"
-        )
-    return Origin(model, str(config.origin))
+    name = str(config.origin)
+    knows_these = knows_tiles(name, config.origin, source, said_public=config.dp_public_init)
+    if config.audit_share and not knows_these:
+        warn_of_held_out(name)
+    return Origin(model, name)
 
 
 def _reduction(config: TrainAutoencoderConfig, origin: Origin) -> int:

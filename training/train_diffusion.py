@@ -21,7 +21,7 @@ from histodistill.selection.streams import torch_seed
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.notes import suggest, tell, warn
 from histodistill.training.running.options import StepParser, config, like, option, require, run_script
-from histodistill.training.running.training_options import PrivateTrainingConfig
+from histodistill.training.running.training_options import PrivateTrainingConfig, not_covered
 
 
 if TYPE_CHECKING:
@@ -106,10 +106,7 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
             return
         require(self.dropout == 0, "dropout", self.dropout, f"with {param('dp_epsilon')} it must be 0")
         if self.init_from is not None and not self.dp_public_init:
-            raise InputError(
-                f"{param('init_from')} is not covered by {param('dp_epsilon')}: give {param('dp_public_init')} where "
-                "that pipeline was trained on public tiles, or begin without it"
-            )
+            raise not_covered("init_from", "pipeline")
 
     def settings(self) -> dict[str, Any]:
         """The options that decide the result, but those that earlier stages have not, at their defaults."""
@@ -288,27 +285,17 @@ def find_start(config: TrainDiffusionConfig, source: TileSource) -> Start | None
     """
     if config.init_from is None:
         return None
-    from histodistill.training.models.warm_start import Start
-    from histodistill.training.running.stages import read_record
+    from histodistill.training.models.warm_start import Start, knows_tiles, warn_of_held_out
 
     start = Start.find(config.init_from)
-    record = read_record(start.folder)
-    same_tiles = record is not None and record["settings"].get("data") == source.fingerprint()
-    if config.dp_epsilon is not None and same_tiles:
-        raise InputError(
-            f"{param('dp_public_init')} contradicts the record of {config.init_from}, by which it was trained on "
-            "these very tiles: begin from one that was trained on public tiles"
-        )
+    knows_these = knows_tiles(start.name, start.folder, source, said_public=config.dp_epsilon is not None)
     if start.has_other_latents(config.autoencoder):
         warn(
             f"the autoencoder of {config.init_from} is another than {config.autoencoder}, so its denoiser learned "
             "other latents and helps less: train with the autoencoder that it has"
         )
-    if config.audit_share and not same_tiles:
-        warn(
-            f"whoever trained {config.init_from} must not have had the tiles that are held out here for the audit: it "
-            "would not see then what the weights tell of training tiles"
-        )
+    if config.audit_share and not knows_these:
+        warn_of_held_out(start.name)
     return start
 
 

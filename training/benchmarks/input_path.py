@@ -59,13 +59,11 @@ _BATCHES_PER_STEP = 10
 
 
 @config
-class InputPathConfig(StepConfig):
-    """Options of `input_path`."""
+class TurnsConfig(StepConfig):
+    """Options of a measurement of trainings that take turns."""
 
-    tiles: tuple[int, ...] = option("numbers of tiles; the least is compared with", default=(10_000, 1_000_000))
     image_size: int = option("side of the tiles in pixels", default=28, at_least=16)
     preset: str = option(f"{', '.join(PRESET_NAMES)} or a .toml file: whose trainings are meant", default="cpu")
-    steps: int = option(f"steps in a round, and {_BATCHES_PER_STEP} times as many batches", default=10, at_least=1)
     rounds: int = option("rounds; there is one more before the clock starts", default=10, at_least=1)
     mixed_precision: str = option(PRECISION_HELP, default="auto", choices=PRECISION_CHOICES, resolve=resolve_precision)
     seed: int = option("seed of tiles, labels and trainings", default=0, at_least=0)
@@ -74,6 +72,14 @@ class InputPathConfig(StepConfig):
     def check(self) -> None:
         """Checks that there is such a preset."""
         load_preset(self.preset)
+
+
+@config
+class InputPathConfig(TurnsConfig):
+    """Options of `input_path`."""
+
+    tiles: tuple[int, ...] = option("numbers of tiles; the least is compared with", default=(10_000, 1_000_000))
+    steps: int = option(f"steps in a round, and {_BATCHES_PER_STEP} times as many batches", default=10, at_least=1)
 
 
 def make_parser() -> StepParser[InputPathConfig]:
@@ -95,7 +101,6 @@ def run(config: InputPathConfig) -> dict[str, Any]:
     import torch
 
     from histodistill.training.engine.accelerator import make_accelerator
-    from histodistill.training.running.files import write_json
 
     device = make_accelerator("no").device
     print(f"{device}, {torch.get_num_threads()} threads, tiles of {config.image_size} px")
@@ -111,12 +116,20 @@ def run(config: InputPathConfig) -> dict[str, Any]:
                 ("batches", batches_of, config.steps * _BATCHES_PER_STEP),
                 ("steps", steps_of, config.steps),
             ):
-                with contextlib.ExitStack() as stack:
-                    steppers = {n: stack.enter_context(stepper(training)) for n, training in trainings.items()}
-                    figures[f"{kind}, {what}"] = rows = alternate(steppers, steps, config.rounds, device)
+                rows = take_turns(trainings, stepper, steps, config.rounds, device)
+                figures[f"{kind}, {what}"] = rows
                 for tiles, row in rows.items():
                     line = f"{kind + ', ' + what:<24}{tiles:>12,}{row['per_second']:>14.1f}{row['ratio']:>8.3f}"
                     print(line, flush=True)
+    return write_figures(config, device, figures)
+
+
+def write_figures(config: TurnsConfig, device: torch.device, figures: dict[str, Any]) -> dict[str, Any]:
+    """All figures with what they were measured with, as the JSON file then holds them, too."""
+    import torch
+
+    from histodistill.training.running.files import write_json
+
     result = {
         "settings": config.settings(),
         "device": str(device),
@@ -247,6 +260,25 @@ def steps_of(training: _Training) -> Iterator[_Stepper]:
             training.after_step()
 
         yield step
+
+
+def take_turns(
+    trainings: Mapping[_Arm, Any],
+    stepper: Callable[[Any], contextlib.AbstractContextManager[_Stepper]],
+    steps: int,
+    rounds: int,
+    device: torch.device,
+) -> dict[_Arm, dict[str, float]]:
+    """Measures trainings in turns: see `alternate`.
+
+    Args:
+        trainings: What is compared.
+        stepper: Opens what makes the next batch or step of one, such as `steps_of`.
+        steps, rounds, device: See `alternate`.
+    """
+    with contextlib.ExitStack() as stack:
+        steppers = {arm: stack.enter_context(stepper(training)) for arm, training in trainings.items()}
+        return alternate(steppers, steps, rounds, device)
 
 
 def alternate(

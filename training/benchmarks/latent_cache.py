@@ -23,10 +23,16 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from histodistill.training.benchmarks.input_path import InputPathConfig, alternate, make_sources, steps_of
-from histodistill.training.running.options import StepConfig, StepParser, config, option, run_script
-from histodistill.training.running.precision import PRECISION_CHOICES, PRECISION_HELP, resolve_precision
-from histodistill.training.running.presets import PRESET_NAMES, load_preset
+from histodistill.training.benchmarks.input_path import (
+    InputPathConfig,
+    TurnsConfig,
+    make_sources,
+    steps_of,
+    take_turns,
+    write_figures,
+)
+from histodistill.training.running.options import StepParser, config, like, option, run_script
+from histodistill.training.running.presets import load_preset
 from histodistill.training.train_diffusion import LATENT_CACHES
 
 
@@ -39,22 +45,13 @@ _INPUTS_PER_STEP = 10
 
 
 @config
-class LatentCacheConfig(StepConfig):
+class LatentCacheConfig(TurnsConfig):
     """Options of `latent_cache`."""
 
     tiles: int = option("training tiles", default=200, at_least=1)
-    image_size: int = option("side of the tiles in pixels", default=28, at_least=16)
-    preset: str = option(f"{', '.join(PRESET_NAMES)} or a .toml file: whose training is meant", default="cpu")
     latent_cache: str = option("what latents are kept as", default=LATENT_CACHES[0], choices=LATENT_CACHES[:-1])
     steps: int = option(f"steps in a round, and {_INPUTS_PER_STEP} times as many inputs", default=1, at_least=1)
-    rounds: int = option("rounds; there is one more before the clock starts", default=40, at_least=1)
-    mixed_precision: str = option(PRECISION_HELP, default="auto", choices=PRECISION_CHOICES, resolve=resolve_precision)
-    seed: int = option("seed of tiles, labels and trainings", default=0, at_least=0)
-    output: Path | None = option("JSON file with all figures", default=None, setting=False)
-
-    def check(self) -> None:
-        """Checks that there is such a preset."""
-        load_preset(self.preset)
+    rounds: int = like(TurnsConfig, "rounds", default=40)
 
 
 def make_parser() -> StepParser[LatentCacheConfig]:
@@ -75,8 +72,6 @@ def run(config: LatentCacheConfig) -> dict[str, Any]:
     """
     import torch
 
-    from histodistill.training.running.files import write_json
-
     with tempfile.TemporaryDirectory(prefix="histodistill-latent-cache-") as name:
         trainings = _trainings(config, Path(name))
         device = trainings["off"].accelerator.device
@@ -92,20 +87,10 @@ def run(config: LatentCacheConfig) -> dict[str, Any]:
             ("inputs", inputs_of, config.steps * _INPUTS_PER_STEP),
             ("steps", steps_of, config.steps),
         ):
-            with contextlib.ExitStack() as stack:
-                steppers = {arm: stack.enter_context(stepper(training)) for arm, training in trainings.items()}
-                figures[what] = rows = alternate(steppers, steps, config.rounds, device)
+            figures[what] = rows = take_turns(trainings, stepper, steps, config.rounds, device)
             for arm, row in rows.items():
                 print(f"{what:<24}{arm:>12}{row['per_second']:>14.1f}{row['ratio']:>8.3f}", flush=True)
-    result = {
-        "settings": config.settings(),
-        "device": str(device),
-        "threads": torch.get_num_threads(),
-        "figures": figures,
-    }
-    if config.output is not None:
-        write_json(config.output, result)
-    return result
+    return write_figures(config, device, figures)
 
 
 def _trainings(config: LatentCacheConfig, folder: Path) -> dict[str, DiffusionTraining]:

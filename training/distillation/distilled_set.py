@@ -31,7 +31,7 @@ from histodistill.training.models.embedders import (
     embedder_fingerprint,
     named_embeddings,
 )
-from histodistill.training.models.encoder_licences import USES
+from histodistill.training.models.encoder_licences import for_cards
 from histodistill.training.models.loading import load_classifier
 from histodistill.training.models.prediction import predict_proba
 from histodistill.training.running.errors import InputError, param
@@ -289,7 +289,7 @@ def write_card(
         precision=sources.pool_record["settings"]["mixed_precision"],
         features=features,
         source_name=tiles_name,
-        encoders=[{**encoder, "use": USES[encoder["use"]]} for encoder in encoders],
+        encoders=for_cards(encoders),
     )
     write_text(path, render_dataset_card(card))
 

@@ -75,7 +75,7 @@ def fit(
         return kept, _changes(preset, kept, fixed)
 
     def total(changes: Changes) -> float:
-        return sum(cost(with_changes(preset, changes)).values())
+        return sum(cost(preset.with_changes(changes)).values())
 
     if total({}) <= planned:
         return Fitted({}, dict.fromkeys(needs, 1.0))
@@ -93,13 +93,6 @@ def fit(
     return Fitted(changes, kept)
 
 
-def with_changes(preset: Preset, changes: Mapping[str, Mapping[str, Any]]) -> Preset:
-    """The preset with other options of its steps."""
-    for step, options in changes.items():
-        preset = preset.with_options(step, options)
-    return preset
-
-
 def _needs(
     preset: Preset, cost: Callable[[Preset], Mapping[str, float]], fixed: Mapping[str, Collection[str]]
 ) -> dict[str, float]:
@@ -108,7 +101,7 @@ def _needs(
     needs = {}
     for step in SHARES:
         less = _changes(preset, {step: _LEAST}, fixed)
-        saved = whole - sum(cost(with_changes(preset, less)).values()) if less else 0.0
+        saved = whole - sum(cost(preset.with_changes(less)).values()) if less else 0.0
         if saved > 0:
             needs[step] = saved / (1 - _LEAST)
     return needs

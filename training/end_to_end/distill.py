@@ -284,10 +284,7 @@ def default_preset() -> str:
 
 def with_changes(preset: Preset, config: DistillConfig, steps: Sequence[str]) -> Preset:
     """The preset with what `set` says of some steps."""
-    for step in steps:
-        if changes := config.changes.get(step):
-            preset = preset.with_options(step, changes)
-    return preset
+    return preset.with_changes({step: config.changes[step] for step in steps if step in config.changes})
 
 
 def fit_preset(preset: Preset, config: DistillConfig, image_size: int, num_train: int) -> Preset:
@@ -409,10 +406,13 @@ def _record_of(config: DistillConfig, preset: Preset, source: TileSource) -> dic
 
 def _with_fitted(preset: Preset, fitted: Mapping[str, Mapping[str, Any]], config: DistillConfig) -> Preset:
     """The preset with what was fitted to a time when the run began, but for what is asked for now."""
-    for step, options in fitted.items():
-        changes = {name: value for name, value in options.items() if name not in config.fixed.get(step, ())}
-        preset = preset.with_options(step, changes)
-    return preset
+    fixed = config.fixed
+    return preset.with_changes(
+        {
+            step: {name: value for name, value in options.items() if name not in fixed.get(step, ())}
+            for step, options in fitted.items()
+        }
+    )
 
 
 def _look_ahead(
@@ -502,7 +502,7 @@ def _require_autoencoder(config: TrainAutoencoderConfig) -> None:
     if config.origin is not None:
         from histodistill.training.models.named_autoencoders import find_pretrained
 
-        find_pretrained(config.origin, "autoencoder" if config.init_from is None else "init_from")
+        find_pretrained(config.origin, config.origin_option)
 
 
 def _require_start(init_from: str | Path | None) -> None:

@@ -252,7 +252,8 @@ def _measure_search(source: TileSource) -> dict[str, float]:
     from histodistill.selection.copies import CopyIndex
     from histodistill.training.engine.steps import spread_indices
     from histodistill.training.models.devices import best_device
-    from histodistill.training.models.embedders import UNTRAINED, load_embedder
+    from histodistill.training.models.embedders import load_embedder
+    from histodistill.training.models.encoder_names import UNTRAINED
 
     images, train = _some_tiles(source, best_device()), source.split("train").images
     embed = load_embedder(UNTRAINED)

@@ -14,6 +14,7 @@ from histodistill.training.end_to_end import work
 from histodistill.training.end_to_end.steps import StageCall
 from histodistill.training.evaluation.plans import planned_cells
 from histodistill.training.models.architectures import DEFAULT_WIDTHS
+from histodistill.training.models.encoder_names import UNTRAINED_SIDE
 
 
 # Twice as wide a network takes not four times as long, as its products would have it, but about this power of two.
@@ -29,8 +30,6 @@ _FORWARD, _ENCODER, _DECODER = 1 / 3, 1 / 9, 2 / 9
 _PASSES = 1.5
 # The stem of a ResNet-18 for tiles of more than this side in pixels leaves a sixteenth of the pixels to the rest.
 _LARGEST_WITH_WHOLE_STEM, _STEM = 64, 1 / 16
-# Side in pixels to which the untrained network's tiles are brought at most, and its width.
-_UNTRAINED_SIDE = 64
 # Seconds for one image that is compared with real tiles, for one of these made ready, for one selected; for a step
 # that does nothing, and for an audit whatever it is about.
 _COMPARED, _INDEXED, _SELECTED, _START, _ATTACK = 0.006, 0.001, 0.001, 3.0, 12.0
@@ -123,7 +122,7 @@ def usual_seconds(plan: Sequence[StageCall], run: Mapping[str, Any]) -> dict[str
         work.TRAIN_DENOISER: shown,
         work.DENOISE: _FORWARD * shown,
         work.GENERATE: generated,
-        work.EMBED_UNTRAINED: _FORWARD * _classifier("convnet", None, min(size, _UNTRAINED_SIDE)),
+        work.EMBED_UNTRAINED: _FORWARD * _classifier("convnet", None, min(size, UNTRAINED_SIDE)),
         work.COMPARE: _COMPARED,
         work.INDEX: _INDEXED,
         work.SELECT: _SELECTED,

@@ -26,7 +26,7 @@ from histodistill.training.evaluation.run_facts import RunRecords, read_run_fact
 from histodistill.training.evaluation.run_records import StageRecord, by_class, check_setting
 from histodistill.training.generate import CALL_OPTIONS
 from histodistill.training.models.embedders import describe_embedder
-from histodistill.training.models.encoder_licences import USES
+from histodistill.training.models.encoder_licences import for_cards
 from histodistill.training.running.stages import require_parts
 
 
@@ -160,7 +160,7 @@ class CheckedRun:
             encoder for stage in ("teacher", "distilled") if stage in self.records.stages
             for encoder in self.records.stages[stage].encoders
         ]  # fmt: skip
-        return [{**encoder.model_dump(), "use": USES[encoder.use]} for encoder in found]
+        return for_cards(encoder.model_dump() for encoder in found)
 
     @cached_property
     def embedder(self) -> str | None:

@@ -174,13 +174,13 @@ class PlannedCell(NamedTuple):
         return f"{label_as_file_name(self.shown)}-{self.row}-seed{self.seed}.json"
 
 
-def planned_cells(plan: Sequence[Planned], seeds: Sequence[int], run: Path | None = None) -> Iterator[PlannedCell]:
+def planned_cells(plan: Sequence[Planned], seeds: Sequence[int], run: Path) -> Iterator[PlannedCell]:
     """Every training of a plan: architecture by architecture, row by row, seed by seed.
 
     Args:
         plan: The plan.
         seeds: Of each training.
-        run: The folder of the run, whose own encoders go by their names; None for cells that are only counted.
+        run: The folder of the run, whose own encoders go by their names.
 
     Raises:
         InputError: For the folder of a model that is not there.

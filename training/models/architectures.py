@@ -41,6 +41,12 @@ def is_from_elsewhere(architecture: str) -> bool:
     return architecture not in ARCHITECTURES
 
 
+def split_architecture(architecture: str) -> tuple[str, str]:
+    """`probe:` or `scratch:` or nothing, and what follows."""
+    prefix = next((prefix for prefix in (PROBE, SCRATCH) if architecture.startswith(prefix)), "")
+    return prefix, architecture.removeprefix(prefix)
+
+
 def usual_learning_rate(architecture: str) -> float:
     """The peak learning rate where none is given."""
     if architecture in LEARNING_RATES:
@@ -59,8 +65,7 @@ def check_architecture(architecture: str, where: str | None = None) -> None:
     Raises:
         InputError: For one that can not.
     """
-    prefix = next((prefix for prefix in (PROBE, SCRATCH) if architecture.startswith(prefix)), "")
-    model = architecture.removeprefix(prefix)
+    prefix, model = split_architecture(architecture)
     if model in ARCHITECTURES and not prefix:
         return
     if model and prefix == PROBE:

@@ -19,6 +19,7 @@ from histodistill.training.data.pixels import to_model_input
 from histodistill.training.models.architectures import TIMM
 from histodistill.training.models.classifiers import ENCODER, Classifier
 from histodistill.training.models.devices import best_device
+from histodistill.training.models.encoder_names import UNTRAINED, UNTRAINED_SIDE
 from histodistill.training.models.encoders import BackboneEncoder, Encoder, LatentEncoder
 from histodistill.training.models.latents import LATENT_MODELS
 from histodistill.training.models.loading import has_class, has_classifier, load_autoencoder, load_classifier
@@ -31,11 +32,6 @@ from histodistill.training.running.progress import Progress
 
 #: Name of the embedder that is a run's own teacher.
 TEACHER = "teacher"
-#: Name of the embedder with random weights, which needs no training and no files.
-UNTRAINED = "untrained"
-# Side in pixels to which larger tiles are brought for it: of tiles of 224 px, the network as it is would take 15 times
-# as long, with each image in eight symmetries.
-_UNTRAINED_SIDE = 64
 
 
 def is_classifier(name_or_path: str | Path) -> bool:
@@ -200,8 +196,8 @@ def embed_images(name_or_path: str | Path, images: Images, batch_size: int | Non
 
 
 def _embed_untrained(device: torch.device, images: np.ndarray) -> np.ndarray:
-    if images.shape[1] > _UNTRAINED_SIDE:
-        images = resample(images, _UNTRAINED_SIDE).round().astype(np.uint8)
+    if images.shape[1] > UNTRAINED_SIDE:
+        images = resample(images, UNTRAINED_SIDE).round().astype(np.uint8)
     return embed(_untrained(images.shape[1], device), images)
 
 
@@ -236,9 +232,9 @@ def classifier_on(
     if name_or_path != UNTRAINED and not is_classifier(name_or_path):
         encoder = _load_encoder(name_or_path, option)
         return Classifier(ENCODER, image_size=image_size, class_names=class_names, encoder=encoder).eval()
-    if name_or_path == UNTRAINED and image_size > _UNTRAINED_SIDE:
+    if name_or_path == UNTRAINED and image_size > UNTRAINED_SIDE:
         # The network is one of a fixed size, and larger tiles are brought to it.
-        small = copy.deepcopy(_untrained(_UNTRAINED_SIDE, torch.device("cpu")))
+        small = copy.deepcopy(_untrained(UNTRAINED_SIDE, torch.device("cpu")))
         encoder = BackboneEncoder(small.backbone, small.architecture, small.image_size, small.width or 1)
         return Classifier(ENCODER, image_size=image_size, class_names=class_names, encoder=encoder).eval()
     source = (

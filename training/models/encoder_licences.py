@@ -5,7 +5,7 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,11 @@ def encoder_records(
         if record not in records:
             records.append(record)
     return records
+
+
+def for_cards(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Such records as cards take them: `use` says what the encoder did, in words."""
+    return [{**record, "use": USES[record["use"]]} for record in records]
 
 
 def tell_licences(records: Iterable[dict[str, Any]]) -> None:

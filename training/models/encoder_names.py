@@ -10,15 +10,18 @@ import hashlib
 import re
 from pathlib import Path
 
-from histodistill.training.models.architectures import ARCHITECTURES, PROBE, SCRATCH, TIMM
+from histodistill.training.models.architectures import ARCHITECTURES, PROBE, SCRATCH, TIMM, split_architecture
 from histodistill.training.running.errors import InputError, one_line, param
 from histodistill.training.running.files import read_json, sha256_of
 
 
 #: Encoders of the run itself, which stand for the folders of the same names in it.
 OWN_ENCODERS = ("autoencoder", "teacher")
-#: What is an encoder by its name alone.
+#: The encoder with random weights, which needs no training and no files.
 UNTRAINED = "untrained"
+#: Side in pixels to which larger tiles are brought for it: of tiles of 224 px, the network as it is would take 15
+#: times as long, with each image in eight symmetries.
+UNTRAINED_SIDE = 64
 # A model of the Hub, with or without its owner.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 # What a folder says that it holds, in characters that may stand in a name.
@@ -83,12 +86,6 @@ def resolved_architecture(architecture: str, run: Path | None) -> str:
     prefix, model = split_architecture(architecture)
     is_own = prefix == PROBE and model in OWN_ENCODERS
     return f"{prefix}{run / model}" if is_own and run is not None else architecture
-
-
-def split_architecture(architecture: str) -> tuple[str, str]:
-    """`probe:` or `scratch:` or nothing, and what follows."""
-    prefix = next((prefix for prefix in (PROBE, SCRATCH) if architecture.startswith(prefix)), "")
-    return prefix, architecture.removeprefix(prefix)
 
 
 def is_architecture_label(text: str) -> bool:

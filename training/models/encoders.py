@@ -16,7 +16,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from histodistill.training.models.backbones import BACKBONES
-from histodistill.training.models.latents import LATENT_MODELS, LatentModel, compression_of, encode_images
+from histodistill.training.models.latents import (
+    LATENT_MODELS,
+    LatentModel,
+    compression_of,
+    encode_images,
+    parameters_of,
+)
 from histodistill.training.models.preprocessing import Preprocessing
 from histodistill.training.running.errors import InputError, param, reason_of
 
@@ -200,8 +206,7 @@ class LatentEncoder(Encoder):
 
     def to_data(self) -> dict[str, Any]:
         """See `Encoder`."""
-        known = inspect.signature(type(self.autoencoder)).parameters
-        values = {name: value for name, value in dict(self.autoencoder.config).items() if name in known}
+        values = parameters_of(self.autoencoder)
         return {"kind": self.kind, "config": {"_class_name": type(self.autoencoder).__name__, **_as_json(values)}}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
@@ -15,6 +16,12 @@ LatentModel: TypeAlias = AutoencoderDC | AutoencoderKL | AutoencoderTiny
 LATENT_MODELS: dict[str, type[AutoencoderDC] | type[AutoencoderKL] | type[AutoencoderTiny]] = {
     model.__name__: model for model in (AutoencoderDC, AutoencoderKL, AutoencoderTiny)
 }
+
+
+def parameters_of(autoencoder: LatentModel) -> dict[str, Any]:
+    """What it was built from: its configuration without the notes that its class adds to it."""
+    known = inspect.signature(type(autoencoder)).parameters
+    return {name: value for name, value in autoencoder.config.items() if name in known}
 
 
 def compression_of(autoencoder: LatentModel) -> int:

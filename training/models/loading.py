@@ -226,12 +226,6 @@ def _weights(path: Path) -> Path:
     return path
 
 
-def parameters_of(model: LatentModel) -> dict[str, Any]:
-    """What a model was built from: its configuration without the notes that its class adds to it."""
-    known = _parameters(type(model))
-    return {name: value for name, value in model.config.items() if name in known}
-
-
 def _parameters(model_class: type) -> set[str]:
     return set(inspect.signature(model_class).parameters)
 

@@ -14,10 +14,11 @@ from histodistill.training.models.latents import (
     LatentModel,
     compression_of,
     encode_images,
+    parameters_of,
     reconstruct,
     shape_of_latent,
 )
-from histodistill.training.models.loading import has_class, load_autoencoder, parameters_of
+from histodistill.training.models.loading import has_class, load_autoencoder
 from histodistill.training.running.errors import InputError, param, reason_of
 
 

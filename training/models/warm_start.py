@@ -10,11 +10,13 @@ import torch
 from diffusers import UNet2DModel
 
 from histodistill.training.data.names import shown, some
+from histodistill.training.data.tiles import TileSource
 from histodistill.training.models.hub_files import model_folder
 from histodistill.training.models.loading import load_named_denoiser
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.files import sha256_of
-from histodistill.training.running.stages import fingerprint
+from histodistill.training.running.notes import warn
+from histodistill.training.running.stages import fingerprint, read_record
 
 
 # The share of a model's values that must fit: below it what is left of the trained model is small vectors, such as
@@ -134,6 +136,36 @@ class Start:
             f"without {param('init_from')}",
         )
         return taken
+
+
+def knows_tiles(name: str, folder: str | Path, source: TileSource, *, said_public: bool) -> bool:
+    """Whether trained weights are of these very tiles, by the record beside them, where there is one.
+
+    Args:
+        name: What the user calls where they are from.
+        folder: Where they lie.
+        source: The tiles.
+        said_public: Whether they are said to be of public tiles.
+
+    Raises:
+        InputError: If they are said to be, and the record says otherwise.
+    """
+    record = read_record(folder)
+    same = record is not None and record["settings"].get("data") == source.fingerprint()
+    if said_public and same:
+        raise InputError(
+            f"{param('dp_public_init')} contradicts the record of {shown(name)}, by which it was trained on these "
+            "very tiles: begin from one that was trained on public tiles"
+        )
+    return same
+
+
+def warn_of_held_out(name: str) -> None:
+    """Warns that trained weights may know the tiles that are held out for the audit."""
+    warn(
+        f"whoever trained {shown(name)} must not have had the tiles that are held out here for the audit: it would "
+        "not see then what the weights tell of training tiles"
+    )
 
 
 def take_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> Taken:

@@ -103,6 +103,13 @@ class Preset:
         sections: dict[str, Any] = {step: options}
         return replace(self, **sections)
 
+    def with_changes(self, changes: Mapping[str, Mapping[str, Any]]) -> Preset:
+        """The same with other options of several steps: step → option → value."""
+        preset = self
+        for step, options in changes.items():
+            preset = preset.with_options(step, options)
+        return preset
+
     def settings(self) -> dict[str, Any]:
         """All options as JSON holds them; sections that came later are there only where they say something.
 

@@ -74,6 +74,19 @@ class TrainingConfig(SourceOptions):
     num_processes: int = option(NUM_PROCESSES_HELP, default=1, at_least=1, group=_RUNNING, setting=False)
 
 
+def not_covered(option: str, what: str) -> InputError:
+    """What to raise where a private training would begin from weights that are not said to be of public tiles.
+
+    Args:
+        option: That names them, without dashes.
+        what: They are of, such as "pipeline".
+    """
+    return InputError(
+        f"{param(option)} is not covered by {param('dp_epsilon')}: give {param('dp_public_init')} where that {what} "
+        "was trained on public tiles, or begin without it"
+    )
+
+
 @config
 class PrivateTrainingConfig(TrainingConfig):
     """Options of a training that can be private: see `histodistill.training.engine.privacy`.

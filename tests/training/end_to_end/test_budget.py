@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from histodistill.training.end_to_end.budget import SHARES, fit, with_changes
+from histodistill.training.end_to_end.budget import SHARES, fit
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.presets import Preset
 
@@ -45,14 +45,14 @@ def test_what_fits_is_left_alone():
 @pytest.mark.parametrize("part", [0.7, 0.3, 0.1])
 def test_it_takes_as_long_as_it_may(part):
     fitted = fit(PRESET, part * WHOLE, cost, {})
-    taken = sum(cost(with_changes(PRESET, fitted.changes)).values())
+    taken = sum(cost(PRESET.with_changes(fitted.changes)).values())
     assert 0.85 * part * WHOLE < taken <= part * WHOLE
     assert fitted == fit(PRESET, part * WHOLE, cost, {})
 
 
 def test_each_step_gets_its_share():
     fitted = fit(PRESET, 0.3 * WHOLE, cost, {})
-    seconds = cost(with_changes(PRESET, fitted.changes))
+    seconds = cost(PRESET.with_changes(fitted.changes))
     per_share = {
         "diffusion": seconds["pipeline"] / SHARES["diffusion"],
         "autoencoder": seconds["autoencoder"] / SHARES["autoencoder"],
@@ -66,7 +66,7 @@ def test_what_a_step_does_not_need_goes_to_the_others():
     fitted = fit(PRESET, 0.9 * WHOLE, cost, {})
     assert fitted.shares["autoencoder"] == 1.0 and "autoencoder" not in fitted.changes
     assert fitted.shares["diffusion"] < 0.8
-    assert sum(cost(with_changes(PRESET, fitted.changes)).values()) > 0.8 * WHOLE
+    assert sum(cost(PRESET.with_changes(fitted.changes)).values()) > 0.8 * WHOLE
 
 
 def test_what_is_asked_for_stays():
