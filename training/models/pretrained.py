@@ -218,10 +218,9 @@ def _preprocessing(name_or_path: str | Path, config: Any, usual_side: int | None
         usual_side: To which tiles are brought where neither says a size.
     """
     from transformers import AutoImageProcessor
-    from transformers.models.auto.image_processing_auto import get_image_processor_config
 
     options = _options(name_or_path)
-    settings = get_image_processor_config(name_or_path, local_files_only=options["local_files_only"])
+    settings = _processor_settings(name_or_path)
     if not settings:
         side = _config_side(config) or usual_side
         size = "as large as they are" if side is None else f"brought to {side} px"
@@ -235,6 +234,28 @@ def _preprocessing(name_or_path: str | Path, config: Any, usual_side: int | None
     except ImportError:  # of a processor that is there for torchvision alone: its settings tell what it does
         return Preprocessing.of_settings(SimpleNamespace(**_USUAL_SETTINGS | settings))
     return Preprocessing.of(processor)
+
+
+def _processor_settings(name_or_path: str | Path) -> dict[str, Any]:
+    """The settings of a model's image processor, by itself or within those of a processor; empty where it has none.
+
+    `get_image_processor_config` gives them, too, but before transformers 5.16 it overlooks a file of its own.
+    """
+    from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
+
+    for name, key in ((PROCESSOR_NAME, "image_processor"), (IMAGE_PROCESSOR_NAME, None)):
+        file = cached_file(
+            name_or_path,
+            name,
+            local_files_only=_options(name_or_path)["local_files_only"],
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+        )
+        content = read_json(Path(file)) if file else None
+        settings = content.get(key) if key and isinstance(content, dict) else content
+        if isinstance(settings, dict):
+            return settings
+    return {}
 
 
 # What processors do where their settings do not say otherwise.
