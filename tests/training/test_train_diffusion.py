@@ -106,9 +106,9 @@ def test_it_learns(tmp_path, run_main, diffusion_argv):
     assert losses[-1] < 0.9 * losses[0]
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_resumed_run_equals_an_uninterrupted_one(tmp_path, run_main, diffusion_argv, monkeypatch, dropout):
-    argv = [*diffusion_argv, "--max-train-steps", 6, "--validation-steps", 2, "--dropout", dropout]
+@pytest.mark.parametrize("options", [[], ["--dropout", 0.2], ["--optimizer", "muon"]])
+def test_resumed_run_equals_an_uninterrupted_one(tmp_path, run_main, diffusion_argv, monkeypatch, options):
+    argv = [*diffusion_argv, "--max-train-steps", 6, "--validation-steps", 2, *options]
     run_main(script, *argv, "--output", tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_at(patch, 6)

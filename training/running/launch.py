@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from histodistill.training.running.memory import give_back_freed_memory
 from histodistill.training.running.program import ERROR
 from histodistill.training.running.progress import has_bars
 
@@ -106,6 +107,7 @@ def _run(command: list[str], environment: dict[str, str]) -> int:
         if process is not None:
             process.terminate()
 
+    give_back_freed_memory()
     with on_sigterm(pass_on):
         process = subprocess.Popen(command, env=environment)
         if terminated:  # while it was being started

@@ -1,14 +1,56 @@
-"""How much memory a process has held at most, or holds, for the records of a run and for measurements."""
+"""How much memory a process has held at most, or holds, and what becomes of memory that is freed."""
 
 from __future__ import annotations
 
+import ctypes
+import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 
 # Where Linux tells it of this process alone, in kB. What `getrusage` tells there includes the process that started it.
 _STATUS = Path("/proc/self/status")
+
+# Options of glibc's `mallopt`: how much may be free at the end of the heap, from which size on a block is mapped by
+# itself, and how many may be.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_NEVER, _LARGE_BLOCK = -1, 2**30
+
+
+def keep_freed_memory() -> bool:
+    """Has this process keep the memory that it frees, but for blocks of 1 GiB and more, and use it again.
+
+    A step of a training frees what it held in between, and the next asks for as much. By default glibc gives it back
+    to the system each time, which then clears it, page by page, before it hands it out again: a third of the time of
+    a ConvNet's training on a CPU (see docs/trainings.md). What is held at most hardly grows by it.
+
+    Returns:
+        Whether it was done: not without glibc, or where environment variables tell glibc what to do.
+    """
+    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        return False
+    mallopt = _of_glibc("mallopt")
+    if mallopt is None:
+        return False
+    # glibc before 2.35 takes no threshold above 32 MB.
+    mapped_seldom = mallopt(_MMAP_THRESHOLD, _LARGE_BLOCK) or mallopt(_MMAP_MAX, 0)
+    return bool(mapped_seldom and mallopt(_TRIM_THRESHOLD, _NEVER))
+
+
+def give_back_freed_memory() -> None:
+    """Gives what `keep_freed_memory` keeps back to the system: before this process only waits for others."""
+    if trim := _of_glibc("malloc_trim"):
+        trim(0)
+
+
+def _of_glibc(name: str) -> Any:
+    """A function of glibc; None with another library of C."""
+    if not sys.platform.startswith("linux"):
+        return None
+    library = ctypes.CDLL(None)
+    return getattr(library, name, None) if hasattr(library, "gnu_get_libc_version") else None
 
 
 def peak_memory() -> int | None:

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
 from histodistill.training.running.errors import InputError, one_line
+from histodistill.training.running.memory import keep_freed_memory
 from histodistill.training.running.notes import tell, warn
 from histodistill.training.running.progress import quiet_libraries
 from histodistill.training.running.system_errors import find_refusal, is_full_disk, refusal_sentence
@@ -45,6 +46,7 @@ def as_program() -> Iterator[None]:
             something, such as to write to a full disk, and otherwise after its traceback.
     """
     write_any_text()
+    keep_freed_memory()
     with quiet_libraries(), _warnings_as_notes():
         try:
             yield

@@ -1,5 +1,6 @@
 """Tests of `training/running/memory.py`."""
 
+import os
 import subprocess
 import sys
 
@@ -48,3 +49,56 @@ def test_private_memory_is_what_no_file_stands_behind(tmp_path):
     with_the_file, with_the_array = map(int, done.stdout.split())
     assert with_the_file < 2**25 and 0.9 * 2**26 <= with_the_array < 2**27
     assert private_memory(2**22 + 1) == 0
+
+
+# Blocks as a step of a training frees them and asks for them again.
+FAULTS = """
+import resource, sys
+import numpy as np
+from histodistill.training.running.memory import {names}
+{before}
+def use():
+    blocks = [np.ones(2**24, np.uint8) for _ in range(8)]
+    del blocks
+use()
+first = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+use()
+use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - first)
+"""
+
+
+def page_faults(before: str, **variables: str) -> int:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    program = FAULTS.format(names="give_back_freed_memory, keep_freed_memory", before=before)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env={**environment, **variables}
+    )
+    return int(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.skipif(not hasattr(os, "confstr") or "CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="no glibc")
+def test_freed_memory_is_used_again():
+    assert page_faults("assert keep_freed_memory()") < 2**10
+    assert page_faults("") > 2**12
+
+
+def test_who_sets_glibc_knows_better():
+    assert page_faults("assert not keep_freed_memory()", MALLOC_ARENA_MAX="2") >= 0
+
+
+def test_kept_memory_can_be_given_back():
+    program = (
+        "import os, psutil\n"
+        "import numpy as np\n"
+        "from histodistill.training.running.memory import give_back_freed_memory, keep_freed_memory\n"
+        "kept = keep_freed_memory()\n"
+        "block = np.ones(2**28, np.uint8)\n"
+        "del block\n"
+        "held = psutil.Process().memory_info().rss\n"
+        "give_back_freed_memory()\n"
+        "print(kept, (held - psutil.Process().memory_info().rss) // 2**20)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    kept, given_back = done.stdout.split()
+    assert kept == "False" or int(given_back) >= 200

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from histodistill.training.engine.diffusion_training import OPTIMIZERS
+from histodistill.training.engine.muon import Muon, is_matrix, orthogonalised
+from histodistill.training.models.denoiser import build_denoiser
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", [(16, 144), (144, 16), (12, 12), (1, 9)])
+def test_singular_values_are_brought_near_to_one(shape):
+    found = orthogonalised(1e3 * normal(*shape))
+    values = torch.linalg.svdvals(found)
+    assert found.shape == shape
+    assert values.min() > 0.6 and values.max() < 1.25
+
+
+def test_directions_stay():
+    """U S Vᵀ becomes U S' Vᵀ."""
+    left, _, right = torch.linalg.svd(normal(6, 40), full_matrices=False)
+    found = left.T @ orthogonalised(left @ torch.diag(torch.tensor([1.0, 0.9, 0.7, 0.5, 0.3, 0.1])) @ right) @ right.T
+    assert (found - torch.diag(found.diagonal())).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("shape", [(8, 30), (30, 8)])
+def test_matrices_change_as_by_torch(shape):
+    """Its own Muon works in bfloat16: two or three digits."""
+    ours, theirs = (torch.nn.Parameter(normal(*shape)) for _ in range(2))
+    muon = Muon([ours], [torch.nn.Parameter(torch.zeros(1))], lr=4e-4, weight_decay=0.1)
+    torchs = torch.optim.Muon([theirs], lr=25 * 4e-4, weight_decay=0.1, momentum=0.95)
+    for step in range(4):
+        gradient = normal(*shape, seed=step + 1)
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        muon.step()
+        torchs.step()
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3)
+    assert (ours - normal(*shape)).abs().max() > 1e-2
+
+
+def test_a_kernel_is_a_matrix_of_a_row_for_each_output_channel():
+    kernel, matrix = torch.nn.Parameter(normal(6, 4, 3, 3)), torch.nn.Parameter(normal(6, 36))
+    others = [torch.nn.Parameter(torch.zeros(1))]
+    for weight in (kernel, matrix):
+        muon = Muon([weight], others, lr=1e-3, weight_decay=0.0)
+        weight.grad = normal(6, 36, seed=1).view_as(weight)
+        muon.step()
+    assert torch.equal(kernel.flatten(1), matrix)
+
+
+def test_all_others_change_as_by_adamw():
+    ours, theirs = (torch.nn.Parameter(normal(5)) for _ in range(2))
+    muon = Muon([torch.nn.Parameter(normal(2, 2))], [ours], lr=1e-2, weight_decay=0.1)
+    adamw = torch.optim.AdamW([theirs], lr=1e-2, weight_decay=0.1, betas=(0.9, 0.99), fused=True)
+    for step in range(3):
+        ours.grad = normal(5, seed=step + 1)
+        theirs.grad = ours.grad.clone()
+        muon.step()
+        adamw.step()
+    assert torch.equal(ours, theirs)
+
+
+def test_a_copy_of_its_state_goes_on_alike():
+    def make() -> tuple[list[torch.nn.Parameter], Muon]:
+        weights = [torch.nn.Parameter(normal(4, 6)), torch.nn.Parameter(normal(3))]
+        return weights, Muon(weights[:1], weights[1:], lr=1e-3, weight_decay=0.01)
+
+    def step(weights: list[torch.nn.Parameter], muon: Muon, seed: int) -> None:
+        for weight in weights:
+            weight.grad = normal(*weight.shape, seed=seed)
+        muon.step()
+
+    weights, muon = make()
+    step(weights, muon, 1)
+    again, other = make()
+    for weight, value in zip(again, weights, strict=True):
+        weight.data.copy_(value.data)
+    other.load_state_dict(copy.deepcopy(muon.state_dict()))
+    for seed in (2, 3):
+        step(weights, muon, seed)
+        step(again, other, seed)
+    assert all(torch.equal(one, two) for one, two in zip(weights, again, strict=True))
+
+
+def test_which_weights_of_a_denoiser_are_matrices():
+    torch.manual_seed(0)
+    denoiser = build_denoiser(8, 2, 5, [8, 16], 1, 1, 0.0)
+    matrices = {name for name, weight in denoiser.named_parameters() if is_matrix(name, weight)}
+    assert {"time_embedding.linear_1.weight", "mid_block.resnets.0.conv1.weight"} <= matrices
+    assert not matrices & {"conv_in.weight", "conv_out.weight", "class_embedding.weight", "conv_norm_out.weight"}
+    for make in OPTIMIZERS.values():
+        trained = [weight for group in make(denoiser, 1e-3, 0.01).param_groups for weight in group["params"]]
+        assert {id(weight) for weight in trained} == {id(weight) for weight in denoiser.parameters()}
+        assert len(trained) == len(list(denoiser.parameters()))
