@@ -105,12 +105,11 @@ def run(config: InputPathConfig) -> dict[str, Any]:
     device = make_accelerator("no").device
     print(f"{device}, {torch.get_num_threads()} threads, tiles of {config.image_size} px")
     print(f"{'':<24}{'tiles':>12}{'per second':>14}{'ratio':>8}", flush=True)
-    makers: dict[str, _Make] = {"autoencoder": _autoencoder, "diffusion": _diffusion, "classifier": _classifier}
     figures = {}
     with tempfile.TemporaryDirectory(prefix="histodistill-input-path-") as name:
         folder = Path(name)
         sources = make_sources(config, folder / "tiles.npy")
-        for kind, make in makers.items():
+        for kind, make in MAKERS.items():
             trainings = {tiles: make(config, source, folder) for tiles, source in sources.items()}
             for what, stepper, steps in (
                 ("batches", batches_of, config.steps * _BATCHES_PER_STEP),
@@ -187,7 +186,7 @@ def _options(config: InputPathConfig, section: str) -> dict[str, Any]:
     """The options of a preset's training, long enough for all batches that are measured."""
     steps = (config.rounds + 1) * config.steps * _BATCHES_PER_STEP
     changes = {"max_train_steps": steps, "seed": config.seed, "validation_tiles": _NUM_VALIDATION}
-    return {**load_preset(config.preset).for_image_size(config.image_size).options(section), **changes}
+    return load_preset(config.preset).for_image_size(config.image_size).with_options(section, changes).options(section)
 
 
 def _autoencoder(config: InputPathConfig, source: TileSource, folder: Path) -> GenerativeTraining:
@@ -218,6 +217,10 @@ def _classifier(config: InputPathConfig, source: TileSource, folder: Path) -> Cl
     recipe = ClassifierConfig(**_options(config, "teacher"))
     accelerator = make_accelerator(config.mixed_precision)
     return ClassifierTraining(recipe, source.split("train"), None, accelerator, source.class_names)
+
+
+#: Makes each training, given the options, the tiles and a folder; the denoiser's takes the autoencoder from there.
+MAKERS: dict[str, _Make] = {"autoencoder": _autoencoder, "diffusion": _diffusion, "classifier": _classifier}
 
 
 @contextlib.contextmanager

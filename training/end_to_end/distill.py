@@ -225,7 +225,23 @@ def next_lines(config: DistillConfig) -> list[str]:
         publish = f"histodistill publish {run} --namespace YOU{only}   (shows what would go up; --push does it)"
     else:
         publish = "not as it is, since nothing of it passed the privacy audit"
-    return [f"Look and try:  {page}", f"Publish:       {publish}"]
+    lines = [f"Look and try:  {page}", f"Publish:       {publish}"]
+    of_pipeline = verdicts.get("pipeline")
+    if of_pipeline and {finding.name for finding in of_pipeline.findings if not finding.passed} == {"weights"}:
+        lines.append(f"Weights:       {_remedy_of_weights(config.output)}")
+    return lines
+
+
+def _remedy_of_weights(run: Path) -> str:
+    """What to do where a pipeline fails its audit by its weights alone, which have seen each tile too often."""
+    from histodistill.training.running.stages import read_record
+
+    record = read_record(run / "pipeline") or {}
+    steps = record.get("settings", {}).get("max_train_steps", 2)
+    return (
+        "one who holds them may know training tiles, and not by the images: publish the set without the pipeline, or "
+        f"distill into another folder with half of the steps, --set diffusion.max_train_steps={max(1, steps // 2)}"
+    )
 
 
 def _is_finished(stage: StageCall, run: Path) -> bool:

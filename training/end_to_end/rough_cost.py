@@ -23,6 +23,8 @@ _WIDTH_POWER = 1.5
 # takes twice as long as the other: of an autoencoder, a third of the rest is the encoder.
 _AUTOENCODER, _DENOISER = 4.5e-8, 1.4e-7
 _CLASSIFIERS = {"convnet": 3.1e-9, "resnet18": 5.0e-8, "vit": 3.5e-9}
+# Residual blocks in a level of the denoiser that `_DENOISER` is of, and what the rest of a level costs, in blocks.
+_USUAL_BLOCKS, _OTHER_BLOCKS = 2, 1.5
 # What a network that is none of these is taken to be like.
 _LIKE_OTHERS = "resnet18"
 _FORWARD, _ENCODER, _DECODER = 1 / 3, 1 / 9, 2 / 9
@@ -113,7 +115,8 @@ def usual_seconds(plan: Sequence[StageCall], run: Mapping[str, Any]) -> dict[str
     autoencoder = work.fitted_autoencoder(configs["autoencoder"], size)
     latent_size = size / 2 ** (len(autoencoder.channels) - 1)
     whole = _AUTOENCODER * _network(autoencoder.channels, size)
-    shown = _DENOISER * _network(denoiser.channels, latent_size)
+    depth = (_OTHER_BLOCKS + denoiser.layers_per_block) / (_OTHER_BLOCKS + _USUAL_BLOCKS)
+    shown = _DENOISER * depth * _network(denoiser.channels, latent_size)
     generated = _PASSES * _FORWARD * pool.num_inference_steps * shown + _DECODER * whole + _WRITTEN * size**2
     seconds = {
         work.TRAIN_AUTOENCODER: _AUTOENCODER * _network(autoencoder.channels, autoencoder.crop_size),

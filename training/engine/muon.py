@@ -94,13 +94,18 @@ def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
     matrix = matrix / (matrix.norm() + 1e-7)
     gram = matrix @ matrix.T
     identity = torch.eye(len(gram), device=gram.device)
-    product = identity
-    for _ in range(_TURNS):
+    product = factor = a * identity + b * gram + c * gram @ gram
+    for _ in range(_TURNS - 1):
+        gram = factor @ gram @ factor
         factor = a * identity + b * gram + c * gram @ gram
-        product, gram = factor @ product, factor @ gram @ factor
+        product = factor @ product
     return product @ matrix
 
 
 def is_matrix(name: str, weight: torch.nn.Parameter) -> bool:
-    """Whether a weight of a U-Net of diffusers is for Muon: a linear or convolutional one within the network."""
-    return weight.ndim >= 2 and not name.startswith(("conv_in.", "conv_out.", "class_embedding."))
+    """Whether a weight of a U-Net of diffusers is for Muon: a linear or convolutional one within the network.
+
+    Those that read the time are not: they are the largest matrices, at which half of the time would go.
+    """
+    is_outer = name.startswith(("conv_in.", "conv_out.", "class_embedding.", "time_embedding."))
+    return weight.ndim >= 2 and not is_outer and ".time_emb_proj." not in name

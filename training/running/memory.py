@@ -39,6 +39,14 @@ def keep_freed_memory() -> bool:
     return bool(mapped_seldom and mallopt(_TRIM_THRESHOLD, _NEVER))
 
 
+def free_as_by_default() -> None:
+    """Undoes `keep_freed_memory`: limits as high as those that glibc reaches by itself."""
+    if mallopt := _of_glibc("mallopt"):
+        mallopt(_MMAP_MAX, 2**16)
+        mallopt(_MMAP_THRESHOLD, 2**25)
+        mallopt(_TRIM_THRESHOLD, 2**26)
+
+
 def give_back_freed_memory() -> None:
     """Gives what `keep_freed_memory` keeps back to the system: before this process only waits for others."""
     if trim := _of_glibc("malloc_trim"):

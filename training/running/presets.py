@@ -46,6 +46,8 @@ _LEAST_CROPS, _LEAST_TILES = 4, 32
 _MOST_POSITIONS = 2**17
 # Tiles in a batch of a classifier where a preset does not say it: the default of the steps.
 _CLASSIFIER_BATCH = 128
+# Steps of each comparison, at least, where its work shrinks.
+_LEAST_STEPS = 25
 # Validation tiles by which a classifier's best step is chosen, where its work shrinks.
 _VALIDATION_TILES = 500
 # How often the autoencoder looks at validation tiles larger than those that presets are written for, at how many of
@@ -150,8 +152,9 @@ class Preset:
         - The denoiser has one more level, with attention, for latents of 16×16 and more. It is shown as many latent
           positions in all, and so fewer tiles where latents are larger: its time stays about the same.
         - Learning rates go by the square root of the batch (Malladi et al. 2022, arXiv:2205.10287).
-        - Where `classifiers_shrink`, batches of teacher and comparison shrink with the area of a tile, down to 32, and
-          their steps with its side; and of two architectures the one that costs less is trained, up to 64 pixels a
+        - Where `classifiers_shrink`, batches of teacher and comparison shrink with the area of a tile, down to 32. The
+          tiles that the teacher is shown shrink with its side; those of each comparison, of which there are several,
+          by its side to the power of 1.5. Of two architectures the one that costs less is trained, up to 64 pixels a
           ConvNet, above a ResNet-18.
         """
         base_halvings = halvings = len(self.autoencoder["channels"]) - 1
@@ -178,27 +181,32 @@ class Preset:
             fitting = _power_of_two(batch_size * scale**2, min(_LEAST_TILES, batch_size))
             return {"validation_tiles": _VALIDATION_TILES, **options, "batch_size": fitting}
 
+        def further(before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
+            """Steps of the smaller batches for one before, that as many tiles are shown."""
+            return before.get("batch_size", _CLASSIFIER_BATCH) / after["batch_size"]
+
         teacher, compare = smaller(self.teacher), self.compare
+        compare_options = smaller(self.compare_options)
         if steps := teacher.get("max_train_steps"):
-            teacher["max_train_steps"] = max(1, round(steps * scale))
+            teacher["max_train_steps"] = max(1, round(steps * scale * further(self.teacher, teacher)))
         dear, cheap = ("convnet", "resnet18") if image_size > _LARGEST_FOR_CONVNET else ("resnet18", "convnet")
         if teacher.get("architecture", "convnet") == dear:
             teacher = {name: value for name, value in teacher.items() if name not in ("width", "learning_rate")}
             teacher["architecture"] = cheap
         others = tuple(text for text in compare if not text.startswith(f"{dear}:"))
         compare = others or tuple(text.replace(dear, cheap, 1) for text in compare)
-        shrunk = replace(self, teacher=teacher, compare=compare, compare_options=smaller(self.compare_options))
-        return shrunk.with_compared_steps(scale)
+        shrunk = replace(self, teacher=teacher, compare=compare, compare_options=compare_options)
+        return shrunk.with_compared_steps(scale**1.5 * further(self.compare_options, compare_options), _LEAST_STEPS)
 
-    def with_compared_steps(self, scale: float) -> Preset:
-        """The same with other steps of all that is compared: `scale` times as many, at least one."""
+    def with_compared_steps(self, scale: float, least: int = 1) -> Preset:
+        """The same with other steps of all that is compared: `scale` times as many, at least `least` or as it was."""
         plan = []
         for text in self.compare:
             # A probe has no steps, and what is no plan is for who reads it to refuse.
             found = None if text.startswith("probe:") else split_steps(text)
             if found:
                 architecture, steps, rows = found
-                text = f"{architecture}:{max(1, round(steps * scale))}{rows}"
+                text = f"{architecture}:{max(min(steps, least), round(steps * scale))}{rows}"
             plan.append(text)
         return replace(self, compare=tuple(plan))
 

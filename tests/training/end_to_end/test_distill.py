@@ -248,13 +248,17 @@ def test_what_to_do_next(tiny_run, copy, monkeypatch):
         f"Publish:       histodistill publish '{run}' --namespace YOU   (shows what would go up; --push does it)",
     ]
     add_audit(run, weights_auc=0.9)
-    assert distill.next_lines(config)[1].startswith(
+    _, publish, weights = distill.next_lines(config)
+    assert publish.startswith(
         f"Publish:       histodistill publish '{run}' --namespace YOU --only dataset selector   ("
     )
+    steps = read_json(run / "pipeline" / "stage.json")["settings"]["max_train_steps"]
+    assert weights.startswith("Weights:       one who holds them may know training tiles, and not by the images: ")
+    assert weights.endswith(f"half of the steps, --set diffusion.max_train_steps={steps // 2}") and steps > 1
     add_audit(run, copies=3, weights_auc=0.9)
-    assert distill.next_lines(config)[1] == (
+    assert distill.next_lines(config)[1:] == [
         "Publish:       not as it is, since nothing of it passed the privacy audit"
-    )
+    ]
 
 
 @pytest.mark.parametrize(

@@ -92,8 +92,9 @@ def test_which_weights_of_a_denoiser_are_matrices():
     torch.manual_seed(0)
     denoiser = build_denoiser(8, 2, 5, [8, 16], 1, 1, 0.0)
     matrices = {name for name, weight in denoiser.named_parameters() if is_matrix(name, weight)}
-    assert {"time_embedding.linear_1.weight", "mid_block.resnets.0.conv1.weight"} <= matrices
+    assert {"mid_block.attentions.0.to_q.weight", "mid_block.resnets.0.conv1.weight"} <= matrices
     assert not matrices & {"conv_in.weight", "conv_out.weight", "class_embedding.weight", "conv_norm_out.weight"}
+    assert not any("time_emb" in name for name in matrices)
     for make in OPTIMIZERS.values():
         trained = [weight for group in make(denoiser, 1e-3, 0.01).param_groups for weight in group["params"]]
         assert {id(weight) for weight in trained} == {id(weight) for weight in denoiser.parameters()}

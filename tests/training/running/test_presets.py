@@ -160,15 +160,16 @@ def test_batches_that_are_small_already_stay():
 
 def test_classifiers_shrink_where_a_preset_says_so():
     small, large = PRESETS["cpu"].for_image_size(56), PRESETS["cpu"].for_image_size(224)
-    assert small.teacher["max_train_steps"] == 500 and small.teacher["batch_size"] == 32
-    assert [text.partition(":real")[0] for text in small.compare] == ["convnet:400"]
+    # Half as many tiles, in batches of a quarter; of each comparison 800 · 4 / 2^1.5.
+    assert small.teacher["max_train_steps"] == 2000 and small.teacher["batch_size"] == 32
+    assert [text.partition(":real")[0] for text in small.compare] == ["convnet:1131"]
     assert small.compare_options == {"validation_tiles": 500, "batch_size": 32}
     assert PRESETS["cpu"].with_options(
         "compare", {"train": ["scratch:a/b:90:x", "probe:c", "v:8"]}
     ).with_compared_steps(0.5).compare == ("scratch:a/b:45:x", "probe:c", "v:4")
     # Up to 64 px a ConvNet costs less than a ResNet-18, and above it is the other way round.
-    assert large.teacher["architecture"] == "resnet18" and large.teacher["max_train_steps"] == 125
-    assert [text.partition(":real")[0] for text in large.compare] == ["resnet18:38"]
+    assert large.teacher["architecture"] == "resnet18" and large.teacher["max_train_steps"] == 500
+    assert [text.partition(":real")[0] for text in large.compare] == ["resnet18:53"]
     assert PRESETS["cpu-demo"].for_image_size(224).compare[0].startswith("resnet18:25:")
     gpu = PRESETS["gpu"].for_image_size(224)
     assert (gpu.teacher, gpu.compare) == (PRESETS["gpu"].teacher, PRESETS["gpu"].compare)
