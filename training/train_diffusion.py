@@ -7,6 +7,8 @@ The denoiser learns rectified flow (Liu et al. 2023, arXiv:2209.03003; Lipman et
 data x and noise e it sees z = (1 - s) x + s e and predicts the velocity e - x. Noise levels s are logit-normal
 (Esser et al. 2024, arXiv:2403.03206). The output folder loads as a `HistologyPipeline`.
 
+With `--align` its middle is drawn to the features of a classifier: see `engine/alignment.py`.
+
 With `--init-from` it begins with all weights of a trained pipeline that fit: see `models/warm_start.py`.
 
 With `--dp-epsilon` it trains with differential privacy: see `engine/privacy.py`.
@@ -87,6 +89,14 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
         default=True,
         group="loss and averaging",
     )
+    align: Path | None = option(
+        "folder of a classifier, a convnet or a resnet18 that train_classifier left: the middle of the denoiser is "
+        "drawn to its features, which teaches more in the same time",
+        default=None,
+        group="loss and averaging",
+        setting=False,  # the record holds its fingerprint
+    )
+    align_weight: float = option("weight of what draws it there", default=0.5, above=0, group="loss and averaging")
     ema_decay: float = option(
         "decay of the moving average of the weights", default=0.998, at_least=0, below=1, group="loss and averaging"
     )
@@ -116,6 +126,8 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
         require(self.dropout == 0, "dropout", self.dropout, f"with {param('dp_epsilon')} it must be 0")
         if self.init_from is not None and not self.dp_public_init:
             raise not_covered("init_from", "pipeline")
+        if self.align is not None:
+            raise not_covered("align", "classifier")
 
     def settings(self) -> dict[str, Any]:
         """The options that decide the result, but those that earlier stages have not, at their defaults."""
@@ -124,6 +136,8 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
             del settings["latent_cache"]
         if self.optimizer == OPTIMIZERS[0]:
             del settings["optimizer"]
+        if self.align is None:
+            del settings["align_weight"]
         if self.init_from is None:
             settings.pop("dp_public_init", None)
         return settings
@@ -155,14 +169,17 @@ def run(config: TrainDiffusionConfig) -> Path:
     check_autoencoder(config, autoencoder_record, source)
     source.split("validation")  # tiles without any are refused before anything is written
     start = find_start(config, source)
+    classifier = find_classifier(config, source)
     settings = {
         "stage": "diffusion",
         "data": source.fingerprint(),
         "autoencoder": autoencoder_record["fingerprint"],
         **config.settings(),
         **({"init_from": start.fingerprint()} if start else {}),
+        **({"align": classifier["fingerprint"]} if classifier else {}),
     }
-    stage = Stage(config.output, settings, inputs={"autoencoder": config.autoencoder})
+    inputs = {"autoencoder": config.autoencoder, **({"align": config.align} if config.align else {})}
+    stage = Stage(config.output, settings, inputs=inputs)
 
     from histodistill.training.engine.diffusion_training import overfitting_warning
     from histodistill.training.engine.loop import fit, open_training
@@ -206,10 +223,11 @@ def make_training(
     import torch
 
     from histodistill.training.data.names import shown
+    from histodistill.training.engine.alignment import Alignment
     from histodistill.training.engine.diffusion_training import DiffusionTraining
     from histodistill.training.models.denoiser import build_denoiser
     from histodistill.training.models.latents import shape_of_latent
-    from histodistill.training.models.loading import load_autoencoder
+    from histodistill.training.models.loading import load_autoencoder, load_classifier
 
     autoencoder = load_autoencoder(config.autoencoder).requires_grad_(False)
     latent_channels, latent_size, _ = shape_of_latent(autoencoder, source.image_size)
@@ -225,6 +243,10 @@ def make_training(
     )
     if start:
         tell(start.fill(denoiser, source.class_names).sentence("denoiser", shown(start.name)))
+    alignment = None
+    if config.align is not None:
+        side = latent_size // 2 ** (len(config.channels) - 1)
+        alignment = Alignment(load_classifier(config.align), config.align_weight, side)
     return DiffusionTraining(
         config,
         source,
@@ -237,6 +259,7 @@ def make_training(
         symmetries=config.symmetries,
         latent_cache=config.latent_cache,
         optimizer=config.optimizer,
+        alignment=alignment,
     )
 
 
@@ -309,6 +332,32 @@ def find_start(config: TrainDiffusionConfig, source: TileSource) -> Start | None
     if config.audit_share and not knows_these:
         warn_of_held_out(start.name)
     return start
+
+
+def find_classifier(config: TrainDiffusionConfig, source: TileSource) -> dict[str, Any] | None:
+    """The record of the classifier that the denoiser is aligned with, if there is one.
+
+    Warns where it may know the tiles that are held out for the audit.
+
+    Raises:
+        InputError: If its training is not finished, or it is for tiles of another size.
+    """
+    if config.align is None:
+        return None
+    from histodistill.training.models.warm_start import warn_of_held_out
+    from histodistill.training.running.files import read_json
+    from histodistill.training.running.stages import require_complete
+
+    record = require_complete(config.align, "classifier", "run train_classifier first")
+    size = read_json(config.align / "config.json").get("image_size")
+    if size != source.image_size:
+        raise InputError(
+            f"the tiles are {source.image_size} px, but the classifier of {param('align')} is for {size} px: give one "
+            "that was trained on such tiles"
+        )
+    if config.audit_share and record["settings"].get("data") != source.fingerprint():
+        warn_of_held_out(str(config.align))
+    return record
 
 
 def privacy_spent(

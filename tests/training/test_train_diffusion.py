@@ -106,8 +106,13 @@ def test_it_learns(tmp_path, run_main, diffusion_argv):
     assert losses[-1] < 0.9 * losses[0]
 
 
-@pytest.mark.parametrize("options", [[], ["--dropout", 0.2], ["--optimizer", "muon"]])
-def test_resumed_run_equals_an_uninterrupted_one(tmp_path, run_main, diffusion_argv, monkeypatch, options):
+@pytest.mark.parametrize(
+    "options", [[], ["--dropout", 0.2], ["--optimizer", "muon"], ["--optimizer", "muon", "--align", "TEACHER"]]
+)
+def test_resumed_run_equals_an_uninterrupted_one(
+    tmp_path, run_main, diffusion_argv, tiny_teacher, monkeypatch, options
+):
+    options = [tiny_teacher if option == "TEACHER" else option for option in options]
     argv = [*diffusion_argv, "--max-train-steps", 6, "--validation-steps", 2, *options]
     run_main(script, *argv, "--output", tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -121,6 +126,44 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path, run_main, diffusion_a
     assert_same_weights(tmp_path / "whole", tmp_path / "killed")
     whole, resumed = (read_json(tmp_path / name / "history.json") for name in ("whole", "killed"))
     assert resumed == whole
+
+
+def test_a_denoiser_is_drawn_to_the_features_of_a_classifier(
+    tmp_path, run_main, diffusion_argv, tiny_teacher, tiny_pipeline
+):
+    argv = [*diffusion_argv, "--max-train-steps", 40, "--validation-steps", 10, "--learning-rate", 5e-3]
+    for name, options in {"alone": [], "aligned": ["--align", tiny_teacher, "--align-weight", 2]}.items():
+        run_main(script, *argv, *options, "--output", tmp_path / name)
+    alone, aligned = (read_json(tmp_path / name / "history.json") for name in ("alone", "aligned"))
+    # The loss has the term in it, which falls; what is validated and saved knows nothing of it.
+    terms = [one["train_loss"] - other["train_loss"] for one, other in zip(aligned, alone, strict=True)]
+    assert 1 < terms[-1] < terms[0] < 4
+    assert aligned[-1]["validation_loss"] != alone[-1]["validation_loss"]
+    assert load_file(tmp_path / "aligned" / WEIGHTS).keys() == load_file(tiny_pipeline / WEIGHTS).keys()
+    settings = read_json(tmp_path / "aligned" / "stage.json")["settings"]
+    assert settings["align"] == read_json(tiny_teacher / "stage.json")["fingerprint"] and settings["align_weight"] == 2
+    assert not {"align", "align_weight"} & set(read_json(tmp_path / "alone" / "stage.json")["settings"])
+    assert load(tmp_path / "aligned").unet.config == load(tmp_path / "alone").unet.config
+
+
+def test_who_aligns_is_told_what_fits(tmp_path, run_main, diffusion_argv, tiny_teacher, capsys):
+    argv = [*diffusion_argv, "--max-train-steps", 1, "--output", tmp_path / "o", "--align"]
+    with pytest.raises(InputError, match="holds no finished classifier: run train_classifier first"):
+        run_main(script, *argv, tmp_path)
+    with pytest.raises(InputError, match="dp_epsilon"):
+        run_main(script, *argv, tiny_teacher, "--dp-epsilon", 1)
+    other = shutil.copytree(tiny_teacher, tmp_path / "other")
+    (other / "config.json").write_text(
+        (other / "config.json").read_text().replace('"image_size": 16', '"image_size": 32')
+    )
+    with pytest.raises(
+        InputError, match=r"the tiles are 16 px, but the classifier of align is for 32 px: give one that"
+    ):
+        run_main(script, *argv, other)
+    assert not (tmp_path / "o").exists()
+    # This teacher's record does not say which tiles it was trained on.
+    run_main(script, *argv, tiny_teacher, "--audit-share", 0.2)
+    assert "must not have had the tiles that are held out here for the audit" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path, run_main, diffusion_argv):

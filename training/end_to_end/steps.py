@@ -69,7 +69,7 @@ class Common:
         }
         return {
             "autoencoder": {**training, "output": out / "autoencoder"},
-            "diffusion": {**training, "output": out / "pipeline", "autoencoder": out / "autoencoder"},
+            "diffusion": {**training, "output": out / "pipeline", "autoencoder": out / "autoencoder", "align": None},
             # It is the first that can say what the autoencoder loses.
             "teacher": {**training, "output": out / "teacher", "autoencoder": out / "autoencoder"},
             "generate": {"pipeline": out / "pipeline", "output": out / "pool", "seed": self.seed},
@@ -134,6 +134,8 @@ def stage_calls(common: Common, run: Mapping[str, Any]) -> list[StageCall]:
         "audit": {"embedders": embedders},
     }
     given = common.given(run["image_size"])
+    if "align_weight" in _options_of(run["settings"], "diffusion"):
+        given["diffusion"]["align"] = common.output / "teacher"
     configs = {}
     for step, config_class in STEPS.items():
         options = {**usual.get(step, {}), **_options_of(run["settings"], step), **given[step]}
@@ -143,8 +145,8 @@ def stage_calls(common: Common, run: Mapping[str, Any]) -> list[StageCall]:
             raise InputError(f"step {step}: {error}") from error
     return [
         StageCall("autoencoder", "autoencoder", train_autoencoder, configs["autoencoder"], many),
-        StageCall("denoiser", "pipeline", train_diffusion, configs["diffusion"], many),
         StageCall("teacher", "teacher", train_classifier, configs["teacher"], many),
+        StageCall("denoiser", "pipeline", train_diffusion, configs["diffusion"], many),
         StageCall("pool", "pool", generate, configs["generate"], many),
         StageCall("selection", "distilled", select, configs["select"], 1, ("selector/config.json",)),
         StageCall("comparison", "comparison", compare, configs["compare"], many, ("results.json",)),

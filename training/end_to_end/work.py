@@ -96,7 +96,11 @@ class _Work:
         views = (_SYMMETRIES if options.symmetries else 1) * self.tiles["train"]
         # As many views as are shown, where these are fewer: then latents are not kept.
         encoded = min(views, shown) if getattr(options, "latent_cache", "off") != "off" else shown
-        return Counter(
+        aligned: Counter[str] = Counter()
+        if getattr(options, "align", None) is not None:
+            teacher = self.configs["teacher"].recipe
+            aligned[predict_of(teacher.architecture, teacher.width)] = self.tiles["train"]
+        return aligned + Counter(
             {
                 TRAIN_DENOISER: shown,
                 ENCODE: encoded + min(self.tiles["validation"], options.validation_tiles),

@@ -20,6 +20,7 @@ from histodistill.training.data.pixels import to_device
 from histodistill.training.data.tile_cache import TileCache
 from histodistill.training.data.tile_store import folders_of
 from histodistill.training.data.tiles import TileSource
+from histodistill.training.engine.alignment import AlignedDenoiser, Alignment, KeptOutput, misalignment
 from histodistill.training.engine.augment import draw_symmetries
 from histodistill.training.engine.checkpoints import content_of
 from histodistill.training.engine.flow import draw_step, flow_loss
@@ -53,14 +54,16 @@ class DiffusionTraining(GenerativeTraining):
         symmetries: Whether tiles are shown in the eight symmetries of the square.
         latent_cache: What latents of training tiles are kept as, one of `kept_latents.DTYPES`, or "off".
         optimizer: One of `OPTIMIZERS`.
+        alignment: What the denoiser's middle is drawn to; None leaves it alone.
 
     Attributes:
+        denoiser: What is trained.
         average: The denoiser with the averaged weights.
         latents: What became of `latent_cache`, for the stage's record.
     """
 
     name = "diffusion"
-    model: UNet2DModel
+    model: UNet2DModel | AlignedDenoiser
 
     def __init__(
         self,
@@ -76,6 +79,7 @@ class DiffusionTraining(GenerativeTraining):
         symmetries: bool,
         latent_cache: str,
         optimizer: str = "adamw",
+        alignment: Alignment | None = None,
     ):
         super().__init__(config, source.split("train"), accelerator, plan)
         self.source_name, self.latent_cache = source.name, latent_cache
@@ -93,7 +97,12 @@ class DiffusionTraining(GenerativeTraining):
             use_plain_attention(denoiser)
         # Tensor cores prefer this layout; on a CPU it makes group norm four times as slow.
         self.layout = torch.channels_last if accelerator.device.type == "cuda" else torch.contiguous_format
-        self.model = denoiser.to(memory_format=self.layout)
+        self.denoiser = denoiser.to(memory_format=self.layout)
+        self.alignment = alignment
+        self.model = denoiser
+        if alignment:
+            torch.manual_seed(torch_seed("weights of the projection", config.seed))
+            self.model = AlignedDenoiser(denoiser, alignment.num_features)
         self.average = UNet2DModel.from_config(denoiser.config).to(accelerator.device, memory_format=self.layout)
         self.average.load_state_dict(denoiser.state_dict())
         self.average.eval()
@@ -108,7 +117,7 @@ class DiffusionTraining(GenerativeTraining):
         self.ema.to(accelerator.device)
         validation = source.split("validation")
         self.validation = validation.subset(spread_indices(len(validation), config.validation_tiles))
-        self.optimizer = OPTIMIZERS[optimizer](denoiser, config.learning_rate, config.weight_decay)
+        self.optimizer = OPTIMIZERS[optimizer](self.model, config.learning_rate, config.weight_decay)
 
     def draw_batch(self, indices: np.ndarray, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         """Symmetries, noise, noise levels, and class ids of which some are the null class."""
@@ -117,14 +126,22 @@ class DiffusionTraining(GenerativeTraining):
         else:
             symmetries = torch.zeros(len(indices), dtype=torch.int64)  # as they are
         class_ids = torch.from_numpy(self.train.labels[indices])
-        return symmetries, *draw_step(generator, class_ids, self.latent_shape, self.null_class, self.class_dropout)
+        drawn = draw_step(generator, class_ids, self.latent_shape, self.null_class, self.class_dropout)
+        return symmetries, *drawn, *([self.alignment.targets(indices, symmetries)] if self.alignment else [])
 
     def given(self) -> dict[str, str]:
-        """The weights of the autoencoder, of which the stage's settings know only how they were trained."""
-        return {"autoencoder_weights": self.autoencoder_weights}
+        """The weights of other models, of which the stage's settings know only how they were trained."""
+        aligned = {"aligned_with": self.alignment.weights} if self.alignment else {}
+        return {"autoencoder_weights": self.autoencoder_weights, **aligned}
 
     def prepare(self) -> None:
-        """Encodes the training tiles and keeps their latents, unless that is not wanted, not worth it or cannot be."""
+        """Takes features of the training tiles, where they are needed, and keeps latents of them.
+
+        Latents are not kept where that is not wanted, not worth it or cannot be.
+        """
+        if self.alignment:
+            device, is_shown = self.accelerator.device, self.accelerator.is_local_main_process
+            self.alignment.prepare(self.train, self.source_name, device, self.config.cache_dir, is_shown)
         if self.latent_cache == "off":
             return
         encoding = Encoding(
@@ -205,10 +222,15 @@ class DiffusionTraining(GenerativeTraining):
         return latents.contiguous(memory_format=self.layout)
 
     def loss(self, call: Callable[..., Any], inputs: torch.Tensor, *drawn: torch.Tensor) -> torch.Tensor:
-        """The error of the predicted velocity."""
-        noise, noise_levels, class_ids = drawn
+        """The error of the predicted velocity, and what an alignment adds to it."""
+        noise, noise_levels, class_ids, *targets = drawn
+        call = KeptOutput(call)
         with self.accelerator.autocast():
-            return flow_loss(call, inputs, class_ids, noise, noise_levels)
+            loss = flow_loss(call, inputs, class_ids, noise, noise_levels)
+        if self.alignment:
+            (features,) = targets
+            loss = loss + self.alignment.weight * misalignment(call.output.projected, features)
+        return loss
 
     def validate(self) -> dict[str, float]:
         """Flow loss of the averaged weights on validation tiles, with the same noise every time."""
@@ -249,15 +271,16 @@ class DiffusionTraining(GenerativeTraining):
 
     def after_step(self) -> None:
         """Updates the moving average."""
-        self.ema.step(self.model.parameters())
+        self.ema.step(self.denoiser.parameters())
 
     def before_look(self) -> None:
         """Puts the averaged weights into `average`."""
         self.ema.copy_to(self.average.parameters())
 
     def saved_modules(self) -> dict[str, torch.nn.Module]:
-        """The denoiser and its average."""
-        return {"unet": self.model, "ema": self.average}
+        """The denoiser and its average, and what projects its middle where that is aligned."""
+        projection = {"projection": self.model.projection} if isinstance(self.model, AlignedDenoiser) else {}
+        return {"unet": self.denoiser, "ema": self.average, **projection}
 
     def saved_state(self) -> dict[str, Any]:
         """How many steps the average has seen, which decides its decay."""
@@ -275,21 +298,24 @@ class DiffusionTraining(GenerativeTraining):
         return HistologyPipeline(self.autoencoder.cpu(), average, make_scheduler(), id2label)
 
 
-def _adamw(denoiser: UNet2DModel, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    weights = denoiser.parameters()
+def _adamw(model: torch.nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    weights = model.parameters()
     return torch.optim.AdamW(weights, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True)
 
 
-def _muon(denoiser: UNet2DModel, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+def _muon(model: torch.nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
     matrices: list[torch.nn.Parameter] = []
     others: list[torch.nn.Parameter] = []
-    for name, weight in denoiser.named_parameters():
+    for name, weight in model.named_parameters():
         (matrices if is_matrix(name, weight) else others).append(weight)
     return Muon(matrices, others, lr=learning_rate, weight_decay=weight_decay)
 
 
-#: Makes the optimizer of a denoiser, given a learning rate and a weight decay.
-OPTIMIZERS: dict[str, Callable[[UNet2DModel, float, float], torch.optim.Optimizer]] = {"adamw": _adamw, "muon": _muon}
+#: Makes the optimizer of a denoiser, aligned or not, given a learning rate and a weight decay.
+OPTIMIZERS: dict[str, Callable[[torch.nn.Module, float, float], torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "muon": _muon,
+}
 
 
 def overfitting_warning(history: list[dict[str, Any]]) -> str | None:

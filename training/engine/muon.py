@@ -106,6 +106,11 @@ def is_matrix(name: str, weight: torch.nn.Parameter) -> bool:
     """Whether a weight of a U-Net of diffusers is for Muon: a linear or convolutional one within the network.
 
     Those that read the time are not: they are the largest matrices, at which half of the time would go.
+
+    Args:
+        name: Of the weight in the U-Net, or in an `AlignedDenoiser`.
+        weight: It.
     """
-    is_outer = name.startswith(("conv_in.", "conv_out.", "class_embedding.", "time_embedding."))
+    others = ("conv_in.", "conv_out.", "class_embedding.", "time_embedding.", "projection.")
+    is_outer = name.removeprefix("unet.").startswith(others)
     return weight.ndim >= 2 and not is_outer and ".time_emb_proj." not in name

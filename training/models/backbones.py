@@ -44,6 +44,15 @@ class ConvNetBackbone(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return self.layers(pixel_values).flatten(1)
 
+    def maps(self, pixel_values: torch.Tensor, least_side: int) -> torch.Tensor:
+        """The last maps that have a side of `least_side` at least, float N×width×side×side."""
+        found = pixel_values
+        for layer in self.layers:
+            if isinstance(layer, _HalvePool) and found.shape[-1] // 2 < least_side:
+                break
+            found = layer(found)
+        return found
+
 
 class _BasicBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -100,6 +109,16 @@ class ResNet18Backbone(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return self.blocks(self.stem(pixel_values)).mean(dim=(2, 3))
+
+    def maps(self, pixel_values: torch.Tensor, least_side: int) -> torch.Tensor:
+        """The last maps that have a side of `least_side` at least, float N×channels×side×side."""
+        found = self.stem(pixel_values)
+        for block in self.blocks:
+            following = block(found)
+            if following.shape[-1] < least_side:
+                break
+            found = following
+        return found
 
 
 class ViTBackbone(nn.Module):

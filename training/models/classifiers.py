@@ -147,7 +147,19 @@ class Classifier(
         Args:
             pixel_values: float N×3×image_size×image_size in [-1, 1].
         """
+        features = self.backbone(self._prepared(pixel_values))
+        return ClassifierOutput(logits=self.head(features), features=features)
+
+    def feature_maps(self, pixel_values: torch.Tensor, least_side: int) -> torch.Tensor:
+        """The last maps of features that have a side of `least_side` at least, float N×C×side×side.
+
+        Args:
+            pixel_values: As `forward` takes them.
+            least_side: At most image_size.
+        """
+        return self.backbone.maps(self._prepared(pixel_values), least_side)  # type: ignore[operator]
+
+    def _prepared(self, pixel_values: torch.Tensor) -> torch.Tensor:
         if self.normalize_stain:
             pixel_values = standardize_stain(pixel_values)
-        features = self.backbone(pixel_values.contiguous(memory_format=self.memory_format))
-        return ClassifierOutput(logits=self.head(features), features=features)
+        return pixel_values.contiguous(memory_format=self.memory_format)

@@ -29,8 +29,8 @@ from histodistill.training.running.presets import load_preset
 from histodistill.training.running.stages import is_complete, read_record
 
 
-TITLES = ["autoencoder", "denoiser", "teacher", "pool", "selection", "comparison", "privacy audit"]
-FOLDERS = ["autoencoder", "pipeline", "teacher", "pool", "distilled", "comparison", "audit"]
+TITLES = ["autoencoder", "teacher", "denoiser", "pool", "selection", "comparison", "privacy audit"]
+FOLDERS = ["autoencoder", "teacher", "pipeline", "pool", "distilled", "comparison", "audit"]
 SCRIPTS = ["train_autoencoder", "train_diffusion", "train_classifier", "generate", "select", "compare", "audit"]
 ROOMS = ["", "", "", "", "distillation.", "evaluation.", "evaluation."]
 TINY = Path()

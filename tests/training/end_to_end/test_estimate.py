@@ -164,5 +164,5 @@ def test_a_run_is_estimated_once(tiny_run):
     assert first.count("a few steps are timed") == 1 and "expected: " in first
     assert "timed" not in tiny_run.progress and "expected" not in tiny_run.progress
     kept = read_json(tiny_run.folder / "run.json")["estimate"]
-    assert list(kept["seconds"]) == ["autoencoder", "pipeline", "teacher", "pool", "distilled", "comparison", "audit"]
+    assert list(kept["seconds"]) == ["autoencoder", "teacher", "pipeline", "pool", "distilled", "comparison", "audit"]
     assert all(0 < seconds < 600 for seconds in kept["seconds"].values())
