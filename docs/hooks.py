@@ -33,6 +33,7 @@ PROGRAMS = (
     "histodistill.training.benchmarks.memory",
     "histodistill.training.benchmarks.input_path",
     "histodistill.training.benchmarks.latent_cache",
+    "histodistill.training.benchmarks.freed_memory",
     "histodistill.training.benchmarks.audit_speed",
     "histodistill.training.benchmarks.sites_study",
 )

@@ -31,6 +31,8 @@ validation_steps = 150
 checkpointing_steps = 5
 
 [diffusion]
+align_weight = 0.5
+optimizer = "muon"
 channels = [8]
 layers_per_block = 1
 attention_levels = 1
