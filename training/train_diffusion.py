@@ -126,8 +126,8 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
         require(self.dropout == 0, "dropout", self.dropout, f"with {param('dp_epsilon')} it must be 0")
         if self.init_from is not None and not self.dp_public_init:
             raise not_covered("init_from", "pipeline")
-        if self.align is not None:
-            raise not_covered("align", "classifier")
+        rule = f"with {param('dp_epsilon')} it must be left out, since its features of the tiles are not covered"
+        require(self.align is None, "align", self.align, rule)
 
     def settings(self) -> dict[str, Any]:
         """The options that decide the result, but those that earlier stages have not, at their defaults."""
