@@ -74,7 +74,7 @@ def test_each_site_distils_its_own_tiles(tiny_npz, tmp_path, monkeypatch):
         assert np.array_equal(kept.split(split).labels, source.split(split).labels)
     # Everything but the comparison, on the site's tiles alone.
     steps = [module.rsplit(".", 1)[1] for module, _ in started]
-    assert steps == ["train_autoencoder", "train_diffusion", "train_classifier", "generate", "select"]
+    assert steps == ["train_autoencoder", "train_classifier", "train_diffusion", "generate", "select"]
     configs = {
         step: import_module(module).make_parser().read(argv)
         for step, (module, argv) in zip(steps, started, strict=True)

@@ -31,7 +31,7 @@ from histodistill.training.running.stages import is_complete, read_record
 
 TITLES = ["autoencoder", "teacher", "denoiser", "pool", "selection", "comparison", "privacy audit"]
 FOLDERS = ["autoencoder", "teacher", "pipeline", "pool", "distilled", "comparison", "audit"]
-SCRIPTS = ["train_autoencoder", "train_diffusion", "train_classifier", "generate", "select", "compare", "audit"]
+SCRIPTS = ["train_autoencoder", "train_classifier", "train_diffusion", "generate", "select", "compare", "audit"]
 ROOMS = ["", "", "", "", "distillation.", "evaluation.", "evaluation."]
 TINY = Path()
 
@@ -338,7 +338,7 @@ def test_the_denoiser_may_begin_from_a_pipeline(tiny_run, tmp_path, monkeypatch,
     config = distill.make_parser().read(options)
     run = distill.open_run(config)
     assert read_json(tmp_path / "run" / "run.json")["settings"]["diffusion"]["init_from"] == start
-    call = distill.stages(config, run)[1]
+    call = distill.stages(config, run)[2]
     assert call.config.init_from == start and train_diffusion.make_parser().read(call.argv) == call.config
     # A folder that is not there is told of now, and not when the autoencoder is trained.
     message = refused(capsys, tiny_run.data, tmp_path / "new", "--set", "diffusion.init_from=others/none")
@@ -435,7 +435,7 @@ def test_options_reach_the_scripts(tiny_tiles, tmp_path):
     assert [stage.module for stage in stages] == modules
     # Selection has nothing to share.
     assert [stage.num_processes for stage in stages] == [2, 2, 2, 2, 1, 2, 1]
-    autoencoder, diffusion, teacher, generate, select, compare, audit = map(parsed, stages)
+    autoencoder, teacher, diffusion, generate, select, compare, audit = map(parsed, stages)
     for args in (autoencoder, diffusion, teacher):
         assert (args.data, args.image_size, args.resume) == (str(tiny_tiles), 16, "latest")
         assert (args.mixed_precision, args.seed) == ("no", 3)
@@ -464,7 +464,7 @@ def test_options_reach_the_scripts(tiny_tiles, tmp_path):
 
 def test_denoiser_sees_few_tiles_less_often(tiny_tiles, tmp_path, tiny_preset):
     (tmp_path / "few.toml").write_text(f"max_epochs = 1\n{tiny_preset.read_text()}")
-    [_, diffusion, *_] = plan(tiny_tiles, tmp_path / "run", "--preset", tmp_path / "few.toml")
+    [_, _, diffusion, *_] = plan(tiny_tiles, tmp_path / "run", "--preset", tmp_path / "few.toml")
     assert parsed(diffusion).max_train_steps == 55 // 8  # one tile in twelve is held out for the audit
 
 
@@ -570,7 +570,7 @@ def test_what_is_set_reaches_the_step_and_the_record(tiny_tiles, tmp_path):
     argv = ["--set", "diffusion.learning_rate=1e-4", "autoencoder.channels=16,8", "--set", "select.drop_copies=false"]
     argv += ["--set", "audit.plant=7", "--set", "compare.batch_size=9", "--set", "teacher.normalize-stain=true"]
     stages = plan(tiny_tiles, tmp_path / "run", *argv)
-    autoencoder, diffusion, teacher, _, select, compare, audit = map(parsed, stages)
+    autoencoder, teacher, diffusion, _, select, compare, audit = map(parsed, stages)
     assert (diffusion.learning_rate, autoencoder.channels, teacher.normalize_stain) == (1e-4, (16, 8), True)
     assert (select.drop_copies, audit.plant, compare.batch_size) == (False, 7, 9)
     # The rest is the preset's.
@@ -617,7 +617,7 @@ def test_nothing_set_leaves_the_record_as_it_always_was(tiny_run):
 
 
 def test_steps_that_are_set_are_not_cut(tiny_tiles, tmp_path):
-    _, diffusion, *_ = plan(tiny_tiles, tmp_path / "run", "--set", "diffusion.max_train_steps=5000")
+    _, _, diffusion, *_ = plan(tiny_tiles, tmp_path / "run", "--set", "diffusion.max_train_steps=5000")
     assert diffusion.config.max_train_steps == 5000  # the preset's 200 epochs of 55 tiles would be 1,375
 
 
