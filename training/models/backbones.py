@@ -17,6 +17,10 @@ class _HalvePool(nn.Module):
         return (rows[..., 0:width:2] + rows[..., 1:width:2]) * 0.25
 
 
+# Convolution, norm, activation and pooling of a ConvNet.
+_LAYERS_PER_BLOCK = 4
+
+
 class ConvNetBackbone(nn.Module):
     """The ConvNet of the dataset-distillation literature (Gidaris & Komodakis, CVPR 2018; Zhao et al., ICLR 2021).
 
@@ -45,12 +49,13 @@ class ConvNetBackbone(nn.Module):
         return self.layers(pixel_values).flatten(1)
 
     def maps(self, pixel_values: torch.Tensor, least_side: int) -> torch.Tensor:
-        """The last maps that have a side of `least_side` at least, float N×width×side×side."""
+        """What the last block gives whose maps have a side of `least_side` at least, float N×width×side×side."""
         found = pixel_values
-        for layer in self.layers:
-            if isinstance(layer, _HalvePool) and found.shape[-1] // 2 < least_side:
+        for first in range(0, len(self.layers), _LAYERS_PER_BLOCK):
+            following = self.layers[first : first + _LAYERS_PER_BLOCK](found)
+            if following.shape[-1] < least_side:
                 break
-            found = layer(found)
+            found = following
         return found
 
 
@@ -111,7 +116,7 @@ class ResNet18Backbone(nn.Module):
         return self.blocks(self.stem(pixel_values)).mean(dim=(2, 3))
 
     def maps(self, pixel_values: torch.Tensor, least_side: int) -> torch.Tensor:
-        """The last maps that have a side of `least_side` at least, float N×channels×side×side."""
+        """What the last block gives whose maps have a side of `least_side` at least, float N×channels×side×side."""
         found = self.stem(pixel_values)
         for block in self.blocks:
             following = block(found)
