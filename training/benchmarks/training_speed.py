@@ -46,7 +46,11 @@ def training_config(
         output: Folder for the result.
         overrides: Options in place of the settings; `max_train_steps` is one of them.
     """
-    known = {name: value for name, value in settings.items() if name not in ("stage", "data", "autoencoder")}
+    # Of these the record holds what they are, not where; what a training begins from takes no time in its steps.
+    inputs = ("data", "autoencoder", "align", "init_from")
+    known = {name: value for name, value in settings.items() if name not in ("stage", *inputs)}
+    if "align" in settings:
+        known["align"] = run / "teacher"
     steps = overrides["max_train_steps"]
     options = {
         **known,
