@@ -447,6 +447,7 @@ def test_options_reach_the_scripts(tiny_tiles, tmp_path):
         out / "teacher",
     )
     assert (diffusion.autoencoder, generate.pipeline) == (out / "autoencoder", out / "pipeline")
+    assert (diffusion.align, diffusion.optimizer) == (out / "teacher", "muon")  # by the preset
     assert (generate.output, select.pool, select.teacher, select.output) == (
         out / "pool",
         out / "pool",
@@ -460,6 +461,15 @@ def test_options_reach_the_scripts(tiny_tiles, tmp_path):
     assert (compare.run, compare.data, compare.image_size) == (out, str(tiny_tiles), 16)
     assert compare.plan == [("convnet", 2, ("real_all", "real_random", "distilled_ce"))]
     assert teacher.n_per_class is None
+
+
+def test_a_denoiser_is_aligned_where_the_preset_says_so(tiny_tiles, tmp_path, tiny_preset):
+    preset = tmp_path / "alone.toml"
+    preset.write_text(tiny_preset.read_text().replace("align_weight = 0.5\n", ""))
+    [_, _, diffusion, *_] = plan(tiny_tiles, tmp_path / "run", "--preset", preset)
+    assert parsed(diffusion).align is None
+    with pytest.raises(SystemExit):
+        plan(tiny_tiles, tmp_path / "run", "--set", "diffusion.align=somewhere")
 
 
 def test_denoiser_sees_few_tiles_less_often(tiny_tiles, tmp_path, tiny_preset):
