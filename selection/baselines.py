@@ -161,8 +161,8 @@ class FacilityLocationSelector(BaseSelector):
 
     def _select_class(self, embeddings: np.ndarray, rng: np.random.Generator, name: str) -> ClassSelection:
         _check_distances_fit(embeddings, name, "facility location")
-        # A power of two changes no digit, and keeps all within float32.
-        scale = np.float32(2.0 ** (2 - np.frexp(np.abs(embeddings).max())[1].astype(float)))
+        # A power of two changes no digit, and keeps all within float32, whose largest it is of the least numbers.
+        scale = np.float32(2.0 ** min(127, 2 - int(np.frexp(np.abs(embeddings).max())[1])))
         distances = np.empty((len(embeddings), len(embeddings)), dtype=np.float32)
         for row, image in zip(distances, embeddings, strict=True):
             row[:] = np.sqrt(squared_distances_to(embeddings, image)) * scale

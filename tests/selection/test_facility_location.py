@@ -124,3 +124,9 @@ def test_the_largest_embeddings_that_are_accepted_change_nothing():
     large = FacilityLocationSelector(n_per_class=6).fit(points * np.float32(2.0**124), labels)
     np.testing.assert_array_equal(large.selected_indices_, small.selected_indices_)
     assert large.mean_distance_[0] == pytest.approx(small.mean_distance_[0] * 2.0**124)
+
+
+def test_the_least_numbers_are_chosen_from():
+    embeddings = np.array([[1e-45], [0], [-1e-45]], np.float32)
+    selector = FacilityLocationSelector(n_per_class=1).fit(embeddings, np.zeros(3, np.int64))
+    assert len(selector.selected_indices_) == 1 and np.isfinite(selector.mean_distance_).all()
