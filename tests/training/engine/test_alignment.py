@@ -109,3 +109,18 @@ def test_misalignment_is_that_of_directions():
     assert misalignment(-features, features).item() == pytest.approx(2, abs=1e-6)
     first, second = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1), torch.tensor([0.0, 5.0]).view(1, 2, 1, 1)
     assert misalignment(first, second).item() == pytest.approx(1)
+
+
+def test_the_middle_can_be_drawn_to_features():
+    torch.manual_seed(0)
+    model = AlignedDenoiser(build_denoiser(8, 2, 5, [8, 16], 1, 0, 0.0), 3)
+    inputs, classes = (torch.randn(4, 2, 8, 8), torch.full((4,), 300.0)), torch.arange(4)
+    targets = torch.randn(4, 3, 4, 4)
+    optimizer, losses = torch.optim.Adam(model.parameters(), lr=1e-2), []
+    for _ in range(60):
+        loss = misalignment(model(*inputs, class_labels=classes).projected, targets)
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[0] > 0.8 and losses[-1] < 0.3
