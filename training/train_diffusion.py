@@ -344,7 +344,7 @@ def find_classifier(config: TrainDiffusionConfig, source: TileSource) -> dict[st
     """
     if config.align is None:
         return None
-    from histodistill.training.models.warm_start import warn_of_held_out
+    from histodistill.training.models.warm_start import knows_tiles, warn_of_held_out
     from histodistill.training.running.files import read_json
     from histodistill.training.running.stages import require_complete
 
@@ -355,8 +355,9 @@ def find_classifier(config: TrainDiffusionConfig, source: TileSource) -> dict[st
             f"the tiles are {source.image_size} px, but the classifier of {param('align')} is for {size} px: give one "
             "that was trained on such tiles"
         )
-    if config.audit_share and record["settings"].get("data") != source.fingerprint():
-        warn_of_held_out(str(config.align))
+    name = str(config.align)
+    if config.audit_share and not knows_tiles(name, config.align, source, said_public=False):
+        warn_of_held_out(name)
     return record
 
 

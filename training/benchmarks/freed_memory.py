@@ -71,7 +71,7 @@ def run(config: FreedMemoryConfig) -> dict[str, Any]:
             image_size=config.image_size,
             preset=config.preset,
             steps=config.steps,
-            rounds=2 * config.rounds + 1,
+            rounds=config.rounds,
             mixed_precision=config.mixed_precision,
             seed=config.seed,
         )

@@ -17,14 +17,12 @@ from diffusers import UNet2DModel
 from torch import nn
 from torch.nn import functional as F
 
-from histodistill.training.data.latent_store import StoredLatents, open_latents
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.data.tile_cache import TileCache
-from histodistill.training.data.tile_store import folders_of
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.engine.augment import apply_symmetries
 from histodistill.training.engine.checkpoints import content_of
-from histodistill.training.engine.kept_latents import Encoding, KeptLatents, make_block, plan_latents
+from histodistill.training.engine.kept_latents import Encoding, KeptLatents, keep_latents, plan_latents
 from histodistill.training.engine.steps import spread_indices
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.running.errors import InputError, param
@@ -135,14 +133,7 @@ class Alignment:
         shape = (self.num_features, self.side, self.side)
         encoding = Encoding(encode, ["features", self.weights], shape, 1, device)
         plan = plan_latents(encoding, tiles, source, _DTYPE)
-        stored: StoredLatents = open_latents(
-            TileCache(cache_dir),
-            plan,
-            lambda first, stop: make_block(encoding, tiles, _DTYPE, first, stop),
-            keep=folders_of([tiles.images]),
-            is_shown=is_shown,
-        )
-        self._kept = KeptLatents(stored, _DTYPE)
+        self._kept = KeptLatents(keep_latents(TileCache(cache_dir), encoding, plan, tiles, is_shown), _DTYPE)
         some = spread_indices(len(tiles), _MEAN_TILES)
         self._mean = self._read(some).mean((0, 2, 3)).view(-1, 1, 1)
 

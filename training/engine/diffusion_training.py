@@ -15,16 +15,15 @@ from diffusers.training_utils import EMAModel
 from histodistill.pipelines import HistologyPipeline
 from histodistill.selection.streams import torch_seed
 from histodistill.training.data.images import save_grid
-from histodistill.training.data.latent_store import LatentsPlan, StoredLatents, find_latents, open_latents
+from histodistill.training.data.latent_store import LatentsPlan, StoredLatents, find_latents
 from histodistill.training.data.pixels import to_device
 from histodistill.training.data.tile_cache import TileCache
-from histodistill.training.data.tile_store import folders_of
 from histodistill.training.data.tiles import TileSource
 from histodistill.training.engine.alignment import AlignedDenoiser, Alignment, KeptOutput, misalignment
 from histodistill.training.engine.augment import draw_symmetries
 from histodistill.training.engine.checkpoints import content_of
 from histodistill.training.engine.flow import draw_step, flow_loss
-from histodistill.training.engine.kept_latents import Encoding, KeptLatents, make_block, plan_latents
+from histodistill.training.engine.kept_latents import Encoding, KeptLatents, keep_latents, plan_latents
 from histodistill.training.engine.loop import GenerativeTraining
 from histodistill.training.engine.muon import Muon, is_matrix
 from histodistill.training.engine.privacy import PrivacyPlan
@@ -183,13 +182,7 @@ class DiffusionTraining(GenerativeTraining):
         found = find_latents(cache, plan)
         if found is not None or self.views_shown < plan.num_views:
             return found
-        return open_latents(
-            cache,
-            plan,
-            lambda first, stop: make_block(encoding, self.train, plan.dtype, first, stop),
-            keep=folders_of([self.train.images]),
-            is_shown=self.accelerator.is_local_main_process,
-        )
+        return keep_latents(cache, encoding, plan, self.train, self.accelerator.is_local_main_process)
 
     @property
     def views_shown(self) -> int:

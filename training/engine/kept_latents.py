@@ -13,8 +13,10 @@ import diffusers
 import numpy as np
 import torch
 
-from histodistill.training.data.latent_store import Block, LatentsPlan, StoredLatents
+from histodistill.training.data.latent_store import Block, LatentsPlan, StoredLatents, open_latents
 from histodistill.training.data.pixels import ready_for
+from histodistill.training.data.tile_cache import TileCache
+from histodistill.training.data.tile_store import folders_of
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.running.errors import InputError, param
 
@@ -97,6 +99,30 @@ def make_block(encoding: Encoding, tiles: Tiles, dtype: str, first: int, stop: i
                 )
             bits[start - first : end - first, symmetry] = rounded.cpu().contiguous().view(torch.int16).numpy()
     return Block(bits, largest, squares)
+
+
+def keep_latents(
+    cache: TileCache, encoding: Encoding, plan: LatentsPlan, tiles: Tiles, is_shown: bool
+) -> StoredLatents:
+    """Latents of tiles in the cache; what is not there is made.
+
+    Args:
+        cache: The cache.
+        encoding: How they are made.
+        plan: Which ones: see `plan_latents`.
+        tiles: Whose they are.
+        is_shown: Whether this process shows how far it is.
+
+    Raises:
+        InputError: If they cannot be kept.
+    """
+    return open_latents(
+        cache,
+        plan,
+        lambda first, stop: make_block(encoding, tiles, plan.dtype, first, stop),
+        keep=folders_of([tiles.images]),
+        is_shown=is_shown,
+    )
 
 
 class KeptLatents:

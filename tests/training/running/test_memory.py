@@ -53,9 +53,9 @@ def test_private_memory_is_what_no_file_stands_behind(tmp_path):
 
 # Blocks as a step of a training frees them and asks for them again.
 FAULTS = """
-import resource, sys
+import resource
 import numpy as np
-from histodistill.training.running.memory import {names}
+from histodistill.training.running.memory import keep_freed_memory
 {before}
 def use():
     blocks = [np.ones(2**24, np.uint8) for _ in range(8)]
@@ -70,7 +70,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - first)
 
 def page_faults(before: str, **variables: str) -> int:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
-    program = FAULTS.format(names="give_back_freed_memory, keep_freed_memory", before=before)
+    program = FAULTS.format(before=before)
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, env={**environment, **variables}
     )
