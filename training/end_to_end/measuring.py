@@ -320,8 +320,10 @@ def _main(request: Path, answer: Path) -> None:
 
 
 if __name__ == "__main__":
+    from histodistill.training.running.memory import keep_freed_memory
     from histodistill.training.running.progress import quiet_libraries
 
+    keep_freed_memory()  # as the steps do
     try:
         with quiet_libraries():
             _main(Path(sys.argv[1]), Path(sys.argv[2]))

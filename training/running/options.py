@@ -571,9 +571,6 @@ def run_config(
     Raises:
         SystemExit: With code 2 for bad input, and with that of `exit_code` where it is not 0.
     """
-    from histodistill.training.running.allocator import keep_freed_memory
-
-    keep_freed_memory()
     require_temporary_folders()
     try:
         result = run(configuration)
