@@ -149,15 +149,15 @@ class Preset:
           latents, the pixels that are shown, and those in a batch. From three on, the finest level, on which most of
           the time goes, is half as wide. Where latents are larger than 16×16 it is trained on crops that make such.
           It looks at fewer validation tiles, less often.
-        - The denoiser has one more level, with attention, for latents of 16×16 and more. It is shown as many latent
-          positions in all, and so fewer tiles where latents are larger: its time stays about the same.
+        - The denoiser has one more level, with attention, for latents of 16×16 and more. Where they are larger, it is
+          shown as many latent positions in all as of 16×16 and so fewer tiles: its time stays about the same.
         - Learning rates go by the square root of the batch (Malladi et al. 2022, arXiv:2205.10287).
         - Where `classifiers_shrink`, batches of teacher and comparison shrink with the area of a tile, down to 32. The
           tiles that the teacher is shown shrink with its side; those of each comparison, of which there are several,
           by its side to the power of 1.5. Of two architectures the one that costs less is trained, up to 64 pixels a
           ConvNet, above a ResNet-18.
         """
-        base_halvings = halvings = len(self.autoencoder["channels"]) - 1
+        halvings = len(self.autoencoder["channels"]) - 1
         if image_size <= _LARGEST_AS_IT_IS:
             return replace(self, diffusion=_with_levels(self.diffusion, image_size / 2**halvings))
         while image_size / 2**halvings > (
@@ -168,7 +168,7 @@ class Preset:
         fitted = replace(
             self,
             autoencoder=_fit_autoencoder(self.autoencoder, image_size, halvings),
-            diffusion=_fit_denoiser(self.diffusion, latent_side, _BASE_SIZE / 2**base_halvings),
+            diffusion=_fit_denoiser(self.diffusion, latent_side),
         )
         return fitted._with_small_classifiers(image_size) if self.classifiers_shrink else fitted
 
@@ -256,12 +256,12 @@ def _with_levels(options: Mapping[str, Any], latent_side: float) -> dict[str, An
     return {**options, "channels": [*options["channels"], options["channels"][-1]], "attention_levels": 1}
 
 
-def _fit_denoiser(options: Mapping[str, Any], latent_side: float, base_side: float) -> dict[str, Any]:
-    """The denoiser's options for latents of that side, by those for latents of `base_side`: see `for_image_size`."""
+def _fit_denoiser(options: Mapping[str, Any], latent_side: float) -> dict[str, Any]:
+    """The denoiser's options for latents of that side: see `Preset.for_image_size`."""
     fitted, batch_size = _with_levels(options, latent_side), options["batch_size"]
     fitted["batch_size"] = min(batch_size, _power_of_two(_MOST_POSITIONS / latent_side**2, 1))
     _scale_learning_rate(fitted, fitted["batch_size"] / batch_size)
-    tiles = min(1.0, (base_side / latent_side) ** 2)
+    tiles = min(1.0, (_LATENT_SIDE / latent_side) ** 2)
     for name in ("max_train_steps", "validation_steps"):
         if name in options:
             fitted[name] = max(1, round(options[name] * tiles * batch_size / fitted["batch_size"]))
