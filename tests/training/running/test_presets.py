@@ -131,13 +131,13 @@ def test_the_finest_level_of_large_tiles_is_half_as_wide():
 def test_pixels_and_positions_that_are_shown_follow_a_rule(name):
     base = PRESETS[name]
     pixels = base.autoencoder["max_train_steps"] * base.autoencoder["batch_size"] * 28**2
-    positions = base.diffusion["max_train_steps"] * base.diffusion["batch_size"] * 14**2
+    tiles = base.diffusion["max_train_steps"] * base.diffusion["batch_size"]
     for size, factor, latent_size in ((64, 2, 16), (128, 4, 16), (224, 4, 28), (256, 4, 32), (512, 8, 32)):
         preset = base.for_image_size(size)
         assert preset.autoencoder["train_pixels"] == factor * pixels and "max_train_steps" not in preset.autoencoder
         diffusion = preset.diffusion
-        shown = diffusion["max_train_steps"] * diffusion["batch_size"] * latent_size**2
-        assert shown == pytest.approx(positions, rel=0.01)
+        shown = diffusion["max_train_steps"] * diffusion["batch_size"]
+        assert shown == pytest.approx(tiles * 16**2 / latent_size**2, rel=0.01)
 
 
 def test_learning_rates_go_by_the_root_of_the_batch():
