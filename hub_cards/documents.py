@@ -337,6 +337,15 @@ class CommunityParams(SelectorParams):
     weighting: Literal["local_gaussian", "inverse_distance", "cosine"]
 
 
+class KernelRidgeParams(SelectorParams):
+    """Parameters of the selector that goes by kernel ridge regression."""
+
+    n_targets: Annotated[int, Field(ge=1, le=10**7)]
+    ridge: Annotated[float, Field(gt=0)]
+    sweeps: Annotated[int, Field(ge=0, le=10**6)]
+    width: Annotated[float, Field(gt=0)]
+
+
 class Fitted(Exact):
     """What a selector has learned, beside arrays."""
 
@@ -382,8 +391,15 @@ class CommunitySelectorDocument(_SelectorDocument):
     params: CommunityParams
 
 
+class KernelRidgeDocument(_SelectorDocument):
+    """config.json of the selector that goes by kernel ridge regression."""
+
+    class_name: Literal["KernelRidgeSelector"]
+    params: KernelRidgeParams
+
+
 #: config.json of any selector.
-SelectorDocument = PlainSelectorDocument | CommunitySelectorDocument
+SelectorDocument = PlainSelectorDocument | CommunitySelectorDocument | KernelRidgeDocument
 _SELECTOR: TypeAdapter[SelectorDocument] = TypeAdapter(Annotated[SelectorDocument, Field(discriminator="class_name")])
 
 

@@ -140,6 +140,8 @@ def selector_arrays(config: SelectorDocument, num_classes: int, pool_size: int) 
         arrays["num_communities_"] = ArraySpec("int64", (num_classes,))
     elif config.class_name == "FacilityLocationSelector":
         arrays["mean_distance_"] = ArraySpec("float64", (num_classes,))
+    elif config.class_name == "KernelRidgeSelector":
+        arrays["error_"] = ArraySpec("float64", (num_classes,))
     return arrays
 
 
@@ -158,6 +160,7 @@ def check_selector_values(arrays: Mapping[str, np.ndarray], pool_size: int) -> N
         "classes_": (classes == np.arange(len(classes))).all(),
         "selected_indices_": _within(chosen, 0, pool_size - 1) and len(np.unique(chosen)) == len(chosen),
         "mean_distance_": _within(arrays.get("mean_distance_"), 0, np.inf),
+        "error_": _within(arrays.get("error_"), 0, np.inf),
         "codelength_": _within(arrays.get("codelength_"), 0, 64),
         "num_communities_": _within(arrays.get("num_communities_"), 0, pool_size),
     }

@@ -18,7 +18,7 @@ from histodistill.selection.names import QUOTA_RULES, RANKINGS, SELECTOR_NAMES, 
 
 if TYPE_CHECKING:
     from histodistill.selection.audit_verdict import Verdict
-    from histodistill.selection.base import BaseSelector, ClassSelection
+    from histodistill.selection.base import BaseSelector, ClassSelection, ClasswiseSelector, JointSelector
     from histodistill.selection.baselines import (
         FacilityLocationSelector,
         HerdingSelector,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from histodistill.selection.filters import at_least, recognised, typical
     from histodistill.selection.graph import knn_graph, nearest_among, nearest_neighbors
     from histodistill.selection.image_audit import audit_images
+    from histodistill.selection.kernel_ridge import KernelRidgeSelector
     from histodistill.selection.quotas import community_quotas
     from histodistill.selection.registry import SELECTORS
 
@@ -40,11 +41,14 @@ if TYPE_CHECKING:
 _HOME_OF_NAME = {
     "BaseSelector": "registry",
     "ClassSelection": "base",
+    "ClasswiseSelector": "base",
     "FacilityLocationSelector": "baselines",
     "HerdingSelector": "baselines",
+    "JointSelector": "base",
     "KCenterSelector": "baselines",
     "KMeansSelector": "baselines",
     "KernelHerdingSelector": "baselines",
+    "KernelRidgeSelector": "kernel_ridge",
     "RandomSelector": "baselines",
     "Communities": "communities",
     "DegenerateGraphWarning": "communities",
@@ -70,14 +74,17 @@ __all__ = [
     "WEIGHTINGS",
     "BaseSelector",
     "ClassSelection",
+    "ClasswiseSelector",
     "Communities",
     "DegenerateGraphWarning",
     "DistillSelector",
     "FacilityLocationSelector",
     "HerdingSelector",
+    "JointSelector",
     "KCenterSelector",
     "KMeansSelector",
     "KernelHerdingSelector",
+    "KernelRidgeSelector",
     "RandomSelector",
     "Verdict",
     "at_least",

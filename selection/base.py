@@ -44,7 +44,8 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
 
     - no image is chosen twice, and each only for its own class;
     - the same input and `random_state` give the same choice, in any process and with any number of threads;
-    - classes are independent: adding or removing another class changes nothing;
+    - classes are independent: adding or removing another class changes nothing, unless the selector is a
+      `JointSelector`, which looks across classes;
     - images that rank equal are taken by lower index;
     - images that are no candidates are not looked at at all: the choice is as if they were not there.
 
@@ -58,7 +59,7 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
         classes_: int64 or texts, the labels that occur, ascending.
         n_features_in_: D, the width of the embeddings.
 
-    A subclass implements `_select_class`, and `check_params` if it has parameters of its own.
+    A subclass is a `ClasswiseSelector` or a `JointSelector`, and has `check_params` if it has parameters of its own.
     """
 
     def __init__(self, n_per_class: int = 100, random_state: int = 0):
@@ -95,30 +96,13 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
                     "generate more"
                 )
 
-        selected = []
-        per_image: dict[str, np.ndarray] = {}
-        per_class: dict[str, list[float | int]] = {}
-        for label in classes:
-            rows = np.flatnonzero((labels == label) & candidates)
-            # Seeded by the label itself, so that the other classes do not matter.
-            rng = stream("choice of a selector", int(self.random_state), _seed_of(label))
-            chosen = self._select_class(embeddings[rows], rng, name=f"class {label}")
-            selected.append(rows[chosen.ranked])
-            for name, values in chosen.per_image.items():
-                if name not in per_image:
-                    missing = -1 if values.dtype.kind in "iu" else 0
-                    per_image[name] = np.full(len(labels), missing, dtype=values.dtype)
-                per_image[name][rows] = values
-            for name, value in chosen.per_class.items():
-                per_class.setdefault(name, []).append(value)
-
+        rows_of = [np.flatnonzero((labels == label) & candidates) for label in classes]
+        selected, learned = self._select(embeddings, rows_of, classes)
         self.selected_indices_ = np.concatenate(selected).astype(np.int64)
         self.classes_ = classes
         self.n_features_in_ = embeddings.shape[1]
-        for name, array in per_image.items():
-            setattr(self, f"{name}_", array)
-        for name, numbers in per_class.items():
-            setattr(self, f"{name}_", np.array(numbers))
+        for name, value in learned.items():
+            setattr(self, f"{name}_", value)
         return self
 
     @classmethod
@@ -137,6 +121,49 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
         check_integer("random_state", self.random_state, 0, LARGEST_RANDOM_STATE)
 
     @abstractmethod
+    def _select(
+        self, embeddings: np.ndarray, rows_of: list[np.ndarray], classes: np.ndarray
+    ) -> tuple[list[np.ndarray], dict[str, Any]]:
+        """Chooses among the candidates of all classes.
+
+        Args:
+            embeddings: N×D float32, finite.
+            rows_of: The candidates of each class, at least `n_per_class`, ascending.
+            classes: int64 or texts, the label of each class.
+
+        Returns:
+            `n_per_class` of each class's candidates, best first, and what else is learned: name → value, of which
+            `fit` makes the attribute `name_`.
+        """
+
+
+class ClasswiseSelector(BaseSelector):
+    """A selector that chooses in each class by itself: adding or removing another class changes nothing.
+
+    A subclass implements `_select_class`. Parameters and attributes are those of `BaseSelector`.
+    """
+
+    def _select(
+        self, embeddings: np.ndarray, rows_of: list[np.ndarray], classes: np.ndarray
+    ) -> tuple[list[np.ndarray], dict[str, Any]]:
+        selected = []
+        per_image: dict[str, np.ndarray] = {}
+        per_class: dict[str, list[float | int]] = {}
+        for label, rows in zip(classes, rows_of, strict=True):
+            # Seeded by the label itself, so that the other classes do not matter.
+            rng = stream("choice of a selector", int(self.random_state), _seed_of(label))
+            chosen = self._select_class(embeddings[rows], rng, name=f"class {label}")
+            selected.append(rows[chosen.ranked])
+            for name, values in chosen.per_image.items():
+                if name not in per_image:
+                    missing = -1 if values.dtype.kind in "iu" else 0
+                    per_image[name] = np.full(len(embeddings), missing, dtype=values.dtype)
+                per_image[name][rows] = values
+            for name, value in chosen.per_class.items():
+                per_class.setdefault(name, []).append(value)
+        return selected, {**per_image, **{name: np.array(numbers) for name, numbers in per_class.items()}}
+
+    @abstractmethod
     def _select_class(self, embeddings: np.ndarray, rng: np.random.Generator, name: str) -> ClassSelection:
         """Chooses among the candidates of one class.
 
@@ -144,6 +171,38 @@ class BaseSelector(PretrainedMixin, BaseEstimator, ABC):
             embeddings: n×D float32, finite, n ≥ `n_per_class`, in the order of the input.
             rng: The only source of chance.
             name: What a message calls the class, such as `"class 3"`.
+        """
+
+
+class JointSelector(BaseSelector):
+    """A selector of the second kind, which looks across classes: what it chooses of one hangs on the others.
+
+    A subclass implements `_select_jointly`. Parameters and attributes are those of `BaseSelector`.
+    """
+
+    def _select(
+        self, embeddings: np.ndarray, rows_of: list[np.ndarray], classes: np.ndarray
+    ) -> tuple[list[np.ndarray], dict[str, Any]]:
+        rows = np.concatenate(rows_of)
+        numbers = np.repeat(np.arange(len(classes)), [len(of) for of in rows_of])
+        rng = stream("choice of a selector across classes", int(self.random_state))
+        ranked, learned = self._select_jointly(embeddings[rows], numbers, rng)
+        return [rows[ranked[numbers[ranked] == number]] for number in range(len(classes))], learned
+
+    @abstractmethod
+    def _select_jointly(
+        self, embeddings: np.ndarray, classes: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Chooses among the candidates of all classes.
+
+        Args:
+            embeddings: n×D float32, finite, class by class, at least `n_per_class` of each.
+            classes: n int64, the number of each image's class: from 0 on, ascending, without gaps.
+            rng: The only source of chance.
+
+        Returns:
+            int64, `n_per_class` different indices in 0 … n − 1 of each class, those of a class best first, and what
+            else is learned: name → value, of which `fit` makes the attribute `name_`.
         """
 
 

@@ -9,7 +9,7 @@ import warnings
 
 import numpy as np
 
-from histodistill.selection.base import BaseSelector, ClassSelection
+from histodistill.selection.base import ClassSelection, ClasswiseSelector
 from histodistill.selection.checks import LARGEST_DISTANCE_MATRIX
 from histodistill.selection.distances import squared_distances_to
 
@@ -23,7 +23,7 @@ def _check_distances_fit(images: np.ndarray, name: str, method: str) -> None:
         )
 
 
-class RandomSelector(BaseSelector):
+class RandomSelector(ClasswiseSelector):
     """Chooses at random, every set of `n_per_class` images of a class being equally likely.
 
     Parameters and attributes are those of `BaseSelector`; the rank order is random too.
@@ -33,7 +33,7 @@ class RandomSelector(BaseSelector):
         return ClassSelection(ranked=rng.permutation(len(embeddings))[: self.n_per_class])
 
 
-class KMeansSelector(BaseSelector):
+class KMeansSelector(ClasswiseSelector):
     """Chooses the images nearest to the `n_per_class` centroids of k-means.
 
     Centroids choose in the order of their cluster's size, largest first, each the nearest image that is not chosen
@@ -64,7 +64,7 @@ class KMeansSelector(BaseSelector):
         return ClassSelection(ranked=np.array(ranked))
 
 
-class HerdingSelector(BaseSelector):
+class HerdingSelector(ClasswiseSelector):
     """Chooses greedily so that the mean of the chosen embeddings stays nearest to the mean of the class.
 
     Herding (Welling, ICML 2009) in the form of iCaRL (Rebuffi et al., CVPR 2017, alg. 4). The rank order is that of
@@ -88,7 +88,7 @@ class HerdingSelector(BaseSelector):
         return ClassSelection(ranked=np.array(ranked))
 
 
-class KernelHerdingSelector(BaseSelector):
+class KernelHerdingSelector(ClasswiseSelector):
     """Chooses greedily so that the chosen images are distributed as all images of the class are.
 
     Kernel herding (Chen, Welling and Smola, UAI 2010): each image in turn is the one that makes the maximum mean
@@ -124,7 +124,7 @@ class KernelHerdingSelector(BaseSelector):
         return ClassSelection(ranked=np.array(ranked))
 
 
-class KCenterSelector(BaseSelector):
+class KCenterSelector(ClasswiseSelector):
     """Chooses greedily the image farthest from all those chosen so far.
 
     Farthest-first traversal (Gonzalez, 1985), the core-set of Sener and Savarese (ICLR 2018): the largest distance
@@ -146,7 +146,7 @@ class KCenterSelector(BaseSelector):
         return ClassSelection(ranked=np.array(ranked))
 
 
-class FacilityLocationSelector(BaseSelector):
+class FacilityLocationSelector(ClasswiseSelector):
     """Chooses greedily so that every image is, on average, near to a chosen one.
 
     The sum over all images of the distance to the nearest chosen one is made small (k-medoids, or facility location

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from histodistill.selection.base import BaseSelector, ClassSelection
+from histodistill.selection.base import ClassSelection, ClasswiseSelector
 from histodistill.selection.checks import check_choice, check_classes, check_integer, check_positive
 from histodistill.selection.communities import find_communities
 from histodistill.selection.graph import knn_graph
@@ -14,7 +14,7 @@ from histodistill.selection.names import QUOTA_RULES, RANKINGS, WEIGHTINGS
 from histodistill.selection.quotas import community_quotas
 
 
-class DistillSelector(BaseSelector):
+class DistillSelector(ClasswiseSelector):
     """Chooses the most central images of the communities of each class.
 
     For each class by itself: the directed graph of nearest neighbours (`knn_graph`), its communities by Infomap

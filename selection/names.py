@@ -4,7 +4,16 @@ from __future__ import annotations
 
 
 #: The name of every selector, in the order of `histodistill.selection.SELECTORS`; also the choices of an option.
-SELECTOR_NAMES = ("infomap", "random", "kmeans", "herding", "kernel_herding", "k_center", "facility_location")
+SELECTOR_NAMES = (
+    "infomap",
+    "random",
+    "kmeans",
+    "herding",
+    "kernel_herding",
+    "k_center",
+    "facility_location",
+    "kernel_ridge",
+)
 #: Which images of a community a `DistillSelector` can choose.
 RANKINGS = ("modular_centrality", "random")
 #: The rules by which `community_quotas` shares places among communities.

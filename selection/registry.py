@@ -12,6 +12,7 @@ from histodistill.selection.baselines import (
     RandomSelector,
 )
 from histodistill.selection.distill_selector import DistillSelector
+from histodistill.selection.kernel_ridge import KernelRidgeSelector
 
 
 #: Name → class, in the order of `histodistill.selection.SELECTOR_NAMES`.
@@ -23,6 +24,7 @@ SELECTORS: dict[str, type[BaseSelector]] = {
     "kernel_herding": KernelHerdingSelector,
     "k_center": KCenterSelector,
     "facility_location": FacilityLocationSelector,
+    "kernel_ridge": KernelRidgeSelector,
 }
 
 for _selector in SELECTORS.values():

@@ -17,7 +17,15 @@ from sklearn.base import clone
 from threadpoolctl import threadpool_limits
 
 import histodistill.selection
-from histodistill.selection import SELECTOR_NAMES, SELECTORS, BaseSelector, DegenerateGraphWarning, DistillSelector
+from histodistill.selection import (
+    SELECTOR_NAMES,
+    SELECTORS,
+    BaseSelector,
+    ClasswiseSelector,
+    DegenerateGraphWarning,
+    DistillSelector,
+    JointSelector,
+)
 
 
 # Every selector as it stands, and a kind of one.
@@ -27,6 +35,10 @@ VARIANTS = {name: (name, {}) for name in SELECTOR_NAMES} | {
 
 every_selector = pytest.mark.parametrize("name", SELECTOR_NAMES)
 every_variant = pytest.mark.parametrize("name", VARIANTS)
+# Of the first kind of the contract: those that choose in each class by itself.
+every_classwise_variant = pytest.mark.parametrize(
+    "name", [name for name, (selector, _) in VARIANTS.items() if issubclass(SELECTORS[selector], ClasswiseSelector)]
+)
 
 
 def pool(seed=0, per_class=90, n_classes=3, width=12):
@@ -118,7 +130,15 @@ def test_the_choice_does_not_depend_on_threads(name):
     np.testing.assert_array_equal(*chosen)
 
 
-@every_variant
+def test_every_selector_is_of_one_of_the_two_kinds():
+    kinds = {
+        name: (issubclass(of, ClasswiseSelector), issubclass(of, JointSelector)) for name, of in SELECTORS.items()
+    }
+    assert {name for name, kind in kinds.items() if kind == (False, True)} == {"kernel_ridge"}
+    assert set(kinds.values()) == {(True, False), (False, True)}
+
+
+@every_classwise_variant
 def test_classes_are_independent(name):
     embeddings, labels = pool()
     together = make(name, n_per_class=10).fit(embeddings, labels)
@@ -155,7 +175,7 @@ def test_without_chance_texts_choose_as_whole_numbers_do(name):
     )
 
 
-@every_variant
+@every_classwise_variant
 def test_classes_named_by_texts_are_independent(name):
     embeddings, labels = pool()
     texts = NAMES[labels]
@@ -206,6 +226,7 @@ def test_identical_images(name):
         "kernel_herding",
         "k_center",
         "facility_location",
+        "kernel_ridge",
     ):  # the others have more to go by than the embedding
         assert selected.tolist() == [0, 1, 2, 3, 4]
 

@@ -22,6 +22,10 @@ SELECTOR_TEXTS = {
     ),
     "k_center": ("k-center", "one image after the other, each time the one farthest from those already chosen"),
     "facility_location": ("facility location", "the images that bring every other one near to a chosen one"),
+    "kernel_ridge": (
+        "kernel ridge regression",
+        "the images from which it predicts the classes of all generated images best, looking at all classes together",
+    ),
 }
 # Why the default is the default, and what that does not say.
 _WHY_DEFAULT = (

@@ -20,8 +20,8 @@ from histodistill.training.distillation.pool_selection import fit_selector
 from histodistill.training.engine.accelerator import make_accelerator
 from histodistill.training.evaluation.cells import train_cell
 from histodistill.training.models.architectures import is_probe
-from histodistill.training.running.memory import keep_freed_memory
 from histodistill.training.running.errors import InputError
+from histodistill.training.running.memory import keep_freed_memory
 from histodistill.training.tables.planned_cells import Cell
 from histodistill.training.tables.results_summary import SPLITS
 from histodistill.training.tables.table_inputs import read_inputs

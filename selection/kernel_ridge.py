@@ -1,0 +1,294 @@
+"""Selection of the images from which kernel ridge regression predicts the labels of all others best."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from histodistill.selection.base import JointSelector
+from histodistill.selection.checks import check_integer, check_positive
+
+
+# Pairs of images whose distances give the kernel its width.
+_PAIRS = 200_000
+# Images chosen of each class after which those chosen so far are exchanged: all that the first of them will be.
+_STAGES = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+# An exchange must lower the error by this share: what is less may be rounding.
+_LEAST_GAIN = 1e-6
+# float32 values of features held at once, in blocks.
+_BLOCK_VALUES = 2**24
+
+
+class KernelRidgeSelector(JointSelector):
+    """Chooses the images from which kernel ridge regression predicts the classes of all images best.
+
+    With k(x, y) = exp(−‖x − y‖² / m), m being the median of ‖x − y‖² over pairs of images times `width`, the images
+    chosen, S, are a training set of kernel ridge regression: an image x is given k(x, S) (k(S, S) + ridge · 1)⁻¹ Y(S),
+    where Y holds the classes, one-hot, less their mean. S is chosen so that the squared error of this on `n_targets`
+    images (as many of each class as can be; all where there are no more) is small: one image of each class in turn,
+    each the one that lowers the error most; then, in `sweeps` rounds, each image is exchanged for the best of its
+    class where that lowers the error. Exchanges come when 1, 2, 5, 10, 20, 50, … of each class are chosen, and only
+    among those that came after the stage before. So the first 10 images of each class are by themselves the choice of
+    10, and so on.
+
+    It is the objective of kernel inducing points (Nguyen, Chen and Lee, ICLR 2021, arXiv:2011.00050) as a choice
+    among images that are there. It looks across classes: which images are chosen of one class hangs on the others.
+    Memory and time grow with the number of candidates times `n_targets`.
+
+    Args:
+        n_per_class: Images to choose of each class, at least 1.
+        ridge: Above 0; an image's kernel with itself is 1.
+        width: Above 0; factor of the kernel's width.
+        n_targets: Images whose classes are to be predicted, at least 1.
+        sweeps: Rounds of exchanges at each stage, at least 0.
+        random_state: Whole number from 0 to 2³¹ − 1.
+
+    Attributes:
+        selected_indices_: int64, `n_per_class` × number of classes; grouped by class in ascending order, within a
+            class in the order of stages, and within a stage in that of choosing.
+        error_: float64 per class, the squared error of its targets, summed over the C values that are predicted of
+            each, and averaged.
+        classes_: int64 or texts, the labels that occur, ascending.
+        n_features_in_: D, the width of the embeddings.
+    """
+
+    def __init__(
+        self,
+        n_per_class: int = 100,
+        ridge: float = 0.01,
+        width: float = 1.0,
+        n_targets: int = 2500,
+        sweeps: int = 2,
+        random_state: int = 0,
+    ):
+        super().__init__(n_per_class=n_per_class, random_state=random_state)
+        self.ridge = ridge
+        self.width = width
+        self.n_targets = n_targets
+        self.sweeps = sweeps
+
+    def check_params(self) -> None:
+        super().check_params()
+        check_positive("ridge", self.ridge)
+        check_positive("width", self.width)
+        check_integer("n_targets", self.n_targets, 1)
+        check_integer("sweeps", self.sweeps, 0)
+
+    def _select_jointly(
+        self, embeddings: np.ndarray, classes: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        # Sums over several threads are rounded differently from run to run.
+        with threadpool_limits(limits=1):
+            choice = _Choice(embeddings, classes, self._targets(classes, rng), self.ridge, self.width, rng)
+            done = 0
+            for stage in [*(stage for stage in _STAGES if stage < self.n_per_class), self.n_per_class]:
+                for _ in range(done, stage):
+                    for label in range(len(choice.members)):
+                        choice.add(label)
+                for _ in range(self.sweeps):
+                    if not choice.exchange(done):
+                        break
+                done = stage
+            return np.array(choice.chosen), {"error": choice.error_by_class()}
+
+    def _targets(self, classes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Rows of the images whose classes are to be predicted, ascending."""
+        if len(classes) <= self.n_targets:
+            return np.arange(len(classes))
+        each = max(1, self.n_targets // (1 + int(classes[-1])))
+        rows = rng.permutation(len(classes))
+        return np.sort(np.concatenate([rows[classes[rows] == label][:each] for label in range(1 + int(classes[-1]))]))
+
+
+class _Choice:
+    """Images chosen so far, and what each further one, or one less, would do to the error.
+
+    With A = (k(S, S) + ridge · 1)⁻¹ and R(x, y) = k(x, y) − k(x, S) A k(S, y), what S leaves unexplained of the
+    kernel, a further image j changes the prediction of x by R(x, j) (Y(j) − P(j)) / (R(j, j) + ridge), and R(x, y)
+    by −R(x, j) R(j, y) / (R(j, j) + ridge). With a the column of A of an image of S, α its diagonal entry and
+    b = k(·, S) a, taking that image out changes the predictions by −b (aᵀ Y(S)) / α, and R by b bᵀ / α. So R between
+    candidates and targets is kept; what changes it is applied to the candidates of a class, all at once, when that
+    class is next asked.
+
+    Args:
+        embeddings: n×D float32, of the candidates, class by class.
+        classes: n int64, ascending from 0 on without gaps.
+        targets: Rows of the targets.
+        ridge, width: See `KernelRidgeSelector`.
+        rng: Draws the pairs of images that give the kernel its width.
+    """
+
+    def __init__(
+        self,
+        embeddings: np.ndarray,
+        classes: np.ndarray,
+        targets: np.ndarray,
+        ridge: float,
+        width: float,
+        rng: np.random.Generator,
+    ):
+        self.classes, self.targets, self.ridge = classes, targets, ridge
+        # Distances do not change where all is moved and scaled, and single precision holds them better.
+        self.features = (embeddings - embeddings.mean(axis=0, dtype=np.float64)).astype(np.float64)
+        self.features /= np.abs(self.features).max() or 1.0
+        self.features = self.features.astype(np.float32)
+        self.norms = np.einsum("ij,ij->i", self.features, self.features, dtype=np.float64)
+        self.scale = width * _median_distance(self.features, rng)
+        ends = np.cumsum(np.bincount(classes)).tolist()
+        self.members = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        # Among equal images rounding must not choose.
+        self.group = np.empty(len(embeddings), dtype=np.int64)
+        for rows in self.members:
+            self.group[rows] = np.unique(embeddings[rows], axis=0, return_inverse=True)[1].reshape(-1)
+        labels = np.eye(len(self.members))[classes]
+        # Of a single class nothing is to be told apart; its images are then to stand for one another.
+        self.labels = labels - labels.mean(axis=0) if len(self.members) > 1 else labels
+        self.chosen: list[int] = []
+        self.is_free = np.ones(len(embeddings), dtype=bool)
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Reckons everything from the images that are chosen, without the rounding of all that came before."""
+        chosen = np.array(self.chosen, dtype=np.int64)
+        self.columns = self._kernel(chosen)
+        self.inverse = np.linalg.inv(self.columns[chosen].astype(np.float64) + self.ridge * np.eye(len(chosen)))
+        weights = self.inverse @ self.columns.T.astype(np.float64)
+        self.predictions = weights.T @ self.labels[chosen]
+        self.left = 1.0 - np.einsum("ij,ji->i", self.columns, weights)
+        self.rest = self._kernel(self.targets)
+        self.rest -= self.columns @ weights[:, self.targets].astype(np.float32)
+        # Changes of R that are not applied to a class yet: two vectors and a factor each.
+        self.pending: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in self.members]
+
+    def error(self) -> float:
+        """The squared error of the targets, summed over them and over classes."""
+        return float(np.square(self.predictions[self.targets] - self.labels[self.targets]).sum())
+
+    def error_by_class(self) -> np.ndarray:
+        """The squared error of a target, summed over classes: the mean over the targets of each class."""
+        wrong = np.square(self.predictions[self.targets] - self.labels[self.targets]).sum(axis=1)
+        numbers = self.classes[self.targets]
+        return np.bincount(numbers, wrong) / np.bincount(numbers)
+
+    def add(self, label: int) -> None:
+        """Chooses the image of a class that lowers the error most."""
+        best, _ = self._best(label)
+        self._put(best)
+
+    def exchange(self, fixed: int) -> bool:
+        """Exchanges each image, but the first `fixed` of each class, for the best of its class where that is better.
+
+        Returns:
+            Whether any was exchanged. The error is never above that before.
+        """
+        before, begun = list(self.chosen), self.error()
+        exchanged = False
+        by_class = sorted(range(fixed * len(self.members), len(before)), key=lambda place: self.classes[before[place]])
+        for place in by_class:
+            image, error = self.chosen[place], self.error()
+            label = int(self.classes[image])
+            self._take_out(place)
+            best, reached = self._best(label)
+            if reached >= error * (1 - _LEAST_GAIN):
+                best = image
+            exchanged |= best != image
+            self._put(best, place)
+        if exchanged:
+            self._begin_anew()
+            if self.error() > begun:  # by rounding
+                self.chosen, exchanged = before, False
+                self.is_free[:] = True
+                self.is_free[before] = False
+                self._begin_anew()
+        return exchanged
+
+    def _best(self, label: int) -> tuple[int, float]:
+        """The free image of a class after which the error is least, and that error; of equal ones the first."""
+        rows = self._up_to_date(label)
+        rest = self.rest[rows]
+        step = 1.0 / (np.maximum(self.left[rows], 0.0) + self.ridge)
+        missing = self.labels[rows] - self.predictions[rows]
+        wrong = self.predictions[self.targets] - self.labels[self.targets]
+        along = np.einsum("ij,ij->i", rest @ wrong.astype(np.float32), missing)
+        size = np.einsum("ij,ij->i", rest, rest) * np.square(missing).sum(axis=1)
+        errors = np.where(self.is_free[rows], np.square(wrong).sum() + step * (2 * along + step * size), np.inf)
+        best = int(np.argmin(errors))
+        first_equal = np.argmax((self.group[rows] == self.group[rows][best]) & self.is_free[rows])
+        return rows.start + int(first_equal), float(errors[best])
+
+    def _put(self, image: int, place: int | None = None) -> None:
+        """Chooses an image, as the last one or at a place."""
+        column = self._kernel(np.array([image]))[:, 0]
+        weights = self.inverse @ self.columns[image].astype(np.float64)
+        rest = column.astype(np.float64) - self.columns.astype(np.float64) @ weights
+        step = 1.0 / (max(rest[image], 0.0) + self.ridge)
+        self._change(rest, -step, step * (self.labels[image] - self.predictions[image]))
+        place = len(self.chosen) if place is None else place
+        size = len(self.chosen)
+        inverse = np.empty((size + 1, size + 1))
+        others = np.delete(np.arange(size + 1), place)
+        inverse[np.ix_(others, others)] = self.inverse + step * np.outer(weights, weights)
+        inverse[place, others] = inverse[others, place] = -step * weights
+        inverse[place, place] = step
+        self.inverse = inverse
+        self.columns = np.insert(self.columns, place, column, axis=1)
+        self.chosen.insert(place, image)
+        self.is_free[image] = False
+
+    def _take_out(self, place: int) -> None:
+        """Takes the image at a place out of those that are chosen."""
+        weights, diagonal = self.inverse[:, place], self.inverse[place, place]
+        rest = self.columns.astype(np.float64) @ weights
+        self._change(rest, 1.0 / diagonal, -(weights @ self.labels[self.chosen]) / diagonal)
+        others = np.delete(np.arange(len(self.chosen)), place)
+        inverse = self.inverse[np.ix_(others, others)]
+        self.inverse = inverse - np.outer(weights[others], weights[others]) / diagonal
+        self.columns = np.delete(self.columns, place, axis=1)
+        self.is_free[self.chosen.pop(place)] = True
+
+    def _change(self, rest: np.ndarray, factor: float, step: np.ndarray) -> None:
+        """Adds the outer product of `rest` with itself, times `factor`, to R, and with `step` to the predictions."""
+        self.predictions += np.outer(rest, step)
+        self.left += factor * np.square(rest)
+        change = (rest.astype(np.float32), (factor * rest[self.targets]).astype(np.float32))
+        for changes in self.pending:
+            changes.append(change)
+
+    def _up_to_date(self, label: int) -> slice:
+        """Applies what is pending to the rows of a class, and returns these."""
+        rows, changes = self.members[label], self.pending[label]
+        if changes:
+            own = np.stack([rest[rows] for rest, _ in changes], axis=1)
+            self.rest[rows] += own @ np.stack([scaled for _, scaled in changes])
+            changes.clear()
+        return rows
+
+    def _kernel(self, rows: np.ndarray) -> np.ndarray:
+        """k between all images and those of some rows: n×R float32."""
+        kernel = np.empty((len(self.features), len(rows)), dtype=np.float32)
+        step = max(1, _BLOCK_VALUES // max(1, self.features.shape[1], len(rows)))
+        others = self.features[rows]
+        for start in range(0, len(kernel), step):
+            block = slice(start, start + step)
+            squared = self.norms[block, None] + self.norms[rows] - 2.0 * (self.features[block] @ others.T)
+            kernel[block] = np.exp(np.maximum(squared, 0.0) / -self.scale)
+        kernel[rows, np.arange(len(rows))] = 1.0
+        return kernel
+
+
+def _median_distance(features: np.ndarray, rng: np.random.Generator) -> float:
+    """The median of the squared distances of pairs of rows; 1 where most are equal."""
+    count = len(features)
+    if count * (count - 1) // 2 <= _PAIRS:
+        first, second = np.triu_indices(count, 1)
+    else:
+        first, second = rng.integers(count, size=(2, _PAIRS))
+        first, second = first[first != second], second[first != second]
+    squared = np.empty(len(first))
+    step = max(1, _BLOCK_VALUES // features.shape[1])
+    for start in range(0, len(first), step):
+        block = slice(start, start + step)
+        squared[block] = np.square(features[first[block]] - features[second[block]]).sum(axis=1, dtype=np.float64)
+    return float(np.median(squared)) if len(squared) and np.median(squared) > 0 else 1.0
