@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,23 @@ class KernelRidgeSelector(JointSelector):
         return np.sort(np.concatenate([rows[classes[rows] == label][:each] for label in range(1 + int(classes[-1]))]))
 
 
+@dataclass(frozen=True, repr=False)
+class _Change:
+    """What putting an image among those chosen, or taking it out, changes: see `_Choice`.
+
+    Attributes:
+        image: Its row.
+        rest: n float32, whose outer product with itself, times `factor`, is added to R.
+        factor: Below 0 where an image is put.
+        step: C float64, whose outer product with `rest` is added to the predictions.
+    """
+
+    image: int
+    rest: np.ndarray
+    factor: float
+    step: np.ndarray
+
+
 class _Choice:
     """Images chosen so far, and what each further one, or one less, would do to the error.
 
@@ -159,7 +177,7 @@ class _Choice:
         self.left = 1.0 - np.einsum("ij,ji->i", self.columns, weights)
         self.rest = self._kernel(self.targets)
         self.rest -= self.columns @ weights[:, self.targets].astype(np.float32)
-        # Changes of R that are not applied to a class yet: two vectors and a factor each.
+        # Changes of R that are not applied to a class yet: pairs of vectors whose outer products are to be added.
         self.pending: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in self.members]
 
     def error(self) -> float:
@@ -175,7 +193,13 @@ class _Choice:
     def add(self, label: int) -> None:
         """Chooses the image of a class that lowers the error most."""
         best, _ = self._best(label)
-        self._put(best)
+        place = len(self.chosen)
+        self.chosen.append(-1)
+        if place == self.columns.shape[1]:  # twice as much room
+            room = max(16, place)
+            self.columns = np.pad(self.columns, ((0, 0), (0, room)))
+            self.inverse = np.pad(self.inverse, (0, room))
+        self._put(best, place)
 
     def exchange(self, fixed: int) -> bool:
         """Exchanges each image, but the first `fixed` of each class, for the best of its class where that is better.
@@ -188,13 +212,12 @@ class _Choice:
         by_class = sorted(range(fixed * len(self.members), len(before)), key=lambda place: self.classes[before[place]])
         for place in by_class:
             image, error = self.chosen[place], self.error()
-            label = int(self.classes[image])
-            self._take_out(place)
-            best, reached = self._best(label)
-            if reached >= error * (1 - _LEAST_GAIN):
-                best = image
-            exchanged |= best != image
-            self._put(best, place)
+            without = self._without(place)
+            best, reached = self._best(int(self.classes[image]), without)
+            if best != image and reached < error * (1 - _LEAST_GAIN):
+                self._take_out(place, without)
+                self._put(best, place)
+                exchanged = True
         if exchanged:
             self._begin_anew()
             if self.error() > begun:  # by rounding
@@ -204,64 +227,78 @@ class _Choice:
                 self._begin_anew()
         return exchanged
 
-    def _best(self, label: int) -> tuple[int, float]:
-        """The free image of a class after which the error is least, and that error; of equal ones the first."""
+    def _best(self, label: int, without: _Change | None = None) -> tuple[int, float]:
+        """The image of a class after which the error is least, and that error; of equal ones the first.
+
+        Args:
+            label: The class.
+            without: What taking an image of the class out will change; it may be chosen again.
+        """
         rows = self._up_to_date(label)
-        rest = self.rest[rows]
-        step = 1.0 / (np.maximum(self.left[rows], 0.0) + self.ridge)
-        missing = self.labels[rows] - self.predictions[rows]
-        wrong = self.predictions[self.targets] - self.labels[self.targets]
+        rest, left, predictions, free = self.rest[rows], self.left[rows], self.predictions, self.is_free[rows]
+        if without is not None:
+            rest = rest + np.outer(*self._parts(without, rows))
+            left = left + without.factor * np.square(without.rest[rows])
+            predictions = predictions + np.outer(without.rest, without.step)
+            free = free.copy()
+            free[without.image - rows.start] = True
+        step = 1.0 / (np.maximum(left, 0.0) + self.ridge)
+        missing = self.labels[rows] - predictions[rows]
+        wrong = predictions[self.targets] - self.labels[self.targets]
         along = np.einsum("ij,ij->i", rest @ wrong.astype(np.float32), missing)
         size = np.einsum("ij,ij->i", rest, rest) * np.square(missing).sum(axis=1)
-        errors = np.where(self.is_free[rows], np.square(wrong).sum() + step * (2 * along + step * size), np.inf)
+        errors = np.where(free, np.square(wrong).sum() + step * (2 * along + step * size), np.inf)
         best = int(np.argmin(errors))
-        first_equal = np.argmax((self.group[rows] == self.group[rows][best]) & self.is_free[rows])
+        first_equal = np.argmax((self.group[rows] == self.group[rows][best]) & free)
         return rows.start + int(first_equal), float(errors[best])
 
-    def _put(self, image: int, place: int | None = None) -> None:
-        """Chooses an image, as the last one or at a place."""
+    def _put(self, image: int, place: int) -> None:
+        """Chooses an image for an empty place."""
         column = self._kernel(np.array([image]))[:, 0]
-        weights = self.inverse @ self.columns[image].astype(np.float64)
-        rest = column.astype(np.float64) - self.columns.astype(np.float64) @ weights
-        step = 1.0 / (max(rest[image], 0.0) + self.ridge)
-        self._change(rest, -step, step * (self.labels[image] - self.predictions[image]))
-        place = len(self.chosen) if place is None else place
-        size = len(self.chosen)
-        inverse = np.empty((size + 1, size + 1))
-        others = np.delete(np.arange(size + 1), place)
-        inverse[np.ix_(others, others)] = self.inverse + step * np.outer(weights, weights)
-        inverse[place, others] = inverse[others, place] = -step * weights
-        inverse[place, place] = step
-        self.inverse = inverse
-        self.columns = np.insert(self.columns, place, column, axis=1)
-        self.chosen.insert(place, image)
+        weights = self.inverse @ self.columns[image]
+        rest = column - self.columns @ weights.astype(np.float32)
+        factor = 1.0 / (max(float(rest[image]), 0.0) + self.ridge)
+        step = factor * (self.labels[image] - self.predictions[image])
+        self._apply(_Change(image, rest, -factor, step))
+        self.inverse += factor * np.outer(weights, weights)
+        self.inverse[place] = self.inverse[:, place] = -factor * weights
+        self.inverse[place, place] = factor
+        self.columns[:, place] = column
+        self.chosen[place] = image
         self.is_free[image] = False
 
-    def _take_out(self, place: int) -> None:
-        """Takes the image at a place out of those that are chosen."""
+    def _without(self, place: int) -> _Change:
+        """What taking out the image at a place changes."""
         weights, diagonal = self.inverse[:, place], self.inverse[place, place]
-        rest = self.columns.astype(np.float64) @ weights
-        self._change(rest, 1.0 / diagonal, -(weights @ self.labels[self.chosen]) / diagonal)
-        others = np.delete(np.arange(len(self.chosen)), place)
-        inverse = self.inverse[np.ix_(others, others)]
-        self.inverse = inverse - np.outer(weights[others], weights[others]) / diagonal
-        self.columns = np.delete(self.columns, place, axis=1)
-        self.is_free[self.chosen.pop(place)] = True
+        step = -(weights[: len(self.chosen)] @ self.labels[self.chosen]) / diagonal
+        return _Change(self.chosen[place], self.columns @ weights.astype(np.float32), 1.0 / diagonal, step)
 
-    def _change(self, rest: np.ndarray, factor: float, step: np.ndarray) -> None:
-        """Adds the outer product of `rest` with itself, times `factor`, to R, and with `step` to the predictions."""
-        self.predictions += np.outer(rest, step)
-        self.left += factor * np.square(rest)
-        change = (rest.astype(np.float32), (factor * rest[self.targets]).astype(np.float32))
-        for changes in self.pending:
-            changes.append(change)
+    def _take_out(self, place: int, change: _Change) -> None:
+        """Takes out the image at a place, which is then empty."""
+        self._apply(change)
+        weights = self.inverse[:, place].copy()
+        self.inverse -= np.outer(weights, weights) / weights[place]
+        # Nothing counts what stands at an empty place.
+        self.inverse[place] = self.inverse[:, place] = 0.0
+        self.columns[:, place] = 0.0
+        self.is_free[change.image] = True
+
+    def _apply(self, change: _Change) -> None:
+        self.predictions += np.outer(change.rest, change.step)
+        self.left += change.factor * np.square(change.rest)
+        for label, changes in enumerate(self.pending):
+            changes.append(self._parts(change, self.members[label]))
+
+    def _parts(self, change: _Change, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Two vectors, the outer product of which is added to R between these rows and the targets."""
+        return change.rest[rows], np.float32(change.factor) * change.rest[self.targets]
 
     def _up_to_date(self, label: int) -> slice:
         """Applies what is pending to the rows of a class, and returns these."""
         rows, changes = self.members[label], self.pending[label]
         if changes:
-            own = np.stack([rest[rows] for rest, _ in changes], axis=1)
-            self.rest[rows] += own @ np.stack([scaled for _, scaled in changes])
+            own, of_targets = (np.stack(parts) for parts in zip(*changes, strict=True))
+            self.rest[rows] += own.T @ of_targets
             changes.clear()
         return rows
 

@@ -123,7 +123,9 @@ def test_an_exchange_that_rounding_made_worse_is_taken_back(monkeypatch):
     before, error = list(choice.chosen), choice.error()
     # Whatever is tried seems better than it is.
     best = choice._best
-    monkeypatch.setattr(choice, "_best", lambda label: (choice.members[label].stop - 1 - len(choice.chosen) % 7, 0.0))
+    monkeypatch.setattr(
+        choice, "_best", lambda label, without: (choice.members[label].stop - 1 - len(choice.chosen) % 7, 0.0)
+    )
     assert choice.exchange(0) is False
     assert choice.chosen == before
     assert choice.error() == pytest.approx(error, rel=1e-6)
