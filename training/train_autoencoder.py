@@ -216,13 +216,12 @@ class TrainAutoencoderConfig(PrivateTrainingConfig):
                 raise InputError(f"{param(name)} says nothing without {param('autoencoder')}: leave it out")
         if not any(stated.values()):
             return
-        from histodistill.hub_cards.names import fault_of_published_name, is_license_id
+        from histodistill.hub_cards.names import fault_of_published_name
+        from histodistill.training.models.encoder_licences import check_licence
 
         if self.autoencoder_name is not None and (fault := fault_of_published_name(self.autoencoder_name)):
             raise InputError(f"{param('autoencoder_name')} has {fault}: give a plain name, such as sd-vae-ft-mse")
-        if self.autoencoder_license is not None:
-            rule = "it must be an identifier of the Hub, such as mit"
-            require(is_license_id(self.autoencoder_license), "autoencoder_license", self.autoencoder_license, rule)
+        check_licence("autoencoder_license", self.autoencoder_license)
 
     def for_tiles(self, image_size: int, reduction: int) -> TrainAutoencoderConfig:
         """The same with the side of what is shown of tiles of this size, and the steps that it takes.

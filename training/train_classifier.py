@@ -306,10 +306,11 @@ def tell_what_is_lost(
     Returns:
         What the stage's record says of it; nothing without an autoencoder.
     """
+    from histodistill.training.engine.looks import telling_number
     from histodistill.training.engine.steps import spread_indices
     from histodistill.training.models.loading import load_autoencoder
     from histodistill.training.models.prediction import predict_proba
-    from histodistill.training.models.reconstruction import telling_number, what_is_lost
+    from histodistill.training.models.reconstruction import what_is_lost
     from histodistill.training.running.notes import tell, warn
 
     if config.autoencoder is None:

@@ -96,7 +96,7 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
         group="loss and averaging",
         setting=False,  # the record holds its fingerprint
     )
-    align_weight: float = option("weight of what draws it there", default=0.5, above=0, group="loss and averaging")
+    align_weight: float = option("weight of what draws it there", default=0.5, at_least=0, group="loss and averaging")
     ema_decay: float = option(
         "decay of the moving average of the weights", default=0.998, at_least=0, below=1, group="loss and averaging"
     )
@@ -119,8 +119,11 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
     )
 
     def check(self) -> None:
-        """Checks the options that do not go with differential privacy."""
+        """Checks the options that do not go with one another."""
         super().check()
+        if self.align is not None:
+            rule = f"with {param('align')} it must be above 0"
+            require(self.align_weight > 0, "align_weight", self.align_weight, rule)
         if self.dp_epsilon is None:
             return
         require(self.dropout == 0, "dropout", self.dropout, f"with {param('dp_epsilon')} it must be 0")
@@ -344,12 +347,12 @@ def find_classifier(config: TrainDiffusionConfig, source: TileSource) -> dict[st
     """
     if config.align is None:
         return None
+    from histodistill.training.models.loading import load_classifier
     from histodistill.training.models.warm_start import knows_tiles, warn_of_held_out
-    from histodistill.training.running.files import read_json
     from histodistill.training.running.stages import require_complete
 
     record = require_complete(config.align, "classifier", "run train_classifier first")
-    size = read_json(config.align / "config.json").get("image_size")
+    size = load_classifier(config.align).image_size
     if size != source.image_size:
         raise InputError(
             f"the tiles are {source.image_size} px, but the classifier of {param('align')} is for {size} px: give one "

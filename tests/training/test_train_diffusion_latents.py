@@ -97,6 +97,47 @@ def test_where_there_is_no_room_tiles_are_encoded_anew(tmp_path, run_main, argv,
     assert {entry.what for entry in TileCache(tmp_path / "cache").entries()} <= {"tiles"}
 
 
+def test_latents_that_another_training_left_change_nothing(tmp_path, run_main, argv, encoded):
+    few = ["--max-train-steps", 2, "--validation-steps", 2]
+    run_main(script, *argv, "--output", tmp_path / "before", *few)
+    run_main(script, *argv, "--output", tmp_path / "other")  # keeps them
+    encoded.clear()
+    run_main(script, *argv, "--output", tmp_path / "after", *few)
+    assert encoded == [64, 64, 16]
+    before, after = (load_file(tmp_path / name / WEIGHTS) for name in ("before", "after"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_training_goes_on_without_latents_that_it_had_not(tmp_path, run_main, argv, encoded, monkeypatch, capsys):
+    whole = [*argv, "--checkpointing-steps", "5"]
+    monkeypatch.setenv("HISTODISTILL_CACHE_LIMIT", "200 kB")
+    run_main(script, *whole, "--output", tmp_path / "whole")
+    monkeypatch.delenv("HISTODISTILL_CACHE_LIMIT")  # now there is room
+    encoded.clear()
+    resume = ["--resume", tmp_path / "whole" / "checkpoints" / "checkpoint-10"]
+    run_main(script, *whole, "--output", tmp_path / "resumed", *resume)
+    assert encoded == [64] * 5 + [16]
+    first, second = (load_file(tmp_path / name / WEIGHTS) for name in ("whole", "resumed"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert read_json(tmp_path / "resumed" / "stage.json")["latents"] == {"kept_as": "off"}
+
+
+def test_a_training_that_goes_on_without_its_latents_says_so(tmp_path, run_main, argv, monkeypatch, capsys):
+    run_main(script, *argv, "--output", tmp_path / "first", "--checkpointing-steps", 5)
+    monkeypatch.setenv("HISTODISTILL_CACHE_LIMIT", "200 kB")
+    resume = ["--resume", tmp_path / "first" / "checkpoints" / "checkpoint-10"]
+    capsys.readouterr()
+    run_main(script, *argv, "--output", tmp_path / "second", *resume, "--cache-dir", tmp_path / "other")
+    assert (
+        "diffusion: tiles are encoded anew in each step, no longer rounded as they were: " in capsys.readouterr().err
+    )
+    # One that has no step left is told of as it was.
+    monkeypatch.delenv("HISTODISTILL_CACHE_LIMIT")
+    (tmp_path / "first" / "stage.json").unlink()
+    run_main(script, *argv, "--output", tmp_path / "first", "--resume", "latest")
+    assert read_json(tmp_path / "first" / "stage.json")["latents"]["kept_as"] == "float16"
+
+
 def test_memory_for_time_changes_no_number(tmp_path, run_main, argv):
     argv = [*argv, "--max-train-steps", "2", "--batch-size", "8"]
     run_main(script, *argv, "--output", tmp_path / "plain")

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -74,6 +72,7 @@ def run(config: AuditSpeedConfig) -> dict[str, Any]:
     from histodistill.training.evaluation.run_audit import measure_losses
     from histodistill.training.models.embedders import named_embeddings
     from histodistill.training.running.files import write_json
+    from histodistill.training.running.memory import peak_memory
     from histodistill.training.running.stages import require_parts
 
     require_parts(config.run, "pipeline")
@@ -90,7 +89,7 @@ def run(config: AuditSpeedConfig) -> dict[str, Any]:
         "settings": {name: value for name, value in asdict(config).items() if name not in ("run", "output")},
         "image_size": source.image_size,
         "seconds": {"weights": weights, "images": total - weights, "total": total},
-        "peak_memory_gib": peak_memory() / 2**30,
+        "peak_memory_gib": (peak_memory() or 0) / 2**30,
         "threads": torch.get_num_threads(),
         "cpu_count": os.cpu_count(),
         "planted": {kind: result.planted[kind].value for kind in MUST_FIND},
@@ -137,12 +136,6 @@ def blended(tiles: Tiles, count: int, rng: np.random.Generator) -> LabelledImage
     first, second = rng.integers(len(tiles), size=(2, count))
     images = (tiles.images[first].astype(np.uint16) + tiles.images[second][:, ::-1, ::-1]) // 2
     return LabelledImages(images.astype(np.uint8), tiles.labels[first])
-
-
-def peak_memory() -> int:
-    """Bytes that this process has held in memory, at most."""
-    # Linux counts in KiB, macOS in bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":

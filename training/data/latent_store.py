@@ -42,6 +42,7 @@ class LatentsPlan:
         shape: (tiles, views of each, channels, height, width).
         dtype: Type of the numbers, "float16" or "bfloat16".
         tiles_per_block: Tiles whose latents are made at a time.
+        what: What they are called: "latents", or "features" of a classifier, which are kept in the same way.
     """
 
     key: str
@@ -50,6 +51,7 @@ class LatentsPlan:
     shape: tuple[int, int, int, int, int]
     dtype: str
     tiles_per_block: int
+    what: str = "latents"
 
     @property
     def num_views(self) -> int:
@@ -98,7 +100,6 @@ class StoredLatents:
         if list(bits.shape) != record["shape"] or bits.dtype != np.int16:
             raise ValueError(f"{folder} holds other latents than its record says")
         self.largest_error, self.rms_error = float(record["largest_error"]), float(record["rms_error"])
-        self.nbytes = bits.nbytes
         self._views = bits.shape[1]
         self._rows = bits.reshape(-1, *bits.shape[2:])
 
@@ -160,8 +161,8 @@ def open_latents(
             return found
     except OSError as error:
         raise InputError(
-            f"latents cannot be written to {work.folder} ({error.strerror or error}): make room on that disk, or give "
-            f"another {param('cache_dir')}"
+            f"{plan.what} cannot be written to {work.folder} ({error.strerror or error}): make room on that disk, or "
+            f"give another {param('cache_dir')}"
         ) from error
 
 
@@ -186,7 +187,7 @@ class _Unfinished:
         try:
             self._map()
         except DAMAGED:
-            self.cache.make_room(self.plan.nbytes, "latents of these tiles take {}", keep)
+            self.cache.make_room(self.plan.nbytes, f"{self.plan.what} of these tiles take {{}}", keep)
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(mode=0o700)
             (self.folder / _LATENTS).touch(mode=0o600)
@@ -252,6 +253,7 @@ class _Unfinished:
         record = {
             "format": CACHE_FORMAT,
             "source": self.plan.source,
+            "what": self.plan.what,
             "image_size": self.plan.image_size,
             "shape": self.plan.shape,
             "dtype": self.plan.dtype,

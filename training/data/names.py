@@ -11,6 +11,8 @@ from histodistill.training.running.errors import InputError, one_line
 from histodistill.training.running.notes import warn
 
 
+# What an id on the Hub looks like: user/name.
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 # Characters of a name from outside that a message shows, and names of a list.
 _SHOWN, _LISTED = 80, 5
 
@@ -28,6 +30,11 @@ def fault_of_name(name: str) -> str | None:
     if categories & {"Cc", "Co", "Zl", "Zp"}:
         return "control characters"
     return None
+
+
+def can_be_hub_id(text: str) -> bool:
+    """Whether a text has the form of an id on the Hub, user/name; a path may have it, too."""
+    return bool(_HUB_ID.fullmatch(text))
 
 
 def shown(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -13,7 +12,7 @@ from histodistill.selection.checks import check_integer
 from histodistill.training.data.grouping import Grouping
 from histodistill.training.data.listing import Listing
 from histodistill.training.data.loading_notes import tell_of_tiles
-from histodistill.training.data.names import fault_of_name
+from histodistill.training.data.names import can_be_hub_id, fault_of_name
 from histodistill.training.data.opened_source import OpenedSource, opened_in_memory
 from histodistill.training.data.reading import Reading
 from histodistill.training.data.splits import hold_out_for_audit
@@ -26,8 +25,6 @@ from histodistill.training.running.suggestions import did_you_mean
 
 # Endings of files that can be a source.
 _FILES = (".npz", ".csv", ".tsv", ".parquet")
-# What an id on the Hub looks like: user/name.
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def load_tiles(
@@ -377,7 +374,7 @@ def _existing(text: str) -> Path | None:
 def _is_hub_id(text: str) -> bool:
     """Whether a name of nothing on disk is that of a dataset on the Hub."""
     path = Path(text)
-    return bool(_HUB_ID.fullmatch(text)) and not path.parent.is_dir() and path.suffix not in _FILES
+    return can_be_hub_id(text) and not path.parent.is_dir() and path.suffix not in _FILES
 
 
 def _what_a_source_is() -> str:

@@ -54,7 +54,7 @@ class CachedTiles:
         count, side: Number of tiles, and their side in pixels.
         size: Bytes on disk.
         used: When they were last used, in seconds since 1970.
-        what: "tiles" or "latents".
+        what: "tiles", or what is kept of them: "latents" or "features".
     """
 
     folder: Path
@@ -267,6 +267,8 @@ def _read_entry(folder: Path) -> CachedTiles | None:
         try:
             count, side = record["shape"][:2] if what == "tiles" else (record["shape"][0], record["image_size"])
             used = (folder / name).stat().st_mtime
+            # Features lie among the latents, and are the only other thing that a record can name.
+            what = "features" if what == "latents" and record.get("what") == "features" else what
             return CachedTiles(folder, str(record["source"]), int(count), int(side), size_of(folder), used, what)
         except (OSError, LookupError, TypeError, ValueError):
             return None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.presets import Preset
 from histodistill.training.running.progress import rounded
@@ -23,8 +24,8 @@ SHARES = {"diffusion": 0.4, "autoencoder": 0.15, "generate": 0.15, "compare": 0.
 _LEAST = 1 / 20
 # Images of a class in the pool for each one that is kept, at least: some are dropped as copies.
 _LEAST_CHOICE = 1.25
-# Validation tiles of a classifier where a preset does not say it, and at least.
-_VALIDATION, _LEAST_VALIDATION = 500, 50
+# Validation tiles of a classifier, at least.
+_LEAST_VALIDATION = 50
 # Share of the time that is planned with: the rest is for what was not foreseen.
 _PLANNED = 0.92
 # Halvings of the range in which the factor is looked for.
@@ -132,6 +133,6 @@ def _less(preset: Preset, step: str, share: float) -> dict[str, Any]:
         if name in options:
             less[name] = max(1, int(share * options[name]))
     if step in ("compare", "teacher"):
-        tiles = options.get("validation_tiles", _VALIDATION)
+        tiles = options.get("validation_tiles", ClassifierConfig.validation_tiles)
         less["validation_tiles"] = max(min(_LEAST_VALIDATION, tiles), int(share * tiles))
     return less

@@ -46,6 +46,7 @@ from histodistill.training.running.training_options import AUDIT_SHARE_HELP, pre
 if TYPE_CHECKING:
     from histodistill.training.data.tiles import TileSource
     from histodistill.training.train_autoencoder import TrainAutoencoderConfig
+    from histodistill.training.train_diffusion import TrainDiffusionConfig
 
 # What is made of the models, and so can be made anew with other options.
 _OF_SELECTION = {
@@ -348,6 +349,7 @@ def open_run(
     from histodistill.training.data.audit_tiles import real_tiles
     from histodistill.training.data.group_record import write_group_record
     from histodistill.training.data.grouping import Grouping
+    from histodistill.training.end_to_end.estimate import anew
     from histodistill.training.end_to_end.tile_checks import (
         check_image_size,
         list_source,
@@ -373,16 +375,17 @@ def open_run(
     known = _read_known(config.output)
     fitted = {} if known is None else known.get("fitted", {})
     run = _record_of(config, _with_fitted(preset, fitted, config), source)
-    if source.image_size % 2**preset.model_halvings:
+    if "autoencoder" not in preset.autoencoder and source.image_size % 2**preset.model_halvings:
         raise InputError(
             f"{param('set')} makes models that halve tiles {preset.model_halvings} times, and these are of "
             f"{source.image_size} px: set fewer channels"
         )
-    _refuse_what_steps_refuse(stages(config, run))
+    _refuse_what_steps_refuse(stages(config, run), source.image_size)
     if known is None:
         run = _look_ahead(config, preset, source, run, measured)
     else:
-        run |= {name: known[name] for name in ("fitted", "estimate") if name in known}
+        run |= {"fitted": known["fitted"]} if "fitted" in known else {}
+        run |= {"estimate": anew(known["estimate"], stages(config, run), run)} if "estimate" in known else {}
     _claim(config.output, run)
     write_group_record(config.output, source)
     warn_of(beyond)  # of the others, loading the tiles has warned
@@ -495,7 +498,7 @@ def _read_known(output: Path) -> dict[str, Any] | None:
     return known if isinstance(known, dict) else {}
 
 
-def _refuse_what_steps_refuse(plan: list[StageCall]) -> None:
+def _refuse_what_steps_refuse(plan: list[StageCall], image_size: int) -> None:
     """Says at once what a step would say when its turn has come, hours later."""
     from histodistill.training.distillation.pool_selection import make_selector
     from histodistill.training.distillation.selector_options import SelectorConfig
@@ -503,6 +506,8 @@ def _refuse_what_steps_refuse(plan: list[StageCall]) -> None:
     from histodistill.training.train_autoencoder import TrainAutoencoderConfig
     from histodistill.training.train_diffusion import TrainDiffusionConfig
 
+    configs = {stage.folder: stage.config for stage in plan}
+    _require_maps(configs["pipeline"], configs["teacher"])
     for stage in plan:
         _require_gpu_for_fp16(getattr(stage.config, "mixed_precision", "no"))
         if isinstance(stage.config, SelectorConfig):
@@ -510,15 +515,32 @@ def _refuse_what_steps_refuse(plan: list[StageCall]) -> None:
         if isinstance(stage.config, TrainDiffusionConfig) and not is_complete(stage.config.output):
             _require_start(stage.config.init_from)
         if isinstance(stage.config, TrainAutoencoderConfig) and not is_complete(stage.config.output):
-            _require_autoencoder(stage.config)
+            _require_autoencoder(stage.config, configs["pipeline"], image_size)
 
 
-def _require_autoencoder(config: TrainAutoencoderConfig) -> None:
-    """Sees that an autoencoder from elsewhere is there, or can be fetched."""
-    if config.origin is not None:
-        from histodistill.training.models.named_autoencoders import find_pretrained
+def _require_maps(denoiser: Any, teacher: Any) -> None:
+    """Sees that a denoiser which is aligned with the teacher can be."""
+    from histodistill.training.models.architectures import WITH_MAPS
 
-        find_pretrained(config.origin, config.origin_option)
+    if denoiser.align is not None and teacher.architecture not in WITH_MAPS:
+        raise InputError(
+            f"teacher.architecture={teacher.architecture} has no maps of features, which the denoiser is aligned "
+            f"with: give {param('set')} diffusion.align_weight=0, or one of {' and '.join(WITH_MAPS)}"
+        )
+
+
+def _require_autoencoder(config: TrainAutoencoderConfig, denoiser: TrainDiffusionConfig, image_size: int) -> None:
+    """Sees that an autoencoder from elsewhere is there, or can be fetched, and fits the tiles and the denoiser."""
+    if config.origin is None:
+        return
+    from histodistill.training.models.denoiser import check_halvings
+    from histodistill.training.models.latents import shape_of_latent
+    from histodistill.training.models.named_autoencoders import check_fits, load_pretrained
+
+    autoencoder = load_pretrained(config.origin, config.origin_option)
+    if config.autoencoder is not None:
+        check_fits(autoencoder, image_size)
+        check_halvings(shape_of_latent(autoencoder, image_size)[1], denoiser.channels)
 
 
 def _require_start(init_from: str | Path | None) -> None:

@@ -31,7 +31,7 @@ class Estimate:
     Attributes:
         seconds: Folder of a step → what it takes.
         disk: Bytes that the run has at its largest.
-        latents: Bytes of the latents that are kept beside it, in the cache of tiles.
+        latents: Bytes of the latents and features that are kept beside it, in the cache of tiles.
         memory: Bytes that the largest step holds.
         device_memory: Bytes of the GPU's memory that it holds; None without one.
         unit_seconds: What it was reckoned from: kind of work → seconds of a unit.
@@ -96,6 +96,23 @@ class Estimate:
                 f"{option_string('per_class')} makes a smaller pool, and a smaller {option_string('image_size')} "
                 "costs least"
             )
+
+
+def anew(stored: Mapping[str, Any], plan: Sequence[StageCall], run: Mapping[str, Any]) -> dict[str, Any]:
+    """An estimate that run.json has kept, for what the steps do now: some of their options may have changed.
+
+    Args:
+        stored: What `Estimate.to_json` gave.
+        plan: The steps.
+        run: What run.json holds: see `work_of`.
+    """
+    seconds = costs(plan, run, stored["unit_seconds"], shared=stored["device_memory"] is not None)
+    return {
+        **stored,
+        "seconds": {folder: round(value, 1) for folder, value in seconds.items()},
+        "disk": run_bytes(plan, run),
+        "latents": latent_bytes(plan, run),
+    }
 
 
 def check_room(estimate: Estimate, output: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""Lists the decoded tiles, and the latents of tiles, that are kept on this machine.
+"""Lists the decoded tiles, and the latents and features of tiles, that are kept on this machine.
 
     histodistill cache list
 
@@ -37,7 +37,7 @@ def make_parser() -> StepParser[ListCacheConfig]:
 
 
 def run(config: ListCacheConfig) -> list[CachedTiles]:
-    """Prints a line for each set of tiles or latents, last used first.
+    """Prints a line for each set of tiles, latents or features, last used first.
 
     Returns:
         The same.
@@ -53,7 +53,8 @@ def run(config: ListCacheConfig) -> list[CachedTiles]:
     entries = cache.entries()
     for entry in entries:
         used = datetime.datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d")
-        tiles = f"{'latents of ' if entry.what == 'latents' else ''}{entry.count:,} tiles, {entry.side} px"
+        kept = "" if entry.what == "tiles" else f"{entry.what} of "
+        tiles = f"{kept}{entry.count:,} tiles, {entry.side} px"
         print(f"{format_size(entry.size):>9}  {tiles:<32} used {used}  {one_line(entry.source)}")
     unfinished = size_of(cache.unfinished)
     if unfinished:

@@ -8,6 +8,7 @@ its memory is that of the largest of them. REQUEST is a JSON file with the comma
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import statistics
@@ -15,17 +16,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from histodistill.training.end_to_end import work
 from histodistill.training.end_to_end.steps import StageCall
 from histodistill.training.models.architectures import is_probe
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, write_json
+from histodistill.training.running.memory import (
+    forget_peak,
+    give_back_freed_memory,
+    keep_freed_memory,
+    peak_memory,
+)
 from histodistill.training.running.notes import STEP_OF_DISTILL
 
 
@@ -47,6 +56,8 @@ _PIXELS, _POSITIONS = 2**18, 2**13
 _INDEXED_PIXELS, _COMPARED = 2**20, 16
 # The search among so many tiles takes twice as long as among none; among more than the second number it is another.
 _DOUBLING, _EXHAUSTIVE = 5_500, 35_000
+# Of each weight that is trained, beside itself: its gradient, and the two moments of AdamW.
+_GRADIENTS_AND_MOMENTS = 3
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,7 @@ class Measured:
 
     Attributes:
         unit_seconds: Kind of work (see `work`) → seconds of a unit.
-        memory: Bytes that the process held at most.
+        memory: Bytes that a process needs which does the same with as much in a batch as the steps have.
         device_memory: Bytes that it held of the GPU's memory at most; None without one.
     """
 
@@ -97,7 +108,7 @@ def measure(configs: Mapping[str, Any], start: float | None = None) -> Measured:
     import torch
 
     from histodistill.training.data.sources import load_tiles
-    from histodistill.training.running.memory import peak_memory
+    from histodistill.training.models.devices import best_device
 
     options = configs["autoencoder"]
     begun = time.perf_counter()
@@ -106,17 +117,52 @@ def measure(configs: Mapping[str, Any], start: float | None = None) -> Measured:
     )
     loaded = time.perf_counter() - begun
     found: dict[str, float] = {} if start is None else {work.START: start + loaded}
+    memory = _Memory()
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
-        found |= _measure_autoencoder(options, source, Path(folder))
-        found |= _measure_denoiser(configs, source, Path(folder))
+        found |= _measure_autoencoder(options, source, Path(folder), memory)
+        found |= _measure_denoiser(configs, source, Path(folder), memory)
         for recipe in _recipes(configs):
-            found |= _measure_classifier(recipe, source, configs["teacher"].mixed_precision)
-        found |= _measure_search(source)
-    has_gpu = torch.cuda.is_available()
-    return Measured(found, peak_memory() or 0, torch.cuda.max_memory_reserved() if has_gpu else None)
+            found |= _measure_classifier(recipe, source, configs["teacher"].mixed_precision, memory)
+        with memory.of():
+            found |= _measure_search(source)
+    on_gpu = best_device().type == "cuda"
+    return Measured(found, memory.most, torch.cuda.max_memory_reserved() if on_gpu else None)
 
 
-def _measure_autoencoder(options: Any, source: TileSource, folder: Path) -> dict[str, float]:
+class _Memory:
+    """How much memory the steps need, found with smaller batches than they have.
+
+    Attributes:
+        most: Bytes of the largest of what was measured.
+    """
+
+    def __init__(self) -> None:
+        self.most = 0
+
+    @contextlib.contextmanager
+    def of(self, larger: float = 1.0, weights: int = 0) -> Iterator[None]:
+        """Within it is what is measured.
+
+        Args:
+            larger: How many times as large the batches of the step are.
+            weights: Bytes of what is trained, whose gradients and moments do not grow with a batch.
+        """
+        give_back_freed_memory()
+        begins_anew = forget_peak()
+        before = psutil.Process().memory_info().rss
+        yield
+        peak = peak_memory() or 0
+        if begins_anew:
+            fixed = _GRADIENTS_AND_MOMENTS * weights
+            peak += round((larger - 1) * max(0, peak - before - fixed))
+        self.most = max(self.most, peak)
+
+
+def _bytes_of(model: torch.nn.Module) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in model.parameters())
+
+
+def _measure_autoencoder(options: Any, source: TileSource, folder: Path, memory: _Memory) -> dict[str, float]:
     """Its training, encoding and decoding; leaves it, as it then is, in the folder."""
     import torch
 
@@ -125,6 +171,7 @@ def _measure_autoencoder(options: Any, source: TileSource, folder: Path) -> dict
     from histodistill.training.engine.accelerator import make_accelerator
     from histodistill.training.engine.loop import plain_steps
     from histodistill.training.models.latents import encode_images
+    from histodistill.training.models.prediction import usual_batch_size
 
     accelerator = make_accelerator(options.mixed_precision)
     origin = train_autoencoder.find_origin(options, source)
@@ -139,13 +186,14 @@ def _measure_autoencoder(options: Any, source: TileSource, folder: Path) -> dict
         )
         training = train_autoencoder.make_training(few, source, accelerator, None, origin)
         model, optimizer = accelerator.prepare(training.model, training.optimizer)
-        with plain_steps(training, model, optimizer) as make_step:
+        with memory.of(), plain_steps(training, model, optimizer) as make_step:
             steps = iter(range(1 + _REPEATS))
             step = _seconds(lambda: make_step(next(steps)))
         found[work.TRAIN_AUTOENCODER] = step / (few.batch_size * few.gradient_accumulation_steps)
     autoencoder = training.autoencoder.eval()
     images = to_model_input(_some_tiles(source, accelerator.device), accelerator.device)
-    with torch.no_grad():
+    larger = usual_batch_size(source.image_size) / len(images)
+    with torch.no_grad(), memory.of(larger):
         latents = encode_images(autoencoder, images)
         encoding = _seconds(lambda: encode_images(autoencoder, images))
         decoding = _seconds(lambda: autoencoder.decode(latents).sample)
@@ -153,7 +201,9 @@ def _measure_autoencoder(options: Any, source: TileSource, folder: Path) -> dict
     return {**found, work.ENCODE: encoding / len(images), work.DECODE: decoding / len(images)}
 
 
-def _measure_denoiser(configs: Mapping[str, Any], source: TileSource, autoencoder: Path) -> dict[str, float]:
+def _measure_denoiser(
+    configs: Mapping[str, Any], source: TileSource, autoencoder: Path, memory: _Memory
+) -> dict[str, float]:
     """The denoiser's training, a look at it, and the images of a pool."""
     import numpy as np
     import torch
@@ -186,7 +236,8 @@ def _measure_denoiser(configs: Mapping[str, Any], source: TileSource, autoencode
         optimizer.zero_grad()
         training.after_step()
 
-    found = {work.TRAIN_DENOISER: _seconds(step) / count}
+    with memory.of(options.batch_size / count, _bytes_of(training.denoiser)):
+        found = {work.TRAIN_DENOISER: _seconds(step) / count}
     with torch.no_grad():
         found[work.DENOISE] = _seconds(lambda: training.average(latents, levels, class_labels=class_ids)) / count
 
@@ -203,7 +254,8 @@ def _measure_denoiser(configs: Mapping[str, Any], source: TileSource, autoencode
         for image in images:
             png_bytes(Image.fromarray(image))
 
-    return {**found, work.GENERATE: _seconds(make_images) / number}
+    with memory.of(pool.chunk_size / number):
+        return {**found, work.GENERATE: _seconds(make_images) / number}
 
 
 def _recipes(configs: Mapping[str, Any]) -> list[ClassifierConfig]:
@@ -219,12 +271,14 @@ def _recipes(configs: Mapping[str, Any]) -> list[ClassifierConfig]:
     return [recipe for recipe in of_kind.values() if not is_probe(recipe.architecture)]
 
 
-def _measure_classifier(recipe: ClassifierConfig, source: TileSource, mixed_precision: str) -> dict[str, float]:
+def _measure_classifier(
+    recipe: ClassifierConfig, source: TileSource, mixed_precision: str, memory: _Memory
+) -> dict[str, float]:
     """A classifier's training, and what it says of tiles."""
     from histodistill.training.engine.accelerator import make_accelerator
     from histodistill.training.engine.classifier_training import ClassifierTraining
     from histodistill.training.engine.steps import spread_indices
-    from histodistill.training.models.prediction import predict_proba
+    from histodistill.training.models.prediction import predict_proba, usual_batch_size
 
     accelerator = make_accelerator(mixed_precision)
     batch_size = recipe.batch_size
@@ -235,11 +289,13 @@ def _measure_classifier(recipe: ClassifierConfig, source: TileSource, mixed_prec
     train = train.subset(spread_indices(len(train), batch_size))
     training = ClassifierTraining(few, train, None, accelerator, source.class_names)
     assert few.learning_rate is not None  # the configuration has chosen one
-    with training.drawn_batches(0) as drawn:
+    larger = recipe.batch_size / batch_size
+    with memory.of(larger, _bytes_of(training.best)), training.drawn_batches(0) as drawn:
         steps = iter(range(1 + _REPEATS))
         step = _seconds(lambda: training.make_step(next(steps), few.learning_rate or 0.0, drawn))
     images = _some_tiles(source, accelerator.device)
-    asked = _seconds(lambda: predict_proba(training.best, images))
+    with memory.of(usual_batch_size(source.image_size) / len(images)):
+        asked = _seconds(lambda: predict_proba(training.best, images))
     accelerator.free_memory()
     return {
         work.train_of(recipe.architecture, recipe.width): step / (len(train) * few.gradient_accumulation_steps),
@@ -307,7 +363,6 @@ def _seconds_of_one(call: Callable[[], object]) -> float:
 
 def _main(request: Path, answer: Path) -> None:
     """Reads what is asked, measures, and writes what was found."""
-    import psutil
     import torch  # noqa: F401  # what a step imports, too, so that its start takes as long
 
     import histodistill.training.engine.loop  # noqa: F401
@@ -320,7 +375,6 @@ def _main(request: Path, answer: Path) -> None:
 
 
 if __name__ == "__main__":
-    from histodistill.training.running.memory import keep_freed_memory
     from histodistill.training.running.progress import quiet_libraries
 
     keep_freed_memory()  # as the steps do

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from histodistill.selection.views import SYMMETRIES
 from histodistill.training.end_to_end import work
 from histodistill.training.end_to_end.steps import StageCall
 from histodistill.training.evaluation.plans import planned_cells
-from histodistill.training.models.architectures import DEFAULT_WIDTHS
+from histodistill.training.models.architectures import DEFAULT_WIDTHS, WITH_MAPS
 from histodistill.training.models.encoder_names import UNTRAINED_SIDE
 
 
@@ -49,8 +50,8 @@ _BYTES_PER_WEIGHT = 4
 _PACKED, _TIMES = 0.8, 2
 # Bytes of what is left beside: embeddings and probabilities of an image, and the report and its pictures.
 _PER_IMAGE, _REPORT = 1000, 10_000_000
-# Bytes of a number of a latent that is kept, and the symmetries of a tile.
-_BYTES_PER_LATENT, _SYMMETRIES = 2, 8
+# Bytes of a number of a latent or a feature that is kept.
+_BYTES_KEPT = 2
 
 
 @dataclass(frozen=True)
@@ -158,14 +159,21 @@ def run_bytes(plan: Sequence[StageCall], run: Mapping[str, Any]) -> int:
 
 
 def latent_bytes(plan: Sequence[StageCall], run: Mapping[str, Any]) -> int:
-    """Bytes that the kept latents of training tiles have, beside the run, in the cache of tiles."""
+    """Bytes that the kept latents and features of training tiles have, beside the run, in the cache of tiles."""
     configs: dict[str, Any] = {stage.folder: stage.config for stage in plan}
-    denoiser, autoencoder = configs["pipeline"], configs["autoencoder"]
-    views = (_SYMMETRIES if denoiser.symmetries else 1) * run["num_tiles"]["train"]
-    if getattr(denoiser, "latent_cache", "off") == "off" or work.tiles_shown(denoiser) < views:
+    denoiser, autoencoder, teacher = configs["pipeline"], configs["autoencoder"], configs["teacher"].recipe
+    if getattr(denoiser, "latent_cache", "off") == "off":
         return 0
+    tiles = run["num_tiles"]["train"]
+    views = (SYMMETRIES if denoiser.symmetries else 1) * tiles
     side = run["image_size"] // 2 ** (len(autoencoder.channels) - 1)
-    return int(_BYTES_PER_LATENT * views * autoencoder.latent_channels * side**2)
+    latents = views * autoencoder.latent_channels * side**2 if work.tiles_shown(denoiser) >= views else 0
+    features = 0
+    if getattr(denoiser, "align", None) is not None and teacher.architecture in WITH_MAPS:
+        # Of a ResNet, whose later stages are wider, it is the least.
+        width = teacher.width or DEFAULT_WIDTHS[teacher.architecture]
+        features = tiles * width * (side // 2 ** (len(denoiser.channels) - 1)) ** 2
+    return int(_BYTES_KEPT * (latents + features))
 
 
 def _squares(channels: Sequence[int]) -> int:

@@ -134,7 +134,7 @@ def stage_calls(common: Common, run: Mapping[str, Any]) -> list[StageCall]:
         "audit": {"embedders": embedders},
     }
     given = common.given(run["image_size"])
-    if "align_weight" in _options_of(run["settings"], "diffusion"):
+    if _options_of(run["settings"], "diffusion").get("align_weight"):
         given["diffusion"]["align"] = common.output / "teacher"
     configs = {}
     for step, config_class in STEPS.items():

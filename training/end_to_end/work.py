@@ -10,7 +10,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from histodistill.selection.views import SYMMETRIES
 from histodistill.training.end_to_end.steps import StageCall
+from histodistill.training.engine.looks import SCALE_TILES, SHOWN_PER_CLASS, telling_number
 from histodistill.training.evaluation.compare import recipe
 from histodistill.training.evaluation.plans import planned_cells
 from histodistill.training.models.architectures import DEFAULT_WIDTHS, is_probe
@@ -30,11 +32,8 @@ SELECT = "select"
 # One start of a process with all its libraries; the attacks of an audit, which depend on no number.
 START, ATTACK = "start", "attack"
 
-# The eight symmetries of the square.
-_SYMMETRIES = 8
-# Tiles that the scale of latents is measured on, at most; images of each class in a picture of the progress, and the
-# denoising steps of each.
-_SCALE_TILES, _SHOWN_PER_CLASS, _SHOWN_STEPS = 10_000, 8, 20
+# Denoising steps of each image in a picture of the progress.
+_SHOWN_STEPS = 20
 # Noise levels at which the audit asks the denoiser about a tile.
 _NOISE_LEVELS = 8
 
@@ -72,6 +71,7 @@ class _Work:
         self.configs = configs
         self.tiles = Counter(run["num_tiles"])
         self.classes = len(run["class_names"])
+        self.image_size = run["image_size"]
         self.autoencoder_options = fitted_autoencoder(configs["autoencoder"], run["image_size"])
         self.images = configs["pool"].per_class * self.classes
         self.published = configs["distilled"].n_per_class * self.classes
@@ -82,18 +82,20 @@ class _Work:
         """Its training, validations, the scale of its latents, and what is told of its reconstructions."""
         options = self.autoencoder_options
         shown, whole = tiles_shown(options), self._validated(options)
-        if options.is_taken:  # and only looked at
-            shown, whole = 0, min(self.tiles["validation"], options.validation_tiles)
-        scaled = min(self.tiles["train"], _SCALE_TILES)
+        if options.is_taken:
+            shown = whole = 0
+        # In the end it is validated, and looked at beside its tiles.
+        whole += 2 * min(self.tiles["validation"], options.validation_tiles)
+        scaled = min(self.tiles["train"], SCALE_TILES)
         return Counter({TRAIN_AUTOENCODER: shown, ENCODE: whole + scaled, DECODE: whole})
 
     def pipeline(self) -> Counter[str]:
         """The denoiser's training, validations with a picture each, and the latents of training tiles."""
         options = self.configs["pipeline"]
         shown = tiles_shown(options)
-        pictures = -(-options.max_train_steps // options.validation_steps) * _SHOWN_PER_CLASS * self.classes
+        pictures = -(-options.max_train_steps // options.validation_steps) * SHOWN_PER_CLASS * self.classes
         validated = self._validated(options)
-        views = (_SYMMETRIES if options.symmetries else 1) * self.tiles["train"]
+        views = (SYMMETRIES if options.symmetries else 1) * self.tiles["train"]
         # As many views as are shown, where these are fewer: then latents are not kept.
         encoded = min(views, shown) if getattr(options, "latent_cache", "off") != "off" else shown
         aligned: Counter[str] = Counter()
@@ -110,8 +112,14 @@ class _Work:
         )
 
     def teacher(self) -> Counter[str]:
-        """A classifier of all training tiles."""
-        return self._classifier(self.configs["teacher"].recipe, self.tiles["train"])
+        """A classifier of all training tiles, and what it says of the autoencoder's reconstructions."""
+        recipe_of_teacher = self.configs["teacher"].recipe
+        work = self._classifier(recipe_of_teacher, self.tiles["train"])
+        if getattr(self.configs["teacher"], "autoencoder", None) is not None:
+            told = min(self.tiles["validation"], telling_number(self.image_size))
+            asked = predict_of(recipe_of_teacher.architecture, recipe_of_teacher.width)
+            work += Counter({ENCODE: told, DECODE: told, asked: 2 * told})
+        return work
 
     def pool(self) -> Counter[str]:
         """Its images."""
@@ -147,7 +155,7 @@ class _Work:
 
     def _search(self, count: int, embedders: Sequence[str]) -> Counter[str]:
         """A search of so many images for copies: they are embedded in all symmetries, and real tiles once."""
-        embedded = self.real + _SYMMETRIES * count
+        embedded = self.real + SYMMETRIES * count
         work = Counter({COMPARE: count, INDEX: self.real})
         for name in embedders:
             work[EMBED_UNTRAINED if name == "untrained" else ENCODE] += embedded

@@ -22,10 +22,12 @@ from histodistill.training.data.tile_cache import TileCache
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.engine.augment import apply_symmetries
 from histodistill.training.engine.checkpoints import content_of
-from histodistill.training.engine.kept_latents import Encoding, KeptLatents, keep_latents, plan_latents
+from histodistill.training.engine.kept_latents import DTYPES, Encoding, KeptLatents, keep_latents, plan_latents
 from histodistill.training.engine.steps import spread_indices
 from histodistill.training.models.classifiers import Classifier
+from histodistill.training.models.prediction import usual_batch_size
 from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.notes import tell
 
 
 # Type of the numbers that features are kept as.
@@ -105,24 +107,29 @@ class Alignment:
             blank = torch.zeros(1, 3, classifier.image_size, classifier.image_size, device=classifier.device)
             self.num_features = self._features(blank).shape[1]
         self._kept: KeptLatents | None = None
+        self._encode: Callable[[np.ndarray], torch.Tensor] | None = None  # where they are not kept
         self._mean = torch.zeros(self.num_features, 1, 1)
 
     def _features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Features float N×D×s×s of tiles float N×3×H×W in [-1, 1]."""
         return F.adaptive_avg_pool2d(self.classifier.feature_maps(pixel_values, self.side), self.side)
 
-    def prepare(self, tiles: Tiles, source: str, device: torch.device, cache_dir: Any, is_shown: bool) -> None:
+    def prepare(
+        self, tiles: Tiles, source: str, device: torch.device, cache: TileCache | None, is_shown: bool
+    ) -> None:
         """Takes the features of training tiles, once, into the cache of tiles.
+
+        Without a cache, or where that has no room, they are taken in each step, rounded in the same way.
 
         Args:
             tiles: Which are trained on.
             source: What their source is called.
             device: Where features are computed.
-            cache_dir: Of the cache; None for that of this machine.
+            cache: Where they are kept.
             is_shown: Whether this process shows how far it is.
 
         Raises:
-            InputError: If the cache cannot hold them.
+            InputError: If they are too large for it, or no numbers.
         """
         self.classifier.to(device)
 
@@ -131,14 +138,29 @@ class Alignment:
             return self._features(to_model_input(images, device))
 
         shape = (self.num_features, self.side, self.side)
-        encoding = Encoding(encode, ["features", self.weights], shape, 1, device)
-        plan = plan_latents(encoding, tiles, source, _DTYPE)
-        self._kept = KeptLatents(keep_latents(TileCache(cache_dir), encoding, plan, tiles, is_shown), _DTYPE)
-        some = spread_indices(len(tiles), _MEAN_TILES)
-        self._mean = self._read(some).mean((0, 2, 3)).view(-1, 1, 1)
+
+        def encode_some(indices: np.ndarray) -> torch.Tensor:
+            parts = np.array_split(indices, -(-len(indices) // usual_batch_size(tiles.images.shape[1])))
+            views = (encode(torch.from_numpy(tiles.images[part]), torch.zeros(len(part))) for part in parts)
+            return torch.cat([view.to(DTYPES[_DTYPE]).float().cpu() for view in views])
+
+        if cache is not None:
+            encoding = Encoding(encode, ["features", self.weights], shape, 1, device, "features", "align")
+            plan = plan_latents(encoding, tiles, source, _DTYPE)
+            try:
+                self._kept = KeptLatents(keep_latents(cache, encoding, plan, tiles, is_shown), _DTYPE)
+            except InputError as error:
+                tell(f"diffusion: features are taken anew in each step: {error.for_command_line()}")
+        if self._kept is None:
+            self._encode = encode_some
+        self._mean = self._read(spread_indices(len(tiles), _MEAN_TILES)).mean((0, 2, 3)).view(-1, 1, 1)
+        if not self._mean.isfinite().all():
+            raise InputError(f"{param('align')} gives features that are too large or no numbers: give another")
 
     def _read(self, indices: np.ndarray) -> torch.Tensor:
-        assert self._kept is not None  # `prepare` is called before the first step
+        if self._kept is None:
+            assert self._encode is not None  # `prepare` is called before the first step
+            return self._encode(indices)
         as_they_are = torch.zeros(len(indices), dtype=torch.int64)
         return self._kept.read(indices, as_they_are, torch.device("cpu")).float()
 

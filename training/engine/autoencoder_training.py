@@ -17,6 +17,7 @@ from histodistill.training.data.images import save_grid
 from histodistill.training.data.pixels import ready_for, to_model_input
 from histodistill.training.data.tiles import TileSource
 from histodistill.training.engine.augment import apply_symmetries, draw_symmetries
+from histodistill.training.engine.looks import SCALE_TILES
 from histodistill.training.engine.loop import GenerativeTraining
 from histodistill.training.engine.privacy import PrivacyPlan
 from histodistill.training.engine.steps import spread_indices
@@ -29,8 +30,6 @@ from histodistill.training.models.reconstruction import Lost, what_is_lost
 from histodistill.training.running.training_options import PrivateTrainingConfig
 
 
-# Tiles that the scale of the latents is measured on, at most: its error is then below a hundredth.
-_SCALE_TILES = 10_000
 # Validation tiles in a picture of the progress, above their reconstructions.
 _SHOWN_TILES = 16
 
@@ -156,7 +155,7 @@ class AutoencoderTraining(GenerativeTraining):
         on validation tiles.
         """
         tiles = self.train if self.config.dp_epsilon is None else self.validation
-        measured = spread_indices(len(tiles), _SCALE_TILES)
+        measured = spread_indices(len(tiles), SCALE_TILES)
         images = (
             to_model_input(batch, self.accelerator.device)
             for batch in batches(rows_of(tiles.images, measured), self.whole_batch_size)

@@ -48,6 +48,20 @@ from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.progress import Progress
 
 
+def soft_labels_of(train: Tiles, weight: float) -> np.ndarray:
+    """The soft labels of training tiles, float N×C, which count with that weight.
+
+    Raises:
+        InputError: If they have none.
+    """
+    if train.soft_labels is None:
+        raise InputError(
+            f"{param('soft_label_weight')}={weight} needs soft labels, and the training tiles have none: train on a "
+            "dataset with a column soft_label, or give 0"
+        )
+    return train.soft_labels
+
+
 @dataclass(frozen=True)
 class TrainedClassifier:
     """What `fit_classifier` returns, the same on every process.
@@ -397,12 +411,8 @@ class TrainingBatches:
         self.labels = torch.from_numpy(train.labels)
         self.soft_labels = None
         if config.soft_label_weight > 0:
-            if train.soft_labels is None:
-                raise InputError(
-                    f"{param('soft_label_weight')}={config.soft_label_weight} needs soft labels, and the training "
-                    "tiles have none: train on a dataset with a column soft_label, or give 0"
-                )
-            self.soft_labels = at_temperature(torch.from_numpy(train.soft_labels), config.temperature)
+            soft_labels = soft_labels_of(train, config.soft_label_weight)
+            self.soft_labels = at_temperature(torch.from_numpy(soft_labels), config.temperature)
 
     def draw(self, position: int) -> DrawnBatch:
         """This process's share of the batch of that number, counted over all steps.

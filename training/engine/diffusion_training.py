@@ -14,8 +14,8 @@ from diffusers.training_utils import EMAModel
 
 from histodistill.pipelines import HistologyPipeline
 from histodistill.selection.streams import torch_seed
+from histodistill.selection.views import SYMMETRIES
 from histodistill.training.data.images import save_grid
-from histodistill.training.data.latent_store import LatentsPlan, StoredLatents, find_latents
 from histodistill.training.data.pixels import to_device
 from histodistill.training.data.tile_cache import TileCache
 from histodistill.training.data.tiles import TileSource
@@ -24,6 +24,7 @@ from histodistill.training.engine.augment import draw_symmetries
 from histodistill.training.engine.checkpoints import content_of
 from histodistill.training.engine.flow import draw_step, flow_loss
 from histodistill.training.engine.kept_latents import Encoding, KeptLatents, keep_latents, plan_latents
+from histodistill.training.engine.looks import SHOWN_PER_CLASS
 from histodistill.training.engine.loop import GenerativeTraining
 from histodistill.training.engine.muon import Muon, is_matrix
 from histodistill.training.engine.privacy import PrivacyPlan
@@ -34,10 +35,6 @@ from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import format_size
 from histodistill.training.running.notes import tell, told_by_distill
 from histodistill.training.running.training_options import PrivateTrainingConfig
-
-
-# Tiles of each class in a picture of the progress.
-_SHOWN_PER_CLASS = 8
 
 
 class DiffusionTraining(GenerativeTraining):
@@ -84,6 +81,7 @@ class DiffusionTraining(GenerativeTraining):
         self.source_name, self.latent_cache = source.name, latent_cache
         self.latents: dict[str, Any] = {"kept_as": "off"}
         self._kept: KeptLatents | None = None
+        self._kept_before: str | None = None  # by the training that is resumed
         self._validation_latents: dict[int, torch.Tensor] = {}  # by the first tile of a batch
         self.autoencoder_weights = content_of(autoencoder)
         self.autoencoder = autoencoder.to(accelerator.device)
@@ -136,32 +134,38 @@ class DiffusionTraining(GenerativeTraining):
     def prepare(self) -> None:
         """Takes features of the training tiles, where they are needed, and keeps latents of them.
 
-        Latents are not kept where that is not wanted, not worth it or cannot be.
+        Neither is kept where that is not wanted or cannot be; nor are latents where that is not worth it, nor where
+        the training that goes on had none.
         """
         if self.alignment:
+            cache = None if self.latent_cache == "off" else TileCache(self.config.cache_dir)
             device, is_shown = self.accelerator.device, self.accelerator.is_local_main_process
-            self.alignment.prepare(self.train, self.source_name, device, self.config.cache_dir, is_shown)
-        if self.latent_cache == "off":
+            self.alignment.prepare(self.train, self.source_name, device, cache, is_shown)
+        if "off" in (self.latent_cache, self._kept_before):
             return
         encoding = Encoding(
             self._encode_views,
             [self.autoencoder_weights, *scale_of_latents(self.autoencoder), self.config.mixed_precision],
             self.latent_shape,
-            8 if self.symmetries else 1,
+            SYMMETRIES if self.symmetries else 1,
             self.accelerator.device,
         )
         plan = plan_latents(encoding, self.train, self.source_name, self.latent_cache)
-        try:
-            stored = self._open_latents(encoding, plan)
-        except InputError as error:
-            tell(f"diffusion: tiles are encoded anew in each step: {error.for_command_line()}")
-            return
-        if stored is None:
+        # Latents that some other training left do not count: whether the disk has them must not change the result.
+        if self.views_shown < plan.num_views:
             with told_by_distill():  # which has a line for each step, and this is nothing to act upon
                 tell(
                     f"diffusion: tiles are encoded as they are shown, since these steps show {self.views_shown:,} "
                     f"views of them, and there are {plan.num_views:,}"
                 )
+            return
+        try:
+            cache, is_shown = TileCache(self.config.cache_dir), self.accelerator.is_local_main_process
+            stored = keep_latents(cache, encoding, plan, self.train, is_shown)
+        except InputError as error:
+            changed = "" if self._kept_before is None else ", no longer rounded as they were"
+            tell(f"diffusion: tiles are encoded anew in each step{changed}: {error.for_command_line()}")
+            self.latents = {"kept_as": "off"}
             return
         self._kept = KeptLatents(stored, plan.dtype)
         self.latents["kept_as"] = plan.dtype
@@ -171,18 +175,6 @@ class DiffusionTraining(GenerativeTraining):
             line += f": rounding errs by {stored.rms_error:.1e} (RMS), at most by {stored.largest_error:.1e}"
         with told_by_distill():
             tell(line)
-
-    def _open_latents(self, encoding: Encoding, plan: LatentsPlan) -> StoredLatents | None:
-        """The latents of the cache; None where they are not there, and more views than the training will show.
-
-        Raises:
-            InputError: If they cannot be kept.
-        """
-        cache = TileCache(self.config.cache_dir)
-        found = find_latents(cache, plan)
-        if found is not None or self.views_shown < plan.num_views:
-            return found
-        return keep_latents(cache, encoding, plan, self.train, self.accelerator.is_local_main_process)
 
     @property
     def views_shown(self) -> int:
@@ -249,12 +241,12 @@ class DiffusionTraining(GenerativeTraining):
         # What it returns depends on how it is called, which its types do not tell.
         pipeline: Any = HistologyPipeline(self.autoencoder, self.average, make_scheduler())
         pipeline.set_progress_bar_config(disable=True)
-        rows = [label for label in range(self.num_classes) for _ in range(_SHOWN_PER_CLASS)]
+        rows = [label for label in range(self.num_classes) for _ in range(SHOWN_PER_CLASS)]
         # The noise of the first images of a pool, whose seeds are these numbers.
         generators = [torch.Generator().manual_seed(i) for i in range(len(rows))]
         with self.accelerator.autocast():
             images = pipeline(rows, generator=generators, output_type="pt").images
-        save_grid(images.float() * 2 - 1, path, columns=_SHOWN_PER_CLASS)
+        save_grid(images.float() * 2 - 1, path, columns=SHOWN_PER_CLASS)
 
     def before_batch(self, position: int) -> None:
         """Makes dropout, which draws from the global generator, a function of (seed, step) alone, too."""
@@ -276,12 +268,15 @@ class DiffusionTraining(GenerativeTraining):
         return {"unet": self.denoiser, "ema": self.average, **projection}
 
     def saved_state(self) -> dict[str, Any]:
-        """How many steps the average has seen, which decides its decay."""
-        return {"ema_step": self.ema.optimization_step}
+        """How many steps the average has seen, which decides its decay, and what became of the latents."""
+        return {"ema_step": self.ema.optimization_step, "latents": self.latents}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Goes on with the average of the checkpoint."""
+        """Goes on with the average of the checkpoint, and with latents that are kept, or not, as they were."""
         self.ema.optimization_step = state["ema_step"]
+        if "latents" in state:  # not of a checkpoint of earlier versions
+            self.latents = state["latents"]
+            self._kept_before = self.latents["kept_as"]
         self.ema.shadow_params = [parameter.detach().clone() for parameter in self.average.parameters()]
 
     def pipeline(self, class_names: list[str]) -> HistologyPipeline:

@@ -41,6 +41,7 @@ class Encoding:
         latent_shape: (C, h, w).
         symmetries: Views of each tile: 8, or 1 for the tile as it is.
         device: Where they are made.
+        what, option: What messages call them, and the parameter that says what makes them.
     """
 
     encode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -48,6 +49,8 @@ class Encoding:
     latent_shape: tuple[int, int, int]
     symmetries: int
     device: torch.device
+    what: str = "latents"
+    option: str = "autoencoder"
 
 
 def plan_latents(encoding: Encoding, tiles: Tiles, source: str, dtype: str) -> LatentsPlan:
@@ -66,7 +69,7 @@ def plan_latents(encoding: Encoding, tiles: Tiles, source: str, dtype: str) -> L
     made_by = [_FORMAT, torch.__version__, diffusers.__version__, device, _batch_size(side)]
     decides = [made_by, tiles.fingerprint(), shape, dtype, *encoding.decides]
     key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-    return LatentsPlan(key, source, side, shape, dtype, _BATCHES_PER_BLOCK * _batch_size(side))
+    return LatentsPlan(key, source, side, shape, dtype, _BATCHES_PER_BLOCK * _batch_size(side), encoding.what)
 
 
 def _batch_size(side: int) -> int:
@@ -93,9 +96,10 @@ def make_block(encoding: Encoding, tiles: Tiles, dtype: str, first: int, stop: i
             largest = max(largest, errors.max().item())
             squares += errors.double().square().sum().item()
             if not math.isfinite(squares):
+                another = f"{param('latent_cache')}, or another " if encoding.what == "latents" else ""
                 raise InputError(
-                    f"latents of these tiles cannot be kept as {dtype}, since some are too large or no numbers: give "
-                    f"another {param('latent_cache')}, or another {param('autoencoder')}"
+                    f"{encoding.what} of these tiles cannot be kept as {dtype}, since some are too large or no "
+                    f"numbers: give another {another}{param(encoding.option)}"
                 )
             bits[start - first : end - first, symmetry] = rounded.cpu().contiguous().view(torch.int16).numpy()
     return Block(bits, largest, squares)

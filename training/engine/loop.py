@@ -268,6 +268,7 @@ def _train(
     """All steps that are left, with validations and checkpoints."""
     config, accelerator = training.config, training.accelerator
     warmup_steps = math.ceil(config.warmup * config.max_train_steps)
+    training.model.train()  # what was loaded is in evaluation mode
     resumed = time.perf_counter()
     for step in range(training.start, config.max_train_steps):
         set_learning_rate(

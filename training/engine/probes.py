@@ -13,13 +13,13 @@ from accelerate import Accelerator
 
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.engine.classifier_config import ClassifierConfig
-from histodistill.training.engine.classifier_training import TrainedClassifier, rank_of
+from histodistill.training.engine.classifier_training import TrainedClassifier, rank_of, soft_labels_of
 from histodistill.training.engine.scoring import embed_shared, score_probabilities
 from histodistill.training.engine.steps import class_weights
 from histodistill.training.models.architectures import PROBE
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.embedders import classifier_on
-from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.errors import InputError
 
 
 #: What the mean loss weighs against the penalty on the weights; the validation tiles choose one, of equals the first.
@@ -146,12 +146,7 @@ def _targets(config: ClassifierConfig, train: Tiles, num_classes: int) -> np.nda
     targets = np.eye(num_classes)[train.labels]
     share = config.soft_label_weight
     if share > 0:
-        if train.soft_labels is None:
-            raise InputError(
-                f"{param('soft_label_weight')}={share} needs soft labels, and the training tiles have none: train on "
-                "a dataset with a column soft_label, or give 0"
-            )
-        targets = (1 - share) * targets + share * train.soft_labels.astype(np.float64)
+        targets = (1 - share) * targets + share * soft_labels_of(train, share).astype(np.float64)
     weights = class_weights(train.labels, config.class_balance)
     return targets if weights is None else targets * weights[:, None]
 

@@ -6,7 +6,6 @@ pictures and cards as well, is made of what was found in them.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +26,7 @@ from histodistill.training.evaluation.run_records import StageRecord, by_class, 
 from histodistill.training.generate import CALL_OPTIONS
 from histodistill.training.models.embedders import describe_embedder
 from histodistill.training.models.encoder_licences import for_cards
+from histodistill.training.models.encoder_names import is_encoder_label
 from histodistill.training.running.stages import require_parts
 
 
@@ -36,8 +36,6 @@ GRID_COLUMNS = 10
 _GRID_SIDE = 64
 # Settings of `select` that say what an image of the pool had to pass.
 _FILTERS = ("min_probability", "typical_share")
-# An embedder that is not of a run: a model of the Hub, or of a library.
-_MODEL_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}(/[A-Za-z0-9][\w.-]{0,63})?")
 
 
 @dataclass(frozen=True, repr=False)
@@ -172,9 +170,7 @@ class CheckedRun:
         of_a_run = {f"{what} of {of}" for what in ("features", "latents") for of in ("a classifier", "an autoencoder")}
         if name in of_a_run or name == "features of a classifier trained on the same tiles":
             return name
-        return (
-            describe_embedder(name) if not digest and _MODEL_NAME.fullmatch(name) else "a model that is not published"
-        )
+        return describe_embedder(name) if not digest and is_encoder_label(name) else "a model that is not published"
 
 
 def read_checked_run(run: Path, with_pipeline: bool) -> CheckedRun:

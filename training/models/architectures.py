@@ -20,6 +20,8 @@ from histodistill.training.running.suggestions import did_you_mean
 ARCHITECTURES = ("convnet", "resnet18", "vit")
 #: Base width of each: channels of a ConvNet's layers and of a ResNet's first stage, dimensions of a ViT's tokens.
 DEFAULT_WIDTHS = {"convnet": 128, "resnet18": 64, "vit": 192}
+#: Those whose features are maps of the tile, to which a denoiser can be aligned.
+WITH_MAPS = ("convnet", "resnet18")
 #: Peak learning rate of AdamW for each. Found on validation tiles: see docs/trainings.md.
 LEARNING_RATES = {"convnet": 3e-3, "resnet18": 1e-3, "vit": 1e-3}
 #: The same for other networks: with new weights, and with pretrained ones, which large steps would spoil.

@@ -16,6 +16,19 @@ from histodistill.training.running.errors import InputError, param
 NUM_TRAIN_TIMESTEPS = 1000
 
 
+def check_halvings(latent_size: int, channels: Sequence[int]) -> None:
+    """Sees that a denoiser with these levels can halve latents of that side.
+
+    Raises:
+        InputError: If it cannot be halved once per level after the first.
+    """
+    if latent_size % 2 ** (len(channels) - 1):
+        raise InputError(
+            f"latents of {latent_size}×{latent_size} cannot be halved {len(channels) - 1} times: give fewer "
+            f"{param('channels')}"
+        )
+
+
 def build_denoiser(
     latent_size: int,
     latent_channels: int,
@@ -39,12 +52,7 @@ def build_denoiser(
     Raises:
         InputError: If latent_size cannot be halved once per further level.
     """
-    factor = 2 ** (len(channels) - 1)
-    if latent_size % factor:
-        raise InputError(
-            f"latents of {latent_size}×{latent_size} cannot be halved {len(channels) - 1} times: give fewer "
-            f"{param('channels')}"
-        )
+    check_halvings(latent_size, channels)
     has_attention = [level >= len(channels) - attention_levels for level in range(len(channels))]
     # Few, wide groups: a norm over one or two channels takes away their mean, and colour is in the means.
     groups = math.gcd(8, *channels)

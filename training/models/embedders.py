@@ -19,7 +19,12 @@ from histodistill.training.data.pixels import to_model_input
 from histodistill.training.models.architectures import TIMM
 from histodistill.training.models.classifiers import ENCODER, Classifier
 from histodistill.training.models.devices import best_device
-from histodistill.training.models.encoder_names import UNTRAINED, UNTRAINED_SIDE
+from histodistill.training.models.encoder_names import (
+    UNTRAINED,
+    UNTRAINED_SIDE,
+    encoder_label,
+    is_of_histodistill,
+)
 from histodistill.training.models.encoders import BackboneEncoder, Encoder, LatentEncoder
 from histodistill.training.models.latents import LATENT_MODELS
 from histodistill.training.models.loading import has_class, has_classifier, load_autoencoder, load_classifier
@@ -95,8 +100,11 @@ def named_embeddings(names: Sequence[str]) -> dict[str, Callable[[Images], np.nd
         folder = Path(name.removeprefix(TIMM))
         # An audit knows names of the Hub, and timm's own models are there.
         of_hub = name if not name.startswith(TIMM) or "/" in name else name.replace(TIMM, "timm/")
-        label = folder.name if folder.is_dir() else of_hub.removeprefix(TIMM)
-        label = "autoencoder" if is_autoencoder(name) else label
+        label = of_hub.removeprefix(TIMM)
+        if folder.is_dir():  # by what it holds: its name may be somebody's own
+            is_own = is_of_histodistill(folder)
+            kind = "autoencoder" if is_autoencoder(name) else TEACHER
+            label = kind if is_own and (kind != TEACHER or folder.name == TEACHER) else encoder_label(name)
         if label in embeddings or label == "pixels":
             raise InputError(f"{param('embedders')} names {label} twice: give folders with different names")
         embeddings[label] = _loaded_when_called(name)

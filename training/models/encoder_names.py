@@ -13,6 +13,7 @@ from pathlib import Path
 from histodistill.training.models.architectures import ARCHITECTURES, PROBE, SCRATCH, TIMM, split_architecture
 from histodistill.training.running.errors import InputError, one_line, param
 from histodistill.training.running.files import read_json, sha256_of
+from histodistill.training.running.stages import read_record
 
 
 #: Encoders of the run itself, which stand for the folders of the same names in it.
@@ -123,8 +124,12 @@ def _digest_of(files: tuple[tuple[Path, int, int], ...]) -> str:
 
 
 def is_of_histodistill(folder: Path) -> bool:
-    """Whether a folder holds an autoencoder, or a classifier of this project."""
-    return _kind_of(folder) in ("autoencoder", "classifier")
+    """Whether a folder holds a classifier of this project, or an autoencoder of one of its runs."""
+    kind = _kind_of(folder)
+    if kind != "autoencoder":
+        return kind == "classifier"
+    # As a training leaves it, or within a pipeline; where it comes from elsewhere, the run's own records say so.
+    return any(read_record(place) is not None for place in (folder, folder.parent))
 
 
 def _kind_of(folder: Path) -> str:

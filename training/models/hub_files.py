@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from histodistill.training.data.names import shown
+from histodistill.training.data.names import can_be_hub_id, shown
 from histodistill.training.running.errors import InputError, param, reason_of
 from histodistill.training.running.hub_cache import cache_problem
-
-
-# What an id on the Hub looks like: user/name.
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def model_folder(name_or_path: str | Path, option: str, what: str, files: Sequence[str]) -> Path:
@@ -35,7 +30,7 @@ def model_folder(name_or_path: str | Path, option: str, what: str, files: Sequen
     if Path(name).is_dir():
         return Path(name)
     # Where there is a folder `user`, a path in it was meant.
-    if Path(name).exists() or not _HUB_ID.fullmatch(name) or Path(name).parent.is_dir():
+    if Path(name).exists() or not can_be_hub_id(name) or Path(name).parent.is_dir():
         raise InputError(f"{param(option)} {shown(name)} is no folder: {remedy}")
     try:
         return Path(snapshot_download(name, allow_patterns=list(files)))

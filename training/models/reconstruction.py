@@ -17,9 +17,6 @@ from histodistill.training.models.prediction import usual_batch_size
 
 #: Points of a classifier's accuracy that tiles may lose in the autoencoder before a warning says so.
 MOST_POINTS_LOST = 1.0
-# Tiles that tell what is lost: so many of this side in pixels, of larger ones about as many pixels, but some, since a
-# point of accuracy is one in a hundred.
-_TELLING, _TELLING_SIDE, _LEAST_TELLING = 2048, 64, 512
 # Side of the window that SSIM looks through, in pixels: a Gaussian with a standard deviation of 1.5.
 _WINDOW = 11
 # A mean square error of 8-bit values, at least: tiles that are the same to the last bit have no finite PSNR.
@@ -83,11 +80,6 @@ class Lost:
             "tiles, which nothing after it brings back: give it more latent channels or a longer training, or take "
             "another autoencoder"
         )
-
-
-def telling_number(image_size: int) -> int:
-    """How many tiles of this side in pixels tell well enough what is lost."""
-    return max(_LEAST_TELLING, _TELLING * _TELLING_SIDE**2 // max(image_size, _TELLING_SIDE) ** 2)
 
 
 @torch.no_grad()

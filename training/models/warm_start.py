@@ -150,8 +150,9 @@ def knows_tiles(name: str, folder: str | Path, source: TileSource, *, said_publi
     Raises:
         InputError: If they are said to be, and the record says otherwise.
     """
-    record = read_record(folder)
-    same = record is not None and record["settings"].get("data") == source.fingerprint()
+    # That of a pipeline tells of the autoencoder in it, too.
+    records = [record for place in (Path(folder), Path(folder).parent) if (record := read_record(place))]
+    same = any(record["settings"].get("data") == source.fingerprint() for record in records)
     if said_public and same:
         raise InputError(
             f"{param('dp_public_init')} contradicts the record of {shown(name)}, by which it was trained on these "

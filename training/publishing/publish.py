@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from histodistill.training.publishing.hub_config import HubConfig, require_hub_name
 from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.options import StepParser, config, like, option, require, run_script
+from histodistill.training.running.options import StepParser, config, like, option, run_script
 
 
 if TYPE_CHECKING:
@@ -70,11 +70,9 @@ class PublishConfig(HubConfig):
         if self.preview is not None and self.push:
             raise InputError(f"{param('preview')} uploads nothing and {param('push')} does: give one of them")
         require_hub_name("name", self.name)
-        if self.license is not None:
-            from histodistill.hub_cards.names import is_license_id
+        from histodistill.training.models.encoder_licences import check_licence
 
-            rule = "it must be an identifier of the Hub, such as cc-by-4.0"
-            require(is_license_id(self.license), "license", self.license, rule)
+        check_licence("license", self.license)
 
 
 def make_parser() -> StepParser[PublishConfig]:

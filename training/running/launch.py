@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from histodistill.training.running.memory import give_back_freed_memory
+from histodistill.training.running.precision import has_cuda
 from histodistill.training.running.program import ERROR
 from histodistill.training.running.progress import has_bars
 
@@ -65,7 +66,7 @@ def run_module(
         command += ["--num_processes", str(num_processes), "-m"]
         # PyTorch's launcher takes from these what it is not told, such as a number of machines.
         environment = {name: value for name, value in environment.items() if not name.startswith("PET_")}
-        if not _has_gpu():
+        if not has_cuda():
             # `accelerate launch --cpu --num_processes 2` silently starts one process; this starts two.
             environment["ACCELERATE_USE_CPU"] = "true"
     code = _run([*command, module, *argv], environment)
@@ -128,9 +129,3 @@ def _wait(process: subprocess.Popen) -> int:
             process.terminate()
             process.wait()
         raise
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

@@ -12,6 +12,8 @@ from typing import Any
 
 # Where Linux tells it of this process alone, in kB. What `getrusage` tells there includes the process that started it.
 _STATUS = Path("/proc/self/status")
+# Where it is told to forget the most memory that was held.
+_FORGET = Path("/proc/self/clear_refs")
 
 # Options of glibc's `mallopt`: how much may be free at the end of the heap, from which size on a block is mapped by
 # itself, and how many may be.
@@ -59,6 +61,19 @@ def _of_glibc(name: str) -> Any:
         return None
     library = ctypes.CDLL(None)
     return getattr(library, name, None) if hasattr(library, "gnu_get_libc_version") else None
+
+
+def forget_peak() -> bool:
+    """Makes `peak_memory` begin anew from what this process holds now.
+
+    Returns:
+        Whether it does: not where the system does not allow that.
+    """
+    try:
+        _FORGET.write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
 
 
 def peak_memory() -> int | None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from audits import add_audit
+from diffusers import AutoencoderTiny
 from PIL import Image
 from sentences import without_notes
 
@@ -472,6 +473,28 @@ def test_a_denoiser_is_aligned_where_the_preset_says_so(tiny_tiles, tmp_path, ti
         plan(tiny_tiles, tmp_path / "run", "--set", "diffusion.align=somewhere")
 
 
+def test_a_teacher_without_maps_goes_with_a_denoiser_that_is_not_aligned(tiny_tiles, tmp_path):
+    options = ["--set", "teacher.architecture=vit", "teacher.width=64", "diffusion.align_weight=0"]
+    [_, teacher, diffusion, *_] = plan(tiny_tiles, tmp_path / "run", *options)
+    assert (parsed(teacher).architecture, parsed(diffusion).align) == ("vit", None)
+
+
+def test_an_autoencoder_that_does_not_fit_is_refused_at_once(tiny_tiles, tmp_path, capsys):
+    for name, levels in (("fits", 2), ("deep", 6)):
+        widths, blocks = (8,) * levels, (1,) * levels
+        AutoencoderTiny(
+            encoder_block_out_channels=widths, decoder_block_out_channels=widths, latent_channels=2,
+            num_encoder_blocks=blocks, num_decoder_blocks=blocks,
+        ).save_pretrained(tmp_path / name)  # fmt: skip
+    named = f"autoencoder.autoencoder={tmp_path / 'deep'}"
+    message = refused(capsys, tiny_tiles, tmp_path / "run", "--set", named)
+    assert "takes tiles whose side is divisible by 32, and these have 16 px" in message
+    levels = ["--set", f"autoencoder.autoencoder={tmp_path / 'fits'}", "diffusion.channels=8,8,8,8,8"]
+    message = refused(capsys, tiny_tiles, tmp_path / "run", *levels)
+    assert "latents of 8×8 cannot be halved 4 times: give fewer" in message
+    assert not (tmp_path / "run").exists()
+
+
 def test_denoiser_sees_few_tiles_less_often(tiny_tiles, tmp_path, tiny_preset):
     (tmp_path / "few.toml").write_text(f"max_epochs = 1\n{tiny_preset.read_text()}")
     [_, _, diffusion, *_] = plan(tiny_tiles, tmp_path / "run", "--preset", tmp_path / "few.toml")
@@ -653,6 +676,11 @@ def test_run_with_other_set_options_is_left_untouched(tiny_run, capsys):
         ("generate.seed=3", "--set generate.seed=3: seed cannot be set for one step, since distill gives it to all"),
         ("diffusion.dropout=2", "--set diffusion.dropout=2: dropout=2.0 is out of range: it must be at least 0 and "),
         ("select.n_per_class=9", "--n-per-class=9 is more than nine tenths of the 8 pool images of a class"),
+        (
+            "teacher.architecture=vit",
+            "teacher.architecture=vit has no maps of features, which the denoiser is aligned with: give --set "
+            "diffusion.align_weight=0, or one of convnet and resnet18",
+        ),
         ("autoencoder.channels=8,8,8,8,8,8", "--set makes models that halve tiles 5 times, and these are of 16 px"),
         (
             "select.n_neighbors=-3",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 
 import pytest
 import torch
 
 from histodistill.training.end_to_end import measuring, work
-from histodistill.training.end_to_end.estimate import Estimate, check_room
+from histodistill.training.end_to_end.estimate import Estimate, anew, check_room
 from histodistill.training.end_to_end.measuring import Measured
 from histodistill.training.end_to_end.rough_cost import costs, latent_bytes, usual_seconds
 from histodistill.training.end_to_end.steps import Common, stage_calls
@@ -41,12 +43,15 @@ def tiny(tiny_preset, tiny_tiles, tmp_path):
 def test_work_is_counted_from_the_options(tiny):
     by_step = work.work_of(*tiny)
     assert by_step["autoencoder"] == {
-        work.START: 1, work.TRAIN_AUTOENCODER: 150 * 8, work.ENCODE: 20 + 45, work.DECODE: 20
+        work.START: 1, work.TRAIN_AUTOENCODER: 150 * 8, work.ENCODE: 3 * 20 + 45, work.DECODE: 3 * 20
     }  # fmt: skip
     assert by_step["pipeline"][work.TRAIN_DENOISER] == 10 * 8
     # No more than the steps show, though there are 8 views of each of 45 tiles.
     assert by_step["pipeline"][work.ENCODE] == 80 + 20
-    assert by_step["teacher"] == {work.START: 1, "train convnet 8": 10 * 20, "predict convnet 8": 20 + 30}
+    # It is also asked about validation tiles and their reconstructions.
+    assert by_step["teacher"] == {
+        work.START: 1, "train convnet 8": 10 * 20, "predict convnet 8": 20 + 30 + 40, work.ENCODE: 20, work.DECODE: 20
+    }  # fmt: skip
     assert by_step["pool"][work.GENERATE] == 8 * 5
     # Three rows for two steps each, of 45 real or 15 other tiles; validated after each.
     assert by_step["comparison"]["train convnet 128"] == 2 * (45 + 15 + 15)
@@ -63,9 +68,12 @@ def test_crops_are_less_work_than_tiles(tmp_path):
 
 
 def test_latents_are_kept_where_more_views_are_shown_than_there_are(tiny, tmp_path):
-    assert latent_bytes(*tiny) == 0
+    assert latent_bytes(*tiny) == 2 * 45 * 8 * 8 * 8  # features alone
     plan, run = plan_of(load_preset("cpu"), tmp_path)
-    assert latent_bytes(plan, run) == 2 * 8 * 45 * 8 * 14 * 14
+    # And of each tile, the teacher's features that the denoiser is aligned with.
+    assert latent_bytes(plan, run) == 2 * (8 * 45 * 8 * 14 * 14 + 45 * 128 * 7 * 7)
+    alone, run = plan_of(load_preset("cpu").with_options("diffusion", {"align_weight": 0}), tmp_path)
+    assert latent_bytes(alone, run) == 2 * 8 * 45 * 8 * 14 * 14
 
 
 def test_what_was_not_measured_is_as_much_slower_as_the_rest(tiny):
@@ -94,6 +102,29 @@ def test_all_work_is_measured_and_nothing_else_is_touched(tiny, monkeypatch):
     assert unknown == {work.SELECT, work.ATTACK}
     assert all(seconds > 0 for seconds in found.unit_seconds.values()) and found.unit_seconds[work.START] > 2
     assert found.memory > 10**7 and (found.device_memory is None) != torch.cuda.is_available()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone forgets a peak")
+def test_memory_is_that_of_whole_batches():
+    # In a process of its own: others' freed memory would be used here.
+    program = (
+        "import numpy as np, psutil\n"
+        "from histodistill.training.end_to_end.measuring import _Memory\n"
+        "np.ones(2**26)\n"  # 512 MiB that are gone, and nobody asks for again
+        "before = psutil.Process().memory_info().rss\n"
+        "memory = _Memory()\n"
+        "with memory.of():\n"
+        "    np.ones(2**23)\n"
+        "once = memory.most - before\n"
+        "with memory.of(3, weights=2**21):\n"
+        "    np.ones(2**23)\n"
+        "print(once, memory.most - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    once, larger = map(int, done.stdout.split())
+    assert once == pytest.approx(2**26, rel=0.2)
+    # Three times as much, but for gradients and moments of 2 MiB of weights.
+    assert larger == pytest.approx(3 * 2**26 - 2 * 3 * 2**21, rel=0.2)
 
 
 def test_seconds_are_the_median_without_the_first(monkeypatch):
@@ -135,6 +166,18 @@ def test_what_the_user_is_told():
     assert line.endswith("1.2 GB of memory and 2.0 GB of the GPU's")
     _, offer = made(seconds={**HOURS, "pipeline": 40_000}).lines(TITLES)
     assert offer.startswith("to make it shorter: ") and "2h does less of everything" in offer
+
+
+def test_an_estimate_is_made_anew_for_other_options(tiny, tiny_preset, tiny_tiles, tmp_path):
+    stored = Estimate.of(*tiny, Measured({work.GENERATE: 2.0}, 10**9)).to_json()
+    assert anew(stored, *tiny) == stored
+    larger, run = plan_of(
+        load_preset(tiny_preset).with_options("generate", {"per_class": 80}), tmp_path, tiny_tiles, 16
+    )
+    again = anew(stored, larger, run)
+    assert again["seconds"]["pool"] - stored["seconds"]["pool"] == pytest.approx(2.0 * 5 * (80 - 8), abs=0.2)
+    assert again["disk"] > stored["disk"]
+    assert {name for name in stored if again[name] != stored[name]} <= {"seconds", "disk"}
 
 
 def test_an_estimate_counts_what_is_held_for_each_image(tiny):

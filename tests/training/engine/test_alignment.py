@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from histodistill.training.data.sources import load_tiles
+from histodistill.training.data.tile_cache import TileCache
 from histodistill.training.engine.alignment import AlignedDenoiser, Alignment, misalignment
 from histodistill.training.engine.augment import apply_symmetries
 from histodistill.training.models.classifiers import Classifier
@@ -58,7 +59,7 @@ def tiles(tiny_npz):
 
 def prepared(tiles, tmp_path) -> Alignment:
     alignment = Alignment(classifier("convnet", 16), 0.5, 4)
-    alignment.prepare(tiles, "tiny", torch.device("cpu"), tmp_path / "cache", is_shown=False)
+    alignment.prepare(tiles, "tiny", torch.device("cpu"), TileCache(tmp_path / "cache"), is_shown=False)
     return alignment
 
 
@@ -86,8 +87,35 @@ def test_features_are_taken_once(tiles, tmp_path, monkeypatch):
         raise AssertionError("they are there")
 
     monkeypatch.setattr(Alignment, "_features", never)
-    alignment.prepare(tiles, "tiny", torch.device("cpu"), tmp_path / "cache", is_shown=False)
+    alignment.prepare(tiles, "tiny", torch.device("cpu"), TileCache(tmp_path / "cache"), is_shown=False)
     assert torch.equal(alignment.targets(np.array([0, 1]), none), before)
+
+
+@pytest.mark.parametrize("cache", ["none", "no room"])
+def test_features_that_are_not_kept_are_the_same(tiles, tmp_path, monkeypatch, capsys, cache):
+    kept = prepared(tiles, tmp_path)
+    monkeypatch.setenv("HISTODISTILL_CACHE_LIMIT", "1kB")
+    alignment = Alignment(classifier("convnet", 16), 0.5, 4)
+    store = None if cache == "none" else TileCache(tmp_path / "other")
+    alignment.prepare(tiles, "tiny", torch.device("cpu"), store, is_shown=False)
+    assert ("features are taken anew in each step: features of these tiles take" in capsys.readouterr().err) == (
+        cache == "no room"
+    )
+    indices, symmetries = np.array([5, 1, 1]), torch.tensor([0, 7, 2])
+    # But for the rounding of sums over batches of other sizes.
+    torch.testing.assert_close(
+        alignment.targets(indices, symmetries), kept.targets(indices, symmetries), rtol=0, atol=2e-3
+    )
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_features_that_are_too_large_are_refused(tiles, tmp_path, monkeypatch, cache):
+    alignment = Alignment(classifier("convnet", 16), 0.5, 4)
+    features = alignment._features
+    monkeypatch.setattr(Alignment, "_features", lambda self, pixels: 1e6 * features(pixels))
+    with pytest.raises(InputError, match="align gives features that are too large or no numbers: give another"):
+        store = TileCache(tmp_path / "cache") if cache else None
+        alignment.prepare(tiles, "tiny", torch.device("cpu"), store, is_shown=False)
 
 
 def test_an_aligned_denoiser_gives_what_it_alone_gives():

@@ -216,6 +216,16 @@ def test_named_embeddings_are_loaded_once_and_not_before(tiny_teacher, images, m
     assert loaded == [str(tiny_teacher)]
 
 
+def test_embeddings_are_called_by_what_a_folder_holds(tiny_teacher, tmp_path):
+    private = tmp_path / "doe_jane_1957"
+    shutil.copytree(tiny_teacher, private)
+    (label,) = embedders.named_embeddings([str(private)])
+    assert label.startswith("classifier-") and "doe" not in label
+    named = tmp_path / "teacher"
+    shutil.copytree(tiny_teacher, named)
+    assert list(embedders.named_embeddings([str(named), "untrained"])) == ["teacher", "untrained"]
+
+
 @pytest.mark.parametrize(("count", "size", "words"), [(0, 2, "no images"), (2, 0, "at least 1")])
 def test_an_embedder_takes_images_and_batches_of_one_or_more(tiny_teacher, images, count, size, words):
     with pytest.raises(InputError, match=words):

@@ -38,7 +38,7 @@ def test_one_process_is_started_as_python_does(started):
 
 @pytest.mark.parametrize("has_gpu", [False, True])
 def test_several_are_started_by_accelerate(has_gpu, started, monkeypatch):
-    monkeypatch.setattr(launch, "_has_gpu", lambda: has_gpu)
+    monkeypatch.setattr(launch, "has_cuda", lambda: has_gpu)
     run_module("package.script", ["--steps", "3"], 2)
     [(command, environment)] = started
     assert command[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
@@ -53,7 +53,7 @@ def test_several_are_started_by_accelerate(has_gpu, started, monkeypatch):
 def test_accelerate_understands_the_command(started, monkeypatch):
     from accelerate.commands.launch import launch_command_parser
 
-    monkeypatch.setattr(launch, "_has_gpu", lambda: False)
+    monkeypatch.setattr(launch, "has_cuda", lambda: False)
     run_module("package.script", ["--num-processes", "2", "--steps", "3"], 2)
     args = launch_command_parser().parse_args(started[0][0][3:])
     assert args.num_processes == 2 and args.module
@@ -113,7 +113,7 @@ def test_processes_are_started_on_this_machine_whatever_a_configuration_says(sta
         monkeypatch.setattr(module, "default_config_file", str(file), raising=False)
     monkeypatch.setenv("PET_NNODES", "2")
     monkeypatch.setenv("PET_RDZV_ENDPOINT", "10.255.255.1:1")
-    monkeypatch.setattr(launch, "_has_gpu", lambda: False)
+    monkeypatch.setattr(launch, "has_cuda", lambda: False)
     run_module("package.script", ["--steps", "3"], 2)
     [(command, environment)] = started
 
@@ -135,7 +135,7 @@ def test_processes_are_started_on_this_machine_whatever_a_configuration_says(sta
 def test_failure_of_one_of_several_processes_is_no_answer(monkeypatch):
     # As accelerate's launcher ends whatever its processes ended with.
     monkeypatch.setattr(launch, "_run", lambda *_: 1)
-    monkeypatch.setattr(launch, "_has_gpu", lambda: False)
+    monkeypatch.setattr(launch, "has_cuda", lambda: False)
     for num_processes, code in ((1, 1), (2, 2)):
         with pytest.raises(SystemExit) as stopped:
             run_module("package.script", [], num_processes)
@@ -286,7 +286,7 @@ def test_two_processes_on_a_cpu_know_of_each_other(tmp_path, monkeypatch):
         "open(f'{sys.argv[1]}/{accelerator.process_index}.json', 'w').write(json.dumps(facts))\n"
         "accelerator.end_training()\n"
     )
-    monkeypatch.setattr(launch, "_has_gpu", lambda: False)
+    monkeypatch.setattr(launch, "has_cuda", lambda: False)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     run_module("probe", [str(tmp_path)], 2)

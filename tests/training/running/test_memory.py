@@ -7,6 +7,7 @@ import sys
 import psutil
 import pytest
 
+from histodistill.training.running import memory
 from histodistill.training.running.memory import peak_memory, private_memory
 
 
@@ -21,6 +22,25 @@ def test_a_peak_is_seen_after_it_has_passed():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert 150 * 2**20 <= int(done.stdout) <= 400 * 2**20
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone forgets a peak")
+def test_a_peak_is_forgotten():
+    program = (
+        "from histodistill.training.running.memory import forget_peak, peak_memory\n"
+        "block = bytearray(b'x') * (200 * 2**20)\n"
+        "del block\n"
+        "before = peak_memory()\n"
+        "print(forget_peak(), before - peak_memory())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    forgotten, less = done.stdout.split()
+    assert forgotten == "True" and int(less) > 150 * 2**20
+
+
+def test_a_system_that_forgets_no_peak(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "_FORGET", tmp_path / "there" / "is_none")
+    assert memory.forget_peak() is False
 
 
 def test_a_peak_is_in_bytes():
