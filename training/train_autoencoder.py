@@ -53,8 +53,8 @@ _WHOLE_SIDE, _WHOLE_POSITIONS = 64, 16
 # Peak learning rates: of a new autoencoder, and of a trained one, whose weights a larger one would undo.
 _LEARNING_RATE, _FINE_LEARNING_RATE = 2e-3, 1e-4
 # The options of a new model, and those that earlier versions did not have.
-_OF_NEW_MODEL = ("channels", "latent_channels", "layers_per_block")
-_LATER = ("crop_size", "dp_public_init", "finetune_autoencoder", "train_pixels")
+_OF_NEW_MODEL = ("channels", "latent_channels", "layers_per_block", "plain_levels")
+_LATER = ("crop_size", "dp_public_init", "finetune_autoencoder", "plain_levels", "train_pixels")
 # The options that say something of an autoencoder from elsewhere that is taken as it is.
 _OF_TAKEN = ("image_size", "mixed_precision", "validation_tiles")
 
@@ -149,6 +149,12 @@ class TrainAutoencoderConfig(PrivateTrainingConfig):
         at_least=1,
         group="model",
     )
+    plain_levels: int = option(
+        "levels without residual blocks, counted from the finest, where most of the time goes and little is learned",
+        default=0,
+        at_least=0,
+        group="model",
+    )
     kl_weight: float = option(
         "weight of the mean KL divergence per latent value from N(0, 1), in nats",
         default=2e-4,
@@ -186,6 +192,8 @@ class TrainAutoencoderConfig(PrivateTrainingConfig):
             chosen = _FINE_LEARNING_RATE if self.finetune_autoencoder else _LEARNING_RATE
             object.__setattr__(self, "learning_rate", chosen)
         super().check()
+        rule = f"it must be below {len(self.channels)}, the number of levels"
+        require(self.plain_levels < len(self.channels), "plain_levels", self.plain_levels, rule)
         if self.train_pixels is None:
             if self.max_train_steps is None:
                 object.__setattr__(self, "max_train_steps", _USUAL_STEPS)
@@ -431,7 +439,11 @@ def make_training(
     else:
         torch.manual_seed(torch_seed("weights of the autoencoder", config.seed))
         autoencoder = build_autoencoder(
-            source.image_size, config.channels, config.latent_channels, config.layers_per_block
+            source.image_size,
+            config.channels,
+            config.latent_channels,
+            config.layers_per_block,
+            config.plain_levels,
         )
     if config.init_from is not None and origin and origin.model:
         begin_from(autoencoder, origin)
@@ -468,8 +480,9 @@ def begin_from(autoencoder: LatentModel, origin: Origin) -> None:
         taken,
         shown(origin.name),
         f"give {param('channels')} {' '.join(map(str, other.encoder_block_out_channels))}, {param('latent_channels')} "
-        f"{other.latent_channels} and {param('layers_per_block')} {other.encoder_layers_per_block[0]}, as it has, or "
-        f"begin without {param('init_from')}",
+        f"{other.latent_channels}, {param('layers_per_block')} {other.encoder_layers_per_block[-1]} and "
+        f"{param('plain_levels')} {list(other.encoder_layers_per_block).count(0)}, as it has, or begin without "
+        f"{param('init_from')}",
     )
     tell(taken.sentence("autoencoder", shown(origin.name)))
 

@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 #: What latents of training tiles are kept as.
 LATENT_CACHES = ("float16", "bfloat16", "off")
-#: What changes the weights: see `engine/diffusion_training.OPTIMIZERS`.
-OPTIMIZERS = ("adamw", "muon")
 
 
 @config
@@ -50,13 +48,6 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
     batch_size: int = like(PrivateTrainingConfig, "batch_size", default=64)
     learning_rate: float = like(PrivateTrainingConfig, "learning_rate", default=8e-4)
     weight_decay: float = like(PrivateTrainingConfig, "weight_decay", default=0.01)
-    optimizer: str = option(
-        "what changes the weights; muon learns as much in fewer steps, with a learning rate 25 times as large for "
-        "matrices, and takes a little more time for each",
-        default="adamw",
-        choices=OPTIMIZERS,
-        group="optimisation",
-    )
     autoencoder: Path = option("folder that train_autoencoder left", group="model", setting=False)
     init_from: str | Path | None = option(
         "pipeline to begin from, a folder or an id on the Hub: all its denoiser's weights that fit are taken, and the "
@@ -137,8 +128,6 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
         settings = super().settings()
         if self.latent_cache == LATENT_CACHES[0]:
             del settings["latent_cache"]
-        if self.optimizer == OPTIMIZERS[0]:
-            del settings["optimizer"]
         if self.align is None:
             del settings["align_weight"]
         if self.init_from is None:
@@ -261,7 +250,6 @@ def make_training(
         class_dropout=config.class_dropout,
         symmetries=config.symmetries,
         latent_cache=config.latent_cache,
-        optimizer=config.optimizer,
         alignment=alignment,
     )
 

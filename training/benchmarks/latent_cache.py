@@ -101,10 +101,9 @@ def _trainings(config: LatentCacheConfig, folder: Path) -> dict[str, DiffusionTr
 
     preset = load_preset(config.preset).for_image_size(config.image_size)
     options = preset.options("autoencoder")
-    layers = options.get("layers_per_block", 1)
-    build_autoencoder(config.image_size, options["channels"], options["latent_channels"], layers).save_pretrained(
-        folder / "autoencoder"
-    )
+    layers, plain = options.get("layers_per_block", 1), options.get("plain_levels", 0)
+    autoencoder = build_autoencoder(config.image_size, options["channels"], options["latent_channels"], layers, plain)
+    autoencoder.save_pretrained(folder / "autoencoder")
     # Long enough for all that is measured, and for the cache to be worth it.
     least = (config.rounds + 1) * config.steps * _INPUTS_PER_STEP
     batch_size = preset.options("diffusion")["batch_size"]

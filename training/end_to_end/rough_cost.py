@@ -115,12 +115,12 @@ def usual_seconds(plan: Sequence[StageCall], run: Mapping[str, Any]) -> dict[str
     size, denoiser, pool = run["image_size"], configs["pipeline"], configs["pool"]
     autoencoder = work.fitted_autoencoder(configs["autoencoder"], size)
     latent_size = size / 2 ** (len(autoencoder.channels) - 1)
-    whole = _AUTOENCODER * _network(autoencoder.channels, size)
+    whole = _AUTOENCODER * _autoencoder(autoencoder, size)
     depth = (_OTHER_BLOCKS + denoiser.layers_per_block) / (_OTHER_BLOCKS + _USUAL_BLOCKS)
     shown = _DENOISER * depth * _network(denoiser.channels, latent_size)
     generated = _PASSES * _FORWARD * pool.num_inference_steps * shown + _DECODER * whole + _WRITTEN * size**2
     seconds = {
-        work.TRAIN_AUTOENCODER: _AUTOENCODER * _network(autoencoder.channels, autoencoder.crop_size),
+        work.TRAIN_AUTOENCODER: _AUTOENCODER * _autoencoder(autoencoder, autoencoder.crop_size),
         work.ENCODE: _ENCODER * whole,
         work.DECODE: _DECODER * whole,
         work.TRAIN_DENOISER: shown,
@@ -183,6 +183,11 @@ def _squares(channels: Sequence[int]) -> int:
 def _network(channels: Sequence[int], size: float) -> float:
     """What one image of `size` pixels costs a network each of whose levels after the first halves it."""
     return sum((size / 2**level) ** 2 * width**_WIDTH_POWER for level, width in enumerate(channels))
+
+
+def _autoencoder(options: Any, size: float) -> float:
+    """What one image of `size` pixels costs an autoencoder: at a level without residual blocks, next to nothing."""
+    return _network([0] * options.plain_levels + list(options.channels[options.plain_levels :]), size)
 
 
 def _classifier(architecture: str, width: int | None, size: float) -> float:

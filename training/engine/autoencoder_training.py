@@ -19,6 +19,7 @@ from histodistill.training.data.tiles import TileSource
 from histodistill.training.engine.augment import apply_symmetries, draw_symmetries
 from histodistill.training.engine.looks import SCALE_TILES
 from histodistill.training.engine.loop import GenerativeTraining
+from histodistill.training.engine.optimizers import make_optimizer
 from histodistill.training.engine.privacy import PrivacyPlan
 from histodistill.training.engine.steps import spread_indices
 from histodistill.training.models.autoencoder import VariationalAutoencoder, measure_latents, reconstruction_loss
@@ -74,8 +75,8 @@ class AutoencoderTraining(GenerativeTraining):
             use_plain_attention(self.autoencoder)
         self.validated = self.validation.subset(spread_indices(len(self.validation), config.validation_tiles))
         self.validation_images = self.validated.images
-        self.optimizer = torch.optim.AdamW(
-            self.autoencoder.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        self.optimizer = make_optimizer(
+            config.optimizer, self.autoencoder, config.learning_rate, config.weight_decay, betas=(0.9, 0.999)
         )
 
     def draw_batch(self, indices: np.ndarray, generator: torch.Generator) -> tuple[torch.Tensor, ...]:

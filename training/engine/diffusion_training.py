@@ -26,7 +26,7 @@ from histodistill.training.engine.flow import draw_step, flow_loss
 from histodistill.training.engine.kept_latents import Encoding, KeptLatents, keep_latents, plan_latents
 from histodistill.training.engine.looks import SHOWN_PER_CLASS
 from histodistill.training.engine.loop import GenerativeTraining
-from histodistill.training.engine.muon import Muon, is_matrix
+from histodistill.training.engine.optimizers import make_optimizer
 from histodistill.training.engine.privacy import PrivacyPlan
 from histodistill.training.engine.steps import spread_indices, step_generator
 from histodistill.training.models.denoiser import make_scheduler, use_plain_attention
@@ -49,7 +49,6 @@ class DiffusionTraining(GenerativeTraining):
         class_dropout: Share of tiles that are shown with the null class.
         symmetries: Whether tiles are shown in the eight symmetries of the square.
         latent_cache: What latents of training tiles are kept as, one of `kept_latents.DTYPES`, or "off".
-        optimizer: One of `OPTIMIZERS`.
         alignment: What the denoiser's middle is drawn to; None leaves it alone.
 
     Attributes:
@@ -74,7 +73,6 @@ class DiffusionTraining(GenerativeTraining):
         class_dropout: float,
         symmetries: bool,
         latent_cache: str,
-        optimizer: str = "adamw",
         alignment: Alignment | None = None,
     ):
         super().__init__(config, source.split("train"), accelerator, plan)
@@ -114,7 +112,9 @@ class DiffusionTraining(GenerativeTraining):
         self.ema.to(accelerator.device)
         validation = source.split("validation")
         self.validation = validation.subset(spread_indices(len(validation), config.validation_tiles))
-        self.optimizer = OPTIMIZERS[optimizer](self.model, config.learning_rate, config.weight_decay)
+        self.optimizer = make_optimizer(
+            config.optimizer, self.model, config.learning_rate, config.weight_decay, betas=(0.9, 0.99)
+        )
 
     def draw_batch(self, indices: np.ndarray, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         """Symmetries, noise, noise levels, and class ids of which some are the null class."""
@@ -284,26 +284,6 @@ class DiffusionTraining(GenerativeTraining):
         id2label = {str(label): name for label, name in enumerate(class_names)}
         average = self.average.cpu().to(memory_format=torch.contiguous_format)
         return HistologyPipeline(self.autoencoder.cpu(), average, make_scheduler(), id2label)
-
-
-def _adamw(model: torch.nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    weights = model.parameters()
-    return torch.optim.AdamW(weights, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True)
-
-
-def _muon(model: torch.nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    matrices: list[torch.nn.Parameter] = []
-    others: list[torch.nn.Parameter] = []
-    for name, weight in model.named_parameters():
-        (matrices if is_matrix(name, weight) else others).append(weight)
-    return Muon(matrices, others, lr=learning_rate, weight_decay=weight_decay)
-
-
-#: Makes the optimizer of a denoiser, aligned or not, given a learning rate and a weight decay.
-OPTIMIZERS: dict[str, Callable[[torch.nn.Module, float, float], torch.optim.Optimizer]] = {
-    "adamw": _adamw,
-    "muon": _muon,
-}
 
 
 def overfitting_warning(history: list[dict[str, Any]]) -> str | None:

@@ -17,6 +17,8 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _TURNS = 5
 # Beside AdamW's learning rate, that of matrices is this many times as large; found by trying, see docs/trainings.md.
 _MATRIX_RATIO = 25.0
+# Parts of a name of what reads the input or the time, or makes the output.
+_OUTER = frozenset({"conv_in", "conv_out", "class_embedding", "time_embedding", "time_emb_proj", "projection"})
 
 
 class Muon(torch.optim.Optimizer):
@@ -103,14 +105,12 @@ def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def is_matrix(name: str, weight: torch.nn.Parameter) -> bool:
-    """Whether a weight of a U-Net of diffusers is for Muon: a linear or convolutional one within the network.
+    """Whether a weight of a U-Net or an autoencoder of diffusers is for Muon: a linear or convolutional one within.
 
     Those that read the time are not: they are the largest matrices, at which half of the time would go.
 
     Args:
-        name: Of the weight in the U-Net, or in an `AlignedDenoiser`.
+        name: Of the weight in the network, or in an `AlignedDenoiser`.
         weight: It.
     """
-    others = ("conv_in.", "conv_out.", "class_embedding.", "time_embedding.", "projection.")
-    is_outer = name.removeprefix("unet.").startswith(others)
-    return weight.ndim >= 2 and not is_outer and ".time_emb_proj." not in name
+    return weight.ndim >= 2 and _OUTER.isdisjoint(name.split("."))

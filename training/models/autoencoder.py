@@ -23,7 +23,7 @@ _LEAST_MEAN_SQUARE = 1e-12
 
 
 def build_autoencoder(
-    image_size: int, channels: Sequence[int], latent_channels: int, layers_per_block: int
+    image_size: int, channels: Sequence[int], latent_channels: int, layers_per_block: int, plain_levels: int = 0
 ) -> AutoencoderDC:
     """A new `AutoencoderDC` that maps image_size to image_size / 2^(levels - 1).
 
@@ -34,6 +34,7 @@ def build_autoencoder(
         channels: Width of each level; every level after the first halves the size.
         latent_channels: Channels of the latents.
         layers_per_block: Residual blocks in each level of the encoder.
+        plain_levels: Levels, counted from the finest, that have none.
 
     Raises:
         InputError: If image_size cannot be halved that often, or the shortcuts cannot share out the channels.
@@ -53,13 +54,14 @@ def build_autoencoder(
                 f"after {width}"
             )
     levels = len(channels)
+    blocks = [0 if level < plain_levels else layers_per_block for level in range(levels)]
     has_shortcut = channels[-1] % latent_channels == 0
     autoencoder = AutoencoderDC(
         latent_channels=latent_channels,
         encoder_block_out_channels=channels,
         decoder_block_out_channels=channels,
-        encoder_layers_per_block=[layers_per_block] * levels,
-        decoder_layers_per_block=[2 * layers_per_block] * levels,
+        encoder_layers_per_block=blocks,
+        decoder_layers_per_block=[2 * number for number in blocks],
         # Scales of the attention blocks, one list for each level; there are no such blocks.
         encoder_qkv_multiscales=[[]] * levels,
         decoder_qkv_multiscales=[[]] * levels,

@@ -146,8 +146,9 @@ class Preset:
 
         - The autoencoder halves tiles until latents are 16×16 or smaller, but from three halvings on 32×32 will do:
           64 px twice, 128 to 256 px three times, 512 px four times. Each further halving doubles the channels of the
-          latents, the pixels that are shown, and those in a batch. From three on, the finest level, on which most of
-          the time goes, is half as wide. Where latents are larger than 16×16 it is trained on crops that make such.
+          latents, the pixels that are shown, and those in a batch. The finest level, on which most of the time would
+          go, then has no residual blocks, and from three halvings on half the width. Where latents are larger than
+          16×16 it is trained on crops that make such.
           It looks at fewer validation tiles, less often.
         - The denoiser has one more level, with attention, for latents of 16×16 and more. Where they are larger, it is
           shown as many latent positions in all as of 16×16 and so fewer tiles: its time stays about the same.
@@ -226,6 +227,8 @@ def _fit_autoencoder(options: Mapping[str, Any], image_size: int, halvings: int)
     further = halvings - (len(widths) - 1)
     growth = 2**further
     fitted = {**options, "latent_channels": options["latent_channels"] * growth}
+    if further:
+        fitted.setdefault("plain_levels", 1)
     # Shortcuts need widths that are multiples of 4.
     if further and halvings >= _HALVINGS_OF_SMALL and widths[0] % 8 == 0:
         widths.insert(0, widths[0] // 2)

@@ -14,6 +14,8 @@ from histodistill.training.running.source_options import SourceOptions
 
 # Titles of the groups that `--help` shows the options in.
 _DATA, _OPTIMISATION, _RUNNING, _PRIVACY = "data", "optimisation", "running", "differential privacy"
+#: What changes the weights of a generative model: see `engine/optimizers.py`.
+OPTIMIZERS = ("adamw", "muon")
 # What `--help` says of `audit_share`, wherever there is one.
 AUDIT_SHARE_HELP = (
     "random share of the training tiles that no model sees, for the privacy audit; the same in all stages"
@@ -96,6 +98,13 @@ class PrivateTrainingConfig(TrainingConfig):
     """
 
     learning_rate: float = like(TrainingConfig, "learning_rate")
+    optimizer: str = option(
+        "what changes the weights; muon learns as much in fewer steps, with a learning rate 25 times as large for "
+        "matrices, and takes a little more time for each",
+        default=OPTIMIZERS[0],
+        choices=OPTIMIZERS,
+        group=_OPTIMISATION,
+    )
     class_balance: float | None = option(
         "0 draws classes as often as they occur, 1 equally often, between: n^(1 - value); default: 0.5, and 0 with "
         "--dp-epsilon",
@@ -169,11 +178,14 @@ class PrivateTrainingConfig(TrainingConfig):
     def settings(self) -> dict[str, Any]:
         """The options that decide the result; those of differential privacy only where there is any.
 
-        Compiled models round otherwise. What is not compiled is not told, as in records of earlier versions.
+        Compiled models round otherwise. What is not compiled, or trained by AdamW, is not told so, as in records of
+        earlier versions.
         """
         settings = super().settings()
         if not self.compile:
             del settings["compile"]
+        if self.optimizer == OPTIMIZERS[0]:
+            del settings["optimizer"]
         if self.dp_epsilon is None:
             settings = {name: value for name, value in settings.items() if not name.startswith("dp_")}
         return settings

@@ -5,9 +5,11 @@ import copy
 import pytest
 import torch
 
-from histodistill.training.engine.diffusion_training import OPTIMIZERS
 from histodistill.training.engine.muon import Muon, is_matrix, orthogonalised
+from histodistill.training.engine.optimizers import make_optimizer
+from histodistill.training.models.autoencoder import build_autoencoder
 from histodistill.training.models.denoiser import build_denoiser
+from histodistill.training.running.training_options import OPTIMIZERS
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -96,7 +98,16 @@ def test_which_weights_of_a_denoiser_are_matrices():
     assert {"mid_block.attentions.0.to_q.weight", "mid_block.resnets.0.conv1.weight"} <= matrices
     assert not matrices & {"conv_in.weight", "conv_out.weight", "class_embedding.weight", "conv_norm_out.weight"}
     assert not any("time_emb" in name for name in matrices)
-    for make in OPTIMIZERS.values():
-        trained = [weight for group in make(denoiser, 1e-3, 0.01).param_groups for weight in group["params"]]
+    for name in OPTIMIZERS:
+        optimizer = make_optimizer(name, denoiser, 1e-3, 0.01, (0.9, 0.99))
+        trained = [weight for group in optimizer.param_groups for weight in group["params"]]
         assert {id(weight) for weight in trained} == {id(weight) for weight in denoiser.parameters()}
         assert len(trained) == len(list(denoiser.parameters()))
+
+
+def test_which_weights_of_an_autoencoder_are_matrices():
+    autoencoder = build_autoencoder(16, [8, 16], 4, 1)
+    matrices = {name for name, weight in autoencoder.named_parameters() if is_matrix(name, weight)}
+    assert any(name.startswith("encoder.down_blocks.1.") for name in matrices)
+    assert any(name.startswith("decoder.up_blocks.0.") for name in matrices)
+    assert not any("conv_in" in name or "conv_out" in name or name.endswith("bias") for name in matrices)
