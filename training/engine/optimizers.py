@@ -1,0 +1,27 @@
+"""What changes the weights of a generative model: AdamW, or Muon with AdamW for what is no matrix."""
+
+from __future__ import annotations
+
+import torch
+
+from histodistill.training.engine.muon import Muon, is_matrix
+
+
+def make_optimizer(
+    name: str, model: torch.nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float]
+) -> torch.optim.Optimizer:
+    """The optimizer of all weights of a model.
+
+    Args:
+        name: One of `training_options.OPTIMIZERS`.
+        model: An autoencoder or a denoiser, aligned or not.
+        learning_rate, weight_decay, betas: Of AdamW.
+    """
+    if name == "adamw":
+        weights = model.parameters()
+        return torch.optim.AdamW(weights, lr=learning_rate, weight_decay=weight_decay, betas=betas, fused=True)
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
+    for weight_name, weight in model.named_parameters():
+        (matrices if is_matrix(weight_name, weight) else others).append(weight)
+    return Muon(matrices, others, lr=learning_rate, weight_decay=weight_decay, betas=betas)
