@@ -252,7 +252,7 @@ class SamplerSettings(Exact):
     """The same of a `DPMSolverMultistepScheduler`."""
 
     num_train_timesteps: Literal[1000]
-    prediction_type: Literal["flow_prediction"]
+    prediction_type: Literal["flow_prediction", "sample"]
     use_flow_sigmas: Literal[True]
 
 

@@ -53,8 +53,8 @@ _WHOLE_SIDE, _WHOLE_POSITIONS = 64, 16
 # Peak learning rates: of a new autoencoder, and of a trained one, whose weights a larger one would undo.
 _LEARNING_RATE, _FINE_LEARNING_RATE = 2e-3, 1e-4
 # The options of a new model, and those that earlier versions did not have.
-_OF_NEW_MODEL = ("channels", "latent_channels", "layers_per_block", "plain_levels")
-_LATER = ("crop_size", "dp_public_init", "finetune_autoencoder", "plain_levels", "train_pixels")
+_OF_NEW_MODEL = ("channels", "latent_channels", "layers_per_block", "plain_finest")
+_LATER = ("crop_size", "dp_public_init", "equivariance_weight", "finetune_autoencoder", "plain_finest", "train_pixels")
 # The options that say something of an autoencoder from elsewhere that is taken as it is.
 _OF_TAKEN = ("image_size", "mixed_precision", "validation_tiles")
 
@@ -149,10 +149,9 @@ class TrainAutoencoderConfig(PrivateTrainingConfig):
         at_least=1,
         group="model",
     )
-    plain_levels: int = option(
-        "levels without residual blocks, counted from the finest, where most of the time goes and little is learned",
-        default=0,
-        at_least=0,
+    plain_finest: bool = option(
+        "no residual blocks at the finest level, where most of the time goes and little is learned",
+        default=False,
         group="model",
     )
     kl_weight: float = option(
@@ -167,6 +166,14 @@ class TrainAutoencoderConfig(PrivateTrainingConfig):
     frequency_weight: float = option(
         "weight of the L1 distance between Fourier transforms, which keeps fine texture",
         default=0.1,
+        at_least=0,
+        group="loss",
+    )
+
+    equivariance_weight: float = option(
+        "weight of what makes latents that are halved in size decode into tiles halved in size: a denoiser learns "
+        "such latents sooner (Skorokhodov et al. 2025, arXiv:2502.14831)",
+        default=0.0,
         at_least=0,
         group="loss",
     )
@@ -192,8 +199,11 @@ class TrainAutoencoderConfig(PrivateTrainingConfig):
             chosen = _FINE_LEARNING_RATE if self.finetune_autoencoder else _LEARNING_RATE
             object.__setattr__(self, "learning_rate", chosen)
         super().check()
-        rule = f"it must be below {len(self.channels)}, the number of levels"
-        require(self.plain_levels < len(self.channels), "plain_levels", self.plain_levels, rule)
+        if self.dp_epsilon is not None:
+            rule = f"with {param('dp_epsilon')} it must be 0"
+            require(self.equivariance_weight == 0, "equivariance_weight", self.equivariance_weight, rule)
+        if self.plain_finest and len(self.channels) < 2:
+            raise InputError(f"{param('plain_finest')} leaves nothing of one level: give {param('channels')} of two")
         if self.train_pixels is None:
             if self.max_train_steps is None:
                 object.__setattr__(self, "max_train_steps", _USUAL_STEPS)
@@ -443,20 +453,31 @@ def make_training(
             config.channels,
             config.latent_channels,
             config.layers_per_block,
-            config.plain_levels,
+            config.plain_finest,
         )
     if config.init_from is not None and origin and origin.model:
         begin_from(autoencoder, origin)
+    _check_halves(config, autoencoder, source.image_size)
     return AutoencoderTraining(
         config,
         source,
         accelerator,
         plan,
-        VariationalAutoencoder(autoencoder, config.posterior_std),
+        VariationalAutoencoder(autoencoder, config.posterior_std, halves=config.equivariance_weight > 0),
         frequency_weight=config.frequency_weight,
         kl_weight=config.kl_weight,
+        equivariance_weight=config.equivariance_weight,
         crop_size=config.crop_size,
     )
+
+
+def _check_halves(config: TrainAutoencoderConfig, autoencoder: LatentModel, image_size: int) -> None:
+    """Sees that latents of what is shown can be halved, where they are to be."""
+    from histodistill.training.models.latents import shape_of_latent
+
+    side = shape_of_latent(autoencoder, config.crop_size or image_size)[1]
+    rule = f"latents of what is shown must have an even side to be halved, and have {side}: give 0"
+    require(config.equivariance_weight == 0 or side % 2 == 0, "equivariance_weight", config.equivariance_weight, rule)
 
 
 def begin_from(autoencoder: LatentModel, origin: Origin) -> None:
@@ -475,13 +496,14 @@ def begin_from(autoencoder: LatentModel, origin: Origin) -> None:
             f"{type(autoencoder).__name__}: give it as {param('autoencoder')} with {param('finetune_autoencoder')}"
         )
     other = origin.model.config
+    plain = "" if other.encoder_layers_per_block[0] else f" and {param('plain_finest')}"
     taken = take_weights(autoencoder, origin.model.state_dict())
     require_fit(
         taken,
         shown(origin.name),
         f"give {param('channels')} {' '.join(map(str, other.encoder_block_out_channels))}, {param('latent_channels')} "
-        f"{other.latent_channels}, {param('layers_per_block')} {other.encoder_layers_per_block[-1]} and "
-        f"{param('plain_levels')} {list(other.encoder_layers_per_block).count(0)}, as it has, or begin without "
+        f"{other.latent_channels}, {param('layers_per_block')} {other.encoder_layers_per_block[-1]}"
+        f"{plain}, as it has, or begin without "
         f"{param('init_from')}",
     )
     tell(taken.sentence("autoencoder", shown(origin.name)))

@@ -4,8 +4,8 @@
         --data phantom --autoencoder runs/phantom/autoencoder --output runs/phantom/pipeline
 
 The denoiser learns rectified flow (Liu et al. 2023, arXiv:2209.03003; Lipman et al. 2023, arXiv:2210.02747): between
-data x and noise e it sees z = (1 - s) x + s e and predicts the velocity e - x. Noise levels s are logit-normal
-(Esser et al. 2024, arXiv:2403.03206). The output folder loads as a `HistologyPipeline`.
+data x and noise e it sees z = (1 - s) x + s e and predicts the velocity e - x, or x itself. Noise levels s are
+logit-normal (Esser et al. 2024, arXiv:2403.03206). The output folder loads as a `HistologyPipeline`.
 
 With `--align` its middle is drawn to the features of a classifier: see `engine/alignment.py`.
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from histodistill.training.running.stages import Stage
 
 
+#: What a denoiser gives, as diffusers calls it: the velocity, or the data without noise.
+PREDICTION_TYPES = ("flow_prediction", "sample")
 #: What latents of training tiles are kept as.
 LATENT_CACHES = ("float16", "bfloat16", "off")
 
@@ -68,6 +70,13 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
         "how many of the lowest levels have attention; the middle always has it", default=0, at_least=0, group="model"
     )
     dropout: float = option("dropout in the residual blocks", default=0.0, at_least=0, below=1, group="model")
+    prediction_type: str = option(
+        "what the denoiser gives: flow_prediction, the velocity, or sample, the tile without noise, by which latents "
+        "with many channels are learned sooner",
+        default=PREDICTION_TYPES[0],
+        choices=PREDICTION_TYPES,
+        group="loss and averaging",
+    )
     class_dropout: float = option(
         "share of tiles shown with the null class, for classifier-free guidance",
         default=0.1,
@@ -128,6 +137,8 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
         settings = super().settings()
         if self.latent_cache == LATENT_CACHES[0]:
             del settings["latent_cache"]
+        if self.prediction_type == PREDICTION_TYPES[0]:
+            del settings["prediction_type"]
         if self.align is None:
             del settings["align_weight"]
         if self.init_from is None:
@@ -251,6 +262,7 @@ def make_training(
         symmetries=config.symmetries,
         latent_cache=config.latent_cache,
         alignment=alignment,
+        prediction_type=config.prediction_type,
     )
 
 
@@ -314,6 +326,7 @@ def find_start(config: TrainDiffusionConfig, source: TileSource) -> Start | None
     from histodistill.training.models.warm_start import Start, knows_tiles, warn_of_held_out
 
     start = Start.find(config.init_from)
+    start.require_prediction_type(config.prediction_type)
     knows_these = knows_tiles(start.name, start.folder, source, said_public=config.dp_epsilon is not None)
     if start.has_other_latents(config.autoencoder):
         warn(

@@ -70,6 +70,64 @@ def test_folder_holds_an_autoencoder_and_its_record(tiny_autoencoder, tiny_npz):
         assert grid.size == (16 * (32 + 2) - 2, 2 * (32 + 2) - 2)  # originals above reconstructions
 
 
+def test_a_finest_level_without_blocks_trained_by_muon(tmp_path, run_main, autoencoder_argv):
+    argv = [*autoencoder_argv, "--max-train-steps", "6", "--validation-steps", "3", "--checkpointing-steps", "3"]
+    argv += ["--plain-finest", "--optimizer", "muon"]
+    run_main(script, *argv, "--output", tmp_path / "whole")
+    settings = read_json(tmp_path / "whole" / "stage.json")["settings"]
+    assert (settings["plain_finest"], settings["optimizer"]) == (True, "muon")
+    assert list(AutoencoderDC.from_pretrained(tmp_path / "whole").config.encoder_layers_per_block) == [0, 1]
+    resume = ["--resume", tmp_path / "whole" / "checkpoints" / "checkpoint-3"]
+    run_main(script, *argv, "--output", tmp_path / "resumed", *resume)
+    assert_same_weights(tmp_path / "whole", tmp_path / "resumed")
+
+
+def test_latents_that_bear_to_be_halved(tmp_path, run_main, autoencoder_argv):
+    """The tile that halved latents decode into is nearer to the halved tile than without the term."""
+    argv = [*autoencoder_argv, "--max-train-steps", "60", "--validation-steps", "60"]
+    run_main(script, *argv, "--output", tmp_path / "without")
+    run_main(script, *argv, "--output", tmp_path / "with", "--equivariance-weight", "1")
+    settings = [read_json(tmp_path / name / "stage.json")["settings"] for name in ("without", "with")]
+    assert [values.get("equivariance_weight") for values in settings] == [None, 1.0]
+    data = autoencoder_argv[autoencoder_argv.index("--data") + 1]
+    images = to_model_input(load_tiles(data).split("validation").images)
+    errors = []
+    for name in ("without", "with"):
+        autoencoder = AutoencoderDC.from_pretrained(tmp_path / name)
+        with torch.no_grad():
+            halved = autoencoder.decode(torch.nn.functional.avg_pool2d(autoencoder.encode(images).latent, 2)).sample
+        errors.append((halved - torch.nn.functional.avg_pool2d(images, 2)).abs().mean().item())
+    assert errors[1] < 0.8 * errors[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--image-size", "12", "--channels", "8", "8", "8"],
+            "must have an even side to be halved, and have 3: give 0",
+        ),
+        (["--dp-epsilon", "8"], "--equivariance-weight=1.0 is out of range: with --dp-epsilon it must be 0"),
+    ],
+)
+def test_where_latents_cannot_be_halved(tmp_path, autoencoder_argv, capsys, options, message):
+    argv = [*autoencoder_argv, *options, "--equivariance-weight", "1", "--output", str(tmp_path / "run")]
+    with pytest.raises(SystemExit):
+        run_script(script.make_parser, script.run, argv)
+    assert message in capsys.readouterr().err
+
+
+def test_the_only_level_keeps_its_blocks(tmp_path, autoencoder_argv, capsys):
+    argv = [*autoencoder_argv, "--plain-finest", "--channels", "8", "--output", str(tmp_path / "run")]
+    with pytest.raises(SystemExit):
+        run_script(script.make_parser, script.run, argv)
+    assert "--plain-finest leaves nothing of one level: give --channels of two" in capsys.readouterr().err
+
+
+def test_records_of_before_have_neither(tiny_autoencoder):
+    assert not {"plain_finest", "optimizer"} & set(read_json(tiny_autoencoder / "stage.json")["settings"])
+
+
 def test_nothing_is_pickled(tiny_autoencoder):
     files = [path for path in tiny_autoencoder.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".safetensors", ".json", ".png"}

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from diffusers import AutoencoderDC
+from diffusers import AutoencoderDC, DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 from sentences import without_notes
@@ -15,6 +15,7 @@ from histodistill.training import train_diffusion as script
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.data.sources import load_tiles
 from histodistill.training.engine import diffusion_training
+from histodistill.training.evaluation.weights_attack import denoising_losses
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json
 from histodistill.training.running.options import run_script
@@ -145,6 +146,24 @@ def test_a_denoiser_is_drawn_to_the_features_of_a_classifier(
     assert not {"align", "align_weight"} & set(read_json(tmp_path / "alone" / "stage.json")["settings"])
     files = [(tmp_path / name / "unet" / "config.json").read_bytes() for name in ("alone", "aligned")]
     assert files[0] == files[1]
+
+
+def test_a_denoiser_that_gives_the_tile_itself(tmp_path, run_main, diffusion_argv, capsys):
+    argv = [*diffusion_argv, "--max-train-steps", 60, "--validation-steps", 20, "--learning-rate", 5e-3]
+    run_main(script, *argv, "--prediction-type", "sample", "--output", tmp_path / "run")
+    history, record = (read_json(tmp_path / "run" / name) for name in ("history.json", "stage.json"))
+    assert record["settings"]["prediction_type"] == "sample"
+    assert history[-1]["validation_loss"] < history[0]["validation_loss"]
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "run", trust_remote_code=True)
+    assert pipeline.scheduler.config.prediction_type == "sample"
+    # What the weights know is told by the same errors, and what is made is no noise.
+    losses = denoising_losses(pipeline, load_tiles(diffusion_argv[1]).split("validation"))
+    assert 0 < losses.mean() < 3
+    latents = pipeline([0, 1, 2], generator=torch.Generator().manual_seed(0), output_type="latent").images
+    assert latents.std() < 2
+    message = "gives sample, and init_from|prediction_type is flow_prediction: give the one that it has"
+    with pytest.raises(InputError, match=message):
+        run_main(script, *argv, "--init-from", tmp_path / "run", "--output", tmp_path / "other")
 
 
 def test_who_aligns_is_told_what_fits(tmp_path, run_main, diffusion_argv, tiny_teacher, capsys):

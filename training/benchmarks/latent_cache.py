@@ -101,7 +101,7 @@ def _trainings(config: LatentCacheConfig, folder: Path) -> dict[str, DiffusionTr
 
     preset = load_preset(config.preset).for_image_size(config.image_size)
     options = preset.options("autoencoder")
-    layers, plain = options.get("layers_per_block", 1), options.get("plain_levels", 0)
+    layers, plain = options.get("layers_per_block", 1), options.get("plain_finest", False)
     autoencoder = build_autoencoder(config.image_size, options["channels"], options["latent_channels"], layers, plain)
     autoencoder.save_pretrained(folder / "autoencoder")
     # Long enough for all that is measured, and for the cache to be worth it.

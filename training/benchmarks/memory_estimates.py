@@ -229,7 +229,7 @@ def _autoencoder_config(preset: Preset) -> TrainAutoencoderConfig:
 
 def _build_autoencoder(config: TrainAutoencoderConfig, image_size: int) -> AutoencoderDC:
     return build_autoencoder(
-        image_size, config.channels, config.latent_channels, config.layers_per_block, config.plain_levels
+        image_size, config.channels, config.latent_channels, config.layers_per_block, config.plain_finest
     )
 
 

@@ -187,7 +187,8 @@ def _network(channels: Sequence[int], size: float) -> float:
 
 def _autoencoder(options: Any, size: float) -> float:
     """What one image of `size` pixels costs an autoencoder: at a level without residual blocks, next to nothing."""
-    return _network([0] * options.plain_levels + list(options.channels[options.plain_levels :]), size)
+    finest = 0 if options.plain_finest else options.channels[0]
+    return _network([finest, *options.channels[1:]], size)
 
 
 def _classifier(architecture: str, width: int | None, size: float) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch.nn.functional import avg_pool2d
 
 from histodistill.selection.image_rows import batches, rows_of
 from histodistill.training.data.images import save_grid
@@ -44,6 +45,7 @@ class AutoencoderTraining(GenerativeTraining):
         model: The autoencoder, as it is trained.
         frequency_weight: See `reconstruction_loss`.
         kl_weight: Weight of the mean KL divergence per latent value from N(0, 1), in nats.
+        equivariance_weight: Weight of what makes halved latents decode into halved tiles; the model then has `halves`.
         crop_size: Side in pixels of the part of a tile that a step shows, anywhere in it; None for the whole tile.
             Validation, and the scale of the latents, are of whole tiles.
     """
@@ -61,11 +63,13 @@ class AutoencoderTraining(GenerativeTraining):
         *,
         frequency_weight: float,
         kl_weight: float,
+        equivariance_weight: float = 0.0,
         crop_size: int | None = None,
     ):
         super().__init__(config, source.split("train"), accelerator, plan)
         self.model, self.autoencoder = model, model.autoencoder
         self.frequency_weight, self.kl_weight = frequency_weight, kl_weight
+        self.equivariance_weight = equivariance_weight
         self.validation = source.split("validation")
         self.image_size, self.crop_size = source.image_size, crop_size or source.image_size
         self.latent_shape = shape_of_latent(self.autoencoder, self.crop_size)
@@ -108,10 +112,17 @@ class AutoencoderTraining(GenerativeTraining):
         return apply_symmetries(to_model_input(read, self.accelerator.device), symmetries)
 
     def loss(self, call: Callable[..., Any], inputs: torch.Tensor, *drawn: torch.Tensor) -> torch.Tensor:
-        """The distance of the reconstruction, in pixels and frequencies, and the KL divergence of the latents."""
+        """The distance of the reconstruction, in pixels and frequencies, and the KL divergence of the latents.
+
+        With an `equivariance_weight` also the distance of what is decoded from halved latents to halved images.
+        """
         with self.accelerator.autocast():
-            reconstruction, kl = call(inputs, *drawn)
-        return reconstruction_loss(reconstruction, inputs, self.frequency_weight) + self.kl_weight * kl
+            reconstruction, kl, *halved = call(inputs, *drawn)
+        loss = reconstruction_loss(reconstruction, inputs, self.frequency_weight) + self.kl_weight * kl
+        for reconstruction in halved:
+            smaller = reconstruction_loss(reconstruction, avg_pool2d(inputs, 2), self.frequency_weight)
+            loss = loss + self.equivariance_weight * smaller
+        return loss
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

@@ -50,6 +50,7 @@ class DiffusionTraining(GenerativeTraining):
         symmetries: Whether tiles are shown in the eight symmetries of the square.
         latent_cache: What latents of training tiles are kept as, one of `kept_latents.DTYPES`, or "off".
         alignment: What the denoiser's middle is drawn to; None leaves it alone.
+        prediction_type: What the denoiser gives: see `flow.flow_loss`.
 
     Attributes:
         denoiser: What is trained.
@@ -74,6 +75,7 @@ class DiffusionTraining(GenerativeTraining):
         symmetries: bool,
         latent_cache: str,
         alignment: Alignment | None = None,
+        prediction_type: str = "flow_prediction",
     ):
         super().__init__(config, source.split("train"), accelerator, plan)
         self.source_name, self.latent_cache = source.name, latent_cache
@@ -83,7 +85,7 @@ class DiffusionTraining(GenerativeTraining):
         self._validation_latents: dict[int, torch.Tensor] = {}  # by the first tile of a batch
         self.autoencoder_weights = content_of(autoencoder)
         self.autoencoder = autoencoder.to(accelerator.device)
-        self.class_dropout, self.symmetries = class_dropout, symmetries
+        self.class_dropout, self.symmetries, self.prediction_type = class_dropout, symmetries, prediction_type
         self.num_classes = len(source.class_names)
         self.null_class = denoiser.config.num_class_embeds - 1
         self.has_dropout = denoiser.config.dropout > 0
@@ -211,7 +213,7 @@ class DiffusionTraining(GenerativeTraining):
         noise, noise_levels, class_ids, *targets = drawn
         call = KeptOutput(call)
         with self.accelerator.autocast():
-            loss = flow_loss(call, inputs, class_ids, noise, noise_levels)
+            loss = flow_loss(call, inputs, class_ids, noise, noise_levels, self.prediction_type)
         if self.alignment:
             (features,) = targets
             loss = loss + self.alignment.weight * misalignment(call.output.projected, features)
@@ -233,13 +235,14 @@ class DiffusionTraining(GenerativeTraining):
                 self._validation_latents[first] = self._encode_views(images, as_they_are).cpu()
             latents = self._validation_latents[first].to(device)
             with torch.no_grad(), self.accelerator.autocast():
-                losses.append(flow_loss(self.average, latents, class_ids, noise, levels).item() * len(latents))
+                loss = flow_loss(self.average, latents, class_ids, noise, levels, self.prediction_type)
+            losses.append(loss.item() * len(latents))
         return {"validation_loss": sum(losses) / len(self.validation)}
 
     def draw_progress(self, path: Path) -> None:
         """Tiles of each class, one class per row, from the averaged weights and always the same noise."""
         # What it returns depends on how it is called, which its types do not tell.
-        pipeline: Any = HistologyPipeline(self.autoencoder, self.average, make_scheduler())
+        pipeline: Any = HistologyPipeline(self.autoencoder, self.average, make_scheduler(self.prediction_type))
         pipeline.set_progress_bar_config(disable=True)
         rows = [label for label in range(self.num_classes) for _ in range(SHOWN_PER_CLASS)]
         # The noise of the first images of a pool, whose seeds are these numbers.
@@ -283,7 +286,7 @@ class DiffusionTraining(GenerativeTraining):
         """The pipeline of the averaged weights, on the CPU."""
         id2label = {str(label): name for label, name in enumerate(class_names)}
         average = self.average.cpu().to(memory_format=torch.contiguous_format)
-        return HistologyPipeline(self.autoencoder.cpu(), average, make_scheduler(), id2label)
+        return HistologyPipeline(self.autoencoder.cpu(), average, make_scheduler(self.prediction_type), id2label)
 
 
 def overfitting_warning(history: list[dict[str, Any]]) -> str | None:

@@ -1,8 +1,9 @@
 """Rectified flow, which the denoiser learns: its loss, and the random numbers of a batch.
 
 Between data x and noise e it sees z = (1 - s) x + s e and predicts the velocity e - x (Liu et al. 2023,
-arXiv:2209.03003; Lipman et al. 2023, arXiv:2210.02747). Noise levels s are logit-normal (Esser et al. 2024,
-arXiv:2403.03206).
+arXiv:2209.03003; Lipman et al. 2023, arXiv:2210.02747), or the data, of which the velocity is (z - x) / s. Latents of
+many channels are learned sooner by the data, since a narrow network need not pass on the noise then (Li and He 2025,
+arXiv:2511.13720). Noise levels s are logit-normal (Esser et al. 2024, arXiv:2403.03206).
 """
 
 from __future__ import annotations
@@ -15,20 +16,26 @@ import torch
 from histodistill.training.models.denoiser import NUM_TRAIN_TIMESTEPS
 
 
+# Errors of the data are divided by no smaller noise level than this.
+_LEAST_LEVEL = 0.05
+
+
 def flow_loss(
     denoiser: Callable[..., Any],
     latents: torch.Tensor,
     class_ids: torch.Tensor,
     noise: torch.Tensor,
     noise_levels: torch.Tensor,
+    prediction_type: str = "flow_prediction",
 ) -> torch.Tensor:
-    """Mean squared error of the predicted velocity.
+    """Mean squared error of the velocity, whichever is predicted.
 
     Args:
         denoiser: Takes noisy latents, timesteps in [0, 1000) and class ids.
         latents, noise: float N×C×h×w; normalised latents and standard normal noise.
         class_ids: int64 N, null class included.
         noise_levels: float N in (0, 1).
+        prediction_type: What the denoiser gives, "flow_prediction" for the velocity, or "sample" for the data.
 
     Returns:
         Scalar tensor.
@@ -36,7 +43,28 @@ def flow_loss(
     levels = noise_levels.view(-1, 1, 1, 1)
     noisy = (1 - levels) * latents + levels * noise
     prediction = denoiser(noisy, noise_levels * NUM_TRAIN_TIMESTEPS, class_labels=class_ids).sample
-    return torch.nn.functional.mse_loss(prediction.float(), noise - latents)
+    return torch.nn.functional.mse_loss(*compared(prediction.float(), latents, noise, levels, prediction_type))
+
+
+def compared(
+    prediction: torch.Tensor,
+    latents: torch.Tensor,
+    noise: torch.Tensor,
+    levels: torch.Tensor | float,
+    prediction_type: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a denoiser gave, and what it should have given, so that they differ by the error of the velocity.
+
+    Args:
+        prediction: float N×C×h×w.
+        latents, noise: See `flow_loss`.
+        levels: Noise levels, float N×1×1×1 or one number.
+        prediction_type: See `flow_loss`.
+    """
+    if prediction_type == "sample":
+        scale = 1 / torch.as_tensor(levels).clamp(min=_LEAST_LEVEL)
+        return prediction * scale, latents * scale
+    return prediction, noise - latents
 
 
 def draw_step(

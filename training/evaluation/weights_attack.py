@@ -8,6 +8,7 @@ import torch
 from histodistill.pipelines import HistologyPipeline
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.data.tiles import Tiles
+from histodistill.training.engine.flow import compared
 from histodistill.training.engine.steps import step_generator
 from histodistill.training.models.denoiser import NUM_TRAIN_TIMESTEPS
 from histodistill.training.models.latents import normalised_latents
@@ -19,7 +20,7 @@ NOISE_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 @torch.no_grad()
 def denoising_losses(pipeline: HistologyPipeline, tiles: Tiles, seed: int = 0, batch_size: int = 128) -> np.ndarray:
-    """How badly the denoiser of a pipeline predicts the velocity for each tile, given its class.
+    """How badly the denoiser of a pipeline tells the velocity of each tile, given its class.
 
     Every tile gets the same noise, so that tiles differ and chance does not. (Carlini et al. 2023, arXiv:2301.13188,
     and Matsumoto et al. 2023, arXiv:2302.03262, attack diffusion models by their losses.)
@@ -34,6 +35,7 @@ def denoising_losses(pipeline: HistologyPipeline, tiles: Tiles, seed: int = 0, b
         float64 N×L, mean squared errors, one column for each of `NOISE_LEVELS`.
     """
     device, unet = pipeline.unet.device, pipeline.unet
+    prediction_type = pipeline.scheduler.config.prediction_type
     size = unet.config.sample_size
     shape = (len(NOISE_LEVELS), unet.config.in_channels, size, size)
     noises = torch.randn(shape, generator=step_generator("noise of the attack on weights", seed, 0)).to(device)
@@ -46,7 +48,8 @@ def denoising_losses(pipeline: HistologyPipeline, tiles: Tiles, seed: int = 0, b
             timesteps = torch.full((len(latents),), level * NUM_TRAIN_TIMESTEPS, device=device)
             noisy = (1 - level) * latents + level * noise
             predicted = unet(noisy, timesteps, class_labels=class_ids).sample.float()
-            losses[rows, column] = (predicted - (noise - latents)).square().mean(dim=(1, 2, 3)).cpu().numpy()
+            found, expected = compared(predicted, latents, noise, level, prediction_type)
+            losses[rows, column] = (found - expected).square().mean(dim=(1, 2, 3)).cpu().numpy()
     return losses
 
 

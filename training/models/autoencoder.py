@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from diffusers import AutoencoderDC
 from diffusers.models.autoencoders.autoencoder_dc import ResBlock
+from torch.nn.functional import avg_pool2d
 
 from histodistill.training.models.latents import LatentModel, encode_images
 from histodistill.training.running.errors import InputError, param
@@ -23,7 +24,7 @@ _LEAST_MEAN_SQUARE = 1e-12
 
 
 def build_autoencoder(
-    image_size: int, channels: Sequence[int], latent_channels: int, layers_per_block: int, plain_levels: int = 0
+    image_size: int, channels: Sequence[int], latent_channels: int, layers_per_block: int, plain_finest: bool = False
 ) -> AutoencoderDC:
     """A new `AutoencoderDC` that maps image_size to image_size / 2^(levels - 1).
 
@@ -34,7 +35,8 @@ def build_autoencoder(
         channels: Width of each level; every level after the first halves the size.
         latent_channels: Channels of the latents.
         layers_per_block: Residual blocks in each level of the encoder.
-        plain_levels: Levels, counted from the finest, that have none.
+        plain_finest: Whether the finest level, of two or more, has none: it then only halves and doubles, and its
+            width says nothing.
 
     Raises:
         InputError: If image_size cannot be halved that often, or the shortcuts cannot share out the channels.
@@ -54,7 +56,9 @@ def build_autoencoder(
                 f"after {width}"
             )
     levels = len(channels)
-    blocks = [0 if level < plain_levels else layers_per_block for level in range(levels)]
+    blocks = [layers_per_block] * levels
+    if plain_finest:
+        blocks[0] = 0
     has_shortcut = channels[-1] % latent_channels == 0
     autoencoder = AutoencoderDC(
         latent_channels=latent_channels,
@@ -85,23 +89,31 @@ class VariationalAutoencoder(torch.nn.Module):
     Args:
         autoencoder: Its latents are the means of the posterior.
         posterior_std: Standard deviation of the posterior.
+        halves: Whether latents of half the size are decoded, too.
     """
 
-    def __init__(self, autoencoder: LatentModel, posterior_std: float):
+    def __init__(self, autoencoder: LatentModel, posterior_std: float, halves: bool = False):
         super().__init__()
         self.autoencoder = autoencoder
-        self.posterior_std = posterior_std
+        self.posterior_std, self.halves = posterior_std, halves
 
-    def forward(self, images: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, images: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Reconstructs images N×3×H×W in [-1, 1] from latents drawn with standard normal `noise` N×C×h×w.
 
         Returns:
             Reconstruction N×3×H×W, and what varies of the mean KL divergence per latent value from N(0, 1), in nats:
-            half the mean square of the latents. The rest depends on the fixed standard deviation alone.
+            half the mean square of the latents. The rest depends on the fixed standard deviation alone. With `halves`
+            also what is decoded from latents whose means were halved in size, N×3×H/2×W/2.
         """
         mean = encode_images(self.autoencoder, images).float()
         latents = mean + self.posterior_std * noise
-        return self.autoencoder.decode(latents.to(images.dtype)).sample, 0.5 * mean.square().mean()
+        decoded = self.autoencoder.decode(latents.to(images.dtype)).sample
+        divergence = 0.5 * mean.square().mean()
+        if not self.halves:
+            return decoded, divergence
+        # The mean of four draws, times two, is one again.
+        halved = avg_pool2d(mean, 2) + self.posterior_std * 2 * avg_pool2d(noise, 2)
+        return decoded, divergence, self.autoencoder.decode(halved.to(images.dtype)).sample
 
 
 def reconstruction_loss(reconstruction: torch.Tensor, images: torch.Tensor, frequency_weight: float) -> torch.Tensor:

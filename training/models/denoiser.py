@@ -83,8 +83,12 @@ def use_plain_attention(model: torch.nn.Module) -> None:
             module.set_processor(AttnProcessor())
 
 
-def make_scheduler() -> DPMSolverMultistepScheduler:
-    """The sampler that fits the training: second-order DPM-Solver++ on the flow's noise levels."""
+def make_scheduler(prediction_type: str = "flow_prediction") -> DPMSolverMultistepScheduler:
+    """The sampler that fits the training: second-order DPM-Solver++ on the flow's noise levels.
+
+    Args:
+        prediction_type: What the denoiser gives, as diffusers calls it: the velocity or the data.
+    """
     return DPMSolverMultistepScheduler(
-        num_train_timesteps=NUM_TRAIN_TIMESTEPS, prediction_type="flow_prediction", use_flow_sigmas=True
+        num_train_timesteps=NUM_TRAIN_TIMESTEPS, prediction_type=prediction_type, use_flow_sigmas=True
     )

@@ -14,7 +14,7 @@ from histodistill.training.data.tiles import TileSource
 from histodistill.training.models.hub_files import model_folder
 from histodistill.training.models.loading import load_named_denoiser
 from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.files import sha256_of
+from histodistill.training.running.files import read_json, sha256_of
 from histodistill.training.running.notes import warn
 from histodistill.training.running.stages import fingerprint, read_record
 
@@ -27,7 +27,8 @@ _CLASS_EMBEDDINGS = "class_embedding.weight"
 # Of a pipeline, what a denoiser begins from: the names of the classes, and the trained denoiser.
 _MODEL = "diffusion_pytorch_model.safetensors"
 _INDEX, _WEIGHTS = "model_index.json", f"unet/{_MODEL}"
-_PARTS = (_INDEX, "unet/config.json", _WEIGHTS)
+_SCHEDULER = "scheduler/scheduler_config.json"
+_PARTS = (_INDEX, "unet/config.json", _WEIGHTS, _SCHEDULER)
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,22 @@ class Start:
                 f"{param('init_from')} {shown(self.name)} has no {_INDEX} or no {_WEIGHTS}: give a pipeline as "
                 "train_diffusion leaves it"
             ) from error
+
+    def require_prediction_type(self, prediction_type: str) -> None:
+        """Sees that the trained denoiser gives what the new one is to give; not where its scheduler is not there.
+
+        Raises:
+            InputError: If it gives something else.
+        """
+        try:
+            found = read_json(self.folder / _SCHEDULER)["prediction_type"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return
+        if found != prediction_type:
+            raise InputError(
+                f"{param('init_from')} {shown(self.name)} gives {shown(str(found))}, and {param('prediction_type')} "
+                f"is {prediction_type}: give the one that it has, or begin from another"
+            )
 
     def has_other_latents(self, autoencoder: str | Path) -> bool:
         """Whether an autoencoder is another than that of the pipeline; False where that is not there, as from the Hub.

@@ -37,6 +37,8 @@ _BASE_SIZE, _LARGEST_AS_IT_IS = 28, 32
 # Latents have no more positions along a side than the first number, as long as tiles need not be halved more often
 # than `_HALVINGS_OF_SMALL` for that; then no more than the second.
 _LATENT_SIDE, _LARGEST_LATENT_SIDE, _HALVINGS_OF_SMALL = 16, 32, 3
+# Latents have no more than so many times the channels of those of small tiles: denoisers of more must be wider.
+_MOST_LATENT_GROWTH = 8
 # The denoiser has one more level, with attention, where latents have so many positions along a side or more.
 _SIDE_WITH_ATTENTION = 16
 # Tiles in a batch of the autoencoder and of a classifier, at least: gradients of fewer are too noisy.
@@ -145,10 +147,11 @@ class Preset:
         What is done follows the pixels and the latent positions that are shown in all, which is what time goes by:
 
         - The autoencoder halves tiles until latents are 16×16 or smaller, but from three halvings on 32×32 will do:
-          64 px twice, 128 to 256 px three times, 512 px four times. Each further halving doubles the channels of the
-          latents, the pixels that are shown, and those in a batch. The finest level, on which most of the time would
-          go, then has no residual blocks, and from three halvings on half the width. Where latents are larger than
-          16×16 it is trained on crops that make such.
+          64 px twice, 128 to 256 px three times, 512 px four times. Each further halving doubles the pixels in a
+          batch, and from the second on those that are shown. With the first, latents have four times the channels, and
+          so as many numbers for a tile's pixels as before; then eight times, which is fewer. The finest level, on
+          which most of the time would go, has no residual blocks, and from three halvings on half the width. Where
+          latents are larger than 16×16 it is trained on crops that make such.
           It looks at fewer validation tiles, less often.
         - The denoiser has one more level, with attention, for latents of 16×16 and more. Where they are larger, it is
           shown as many latent positions in all as of 16×16 and so fewer tiles: its time stays about the same.
@@ -226,9 +229,9 @@ def _fit_autoencoder(options: Mapping[str, Any], image_size: int, halvings: int)
     widths, batch_size = list(options["channels"]), options["batch_size"]
     further = halvings - (len(widths) - 1)
     growth = 2**further
-    fitted = {**options, "latent_channels": options["latent_channels"] * growth}
+    fitted = {**options, "latent_channels": options["latent_channels"] * min(growth**2, _MOST_LATENT_GROWTH)}
     if further:
-        fitted.setdefault("plain_levels", 1)
+        fitted.setdefault("plain_finest", True)
     # Shortcuts need widths that are multiples of 4.
     if further and halvings >= _HALVINGS_OF_SMALL and widths[0] % 8 == 0:
         widths.insert(0, widths[0] // 2)
@@ -241,10 +244,11 @@ def _fit_autoencoder(options: Mapping[str, Any], image_size: int, halvings: int)
     per_batch = growth * batch_size * _BASE_SIZE**2 / shown**2
     fitted["batch_size"] = min(batch_size, _power_of_two(per_batch, min(_LEAST_CROPS, batch_size)))
     _scale_learning_rate(fitted, fitted["batch_size"] / batch_size)
+    further_shown = max(1, growth // 2)
     if "train_pixels" in options:
-        fitted["train_pixels"] = growth * options["train_pixels"]
+        fitted["train_pixels"] = further_shown * options["train_pixels"]
     elif steps := fitted.pop("max_train_steps", None):
-        fitted["train_pixels"] = growth * steps * batch_size * _BASE_SIZE**2
+        fitted["train_pixels"] = further_shown * steps * batch_size * _BASE_SIZE**2
     if pixels := fitted.get("train_pixels"):
         fitted["validation_steps"] = max(1, pixels // (fitted["batch_size"] * shown**2 * _LOOKS))
         looked_at = options.get("validation_tiles", _LOOKED_AT) * (_BASE_SIZE / image_size) ** 2

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -26,6 +28,29 @@ def test_flow_loss_is_zero_for_the_true_velocity():
     assert seen["class_labels"] is class_ids
     error = 0.5
     assert flow_loss(Denoiser(), latents, class_ids, noise, levels).item() == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("prediction_type", ["flow_prediction", "sample"])
+def test_the_same_error_counts_alike_whatever_is_predicted(prediction_type):
+    generator = torch.Generator().manual_seed(0)
+    latents, noise, wrong = torch.randn(3, 3, 2, 4, 4, generator=generator)
+    levels = torch.tensor([0.1, 0.5, 0.9])
+
+    def denoiser(noisy, timesteps, class_labels):
+        # A velocity that errs by `wrong`, and the data that would follow from it.
+        velocity = noise - latents + wrong
+        data = noisy - levels.view(-1, 1, 1, 1) * velocity
+        return SimpleNamespace(sample=velocity if prediction_type == "flow_prediction" else data)
+
+    loss = flow_loss(denoiser, latents, torch.tensor([0, 1, 2]), noise, levels, prediction_type)
+    assert loss.item() == pytest.approx(wrong.square().mean().item(), rel=1e-4)
+
+
+def test_errors_next_to_no_noise_are_not_divided_by_next_to_nothing():
+    latents = torch.zeros(1, 2, 4, 4)
+    denoiser = lambda *_, **__: SimpleNamespace(sample=latents + 0.1)  # noqa: E731
+    loss = flow_loss(denoiser, latents, torch.tensor([0]), torch.ones_like(latents), torch.tensor([1e-6]), "sample")
+    assert loss.item() == pytest.approx((0.1 / 0.05) ** 2, rel=1e-4)
 
 
 def test_draw_step():

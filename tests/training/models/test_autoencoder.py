@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from diffusers import AutoencoderDC
 from diffusers.models.autoencoders.autoencoder_dc import ResBlock
 from torch.distributions import Normal, kl_divergence
 
@@ -47,6 +48,16 @@ def test_widths_that_shortcuts_cannot_join(channels):
     build_autoencoder(16, [*channels[:-1], next_width], 2, 1)
 
 
+def test_the_finest_level_may_be_plain():
+    autoencoder = build_autoencoder(16, [4, 8, 16], 4, 2, plain_finest=True)
+    assert list(autoencoder.config.encoder_layers_per_block) == [0, 2, 2]
+    assert list(autoencoder.config.decoder_layers_per_block) == [0, 4, 4]
+    assert sum(isinstance(module, ResBlock) for module in autoencoder.modules()) == 12
+    with torch.no_grad():
+        latents = autoencoder.encode(torch.zeros(1, 3, 16, 16)).latent
+        assert latents.shape == (1, 4, 4, 4) and autoencoder.decode(latents).sample.shape == (1, 3, 16, 16)
+
+
 @pytest.mark.parametrize("layers_per_block", [1, 2])
 def test_residual_blocks_begin_as_the_identity(layers_per_block):
     torch.manual_seed(0)
@@ -81,6 +92,27 @@ def test_forward_draws_from_the_posterior():
         torch.testing.assert_close(without, autoencoder(images).sample)
         torch.testing.assert_close(same_kl, kl)
         assert (reconstruction - without).abs().max() > 0.01
+
+
+def test_latents_of_half_the_size_are_decoded_too():
+    torch.manual_seed(0)
+    autoencoder = build_autoencoder(16, [8, 16], 4, 1)
+    images, noise = torch.rand(64, 3, 16, 16) * 2 - 1, torch.randn(64, 4, 8, 8)
+    with torch.no_grad():
+        mean = autoencoder.encode(images).latent
+        decoded, divergence = VariationalAutoencoder(autoencoder, 0.3)(images, noise)
+        same, same_divergence, halved = VariationalAutoencoder(autoencoder, 0.3, halves=True)(images, noise)
+        assert torch.equal(same, decoded) and torch.equal(same_divergence, divergence)
+        assert halved.shape == (64, 3, 8, 8)
+        _, _, exactly = VariationalAutoencoder(autoencoder, 0.0, halves=True)(images, noise)
+        smaller = torch.nn.functional.avg_pool2d(mean, 2)
+        torch.testing.assert_close(exactly, autoencoder.decode(smaller).sample)
+    # The noise on them has the deviation that it has on all.
+    seen = []
+    autoencoder.decode = lambda latents: seen.append(latents) or AutoencoderDC.decode(autoencoder, latents)
+    with torch.no_grad():
+        VariationalAutoencoder(autoencoder, 0.3, halves=True)(images, noise)
+    assert (seen[1] - smaller).std().item() == pytest.approx(0.3, rel=0.05)
 
 
 def test_reconstruction_loss():

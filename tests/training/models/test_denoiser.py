@@ -11,6 +11,7 @@ from histodistill.training.models.denoiser import (
     make_scheduler,
     use_plain_attention,
 )
+from histodistill.training.train_diffusion import PREDICTION_TYPES
 
 
 @pytest.mark.parametrize(
@@ -61,15 +62,17 @@ def test_plain_attention_is_the_fused_one(tmp_path):
     assert type(loaded_attention.processor).__name__ == "AttnProcessor2_0"
 
 
-def test_scheduler_follows_the_flow_back_to_the_data():
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_scheduler_follows_the_flow_back_to_the_data(prediction_type):
     """With the true velocity, which is constant along a straight path, the sampler arrives at the data exactly."""
     generator = torch.Generator().manual_seed(0)
     data, noise = torch.randn(2, 1, 2, 4, 4, generator=generator)
-    scheduler = make_scheduler()
+    scheduler = make_scheduler(prediction_type)
     scheduler.set_timesteps(8)
     latents = noise
     for t in scheduler.timesteps:
-        latents = scheduler.step(noise - data, t, latents).prev_sample
+        prediction = data if prediction_type == "sample" else noise - data
+        latents = scheduler.step(prediction, t, latents).prev_sample
     torch.testing.assert_close(latents, data, atol=2e-2, rtol=0)
 
 

@@ -99,8 +99,9 @@ def test_tiles_are_halved_until_latents_are_small(image_size, halvings, latent_s
         autoencoder = preset.for_image_size(image_size).autoencoder
         assert len(autoencoder["channels"]) - 1 == halvings and image_size / 2**halvings == latent_size
         assert autoencoder.get("crop_size") == crop_size
-        # Each further halving takes three quarters of a latent's positions, and doubles its channels.
-        assert autoencoder["latent_channels"] == preset.autoencoder["latent_channels"] * 2 ** (halvings - 1)
+        # Each further halving takes three quarters of a latent's positions; the first makes up for that.
+        assert autoencoder["latent_channels"] == preset.autoencoder["latent_channels"] * min(4 ** (halvings - 1), 8)
+        assert autoencoder.get("plain_finest", False) == (halvings > 1)
 
 
 def test_up_to_32_px_latents_of_16_add_a_level_and_nothing_else():
@@ -132,7 +133,7 @@ def test_pixels_and_positions_that_are_shown_follow_a_rule(name):
     base = PRESETS[name]
     pixels = base.autoencoder["max_train_steps"] * base.autoencoder["batch_size"] * 28**2
     tiles = base.diffusion["max_train_steps"] * base.diffusion["batch_size"]
-    for size, factor, latent_size in ((64, 2, 16), (128, 4, 16), (224, 4, 28), (256, 4, 32), (512, 8, 32)):
+    for size, factor, latent_size in ((64, 1, 16), (128, 2, 16), (224, 2, 28), (256, 2, 32), (512, 4, 32)):
         preset = base.for_image_size(size)
         assert preset.autoencoder["train_pixels"] == factor * pixels and "max_train_steps" not in preset.autoencoder
         diffusion = preset.diffusion
