@@ -46,7 +46,6 @@ from histodistill.training.running.training_options import AUDIT_SHARE_HELP, pre
 if TYPE_CHECKING:
     from histodistill.training.data.tiles import TileSource
     from histodistill.training.train_autoencoder import TrainAutoencoderConfig
-    from histodistill.training.train_diffusion import TrainDiffusionConfig
 
 # What is made of the models, and so can be made anew with other options.
 _OF_SELECTION = {
@@ -507,7 +506,8 @@ def _refuse_what_steps_refuse(plan: list[StageCall], image_size: int) -> None:
     from histodistill.training.train_diffusion import TrainDiffusionConfig
 
     configs = {stage.folder: stage.config for stage in plan}
-    _require_maps(configs["pipeline"], configs["teacher"])
+    denoiser: Any = configs["pipeline"]
+    _require_maps(denoiser, configs["teacher"])
     for stage in plan:
         _require_gpu_for_fp16(getattr(stage.config, "mixed_precision", "no"))
         if isinstance(stage.config, SelectorConfig):
@@ -515,7 +515,7 @@ def _refuse_what_steps_refuse(plan: list[StageCall], image_size: int) -> None:
         if isinstance(stage.config, TrainDiffusionConfig) and not is_complete(stage.config.output):
             _require_start(stage.config.init_from)
         if isinstance(stage.config, TrainAutoencoderConfig) and not is_complete(stage.config.output):
-            _require_autoencoder(stage.config, configs["pipeline"], image_size)
+            _require_autoencoder(stage.config, denoiser.channels, image_size)
 
 
 def _require_maps(denoiser: Any, teacher: Any) -> None:
@@ -529,7 +529,7 @@ def _require_maps(denoiser: Any, teacher: Any) -> None:
         )
 
 
-def _require_autoencoder(config: TrainAutoencoderConfig, denoiser: TrainDiffusionConfig, image_size: int) -> None:
+def _require_autoencoder(config: TrainAutoencoderConfig, channels: Sequence[int], image_size: int) -> None:
     """Sees that an autoencoder from elsewhere is there, or can be fetched, and fits the tiles and the denoiser."""
     if config.origin is None:
         return
@@ -540,7 +540,7 @@ def _require_autoencoder(config: TrainAutoencoderConfig, denoiser: TrainDiffusio
     autoencoder = load_pretrained(config.origin, config.origin_option)
     if config.autoencoder is not None:
         check_fits(autoencoder, image_size)
-        check_halvings(shape_of_latent(autoencoder, image_size)[1], denoiser.channels)
+        check_halvings(shape_of_latent(autoencoder, image_size)[1], channels)
 
 
 def _require_start(init_from: str | Path | None) -> None:

@@ -61,23 +61,22 @@ class Muon(torch.optim.Optimizer):
         """
         matrices, others = self.param_groups
         learning_rate = _MATRIX_RATIO * matrices["lr"]
-        alike: dict[tuple[int, int], list[torch.nn.Parameter]] = {}
+        alike: dict[tuple[int, int], list[tuple[torch.nn.Parameter, torch.Tensor]]] = {}
         for weight in matrices["params"]:
             if weight.grad is not None:
-                alike.setdefault((len(weight), weight[0].numel()), []).append(weight)
+                alike.setdefault((len(weight), weight[0].numel()), []).append((weight, weight.grad))
         # Matrices of one shape together: most of the time would go into calling many small products.
         for (rows, columns), weights in alike.items():
-            for weight in weights:
-                if not self.state[weight]:
-                    self.state[weight]["momentum"] = torch.zeros_like(weight)
-            gradients = torch.stack([weight.grad.flatten(1) for weight in weights])
-            momenta = [self.state[weight]["momentum"] for weight in weights]
-            for momentum, weight in zip(momenta, weights, strict=True):
-                momentum.lerp_(weight.grad, 1 - matrices["momentum"])
-            smoothed = torch.stack([momentum.flatten(1) for momentum in momenta])
-            changes = orthogonalised(gradients.lerp_(smoothed, matrices["momentum"]))
+            directions = []
+            for weight, gradient in weights:
+                state = self.state[weight]
+                if not state:
+                    state["momentum"] = torch.zeros_like(weight)
+                state["momentum"].lerp_(gradient, 1 - matrices["momentum"])
+                directions.append(gradient.lerp(state["momentum"], matrices["momentum"]).flatten(1))
+            changes = orthogonalised(torch.stack(directions))
             step = -learning_rate * max(1.0, rows / columns) ** 0.5
-            for weight, change in zip(weights, changes, strict=True):
+            for (weight, _), change in zip(weights, changes, strict=True):
                 weight.mul_(1 - learning_rate * matrices["weight_decay"])
                 weight.add_(change.view_as(weight), alpha=step)
         # Loading a checkpoint replaces both.
