@@ -39,6 +39,10 @@ _BASE_SIZE, _LARGEST_AS_IT_IS = 28, 32
 _LATENT_SIDE, _LARGEST_LATENT_SIDE, _HALVINGS_OF_SMALL = 16, 32, 3
 # Latents have no more than so many times the channels of those of small tiles: denoisers of more must be wider.
 _MOST_LATENT_GROWTH = 8
+# What else an autoencoder has that halves larger tiles more often, and its denoiser: with these, latents of many
+# channels are learned in half of the steps.
+_OF_DEEP_LATENTS = {"plain_finest": True, "equivariance_weight": 0.25, "posterior_std": 0.1}
+_OF_THEIR_DENOISER = {"prediction_type": "sample"}
 # The denoiser has one more level, with attention, where latents have so many positions along a side or more.
 _SIDE_WITH_ATTENTION = 16
 # Tiles in a batch of the autoencoder and of a classifier, at least: gradients of fewer are too noisy.
@@ -150,18 +154,19 @@ class Preset:
           64 px twice, 128 to 256 px three times, 512 px four times. Each further halving doubles the pixels in a
           batch, and from the second on those that are shown. With the first, latents have four times the channels, and
           so as many numbers for a tile's pixels as before; then eight times, which is fewer. The finest level, on
-          which most of the time would go, has no residual blocks, and from three halvings on half the width. Where
-          latents are larger than 16×16 it is trained on crops that make such.
+          which most of the time would go, has no residual blocks, and from three halvings on half the width. Latents
+          bear more noise, and to be halved. Where they are larger than 16×16 it is trained on crops that make such.
           It looks at fewer validation tiles, less often.
-        - The denoiser has one more level, with attention, for latents of 16×16 and more. Where they are larger, it is
-          shown as many latent positions in all as of 16×16 and so fewer tiles: its time stays about the same.
+        - The denoiser has one more level, with attention, for latents of 16×16 and more. Of tiles that are halved more
+          often it gives the data in place of the velocity. Where latents are larger than 16×16, it is shown as many
+          positions in all as of these, and so fewer tiles: its time stays about the same.
         - Learning rates go by the square root of the batch (Malladi et al. 2022, arXiv:2205.10287).
         - Where `classifiers_shrink`, batches of teacher and comparison shrink with the area of a tile, down to 32. The
           tiles that the teacher is shown shrink with its side; those of each comparison, of which there are several,
           by its side to the power of 1.5. Of two architectures the one that costs less is trained, up to 64 pixels a
           ConvNet, above a ResNet-18.
         """
-        halvings = len(self.autoencoder["channels"]) - 1
+        base_halvings = halvings = len(self.autoencoder["channels"]) - 1
         if image_size <= _LARGEST_AS_IT_IS:
             return replace(self, diffusion=_with_levels(self.diffusion, image_size / 2**halvings))
         while image_size / 2**halvings > (
@@ -172,7 +177,7 @@ class Preset:
         fitted = replace(
             self,
             autoencoder=_fit_autoencoder(self.autoencoder, image_size, halvings),
-            diffusion=_fit_denoiser(self.diffusion, latent_side),
+            diffusion=_fit_denoiser(self.diffusion, latent_side, halvings > base_halvings),
         )
         return fitted._with_small_classifiers(image_size) if self.classifiers_shrink else fitted
 
@@ -231,7 +236,7 @@ def _fit_autoencoder(options: Mapping[str, Any], image_size: int, halvings: int)
     growth = 2**further
     fitted = {**options, "latent_channels": options["latent_channels"] * min(growth**2, _MOST_LATENT_GROWTH)}
     if further:
-        fitted.setdefault("plain_finest", True)
+        fitted = {**_OF_DEEP_LATENTS, **fitted}
     # Shortcuts need widths that are multiples of 4.
     if further and halvings >= _HALVINGS_OF_SMALL and widths[0] % 8 == 0:
         widths.insert(0, widths[0] // 2)
@@ -263,9 +268,11 @@ def _with_levels(options: Mapping[str, Any], latent_side: float) -> dict[str, An
     return {**options, "channels": [*options["channels"], options["channels"][-1]], "attention_levels": 1}
 
 
-def _fit_denoiser(options: Mapping[str, Any], latent_side: float) -> dict[str, Any]:
-    """The denoiser's options for latents of that side: see `Preset.for_image_size`."""
+def _fit_denoiser(options: Mapping[str, Any], latent_side: float, is_deep: bool) -> dict[str, Any]:
+    """The denoiser's options for latents of that side, of many channels or not: see `Preset.for_image_size`."""
     fitted, batch_size = _with_levels(options, latent_side), options["batch_size"]
+    if is_deep:
+        fitted = {**_OF_THEIR_DENOISER, **fitted}
     fitted["batch_size"] = min(batch_size, _power_of_two(_MOST_POSITIONS / latent_side**2, 1))
     _scale_learning_rate(fitted, fitted["batch_size"] / batch_size)
     tiles = min(1.0, (_LATENT_SIDE / latent_side) ** 2)

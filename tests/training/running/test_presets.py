@@ -102,6 +102,9 @@ def test_tiles_are_halved_until_latents_are_small(image_size, halvings, latent_s
         # Each further halving takes three quarters of a latent's positions; the first makes up for that.
         assert autoencoder["latent_channels"] == preset.autoencoder["latent_channels"] * min(4 ** (halvings - 1), 8)
         assert autoencoder.get("plain_finest", False) == (halvings > 1)
+        assert autoencoder.get("equivariance_weight") == (0.25 if halvings > 1 else None)
+        prediction_type = preset.for_image_size(image_size).diffusion.get("prediction_type")
+        assert prediction_type == ("sample" if halvings > 1 else None)
 
 
 def test_up_to_32_px_latents_of_16_add_a_level_and_nothing_else():
