@@ -77,6 +77,12 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
         choices=PREDICTION_TYPES,
         group="loss and averaging",
     )
+    noise_level_mean: float = option(
+        "mean of the logits of the noise levels that are trained on: above 0 there is more noise, which teaches more "
+        "of what is large in a tile",
+        default=0.0,
+        group="loss and averaging",
+    )
     class_dropout: float = option(
         "share of tiles shown with the null class, for classifier-free guidance",
         default=0.1,
@@ -139,6 +145,8 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
             del settings["latent_cache"]
         if self.prediction_type == PREDICTION_TYPES[0]:
             del settings["prediction_type"]
+        if self.noise_level_mean == 0:
+            del settings["noise_level_mean"]
         if self.align is None:
             del settings["align_weight"]
         if self.init_from is None:
@@ -263,6 +271,7 @@ def make_training(
         latent_cache=config.latent_cache,
         alignment=alignment,
         prediction_type=config.prediction_type,
+        noise_level_mean=config.noise_level_mean,
     )
 
 

@@ -150,9 +150,9 @@ def test_a_denoiser_is_drawn_to_the_features_of_a_classifier(
 
 def test_a_denoiser_that_gives_the_tile_itself(tmp_path, run_main, diffusion_argv, capsys):
     argv = [*diffusion_argv, "--max-train-steps", 60, "--validation-steps", 20, "--learning-rate", 5e-3]
-    run_main(script, *argv, "--prediction-type", "sample", "--output", tmp_path / "run")
+    run_main(script, *argv, "--prediction-type", "sample", "--noise-level-mean", "0.5", "--output", tmp_path / "run")
     history, record = (read_json(tmp_path / "run" / name) for name in ("history.json", "stage.json"))
-    assert record["settings"]["prediction_type"] == "sample"
+    assert record["settings"]["prediction_type"] == "sample" and record["settings"]["noise_level_mean"] == 0.5
     assert history[-1]["validation_loss"] < history[0]["validation_loss"]
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "run", trust_remote_code=True)
     assert pipeline.scheduler.config.prediction_type == "sample"

@@ -51,6 +51,7 @@ class DiffusionTraining(GenerativeTraining):
         latent_cache: What latents of training tiles are kept as, one of `kept_latents.DTYPES`, or "off".
         alignment: What the denoiser's middle is drawn to; None leaves it alone.
         prediction_type: What the denoiser gives: see `flow.flow_loss`.
+        noise_level_mean: See `flow.draw_step`; validation tiles have as much noise whatever it is.
 
     Attributes:
         denoiser: What is trained.
@@ -76,6 +77,7 @@ class DiffusionTraining(GenerativeTraining):
         latent_cache: str,
         alignment: Alignment | None = None,
         prediction_type: str = "flow_prediction",
+        noise_level_mean: float = 0.0,
     ):
         super().__init__(config, source.split("train"), accelerator, plan)
         self.source_name, self.latent_cache = source.name, latent_cache
@@ -85,7 +87,8 @@ class DiffusionTraining(GenerativeTraining):
         self._validation_latents: dict[int, torch.Tensor] = {}  # by the first tile of a batch
         self.autoencoder_weights = content_of(autoencoder)
         self.autoencoder = autoencoder.to(accelerator.device)
-        self.class_dropout, self.symmetries, self.prediction_type = class_dropout, symmetries, prediction_type
+        self.class_dropout, self.symmetries = class_dropout, symmetries
+        self.prediction_type, self.noise_level_mean = prediction_type, noise_level_mean
         self.num_classes = len(source.class_names)
         self.null_class = denoiser.config.num_class_embeds - 1
         self.has_dropout = denoiser.config.dropout > 0
@@ -125,7 +128,9 @@ class DiffusionTraining(GenerativeTraining):
         else:
             symmetries = torch.zeros(len(indices), dtype=torch.int64)  # as they are
         class_ids = torch.from_numpy(self.train.labels[indices])
-        drawn = draw_step(generator, class_ids, self.latent_shape, self.null_class, self.class_dropout)
+        drawn = draw_step(
+            generator, class_ids, self.latent_shape, self.null_class, self.class_dropout, self.noise_level_mean
+        )
         return symmetries, *drawn, *([self.alignment.targets(indices, symmetries)] if self.alignment else [])
 
     def given(self) -> dict[str, str]:

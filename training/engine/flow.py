@@ -68,11 +68,25 @@ def compared(
 
 
 def draw_step(
-    generator: torch.Generator, class_ids: torch.Tensor, latent_shape: tuple[int, ...], null_class: int, dropout: float
+    generator: torch.Generator,
+    class_ids: torch.Tensor,
+    latent_shape: tuple[int, ...],
+    null_class: int,
+    dropout: float,
+    level_mean: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Random numbers of one batch of N: noise N×C×h×w, noise levels N, and class ids N with some dropped."""
+    """Random numbers of one batch of N: noise N×C×h×w, noise levels N, and class ids N with some dropped.
+
+    Args:
+        generator: Draws them.
+        class_ids: int64 N.
+        latent_shape: (C, h, w).
+        null_class: What the others are dropped for.
+        dropout: Share of those that are.
+        level_mean: Mean of the logits of noise levels, whose standard deviation is 1.
+    """
     count = len(class_ids)
     noise = torch.randn(count, *latent_shape, generator=generator)
-    noise_levels = torch.sigmoid(torch.randn(count, generator=generator))
+    noise_levels = torch.sigmoid(torch.randn(count, generator=generator) + level_mean)
     dropped = torch.rand(count, generator=generator) < dropout
     return noise, noise_levels, torch.where(dropped, null_class, class_ids)

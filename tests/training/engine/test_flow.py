@@ -63,6 +63,8 @@ def test_draw_step():
     assert levels.shape == (count,)
     assert 0 < levels.min() < levels.max() < 1
     assert torch.logit(levels).std().item() == pytest.approx(1, abs=0.05)  # logit-normal
+    _, higher, _ = draw_step(step_generator("noise", 0, 0), class_ids, (2, 4, 4), 3, 0.25, level_mean=0.5)
+    torch.testing.assert_close(torch.logit(higher), torch.logit(levels) + 0.5, rtol=0, atol=1e-3)
     dropped = shown == 3
     assert dropped.float().mean().item() == pytest.approx(0.25, abs=0.03)
     assert torch.equal(shown[~dropped], class_ids[~dropped])
