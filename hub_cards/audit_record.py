@@ -316,6 +316,5 @@ def check_space(name: str) -> None:
         TypeAdapter(Space).validate_python(name, strict=True)
     except ValidationError as error:
         raise ContentError(
-            f"the embedder {shown(name)} has a name that cannot stand in an audit: give its folder a name of up to 64 "
-            "letters, digits and . _ -"
+            f"the embedder {shown(name)} has a name that cannot stand in an audit: save it to a folder, and give that"
         ) from error

@@ -183,6 +183,7 @@ def test_configurations_of_our_trainings_stay_as_they_are(configs, part):
         ("scheduler", {"use_flow_sigmas": 2}),
         ("scheduler", {"num_train_timesteps": 1000.5}),
         ("scheduler", {"prediction_type": "epsilon"}),
+        ("scheduler", {"prediction_type": "velocity"}),
         ("scheduler", {"solver_order": 2**60}),
     ],
 )

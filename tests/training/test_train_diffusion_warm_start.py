@@ -147,7 +147,8 @@ def test_a_pipeline_of_the_hub_is_fetched_as_data(tmp_path, run_main, diffusion_
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     run_main(script, *diffusion_argv, *NO_STEP, "--init-from", "user/tissue-ldm", "--output", tmp_path / "out")
-    assert asked == [("user/tissue-ldm", ["model_index.json", "unet/config.json", WEIGHTS])]
+    parts = ["model_index.json", "unet/config.json", WEIGHTS, "scheduler/scheduler_config.json"]
+    assert asked == [("user/tissue-ldm", parts)]
     assert "takes all of " in (told := capsys.readouterr().err) and " from user/tissue-ldm" in told
     assert loss(tmp_path / "out") == pytest.approx(loss(trained), rel=1e-4)
     assert "tissue-ldm" not in (tmp_path / "out" / "stage.json").read_text()

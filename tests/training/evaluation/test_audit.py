@@ -250,11 +250,13 @@ def test_files_that_change_while_they_are_audited(run, tmp_path, run_main, argv,
     assert not (folder / "audit.json").exists()
 
 
-def test_embedder_whose_name_would_stand_on_a_card(run, tmp_path, run_main, argv, tiny_autoencoder):
-    folder = tmp_path / "ward 7 <b>"
-    folder.mkdir()
-    with pytest.raises(InputError, match="has a name that cannot stand in an audit"):
-        run_main(script, *argv[:-4], "--embedders", folder, "--weight-tiles", 16)
+def test_no_audit_tells_what_the_folder_of_an_embedder_is_called(run, tmp_path, run_main, argv, tiny_autoencoder):
+    folder = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("audit*"))
+    # Without the record of a run it is one from elsewhere.
+    embedder = shutil.copytree(tiny_autoencoder, tmp_path / "ward 7 <b>", ignore=shutil.ignore_patterns("stage.json"))
+    run_main(script, folder, *argv[1:-4], "--embedders", embedder, "--weight-tiles", 16)
+    audit = (folder / "audit.json").read_text()
+    assert "ward" not in audit and "autoencoder-" in audit
 
 
 # What it refuses.
