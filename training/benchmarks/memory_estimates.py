@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from histodistill.training.end_to_end.tile_checks import check_image_size
 from histodistill.training.end_to_end.work import fitted_autoencoder
 from histodistill.training.engine.flow import flow_loss
-from histodistill.training.models.autoencoder import VariationalAutoencoder, build_autoencoder, reconstruction_loss
+from histodistill.training.models.autoencoder import VariationalAutoencoder, autoencoder_loss, build_autoencoder
 from histodistill.training.models.denoiser import build_denoiser
 from histodistill.training.models.latents import shape_of_latent
 from histodistill.training.running.presets import Preset
@@ -166,15 +166,21 @@ def estimate_autoencoder(
     with torch.device("meta"):
         autoencoder = _build_autoencoder(config, image_size)
         shown = fitted_autoencoder(config, image_size).crop_size
-        model = VariationalAutoencoder(autoencoder, config.posterior_std)
+        model = VariationalAutoencoder(autoencoder, config.posterior_std, halves=config.equivariance_weight > 0)
         images = torch.empty(batch_size, 3, shown, shown)
         noise = torch.empty(batch_size, *shape_of_latent(autoencoder, shown))
 
     def step() -> torch.Tensor:
         with autocast:
-            reconstruction, kl = model(images, noise)
+            outputs = model(images, noise)
         # Outside of autocast, as in the training.
-        return reconstruction_loss(reconstruction, images, config.frequency_weight) + kl
+        return autoencoder_loss(
+            outputs,
+            images,
+            frequency_weight=config.frequency_weight,
+            kl_weight=config.kl_weight,
+            equivariance_weight=config.equivariance_weight,
+        )
 
     return _estimate("autoencoder", autoencoder, autoencoder, image_size, batch_size, step, autocast)
 
@@ -217,7 +223,8 @@ def estimate_denoiser(
 
     def step() -> torch.Tensor:
         with autocast:
-            return flow_loss(denoiser, latents, class_ids, torch.empty_like(latents), noise_levels)
+            noise = torch.empty_like(latents)
+            return flow_loss(denoiser, latents, class_ids, noise, noise_levels, config.prediction_type)
 
     return _estimate("denoiser", denoiser, autoencoder, image_size, batch_size, step, autocast)
 

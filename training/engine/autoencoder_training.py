@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch.nn.functional import avg_pool2d
 
 from histodistill.selection.image_rows import batches, rows_of
 from histodistill.training.data.images import save_grid
@@ -23,7 +22,7 @@ from histodistill.training.engine.loop import GenerativeTraining
 from histodistill.training.engine.optimizers import make_optimizer
 from histodistill.training.engine.privacy import PrivacyPlan
 from histodistill.training.engine.steps import spread_indices
-from histodistill.training.models.autoencoder import VariationalAutoencoder, measure_latents, reconstruction_loss
+from histodistill.training.models.autoencoder import VariationalAutoencoder, autoencoder_loss, measure_latents
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.denoiser import use_plain_attention
 from histodistill.training.models.latents import reconstruct, shape_of_latent
@@ -112,17 +111,16 @@ class AutoencoderTraining(GenerativeTraining):
         return apply_symmetries(to_model_input(read, self.accelerator.device), symmetries)
 
     def loss(self, call: Callable[..., Any], inputs: torch.Tensor, *drawn: torch.Tensor) -> torch.Tensor:
-        """The distance of the reconstruction, in pixels and frequencies, and the KL divergence of the latents.
-
-        With an `equivariance_weight` also the distance of what is decoded from halved latents to halved images.
-        """
+        """See `autoencoder_loss`."""
         with self.accelerator.autocast():
-            reconstruction, kl, *halved = call(inputs, *drawn)
-        loss = reconstruction_loss(reconstruction, inputs, self.frequency_weight) + self.kl_weight * kl
-        for reconstruction in halved:
-            smaller = reconstruction_loss(reconstruction, avg_pool2d(inputs, 2), self.frequency_weight)
-            loss = loss + self.equivariance_weight * smaller
-        return loss
+            outputs = call(inputs, *drawn)
+        return autoencoder_loss(
+            outputs,
+            inputs,
+            frequency_weight=self.frequency_weight,
+            kl_weight=self.kl_weight,
+            equivariance_weight=self.equivariance_weight,
+        )
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

@@ -116,6 +116,34 @@ class VariationalAutoencoder(torch.nn.Module):
         return decoded, divergence, self.autoencoder.decode(halved.to(images.dtype)).sample
 
 
+def autoencoder_loss(
+    outputs: Sequence[torch.Tensor],
+    images: torch.Tensor,
+    *,
+    frequency_weight: float,
+    kl_weight: float,
+    equivariance_weight: float,
+) -> torch.Tensor:
+    """The distance of the reconstruction, in pixels and frequencies, and the KL divergence of the latents.
+
+    Args:
+        outputs: What a `VariationalAutoencoder` returns.
+        images: float N×3×H×W in [-1, 1].
+        frequency_weight: See `reconstruction_loss`.
+        kl_weight: Weight of the divergence.
+        equivariance_weight: Weight of the distance of what is decoded from halved latents to halved images, where the
+            model has `halves` (Skorokhodov et al. 2025, arXiv:2502.14831).
+
+    Returns:
+        Scalar tensor.
+    """
+    reconstruction, divergence, *halved = outputs
+    loss = reconstruction_loss(reconstruction, images, frequency_weight) + kl_weight * divergence
+    for smaller in halved:
+        loss = loss + equivariance_weight * reconstruction_loss(smaller, avg_pool2d(images, 2), frequency_weight)
+    return loss
+
+
 def reconstruction_loss(reconstruction: torch.Tensor, images: torch.Tensor, frequency_weight: float) -> torch.Tensor:
     """L1 distance of pixels plus `frequency_weight` times the L1 distance of orthonormal 2-D Fourier transforms.
 
