@@ -179,7 +179,8 @@ def test_a_training_begins_from_what_was_published(published, machine, tiny_run)
     # Neither code nor any other part was fetched.
     (snapshot,) = (machine.folder / "new" / "hub" / "models--me--toy-ldm" / "snapshots").iterdir()
     assert sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()) == [
-        "model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors",
+        "model_index.json", "scheduler/scheduler_config.json", "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
     ]  # fmt: skip
 
 

@@ -36,7 +36,7 @@ TEXTS = {
 ONE_PROGRAM = "docs/python.md"
 # Names options that lost, and that the code no longer has.
 OF_THE_PAST = "docs/trainings.md"
-SCRIPTS = ("train_autoencoder", "train_diffusion", "train_classifier", "generate", "select", "audit", "compare")
+SCRIPTS = ("train_autoencoder", "train_classifier", "train_diffusion", "generate", "select", "compare", "audit")
 # Other steps with a parser, without those of COMMANDS.
 _MEASUREMENTS = (
     *("speed", "audit_speed", "sites_study", "memory"),

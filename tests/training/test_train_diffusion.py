@@ -16,6 +16,7 @@ from histodistill.training.data.pixels import to_model_input
 from histodistill.training.data.sources import load_tiles
 from histodistill.training.engine import diffusion_training
 from histodistill.training.evaluation.weights_attack import denoising_losses
+from histodistill.training.models.classifiers import Classifier
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json
 from histodistill.training.running.options import run_script
@@ -174,12 +175,13 @@ def test_who_aligns_is_told_what_fits(tmp_path, run_main, diffusion_argv, tiny_t
         run_main(script, *argv, tiny_teacher, "--dp-epsilon", 1)
     assert "with --dp-epsilon it must be left out, since its features" in capsys.readouterr().err
     other = shutil.copytree(tiny_teacher, tmp_path / "other")
-    (other / "config.json").write_text(
-        (other / "config.json").read_text().replace('"image_size": 16', '"image_size": 32')
-    )
+    Classifier("convnet", image_size=32, class_names=["0", "1"], width=4).save_pretrained(other)
     with pytest.raises(
         InputError, match=r"the tiles are 16 px, but the classifier of align is for 32 px: give one that"
     ):
+        run_main(script, *argv, other)
+    (other / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="holds no classifier"):
         run_main(script, *argv, other)
     assert not (tmp_path / "o").exists()
     # This teacher's record does not say which tiles it was trained on.

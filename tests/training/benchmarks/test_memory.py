@@ -166,7 +166,7 @@ def test_preset_is_fitted_to_the_image_size():
     preset = gpu.for_image_size(64)
     autoencoder, denoiser = estimate_autoencoder(gpu, 64), estimate_denoiser(gpu, 64, 9)
     assert (autoencoder.model, denoiser.model) == ("autoencoder", "denoiser")
-    assert autoencoder.latent_shape == denoiser.latent_shape == (16, 16, 16)
+    assert autoencoder.latent_shape == denoiser.latent_shape == (32, 16, 16)
     assert autoencoder.image_size == denoiser.image_size == 64
     assert (autoencoder.batch_size, denoiser.batch_size) == (64, 256)
     assert (preset.autoencoder["batch_size"], preset.diffusion["batch_size"]) == (64, 256)
