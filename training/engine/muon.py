@@ -61,47 +61,41 @@ class Muon(torch.optim.Optimizer):
         """
         matrices, others = self.param_groups
         learning_rate = _MATRIX_RATIO * matrices["lr"]
-        alike: dict[tuple[int, int], list[tuple[torch.nn.Parameter, torch.Tensor]]] = {}
         for weight in matrices["params"]:
-            if weight.grad is not None:
-                alike.setdefault((len(weight), weight[0].numel()), []).append((weight, weight.grad))
-        # Matrices of one shape together: most of the time would go into calling many small products.
-        for (rows, columns), weights in alike.items():
-            directions = []
-            for weight, gradient in weights:
-                state = self.state[weight]
-                if not state:
-                    state["momentum"] = torch.zeros_like(weight)
-                state["momentum"].lerp_(gradient, 1 - matrices["momentum"])
-                directions.append(gradient.lerp(state["momentum"], matrices["momentum"]).flatten(1))
-            changes = orthogonalised(torch.stack(directions))
-            step = -learning_rate * max(1.0, rows / columns) ** 0.5
-            for (weight, _), change in zip(weights, changes, strict=True):
-                weight.mul_(1 - learning_rate * matrices["weight_decay"])
-                weight.add_(change.view_as(weight), alpha=step)
+            if weight.grad is None:
+                continue
+            state = self.state[weight]
+            if not state:
+                state["momentum"] = torch.zeros_like(weight)
+            state["momentum"].lerp_(weight.grad, 1 - matrices["momentum"])
+            direction = weight.grad.lerp(state["momentum"], matrices["momentum"]).flatten(1)
+            rows, columns = direction.shape
+            weight.mul_(1 - learning_rate * matrices["weight_decay"])
+            change = orthogonalised(direction).view_as(weight)
+            weight.add_(change, alpha=-learning_rate * max(1.0, rows / columns) ** 0.5)
         # Loading a checkpoint replaces both.
         self._adamw.state, self._adamw.param_groups = self.state, [others]
         self._adamw.step()
 
 
 def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
-    """Matrices with singular values of about one (.7 to 1.2), but for those that are next to nothing.
+    """The matrix with singular values of about one (.7 to 1.2), but for those that are next to nothing.
 
     Newton-Schulz iterations, but on the smaller Gram matrix alone: for the kernel of a convolution, with nine times as
     many columns as rows, that costs a third.
 
     Args:
-        matrix: float32 …×R×C.
+        matrix: float32 R×C.
 
     Returns:
-        float32 …×R×C.
+        float32 R×C.
     """
-    if matrix.shape[-2] > matrix.shape[-1]:
-        return orthogonalised(matrix.mT).mT
+    if matrix.shape[0] > matrix.shape[1]:
+        return orthogonalised(matrix.T).T
     a, b, c = _COEFFICIENTS
-    matrix = matrix / (torch.linalg.matrix_norm(matrix, keepdim=True) + 1e-7)
-    gram = matrix @ matrix.mT
-    identity = torch.eye(gram.shape[-1], device=gram.device)
+    matrix = matrix / (matrix.norm() + 1e-7)
+    gram = matrix @ matrix.T
+    identity = torch.eye(len(gram), device=gram.device)
     product = factor = a * identity + b * gram + c * gram @ gram
     for _ in range(_TURNS - 1):
         gram = factor @ gram @ factor

@@ -57,26 +57,6 @@ def test_a_kernel_is_a_matrix_of_a_row_for_each_output_channel():
     assert torch.equal(kernel.flatten(1), matrix)
 
 
-def test_matrices_of_one_shape_change_as_each_alone():
-    shapes = [(6, 4, 3, 3), (5, 7), (6, 36), (6, 4, 3, 3)]
-    together, alone = (
-        [torch.nn.Parameter(normal(*shape, seed=i)) for i, shape in enumerate(shapes)] for _ in range(2)
-    )
-
-    def optimizer(*weights: torch.nn.Parameter) -> Muon:
-        return Muon(weights, [torch.nn.Parameter(torch.zeros(1))], lr=1e-3, weight_decay=0.1)
-
-    optimizers = [optimizer(*together), *(optimizer(weight) for weight in alone)]
-    for step in range(3):
-        for weights in (together, alone):
-            for i, weight in enumerate(weights):
-                weight.grad = normal(*weight.shape, seed=10 * step + i)
-        for muon in optimizers:
-            muon.step()
-    for one, other in zip(together, alone, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
-
-
 def test_all_others_change_as_by_adamw():
     ours, theirs = (torch.nn.Parameter(normal(5)) for _ in range(2))
     muon = Muon([torch.nn.Parameter(normal(2, 2))], [ours], lr=1e-2, weight_decay=0.1)
