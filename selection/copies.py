@@ -20,16 +20,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from histodistill.selection.image_rows import Images, batches, rows_of
+from histodistill.selection.names import SYMMETRIES
 from histodistill.selection.near_copies import tile_keys
 from histodistill.selection.stains import optical_density
 from histodistill.selection.streams import stream
-from histodistill.selection.views import (
-    SYMMETRIES,
-    apply_symmetry,
-    has_content,
-    resample,
-    window_weights,
-)
+from histodistill.selection.views import apply_symmetry, has_content, resample, window_weights
 
 
 #: What embeds images: uint8 N×S×S×3 to real numbers N×D. It is given a part of them at a time, and so must embed each

@@ -14,6 +14,8 @@ SELECTOR_NAMES = (
     "facility_location",
     "kernel_ridge",
 )
+#: Ways to turn and mirror a square, the one that leaves it as it is included.
+SYMMETRIES = 8
 #: Which images of a community a `DistillSelector` can choose.
 RANKINGS = ("modular_centrality", "random")
 #: The rules by which `community_quotas` shares places among communities.

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from histodistill.selection.image_rows import Images, batches, join, rows_of
-from histodistill.selection.views import LEAST_CONTENT, SYMMETRIES, apply_symmetry, grey_deviations
+from histodistill.selection.names import SYMMETRIES
+from histodistill.selection.views import LEAST_CONTENT, apply_symmetry, grey_deviations
 
 
 #: Grey levels by which near copies differ at most, on average.

@@ -8,16 +8,10 @@ import numpy as np
 
 from histodistill.selection.checks import check_integer
 from histodistill.selection.image_rows import Images
+from histodistill.selection.names import SYMMETRIES
 from histodistill.selection.stains import change_stains
 from histodistill.selection.streams import stream
-from histodistill.selection.views import (
-    SYMMETRIES,
-    apply_symmetry,
-    blend,
-    compress_jpeg,
-    crop_and_resize,
-    shift,
-)
+from histodistill.selection.views import apply_symmetry, blend, compress_jpeg, crop_and_resize, shift
 
 
 #: Kind of copy → share of such copies that an audit must find to be believed. Why both a crop and a shift: a shift

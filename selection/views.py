@@ -14,8 +14,6 @@ from PIL import Image
 from histodistill.selection.image_rows import Images, batches
 
 
-#: Ways to turn and mirror a square, the one that leaves it as it is included.
-SYMMETRIES = 8
 #: JPEG quality of a compressed copy on Pillow's scale of 1 to 95; 75 is what Pillow and many programs take.
 JPEG_QUALITY = 75
 #: Share of a blended copy that is the tile itself; the rest is another tile.

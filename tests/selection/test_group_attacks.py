@@ -7,8 +7,9 @@ from scipy.stats import kstest
 from histodistill.selection.attribute_attack import attackable, attribute_gains
 from histodistill.selection.group_attacks import Candidates, less_of_class, unit_extremes, unit_means
 from histodistill.selection.looks import LookSpace, look_features
+from histodistill.selection.names import SYMMETRIES
 from histodistill.selection.permutation import aucs_of_draws
-from histodistill.selection.views import SYMMETRIES, apply_symmetry
+from histodistill.selection.views import apply_symmetry
 
 
 def test_means_of_units_and_classes():

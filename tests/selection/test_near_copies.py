@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from histodistill.selection.image_rows import rows_of
+from histodistill.selection.names import SYMMETRIES
 from histodistill.selection.near_copies import (
     TOLERANCE,
     connected,
@@ -17,7 +18,7 @@ from histodistill.selection.near_copies import (
     tile_keys,
 )
 from histodistill.selection.units import find_units
-from histodistill.selection.views import LEAST_CONTENT, SYMMETRIES, apply_symmetry
+from histodistill.selection.views import LEAST_CONTENT, apply_symmetry
 
 
 def tissue(n: int, size: int = 16, seed: int = 0) -> np.ndarray:

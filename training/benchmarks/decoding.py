@@ -91,8 +91,9 @@ def make_files(folder: Path, config: DecodingConfig) -> None:
     """Writes the JPEG files, where they are not all there."""
     from PIL import Image
 
+    from histodistill.selection.names import SYMMETRIES
     from histodistill.selection.streams import stream
-    from histodistill.selection.views import SYMMETRIES, apply_symmetry
+    from histodistill.selection.views import apply_symmetry
     from histodistill.training.data.phantom import PHANTOM_CLASSES, phantom_tiles
     from histodistill.training.running.progress import Progress
 

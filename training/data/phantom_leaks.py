@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from histodistill.selection.checks import check_share
+from histodistill.selection.names import SYMMETRIES
 from histodistill.selection.streams import stream
-from histodistill.selection.views import SYMMETRIES, apply_symmetry
+from histodistill.selection.views import apply_symmetry
 from histodistill.training.data.phantom import PHANTOM_CLASSES, draw_tiles
 from histodistill.training.data.phantom_patients import Patients, draw_patients, join_patients
 from histodistill.training.data.tiles import Tiles

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from histodistill.selection.image_rows import Images
+from histodistill.selection.names import SYMMETRIES
 from histodistill.selection.near_copies import TOLERANCE, connected
 from histodistill.selection.summaries import counted
-from histodistill.selection.views import SYMMETRIES, apply_symmetry, has_content
+from histodistill.selection.views import apply_symmetry, has_content
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.running.findings import PASS, WARN, Finding
 

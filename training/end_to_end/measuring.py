@@ -22,8 +22,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from histodistill.training.end_to_end import work
 from histodistill.training.end_to_end.steps import StageCall
 from histodistill.training.models.architectures import is_probe
@@ -147,6 +145,8 @@ class _Memory:
             larger: How many times as large the batches of the step are.
             weights: Bytes of what is trained, whose gradients and moments do not grow with a batch.
         """
+        import psutil
+
         give_back_freed_memory()
         begins_anew = forget_peak()
         before = psutil.Process().memory_info().rss
@@ -363,6 +363,7 @@ def _seconds_of_one(call: Callable[[], object]) -> float:
 
 def _main(request: Path, answer: Path) -> None:
     """Reads what is asked, measures, and writes what was found."""
+    import psutil
     import torch  # noqa: F401  # what a step imports, too, so that its start takes as long
 
     import histodistill.training.engine.loop  # noqa: F401

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from histodistill.selection.views import SYMMETRIES
+from histodistill.selection.names import SYMMETRIES
 from histodistill.training.end_to_end import work
 from histodistill.training.end_to_end.steps import StageCall
 from histodistill.training.evaluation.plans import planned_cells

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from histodistill.selection.views import SYMMETRIES
+from histodistill.selection.names import SYMMETRIES
 from histodistill.training.end_to_end.steps import StageCall
 from histodistill.training.engine.looks import SCALE_TILES, SHOWN_PER_CLASS, telling_number
 from histodistill.training.evaluation.compare import recipe

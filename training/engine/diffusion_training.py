@@ -13,8 +13,8 @@ from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 
 from histodistill.pipelines import HistologyPipeline
+from histodistill.selection.names import SYMMETRIES
 from histodistill.selection.streams import torch_seed
-from histodistill.selection.views import SYMMETRIES
 from histodistill.training.data.images import save_grid
 from histodistill.training.data.pixels import to_device
 from histodistill.training.data.tile_cache import TileCache
