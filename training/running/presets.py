@@ -41,7 +41,7 @@ _LATENT_SIDE, _LARGEST_LATENT_SIDE, _HALVINGS_OF_SMALL = 16, 32, 3
 _MOST_LATENT_GROWTH = 8
 # What else an autoencoder has that halves larger tiles more often, and its denoiser: with these, latents of many
 # channels are learned in half of the steps.
-_OF_DEEP_LATENTS = {"plain_finest": True, "equivariance_weight": 0.25, "posterior_std": 0.1}
+_OF_DEEP_LATENTS = {"optimizer": "muon", "plain_finest": True, "equivariance_weight": 0.25, "posterior_std": 0.1}
 _OF_THEIR_DENOISER = {"prediction_type": "sample", "noise_level_mean": 1.0}
 # The denoiser has one more level, with attention, where latents have so many positions along a side or more.
 _SIDE_WITH_ATTENTION = 16
