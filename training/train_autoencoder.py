@@ -52,9 +52,8 @@ _USUAL_STEPS = 2000
 _WHOLE_SIDE, _WHOLE_POSITIONS = 64, 16
 # Peak learning rates: of a new autoencoder, and of a trained one, whose weights a larger one would undo.
 _LEARNING_RATE, _FINE_LEARNING_RATE = 2e-3, 1e-4
-# The options of a new model, and those that earlier versions did not have.
+# The options of a new model.
 _OF_NEW_MODEL = ("channels", "latent_channels", "layers_per_block", "plain_finest")
-_LATER = ("crop_size", "dp_public_init", "equivariance_weight", "finetune_autoencoder", "plain_finest", "train_pixels")
 # The options that say something of an autoencoder from elsewhere that is taken as it is.
 _OF_TAKEN = ("image_size", "mixed_precision", "validation_tiles")
 
@@ -75,6 +74,7 @@ class TrainAutoencoderConfig(PrivateTrainingConfig):
         default=None,
         at_least=1,
         group="optimisation",
+        later=True,
     )
     crop_size: int | None = option(
         f"side in pixels of the random part that is shown of a tile; default: the whole tile up to {_WHOLE_SIDE} px, "
@@ -83,6 +83,7 @@ class TrainAutoencoderConfig(PrivateTrainingConfig):
         at_least=1,
         metavar="PX",
         group="optimisation",
+        later=True,
     )
     batch_size: int = like(PrivateTrainingConfig, "batch_size", default=32)
     learning_rate: float | None = like(  # type: ignore[assignment]  # `check` chooses
@@ -102,7 +103,7 @@ class TrainAutoencoderConfig(PrivateTrainingConfig):
         setting=False,  # the record holds a hash of its weights
     )
     finetune_autoencoder: bool = option(
-        "train all weights of --autoencoder further on these tiles", default=False, group=_PRETRAINED
+        "train all weights of --autoencoder further on these tiles", default=False, group=_PRETRAINED, later=True
     )
     init_from: str | Path | None = option(
         "autoencoder to begin from, a folder or Hub id: a new one with the options of the model takes all weights "
@@ -135,6 +136,7 @@ class TrainAutoencoderConfig(PrivateTrainingConfig):
         "that it costs nothing of the budget",
         default=False,
         group="differential privacy",
+        later=True,
     )
     channels: tuple[int, ...] = option(
         "width of each resolution level; every level after the first halves the size",
@@ -153,6 +155,7 @@ class TrainAutoencoderConfig(PrivateTrainingConfig):
         "no residual blocks at the finest level, where most of the time goes and little is learned",
         default=False,
         group="model",
+        later=True,
     )
     kl_weight: float = option(
         "weight of the mean KL divergence per latent value from N(0, 1), in nats",
@@ -169,13 +172,13 @@ class TrainAutoencoderConfig(PrivateTrainingConfig):
         at_least=0,
         group="loss",
     )
-
     equivariance_weight: float = option(
         "weight of what makes latents that are halved in size decode into tiles halved in size: a denoiser learns "
         "such latents sooner (Skorokhodov et al. 2025, arXiv:2502.14831)",
         default=0.0,
         at_least=0,
         group="loss",
+        later=True,
     )
 
     @property
@@ -265,14 +268,12 @@ class TrainAutoencoderConfig(PrivateTrainingConfig):
         return fitted
 
     def settings(self) -> dict[str, Any]:
-        """The options that decide the result; what earlier versions did not have only where it says something."""
+        """The options that decide the result, of what is trained or taken."""
         settings = super().settings()
         if self.is_taken:
             measured_on = {} if self.dp_epsilon is None else {"measured_on": "validation"}
             return {name: settings[name] for name in _OF_TAKEN} | measured_on
-        left_out = {name for name in _LATER if not settings.get(name)}
-        if self.autoencoder is not None:
-            left_out |= set(_OF_NEW_MODEL)
+        left_out = () if self.autoencoder is None else _OF_NEW_MODEL
         return {name: value for name, value in settings.items() if name not in left_out}
 
 
@@ -502,9 +503,8 @@ def begin_from(autoencoder: LatentModel, origin: Origin) -> None:
         taken,
         shown(origin.name),
         f"give {param('channels')} {' '.join(map(str, other.encoder_block_out_channels))}, {param('latent_channels')} "
-        f"{other.latent_channels}, {param('layers_per_block')} {other.encoder_layers_per_block[-1]}"
-        f"{plain}, as it has, or begin without "
-        f"{param('init_from')}",
+        f"{other.latent_channels}, {param('layers_per_block')} {other.encoder_layers_per_block[-1]}{plain}, as it "
+        f"has, or begin without {param('init_from')}",
     )
     tell(taken.sentence("autoencoder", shown(origin.name)))
 

@@ -76,12 +76,14 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
         default=PREDICTION_TYPES[0],
         choices=PREDICTION_TYPES,
         group="loss and averaging",
+        later=True,
     )
     noise_level_mean: float = option(
         "mean of the logits of the noise levels that are trained on: above 0 there is more noise, which teaches more "
         "of what is large in a tile",
         default=0.0,
         group="loss and averaging",
+        later=True,
     )
     class_dropout: float = option(
         "share of tiles shown with the null class, for classifier-free guidance",
@@ -109,9 +111,10 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
     latent_cache: str = option(
         "latents of training tiles are encoded once, and kept in the cache of tiles as numbers of this type; off "
         "encodes them anew in each step, where the disk is short",
-        default="float16",
+        default=LATENT_CACHES[0],
         choices=LATENT_CACHES,
         group="loss and averaging",
+        later=True,
     )
     dp_public_autoencoder: bool = option(
         "states that the autoencoder was trained on public tiles, so that it costs nothing of the budget",
@@ -141,12 +144,6 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
     def settings(self) -> dict[str, Any]:
         """The options that decide the result, but those that earlier stages have not, at their defaults."""
         settings = super().settings()
-        if self.latent_cache == LATENT_CACHES[0]:
-            del settings["latent_cache"]
-        if self.prediction_type == PREDICTION_TYPES[0]:
-            del settings["prediction_type"]
-        if self.noise_level_mean == 0:
-            del settings["noise_level_mean"]
         if self.align is None:
             del settings["align_weight"]
         if self.init_from is None:

@@ -67,14 +67,7 @@ class CompareConfig(RowsConfig, SourceOptions):
     run: Path = option("folder with pool/ and distilled/", positional=True, also_named=True, setting=False)
     data: str | Path = option("the real tiles: any source that train_classifier takes", setting=False)
     image_size: int | None = option("side in pixels; default: the size tiles have", default=None, setting=False)
-    validation_tiles: int = like(ClassifierConfig, "validation_tiles")
-
-    def settings(self) -> dict[str, Any]:
-        """The options that decide the result; comparisons of earlier versions have no `validation_tiles`."""
-        settings = super().settings()
-        if self.validation_tiles == _VALIDATION_TILES:
-            del settings["validation_tiles"]
-        return settings
+    validation_tiles: int = like(ClassifierConfig, "validation_tiles", later=True)
 
 
 def make_parser() -> StepParser[CompareConfig]:

@@ -70,6 +70,8 @@ class Option:
         may_be_empty: Whether there may be none of several values, though there are some by default.
         setting: Whether it decides what comes out, and so is recorded as a setting of the result; others say where
             from, where to and how a script runs.
+        later: Whether earlier versions did not have it: at its default it is then no setting, so that what they
+            finished stays finished.
         resolve: Puts what a value stands for on this machine in its place, so that records hold that.
     """
 
@@ -87,6 +89,7 @@ class Option:
     repeatable: bool = False
     may_be_empty: bool = False
     setting: bool = True
+    later: bool = False
     resolve: Callable[[Any], Any] | None = None
 
     def rule(self) -> str:
@@ -178,8 +181,12 @@ class StepConfig:
 
     def settings(self) -> dict[str, Any]:
         """The options that decide the result, by name in alphabetical order."""
-        fields = sorted(dataclasses.fields(self), key=lambda field: field.name)
-        return {field.name: getattr(self, field.name) for field in fields if field.metadata[_METADATA].setting}
+        found = {}
+        for field in sorted(dataclasses.fields(self), key=lambda field: field.name):
+            about, value = field.metadata[_METADATA], getattr(self, field.name)
+            if about.setting and not (about.later and value == field.default):
+                found[field.name] = value
+        return found
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,7 @@ class PrivateTrainingConfig(TrainingConfig):
         default=OPTIMIZERS[0],
         choices=OPTIMIZERS,
         group=_OPTIMISATION,
+        later=True,
     )
     class_balance: float | None = option(
         "0 draws classes as often as they occur, 1 equally often, between: n^(1 - value); default: 0.5, and 0 with "
@@ -123,6 +124,7 @@ class PrivateTrainingConfig(TrainingConfig):
         "compiles the model first, which takes minutes, and needs Triton on a GPU and a C++ compiler on a CPU",
         default=False,
         group=_RUNNING,
+        later=True,  # compiled models round otherwise
     )
     dp_epsilon: float | None = option(
         "trains with differential privacy and spends this much on each training tile; needs opacus",
@@ -176,16 +178,8 @@ class PrivateTrainingConfig(TrainingConfig):
             require(not getattr(self, name), name, getattr(self, name), rule.format("left out"))
 
     def settings(self) -> dict[str, Any]:
-        """The options that decide the result; those of differential privacy only where there is any.
-
-        Compiled models round otherwise. What is not compiled, or trained by AdamW, is not told so, as in records of
-        earlier versions.
-        """
+        """The options that decide the result; those of differential privacy only where there is any."""
         settings = super().settings()
-        if not self.compile:
-            del settings["compile"]
-        if self.optimizer == OPTIMIZERS[0]:
-            del settings["optimizer"]
         if self.dp_epsilon is None:
             settings = {name: value for name, value in settings.items() if not name.startswith("dp_")}
         return settings
