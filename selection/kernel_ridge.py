@@ -10,6 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from histodistill.selection.base import JointSelector
 from histodistill.selection.checks import check_integer, check_positive
+from histodistill.selection.distances import squared_distances_between
 
 
 # Pairs of images whose distances give the kernel its width.
@@ -323,9 +324,5 @@ def _median_distance(features: np.ndarray, rng: np.random.Generator) -> float:
     else:
         first, second = rng.integers(count, size=(2, _PAIRS))
         first, second = first[first != second], second[first != second]
-    squared = np.empty(len(first))
-    step = max(1, _BLOCK_VALUES // features.shape[1])
-    for start in range(0, len(first), step):
-        block = slice(start, start + step)
-        squared[block] = np.square(features[first[block]] - features[second[block]]).sum(axis=1, dtype=np.float64)
+    squared = squared_distances_between(features, first, second[:, None])
     return float(np.median(squared)) if len(squared) and np.median(squared) > 0 else 1.0

@@ -383,8 +383,10 @@ def open_run(
     if known is None:
         run = _look_ahead(config, preset, source, run, measured)
     else:
-        run |= {"fitted": known["fitted"]} if "fitted" in known else {}
-        run |= {"estimate": anew(known["estimate"], stages(config, run), run)} if "estimate" in known else {}
+        if "fitted" in known:
+            run["fitted"] = known["fitted"]
+        if "estimate" in known:
+            run["estimate"] = anew(known["estimate"], stages(config, run), run)
     _claim(config.output, run)
     write_group_record(config.output, source)
     warn_of(beyond)  # of the others, loading the tiles has warned

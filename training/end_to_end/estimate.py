@@ -53,16 +53,13 @@ class Estimate:
             run: What run.json holds: see `work_of`.
             measured: What was measured on this machine with its tiles.
         """
-        seconds = costs(plan, run, measured.unit_seconds, shared=measured.device_memory is not None)
         (pool,) = (stage.config for stage in plan if stage.folder == "pool")
         known = sum(run["num_tiles"].values()) + pool.per_class * len(run["class_names"])  # type: ignore[attr-defined]
         return cls(
-            {folder: round(value, 1) for folder, value in seconds.items()},
-            run_bytes(plan, run),
-            latent_bytes(plan, run),
-            measured.memory + _PER_IMAGE * known,
-            measured.device_memory,
-            measured.unit_seconds,
+            memory=measured.memory + _PER_IMAGE * known,
+            device_memory=measured.device_memory,
+            unit_seconds=measured.unit_seconds,
+            **_reckoned(plan, run, measured.unit_seconds, measured.device_memory),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -106,9 +103,15 @@ def anew(stored: Mapping[str, Any], plan: Sequence[StageCall], run: Mapping[str,
         plan: The steps.
         run: What run.json holds: see `work_of`.
     """
-    seconds = costs(plan, run, stored["unit_seconds"], shared=stored["device_memory"] is not None)
+    return {**stored, **_reckoned(plan, run, stored["unit_seconds"], stored["device_memory"])}
+
+
+def _reckoned(
+    plan: Sequence[StageCall], run: Mapping[str, Any], unit_seconds: Mapping[str, float], device_memory: int | None
+) -> dict[str, Any]:
+    """What of an estimate follows from what was measured and from what the steps do."""
+    seconds = costs(plan, run, unit_seconds, shared=device_memory is not None)
     return {
-        **stored,
         "seconds": {folder: round(value, 1) for folder, value in seconds.items()},
         "disk": run_bytes(plan, run),
         "latents": latent_bytes(plan, run),

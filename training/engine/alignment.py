@@ -106,8 +106,8 @@ class Alignment:
         with torch.no_grad():
             blank = torch.zeros(1, 3, classifier.image_size, classifier.image_size, device=classifier.device)
             self.num_features = self._features(blank).shape[1]
-        self._kept: KeptLatents | None = None
-        self._encode: Callable[[np.ndarray], torch.Tensor] | None = None  # where they are not kept
+        # Features of training tiles, as they are: kept, or taken anew.
+        self._read: Callable[[np.ndarray], torch.Tensor] | None = None
         self._mean = torch.zeros(self.num_features, 1, 1)
 
     def _features(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -144,25 +144,17 @@ class Alignment:
             views = (encode(torch.from_numpy(tiles.images[part]), torch.zeros(len(part))) for part in parts)
             return torch.cat([view.to(DTYPES[_DTYPE]).float().cpu() for view in views])
 
+        self._read = encode_some
         if cache is not None:
             encoding = Encoding(encode, ["features", self.weights], shape, 1, device, "features", "align")
             plan = plan_latents(encoding, tiles, source, _DTYPE)
             try:
-                self._kept = KeptLatents(keep_latents(cache, encoding, plan, tiles, is_shown), _DTYPE)
+                self._read = _reader(KeptLatents(keep_latents(cache, encoding, plan, tiles, is_shown), _DTYPE))
             except InputError as error:
                 tell(f"diffusion: features are taken anew in each step: {error.for_command_line()}")
-        if self._kept is None:
-            self._encode = encode_some
         self._mean = self._read(spread_indices(len(tiles), _MEAN_TILES)).mean((0, 2, 3)).view(-1, 1, 1)
         if not self._mean.isfinite().all():
             raise InputError(f"{param('align')} gives features that are too large or no numbers: give another")
-
-    def _read(self, indices: np.ndarray) -> torch.Tensor:
-        if self._kept is None:
-            assert self._encode is not None  # `prepare` is called before the first step
-            return self._encode(indices)
-        as_they_are = torch.zeros(len(indices), dtype=torch.int64)
-        return self._kept.read(indices, as_they_are, torch.device("cpu")).float()
 
     def targets(self, indices: np.ndarray, symmetries: torch.Tensor) -> torch.Tensor:
         """Features of training tiles in their symmetries, without what all have in common.
@@ -174,7 +166,18 @@ class Alignment:
         Returns:
             float32 N×D×s×s, on the CPU.
         """
+        assert self._read is not None  # `prepare` is called before the first step
         return apply_symmetries(self._read(indices) - self._mean, symmetries)
+
+
+def _reader(kept: KeptLatents) -> Callable[[np.ndarray], torch.Tensor]:
+    """What reads kept features of tiles as they are, float32 N×D×s×s on the CPU."""
+
+    def read(indices: np.ndarray) -> torch.Tensor:
+        as_they_are = torch.zeros(len(indices), dtype=torch.int64)
+        return kept.read(indices, as_they_are, torch.device("cpu")).float()
+
+    return read
 
 
 class KeptOutput:

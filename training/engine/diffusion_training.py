@@ -144,10 +144,10 @@ class DiffusionTraining(GenerativeTraining):
         Neither is kept where that is not wanted or cannot be; nor are latents where that is not worth it, nor where
         the training that goes on had none.
         """
+        cache, is_shown = TileCache(self.config.cache_dir), self.accelerator.is_local_main_process
         if self.alignment:
-            cache = None if self.latent_cache == "off" else TileCache(self.config.cache_dir)
-            device, is_shown = self.accelerator.device, self.accelerator.is_local_main_process
-            self.alignment.prepare(self.train, self.source_name, device, cache, is_shown)
+            kept_in = None if self.latent_cache == "off" else cache
+            self.alignment.prepare(self.train, self.source_name, self.accelerator.device, kept_in, is_shown)
         if "off" in (self.latent_cache, self._kept_before):
             return
         encoding = Encoding(
@@ -167,7 +167,6 @@ class DiffusionTraining(GenerativeTraining):
                 )
             return
         try:
-            cache, is_shown = TileCache(self.config.cache_dir), self.accelerator.is_local_main_process
             stored = keep_latents(cache, encoding, plan, self.train, is_shown)
         except InputError as error:
             changed = "" if self._kept_before is None else ", no longer rounded as they were"

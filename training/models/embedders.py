@@ -102,9 +102,8 @@ def named_embeddings(names: Sequence[str]) -> dict[str, Callable[[Images], np.nd
         of_hub = name if not name.startswith(TIMM) or "/" in name else name.replace(TIMM, "timm/")
         label = of_hub.removeprefix(TIMM)
         if folder.is_dir():  # by what it holds: its name may be somebody's own
-            is_own = is_of_histodistill(folder)
-            kind = "autoencoder" if is_autoencoder(name) else TEACHER
-            label = kind if is_own and (kind != TEACHER or folder.name == TEACHER) else encoder_label(name)
+            own = "autoencoder" if is_autoencoder(name) else TEACHER if folder.name == TEACHER else None
+            label = own if own and is_of_histodistill(folder) else encoder_label(name)
         if label in embeddings or label == "pixels":
             raise InputError(f"{param('embedders')} names {label} twice: give folders with different names")
         embeddings[label] = _loaded_when_called(name)

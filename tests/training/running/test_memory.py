@@ -11,6 +11,12 @@ from histodistill.training.running import memory
 from histodistill.training.running.memory import peak_memory, private_memory
 
 
+def printed(program: str, *argv: str) -> list[str]:
+    """The words that a program prints, in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
 def test_a_peak_is_seen_after_it_has_passed():
     # In a process of its own: this one may have kept memory that others have freed, and would take it from there.
     program = (
@@ -20,8 +26,8 @@ def test_a_peak_is_seen_after_it_has_passed():
         "del block\n"
         "print(peak_memory() - before)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert 150 * 2**20 <= int(done.stdout) <= 400 * 2**20
+    (held,) = printed(program)
+    assert 150 * 2**20 <= int(held) <= 400 * 2**20
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone forgets a peak")
@@ -33,8 +39,7 @@ def test_a_peak_is_forgotten():
         "before = peak_memory()\n"
         "print(forget_peak(), before - peak_memory())\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    forgotten, less = done.stdout.split()
+    forgotten, less = printed(program)
     assert forgotten == "True" and int(less) > 150 * 2**20
 
 
@@ -63,10 +68,7 @@ def test_private_memory_is_what_no_file_stands_behind(tmp_path):
         "held = np.ones(2**26, np.uint8)\n"
         "print(after_the_file - before, private_memory(os.getpid()) - before)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "file")], capture_output=True, text=True, check=True
-    )
-    with_the_file, with_the_array = map(int, done.stdout.split())
+    with_the_file, with_the_array = map(int, printed(program, str(tmp_path / "file")))
     assert with_the_file < 2**25 and 0.9 * 2**26 <= with_the_array < 2**27
     assert private_memory(2**22 + 1) == 0
 
@@ -119,6 +121,5 @@ def test_kept_memory_can_be_given_back():
         "give_back_freed_memory()\n"
         "print(kept, (held - psutil.Process().memory_info().rss) // 2**20)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    kept, given_back = done.stdout.split()
+    kept, given_back = printed(program)
     assert kept == "False" or int(given_back) >= 200
