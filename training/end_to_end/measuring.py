@@ -11,12 +11,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -34,6 +33,7 @@ from histodistill.training.running.memory import (
     peak_memory,
 )
 from histodistill.training.running.notes import STEP_OF_DISTILL
+from histodistill.training.running.timing import MOST_CALLS, seconds_of
 
 
 if TYPE_CHECKING:
@@ -43,10 +43,6 @@ if TYPE_CHECKING:
     from histodistill.training.data.tiles import TileSource
     from histodistill.training.engine.classifier_config import ClassifierConfig
 
-# Calls that are timed after the first, which is not, and seconds after which no more are made.
-_REPEATS, _ENOUGH = 3, 1.0
-# A first call that takes so many seconds is long enough to be the only one.
-_LONG = 6.0
 # On a CPU, where a tile takes nearly as long in a small batch, batches have no more pixels of tiles, and positions of
 # latents, than these; on a GPU they are those of the steps.
 _PIXELS, _POSITIONS = 2**18, 2**13
@@ -182,21 +178,21 @@ def _measure_autoencoder(options: Any, source: TileSource, folder: Path, memory:
     else:
         crop = work.fitted_autoencoder(options, source.image_size).crop_size
         few = dataclasses.replace(
-            options, train_pixels=None, max_train_steps=1 + _REPEATS, crop_size=crop, validation_tiles=1
+            options, train_pixels=None, max_train_steps=MOST_CALLS, crop_size=crop, validation_tiles=1
         )
         training = train_autoencoder.make_training(few, source, accelerator, None, origin)
         model, optimizer = accelerator.prepare(training.model, training.optimizer)
         with memory.of(), plain_steps(training, model, optimizer) as make_step:
-            steps = iter(range(1 + _REPEATS))
-            step = _seconds(lambda: make_step(next(steps)))
+            steps = iter(range(MOST_CALLS))
+            step = seconds_of(lambda: make_step(next(steps)))
         found[work.TRAIN_AUTOENCODER] = step / (few.batch_size * few.gradient_accumulation_steps)
     autoencoder = training.autoencoder.eval()
     images = to_model_input(_some_tiles(source, accelerator.device), accelerator.device)
     larger = usual_batch_size(source.image_size) / len(images)
     with torch.no_grad(), memory.of(larger):
         latents = encode_images(autoencoder, images)
-        encoding = _seconds(lambda: encode_images(autoencoder, images))
-        decoding = _seconds(lambda: autoencoder.decode(latents).sample)
+        encoding = seconds_of(lambda: encode_images(autoencoder, images))
+        decoding = seconds_of(lambda: autoencoder.decode(latents).sample)
     autoencoder.save_pretrained(folder)
     return {**found, work.ENCODE: encoding / len(images), work.DECODE: decoding / len(images)}
 
@@ -237,9 +233,9 @@ def _measure_denoiser(
         training.after_step()
 
     with memory.of(options.batch_size / count, _bytes_of(training.denoiser)):
-        found = {work.TRAIN_DENOISER: _seconds(step) / count}
+        found = {work.TRAIN_DENOISER: seconds_of(step) / count}
     with torch.no_grad():
-        found[work.DENOISE] = _seconds(lambda: training.average(latents, levels, class_labels=class_ids)) / count
+        found[work.DENOISE] = seconds_of(lambda: training.average(latents, levels, class_labels=class_ids)) / count
 
     pool = configs["pool"]
     pipeline = training.pipeline(source.class_names).to(accelerator.device)
@@ -255,7 +251,7 @@ def _measure_denoiser(
             png_bytes(Image.fromarray(image))
 
     with memory.of(pool.chunk_size / number):
-        return {**found, work.GENERATE: _seconds(make_images) / number}
+        return {**found, work.GENERATE: seconds_of(make_images) / number}
 
 
 def _recipes(configs: Mapping[str, Any]) -> list[ClassifierConfig]:
@@ -266,7 +262,7 @@ def _recipes(configs: Mapping[str, Any]) -> list[ClassifierConfig]:
     teacher, options = configs["teacher"].recipe, configs["comparison"]
     of_kind = {work.train_of(teacher.architecture, teacher.width): teacher}
     for cell in planned_cells(options.plan, options.seeds, options.run):
-        own = dataclasses.replace(recipe(cell, options.batch_size), loss="ce", soft_label_weight=0.0)
+        own = recipe(cell, options.batch_size)
         of_kind.setdefault(work.train_of(own.architecture, own.width), own)
     return [recipe for recipe in of_kind.values() if not is_probe(recipe.architecture)]
 
@@ -276,29 +272,23 @@ def _measure_classifier(
 ) -> dict[str, float]:
     """A classifier's training, and what it says of tiles."""
     from histodistill.training.engine.accelerator import make_accelerator
-    from histodistill.training.engine.classifier_training import ClassifierTraining
-    from histodistill.training.engine.steps import spread_indices
+    from histodistill.training.engine.timing import seconds_of_step, short_training
     from histodistill.training.models.prediction import predict_proba, usual_batch_size
 
     accelerator = make_accelerator(mixed_precision)
     batch_size = recipe.batch_size
     if accelerator.device.type == "cpu":
         batch_size = min(batch_size, max(4, _PIXELS // source.image_size**2))
-    few = dataclasses.replace(recipe, batch_size=batch_size, max_train_steps=1 + _REPEATS)
-    train = source.split("train")
-    train = train.subset(spread_indices(len(train), batch_size))
-    training = ClassifierTraining(few, train, None, accelerator, source.class_names)
-    assert few.learning_rate is not None  # the configuration has chosen one
+    training = short_training(recipe, source.split("train"), accelerator, source.class_names, batch_size)
     larger = recipe.batch_size / batch_size
-    with memory.of(larger, _bytes_of(training.best)), training.drawn_batches(0) as drawn:
-        steps = iter(range(1 + _REPEATS))
-        step = _seconds(lambda: training.make_step(next(steps), few.learning_rate or 0.0, drawn))
+    with memory.of(larger, _bytes_of(training.best)):
+        trained = seconds_of_step(training)
     images = _some_tiles(source, accelerator.device)
     with memory.of(usual_batch_size(source.image_size) / len(images)):
-        asked = _seconds(lambda: predict_proba(training.best, images))
+        asked = seconds_of(lambda: predict_proba(training.best, images))
     accelerator.free_memory()
     return {
-        work.train_of(recipe.architecture, recipe.width): step / (len(train) * few.gradient_accumulation_steps),
+        work.train_of(recipe.architecture, recipe.width): trained,
         work.predict_of(recipe.architecture, recipe.width): asked / len(images),
     }
 
@@ -313,13 +303,13 @@ def _measure_search(source: TileSource) -> dict[str, float]:
 
     images, train = _some_tiles(source, best_device()), source.split("train").images
     embed = load_embedder(UNTRAINED)
-    embedding = _seconds(lambda: embed(images))
+    embedding = seconds_of(lambda: embed(images))
     count = min(len(train), max(2 * _COMPARED, _INDEXED_PIXELS // source.image_size**2))
     tiles = train[spread_indices(len(train), count)]
     begun = time.perf_counter()
     index = CopyIndex(tiles)
     indexing = time.perf_counter() - begun
-    searching = _seconds(lambda: index.search(tiles[:_COMPARED]))
+    searching = seconds_of(lambda: index.search(tiles[:_COMPARED]))
     # Among all tiles, of which it was a part.
     more = (1 + min(len(train), _EXHAUSTIVE) / _DOUBLING) / (1 + count / _DOUBLING)
     return {
@@ -339,26 +329,6 @@ def _some_tiles(source: TileSource, device: torch.device) -> np.ndarray:
         count = min(count, max(1, _PIXELS // source.image_size**2))
     images = source.split("train").images
     return images[spread_indices(len(images), count)]
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    """How long a call takes: the median of a few, without the first, unless that is long by itself."""
-    times = [_seconds_of_one(call)]
-    if times[0] < _LONG:
-        times = [_seconds_of_one(call)]
-        while len(times) < _REPEATS and sum(times) < _ENOUGH:
-            times.append(_seconds_of_one(call))
-    return statistics.median(times)
-
-
-def _seconds_of_one(call: Callable[[], object]) -> float:
-    import torch
-
-    begun = time.perf_counter()
-    call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - begun
 
 
 def _main(request: Path, answer: Path) -> None:

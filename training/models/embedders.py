@@ -20,12 +20,13 @@ from histodistill.training.models.architectures import TIMM
 from histodistill.training.models.classifiers import ENCODER, Classifier
 from histodistill.training.models.devices import best_device
 from histodistill.training.models.encoder_names import (
+    COLOURS,
     UNTRAINED,
     UNTRAINED_SIDE,
     encoder_label,
     is_of_histodistill,
 )
-from histodistill.training.models.encoders import BackboneEncoder, Encoder, LatentEncoder
+from histodistill.training.models.encoders import BackboneEncoder, ColourEncoder, Encoder, LatentEncoder
 from histodistill.training.models.latents import LATENT_MODELS
 from histodistill.training.models.loading import has_class, has_classifier, load_autoencoder, load_classifier
 from histodistill.training.models.prediction import embed, usual_batch_size
@@ -60,6 +61,8 @@ def describe_embedder(name: str | Path) -> str:
         return "features of a classifier trained on the same tiles"
     if name == UNTRAINED:
         return "features of a convolutional network with random weights"
+    if name in COLOURS:
+        return str(name).replace("_", " ")
     if is_autoencoder(name):
         return "latents of an autoencoder"
     if is_classifier(name):
@@ -266,6 +269,8 @@ def classifier_on(
 
 def _load_encoder(name_or_path: str | Path, option: str = "embedder") -> Encoder:
     """What is neither a classifier of this project nor untrained."""
+    if name_or_path in COLOURS:
+        return ColourEncoder(str(name_or_path)).eval()
     if is_autoencoder(name_or_path):
         return LatentEncoder(load_autoencoder(name_or_path), f"{param(option)} {name_or_path}").eval()
     return load_vision_encoder(name_or_path, option)

@@ -20,6 +20,8 @@ from histodistill.training.running.stages import read_record
 OWN_ENCODERS = ("autoencoder", "teacher")
 #: The encoder with random weights, which needs no training and no files.
 UNTRAINED = "untrained"
+#: Encoders that only look at colours, which need neither.
+COLOURS = ("mean_colour", "colour_histogram")
 #: Side in pixels to which larger tiles are brought for it: of tiles of 224 px, the network as it is would take 15
 #: times as long, with each image in eight symmetries.
 UNTRAINED_SIDE = 64
@@ -40,9 +42,9 @@ def architecture_label(architecture: str, run: Path | None = None) -> str:
         run: The folder of the run, whose own encoders go by their names.
 
     Returns:
-        One of `ARCHITECTURES`; or `MODEL`, `scratch:MODEL` or `probe:ENCODER`, with a Hub id, `untrained`,
-        `autoencoder` or `teacher` of the run, or for any other folder its kind and the beginning of a hash of what it
-        holds, such as `dinov2-1f0c3a9e`.
+        One of `ARCHITECTURES`; or `MODEL`, `scratch:MODEL` or `probe:ENCODER`, with a Hub id, `untrained`, one of
+        `COLOURS`, `autoencoder` or `teacher` of the run, or for any other folder its kind and the beginning of a hash
+        of what it holds, such as `dinov2-1f0c3a9e`.
 
     Raises:
         InputError: For a path where there is no folder.
@@ -54,7 +56,7 @@ def architecture_label(architecture: str, run: Path | None = None) -> str:
         for name in OWN_ENCODERS:
             if model == name or (Path(model).is_dir() and Path(model).resolve() == (run / name).resolve()):
                 return prefix + name
-    if prefix == PROBE and model == UNTRAINED:
+    if prefix == PROBE and model in (UNTRAINED, *COLOURS):
         return architecture
     try:
         return prefix + encoder_label(model)

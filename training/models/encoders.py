@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from itertools import chain
 from typing import Any, Self
 
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from histodistill.training.models.backbones import BACKBONES
+from histodistill.training.models.encoder_names import COLOURS
 from histodistill.training.models.latents import (
     LATENT_MODELS,
     LatentModel,
@@ -29,6 +31,8 @@ from histodistill.training.running.errors import InputError, param, reason_of
 
 #: Classes of a head that is built only to be found: a prime number, which no other layer has for its width.
 PLACEHOLDER_CLASSES = 1009
+# Boxes of a histogram of colours along each channel.
+_LEVELS = 4
 # Settings of a config that would have transformers take a part of the network from somewhere else.
 _FOREIGN = ("backbone", "use_pretrained_backbone", "use_timm_backbone")
 
@@ -53,7 +57,8 @@ class Encoder(nn.Module):
         """Length D of the features of tiles with this side in pixels."""
         was_training = self.training
         self.eval()
-        tile = torch.zeros(1, 3, image_size, image_size, device=next(self.parameters()).device)
+        device = next(chain(self.parameters(), self.buffers())).device
+        tile = torch.zeros(1, 3, image_size, image_size, device=device)
         try:
             return int(self(tile).shape[1])
         finally:
@@ -278,8 +283,47 @@ class TimmEncoder(Encoder):
         }
 
 
+class ColourEncoder(Encoder):
+    """What the colours of a tile are, wherever they are: a network that beats it has learned more than staining.
+
+    Args:
+        name: One of `COLOURS`: the mean of each channel in [-1, 1], 3 features; or the shares of its pixels in
+            4 × 4 × 4 equal boxes of red, green and blue, 64 features.
+    """
+
+    kind = "colours"
+
+    places: torch.Tensor
+
+    def __init__(self, name: str):
+        super().__init__()
+        if name not in COLOURS:
+            raise InputError(f"{name!r} is no encoder of colours: it must be one of {', '.join(COLOURS)}")
+        self.name = name
+        # Tells the device, and shows where it is loaded from.
+        self.register_buffer("places", torch.tensor([1, _LEVELS, _LEVELS**2]).reshape(3, 1, 1))
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        if self.name == COLOURS[0]:
+            return pixel_values.float().mean(dim=(2, 3))
+        # The levels from 0 to 255, since halves of a bit would fall into other boxes.
+        levels = (pixel_values.float() * 127.5 + 127.5).round().clamp(0, 255).long() * _LEVELS // 256
+        boxes = (levels * self.places).sum(dim=1).flatten(1)
+        shares = torch.zeros(len(boxes), _LEVELS**3, device=boxes.device)
+        return shares.scatter_add_(1, boxes, torch.full(boxes.shape, 1 / boxes.shape[1], device=boxes.device))
+
+    @classmethod
+    def from_data(cls, data: dict[str, Any]) -> Self:
+        return cls(data["name"])
+
+    def to_data(self) -> dict[str, Any]:
+        """See `Encoder`."""
+        return {"kind": self.kind, "name": self.name}
+
+
 _KINDS: dict[str, type[Encoder]] = {
-    encoder.kind: encoder for encoder in (VisionEncoder, ClassifierBody, LatentEncoder, BackboneEncoder, TimmEncoder)
+    encoder.kind: encoder
+    for encoder in (VisionEncoder, ClassifierBody, LatentEncoder, BackboneEncoder, TimmEncoder, ColourEncoder)
 }
 
 

@@ -13,7 +13,7 @@ from histodistill.training.reporting.charts import MARKERS, Score, line_chart
 from histodistill.training.running.errors import InputError
 from histodistill.training.tables.benchmark_record import Benchmark, BenchmarkRow
 from histodistill.training.tables.results_summary import row_title
-from histodistill.training.tables.rows import MAIN_ROWS
+from histodistill.training.tables.rows import HEADLINE_ROWS
 
 
 def size_curves(run: Path) -> list[dict[str, Any]]:
@@ -53,7 +53,10 @@ def _curve(architecture: str, rows: list[BenchmarkRow]) -> dict[str, Any]:
     for row in rows:
         by_row.setdefault(row.row, {})[row.size] = row
     # Those that matter most come first; as many are drawn as can be told apart.
-    order = [*(name for name in MAIN_ROWS if name in by_row), *(name for name in by_row if name not in MAIN_ROWS)]
+    order = [
+        *(name for name in HEADLINE_ROWS if name in by_row),
+        *(name for name in by_row if name not in HEADLINE_ROWS),
+    ]
     drawn = order[: len(MARKERS)]
     lines = [
         {

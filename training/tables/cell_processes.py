@@ -4,32 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context
 
 import torch
 
+from histodistill.training.models.architectures import is_probe
 from histodistill.training.models.devices import best_device, gpu_names
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.launch import usable_cores
 from histodistill.training.running.notes import tell
-from histodistill.training.running.progress import Progress
+from histodistill.training.running.progress import Progress, about
 from histodistill.training.running.stages import Stage
-from histodistill.training.tables.cell_workers import TableOptions, run_cell
+from histodistill.training.tables.cell_workers import Outcome, TableOptions, run_cell, time_training
 from histodistill.training.tables.planned_cells import Cell
+from histodistill.training.tables.schedule import Schedule
 from histodistill.training.tables.worker_start import start_worker
 
 
-def train_cells(config: TableOptions, cells: list[Cell], stage: Stage) -> list[str]:
+# Seconds of a cell whose time is not known.
+_MOMENT = 1.0
+
+
+def train_cells(config: TableOptions, schedule: Schedule, stage: Stage) -> list[str]:
     """Trains cells in `config.jobs` processes, and writes their files.
 
-    On a machine with GPUs each process works on one, and the processes are dealt out to them in turn.
+    On a machine with GPUs each process works on one, and the processes are dealt out to them in turn. Before, it tells
+    how long that will take at most.
 
     Args:
         config: Of the table; it travels to the processes.
-        cells: Those that are missing, at least one.
+        schedule: Says which cells, at least one.
         stage: Keeps the time spent after each of them.
 
     Returns:
@@ -39,7 +46,7 @@ def train_cells(config: TableOptions, cells: list[Cell], stage: Stage) -> list[s
         InputError: Where a process was killed.
     """
     notes: list[str] = []
-    jobs = min(config.jobs or usual_jobs(), len(cells))
+    jobs = min(config.jobs or usual_jobs(), len(schedule.remaining()))
     threads = max(1, usable_cores() // jobs)
     processes = get_context("spawn")
     gpus = None
@@ -54,16 +61,23 @@ def train_cells(config: TableOptions, cells: list[Cell], stage: Stage) -> list[s
             jobs, mp_context=processes, initializer=start_worker, initargs=(config, threads, gpus)
         ) as workers,
     ):
-        futures = [workers.submit(run_cell, cell) for cell in cells]
         try:
-            with Progress(len(futures), "benchmark", "trainings") as progress:
-                for future in as_completed(futures):
-                    note = future.result()
-                    if note and note not in notes:
-                        notes.append(note)
-                        tell(note)
+            cost = _Cost(workers, schedule.remaining())
+            most = cost.of(schedule.remaining())
+            tell(
+                f"expected: {about(most / jobs)} with {jobs} at a time at most, and less where more steps do not help"
+            )
+            with Progress(round(most), "benchmark", "seconds of training") as progress:
+                counted = 0
+                for outcome in _outcomes(workers, schedule, jobs):
+                    if outcome.note and outcome.note not in notes:
+                        notes.append(outcome.note)
+                        tell(outcome.note)
                     stage.save_progress()
-                    progress.update()
+                    # What turned out not to be needed counts as done.
+                    done = round(most - cost.of(schedule.remaining()))
+                    progress.update(done - counted)
+                    counted = done
         except BrokenProcessPool as error:
             raise InputError(
                 f"a process of {param('jobs')}={jobs} was killed, perhaps for want of memory: run the same "
@@ -76,6 +90,45 @@ def train_cells(config: TableOptions, cells: list[Cell], stage: Stage) -> list[s
                 worker.terminate()
             raise
     return notes
+
+
+def _outcomes(workers: Executor, schedule: Schedule, jobs: int) -> Iterator[Outcome]:
+    """Has cells trained, so many at a time, and tells the schedule and the caller what came of each."""
+    running: dict[Future[Outcome], Cell] = {}
+    while True:
+        while len(running) < jobs and (cell := schedule.take()) is not None:
+            running[workers.submit(run_cell, cell)] = cell
+        if not running:
+            return
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            outcome = future.result()
+            schedule.finish(running.pop(future), outcome.score)
+            yield outcome
+
+
+class _Cost:
+    """Seconds that cells take, by steps of their classifiers that the workers have timed.
+
+    Args:
+        workers: Which time them, beside each other as they will train.
+        cells: Whose classifiers these are.
+    """
+
+    def __init__(self, workers: Executor, cells: Sequence[Cell]):
+        configs = {cell.config.architecture: cell.config for cell in cells if not is_probe(cell.config.architecture)}
+        timed = {name: workers.submit(time_training, config) for name, config in configs.items()}
+        self._seconds: dict[str, float] = {}
+        for name, future in timed.items():
+            # What cannot be trained says so when it is.
+            with contextlib.suppress(InputError):
+                self._seconds[name] = future.result()
+
+    def of(self, cells: Iterable[Cell]) -> float:
+        """Seconds of all these cells together; of probes, which take a moment, one each."""
+        return sum(
+            self._seconds.get(cell.config.architecture, 0.0) * (cell.steps or 0) * cell.config.batch_size or _MOMENT
+            for cell in cells
+        )
 
 
 def usual_jobs() -> int:

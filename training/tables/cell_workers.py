@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import replace
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from multiprocessing import parent_process
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -16,15 +17,17 @@ from histodistill.training.data.image_dataset import open_image_table
 from histodistill.training.data.scratch_images import decode_once
 from histodistill.training.data.sources import load_tiles
 from histodistill.training.data.tiles import Tiles, sample_per_class
-from histodistill.training.distillation.pool_selection import fit_selector
+from histodistill.training.distillation.pool_selection import SelectionInputs, fit_selector
 from histodistill.training.engine.accelerator import make_accelerator
+from histodistill.training.engine.classifier_config import ClassifierConfig
+from histodistill.training.engine.timing import seconds_of_step, short_training
 from histodistill.training.evaluation.cells import train_cell
 from histodistill.training.models.architectures import is_probe
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.memory import keep_freed_memory
 from histodistill.training.tables.planned_cells import Cell
 from histodistill.training.tables.results_summary import SPLITS
-from histodistill.training.tables.table_inputs import read_inputs
+from histodistill.training.tables.table_inputs import inputs_file, read_inputs
 
 
 class TableOptions(Protocol):
@@ -32,6 +35,7 @@ class TableOptions(Protocol):
 
     Attributes:
         run: Folder with pool/ and teacher/.
+        runs: This and further ones.
         folder: Folder of the table.
         data, image_size, source_options: The real tiles: see `load_tiles`.
         mixed_precision: Of the trainings.
@@ -40,6 +44,8 @@ class TableOptions(Protocol):
 
     @property
     def run(self) -> Path: ...
+    @property
+    def runs(self) -> Sequence[Path]: ...
     @property
     def folder(self) -> Path: ...
     @property
@@ -53,6 +59,33 @@ class TableOptions(Protocol):
     def jobs(self) -> int | None: ...
 
 
+@dataclass(frozen=True)
+class Distillation:
+    """What a worker takes of one run.
+
+    Attributes:
+        pool: Its pool, with the teacher's soft labels.
+        real: The real training tiles, with the teacher's soft labels where a row needs them.
+        inputs: What selections go by.
+    """
+
+    pool: Tiles
+    real: Tiles
+    inputs: SelectionInputs
+
+
+class Outcome(NamedTuple):
+    """What came of a cell.
+
+    Attributes:
+        score: Its accuracy on the validation tiles; None where it was left out.
+        note: Why it was left out.
+    """
+
+    score: float | None
+    note: str | None = None
+
+
 class Worker:
     """What trains cells, one after the other.
 
@@ -62,22 +95,27 @@ class Worker:
     Attributes:
         source: The real tiles.
         class_names: Names of the labels.
-        pool: The pool, with the teacher's soft labels.
-        real: The real training tiles, with the teacher's soft labels where a row needs them.
-        inputs: What selections go by.
+        distillations: Of the runs of the table; seeds take them in turn.
         accelerator: Of this process.
     """
 
     def __init__(self, config: TableOptions):
         self.folder = config.folder
         self.source = load_tiles(config.data, image_size=config.image_size, **config.source_options(config.run))
-        train = self.source.split("train")
-        pool = open_image_table(config.run / "pool")
-        self.class_names, labels = pool.class_names, pool.columns["label"]
-        self.inputs, real_probabilities = read_inputs(self.folder, labels, train.labels)
-        self.pool = Tiles(pool.images, labels, self.inputs.probabilities)
-        self.real = Tiles(train.images, train.labels, real_probabilities)
+        self.class_names = self.source.class_names
+        self.distillations = [self._read(run, number) for number, run in enumerate(config.runs)]
         self.accelerator = make_accelerator(config.mixed_precision)
+
+    def _read(self, run: Path, number: int) -> Distillation:
+        train = self.source.split("train")
+        pool = open_image_table(run / "pool")
+        labels = pool.columns["label"]
+        inputs, real_probabilities = read_inputs(inputs_file(self.folder, number), labels, train.labels)
+        return Distillation(
+            Tiles(pool.images, labels, inputs.probabilities),
+            Tiles(train.images, train.labels, real_probabilities),
+            inputs,
+        )
 
     def training_tiles(self, cell: Cell) -> Tiles:
         """The tiles that a cell trains on.
@@ -86,43 +124,52 @@ class Worker:
             InputError: Where a class has too few, or for a selector's refusal.
         """
         row, seed = cell.row, cell.config.seed
+        number = seed % len(self.distillations)
+        distillation = self.distillations[number]
         if row.tiles == "real_all":
-            return self.real
+            return distillation.real
         if row.tiles == "pool_all":
-            return self.decoded_pool
+            return self._decoded_pool(number)
         assert cell.size is not None
         if row.tiles == "real_random":
-            return self.real.subset(sample_per_class(self.real.labels, cell.size, seed))
-        selection = fit_selector(row.selection(cell.size, seed), self.inputs, self.class_names)
-        chosen = self.pool.subset(selection.selector.selected_indices_)
+            return distillation.real.subset(sample_per_class(distillation.real.labels, cell.size, seed))
+        selection = fit_selector(row.selection(cell.size, seed), distillation.inputs, self.class_names)
+        chosen = distillation.pool.subset(selection.selector.selected_indices_)
         return replace(chosen, images=decode_once(chosen.images, self.folder))
 
-    @cached_property
-    def decoded_pool(self) -> Tiles:
-        """The pool, as it can be trained on: see `decode_once`."""
-        return replace(self.pool, images=decode_once(self.pool.images, self.folder))
+    @cache  # noqa: B019  # a worker lives as long as its process
+    def _decoded_pool(self, number: int) -> Tiles:
+        """A pool, as it can be trained on: see `decode_once`."""
+        pool = self.distillations[number].pool
+        return replace(pool, images=decode_once(pool.images, self.folder))
 
-    def run(self, cell: Cell) -> str | None:
+    def run(self, cell: Cell) -> Outcome:
         """Trains and scores a cell, and writes its file.
 
         One that cannot be trained, or diverges, does not take the others with it.
-
-        Returns:
-            Why it was left out, or None.
         """
         try:
             tiles = self.training_tiles(cell)
             score_on = {split: self.source.split(split) for split in SPLITS}
             # The last step counts. A probe has none, and chooses its penalty on the validation tiles.
             choose_on = score_on["validation"] if is_probe(cell.config.architecture) else None
-            train_cell(
+            trained = train_cell(
                 cell.path(self.folder), cell.row.name, cell.config, tiles, choose_on, score_on, self.accelerator,
                 self.class_names, progress=False, size=cell.size, label=cell.label,
             )  # fmt: skip
         except InputError as error:
             size = "all" if cell.size is None else f"{cell.size} per class"
-            return f"{cell.row.name}, {size}, {cell.shown}: left out, since {error}"
-        return None
+            return Outcome(None, f"{cell.row.name}, {size}, {cell.shown}: left out, since {error}")
+        return Outcome(trained["validation"]["accuracy"])
+
+    def seconds_of(self, config: ClassifierConfig) -> float:
+        """Seconds that a training takes for each tile of a step: see `seconds_of_step`."""
+        training = short_training(
+            config, self.source.split("train"), self.accelerator, self.class_names, config.batch_size
+        )
+        seconds = seconds_of_step(training)
+        self.accelerator.free_memory()
+        return seconds
 
 
 # The one of this process, which the pool of processes starts and then sends cells to.
@@ -146,7 +193,13 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def run_cell(cell: Cell) -> str | None:
-    """What this process's `Worker` says of a cell that it has run."""
+def run_cell(cell: Cell) -> Outcome:
+    """What came of a cell that this process's `Worker` has run."""
     assert _worker is not None
     return _worker.run(cell)
+
+
+def time_training(config: ClassifierConfig) -> float:
+    """What this process's `Worker` says of a training's time."""
+    assert _worker is not None
+    return _worker.seconds_of(config)

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from histodistill.training.data.images import figure_png
+from histodistill.training.tables.planned_cells import Place
 from histodistill.training.tables.results_summary import row_title
 
 
@@ -40,8 +41,10 @@ def draw_results(rows: list[dict[str, Any]], cells: list[dict[str, Any]], class_
         return {}
     architecture = rows[0]["architecture"]
     shown = []
+    steps = {(row["row"], row["size"]): row["steps"] for row in rows if row["architecture"] == architecture}
     for row, size in shown_rows(rows):
-        mine = [c for c in cells if (c["architecture"], c["row"], c["size"]) == (architecture, row, size)]
+        line = architecture, row, size, steps[row, size]
+        mine = [cell for cell in cells if Place.of(cell)[:-1] == line]
         images = "" if size is None else f", {size} per class"
         shown.append((f"{row_title(row).replace('`', '')}{images}", mine))
     return {

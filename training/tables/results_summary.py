@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ from scipy import stats
 from histodistill.hub_cards.card_facts import classifier_name
 from histodistill.hub_cards.rendering import format_score
 from histodistill.training.evaluation.cells import METRICS, summarise_seeds
+from histodistill.training.tables.planned_cells import Place
 from histodistill.training.tables.rows import FIXED_ROWS
+from histodistill.training.tables.schedule import best_steps
 
 
 # Splits of the real tiles that the table scores on, in the order in which they are shown.
@@ -33,25 +36,33 @@ def summarise(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
         cells: As `train_cell` returns them.
 
     Returns:
-        Dicts of architecture, row, size, num_train, steps, seeds, `against`, and for each split and metric the mean,
-        the standard deviation (None for one seed), the values, and `margins` over the rows of `BASELINES` of the same
-        architecture and size on the seeds that both have: see `paired_margin`, None where there is nothing to compare.
-        Each split also has `recovery`: the mean accuracy over that of the row `CEILING` of the same architecture, on
-        the seeds that both have, or None.
+        Dicts of architecture, row, size, num_train, steps, batch_size, seeds, `ladder`, `against`, and for each split
+        and metric the mean, the standard deviation (None for one seed), the values, and `margins` over the rows of
+        `BASELINES` of the same architecture and size on the seeds that both have: see `paired_margin`, None where
+        there is nothing to compare. Each split also has `recovery`: the mean accuracy over that of the row `CEILING`
+        of the same architecture, on the seeds that both have, or None.
+
+        Where a row was trained for several numbers of steps, its scores are those of `best_steps`, and so are those of
+        a baseline; `ladder` has a dict of steps, seeds and mean validation accuracy for each.
 
         A row `X@R`, where R are the options of its recipe, is compared with the row `BASELINE@R`, and with the plain
         `BASELINE` only where that was not trained; so is its recovery. `against` maps each of `BASELINES` and
         `CEILING` to the row that was taken, or None. A baseline has no margin over itself, whatever its recipe.
     """
-    groups: dict[tuple, dict[int, dict]] = {}
+    lines: dict[tuple, dict[Place, dict]] = {}
     for cell in cells:
-        groups.setdefault((cell["architecture"], cell["row"], cell["size"]), {})[cell["seed"]] = cell
+        lines.setdefault((cell["architecture"], cell["row"], cell["size"]), {})[Place.of(cell)] = cell
+    groups: dict[tuple, dict[int, dict]] = {}
+    for key, found in lines.items():
+        steps = best_steps((place, cell["validation"]["accuracy"]) for place, cell in found.items())
+        groups[key] = {place.seed: cell for place, cell in found.items() if place.steps == steps}
     rows = []
     for (architecture, row, size), by_seed in groups.items():
         tiles, _, recipe = row.partition("@")
         sizes = {**{name: size for name in BASELINES if name != tiles}, CEILING: None}
         against = {name: _counterpart(groups, architecture, name, recipe, of) for name, of in sizes.items()}
-        summary = summarise_seeds([by_seed[seed] for seed in sorted(by_seed)], SPLITS)
+        mine = [by_seed[seed] for seed in sorted(by_seed)]
+        summary = summarise_seeds(mine, SPLITS)
         scores = {split: summary.pop(split) for split in SPLITS}
         baselines = {
             name: groups.get((architecture, against[name], size), {}) for name in BASELINES if name in against
@@ -64,8 +75,28 @@ def summarise(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 }
             scores[split]["recovery"] = _recovery(by_seed, ceiling, split)
         place = {"architecture": architecture, "row": row, "size": size}
-        rows.append({**place, **summary, "against": against, **scores})
+        more = {
+            "batch_size": mine[0]["config"]["batch_size"],
+            "ladder": _ladder(lines[architecture, row, size].values()),
+            "against": against,
+        }
+        rows.append({**place, **summary, **more, **scores})
     return rows
+
+
+def _ladder(cells: Collection[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a line gave by its number of steps, ascending."""
+    rungs: dict[int | None, list[dict[str, Any]]] = {}
+    for cell in cells:
+        rungs.setdefault(Place.of(cell).steps, []).append(cell)
+    return [
+        {
+            "steps": steps,
+            "seeds": sorted(cell["seed"] for cell in mine),
+            "validation": float(np.mean([cell["validation"]["accuracy"] for cell in mine])),
+        }
+        for steps, mine in sorted(rungs.items(), key=lambda item: item[0] or 0)
+    ]
 
 
 def _counterpart(groups: dict[tuple, Any], architecture: str, name: str, recipe: str, size: int | None) -> str | None:
@@ -110,8 +141,8 @@ def paired_margin(scores: np.ndarray, baseline: np.ndarray) -> dict[str, float |
 def markdown_table(rows: list[dict[str, Any]], split: str) -> str:
     """The table of one split: a block for each architecture and size, rows in their order, and a note below it."""
     over = [f"ACC over {title}, 95 % interval | p" for title in BASELINES.values()]
-    header = ["classifier", "images per class", "trained on", "ACC", "AUC", "macro F1", "recovery", *over]
-    lines = [f"| {' | '.join(header)} |", "|" + "---|" * (7 + 2 * len(BASELINES))]
+    header = ["classifier", "images per class", "trained on", "steps", "ACC", "AUC", "macro F1", "recovery", *over]
+    lines = [f"| {' | '.join(header)} |", "|" + "---|" * (8 + 2 * len(BASELINES))]
     for architecture in dict.fromkeys(row["architecture"] for row in rows):
         sizes = dict.fromkeys(row["size"] for row in rows)
         for size in sorted(sizes, key=lambda size: (size is not None, size or 0)):
@@ -126,7 +157,8 @@ def markdown_table(rows: list[dict[str, Any]], split: str) -> str:
                 found = row[split]["accuracy"]["margins"]
                 margins = " | ".join(_margin_cells(found.get(name), marks.get(name, "")) for name in BASELINES)
                 images = "all" if size is None else size
-                line = f"| {classifier_name(architecture)} | {images} | {row_title(row['row'])} | {scores} |"
+                steps = "" if row["steps"] is None else f"{row['steps']:,} of {row['batch_size']}"
+                line = f"| {classifier_name(architecture)} | {images} | {row_title(row['row'])} | {steps} | {scores} |"
                 lines.append(f"{line} {share} | {margins} |")
     return "\n".join([*lines, "", _NOTE]) + "\n"
 

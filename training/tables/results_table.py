@@ -5,26 +5,32 @@
     histodistill benchmark runs/mine --data my_tiles.npz --train convnet:600 --sizes 10 50 \\
         --rows real_random random infomap:quota=sqrt kernel_herding@loss=joint,stain_strength=0.1
 
-Without --rows, --sizes and --train it makes the whole table. Every row has the same recipe and number of optimizer
-steps, but for what a row changes after its @. The last step counts, so validation tiles play no part in a training and
-are scored beside the test tiles. A seed is that of the selection and of the training. Trainings run in several
-processes and are kept, so a killed benchmark goes on where it was, and rows, sizes, seeds and classifiers can be added
-by further calls. Leaves `RUN/benchmark/` with benchmark.json, benchmark.md and figures, of all that was ever trained
-there; margins over random choice are paired by seed.
+Without --rows, --sizes and --train it makes the whole table, headline rows first; with --quick these alone, with the
+ConvNet. Every row has the same recipe, but for what a row changes after its @. Where there are several numbers of
+steps, as in convnet:600,2000,6000, each row takes the one that does best on the validation tiles, by its first seed,
+and a larger one is tried only where the one before helped: small sets and large ones need different ones. Recovery is
+ACC over that of all real tiles, each at its best. The last step counts. A seed is that of the selection and of the
+training; with --also they choose in turn from the pools of several runs, distillations with seeds of their own.
+Trainings run in several processes and are kept, so a killed benchmark goes on where it was, and rows, sizes, seeds,
+classifiers and numbers of steps can be added by further calls. Leaves `RUN/benchmark/` with benchmark.json,
+benchmark.md and figures, of all that was ever trained there; margins over random choice are paired by seed.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from histodistill.training.evaluation.plans import CellsConfig, require_once
+from histodistill.training.models.architectures import PROBE
+from histodistill.training.models.encoder_names import COLOURS
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import StepParser, config, like, option, run_script
 from histodistill.training.running.source_options import SourceOptions
-from histodistill.training.tables.planned_cells import Cell, kept_cells, missing_cells, plan_cells, plan_lines
-from histodistill.training.tables.rows import DEFAULT_TRAIN, FIXED_ROWS, RECIPE_OPTIONS
+from histodistill.training.tables.planned_cells import Line, TablePlan, check_kept, kept_cells
+from histodistill.training.tables.rows import FIXED_ROWS, HEADLINE_ROWS, LADDER, QUICK_SIZES, RECIPE_OPTIONS
 
 
 # What stands below the options in `--help`.
@@ -35,6 +41,18 @@ _ROWS_HELP = (
     "but without drop_copies and copy_embedders, since rows choose from the whole pool, copies of real tiles "
     "included. Each may end in @OPTION=VALUE,… with options of the recipe: " + ", ".join(RECIPE_OPTIONS)
 )
+
+
+def _plan_text(architecture: str, steps: Sequence[int]) -> str:
+    return f"{architecture}:{','.join(map(str, steps))}"
+
+
+# What the whole table trains, and what --quick does of it.
+_USUAL_TRAIN = (
+    *(_plan_text(architecture, LADDER) for architecture in ("convnet", "resnet18", "vit")),
+    *(f"{PROBE}{name}" for name in COLOURS),
+)
+_QUICK_LADDER, _QUICK_SEEDS = LADDER[:2], (0, 1)
 
 
 @config
@@ -49,19 +67,40 @@ class ResultsTableConfig(SourceOptions):
         "what classifiers are trained on", default=None, metavar="ROW", setting=False
     )
     sizes: tuple[int, ...] | None = option("images per class", default=None, at_least=1, setting=False)
-    train: tuple[str, ...] = option(
+    train: tuple[str, ...] | None = option(
         "what to train for how many steps, with what in place of the recipe's options; ARCHITECTURE is what "
-        "train_classifier takes; a probe knows no steps: probe:ENCODER[@OPTION=VALUE,…]",
-        default=DEFAULT_TRAIN,
-        metavar="ARCHITECTURE:STEPS[@OPTION=VALUE,…]",
+        "train_classifier takes; a probe knows no steps: probe:ENCODER[@OPTION=VALUE,…]; default: "
+        f"{', '.join(_USUAL_TRAIN)}",
+        default=None,
+        metavar="ARCHITECTURE:STEPS[,STEPS…][@OPTION=VALUE,…]",
+        setting=False,
+    )
+    quick: bool = option(
+        f"headline rows with the ConvNet, {' and '.join(map(str, QUICK_SIZES))} images per class, two seeds, at most "
+        f"{_QUICK_LADDER[-1]:,} steps",
+        default=False,
         setting=False,
     )
     recipe: tuple[str, ...] = option(
         "options of the recipe, for all rows", default=(), metavar="OPTION=VALUE", setting=False
     )
     embedder: str | Path = option("as for histodistill select", default="untrained")
-    seeds: tuple[int, ...] = like(CellsConfig, "seeds", default=(0, 1, 2, 3, 4), setting=False)
+    also: tuple[Path, ...] = option(
+        "further runs on the same tiles, distillations with other seeds: the seeds take the runs in turn",
+        default=(),
+        metavar="RUN",
+        setting=False,
+    )
+    seeds: tuple[int, ...] | None = option(
+        "one training each; default: five of headline rows with the ConvNet, else three",
+        default=None,
+        at_least=0,
+        setting=False,
+    )
     batch_size: int = like(CellsConfig, "batch_size", default=32, setting=False)
+    whole_batch_size: int = option(
+        "the same of all real tiles and of the whole pool", default=128, at_least=1, setting=False
+    )
     mixed_precision: str = like(CellsConfig, "mixed_precision")
     jobs: int | None = option(
         "trainings at a time, each in a process of its own; default: one for each GPU, or else for each core",
@@ -73,10 +112,18 @@ class ResultsTableConfig(SourceOptions):
     def check(self) -> None:
         """Reads rows, classifiers and recipe, and checks that nothing is named twice."""
         require_once("sizes", self.sizes or ())
-        require_once("seeds", self.seeds)
+        require_once("seeds", self.seeds or ())
+        require_once("also", self.runs)
+        if self.quick and self.train is not None:
+            raise InputError(f"{param('quick')} says what to train: give {param('train')}, or {param('quick')}")
         if self.rows is not None and len(set(self.rows)) < len(self.rows):
             raise InputError(f"{param('rows')} names a row twice: name each once")
         _ = self.lines  # reading them is checking them
+
+    @property
+    def runs(self) -> tuple[Path, ...]:
+        """The folder of the run, and of further ones."""
+        return (self.run, *self.also)
 
     @functools.cached_property
     def folder(self) -> Path:
@@ -84,9 +131,14 @@ class ResultsTableConfig(SourceOptions):
         return self.output or self.run / "benchmark"
 
     @functools.cached_property
-    def lines(self) -> list[Cell]:
-        """The lines of the table that this call asks for, each as its cell of seed 0."""
-        return plan_lines(self.train, self.recipe, self.rows, self.sizes, self.batch_size, self.run)
+    def lines(self) -> list[Line]:
+        """The lines of the table that this call asks for."""
+        train, rows, sizes, seeds = self.train or _USUAL_TRAIN, self.rows, self.sizes, self.seeds
+        if self.quick:
+            train, rows = (_plan_text("convnet", _QUICK_LADDER),), rows or HEADLINE_ROWS
+            sizes, seeds = sizes or QUICK_SIZES, seeds or _QUICK_SEEDS
+        plan = TablePlan(train, rows, sizes, seeds, self.recipe, self.batch_size, self.whole_batch_size)
+        return plan.lines(self.run)
 
 
 def make_parser() -> StepParser[ResultsTableConfig]:
@@ -109,7 +161,7 @@ def run(config: ResultsTableConfig) -> dict[str, Any]:
     from histodistill.training.data.sources import load_tiles
     from histodistill.training.running.stages import Stage, require_parts
 
-    records = require_parts(config.run, "pool", "teacher")
+    records = [require_parts(run, "pool", "teacher") for run in config.runs]
     source = load_tiles(config.data, image_size=config.image_size, **config.source_options(config.run))
 
     from histodistill.training.distillation.pool_selection import make_selector
@@ -119,42 +171,50 @@ def run(config: ResultsTableConfig) -> dict[str, Any]:
     from histodistill.training.models.embedders import embedder_fingerprint
     from histodistill.training.tables.cell_processes import train_cells
     from histodistill.training.tables.results_summary import SPLITS
-    from histodistill.training.tables.table_inputs import needed_inputs, write_inputs
+    from histodistill.training.tables.schedule import Schedule
+    from histodistill.training.tables.table_inputs import inputs_file, needed_inputs, write_inputs
 
     for split in SPLITS:
         source.split(split)
-    pool = open_image_table(config.run / "pool")
-    class_names = pool.class_names
-    check_same_kind(config.run / "pool", pool.images, class_names, source)
+    pools = [open_image_table(run / "pool") for run in config.runs]
+    for run, pool in zip(config.runs, pools, strict=True):
+        check_same_kind(run / "pool", pool.images, pool.class_names, source)
+    first, *others = ({part: record[part]["fingerprint"] for part in ("pool", "teacher")} for record in records)
     # Rows, sizes, seeds and classifiers may be added; what would change a cell may not.
     settings = {
         "stage": "benchmark",
         "data": source.fingerprint(),
-        "pool": records["pool"]["fingerprint"],
-        "teacher": records["teacher"]["fingerprint"],
+        **first,
+        **({"also": others} if others else {}),
         **config.settings(),
         "embedder": embedder_fingerprint(config.embedder),
     }
-    inputs = {name: config.run / name for name in ("pool", "teacher")}
+    inputs = {
+        name if number == 0 else f"{name} {number}": run / name
+        for number, run in enumerate(config.runs)
+        for name in ("pool", "teacher")
+    }
     stage = Stage(config.folder, settings, remedy=f"give another {param('output')}, or delete it", inputs=inputs)
     make_accelerator(config.mixed_precision)  # refuses what this machine cannot do
-    for line in config.lines:
-        if line.size is not None and line.row.options is not None:
-            make_selector(line.row.selection(line.size, seed=0))  # refuses what the selector does not take
-    cells = plan_cells(config.lines, config.seeds)
-    missing = missing_cells(cells, config.folder)
-    write_inputs(
-        config.folder, needed_inputs(config.lines), config.embedder, config.run / "teacher", pool.images,
-        source.split("train").images,
-    )  # fmt: skip
+    for cell in (line.first for line in config.lines):
+        if cell.size is not None and cell.row.options is not None:
+            make_selector(cell.row.selection(cell.size, seed=0))  # refuses what the selector does not take
+    schedule = Schedule(config.lines, check_kept(config.lines, config.folder))
+    for number, (run, pool) in enumerate(zip(config.runs, pools, strict=True)):
+        write_inputs(
+            inputs_file(config.folder, number), needed_inputs(config.lines), config.embedder, run / "teacher",
+            pool.images, source.split("train").images,
+        )  # fmt: skip
     stage.begin()
 
-    notes = train_cells(config, missing, stage) if missing else []
+    notes = train_cells(config, schedule, stage) if schedule.remaining() else []
     for split in SPLITS:
-        if note := auc_note(split, source.split(split).labels, class_names):
+        if note := auc_note(split, source.split(split).labels, source.class_names):
             notes.append(note)
-    kept = kept_cells(config.folder, list(dict.fromkeys(cell.row.name for cell in cells)))
-    results = write_table(config.folder, kept, source.name, class_names, notes)
+    if others:
+        notes.append(f"the seeds take the pools of {len(config.runs)} distillations in turn")
+    kept = kept_cells(config.folder, list(dict.fromkeys(line.first.row.name for line in config.lines)))
+    results = write_table(config.folder, kept, source.name, source.class_names, notes)
     stage.finish(num_cells=len(kept))
     print(f"benchmark: saved to {config.folder}")
     return results

@@ -26,37 +26,31 @@ FIXED_ROWS = {
 }
 # Those that do not depend on the number of images per class.
 WHOLE_ROWS = ("real_all", "pool_all")
-# The rows that matter most, which the classifiers that take longer are trained on.
-MAIN_ROWS = (
-    "real_all",
-    "real_random",
-    "random",
-    "kernel_herding",
-    "kernel_herding@loss=joint",
-    "kernel_herding@soft_label_weight=1",
+# The selector of the presets, whose choice stands for the distilled set.
+_USUAL = "kernel_herding"
+# The rows that matter most: real tiles, images drawn at random and the usual choice, each by labels and by the
+# teacher's soft labels, so that soft labels are compared with soft labels.
+HEADLINE_ROWS = tuple(
+    f"{tiles}{recipe}"
+    for recipe in ("", "@soft_label_weight=1")
+    for tiles in ("real_all", "real_random", "random", _USUAL)
 )
-# Those of a probe, which is logistic regression.
-_PROBE_ROWS = tuple(row for row in MAIN_ROWS if not row.endswith("@loss=joint"))
-# The rows of the whole table by classifier; the ConvNet, which is quick, is trained on all.
-DEFAULT_ROWS = {
-    "convnet": (
-        "real_all",
-        "pool_all",
-        "real_random",
-        *SELECTOR_NAMES,
-        *MAIN_ROWS[4:],
-        *(f"{row}@stain_strength=0" for row in ("real_all", "real_random", "kernel_herding")),
-        *(f"{row}@normalize_stain=1" for row in ("real_all", "real_random", "kernel_herding")),
-    ),
-    "resnet18": MAIN_ROWS,
-    "vit": MAIN_ROWS,
-}
+# All further rows of the whole table, which are the ConvNet's, since it is quick.
+_FURTHER_ROWS = (
+    "pool_all",
+    *(name for name in SELECTOR_NAMES if name not in HEADLINE_ROWS),
+    f"{_USUAL}@loss=joint",
+    *(f"{row}@stain_strength=0" for row in ("real_all", "real_random", _USUAL)),
+    *(f"{row}@normalize_stain=1" for row in ("real_all", "real_random", _USUAL)),
+)
 # Images per class of the whole table by classifier: fewer sizes for those that take longer.
 DEFAULT_SIZES = {"convnet": (10, 50, 100), "resnet18": (10, 100), "vit": (100,)}
 # The same of other classifiers: of probes, which take a moment, and of networks from elsewhere.
 _PROBE_SIZES, _OTHER_SIZES = (10, 50, 100), (100,)
-# Classifiers of the whole table and their optimizer steps; a step of the ResNet takes several times as long.
-DEFAULT_TRAIN = ("convnet:600", "resnet18:300", "vit:600")
+# Those of a table that is to be there soon.
+QUICK_SIZES = (10, 100)
+#: Numbers of optimizer steps that are tried one after the other, as long as more of them help.
+LADDER = (600, 2000, 6000)
 # Options of the recipe that no row changes, since one table has one network, one budget and one way of measuring.
 FIXED_OPTIONS = (
     "architecture",
@@ -115,12 +109,17 @@ class Row:
 
 def default_rows(architecture: str) -> tuple[str, ...]:
     """The rows of the whole table for a classifier."""
-    return DEFAULT_ROWS.get(architecture) or (_PROBE_ROWS if is_probe(architecture) else MAIN_ROWS)
+    return HEADLINE_ROWS + _FURTHER_ROWS if architecture == "convnet" else HEADLINE_ROWS
 
 
 def default_sizes(architecture: str) -> tuple[int, ...]:
     """Images per class of the whole table for a classifier."""
     return DEFAULT_SIZES.get(architecture) or (_PROBE_SIZES if is_probe(architecture) else _OTHER_SIZES)
+
+
+def usual_seeds(architecture: str, is_headline: bool) -> range:
+    """The seeds of a line of the whole table: five of the ConvNet's headlines, else three."""
+    return range(5 if architecture == "convnet" and is_headline else 3)
 
 
 def parse_row(name: str) -> Row:

@@ -19,43 +19,43 @@ from histodistill.training.models.loading import load_classifier
 from histodistill.training.models.prediction import predict_proba
 from histodistill.training.running.files import write_bytes
 from histodistill.training.running.notes import warn
-from histodistill.training.tables.planned_cells import Cell
+from histodistill.training.tables.planned_cells import Line
 
 
-# The file in the table's folder that keeps them.
-INPUTS = "inputs.npz"
+def inputs_file(folder: Path, number: int = 0) -> Path:
+    """The file in the table's folder that keeps them for one of its distillations, which are numbered from 0."""
+    return folder / ("inputs.npz" if number == 0 else f"inputs-{number}.npz")
 
 
-def needed_inputs(lines: Iterable[Cell]) -> set[str]:
+def needed_inputs(lines: Iterable[Line]) -> set[str]:
     """Names of the arrays that the lines of a table need.
 
     All need `embeddings` and `probabilities` of the pool; `real_embeddings` come where a row goes by the real tiles,
     and `real_probabilities` where a row of tiles that are not selected has soft labels.
     """
     needed = {"embeddings", "probabilities"}
-    for line in lines:
-        options = line.row.options
+    for cell in (line.first for line in lines):
+        options = cell.row.options
         if options is not None and options.typical_share is not None:
             needed.add("real_embeddings")
-        if options is None and line.config.soft_label_weight > 0:
+        if options is None and cell.config.soft_label_weight > 0:
             needed.add("real_probabilities")
     return needed
 
 
 def write_inputs(
-    folder: Path, needed: set[str], embedder: str | Path, teacher: Path, pool: Images, real: Images
+    file: Path, needed: set[str], embedder: str | Path, teacher: Path, pool: Images, real: Images
 ) -> None:
-    """Computes those of the needed arrays that the table's folder does not hold yet.
+    """Computes those of the needed arrays that a file does not hold yet.
 
     Args:
-        folder: Of the table.
+        file: See `inputs_file`.
         needed: Names of arrays: see `needed_inputs`.
         embedder: As for `histodistill select`.
         teacher: Folder of the teacher.
         pool: uint8 N×S×S×3, the images of the pool.
         real: uint8 M×S×S×3, the real training tiles.
     """
-    file = folder / INPUTS
     arrays = _kept(file)
     if needed <= set(arrays):
         return
@@ -85,13 +85,11 @@ def _kept(file: Path) -> dict[str, Any]:
         return {}
 
 
-def read_inputs(
-    folder: Path, labels: np.ndarray, real_labels: np.ndarray
-) -> tuple[SelectionInputs, np.ndarray | None]:
+def read_inputs(file: Path, labels: np.ndarray, real_labels: np.ndarray) -> tuple[SelectionInputs, np.ndarray | None]:
     """What `write_inputs` kept.
 
     Args:
-        folder: Of the table.
+        file: See `inputs_file`.
         labels: int64 N, of the pool.
         real_labels: int64 M, of the real training tiles.
 
@@ -99,7 +97,7 @@ def read_inputs(
         What selections go by, and float32 M×C, what the teacher says of the real training tiles; None where no row
         needed it.
     """
-    with np.load(folder / INPUTS) as kept:
+    with np.load(file) as kept:
         inputs = SelectionInputs(
             kept["embeddings"], labels, kept["probabilities"], kept.get("real_embeddings"), real_labels
         )

@@ -16,6 +16,7 @@ from histodistill.training.end_to_end.estimate import Estimate, anew, check_room
 from histodistill.training.end_to_end.measuring import Measured
 from histodistill.training.end_to_end.rough_cost import costs, latent_bytes, usual_seconds
 from histodistill.training.end_to_end.steps import Common, stage_calls
+from histodistill.training.running import timing
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json
 from histodistill.training.running.presets import load_preset
@@ -91,7 +92,7 @@ def test_processes_of_a_cpu_share_its_cores(tiny_preset, tiny_tiles, tmp_path):
 
 
 def test_all_work_is_measured_and_nothing_else_is_touched(tiny, monkeypatch):
-    monkeypatch.setattr(measuring, "_ENOUGH", 0.0)
+    monkeypatch.setattr(timing, "_ENOUGH", 0.0)
     plan, run = tiny
     torch.manual_seed(3)
     before = torch.get_rng_state()
@@ -125,19 +126,6 @@ def test_memory_is_that_of_whole_batches():
     assert once == pytest.approx(2**26, rel=0.2)
     # Three times as much, but for gradients and moments of 2 MiB of weights.
     assert larger == pytest.approx(3 * 2**26 - 2 * 3 * 2**21, rel=0.2)
-
-
-def test_seconds_are_the_median_without_the_first(monkeypatch):
-    ticks = iter([0, 5, 10, 11, 20, 20.4, 30, 30.2])
-    monkeypatch.setattr(measuring.time, "perf_counter", lambda: next(ticks))
-    monkeypatch.setattr(measuring, "_ENOUGH", 99)
-    assert measuring._seconds(lambda: None) == pytest.approx(0.4)
-
-
-def test_a_long_call_is_made_once(monkeypatch):
-    ticks = iter([0, 7])
-    monkeypatch.setattr(measuring.time, "perf_counter", lambda: next(ticks))
-    assert measuring._seconds(lambda: None) == 7
 
 
 def test_what_cannot_be_measured_is_told(tiny, monkeypatch):

@@ -9,8 +9,8 @@ from histodistill.hub_cards.card_facts import architecture_title
 from histodistill.training.evaluation.plans import PlannedCell, parse_plan, planned_cells, recorded_plan
 from histodistill.training.models.encoder_names import architecture_label, is_architecture_label
 from histodistill.training.running.errors import InputError
-from histodistill.training.tables.planned_cells import plan_lines
-from histodistill.training.tables.rows import MAIN_ROWS
+from histodistill.training.tables.planned_cells import TablePlan
+from histodistill.training.tables.rows import HEADLINE_ROWS
 
 
 ROWS = ["all", "few"]
@@ -140,16 +140,17 @@ def test_records_hold_the_texts_of_a_plan_without_paths(run, model):
 
 
 def test_probes_in_the_results_table(run, tmp_path):
-    lines = plan_lines(["probe:autoencoder@class_balance=1"], [], None, None, 32, run)
-    assert {line.shown for line in lines} == {"probe:autoencoder"}
-    assert {line.row.name for line in lines} == {row for row in MAIN_ROWS if "joint" not in row}
-    assert {line.config.class_balance for line in lines} == {1.0}
-    assert "secret" not in lines[0].path(tmp_path).name
+    lines = TablePlan(["probe:autoencoder@class_balance=1"]).lines(run)
+    assert {line.first.shown for line in lines} == {"probe:autoencoder"}
+    assert {line.first.row.name for line in lines} == set(HEADLINE_ROWS)
+    assert {line.first.config.class_balance for line in lines} == {1.0}
+    assert {(line.rungs, line.seeds) for line in lines} == {((None,), (0, 1, 2))}
+    assert "secret" not in lines[0].first.path(tmp_path).name
     with pytest.raises(InputError, match="rows says what to train on"):
-        plan_lines(["probe:autoencoder::few"], [], None, None, 32, run)
+        TablePlan(["probe:autoencoder::few"]).lines(run)
     with pytest.raises(InputError, match="loss=joint has no meaning"):
-        plan_lines(["probe:autoencoder"], [], ["random@loss=joint"], None, 32, run)
+        TablePlan(["probe:autoencoder"], ["random@loss=joint"]).lines(run)
     odd = run.parent / "a@b"
     odd.mkdir()
-    (line,) = plan_lines([f"{odd}/:9@margin=0.2"], [], ["real_all"], None, 32, run)
-    assert (line.config.architecture, line.config.margin) == (f"{odd}/", 0.2)
+    (line,) = TablePlan([f"{odd}/:9,11@margin=0.2"], ["real_all"]).lines(run)
+    assert (line.first.config.architecture, line.first.config.margin, line.rungs) == (f"{odd}/", 0.2, (9, 11))

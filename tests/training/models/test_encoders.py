@@ -414,3 +414,27 @@ def test_a_new_head_on_the_untrained_network_of_large_tiles(tmp_path):
     np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
     model.save_pretrained(tmp_path)
     np.testing.assert_array_equal(predict_proba(load_classifier(tmp_path), tiles), predict_proba(model, tiles))
+
+
+def test_colours_by_hand():
+    image = np.zeros((1, 4, 4, 3), np.uint8)
+    image[0, :2] = (255, 0, 64)  # boxes 3, 0 and 1
+    image[0, 2, 0] = (63, 128, 255)  # boxes 0, 2 and 3
+    np.testing.assert_allclose(
+        embed_images("mean_colour", image), [image[0].mean(axis=(0, 1)) / 127.5 - 1], atol=1e-6
+    )  # fmt: skip
+    expected = np.zeros((4, 4, 4))  # blue, green, red
+    expected[1, 0, 3], expected[3, 2, 0], expected[0, 0, 0] = 8 / 16, 1 / 16, 7 / 16
+    np.testing.assert_allclose(embed_images("colour_histogram", image), [expected.reshape(-1)], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mean_colour", "colour_histogram"])
+def test_colours_do_not_know_where_they_are_and_are_saved(images, tmp_path, name):
+    turned = np.rot90(images, axes=(1, 2)).copy()
+    np.testing.assert_allclose(embed_images(name, images), embed_images(name, turned), atol=1e-6)
+    model = classifier_on(name, images.shape[1], NAMES)
+    model.save_pretrained(tmp_path)
+    again = load_classifier(tmp_path)
+    np.testing.assert_array_equal(predict_proba(again, images), predict_proba(model, images))
+    with pytest.raises(InputError, match="is no encoder of colours: it must be one of mean_colour, colour_histogram"):
+        encoder_from_data({"kind": "colours", "name": "texture"})

@@ -12,7 +12,7 @@ def test_rows_of_the_results_table_as_cards_take_them(tmp_path):
     def cell(row, size, seed, accuracy):
         scores = {"accuracy": accuracy, "auc": 0.5, "f1": 0.5}
         about = {"architecture": "convnet", "row": row, "size": size, "seed": seed, "num_train": 9}
-        return {**about, "config": {"max_train_steps": 3}, "validation": scores, "test": scores}
+        return {**about, "config": {"max_train_steps": 3, "batch_size": 8}, "validation": scores, "test": scores}
 
     rows = {
         ("real_all@stain_strength=0", None): 0.9,

@@ -11,7 +11,7 @@ from histodistill.training.engine.scoring import score_probabilities
 from histodistill.training.tables import results_figures
 from histodistill.training.tables.results_figures import draw_results, shown_rows
 from histodistill.training.tables.results_summary import summarise
-from histodistill.training.tables.rows import DEFAULT_ROWS
+from histodistill.training.tables.rows import default_rows
 
 
 NAMES = ["adipose", "stroma", "mucus"]
@@ -44,10 +44,12 @@ class _Metric:
         return {self.name: float((values["predictions"] == values["references"]).mean()) if is_accuracy else 0.5}
 
 
-def cell(architecture: str, row: str, size: int | None, seed: int, accuracy: float, validation: float | None = None):
+def cell(
+    architecture: str, row: str, size: int | None, seed: int, accuracy: float, validation: float | None = None, steps=7
+):
     return {
         "architecture": architecture, "row": row, "size": size, "seed": seed, "num_train": 3 * (size or 50),
-        "config": {"max_train_steps": 7}, "test": scores(accuracy, seed),
+        "config": {"max_train_steps": steps, "batch_size": 32}, "test": scores(accuracy, seed),
         "validation": scores(accuracy if validation is None else validation, seed),
     }  # fmt: skip
 
@@ -145,8 +147,16 @@ def test_accuracy_against_images_per_class(figures):
         np.testing.assert_allclose(means, expected, atol=1e-9)
 
 
+def test_figures_are_of_the_steps_that_count():
+    # More steps did better on validation tiles, and are all that is shown.
+    cells = [cell("convnet", "random", 5, 0, 0.5, 0.4, steps=9), cell("convnet", "random", 5, 0, 0.9, 0.3, steps=7)]
+    _, figures = draw(cells)
+    shares = figures[1].axes[0].images[0].get_array()
+    np.testing.assert_allclose(np.diag(shares).mean(), 0.5)
+
+
 def test_no_two_rows_of_the_whole_table_look_alike():
-    rows = DEFAULT_ROWS["convnet"]
+    rows = default_rows("convnet")
     sizes = {row: [None] if row.split("@")[0] in ("real_all", "pool_all") else [10, 50] for row in rows}
     _, figures = draw([cell("convnet", row, size, 0, 0.5) for row in rows for size in sizes[row]])
     (panel,) = figures[0].axes

@@ -47,13 +47,39 @@ def test_differences_equal_but_for_rounding_leave_the_interval_open():
 # Rows.
 
 
-def scored(architecture: str, row: str, size: int | None, seed: int, accuracy: float, auc: float | None = 0.5) -> dict:
+def scored(
+    architecture: str, row: str, size: int | None, seed: int, accuracy: float, auc: float | None = 0.5, steps: int = 7
+) -> dict:
     scores = {"accuracy": accuracy, "auc": auc, "f1": accuracy / 2}
     return {
         "architecture": architecture, "row": row, "size": size, "seed": seed,
-        "num_train": 5 * (size or 9), "config": {"max_train_steps": 7},
+        "num_train": 5 * (size or 9), "config": {"max_train_steps": steps, "batch_size": 32},
         "validation": {**scores, "accuracy": 1 - accuracy}, "test": scores,
     }  # fmt: skip
+
+
+def test_each_row_is_at_its_best_number_of_steps():
+    # Validation accuracy is 1 - that of the test tiles here: the best steps are those that do worst on these.
+    rows = summarise([
+        scored("convnet", "infomap", 2, 0, 0.7, steps=6), scored("convnet", "infomap", 2, 0, 0.4, steps=20),
+        scored("convnet", "infomap", 2, 1, 0.5, steps=20), scored("convnet", "random", 2, 0, 0.3, steps=6),
+        scored("convnet", "random", 2, 0, 0.6, steps=20), scored("convnet", "random", 2, 1, 0.2, steps=6),
+        scored("convnet", "real_all", None, 0, 0.8, steps=60), scored("convnet", "real_all", None, 1, 0.8, steps=60),
+    ])  # fmt: skip
+    infomap, random, ceiling = rows
+    assert [(row["steps"], row["batch_size"], row["seeds"]) for row in rows] == [
+        (20, 32, [0, 1]), (6, 32, [0, 1]), (60, 32, [0, 1]),
+    ]  # fmt: skip
+    assert infomap["test"]["accuracy"]["values"] == [0.4, 0.5] and random["test"]["accuracy"]["values"] == [0.3, 0.2]
+    assert infomap["test"]["accuracy"]["margins"]["random"]["mean"] == pytest.approx(0.2)
+    assert infomap["test"]["recovery"] == pytest.approx(0.9 / 1.6) and ceiling["test"]["recovery"] == 1
+    assert infomap["ladder"] == [
+        {"steps": 6, "seeds": [0], "validation": pytest.approx(0.3)},
+        {"steps": 20, "seeds": [0, 1], "validation": pytest.approx(0.55)},
+    ]
+    lines = markdown_table(rows, "test").splitlines()
+    assert "| classifier | images per class | trained on | steps | ACC |" in lines[0]
+    assert lines[2].startswith("| convnet | all | all real training tiles | 60 of 32 |")
 
 
 def test_margins_are_paired_by_seed():
@@ -189,8 +215,8 @@ def test_table_of_one_split():
     *table_lines, empty, _ = table.splitlines()
     assert empty == ""
     header, rule, *lines = [[text.strip() for text in line.split("|")[1:-1]] for line in table_lines]
-    assert {len(line) for line in (header, rule, *lines)} == {11}
-    assert header[7:] == [
+    assert {len(line) for line in (header, rule, *lines)} == {12}
+    assert header[8:] == [
         "ACC over random pool images, 95 % interval", "p", "ACC over random real tiles, 95 % interval", "p",
     ]  # fmt: skip
     assert [line[:3] for line in lines] == [
@@ -207,12 +233,13 @@ def test_table_of_one_split():
         found = paired_margin(np.array([0.75, 0.5]), np.array(baseline))
         return [f"{found['mean']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})", f"{found['p_value']:.3f}"]
 
-    assert lines[3][3:] == [
+    assert {line[3] for line in lines} == {"7 of 32"}
+    assert lines[3][4:] == [
         "0.625 ± 0.177", "0.500 ± 0.000", "0.312 ± 0.088", "75.0 %", *margin(0.5, 0.375), *margin(0.8, 0.7),
     ]  # fmt: skip
-    assert lines[1][3:] == ["0.500", "0.500", "0.250", "50.0 %", "+0.000", "", "", ""]
-    assert lines[0][3:] == ["1.000", "0.500", "0.500", "100.0 %", "", "", "", ""]
-    assert lines[6][6] == "–"
+    assert lines[1][4:] == ["0.500", "0.500", "0.250", "50.0 %", "+0.000", "", "", ""]
+    assert lines[0][4:] == ["1.000", "0.500", "0.500", "100.0 %", "", "", "", ""]
+    assert lines[6][7] == "–"
     # The other split has its own numbers, and nobody is measured against an accuracy of 0.
     validation = markdown_table(rows, "validation").splitlines()[2]
     assert "| 0.000 |" in validation and "| – |" in validation

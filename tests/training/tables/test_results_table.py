@@ -30,12 +30,13 @@ from histodistill.training.running.options import run_script
 from histodistill.training.running.stages import read_record
 from histodistill.training.tables import cell_processes, cell_workers, table_inputs
 from histodistill.training.tables import results_table as script
-from histodistill.training.tables.cell_workers import Worker
-from histodistill.training.tables.planned_cells import Cell, kept_cells, missing_cells, plan_cells
+from histodistill.training.tables.cell_workers import Outcome, Worker
+from histodistill.training.tables.planned_cells import Cell, Line, all_cells, check_kept, kept_cells
 from histodistill.training.tables.results_summary import markdown_table
 from histodistill.training.tables.results_table import ResultsTableConfig
-from histodistill.training.tables.rows import FIXED_ROWS, MAIN_ROWS, RECIPE_OPTIONS, Row, file_name, parse_row
-from histodistill.training.tables.table_inputs import needed_inputs, write_inputs
+from histodistill.training.tables.rows import FIXED_ROWS, HEADLINE_ROWS, RECIPE_OPTIONS, Row, file_name, parse_row
+from histodistill.training.tables.schedule import Schedule
+from histodistill.training.tables.table_inputs import inputs_file, needed_inputs, write_inputs
 
 
 def read(*argv: str) -> ResultsTableConfig:
@@ -48,28 +49,63 @@ def read(*argv: str) -> ResultsTableConfig:
 
 def test_defaults():
     config = read("runs/one", "--data", "phantom")
-    assert (config.run, config.folder) == (Path("runs/one"), Path("runs/one/benchmark"))
-    assert (config.seeds, config.embedder, config.recipe) == ((0, 1, 2, 3, 4), "untrained", ())
-    assert config.jobs is None
+    assert (config.run, config.runs, config.folder) == (
+        Path("runs/one"),
+        (Path("runs/one"),),
+        Path("runs/one/benchmark"),
+    )
+    assert (config.seeds, config.embedder, config.recipe, config.jobs) == (None, "untrained", (), None)
     # The whole table: the ConvNet has every selector, the others the rows that matter most.
-    rows = {name: {} for name in ("convnet", "resnet18", "vit")}
+    rows: dict = {}
     for line in config.lines:
-        rows[line.config.architecture].setdefault(line.row.name, []).append(line.size)
-    assert list(rows["convnet"])[: 3 + len(SELECTOR_NAMES)] == ["real_all", "pool_all", "real_random", *SELECTOR_NAMES]
-    assert tuple(rows["vit"]) == tuple(rows["resnet18"]) == MAIN_ROWS and set(MAIN_ROWS) < set(rows["convnet"])
-    for name, sizes in (("convnet", [10, 50, 100]), ("resnet18", [10, 100]), ("vit", [100])):
+        rows.setdefault(line.first.config.architecture, {}).setdefault(line.first.row.name, []).append(line.first.size)
+    probes = ["probe:mean_colour", "probe:colour_histogram"]
+    assert list(rows) == ["convnet", "resnet18", "vit", *probes]
+    assert list(rows["convnet"])[: len(HEADLINE_ROWS)] == list(HEADLINE_ROWS)
+    assert {"pool_all", *SELECTOR_NAMES} < set(rows["convnet"])
+    assert all(tuple(rows[name]) == HEADLINE_ROWS for name in ("vit", "resnet18", *probes))
+    # Soft labels of images stand beside soft labels of real tiles.
+    assert {row.partition("@")[0] for row in HEADLINE_ROWS} == {row for row in HEADLINE_ROWS if "@" not in row}
+    sizes_of = {"convnet": [10, 50, 100], "resnet18": [10, 100], "vit": [100]}
+    for name in rows:
+        sizes = sizes_of.get(name, [10, 50, 100])
         for row, found in rows[name].items():
             assert found == ([None] if row.split("@")[0] in ("real_all", "pool_all") else sizes), (name, row)
     # The margins' baselines and the ceiling of recovery are there for every classifier.
     assert all({"real_all", "random", "real_random"} <= set(found) for found in rows.values())
     for line in config.lines:
-        architecture = line.config.architecture
-        steps = {"convnet": 600, "resnet18": 300, "vit": 600}[architecture]
+        cell = line.first
+        architecture, row = cell.config.architecture, cell.row
+        assert line.is_headline == (row.name in HEADLINE_ROWS) and row == parse_row(row.name)
+        if architecture in probes:
+            assert line.rungs == (None,)
+            continue
+        assert line.rungs == ((600, 2000, 6000) if line.is_headline else (600, 2000)), row.name
+        assert len(line.seeds) == (5 if line.is_headline and architecture == "convnet" else 3), row.name
+        batch_size = 128 if row.tiles in ("real_all", "pool_all") else 32
         plain = ClassifierConfig(
-            architecture=architecture, max_train_steps=steps, validation_steps=steps, batch_size=32
+            architecture=architecture, max_train_steps=600, validation_steps=600, batch_size=batch_size
         )
-        assert line.row == parse_row(line.row.name)
-        assert line.config == replace(plain, **line.row.recipe), line.row
+        assert cell.config == replace(plain, **row.recipe), row
+
+
+def test_quick_is_a_part_of_it():
+    config = read("r", "--data", "d", "--quick")
+    assert {line.first.row.name for line in config.lines} == set(HEADLINE_ROWS)
+    assert {line.first.config.architecture for line in config.lines} == {"convnet"}
+    assert {line.first.size for line in config.lines} == {None, 10, 100}
+    assert {(line.rungs, line.seeds) for line in config.lines} == {((600, 2000), (0, 1))}
+    # All of it is in the whole table, too, with the same recipe.
+    whole = {cell.path(Path("b")): cell.config for cell in all_cells(read("r", "--data", "d").lines)}
+    assert {cell.path(Path("b")): cell.config for cell in all_cells(config.lines)}.items() <= whole.items()
+
+
+def test_numbers_of_steps_that_are_given_are_all_tried():
+    lines = read("r", "--data", "d", "--rows", "infomap", "--sizes", "5", "--train", "convnet:3,5,9@margin=0.2").lines
+    assert [(line.rungs, line.first.config.max_train_steps) for line in lines] == [((3, 5, 9), 3)]
+    assert lines[0].cell(9, 7).config == replace(
+        lines[0].first.config, max_train_steps=9, validation_steps=9, seed=7, margin=0.2
+    )  # fmt: skip
 
 
 def test_the_command_line_says_what_python_says(tmp_path):
@@ -87,7 +123,8 @@ def test_options_reach_other_processes(tmp_path):
 
 def test_rows_sizes_and_classifiers_may_be_chosen():
     config = read("r", "--data", "d", "--rows", "random", "real_all", "--sizes", "7", "3", "--train", "vit:9")
-    assert [(line.config.architecture, line.row.name, line.size) for line in config.lines] == [
+    cells = [line.first for line in config.lines]
+    assert [(cell.config.architecture, cell.row.name, cell.size) for cell in cells] == [
         ("vit", "random", 7), ("vit", "random", 3), ("vit", "real_all", None),
     ]  # fmt: skip
 
@@ -129,7 +166,7 @@ def test_a_rows_recipe_goes_before_the_classifiers_and_that_before_the_common_on
         "r", "--data", "d", "--sizes", "5", "--rows", "random", "random@margin=0.3,alpha=3", "--batch-size", "8",
         "--recipe", "margin=0.1", "alpha=1", "position=0.7", "--train", "convnet:7@margin=0.2,loss=joint", "vit:9",
     ]  # fmt: skip
-    found = [line.config for line in read(*argv).lines]
+    found = [line.first.config for line in read(*argv).lines]
     steps = {"max_train_steps": 7, "validation_steps": 7, "batch_size": 8, "position": 0.7}
     convnet = ClassifierConfig(architecture="convnet", loss="joint", margin=0.2, alpha=1.0, **steps)
     steps |= {"max_train_steps": 9, "validation_steps": 9}
@@ -176,6 +213,15 @@ def test_a_rows_recipe_goes_before_the_classifiers_and_that_before_the_common_on
         (["--batch-size", "0"], "--batch-size=0 is out of range: it must be at least 1"),
         (["--train", "convnet:0"], "--train=convnet:0: after the architecture comes the number of steps"),
         (["--train", "convnet:5:random"], "--train=convnet:5:random: write ARCHITECTURE:STEPS, as in convnet:600"),
+        (
+            ["--train", "convnet:5,3"],
+            "--train=convnet:5,3: several numbers of steps must ascend, as in convnet:600,2000,6",
+        ),
+        (["--train", "convnet:5,5"], "--train=convnet:5,5: several numbers of steps must ascend"),
+        (["--train", "convnet:0,5"], "--train=convnet:0: after the architecture comes the number of steps"),
+        (["--also", "/no/such"], "--also=/no/such /no/such is out of range: each may be named once"),
+        (["--quick", "--train", "convnet:5"], "--quick says what to train: give --train, or --quick"),
+        (["--whole-batch-size", "0"], "--whole-batch-size=0 is out of range: it must be at least 1"),
         (["--train", "vgg:5@margin=0.1"], "--train=vgg:5: the architecture must be one of convnet, resnet18, vit"),
         (["--train", "convnet:5@loss=ce", "convnet:5"], "--train names convnet twice"),
         (
@@ -236,7 +282,11 @@ def cell(architecture: str, row: str, size: int | None, seed: int, **options: ob
 
 def test_cells_have_files_of_their_own():
     folder = Path("benchmark")
-    assert cell("convnet", "real_all", None, 3).path(folder) == folder / "cells" / "convnet-real_all-all-seed3.json"
+    assert cell("convnet", "real_all", None, 3).path(folder) == (
+        folder / "cells" / "convnet-real_all-all-5steps-seed3.json"
+    )
+    probe = Cell(ClassifierConfig(architecture="probe:untrained"), parse_row("random"), 7)
+    assert re.fullmatch(r"probe-untrained-[0-9a-f]{8}-random-7-seed0\.json", probe.path(folder).name)
     rows = [
         "infomap",
         "infomap:quota=sqrt",
@@ -274,40 +324,44 @@ def test_a_long_row_has_a_name_that_file_systems_take(tmp_path):
     write_json(Cell(ClassifierConfig(seed=2**31), longest, 1000).path(tmp_path), {})
 
 
-def test_the_plan_goes_seed_by_seed():
-    argv = ["run", "--data", "phantom", "--rows", "real_all", "random", "--sizes", "5", "2", "--seeds", "4", "3"]
-    config = read(*argv, "--train", "convnet:7", "vit:9")
-    one_seed = [
-        (architecture, steps, row, size)
-        for architecture, steps in (("convnet", 7), ("vit", 9))
-        for row, size in (("real_all", None), ("random", 5), ("random", 2))
-    ]
-    cells = [
-        (cell.config.seed, cell.config.architecture, cell.config.max_train_steps, cell.row.name, cell.size)
-        for cell in plan_cells(config.lines, config.seeds)
-    ]
-    assert cells == [(seed, *rest) for seed in (4, 3) for rest in one_seed]
-
-
 # Cells that are kept.
 
 
-def keep(folder: Path, cell: Cell) -> None:
+def keep(folder: Path, cell: Cell, accuracy: float = 0.5) -> None:
     about = {
         "architecture": cell.config.architecture,
         "row": cell.row.name,
         "size": cell.size,
         "seed": cell.config.seed,
+        "validation": {"accuracy": accuracy},
     }
     write_json(cell.path(folder), {**about, "config": asdict(cell.config)})
 
 
-def test_cells_that_are_kept_are_not_missing(tmp_path):
-    cells = [cell("convnet", row, 5, seed) for row in ("random", "random@loss=joint") for seed in (0, 1)]
-    assert missing_cells(cells, tmp_path) == cells
-    keep(tmp_path, cells[2])
-    assert missing_cells(cells, tmp_path) == [cells[0], cells[1], cells[3]]
-    assert missing_cells([cells[2]], tmp_path) == []
+def line(cell: Cell, *seeds: int) -> Line:
+    """A line of 5 steps."""
+    return Line(cell, (5,), seeds or (cell.config.seed,))
+
+
+def test_cells_that_are_kept_are_found_with_their_scores(tmp_path):
+    lines = [line(cell("convnet", row, 5, 0), 0, 1) for row in ("random", "random@loss=joint")]
+    cells = all_cells(lines)
+    assert [(one.row.name, one.config.seed) for one in cells] == [
+        ("random", 0), ("random", 1), ("random@loss=joint", 0), ("random@loss=joint", 1),
+    ]  # fmt: skip
+    assert check_kept(lines, tmp_path) == {}
+    keep(tmp_path, cells[2], 0.7)
+    keep(tmp_path, cell("convnet", "random", 9, 0))  # of no line
+    assert check_kept(lines, tmp_path) == {cells[2].place: 0.7}
+    # A table of before named its files without the steps.
+    cells[2].path(tmp_path).rename(tmp_path / "cells" / "convnet-random-loss-joint-5-seed0.json")
+    assert check_kept(lines, tmp_path) == {cells[2].place: 0.7}
+
+
+def test_other_numbers_of_steps_are_no_other_recipe(tmp_path):
+    keep(tmp_path, cell("convnet", "random", 5, 0))
+    more = replace(cell("convnet", "random", 5, 0).config, max_train_steps=9, validation_steps=9)
+    assert check_kept([Line(Cell(more, parse_row("random"), 5), (9,), (0,))], tmp_path) == {}
 
 
 def test_a_cell_of_another_recipe_is_refused(tmp_path):
@@ -315,7 +369,7 @@ def test_a_cell_of_another_recipe_is_refused(tmp_path):
     keep(tmp_path, kept)
     changed = Cell(replace(kept.config, margin=0.2), kept.row, 5)
     with pytest.raises(InputError) as error:
-        missing_cells([cell("convnet", "random", 5, 7), changed], tmp_path)
+        check_kept([line(cell("convnet", "random", 5, 7)), line(changed)], tmp_path)
     assert str(error.value) == (
         f"{kept.path(tmp_path)} was trained with another recipe (margin was 0.3 and is now 0.2): "
         "give another output, or delete it"
@@ -329,25 +383,27 @@ def test_a_cell_of_another_recipe_is_refused(tmp_path):
         (("kmeans", {"margin": 0.2}), True),  # another row of the table
         (("kmeans@margin=0.2", {"margin": 0.2}), False),  # the row's own change
         (("kmeans", {}), False),
+        (("real_all", {"batch_size": 256}), False),  # rows of fixed size have batches of their own
     ],
 )
 def test_a_table_has_one_recipe(tmp_path, planned, refused):
     keep(tmp_path, cell("convnet", "random", 5, 0))
-    new = cell("convnet", planned[0], 5, 1, **planned[1])
+    new = line(cell("convnet", planned[0], 5, 1, **planned[1]))
     if not refused:
-        assert missing_cells([new], tmp_path) == [new]
+        assert check_kept([new], tmp_path) == {}
         return
     with pytest.raises(InputError, match=r"margin was 0\.3 and is now 0\.2"):
-        missing_cells([new], tmp_path)
+        check_kept([new], tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b'{"row": "ran', bytes(9)])
 def test_a_damaged_cell_is_missing(tmp_path, capsys, content):
-    cells = [cell("convnet", "random", 5, seed) for seed in (0, 1)]
+    both = line(cell("convnet", "random", 5, 0), 0, 1)
+    cells = all_cells([both])
     for one in cells:
         keep(tmp_path, one)
     cells[1].path(tmp_path).write_bytes(content)
-    assert missing_cells(cells, tmp_path) == [cells[1]]
+    assert check_kept([both], tmp_path) == {cells[0].place: 0.5}
     assert f"warning: {cells[1].path(tmp_path)} is damaged" in capsys.readouterr().err
     assert [kept["seed"] for kept in kept_cells(tmp_path, [])] == [0]
 
@@ -377,7 +433,7 @@ ROWS = [
     "real_all", "pool_all", "real_random", "random", "infomap:n_neighbors=3", SOFT, SOFT_REAL,
     "kmeans:typical_share=0.9",
 ]  # fmt: skip
-OPTIONS = ["--train", "convnet:2", "--batch-size", "10", "--mixed-precision", "no"]
+OPTIONS = ["--train", "convnet:2", "--batch-size", "10", "--whole-batch-size", "10", "--mixed-precision", "no"]
 
 
 @pytest.fixture(scope="module")
@@ -452,7 +508,7 @@ def benchmark(folder, start_here) -> Path:
 @pytest.fixture(scope="module")
 def grown(benchmark, start_here) -> tuple[Path, dict, dict, dict]:
     """The same with one cell lost and one more seed: the folder, its cells and times before, and those after."""
-    lost = cell_files(benchmark)[f"convnet-{file_name(ROWS[-1])}-2-seed0"]
+    lost = cell_files(benchmark)[f"convnet-{file_name(ROWS[-1])}-2-2steps-seed0"]
     cells = {name: without_seconds(path) for name, path in cell_files(benchmark).items()}
     before = times(benchmark)
     lost.unlink()
@@ -464,7 +520,7 @@ def test_what_is_missing_is_trained_and_nothing_else(grown):
     folder, cells, before, after = grown
     assert len(before) == 2 + 6 * 2 and len(after) == 2 * len(before)
     written = {name for name in after if after[name] != before.get(name)}
-    lost = f"convnet-{file_name(ROWS[-1])}-2-seed0"
+    lost = f"convnet-{file_name(ROWS[-1])}-2-2steps-seed0"
     assert written == {lost} | {name for name in after if name.endswith("-seed1")}
     # The lost cell comes out as it was.
     assert {name: without_seconds(path) for name, path in cell_files(folder).items() if name in before} == cells
@@ -475,10 +531,10 @@ def test_cells_say_how_they_were_trained(grown, tiny_npz):
     source = load_tiles(tiny_npz)
     for name, path in cell_files(grown[0]).items():
         cell = read_json(path)
-        row, size = cell["row"], name.split("-")[-2]
+        row, size = cell["row"], name.split("-")[-3]
         assert cell["size"] == (None if size == "all" else int(size))
         assert cell["num_train"] == {"real_all": 120, "pool_all": 30}.get(row) or 5 * int(size), name
-        assert name == f"convnet-{file_name(row)}-{size}-seed{cell['seed']}"
+        assert name == f"convnet-{file_name(row)}-{size}-2steps-seed{cell['seed']}"
         assert (cell["config"]["seed"], cell["config"]["max_train_steps"], cell["best_step"]) == (cell["seed"], 2, 2)
         assert cell["config"]["batch_size"] == 10
         recipe = [cell["config"][option] for option in ("soft_label_weight", "temperature")]
@@ -532,7 +588,7 @@ def test_table_has_a_line_for_each_row_and_size(grown):
     # The teacher says other things of other tiles, so the soft labels make a difference.
     cells = {name: read_json(path) for name, path in cell_files(folder).items()}
     for row, plain in ((SOFT, "random"), (SOFT_REAL, "real_random")):
-        one, other = (cells[f"convnet-{file_name(name)}-2-seed0"]["test"] for name in (row, plain))
+        one, other = (cells[f"convnet-{file_name(name)}-2-2steps-seed0"]["test"] for name in (row, plain))
         assert one["ece"] != other["ece"], row
 
 
@@ -564,9 +620,8 @@ def test_nothing_is_trained_again(grown, start, monkeypatch, capsys):
 def test_a_kept_cell_of_another_recipe_is_refused_by_the_script(grown, folder, tiny_npz, capsys):
     before = {path: path.stat().st_mtime_ns for path in grown[0].rglob("*")}
     argv = [str(folder), "--data", str(tiny_npz), *OPTIONS, "--rows", "random", "--sizes", "1", "--seeds", "0"]
-    kept = cell_files(grown[0])["convnet-random-1-seed0"]
+    kept = cell_files(grown[0])["convnet-random-1-2steps-seed0"]
     for changed, message in (
-        (["--train", "convnet:3"], "max_train_steps was 2 and is now 3"),
         (["--batch-size", "11"], "batch_size was 10 and is now 11"),
         (["--recipe", "loss=joint"], 'loss was "ce" and is now "joint"'),
     ):
@@ -614,7 +669,7 @@ def test_two_jobs_give_the_same_scores_and_leave_out_what_diverges_or_is_too_lar
     cells, alone = cell_files(output), cell_files(benchmark)
     both = {name for name in cells if name in alone}
     assert both == {
-        "convnet-random-2-seed0", f"convnet-{file_name(ROWS[-1])}-2-seed0", "convnet-real_random-2-seed0",
+        f"convnet-{name}-2-2steps-seed0" for name in ("random", file_name(ROWS[-1]), "real_random")
     }  # fmt: skip
     for name in both:
         one, other = read_json(cells[name]), read_json(alone[name])
@@ -624,7 +679,7 @@ def test_two_jobs_give_the_same_scores_and_leave_out_what_diverges_or_is_too_lar
             assert one[split]["auc"] == pytest.approx(other[split]["auc"], abs=1e-3)
 
     # 7 of 6 pool images are too many, 7 of 24 real ones are not.
-    assert set(cells) - both == {"convnet-real_random-7-seed0"}
+    assert set(cells) - both == {"convnet-real_random-7-2steps-seed0"}
     results = read_json(output / "benchmark.json")
     notes = set(results["notes"])
     assert len(notes) == len(results["notes"]) == 4
@@ -656,7 +711,14 @@ def worker(folder, tiny_npz, tmp_path, fresh_accelerate):
         config = read(str(folder), "--data", str(tiny_npz), *OPTIONS, "--output", str(tmp_path), "--rows", *rows)
         images, _, _ = read_image_dataset(folder / "pool")
         real = load_tiles(tiny_npz).split("train").images
-        write_inputs(config.folder, needed_inputs(config.lines), config.embedder, config.run / "teacher", images, real)
+        write_inputs(
+            inputs_file(config.folder),
+            needed_inputs(config.lines),
+            config.embedder,
+            config.run / "teacher",
+            images,
+            real,
+        )
         return Worker(config)
 
     return make
@@ -666,10 +728,10 @@ def worker(folder, tiny_npz, tmp_path, fresh_accelerate):
     "damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"x" + data[1:]]
 )
 def test_damaged_inputs_are_made_anew(worker, tmp_path, capsys, damage):
-    before = worker("random").inputs.embeddings
+    before = worker("random").distillations[0].inputs.embeddings
     file = tmp_path / "inputs.npz"
     file.write_bytes(damage(file.read_bytes()))
-    assert np.array_equal(worker("random").inputs.embeddings, before)
+    assert np.array_equal(worker("random").distillations[0].inputs.embeddings, before)
     assert f"warning: {file} is damaged: it is made anew" in capsys.readouterr().err
 
 
@@ -689,7 +751,8 @@ def test_each_process_has_a_gpu_of_its_own(tmp_path, monkeypatch, visible, jobs,
     monkeypatch.setattr(
         cell_workers, "become_worker", lambda config, threads: seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
     )
-    monkeypatch.setattr(cell_processes, "run_cell", lambda cell: None)
+    monkeypatch.setattr(cell_processes, "run_cell", lambda cell: Outcome(0.5))
+    monkeypatch.setattr(cell_processes, "time_training", lambda config: 1.0)
 
     class Started(Executor):
         """Starts each of its processes here, one after the other."""
@@ -707,7 +770,8 @@ def test_each_process_has_a_gpu_of_its_own(tmp_path, monkeypatch, visible, jobs,
 
     monkeypatch.setattr(cell_processes, "ProcessPoolExecutor", Started)
     stage = SimpleNamespace(save_progress=lambda: None)
-    cell_processes.train_cells(SimpleNamespace(jobs=jobs), [object()] * 5, stage)
+    lines = [line(cell("convnet", "random", size, 0)) for size in range(1, 6)]
+    cell_processes.train_cells(SimpleNamespace(jobs=jobs), Schedule(lines, {}), stage)
     assert seen == expected
 
 
@@ -725,7 +789,9 @@ def test_the_teacher_works_on_the_accelerator(tiny_teacher, tmp_path, monkeypatc
         table_inputs, "predict_proba", lambda model, images: found.append(model.device) or np.zeros((len(images), 5))
     )
     images = np.zeros((2, 16, 16, 3), np.uint8)
-    write_inputs(tmp_path, {"probabilities", "real_probabilities"}, "untrained", tiny_teacher, images, images)
+    write_inputs(
+        tmp_path / "inputs.npz", {"probabilities", "real_probabilities"}, "untrained", tiny_teacher, images, images
+    )
     assert found == [device, device]
 
 
@@ -755,6 +821,55 @@ def test_each_row_has_its_tiles(worker, folder, tiny_npz):
     assert not np.array_equal(tiles("random", 2, 0).images, tiles("random", 2, 1).images)
 
 
+def test_seeds_take_distillations_in_turn(worker):
+    worker = worker("real_all", "pool_all", "random", SOFT_REAL)
+    first = worker.distillations[0]
+    other = replace(
+        first,
+        pool=replace(first.pool, images=255 - first.pool.images[:]),
+        real=replace(first.real, soft_labels=first.real.soft_labels[:, ::-1]),
+    )
+    worker.distillations.append(other)
+    for row, size in (("random", 2), ("pool_all", None)):
+        for seed, pool in ((0, first.pool), (1, other.pool), (2, first.pool), (3, other.pool)):
+            there = {image.tobytes() for image in pool.images}
+            chosen = worker.training_tiles(cell("convnet", row, size, seed)).images
+            assert {image.tobytes() for image in chosen} <= there, (row, seed)
+    # Real tiles are the same ones, with what the other teacher says of them.
+    tiles = [worker.training_tiles(cell("convnet", "real_all", None, seed)) for seed in (0, 1)]
+    assert np.array_equal(tiles[0].images[:], tiles[1].images[:])
+    assert np.array_equal(tiles[0].soft_labels, tiles[1].soft_labels[:, ::-1])
+
+
+def test_a_ladder_with_two_distillations(folder, start_here, tmp_path, capsys):
+    shutil.copytree(folder, tmp_path / "other", ignore=shutil.ignore_patterns("benchmark"))
+    options = ["--rows", "real_all", "random", "--sizes", 2, "--seeds", 0, 1, "--output", tmp_path / "table"]
+    train = ["--train", "convnet:2,3,4", "probe:mean_colour"]
+    start_here(*options, *train, "--also", tmp_path / "other")
+    said = capsys.readouterr().err
+    assert "expected: less than a minute with 1 at a time at most, and less where more steps do not help" in said
+    results = read_json(tmp_path / "table" / "benchmark.json")
+    assert results["notes"] == ["the seeds take the pools of 2 distillations in turn"]
+    cells = [read_json(path) for path in cell_files(tmp_path / "table").values()]
+    for row in results["rows"]:
+        mine = {
+            (cell["config"]["max_train_steps"], cell["seed"]): cell["validation"]["accuracy"]
+            for cell in cells if (cell["architecture"], cell["row"]) == (row["architecture"], row["row"])
+        }  # fmt: skip
+        assert row["seeds"] == [0, 1]
+        if row["architecture"] == "probe:mean_colour":
+            assert row["steps"] is None and len(mine) == 2
+            continue
+        climbed = [mine[steps, 0] for steps in (2, 3, 4) if (steps, 0) in mine]
+        assert climbed[-1] == max(climbed) or climbed[-1] <= max(climbed[:-1])
+        assert row["steps"] == (2, 3, 4)[climbed.index(max(climbed))]
+        assert sorted(mine) == sorted({*((steps, 0) for steps in (2, 3, 4)[: len(climbed)]), (row["steps"], 1)})
+        assert [rung["steps"] for rung in row["ladder"]] == [2, 3, 4][: len(climbed)]
+    # One distillation fewer would be other cells.
+    with pytest.raises(InputError, match="was made with other settings"):
+        start_here(*options, *train)
+
+
 def test_soft_labels_are_what_the_teacher_says(worker, folder):
     worker = worker("pool_all", SOFT, "infomap:n_neighbors=3", SOFT_REAL, "real_all")
     teacher = Classifier.from_pretrained(folder / "teacher")
@@ -765,19 +880,19 @@ def test_soft_labels_are_what_the_teacher_says(worker, folder):
 
 
 def test_inputs_are_made_again_only_where_real_tiles_are_new(worker, tmp_path, monkeypatch):
-    first = worker("random").inputs
+    first = worker("random").distillations[0].inputs
     assert first.real_embeddings is None and first.embeddings.shape == (30, 512)
-    assert worker("random").real.soft_labels is None
-    second = worker("random", "infomap:typical_share=0.9").inputs
+    assert worker("random").distillations[0].real.soft_labels is None
+    second = worker("random", "infomap:typical_share=0.9").distillations[0].inputs
     assert second.real_embeddings.shape == (120, 512)
     np.testing.assert_allclose(second.embeddings, first.embeddings, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(second.probabilities.sum(axis=1), 1, atol=1e-5)
     # Soft labels of real tiles are one more thing that comes when a row asks for it.
     monkeypatch.setattr(table_inputs, "embed_images", None)
-    assert worker("real_all@soft_label_weight=0.5").real.soft_labels.shape == (120, 5)
-    assert worker(SOFT).real.soft_labels is not None
+    assert worker("real_all@soft_label_weight=0.5").distillations[0].real.soft_labels.shape == (120, 5)
+    assert worker(SOFT).distillations[0].real.soft_labels is not None
     for rows in (["random"], ["kmeans:typical_share=0.5"]):
-        assert worker(*rows).inputs.real_embeddings.shape == (120, 512)
+        assert worker(*rows).distillations[0].inputs.real_embeddings.shape == (120, 512)
     assert [path.name for path in tmp_path.iterdir()] == ["inputs.npz"]
 
 
