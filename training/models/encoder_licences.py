@@ -10,13 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from histodistill.training.models.architectures import ARCHITECTURES, PROBE, SCRATCH, TIMM
-from histodistill.training.models.encoder_names import (
-    COLOURS,
-    OWN_ENCODERS,
-    UNTRAINED,
-    encoder_label,
-    is_of_histodistill,
-)
+from histodistill.training.models.encoder_names import BUILT_IN, OWN_ENCODERS, encoder_label, is_of_histodistill
 from histodistill.training.running.notes import tell
 from histodistill.training.running.options import require
 
@@ -46,7 +40,7 @@ def encoder_records(
     records = list(beside)
     for name in map(str, names):
         model = name.removeprefix(PROBE)
-        if model in (*ARCHITECTURES, *OWN_ENCODERS, *COLOURS, UNTRAINED) or name.startswith(SCRATCH):
+        if model in (*ARCHITECTURES, *OWN_ENCODERS, *BUILT_IN) or name.startswith(SCRATCH):
             continue
         if Path(model).is_dir() and is_of_histodistill(Path(model)):
             continue

@@ -22,6 +22,8 @@ OWN_ENCODERS = ("autoencoder", "teacher")
 UNTRAINED = "untrained"
 #: Encoders that only look at colours, which need neither.
 COLOURS = ("mean_colour", "colour_histogram")
+#: All that the package brings along.
+BUILT_IN = (UNTRAINED, *COLOURS)
 #: Side in pixels to which larger tiles are brought for it: of tiles of 224 px, the network as it is would take 15
 #: times as long, with each image in eight symmetries.
 UNTRAINED_SIDE = 64
@@ -56,7 +58,7 @@ def architecture_label(architecture: str, run: Path | None = None) -> str:
         for name in OWN_ENCODERS:
             if model == name or (Path(model).is_dir() and Path(model).resolve() == (run / name).resolve()):
                 return prefix + name
-    if prefix == PROBE and model in (UNTRAINED, *COLOURS):
+    if prefix == PROBE and model in BUILT_IN:
         return architecture
     try:
         return prefix + encoder_label(model)

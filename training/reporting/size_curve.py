@@ -53,10 +53,7 @@ def _curve(architecture: str, rows: list[BenchmarkRow]) -> dict[str, Any]:
     for row in rows:
         by_row.setdefault(row.row, {})[row.size] = row
     # Those that matter most come first; as many are drawn as can be told apart.
-    order = [
-        *(name for name in HEADLINE_ROWS if name in by_row),
-        *(name for name in by_row if name not in HEADLINE_ROWS),
-    ]
+    order = [name for name in dict.fromkeys((*HEADLINE_ROWS, *by_row)) if name in by_row]
     drawn = order[: len(MARKERS)]
     lines = [
         {

@@ -46,7 +46,8 @@ def train_cells(config: TableOptions, schedule: Schedule, stage: Stage) -> list[
         InputError: Where a process was killed.
     """
     notes: list[str] = []
-    jobs = min(config.jobs or usual_jobs(), len(schedule.remaining()))
+    remaining = schedule.remaining()
+    jobs = min(config.jobs or usual_jobs(), len(remaining))
     threads = max(1, usable_cores() // jobs)
     processes = get_context("spawn")
     gpus = None
@@ -62,8 +63,8 @@ def train_cells(config: TableOptions, schedule: Schedule, stage: Stage) -> list[
         ) as workers,
     ):
         try:
-            cost = _Cost(workers, schedule.remaining())
-            most = cost.of(schedule.remaining())
+            cost = _Cost(workers, remaining)
+            most = cost.of(remaining)
             tell(
                 f"expected: {about(most / jobs)} with {jobs} at a time at most, and less where more steps do not help"
             )

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cached_property
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -67,11 +67,18 @@ class Distillation:
         pool: Its pool, with the teacher's soft labels.
         real: The real training tiles, with the teacher's soft labels where a row needs them.
         inputs: What selections go by.
+        folder: Where what is decoded once is kept.
     """
 
     pool: Tiles
     real: Tiles
     inputs: SelectionInputs
+    folder: Path
+
+    @cached_property
+    def decoded_pool(self) -> Tiles:
+        """The pool, as it can be trained on: see `decode_once`."""
+        return replace(self.pool, images=decode_once(self.pool.images, self.folder))
 
 
 class Outcome(NamedTuple):
@@ -115,6 +122,7 @@ class Worker:
             Tiles(pool.images, labels, inputs.probabilities),
             Tiles(train.images, train.labels, real_probabilities),
             inputs,
+            self.folder,
         )
 
     def training_tiles(self, cell: Cell) -> Tiles:
@@ -124,24 +132,17 @@ class Worker:
             InputError: Where a class has too few, or for a selector's refusal.
         """
         row, seed = cell.row, cell.config.seed
-        number = seed % len(self.distillations)
-        distillation = self.distillations[number]
+        distillation = self.distillations[seed % len(self.distillations)]
         if row.tiles == "real_all":
             return distillation.real
         if row.tiles == "pool_all":
-            return self._decoded_pool(number)
+            return distillation.decoded_pool
         assert cell.size is not None
         if row.tiles == "real_random":
             return distillation.real.subset(sample_per_class(distillation.real.labels, cell.size, seed))
         selection = fit_selector(row.selection(cell.size, seed), distillation.inputs, self.class_names)
         chosen = distillation.pool.subset(selection.selector.selected_indices_)
         return replace(chosen, images=decode_once(chosen.images, self.folder))
-
-    @cache  # noqa: B019  # a worker lives as long as its process
-    def _decoded_pool(self, number: int) -> Tiles:
-        """A pool, as it can be trained on: see `decode_once`."""
-        pool = self.distillations[number].pool
-        return replace(pool, images=decode_once(pool.images, self.folder))
 
     def run(self, cell: Cell) -> Outcome:
         """Trains and scores a cell, and writes its file.

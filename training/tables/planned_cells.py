@@ -108,6 +108,10 @@ class Line:
     seeds: tuple[int, ...]
     is_headline: bool = False
 
+    def place(self, steps: int | None, seed: int) -> Place:
+        """Where its training for so many steps from a seed stands in the table."""
+        return self.first.place._replace(steps=steps, seed=seed)
+
     def cell(self, steps: int | None, seed: int) -> Cell:
         """Its training for so many steps from a seed."""
         # The last step counts, so nothing is validated before it.

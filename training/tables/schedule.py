@@ -47,16 +47,16 @@ class Schedule:
     def take(self) -> Cell | None:
         """The next cell, for the caller to train; None where there is none as long as others are trained."""
         found = [
-            ((not line.is_headline, turn, number), cell)
+            ((not line.is_headline, turn, number), place)
             for number, line in enumerate(self._lines)
-            for turn, cell in self._ready(line)
-            if cell.place not in self._taken
+            for turn, place in self._ready(line)
+            if place not in self._taken
         ]
         if not found:
             return None
-        _, cell = min(found, key=lambda item: item[0])
-        self._taken.add(cell.place)
-        return cell
+        (_, _, number), place = min(found, key=lambda item: item[0])
+        self._taken.add(place)
+        return self._lines[number].cell(place.steps, place.seed)
 
     def finish(self, cell: Cell, score: float | None) -> None:
         """Says how a cell did on the validation tiles; None where it could not be trained."""
@@ -69,27 +69,28 @@ class Schedule:
             following, best = self._climb(line)
             first, *others = line.seeds
             above = () if following is None else line.rungs[following:]
-            cells += [line.cell(steps, first) for steps in above]
-            cells += [line.cell(above[-1] if above else line.rungs[best], seed) for seed in others]
-        return [cell for cell in cells if cell.place not in self._scores]
+            places = [line.place(steps, first) for steps in above]
+            places += [line.place(above[-1] if above else line.rungs[best], seed) for seed in others]
+            cells += [line.cell(place.steps, place.seed) for place in places if place not in self._scores]
+        return cells
 
-    def _ready(self, line: Line) -> Iterator[tuple[int, Cell]]:
-        """Cells of a line that are not there and can be trained now, each with its turn among all of the line."""
+    def _ready(self, line: Line) -> Iterator[tuple[int, Place]]:
+        """Where cells can be trained now that are not there, each with its turn among all of the line."""
         following, best = self._climb(line)
         first, *others = line.seeds
         if following is not None:
-            yield following, line.cell(line.rungs[following], first)
+            yield following, line.place(line.rungs[following], first)
         if following is None or len(line.rungs) == 1:
             for turn, seed in enumerate(others, len(line.rungs)):
-                cell = line.cell(line.rungs[best], seed)
-                if cell.place not in self._scores:
-                    yield turn, cell
+                place = line.place(line.rungs[best], seed)
+                if place not in self._scores:
+                    yield turn, place
 
     def _climb(self, line: Line) -> tuple[int | None, int]:
         """Numbers of two rungs: which the first seed is to try next, or None, and which did best so far."""
         best, highest = 0, -1.0
         for number, steps in enumerate(line.rungs):
-            place = line.cell(steps, line.seeds[0]).place
+            place = line.place(steps, line.seeds[0])
             if place not in self._scores:
                 return number, best
             score = self._scores[place]
