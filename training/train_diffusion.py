@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 PREDICTION_TYPES = ("flow_prediction", "sample")
 #: What latents of training tiles are kept as.
 LATENT_CACHES = ("float16", "bfloat16", "off")
+# Found by trying: see docs/trainings.md. With 0.01 a training by Muon falls apart after about a thousand steps.
+_WEIGHT_DECAY = {"adamw": 0.01, "muon": 0.3}
 
 
 @config
@@ -49,7 +51,13 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
     max_train_steps: int = like(PrivateTrainingConfig, "max_train_steps", default=5000)
     batch_size: int = like(PrivateTrainingConfig, "batch_size", default=64)
     learning_rate: float = like(PrivateTrainingConfig, "learning_rate", default=8e-4)
-    weight_decay: float = like(PrivateTrainingConfig, "weight_decay", default=0.01)
+    weight_decay: float | None = option(
+        "weight decay; default: 0.01, and 0.3 with --optimizer muon, by which weights would else grow until the "
+        "training falls apart",
+        default=None,
+        at_least=0,
+        group="optimisation",
+    )
     autoencoder: Path = option("folder that train_autoencoder left", group="model", setting=False)
     init_from: str | Path | None = option(
         "pipeline to begin from, a folder or an id on the Hub: all its denoiser's weights that fit are taken, and the "
@@ -128,8 +136,10 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
     )
 
     def check(self) -> None:
-        """Checks the options that do not go with one another."""
+        """Chooses the weight decay, and checks the options that do not go with one another."""
         super().check()
+        if self.weight_decay is None:
+            object.__setattr__(self, "weight_decay", _WEIGHT_DECAY[self.optimizer])
         if self.align is not None:
             rule = f"with {param('align')} it must be above 0"
             require(self.align_weight > 0, "align_weight", self.align_weight, rule)

@@ -255,6 +255,14 @@ def test_mixed_precision_keeps_weights_in_single(tmp_path, run_main, diffusion_a
         assert torch.isfinite(value).all(), name
 
 
+@pytest.mark.parametrize(("options", "chosen"), [({}, 0.01), ({"optimizer": "muon"}, 0.3)])
+def test_weight_decay_goes_by_the_optimizer(options, chosen):
+    """Under Muon nothing else bounds the weights."""
+    paths = {"data": "phantom", "autoencoder": "ae", "output": "out"}
+    assert script.TrainDiffusionConfig(**paths, **options).settings()["weight_decay"] == chosen
+    assert script.TrainDiffusionConfig(**paths, **options, weight_decay=0.0).settings()["weight_decay"] == 0.0
+
+
 def test_finished_folder_is_left_alone(tiny_pipeline, run_main, diffusion_argv, capsys, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in tiny_pipeline.rglob("*")}
     monkeypatch.setattr("histodistill.training.models.denoiser.build_denoiser", None)

@@ -57,6 +57,20 @@ def test_a_kernel_is_a_matrix_of_a_row_for_each_output_channel():
     assert torch.equal(kernel.flatten(1), matrix)
 
 
+def test_weight_decay_bounds_a_matrix_that_is_always_pushed_the_same_way():
+    """Steps are as large however small the gradient is, so that nothing else would."""
+    largest = {}
+    for weight_decay in (0.0, 0.5):
+        weight = torch.nn.Parameter(normal(8, 12))
+        muon = Muon([weight], [torch.nn.Parameter(torch.zeros(1))], lr=2e-3, weight_decay=weight_decay)
+        for _ in range(400):
+            weight.grad = 1e-4 * normal(8, 12, seed=1)
+            muon.step()
+        largest[weight_decay] = torch.linalg.svdvals(weight.detach()).max().item()
+    assert largest[0.0] > 10
+    assert 1 < largest[0.5] < 1.25 / 0.5
+
+
 def test_all_others_change_as_by_adamw():
     ours, theirs = (torch.nn.Parameter(normal(5)) for _ in range(2))
     muon = Muon([torch.nn.Parameter(normal(2, 2))], [ours], lr=1e-2, weight_decay=0.1)
