@@ -199,7 +199,7 @@ def run(config: TrainDiffusionConfig) -> Path:
     inputs = {"autoencoder": config.autoencoder, **({"align": config.align} if config.align else {})}
     stage = Stage(config.output, settings, inputs=inputs)
 
-    from histodistill.training.engine.diffusion_training import overfitting_warning
+    from histodistill.training.engine.diffusion_training import training_warning
     from histodistill.training.engine.loop import fit, open_training
     from histodistill.training.engine.privacy import plan_privacy
 
@@ -216,7 +216,7 @@ def run(config: TrainDiffusionConfig) -> Path:
         save(training, stage, source.class_names, spent)
         loss = training.history[-1]["validation_loss"]
         accelerator.print(f"diffusion: validation loss {loss:.4f}, saved to {config.output}")
-        if warning := overfitting_warning(training.history):
+        if warning := training_warning(training.history):
             accelerator.print(f"diffusion: warning: {warning}")
         suggest("histodistill", "generate", "--pipeline", config.output, "--output", "FOLDER")
     accelerator.wait_for_everyone()

@@ -22,7 +22,7 @@ from histodistill.training.data.tiles import TileSource
 from histodistill.training.engine.alignment import AlignedDenoiser, Alignment, KeptOutput, misalignment
 from histodistill.training.engine.augment import draw_symmetries
 from histodistill.training.engine.checkpoints import content_of
-from histodistill.training.engine.flow import draw_step, flow_loss
+from histodistill.training.engine.flow import UNTAUGHT_LOSS, draw_step, flow_loss
 from histodistill.training.engine.kept_latents import Encoding, KeptLatents, keep_latents, plan_latents
 from histodistill.training.engine.looks import SHOWN_PER_CLASS
 from histodistill.training.engine.loop import GenerativeTraining
@@ -294,15 +294,22 @@ class DiffusionTraining(GenerativeTraining):
         return HistologyPipeline(self.autoencoder.cpu(), average, make_scheduler(self.prediction_type), id2label)
 
 
-def overfitting_warning(history: list[dict[str, Any]]) -> str | None:
-    """What to tell the user where the validation loss rose again by more than a tenth: tiles are learned by heart.
+def training_warning(history: list[dict[str, Any]]) -> str | None:
+    """What to tell the user of a training whose validation losses say that something went wrong.
 
-    `docs/privacy-audit.md` shows how copies and membership come with it.
+    Either the model is worse in the end than one that knows nothing of tiles: it fell apart, or was hardly trained. Or
+    the loss rose again by more than a tenth: tiles are learned by heart, and `docs/privacy-audit.md` shows how copies
+    and membership come with it.
 
     Args:
         history: One dict for each validation, with `step` and `validation_loss`.
     """
     best, last = min(history, key=lambda record: record["validation_loss"]), history[-1]
+    if last["validation_loss"] > UNTAUGHT_LOSS:
+        return (
+            f"the validation loss is {last['validation_loss']:.4f} in the end, and a model that knows nothing of tiles"
+            f" has {UNTAUGHT_LOSS}: its tiles are worth nothing; train longer, or with a smaller learning rate"
+        )
     if last["validation_loss"] <= 1.1 * best["validation_loss"]:
         return None
     return (

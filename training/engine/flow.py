@@ -16,6 +16,9 @@ import torch
 from histodistill.training.models.denoiser import NUM_TRAIN_TIMESTEPS
 
 
+#: The loss over noise levels of draw_step, with a mean of 0, of a model that knows of latents only that they have zero
+#: mean and unit variance: the mean of 1 / ((1 - s)² + s²), which is the error of the best linear prediction from z.
+UNTAUGHT_LOSS = 1.74
 # Errors of the data are divided by no smaller noise level than this.
 _LEAST_LEVEL = 0.05
 

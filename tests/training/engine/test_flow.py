@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from histodistill.training.engine.flow import draw_step, flow_loss
+from histodistill.training.engine.flow import UNTAUGHT_LOSS, draw_step, flow_loss
 from histodistill.training.engine.steps import step_generator
 
 
@@ -51,6 +51,22 @@ def test_errors_next_to_no_noise_are_not_divided_by_next_to_nothing():
     denoiser = lambda *_, **__: SimpleNamespace(sample=latents + 0.1)  # noqa: E731
     loss = flow_loss(denoiser, latents, torch.tensor([0]), torch.ones_like(latents), torch.tensor([1e-6]), "sample")
     assert loss.item() == pytest.approx((0.1 / 0.05) ** 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("prediction_type", ["flow_prediction", "sample"])
+def test_what_a_model_that_knows_nothing_loses(prediction_type):
+    """It gives the mean of the data, or of the velocity, given what it sees, where both data and noise are normal."""
+    class_ids = torch.zeros(40_000, dtype=torch.int64)
+    latents = torch.randn(len(class_ids), 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    noise, drawn, _ = draw_step(step_generator("noise", 0, 0), class_ids, (2, 2, 2), 1, 0.0)
+
+    def denoiser(noisy, timesteps, class_labels):
+        levels = drawn.view(-1, 1, 1, 1)
+        data = (1 - levels) * noisy / ((1 - levels) ** 2 + levels**2)
+        return SimpleNamespace(sample=data if prediction_type == "sample" else (noisy - data) / levels)
+
+    loss = flow_loss(denoiser, latents, class_ids, noise, drawn, prediction_type)
+    assert loss.item() == pytest.approx(UNTAUGHT_LOSS, abs=0.01)
 
 
 def test_draw_step():
