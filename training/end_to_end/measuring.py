@@ -31,6 +31,7 @@ from histodistill.training.running.memory import (
     give_back_freed_memory,
     keep_freed_memory,
     peak_memory,
+    private_memory,
 )
 from histodistill.training.running.notes import STEP_OF_DISTILL
 from histodistill.training.running.timing import MOST_CALLS, seconds_of
@@ -145,7 +146,7 @@ class _Memory:
 
         give_back_freed_memory()
         begins_anew = forget_peak()
-        before = psutil.Process().memory_info().rss
+        before = private_memory(os.getpid()) or psutil.Process().memory_info().rss
         yield
         peak = peak_memory() or 0
         if begins_anew:

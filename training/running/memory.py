@@ -77,10 +77,15 @@ def forget_peak() -> bool:
 
 
 def peak_memory() -> int | None:
-    """The most memory that this process has held at a time so far, in bytes; None where the system does not tell."""
+    """The most memory that this process has held at a time so far, in bytes; None where the system does not tell.
+
+    On Linux without what stands in mapped files, such as kept latents: the system takes that back when others need it.
+    What of files is mapped now is taken for what was at the peak.
+    """
     try:
-        if found := re.search(r"^VmHWM:\s+(\d+) kB$", _STATUS.read_text(encoding="utf-8"), re.MULTILINE):
-            return 1024 * int(found[1])
+        status = _STATUS.read_text(encoding="utf-8")
+        if peak := _told("VmHWM", status):
+            return max(peak - _told("RssFile", status), _told("RssAnon", status))
     except OSError:  # not Linux
         pass
     try:
@@ -103,5 +108,10 @@ def private_memory(process: int) -> int:
         status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
     except OSError:
         return 0
-    found = re.search(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)
+    return _told("RssAnon", status)
+
+
+def _told(name: str, status: str) -> int:
+    """Bytes that a line in kB of a process's status tells; 0 where there is none of that name."""
+    found = re.search(rf"^{name}:\s+(\d+) kB$", status, re.MULTILINE)
     return 1024 * int(found[1]) if found else 0

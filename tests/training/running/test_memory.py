@@ -49,8 +49,25 @@ def test_a_system_that_forgets_no_peak(tmp_path, monkeypatch):
 
 
 def test_a_peak_is_in_bytes():
-    held_now = psutil.Process().memory_info().rss
+    held_now = private_memory(os.getpid()) or psutil.Process().memory_info().rss
     assert held_now * 0.9 <= peak_memory() <= psutil.virtual_memory().total
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone tells it")
+def test_mapped_files_are_no_part_of_a_peak(tmp_path):
+    (tmp_path / "file").write_bytes(bytes(2**26))
+    program = (
+        "import sys\n"
+        "import numpy as np\n"
+        "from histodistill.training.running.memory import peak_memory\n"
+        "before = peak_memory()\n"
+        "mapped = np.memmap(sys.argv[1], np.uint8, 'r')\n"
+        "assert mapped.sum() == 0\n"
+        "held = np.ones(2**26, np.uint8)\n"
+        "print(peak_memory() - before)\n"
+    )
+    (grown,) = map(int, printed(program, str(tmp_path / "file")))
+    assert 0.9 * 2**26 <= grown < 1.5 * 2**26
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone tells it")
