@@ -78,9 +78,7 @@ class AutoencoderTraining(GenerativeTraining):
             use_plain_attention(self.autoencoder)
         self.validated = self.validation.subset(spread_indices(len(self.validation), config.validation_tiles))
         self.validation_images = self.validated.images
-        self.optimizer = make_optimizer(
-            config.optimizer, self.autoencoder, config.learning_rate, config.weight_decay, betas=(0.9, 0.999)
-        )
+        self.optimizer = make_optimizer(config, self.autoencoder, betas=(0.9, 0.999))
 
     def draw_batch(self, indices: np.ndarray, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         """Random views, and standard normal noise of the shape of the latents.

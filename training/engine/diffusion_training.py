@@ -117,10 +117,7 @@ class DiffusionTraining(GenerativeTraining):
         self.ema.to(accelerator.device)
         validation = source.split("validation")
         self.validation = validation.subset(spread_indices(len(validation), config.validation_tiles))
-        assert config.weight_decay is not None  # the configuration has chosen one
-        self.optimizer = make_optimizer(
-            config.optimizer, self.model, config.learning_rate, config.weight_decay, betas=(0.9, 0.99)
-        )
+        self.optimizer = make_optimizer(config, self.model, betas=(0.9, 0.99))
 
     def draw_batch(self, indices: np.ndarray, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         """Symmetries, noise, noise levels, and class ids of which some are the null class."""

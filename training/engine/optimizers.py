@@ -5,19 +5,22 @@ from __future__ import annotations
 import torch
 
 from histodistill.training.engine.muon import Muon, is_matrix
+from histodistill.training.running.training_options import PrivateTrainingConfig
 
 
 def make_optimizer(
-    name: str, model: torch.nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float]
+    config: PrivateTrainingConfig, model: torch.nn.Module, betas: tuple[float, float]
 ) -> torch.optim.Optimizer:
-    """The optimizer of all weights of a model.
+    """The optimizer of all weights of a model, as the options have it.
 
     Args:
-        name: One of `training_options.OPTIMIZERS`.
+        config: Of the training.
         model: An autoencoder or a denoiser, aligned or not.
-        learning_rate, weight_decay, betas: Of AdamW.
+        betas: Of AdamW.
     """
-    if name == "adamw":
+    learning_rate, weight_decay = config.learning_rate, config.weight_decay
+    assert weight_decay is not None  # the configuration has chosen one
+    if config.optimizer == "adamw":
         weights = model.parameters()
         return torch.optim.AdamW(weights, lr=learning_rate, weight_decay=weight_decay, betas=betas, fused=True)
     matrices: list[torch.nn.Parameter] = []

@@ -9,7 +9,7 @@ from histodistill.training.engine.muon import Muon, is_matrix, orthogonalised
 from histodistill.training.engine.optimizers import make_optimizer
 from histodistill.training.models.autoencoder import build_autoencoder
 from histodistill.training.models.denoiser import build_denoiser
-from histodistill.training.running.training_options import OPTIMIZERS
+from histodistill.training.running.training_options import OPTIMIZERS, PrivateTrainingConfig
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -113,7 +113,8 @@ def test_which_weights_of_a_denoiser_are_matrices():
     assert not matrices & {"conv_in.weight", "conv_out.weight", "class_embedding.weight", "conv_norm_out.weight"}
     assert not any("time_emb" in name for name in matrices)
     for name in OPTIMIZERS:
-        optimizer = make_optimizer(name, denoiser, 1e-3, 0.01, (0.9, 0.99))
+        config = PrivateTrainingConfig(data="phantom", output="out", optimizer=name)
+        optimizer = make_optimizer(config, denoiser, (0.9, 0.99))
         trained = [weight for group in optimizer.param_groups for weight in group["params"]]
         assert {id(weight) for weight in trained} == {id(weight) for weight in denoiser.parameters()}
         assert len(trained) == len(list(denoiser.parameters()))
