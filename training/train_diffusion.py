@@ -51,12 +51,12 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
     max_train_steps: int = like(PrivateTrainingConfig, "max_train_steps", default=5000)
     batch_size: int = like(PrivateTrainingConfig, "batch_size", default=64)
     learning_rate: float = like(PrivateTrainingConfig, "learning_rate", default=8e-4)
-    weight_decay: float | None = option(
-        "weight decay; default: 0.01, and 0.3 with --optimizer muon, by which weights would else grow until the "
-        "training falls apart",
+    weight_decay: float | None = like(
+        PrivateTrainingConfig,
+        "weight_decay",
         default=None,
-        at_least=0,
-        group="optimisation",
+        help="weight decay; default: 0.01, and 0.3 with --optimizer muon, by which weights would else grow until the "
+        "training falls apart",
     )
     autoencoder: Path = option("folder that train_autoencoder left", group="model", setting=False)
     init_from: str | Path | None = option(

@@ -29,9 +29,9 @@ from histodistill.training.running.files import read_json, write_json
 from histodistill.training.running.memory import (
     forget_peak,
     give_back_freed_memory,
+    held_memory,
     keep_freed_memory,
     peak_memory,
-    private_memory,
 )
 from histodistill.training.running.notes import STEP_OF_DISTILL
 from histodistill.training.running.timing import MOST_CALLS, seconds_of
@@ -142,11 +142,9 @@ class _Memory:
             larger: How many times as large the batches of the step are.
             weights: Bytes of what is trained, whose gradients and moments do not grow with a batch.
         """
-        import psutil
-
         give_back_freed_memory()
         begins_anew = forget_peak()
-        before = private_memory(os.getpid()) or psutil.Process().memory_info().rss
+        before = held_memory()
         yield
         peak = peak_memory() or 0
         if begins_anew:

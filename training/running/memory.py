@@ -98,6 +98,13 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+def held_memory() -> int:
+    """Bytes that this process holds now, of what `peak_memory` counts."""
+    import psutil
+
+    return private_memory(os.getpid()) or psutil.Process().memory_info().rss
+
+
 def private_memory(process: int) -> int:
     """Bytes that a process holds and no file stands behind (RssAnon); 0 where it has ended, or Linux does not tell.
 

@@ -109,12 +109,11 @@ def test_all_work_is_measured_and_nothing_else_is_touched(tiny, monkeypatch):
 def test_memory_is_that_of_whole_batches():
     # In a process of its own: others' freed memory would be used here.
     program = (
-        "import os\n"
         "import numpy as np\n"
         "from histodistill.training.end_to_end.measuring import _Memory\n"
-        "from histodistill.training.running.memory import private_memory\n"
+        "from histodistill.training.running.memory import held_memory\n"
         "np.ones(2**26)\n"  # 512 MiB that are gone, and nobody asks for again
-        "before = private_memory(os.getpid())\n"
+        "before = held_memory()\n"
         "memory = _Memory()\n"
         "with memory.of():\n"
         "    np.ones(2**23)\n"
