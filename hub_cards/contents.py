@@ -142,7 +142,7 @@ def check_pipeline(folder: str | Path, files: Mapping[str, bytes], code: bytes) 
 
 
 def _index_bytes(index: ModelIndex) -> bytes:
-    return write_document(index.model_dump(mode="json", by_alias=True))
+    return write_document(index.model_dump(mode="json", by_alias=True, exclude_defaults=True))
 
 
 def _image_size(unet: Mapping[str, Any], vae: Mapping[str, Any], num_classes: int) -> int:

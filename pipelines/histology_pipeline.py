@@ -42,6 +42,30 @@ class HistologyPipelineOutput(BaseOutput):
     class_labels: torch.Tensor
 
 
+def add_what_was_seen(
+    output: torch.Tensor, noisy: torch.Tensor, noise_level: torch.Tensor | float, skip_noise: float
+) -> torch.Tensor:
+    r"""The data that a denoiser with a skip connection gives: part of what it saw, and its output.
+
+    With c_skip of Karras et al. 2022 (arXiv:2206.00364, table 1), where their sigma_data is `skip_noise`, and c_out
+    such that the network's target has unit variance for data that have it (their appendix B.6). A network that is
+    narrow for its latents cannot pass on all that they hold; where there is little noise it need not with this.
+
+    Args:
+        output (`torch.Tensor`): What the denoiser gave, float N×C×h×w.
+        noisy (`torch.Tensor`): What it saw, (1 - s) data + s noise, float N×C×h×w.
+        noise_level (`torch.Tensor` or `float`): s in [0, 1], one number or float N×1×1×1.
+        skip_noise (`float`):
+            Ratio of noise to data, s / (1 - s), at which half of what was seen goes into the data; above 0.
+
+    Returns:
+        The data, float N×C×h×w.
+    """
+    s, r, square = noise_level, 1 - noise_level, skip_noise**2
+    # c_skip / (1 - s) and c_out, with the ratio of noise to data written out, so that they are finite without data.
+    return (square * r * noisy + s * (s**2 + (square * r) ** 2) ** 0.5 * output) / (s**2 + square * r**2)
+
+
 class HistologyPipeline(DiffusionPipeline):
     r"""Generates histopathology tiles of given classes.
 
@@ -55,6 +79,8 @@ class HistologyPipeline(DiffusionPipeline):
             classifier-free guidance.
         scheduler ([`SchedulerMixin`]): Any diffusers scheduler that agrees with what the denoiser predicts.
         id2label (`dict`, *optional*): Name of each class id; ids may be strings, as JSON makes them.
+        skip_noise (`float`, *optional*, defaults to 0.0):
+            Above 0 for a denoiser that gives the data with a skip connection: see [`add_what_was_seen`].
     """
 
     model_cpu_offload_seq = "unet->vae"
@@ -65,11 +91,14 @@ class HistologyPipeline(DiffusionPipeline):
         unet: UNet2DModel,
         scheduler: SchedulerMixin,
         id2label: dict[str, str] | None = None,
+        skip_noise: float = 0.0,
     ):
         super().__init__()
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler)
         id2label = id2label or {str(i): str(i) for i in range(unet.config.num_class_embeds - 1)}
-        self.register_to_config(id2label={str(i): str(name) for i, name in id2label.items()})
+        self.register_to_config(
+            id2label={str(i): str(name) for i, name in id2label.items()}, skip_noise=float(skip_noise)
+        )
 
     @property
     def class_names(self) -> list[str]:
@@ -199,8 +228,10 @@ class HistologyPipeline(DiffusionPipeline):
         both_labels = torch.cat([class_ids, torch.full_like(class_ids, self.null_class)])
         low, high = (share * self.scheduler.config.num_train_timesteps for share in guidance_interval)
         # Decided before the loop: to ask the device for its timestep in each step would make the program wait.
-        guided_steps = [guidance_scale != 1.0 and low <= t <= high for t in self.scheduler.timesteps.tolist()]
-        for t, guided in zip(self.progress_bar(self.scheduler.timesteps), guided_steps, strict=True):
+        timesteps, skip_noise = self.scheduler.timesteps.tolist(), self.config.skip_noise
+        guided_steps = [guidance_scale != 1.0 and low <= t <= high for t in timesteps]
+        levels = [t / self.scheduler.config.num_train_timesteps for t in timesteps]
+        for t, guided, level in zip(self.progress_bar(self.scheduler.timesteps), guided_steps, levels, strict=True):
             model_input = latents
             if hasattr(self.scheduler, "scale_model_input"):
                 model_input = self.scheduler.scale_model_input(model_input, t)
@@ -211,7 +242,10 @@ class HistologyPipeline(DiffusionPipeline):
             else:
                 prediction = self.unet(model_input, t, class_labels=class_ids).sample
             # A step in half precision loses the small differences that late steps consist of.
-            latents = self.scheduler.step(prediction.float(), t, latents.float(), **step_options).prev_sample
+            prediction, latents = prediction.float(), latents.float()
+            if skip_noise:
+                prediction = add_what_was_seen(prediction, latents, level, skip_noise)
+            latents = self.scheduler.step(prediction, t, latents, **step_options).prev_sample
             latents = latents.to(self.unet.dtype)
         return latents
 

@@ -86,6 +86,15 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
         group="loss and averaging",
         later=True,
     )
+    skip_noise: float = option(
+        "with sample: noise, relative to the tile, of which half of what the denoiser sees goes straight into what it "
+        "gives, and of less noise more; 0 for none",
+        default=0.0,
+        at_least=0,
+        at_most=100,
+        group="loss and averaging",
+        later=True,
+    )
     noise_level_mean: float = option(
         "mean of the logits of the noise levels that are trained on: above 0 there is more noise, which teaches more "
         "of what is large in a tile",
@@ -140,6 +149,8 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
         super().check()
         if self.weight_decay is None:
             object.__setattr__(self, "weight_decay", _WEIGHT_DECAY[self.optimizer])
+        rule = f"with {param('prediction_type')} {self.prediction_type} it must be 0"
+        require(self.skip_noise == 0 or self.prediction_type == "sample", "skip_noise", self.skip_noise, rule)
         if self.align is not None:
             rule = f"with {param('align')} it must be above 0"
             require(self.align_weight > 0, "align_weight", self.align_weight, rule)
@@ -278,6 +289,7 @@ def make_training(
         latent_cache=config.latent_cache,
         alignment=alignment,
         prediction_type=config.prediction_type,
+        skip_noise=config.skip_noise,
         noise_level_mean=config.noise_level_mean,
     )
 
@@ -342,7 +354,7 @@ def find_start(config: TrainDiffusionConfig, source: TileSource) -> Start | None
     from histodistill.training.models.warm_start import Start, knows_tiles, warn_of_held_out
 
     start = Start.find(config.init_from)
-    start.require_prediction_type(config.prediction_type)
+    start.require_prediction(config.prediction_type, config.skip_noise)
     knows_these = knows_tiles(start.name, start.folder, source, said_public=config.dp_epsilon is not None)
     if start.has_other_latents(config.autoencoder):
         warn(

@@ -35,7 +35,7 @@ def configs() -> dict[str, tuple[bytes, type]]:
     return {
         "unet": (saved_config(build_denoiser(8, 2, 3, [8, 16], 1, 1, 0.1)), UNet2DModel),
         "vae": (saved_config(build_autoencoder(16, [8, 8], 2, 1)), AutoencoderDC),
-        "scheduler": (saved_config(make_scheduler()), DPMSolverMultistepScheduler),
+        "scheduler": (saved_config(make_scheduler("sample")), DPMSolverMultistepScheduler),
     }
 
 
@@ -109,7 +109,8 @@ def index_of(**changes) -> bytes:
 def test_index_of_a_pipeline():
     index = read_model_index(index_of())
     assert index.class_names == ["fat", "stroma"] and index.components["vae"] == "AutoencoderDC"
-    assert write_document(index.model_dump(mode="json", by_alias=True)) == index_of()
+    assert write_document(index.model_dump(mode="json", by_alias=True, exclude_defaults=True)) == index_of()
+    assert read_model_index(index_of(skip_noise=0.25)).skip_noise == 0.25
     many = {str(label): f"class {label}" for label in range(12)}
     assert read_model_index(index_of(id2label=many)).class_names == list(many.values())
 
@@ -136,6 +137,9 @@ def test_index_of_a_pipeline():
         {"id2label": {"0": "fat", "1": "/mnt/ward7/x"}},
         {"id2label": ["fat", "stroma"]},
         {"id2label": {}},
+        {"skip_noise": -0.5},
+        {"skip_noise": 1e300},
+        {"skip_noise": BASE64},
     ],
 )
 def test_index_with_something_else(changes):
@@ -181,6 +185,7 @@ def test_configurations_of_our_trainings_stay_as_they_are(configs, part):
         ("scheduler", {"trained_betas": []}),
         ("scheduler", {"lambda_min_clipped": -1e308}),
         ("scheduler", {"use_flow_sigmas": 2}),
+        ("scheduler", {"flow_shift": 0.123456789}),
         ("scheduler", {"num_train_timesteps": 1000.5}),
         ("scheduler", {"prediction_type": "epsilon"}),
         ("scheduler", {"prediction_type": "velocity"}),

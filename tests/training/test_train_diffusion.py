@@ -17,6 +17,7 @@ from histodistill.training.data.sources import load_tiles
 from histodistill.training.engine import diffusion_training
 from histodistill.training.evaluation.weights_attack import denoising_losses
 from histodistill.training.models.classifiers import Classifier
+from histodistill.training.models.loading import load_pipeline
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json
 from histodistill.training.running.options import run_script
@@ -162,9 +163,43 @@ def test_a_denoiser_that_gives_the_tile_itself(tmp_path, run_main, diffusion_arg
     assert 0 < losses.mean() < 3
     latents = pipeline([0, 1, 2], generator=torch.Generator().manual_seed(0), output_type="latent").images
     assert latents.std() < 2
-    message = "gives sample, and init_from|prediction_type is flow_prediction: give the one that it has"
+    message = "has the prediction_type sample, and here it is flow_prediction: give the one that it has"
     with pytest.raises(InputError, match=message):
         run_main(script, *argv, "--init-from", tmp_path / "run", "--output", tmp_path / "other")
+
+
+def test_a_denoiser_part_of_whose_input_goes_into_the_tile(tmp_path, run_main, diffusion_argv, capsys):
+    steps = ["--max-train-steps", 60, "--validation-steps", 60, "--learning-rate", 5e-3]
+    argv = [*diffusion_argv, *steps, "--prediction-type", "sample"]
+    for name, options in {"alone": [], "skip": ["--skip-noise", "0.25"]}.items():
+        run_main(script, *argv, *options, "--output", tmp_path / name)
+    settings = read_json(tmp_path / "skip" / "stage.json")["settings"]
+    assert settings["skip_noise"] == 0.25
+    assert "skip_noise" not in read_json(tmp_path / "alone" / "stage.json")["settings"]
+    # Alone, it can hardly pass on what there is next to no noise on.
+    validation = load_tiles(diffusion_argv[1]).split("validation")
+    losses = {}
+    for name in ("alone", "skip"):
+        losses[name] = denoising_losses(load_pipeline(tmp_path / name), validation)[:, 0].mean()
+    assert losses["skip"] < 1.2 < losses["alone"] / 2
+    # What travels with the pipeline makes the same of it.
+    shipped = DiffusionPipeline.from_pretrained(tmp_path / "skip", trust_remote_code=True)
+    latents = [
+        pipeline([0, 1], generator=torch.Generator().manual_seed(0), output_type="latent").images
+        for pipeline in (shipped, load_pipeline(tmp_path / "skip"))
+    ]
+    assert torch.equal(*latents) and latents[0].std() < 2
+    message = r"has the skip_noise 0\.25, and here it is 0\.0: give the one that it has"
+    with pytest.raises(InputError, match=message):
+        run_main(script, *argv, "--init-from", tmp_path / "skip", "--output", tmp_path / "other")
+    with pytest.raises(InputError, match=r"has the skip_noise 0\.0, and here it is 0\.5"):
+        run_main(script, *argv, "--skip-noise", 0.5, "--init-from", tmp_path / "alone", "--output", tmp_path / "other")
+    with pytest.raises(SystemExit):
+        run_main(script, *diffusion_argv, "--skip-noise", 0.25, "--output", tmp_path / "other")
+    assert (
+        "--skip-noise=0.25 is out of range: with --prediction-type flow_prediction it must be 0"
+        in capsys.readouterr().err
+    )
 
 
 def test_who_aligns_is_told_what_fits(tmp_path, run_main, diffusion_argv, tiny_teacher, capsys):

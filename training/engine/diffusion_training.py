@@ -51,6 +51,7 @@ class DiffusionTraining(GenerativeTraining):
         latent_cache: What latents of training tiles are kept as, one of `kept_latents.DTYPES`, or "off".
         alignment: What the denoiser's middle is drawn to; None leaves it alone.
         prediction_type: What the denoiser gives: see `flow.flow_loss`.
+        skip_noise: See `flow.flow_loss`.
         noise_level_mean: See `flow.draw_step`; validation tiles have as much noise whatever it is.
 
     Attributes:
@@ -77,6 +78,7 @@ class DiffusionTraining(GenerativeTraining):
         latent_cache: str,
         alignment: Alignment | None = None,
         prediction_type: str = "flow_prediction",
+        skip_noise: float = 0.0,
         noise_level_mean: float = 0.0,
     ):
         super().__init__(config, source.split("train"), accelerator, plan)
@@ -88,7 +90,7 @@ class DiffusionTraining(GenerativeTraining):
         self.autoencoder_weights = content_of(autoencoder)
         self.autoencoder = autoencoder.to(accelerator.device)
         self.class_dropout, self.symmetries = class_dropout, symmetries
-        self.prediction_type, self.noise_level_mean = prediction_type, noise_level_mean
+        self.prediction_type, self.skip_noise, self.noise_level_mean = prediction_type, skip_noise, noise_level_mean
         self.num_classes = len(source.class_names)
         self.null_class = denoiser.config.num_class_embeds - 1
         self.has_dropout = denoiser.config.dropout > 0
@@ -215,11 +217,14 @@ class DiffusionTraining(GenerativeTraining):
         noise, noise_levels, class_ids, *targets = drawn
         call = KeptOutput(call)
         with self.accelerator.autocast():
-            loss = flow_loss(call, inputs, class_ids, noise, noise_levels, self.prediction_type)
+            loss = self._flow_loss(call, inputs, class_ids, noise, noise_levels)
         if self.alignment:
             (features,) = targets
             loss = loss + self.alignment.weight * misalignment(call.output.projected, features)
         return loss
+
+    def _flow_loss(self, call: Callable[..., Any], *given: torch.Tensor) -> torch.Tensor:
+        return flow_loss(call, *given, self.prediction_type, self.skip_noise)
 
     def validate(self) -> dict[str, float]:
         """Flow loss of the averaged weights on validation tiles, with the same noise every time."""
@@ -237,14 +242,14 @@ class DiffusionTraining(GenerativeTraining):
                 self._validation_latents[first] = self._encode_views(images, as_they_are).cpu()
             latents = self._validation_latents[first].to(device)
             with torch.no_grad(), self.accelerator.autocast():
-                loss = flow_loss(self.average, latents, class_ids, noise, levels, self.prediction_type)
+                loss = self._flow_loss(self.average, latents, class_ids, noise, levels)
             losses.append(loss.item() * len(latents))
         return {"validation_loss": sum(losses) / len(self.validation)}
 
     def draw_progress(self, path: Path) -> None:
         """Tiles of each class, one class per row, from the averaged weights and always the same noise."""
         # What it returns depends on how it is called, which its types do not tell.
-        pipeline: Any = HistologyPipeline(self.autoencoder, self.average, make_scheduler(self.prediction_type))
+        pipeline: Any = self._pipeline_of(self.autoencoder, self.average)
         pipeline.set_progress_bar_config(disable=True)
         rows = [label for label in range(self.num_classes) for _ in range(SHOWN_PER_CLASS)]
         # The noise of the first images of a pool, whose seeds are these numbers.
@@ -288,7 +293,13 @@ class DiffusionTraining(GenerativeTraining):
         """The pipeline of the averaged weights, on the CPU."""
         id2label = {str(label): name for label, name in enumerate(class_names)}
         average = self.average.cpu().to(memory_format=torch.contiguous_format)
-        return HistologyPipeline(self.autoencoder.cpu(), average, make_scheduler(self.prediction_type), id2label)
+        return self._pipeline_of(self.autoencoder.cpu(), average, id2label)
+
+    def _pipeline_of(
+        self, autoencoder: LatentModel, denoiser: UNet2DModel, id2label: dict[str, str] | None = None
+    ) -> HistologyPipeline:
+        scheduler = make_scheduler(self.prediction_type)
+        return HistologyPipeline(autoencoder, denoiser, scheduler, id2label, self.skip_noise)
 
 
 def training_warning(history: list[dict[str, Any]]) -> str | None:

@@ -3,7 +3,8 @@
 Between data x and noise e it sees z = (1 - s) x + s e and predicts the velocity e - x (Liu et al. 2023,
 arXiv:2209.03003; Lipman et al. 2023, arXiv:2210.02747), or the data, of which the velocity is (z - x) / s. Latents of
 many channels are learned sooner by the data, since a narrow network need not pass on the noise then (Li and He 2025,
-arXiv:2511.13720). Noise levels s are logit-normal (Esser et al. 2024, arXiv:2403.03206).
+arXiv:2511.13720); nor need it pass on what it sees of little noise where part of z goes straight into the data: see
+`add_what_was_seen`. Noise levels s are logit-normal (Esser et al. 2024, arXiv:2403.03206).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 
+from histodistill.pipelines import add_what_was_seen
 from histodistill.training.models.denoiser import NUM_TRAIN_TIMESTEPS
 
 
@@ -30,6 +32,7 @@ def flow_loss(
     noise: torch.Tensor,
     noise_levels: torch.Tensor,
     prediction_type: str = "flow_prediction",
+    skip_noise: float = 0.0,
 ) -> torch.Tensor:
     """Mean squared error of the velocity, whichever is predicted.
 
@@ -39,6 +42,8 @@ def flow_loss(
         class_ids: int64 N, null class included.
         noise_levels: float N in (0, 1).
         prediction_type: What the denoiser gives, "flow_prediction" for the velocity, or "sample" for the data.
+        skip_noise: Of a denoiser that gives the data, above 0 where part of what it sees is added: see
+            `add_what_was_seen`.
 
     Returns:
         Scalar tensor.
@@ -46,7 +51,8 @@ def flow_loss(
     levels = noise_levels.view(-1, 1, 1, 1)
     noisy = (1 - levels) * latents + levels * noise
     prediction = denoiser(noisy, noise_levels * NUM_TRAIN_TIMESTEPS, class_labels=class_ids).sample
-    return torch.nn.functional.mse_loss(*compared(prediction.float(), latents, noise, levels, prediction_type))
+    found, expected = compared(prediction.float(), latents, noise, levels, prediction_type, skip_noise)
+    return torch.nn.functional.mse_loss(found, expected)
 
 
 def compared(
@@ -55,6 +61,7 @@ def compared(
     noise: torch.Tensor,
     levels: torch.Tensor | float,
     prediction_type: str,
+    skip_noise: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What a denoiser gave, and what it should have given, so that they differ by the error of the velocity.
 
@@ -62,9 +69,11 @@ def compared(
         prediction: float N×C×h×w.
         latents, noise: See `flow_loss`.
         levels: Noise levels, float N×1×1×1 or one number.
-        prediction_type: See `flow_loss`.
+        prediction_type, skip_noise: See `flow_loss`.
     """
     if prediction_type == "sample":
+        if skip_noise:
+            prediction = add_what_was_seen(prediction, (1 - levels) * latents + levels * noise, levels, skip_noise)
         scale = 1 / torch.as_tensor(levels).clamp(min=_LEAST_LEVEL)
         return prediction * scale, latents * scale
     return prediction, noise - latents

@@ -35,7 +35,7 @@ def denoising_losses(pipeline: HistologyPipeline, tiles: Tiles, seed: int = 0, b
         float64 N×L, mean squared errors, one column for each of `NOISE_LEVELS`.
     """
     device, unet = pipeline.unet.device, pipeline.unet
-    prediction_type = pipeline.scheduler.config.prediction_type
+    prediction_type, skip_noise = pipeline.scheduler.config.prediction_type, pipeline.config.skip_noise
     size = unet.config.sample_size
     shape = (len(NOISE_LEVELS), unet.config.in_channels, size, size)
     noises = torch.randn(shape, generator=step_generator("noise of the attack on weights", seed, 0)).to(device)
@@ -48,7 +48,7 @@ def denoising_losses(pipeline: HistologyPipeline, tiles: Tiles, seed: int = 0, b
             timesteps = torch.full((len(latents),), level * NUM_TRAIN_TIMESTEPS, device=device)
             noisy = (1 - level) * latents + level * noise
             predicted = unet(noisy, timesteps, class_labels=class_ids).sample.float()
-            found, expected = compared(predicted, latents, noise, level, prediction_type)
+            found, expected = compared(predicted, latents, noise, level, prediction_type, skip_noise)
             losses[rows, column] = (found - expected).square().mean(dim=(1, 2, 3)).cpu().numpy()
     return losses
 

@@ -14,6 +14,9 @@ from histodistill.training.running.errors import InputError, param
 
 #: Timesteps that noise levels 0 to 1 are mapped to: what diffusers' schedulers and time embeddings are made for.
 NUM_TRAIN_TIMESTEPS = 1000
+# Where the sampler's steps are, by what the denoiser gives: above 1 more of them where there is much noise, in which a
+# tile is laid out. Found by trying: see docs/trainings.md.
+_FLOW_SHIFT = {"flow_prediction": 1.0, "sample": 2.0}
 
 
 def check_halvings(latent_size: int, channels: Sequence[int]) -> None:
@@ -90,5 +93,8 @@ def make_scheduler(prediction_type: str = "flow_prediction") -> DPMSolverMultist
         prediction_type: What the denoiser gives, as diffusers calls it: the velocity or the data.
     """
     return DPMSolverMultistepScheduler(
-        num_train_timesteps=NUM_TRAIN_TIMESTEPS, prediction_type=prediction_type, use_flow_sigmas=True
+        num_train_timesteps=NUM_TRAIN_TIMESTEPS,
+        prediction_type=prediction_type,
+        use_flow_sigmas=True,
+        flow_shift=_FLOW_SHIFT[prediction_type],
     )

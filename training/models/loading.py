@@ -44,7 +44,7 @@ _Model = TypeVar("_Model", bound=ModelMixin)
 
 
 class PipelineIndex(PipelineClasses):
-    """What the `model_index.json` of a pipeline holds; there is no choice but the names of the classes."""
+    """What the `model_index.json` of a pipeline holds: names of classes, and little else that varies."""
 
     model_config = ConfigDict(populate_by_name=False)
 
@@ -70,6 +70,7 @@ def load_pipeline(folder: str | Path) -> HistologyPipeline:
         unet=load_denoiser(folder / "unet"),
         scheduler=_load_scheduler(folder / "scheduler"),
         id2label=index.id2label,
+        skip_noise=index.skip_noise,
     )
     _check_classes(folder, index, pipeline.num_classes)
     _compare_code(folder / _PIPELINE_CODE)

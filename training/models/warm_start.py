@@ -110,21 +110,25 @@ class Start:
                 "train_diffusion leaves it"
             ) from error
 
-    def require_prediction_type(self, prediction_type: str) -> None:
-        """Sees that the trained denoiser gives what the new one is to give; not where its scheduler is not there.
+    def require_prediction(self, prediction_type: str, skip_noise: float) -> None:
+        """Sees that the trained denoiser gives what the new one is to give; not where its files do not say it.
 
         Raises:
             InputError: If it gives something else.
         """
-        try:
-            found = read_json(self.folder / _SCHEDULER)["prediction_type"]
-        except (OSError, ValueError, LookupError, TypeError):
-            return
-        if found != prediction_type:
-            raise InputError(
-                f"{param('init_from')} {shown(self.name)} gives {shown(str(found))}, and {param('prediction_type')} "
-                f"is {prediction_type}: give the one that it has, or begin from another"
-            )
+        for name, path, wanted, unsaid in (
+            ("prediction_type", _SCHEDULER, prediction_type, prediction_type),
+            ("skip_noise", _INDEX, skip_noise, 0.0),
+        ):
+            try:
+                found = read_json(self.folder / path).get(name, unsaid)
+            except (OSError, ValueError, AttributeError):
+                continue
+            if found != wanted:
+                raise InputError(
+                    f"{param('init_from')} {shown(self.name)} has the {param(name)} {shown(str(found))}, and here it "
+                    f"is {wanted}: give the one that it has, or begin from another"
+                )
 
     def has_other_latents(self, autoencoder: str | Path) -> bool:
         """Whether an autoencoder is another than that of the pipeline; False where that is not there, as from the Hub.

@@ -42,7 +42,7 @@ _MOST_LATENT_GROWTH = 8
 # What else an autoencoder has that halves larger tiles more often, and its denoiser: with these, latents of many
 # channels are learned in half of the steps.
 _OF_DEEP_LATENTS = {"optimizer": "muon", "plain_finest": True, "equivariance_weight": 0.25, "posterior_std": 0.1}
-_OF_THEIR_DENOISER = {"prediction_type": "sample", "noise_level_mean": 1.0}
+_OF_THEIR_DENOISER = {"prediction_type": "sample", "skip_noise": 0.25, "noise_level_mean": 1.0}
 # The denoiser has one more level, with attention, where latents have so many positions along a side or more.
 _SIDE_WITH_ATTENTION = 16
 # Tiles in a batch of the autoencoder and of a classifier, at least: gradients of fewer are too noisy.
@@ -158,8 +158,9 @@ class Preset:
           bear more noise, and to be halved. Where they are larger than 16×16 it is trained on crops that make such.
           It looks at fewer validation tiles, less often.
         - The denoiser has one more level, with attention, for latents of 16×16 and more. Of tiles that are halved more
-          often it gives the data in place of the velocity, and is shown more noise. Where latents are larger than
-          16×16, it is shown as many positions in all as of these, and so fewer tiles: its time stays about the same.
+          often it gives the data in place of the velocity, with a part of what it sees, its finest level is as wide as
+          the next, and it is shown more noise. Where latents are larger than 16×16, it is shown as many positions in
+          all as of these, and so fewer tiles: its time stays about the same.
         - Learning rates go by the square root of the batch (Malladi et al. 2022, arXiv:2205.10287).
         - Where `classifiers_shrink`, batches of teacher and comparison shrink with the area of a tile, down to 32. The
           tiles that the teacher is shown shrink with its side; those of each comparison, of which there are several,
@@ -272,7 +273,9 @@ def _fit_denoiser(options: Mapping[str, Any], latent_side: float, is_deep: bool)
     """The denoiser's options for latents of that side, of many channels or not: see `Preset.for_image_size`."""
     fitted, batch_size = _with_levels(options, latent_side), options["batch_size"]
     if is_deep:
-        fitted = {**_OF_THEIR_DENOISER, **fitted}
+        # The finest level has all channels of the latents to pass on, and is where they are seen side by side.
+        widths = fitted["channels"]
+        fitted = {**_OF_THEIR_DENOISER, **fitted, "channels": [max(widths[:2]), *widths[1:]]}
     fitted["batch_size"] = min(batch_size, _power_of_two(_MOST_POSITIONS / latent_side**2, 1))
     _scale_learning_rate(fitted, fitted["batch_size"] / batch_size)
     tiles = min(1.0, (_LATENT_SIDE / latent_side) ** 2)

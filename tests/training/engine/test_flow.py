@@ -46,6 +46,23 @@ def test_the_same_error_counts_alike_whatever_is_predicted(prediction_type):
     assert loss.item() == pytest.approx(wrong.square().mean().item(), rel=1e-4)
 
 
+def test_a_perfect_output_that_goes_with_what_was_seen_has_no_loss_and_unit_variance():
+    generator = torch.Generator().manual_seed(0)
+    latents, noise = torch.randn(2, 3, 8, 64, 64, generator=generator)
+    levels, skip = torch.tensor([0.05, 0.2, 0.9]), 0.25
+    # Karras et al. 2022, table 1, of a ratio of noise to data that is sigma.
+    sigma = (levels / (1 - levels)).view(-1, 1, 1, 1)
+    kept = skip**2 / (sigma**2 + skip**2)
+    target = latents - kept * (latents + sigma * noise)
+    target = target / target.std(dim=(1, 2, 3), keepdim=True)
+
+    def denoiser(noisy, timesteps, class_labels):
+        return SimpleNamespace(sample=target)
+
+    loss = flow_loss(denoiser, latents, torch.tensor([0, 1, 2]), noise, levels, "sample", skip)
+    assert loss.item() < 1e-3
+
+
 def test_errors_next_to_no_noise_are_not_divided_by_next_to_nothing():
     latents = torch.zeros(1, 2, 4, 4)
     denoiser = lambda *_, **__: SimpleNamespace(sample=latents + 0.1)  # noqa: E731

@@ -76,9 +76,10 @@ def test_scheduler_follows_the_flow_back_to_the_data(prediction_type):
     torch.testing.assert_close(latents, data, atol=2e-2, rtol=0)
 
 
-def test_scheduler_and_training_agree_on_noise_levels():
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_scheduler_and_training_agree_on_noise_levels(prediction_type):
     """At timestep t the sampler mixes data and noise as the training does, which calls t = 1000 s."""
-    scheduler = make_scheduler()
+    scheduler = make_scheduler(prediction_type)
     scheduler.set_timesteps(10)
     sigmas = scheduler.sigmas[:-1].numpy()
     np.testing.assert_allclose(scheduler.timesteps.numpy() / NUM_TRAIN_TIMESTEPS, sigmas, atol=2e-3)

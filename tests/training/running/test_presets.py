@@ -103,8 +103,10 @@ def test_tiles_are_halved_until_latents_are_small(image_size, halvings, latent_s
         assert autoencoder["latent_channels"] == preset.autoencoder["latent_channels"] * min(4 ** (halvings - 1), 8)
         assert autoencoder.get("plain_finest", False) == (halvings > 1)
         assert autoencoder.get("equivariance_weight") == (0.25 if halvings > 1 else None)
-        prediction_type = preset.for_image_size(image_size).diffusion.get("prediction_type")
-        assert prediction_type == ("sample" if halvings > 1 else None)
+        diffusion = preset.for_image_size(image_size).diffusion
+        assert diffusion.get("prediction_type") == ("sample" if halvings > 1 else None)
+        assert diffusion.get("skip_noise") == (0.25 if halvings > 1 else None)
+        assert (len(set(diffusion["channels"])) == 1) == (halvings > 1)
 
 
 def test_up_to_32_px_latents_of_16_add_a_level_and_nothing_else():
