@@ -43,6 +43,8 @@ _MOST_LATENT_GROWTH = 8
 # channels are learned in half of the steps.
 _OF_DEEP_LATENTS = {"optimizer": "muon", "plain_finest": True, "equivariance_weight": 0.25, "posterior_std": 0.1}
 _OF_THEIR_DENOISER = {"prediction_type": "sample", "skip_noise": 0.25, "noise_level_mean": 1.0}
+# Its finest level has to pass on all channels of the latents: so many times as wide it is, but no wider than the next.
+_WIDTH_FOR_CHANNELS = 4
 # The denoiser has one more level, with attention, where latents have so many positions along a side or more.
 _SIDE_WITH_ATTENTION = 16
 # Tiles in a batch of the autoencoder and of a classifier, at least: gradients of fewer are too noisy.
@@ -158,9 +160,10 @@ class Preset:
           bear more noise, and to be halved. Where they are larger than 16×16 it is trained on crops that make such.
           It looks at fewer validation tiles, less often.
         - The denoiser has one more level, with attention, for latents of 16×16 and more. Of tiles that are halved more
-          often it gives the data in place of the velocity, with a part of what it sees, its finest level is as wide as
-          the next, and it is shown more noise. Where latents are larger than 16×16, it is shown as many positions in
-          all as of these, and so fewer tiles: its time stays about the same.
+          often it gives the data in place of the velocity, with a part of what it sees, its finest level is four times
+          as wide as latents have channels, up to the width of the next, and it is shown more noise. Where latents are
+          larger than 16×16, it is shown as many positions in all as of these, and so fewer tiles: its time stays about
+          the same.
         - Learning rates go by the square root of the batch (Malladi et al. 2022, arXiv:2205.10287).
         - Where `classifiers_shrink`, batches of teacher and comparison shrink with the area of a tile, down to 32. The
           tiles that the teacher is shown shrink with its side; those of each comparison, of which there are several,
@@ -175,11 +178,11 @@ class Preset:
         ):  # fmt: skip
             halvings += 1
         latent_side = image_size / 2**halvings
-        fitted = replace(
-            self,
-            autoencoder=_fit_autoencoder(self.autoencoder, image_size, halvings),
-            diffusion=_fit_denoiser(self.diffusion, latent_side, halvings > base_halvings),
+        autoencoder = _fit_autoencoder(self.autoencoder, image_size, halvings)
+        diffusion = _fit_denoiser(
+            self.diffusion, latent_side, autoencoder["latent_channels"], halvings > base_halvings
         )
+        fitted = replace(self, autoencoder=autoencoder, diffusion=diffusion)
         return fitted._with_small_classifiers(image_size) if self.classifiers_shrink else fitted
 
     def _with_small_classifiers(self, image_size: int) -> Preset:
@@ -269,13 +272,15 @@ def _with_levels(options: Mapping[str, Any], latent_side: float) -> dict[str, An
     return {**options, "channels": [*options["channels"], options["channels"][-1]], "attention_levels": 1}
 
 
-def _fit_denoiser(options: Mapping[str, Any], latent_side: float, is_deep: bool) -> dict[str, Any]:
-    """The denoiser's options for latents of that side, of many channels or not: see `Preset.for_image_size`."""
+def _fit_denoiser(
+    options: Mapping[str, Any], latent_side: float, latent_channels: int, is_deep: bool
+) -> dict[str, Any]:
+    """The denoiser's options for latents of that size, of many channels or not: see `Preset.for_image_size`."""
     fitted, batch_size = _with_levels(options, latent_side), options["batch_size"]
     if is_deep:
-        # The finest level has all channels of the latents to pass on, and is where they are seen side by side.
         widths = fitted["channels"]
-        fitted = {**_OF_THEIR_DENOISER, **fitted, "channels": [max(widths[:2]), *widths[1:]]}
+        finest = max(widths[0], min(_WIDTH_FOR_CHANNELS * latent_channels, max(widths[:2])))
+        fitted = {**_OF_THEIR_DENOISER, **fitted, "channels": [finest, *widths[1:]]}
     fitted["batch_size"] = min(batch_size, _power_of_two(_MOST_POSITIONS / latent_side**2, 1))
     _scale_learning_rate(fitted, fitted["batch_size"] / batch_size)
     tiles = min(1.0, (_LATENT_SIDE / latent_side) ** 2)
