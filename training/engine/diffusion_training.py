@@ -223,8 +223,15 @@ class DiffusionTraining(GenerativeTraining):
             loss = loss + self.alignment.weight * misalignment(call.output.projected, features)
         return loss
 
-    def _flow_loss(self, call: Callable[..., Any], *given: torch.Tensor) -> torch.Tensor:
-        return flow_loss(call, *given, self.prediction_type, self.skip_noise)
+    def _flow_loss(
+        self,
+        call: Callable[..., Any],
+        latents: torch.Tensor,
+        class_ids: torch.Tensor,
+        noise: torch.Tensor,
+        levels: torch.Tensor,
+    ) -> torch.Tensor:
+        return flow_loss(call, latents, class_ids, noise, levels, self.prediction_type, self.skip_noise)
 
     def validate(self) -> dict[str, float]:
         """Flow loss of the averaged weights on validation tiles, with the same noise every time."""
