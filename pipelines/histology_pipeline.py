@@ -226,16 +226,15 @@ class HistologyPipeline(DiffusionPipeline):
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         step_options = {"generator": generator} if takes_generator else {}
         both_labels = torch.cat([class_ids, torch.full_like(class_ids, self.null_class)])
-        low, high = (share * self.scheduler.config.num_train_timesteps for share in guidance_interval)
-        # Decided before the loop: to ask the device for its timestep in each step would make the program wait.
-        timesteps, skip_noise = self.scheduler.timesteps.tolist(), self.config.skip_noise
-        guided_steps = [guidance_scale != 1.0 and low <= t <= high for t in timesteps]
-        levels = [t / self.scheduler.config.num_train_timesteps for t in timesteps]
-        for t, guided, level in zip(self.progress_bar(self.scheduler.timesteps), guided_steps, levels, strict=True):
+        low, high = guidance_interval
+        skip_noise = self.config.skip_noise
+        # Taken before the loop: to ask the device for its timestep in each step would make the program wait.
+        levels = [t / self.scheduler.config.num_train_timesteps for t in self.scheduler.timesteps.tolist()]
+        for t, level in zip(self.progress_bar(self.scheduler.timesteps), levels, strict=True):
             model_input = latents
             if hasattr(self.scheduler, "scale_model_input"):
                 model_input = self.scheduler.scale_model_input(model_input, t)
-            if guided:
+            if guidance_scale != 1.0 and low <= level <= high:
                 prediction = self.unet(torch.cat([model_input, model_input]), t, class_labels=both_labels).sample
                 conditional, unconditional = prediction.chunk(2)
                 prediction = unconditional + guidance_scale * (conditional - unconditional)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,7 @@ class DiffusionTraining(GenerativeTraining):
         self.autoencoder = autoencoder.to(accelerator.device)
         self.class_dropout, self.symmetries = class_dropout, symmetries
         self.prediction_type, self.skip_noise, self.noise_level_mean = prediction_type, skip_noise, noise_level_mean
+        self.flow_loss = partial(flow_loss, prediction_type=prediction_type, skip_noise=skip_noise)
         self.num_classes = len(source.class_names)
         self.null_class = denoiser.config.num_class_embeds - 1
         self.has_dropout = denoiser.config.dropout > 0
@@ -217,21 +219,11 @@ class DiffusionTraining(GenerativeTraining):
         noise, noise_levels, class_ids, *targets = drawn
         call = KeptOutput(call)
         with self.accelerator.autocast():
-            loss = self._flow_loss(call, inputs, class_ids, noise, noise_levels)
+            loss = self.flow_loss(call, inputs, class_ids, noise, noise_levels)
         if self.alignment:
             (features,) = targets
             loss = loss + self.alignment.weight * misalignment(call.output.projected, features)
         return loss
-
-    def _flow_loss(
-        self,
-        call: Callable[..., Any],
-        latents: torch.Tensor,
-        class_ids: torch.Tensor,
-        noise: torch.Tensor,
-        levels: torch.Tensor,
-    ) -> torch.Tensor:
-        return flow_loss(call, latents, class_ids, noise, levels, self.prediction_type, self.skip_noise)
 
     def validate(self) -> dict[str, float]:
         """Flow loss of the averaged weights on validation tiles, with the same noise every time."""
@@ -249,7 +241,7 @@ class DiffusionTraining(GenerativeTraining):
                 self._validation_latents[first] = self._encode_views(images, as_they_are).cpu()
             latents = self._validation_latents[first].to(device)
             with torch.no_grad(), self.accelerator.autocast():
-                loss = self._flow_loss(self.average, latents, class_ids, noise, levels)
+                loss = self.flow_loss(self.average, latents, class_ids, noise, levels)
             losses.append(loss.item() * len(latents))
         return {"validation_loss": sum(losses) / len(self.validation)}
 

@@ -51,12 +51,13 @@ def flow_loss(
     levels = noise_levels.view(-1, 1, 1, 1)
     noisy = (1 - levels) * latents + levels * noise
     prediction = denoiser(noisy, noise_levels * NUM_TRAIN_TIMESTEPS, class_labels=class_ids).sample
-    found, expected = compared(prediction.float(), latents, noise, levels, prediction_type, skip_noise)
+    found, expected = compared(prediction.float(), noisy, latents, noise, levels, prediction_type, skip_noise)
     return torch.nn.functional.mse_loss(found, expected)
 
 
 def compared(
     prediction: torch.Tensor,
+    noisy: torch.Tensor,
     latents: torch.Tensor,
     noise: torch.Tensor,
     levels: torch.Tensor | float,
@@ -67,13 +68,14 @@ def compared(
 
     Args:
         prediction: float N×C×h×w.
+        noisy: What the denoiser saw, float N×C×h×w.
         latents, noise: See `flow_loss`.
         levels: Noise levels, float N×1×1×1 or one number.
         prediction_type, skip_noise: See `flow_loss`.
     """
     if prediction_type == "sample":
         if skip_noise:
-            prediction = add_what_was_seen(prediction, (1 - levels) * latents + levels * noise, levels, skip_noise)
+            prediction = add_what_was_seen(prediction, noisy, levels, skip_noise)
         scale = 1 / torch.as_tensor(levels).clamp(min=_LEAST_LEVEL)
         return prediction * scale, latents * scale
     return prediction, noise - latents

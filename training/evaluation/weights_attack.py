@@ -48,7 +48,7 @@ def denoising_losses(pipeline: HistologyPipeline, tiles: Tiles, seed: int = 0, b
             timesteps = torch.full((len(latents),), level * NUM_TRAIN_TIMESTEPS, device=device)
             noisy = (1 - level) * latents + level * noise
             predicted = unet(noisy, timesteps, class_labels=class_ids).sample.float()
-            found, expected = compared(predicted, latents, noise, level, prediction_type, skip_noise)
+            found, expected = compared(predicted, noisy, latents, noise, level, prediction_type, skip_noise)
             losses[rows, column] = (found - expected).square().mean(dim=(1, 2, 3)).cpu().numpy()
     return losses
 
