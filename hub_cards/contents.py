@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from histodistill.hub_cards.documents import (
-    ModelIndex,
     SelectorDocument,
     read_config,
     read_model_index,
@@ -119,7 +118,7 @@ def check_pipeline(folder: str | Path, files: Mapping[str, bytes], code: bytes) 
 
     with about(folder, "model_index.json"):
         index = read_model_index(_take(folder, files, "model_index.json"))
-    published = {"model_index.json": _index_bytes(index), "pipeline.py": code}
+    published = {"model_index.json": index.written(), "pipeline.py": code}
     configs, parameters = {}, {}
     for name, class_name in index.components.items():
         path = f"{name}/{'scheduler_config' if name == 'scheduler' else 'config'}.json"
@@ -139,10 +138,6 @@ def check_pipeline(folder: str | Path, files: Mapping[str, bytes], code: bytes) 
     with about(folder):
         image_size = _image_size(configs["unet"], configs["vae"], len(index.class_names))
     return PipelineContent(published, index.class_names, image_size, index.components, parameters)
-
-
-def _index_bytes(index: ModelIndex) -> bytes:
-    return write_document(index.model_dump(mode="json", by_alias=True, exclude_defaults=True))
 
 
 def _image_size(unet: Mapping[str, Any], vae: Mapping[str, Any], num_classes: int) -> int:

@@ -154,6 +154,10 @@ class ModelIndex(PipelineClasses):
         """Component → its class."""
         return {name: getattr(self, name)[1] for name in ("scheduler", "unet", "vae")}
 
+    def written(self) -> bytes:
+        """The file again, byte for byte that of a pipeline as it saves itself: with the keys that were given."""
+        return write_document(self.model_dump(mode="json", by_alias=True, exclude_unset=True))
+
 
 def read_model_index(data: bytes) -> ModelIndex:
     """A pipeline's index.
