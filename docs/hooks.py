@@ -34,7 +34,11 @@ PROGRAMS = (
     "histodistill.training.benchmarks.input_path",
     "histodistill.training.benchmarks.latent_cache",
     "histodistill.training.benchmarks.freed_memory",
+    "histodistill.training.benchmarks.stage_memory",
+    "histodistill.training.benchmarks.decoding",
+    "histodistill.training.benchmarks.large_pool",
     "histodistill.training.benchmarks.audit_speed",
+    "histodistill.training.benchmarks.leak_study",
     "histodistill.training.benchmarks.sites_study",
 )
 # Names of files at the top of the repository, and the page that holds each.

@@ -136,6 +136,8 @@ def check_pipeline(folder: str | Path, files: Mapping[str, bytes], code: bytes) 
             published[path] = write_arrays(read_arrays(data, expected, WEIGHTS_METADATA), WEIGHTS_METADATA)
         parameters[name] = sum(math.prod(spec.shape) for spec in expected.values())
     with about(folder):
+        if index.skip_noise and configs["scheduler"]["prediction_type"] != "sample":
+            raise ContentError("holds a skip connection that its scheduler does not go with")
         image_size = _image_size(configs["unet"], configs["vae"], len(index.class_names))
     return PipelineContent(published, index.class_names, image_size, index.components, parameters)
 

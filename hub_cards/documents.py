@@ -126,10 +126,7 @@ def write_document(document: Any, *, sort_keys: bool = True) -> bytes:
 
 
 class PipelineClasses(Exact):
-    """What model_index.json says of the classes of a pipeline and of its components: there is no choice.
-
-    And how much of what the denoiser sees goes straight into what it gives: see `HistologyPipeline`.
-    """
+    """What model_index.json says of the parts of a pipeline, and of how they go together."""
 
     class_name: tuple[Literal["pipeline"], Literal["HistologyPipeline"]] = Field(alias="_class_name")
     scheduler: tuple[Literal["diffusers"], Literal["DPMSolverMultistepScheduler"]]
@@ -262,7 +259,7 @@ class SamplerSettings(Exact):
     num_train_timesteps: Literal[1000]
     prediction_type: Literal["flow_prediction", "sample"]
     use_flow_sigmas: Literal[True]
-    flow_shift: Annotated[float, Field(ge=1, le=2)] = 1.0
+    flow_shift: Literal[1, 2] = 1
 
 
 #: Class of diffusers → what our trainings set of its configuration. A further class is added here on purpose.

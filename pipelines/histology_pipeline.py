@@ -56,7 +56,8 @@ def add_what_was_seen(
         noisy (`torch.Tensor`): What it saw, (1 - s) data + s noise, float N×C×h×w.
         noise_level (`torch.Tensor` or `float`): s in [0, 1], one number or float N×1×1×1.
         skip_noise (`float`):
-            Ratio of noise to data, s / (1 - s), at which half of what was seen goes into the data; above 0.
+            Ratio of noise to data, s / (1 - s), at which half of what was seen, divided by 1 - s, goes into the data;
+            above 0.
 
     Returns:
         The data, float N×C×h×w.
@@ -77,10 +78,15 @@ class HistologyPipeline(DiffusionPipeline):
         unet ([`UNet2DModel`]):
             Class-conditional denoiser. Its last class embedding (`num_class_embeds - 1`) is the null class of
             classifier-free guidance.
-        scheduler ([`SchedulerMixin`]): Any diffusers scheduler that agrees with what the denoiser predicts.
+        scheduler ([`SchedulerMixin`]):
+            Any diffusers scheduler that agrees with what the denoiser predicts. With `skip_noise` its timesteps must
+            be noise levels s of the flow, times `num_train_timesteps`.
         id2label (`dict`, *optional*): Name of each class id; ids may be strings, as JSON makes them.
         skip_noise (`float`, *optional*, defaults to 0.0):
             Above 0 for a denoiser that gives the data with a skip connection: see [`add_what_was_seen`].
+
+    Raises:
+        ValueError: For `skip_noise` with a scheduler that takes something else than the data.
     """
 
     model_cpu_offload_seq = "unet->vae"
@@ -94,6 +100,10 @@ class HistologyPipeline(DiffusionPipeline):
         skip_noise: float = 0.0,
     ):
         super().__init__()
+        if skip_noise and getattr(scheduler.config, "prediction_type", None) != "sample":
+            raise ValueError(
+                f"skip_noise={skip_noise!r} does not go with the scheduler: its prediction_type must be 'sample'"
+            )
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler)
         id2label = id2label or {str(i): str(i) for i in range(unet.config.num_class_embeds - 1)}
         self.register_to_config(
@@ -223,6 +233,8 @@ class HistologyPipeline(DiffusionPipeline):
     ) -> torch.Tensor:
         """Denoises latents N×C×h×w of these classes step by step; the other arguments are those of `__call__`."""
         self.scheduler.set_timesteps(num_inference_steps, device=latents.device)
+        if hasattr(self.scheduler, "set_begin_index"):  # else it looks for the first timestep among them all
+            self.scheduler.set_begin_index(0)
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         step_options = {"generator": generator} if takes_generator else {}
         both_labels = torch.cat([class_ids, torch.full_like(class_ids, self.null_class)])

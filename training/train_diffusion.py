@@ -17,9 +17,10 @@ With `--dp-epsilon` it trains with differential privacy: see `engine/privacy.py`
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from histodistill.selection.streams import torch_seed
+from histodistill.training.models.denoiser_output import DATA, PREDICTION_TYPES, DenoiserOutput
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.notes import suggest, tell, warn
 from histodistill.training.running.options import StepParser, config, like, option, require, run_script
@@ -32,16 +33,15 @@ if TYPE_CHECKING:
     from histodistill.training.data.tiles import TileSource
     from histodistill.training.engine.diffusion_training import DiffusionTraining
     from histodistill.training.engine.privacy import PrivacyPlan
+    from histodistill.training.models.classifiers import Classifier
     from histodistill.training.models.warm_start import Start
     from histodistill.training.running.stages import Stage
 
 
-#: What a denoiser gives, as diffusers calls it: the velocity, or the data without noise.
-PREDICTION_TYPES = ("flow_prediction", "sample")
 #: What latents of training tiles are kept as.
 LATENT_CACHES = ("float16", "bfloat16", "off")
-# Found by trying: see docs/trainings.md. With 0.01 a training by Muon falls apart after about a thousand steps.
-_WEIGHT_DECAY = {"adamw": 0.01, "muon": 0.3}
+# Found by trying: see docs/trainings.md. With that of AdamW a training falls apart after about a thousand steps.
+_MUON_WEIGHT_DECAY = 0.3
 
 
 @config
@@ -51,12 +51,12 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
     max_train_steps: int = like(PrivateTrainingConfig, "max_train_steps", default=5000)
     batch_size: int = like(PrivateTrainingConfig, "batch_size", default=64)
     learning_rate: float = like(PrivateTrainingConfig, "learning_rate", default=8e-4)
-    weight_decay: float | None = like(
+    weight_decay: float | None = like(  # type: ignore[assignment]  # `check` chooses one
         PrivateTrainingConfig,
         "weight_decay",
         default=None,
-        help="weight decay; default: 0.01, and 0.3 with --optimizer muon, by which weights would else grow until the "
-        "training falls apart",
+        help=f"weight decay; default: {PrivateTrainingConfig.weight_decay:g}, and {_MUON_WEIGHT_DECAY:g} with "
+        "--optimizer muon, by which weights would else grow until the training falls apart",
     )
     autoencoder: Path = option("folder that train_autoencoder left", group="model", setting=False)
     init_from: str | Path | None = option(
@@ -87,8 +87,8 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
         later=True,
     )
     skip_noise: float = option(
-        "with sample: noise, relative to the tile, of which half of what the denoiser sees goes straight into what it "
-        "gives, and of less noise more; 0 for none",
+        "with sample: part of what the denoiser sees goes straight into what it gives, half of it where there is so "
+        "much noise, relative to the tile, and more where there is less; 0 for none",
         default=0.0,
         at_least=0,
         at_most=100,
@@ -148,9 +148,10 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
         """Chooses the weight decay, and checks the options that do not go with one another."""
         super().check()
         if self.weight_decay is None:
-            object.__setattr__(self, "weight_decay", _WEIGHT_DECAY[self.optimizer])
+            chosen = _MUON_WEIGHT_DECAY if self.optimizer == "muon" else PrivateTrainingConfig.weight_decay
+            object.__setattr__(self, "weight_decay", chosen)
         rule = f"with {param('prediction_type')} {self.prediction_type} it must be 0"
-        require(self.skip_noise == 0 or self.prediction_type == "sample", "skip_noise", self.skip_noise, rule)
+        require(self.skip_noise == 0 or self.prediction_type == DATA, "skip_noise", self.skip_noise, rule)
         if self.align is not None:
             rule = f"with {param('align')} it must be above 0"
             require(self.align_weight > 0, "align_weight", self.align_weight, rule)
@@ -170,6 +171,18 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
         if self.init_from is None:
             settings.pop("dp_public_init", None)
         return settings
+
+    @property
+    def denoiser_output(self) -> DenoiserOutput:
+        """What the denoiser gives."""
+        return DenoiserOutput(self.prediction_type, self.skip_noise)
+
+
+class Aligned(NamedTuple):
+    """The classifier that a denoiser is aligned with, on the CPU, and what stands for it in a record."""
+
+    classifier: Classifier
+    fingerprint: str
 
 
 def make_parser() -> StepParser[TrainDiffusionConfig]:
@@ -198,14 +211,14 @@ def run(config: TrainDiffusionConfig) -> Path:
     check_autoencoder(config, autoencoder_record, source)
     source.split("validation")  # tiles without any are refused before anything is written
     start = find_start(config, source)
-    classifier = find_classifier(config, source)
+    aligned = find_classifier(config, source)
     settings = {
         "stage": "diffusion",
         "data": source.fingerprint(),
         "autoencoder": autoencoder_record["fingerprint"],
         **config.settings(),
         **({"init_from": start.fingerprint()} if start else {}),
-        **({"align": classifier["fingerprint"]} if classifier else {}),
+        **({"align": aligned.fingerprint} if aligned else {}),
     }
     inputs = {"autoencoder": config.autoencoder, **({"align": config.align} if config.align else {})}
     stage = Stage(config.output, settings, inputs=inputs)
@@ -220,7 +233,7 @@ def run(config: TrainDiffusionConfig) -> Path:
 
     plan = plan_privacy(config, len(source.split("train")), accelerator.num_processes)
     spent = privacy_spent(config, plan, autoencoder_record, source)
-    training = make_training(config, source, accelerator, plan, start)
+    training = make_training(config, source, accelerator, plan, start, aligned.classifier if aligned else None)
     fit(training, stage)
 
     if accelerator.is_main_process:
@@ -241,13 +254,16 @@ def make_training(
     accelerator: Accelerator,
     plan: PrivacyPlan | None,
     start: Start | None = None,
+    classifier: Classifier | None = None,
 ) -> DiffusionTraining:
     """The trained autoencoder, a new denoiser for its latents, and all that the denoiser's training needs.
 
-    A denoiser that has a `start` is filled with its weights, which a checkpoint to go on from then replaces.
+    A denoiser that has a `start` is filled with its weights, which a checkpoint to go on from then replaces. With a
+    `classifier` it is aligned.
 
     Raises:
-        InputError: For latents whose size the denoiser cannot halve that often, and a start of which nothing fits.
+        InputError: For latents whose size the denoiser cannot halve that often, a start of which nothing fits, and a
+            classifier without maps of features.
     """
     import torch
 
@@ -256,7 +272,7 @@ def make_training(
     from histodistill.training.engine.diffusion_training import DiffusionTraining
     from histodistill.training.models.denoiser import build_denoiser
     from histodistill.training.models.latents import shape_of_latent
-    from histodistill.training.models.loading import load_autoencoder, load_classifier
+    from histodistill.training.models.loading import load_autoencoder
 
     autoencoder = load_autoencoder(config.autoencoder).requires_grad_(False)
     latent_channels, latent_size, _ = shape_of_latent(autoencoder, source.image_size)
@@ -273,9 +289,8 @@ def make_training(
     if start:
         tell(start.fill(denoiser, source.class_names).sentence("denoiser", shown(start.name)))
     alignment = None
-    if config.align is not None:
-        side = latent_size // 2 ** (len(config.channels) - 1)
-        alignment = Alignment(load_classifier(config.align), config.align_weight, side)
+    if classifier is not None:
+        alignment = Alignment(classifier, config.align_weight, latent_size // 2 ** (len(config.channels) - 1))
     return DiffusionTraining(
         config,
         source,
@@ -288,8 +303,7 @@ def make_training(
         symmetries=config.symmetries,
         latent_cache=config.latent_cache,
         alignment=alignment,
-        prediction_type=config.prediction_type,
-        skip_noise=config.skip_noise,
+        output=config.denoiser_output,
         noise_level_mean=config.noise_level_mean,
     )
 
@@ -354,7 +368,7 @@ def find_start(config: TrainDiffusionConfig, source: TileSource) -> Start | None
     from histodistill.training.models.warm_start import Start, knows_tiles, warn_of_held_out
 
     start = Start.find(config.init_from)
-    start.require_prediction(config.prediction_type, config.skip_noise)
+    start.require_output(config.denoiser_output)
     knows_these = knows_tiles(start.name, start.folder, source, said_public=config.dp_epsilon is not None)
     if start.has_other_latents(config.autoencoder):
         warn(
@@ -366,8 +380,8 @@ def find_start(config: TrainDiffusionConfig, source: TileSource) -> Start | None
     return start
 
 
-def find_classifier(config: TrainDiffusionConfig, source: TileSource) -> dict[str, Any] | None:
-    """The record of the classifier that the denoiser is aligned with, if there is one.
+def find_classifier(config: TrainDiffusionConfig, source: TileSource) -> Aligned | None:
+    """The classifier that the denoiser is aligned with, if there is one.
 
     Warns where it may know the tiles that are held out for the audit.
 
@@ -381,16 +395,16 @@ def find_classifier(config: TrainDiffusionConfig, source: TileSource) -> dict[st
     from histodistill.training.running.stages import require_complete
 
     record = require_complete(config.align, "classifier", "run train_classifier first")
-    size = load_classifier(config.align).image_size
-    if size != source.image_size:
+    classifier = load_classifier(config.align)
+    if classifier.image_size != source.image_size:
         raise InputError(
-            f"the tiles are {source.image_size} px, but the classifier of {param('align')} is for {size} px: give one "
-            "that was trained on such tiles"
+            f"the tiles are {source.image_size} px, but the classifier of {param('align')} is for "
+            f"{classifier.image_size} px: give one that was trained on such tiles"
         )
     name = str(config.align)
     if config.audit_share and not knows_tiles(name, config.align, source, said_public=False):
         warn_of_held_out(name)
-    return record
+    return Aligned(classifier, record["fingerprint"])
 
 
 def privacy_spent(

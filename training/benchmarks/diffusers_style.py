@@ -18,16 +18,19 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from diffusers import AutoencoderDC, DiTPipeline, UNet2DModel
+from diffusers.models.unets.unet_2d import UNet2DOutput
 from diffusers.optimization import get_scheduler
 from diffusers.schedulers import SchedulerMixin
 from diffusers.training_utils import EMAModel
 from PIL import Image as PILImage
 
-from histodistill.pipelines import HistologyPipeline
+from histodistill.pipelines import HistologyPipeline, add_what_was_seen
 from histodistill.training.data.images import png_bytes
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.engine.accelerator import make_accelerator
 from histodistill.training.engine.flow import flow_loss
+from histodistill.training.models.denoiser import NUM_TRAIN_TIMESTEPS
+from histodistill.training.models.denoiser_output import DATA, DenoiserOutput
 from histodistill.training.models.latents import normalised_latents
 
 
@@ -111,7 +114,7 @@ def train_peer(
             noise = torch.randn_like(latents)
             noise_levels = torch.sigmoid(torch.randn(count, device=device))
             class_ids = torch.where(torch.rand(count, device=device) < class_dropout, null_class, labels)
-            loss = flow_loss(model, latents, class_ids, noise, noise_levels)
+            loss = flow_loss(model, latents, class_ids, noise, noise_levels, DenoiserOutput())
             accelerator.backward(loss)
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(model.parameters(), 1.0)
@@ -150,12 +153,17 @@ def read_clock() -> float:
 class DiTDenoiser(torch.nn.Module):
     """A class-conditional `UNet2DModel` with the interface of the transformer that `DiTPipeline` calls.
 
-    That pipeline takes class 1000 for the null class, whatever the model: any id above the last is the null class.
+    That pipeline takes class 1000 for the null class, whatever the model: any id above the last is the null class. And
+    it takes what the model gives for the velocity.
+
+    Args:
+        unet: The U-Net.
+        output: What that gives.
     """
 
-    def __init__(self, unet: UNet2DModel):
+    def __init__(self, unet: UNet2DModel, output: DenoiserOutput):
         super().__init__()
-        self.unet = unet
+        self.unet, self.output = unet, output
         self.config = unet.config
 
     @property
@@ -169,9 +177,16 @@ class DiTDenoiser(torch.nn.Module):
         return self.unet.dtype
 
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor):
-        """The output of the U-Net."""
+        """The velocity."""
         null_class = self.config.num_class_embeds - 1
-        return self.unet(sample, timestep, class_labels=class_labels.clamp(max=null_class))
+        given = self.unet(sample, timestep, class_labels=class_labels.clamp(max=null_class))
+        if self.output.prediction_type != DATA:
+            return given
+        level = (timestep / NUM_TRAIN_TIMESTEPS).view(-1, 1, 1, 1)
+        data = given.sample
+        if self.output.skip_noise:
+            data = add_what_was_seen(data, sample, level, self.output.skip_noise)
+        return UNet2DOutput(sample=(sample - data) / level)
 
 
 def make_dit_pipeline(pipeline: HistologyPipeline, scheduler: SchedulerMixin) -> DiTPipeline:
@@ -179,7 +194,7 @@ def make_dit_pipeline(pipeline: HistologyPipeline, scheduler: SchedulerMixin) ->
 
     Args:
         pipeline: Whose weights it shares.
-        scheduler: Of its own.
+        scheduler: Of its own, which takes the velocity.
 
     Returns:
         The pipeline, which guides only where `guidance_scale` is above 1.
@@ -187,4 +202,4 @@ def make_dit_pipeline(pipeline: HistologyPipeline, scheduler: SchedulerMixin) ->
     if not hasattr(scheduler, "scale_model_input"):
         # The flow-matching schedulers have no such method, which DiTPipeline always calls.
         scheduler.scale_model_input = lambda sample, timestep: sample
-    return DiTPipeline(DiTDenoiser(pipeline.unet), pipeline.vae, scheduler)
+    return DiTPipeline(DiTDenoiser(pipeline.unet, DenoiserOutput.of(pipeline)), pipeline.vae, scheduler)

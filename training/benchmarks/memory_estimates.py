@@ -224,8 +224,7 @@ def estimate_denoiser(
     def step() -> torch.Tensor:
         with autocast:
             noise = torch.empty_like(latents)
-            kind = config.prediction_type, config.skip_noise
-            return flow_loss(denoiser, latents, class_ids, noise, noise_levels, *kind)
+            return flow_loss(denoiser, latents, class_ids, noise, noise_levels, config.denoiser_output)
 
     return _estimate("denoiser", denoiser, autoencoder, image_size, batch_size, step, autocast)
 

@@ -17,6 +17,7 @@ from histodistill.training.data.tiles import TileSource
 from histodistill.training.engine.pool import generate_images, plan_pool
 from histodistill.training.evaluation.generation_metrics import frechet_distance, neighbourhoods
 from histodistill.training.evaluation.pool_quality import draw_equal
+from histodistill.training.models.denoiser_output import VELOCITY
 from histodistill.training.models.embedders import embed_images
 from histodistill.training.models.loading import load_pipeline
 from histodistill.training.running.errors import InputError, param
@@ -71,7 +72,7 @@ def make_samplers(pipeline: DiffusionPipeline, pool: dict[str, Any]) -> list[Sam
         Sampler(f"histodistill, {steps} steps", pipeline, steps, pool["mixed_precision"], options)
         for steps in sorted({*OUR_STEPS, pool["num_inference_steps"]})
     ]
-    scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
+    scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, prediction_type=VELOCITY)
     peers = {"Euler": FlowMatchEulerDiscreteScheduler(), "our scheduler": scheduler}
     return ours + [
         Sampler(f"DiTPipeline, {name}, {PEER_STEPS} steps", make_dit_pipeline(pipeline, scheduler), PEER_STEPS)

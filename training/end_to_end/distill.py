@@ -46,6 +46,7 @@ from histodistill.training.running.training_options import AUDIT_SHARE_HELP, pre
 if TYPE_CHECKING:
     from histodistill.training.data.tiles import TileSource
     from histodistill.training.train_autoencoder import TrainAutoencoderConfig
+    from histodistill.training.train_diffusion import TrainDiffusionConfig
 
 # What is made of the models, and so can be made anew with other options.
 _OF_SELECTION = {
@@ -515,7 +516,7 @@ def _refuse_what_steps_refuse(plan: list[StageCall], image_size: int) -> None:
         if isinstance(stage.config, SelectorConfig):
             make_selector(stage.config)
         if isinstance(stage.config, TrainDiffusionConfig) and not is_complete(stage.config.output):
-            _require_start(stage.config.init_from)
+            _require_start(stage.config)
         if isinstance(stage.config, TrainAutoencoderConfig) and not is_complete(stage.config.output):
             _require_autoencoder(stage.config, denoiser.channels, image_size)
 
@@ -545,12 +546,14 @@ def _require_autoencoder(config: TrainAutoencoderConfig, channels: Sequence[int]
         check_halvings(shape_of_latent(autoencoder, image_size)[1], channels)
 
 
-def _require_start(init_from: str | Path | None) -> None:
-    """Sees that a pipeline to begin from is there, or can be fetched."""
-    if init_from is not None:
+def _require_start(config: TrainDiffusionConfig) -> None:
+    """Sees that a pipeline to begin from is there, or can be fetched, and gives what the denoiser is to give."""
+    if config.init_from is not None:
         from histodistill.training.models.warm_start import Start
 
-        Start.find(init_from).fingerprint()
+        start = Start.find(config.init_from)
+        start.fingerprint()
+        start.require_output(config.denoiser_output)
 
 
 def _require_place(output: Path) -> None:

@@ -211,7 +211,7 @@ def _measure_denoiser(
     from histodistill.training.engine.pool import generate_images
     from histodistill.training.generate import CALL_OPTIONS
 
-    options = dataclasses.replace(configs["pipeline"], autoencoder=autoencoder, validation_tiles=1, align=None)
+    options = dataclasses.replace(configs["pipeline"], autoencoder=autoencoder, validation_tiles=1)
     accelerator = make_accelerator(options.mixed_precision)
     training = train_diffusion.make_training(options, source, accelerator, None)
     model, optimizer = accelerator.prepare(training.model, training.optimizer)

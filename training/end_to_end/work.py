@@ -12,7 +12,7 @@ from typing import Any
 
 from histodistill.selection.names import SYMMETRIES
 from histodistill.training.end_to_end.steps import StageCall
-from histodistill.training.engine.looks import SCALE_TILES, SHOWN_PER_CLASS, telling_number
+from histodistill.training.engine.looks import NOISE_LEVELS, SCALE_TILES, SHOWN_PER_CLASS, SHOWN_STEPS, telling_number
 from histodistill.training.evaluation.compare import recipe
 from histodistill.training.evaluation.plans import planned_cells
 from histodistill.training.models.architectures import DEFAULT_WIDTHS, is_probe
@@ -31,11 +31,6 @@ COMPARE, INDEX = "compare with real tiles", "index real tiles"
 SELECT = "select"
 # One start of a process with all its libraries; the attacks of an audit, which depend on no number.
 START, ATTACK = "start", "attack"
-
-# Denoising steps of each image in a picture of the progress.
-_SHOWN_STEPS = 20
-# Noise levels at which the audit asks the denoiser about a tile.
-_NOISE_LEVELS = 8
 
 
 def train_of(architecture: str, width: int | None) -> str:
@@ -106,7 +101,7 @@ class _Work:
             {
                 TRAIN_DENOISER: shown,
                 ENCODE: encoded + min(self.tiles["validation"], options.validation_tiles),
-                DENOISE: validated + pictures * _SHOWN_STEPS,
+                DENOISE: validated + pictures * SHOWN_STEPS,
                 DECODE: pictures,
             }
         )
@@ -151,7 +146,7 @@ class _Work:
         controls = min(self.published, others)
         searched = self.images + self.published + controls + self.tiles["validation"]
         work = self._search(searched, options.spaces)
-        return work + Counter({ATTACK: 1, ENCODE: attacked, DENOISE: _NOISE_LEVELS * attacked})
+        return work + Counter({ATTACK: 1, ENCODE: attacked, DENOISE: len(NOISE_LEVELS) * attacked})
 
     def _search(self, count: int, embedders: Sequence[str]) -> Counter[str]:
         """A search of so many images for copies: they are embedded in all symmetries, and real tiles once."""

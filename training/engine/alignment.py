@@ -41,7 +41,7 @@ class AlignedOutput:
     """What an aligned denoiser gives.
 
     Attributes:
-        sample: float N×C×h×w, the velocity.
+        sample: float N×C×h×w, what the denoiser alone gives.
         projected: float N×D×s×s, the middle of the denoiser in the space of the features.
     """
 
@@ -71,11 +71,11 @@ class AlignedDenoiser(nn.Module):
         self._middle = output
 
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor) -> AlignedOutput:
-        """Predicts the velocity, as the denoiser alone does."""
-        velocity = self.unet(sample, timestep, class_labels=class_labels).sample
+        """What the denoiser alone gives, and its middle, projected."""
+        given = self.unet(sample, timestep, class_labels=class_labels).sample
         assert self._middle is not None
         middle, self._middle = self._middle, None
-        return AlignedOutput(velocity, self.projection(middle))
+        return AlignedOutput(given, self.projection(middle))
 
 
 class Alignment:

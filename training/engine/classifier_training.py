@@ -202,7 +202,7 @@ class ClassifierTraining:
             model.load_state_dict(initial.state_dict())
         self.best, self.candidate = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
         self.average = copy.deepcopy(model) if config.ema_decay > 0 else None
-        self.model, self.optimizer = accelerator.prepare(model, make_optimizer(config, model))
+        self.model, self.optimizer = accelerator.prepare(model, _adamw(config, model))
         self.trained: Classifier = accelerator.unwrap_model(self.model)
         self.model.train()
 
@@ -501,7 +501,7 @@ def build_classifier(config: ClassifierConfig, image_size: int, class_names: Seq
         )
 
 
-def make_optimizer(config: ClassifierConfig, model: Classifier) -> torch.optim.AdamW:
+def _adamw(config: ClassifierConfig, model: Classifier) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices and kernels alone: biases and norms have one dimension."""
     assert config.learning_rate is not None  # the configuration has chosen one
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]

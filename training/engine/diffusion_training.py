@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,13 @@ from histodistill.training.engine.augment import draw_symmetries
 from histodistill.training.engine.checkpoints import content_of
 from histodistill.training.engine.flow import UNTAUGHT_LOSS, draw_step, flow_loss
 from histodistill.training.engine.kept_latents import Encoding, KeptLatents, keep_latents, plan_latents
-from histodistill.training.engine.looks import SHOWN_PER_CLASS
+from histodistill.training.engine.looks import SHOWN_PER_CLASS, SHOWN_STEPS
 from histodistill.training.engine.loop import GenerativeTraining
 from histodistill.training.engine.optimizers import make_optimizer
 from histodistill.training.engine.privacy import PrivacyPlan
 from histodistill.training.engine.steps import spread_indices, step_generator
 from histodistill.training.models.denoiser import make_scheduler, use_plain_attention
+from histodistill.training.models.denoiser_output import DenoiserOutput
 from histodistill.training.models.latents import LatentModel, normalised_latents, scale_of_latents, shape_of_latent
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import format_size
@@ -51,8 +52,7 @@ class DiffusionTraining(GenerativeTraining):
         symmetries: Whether tiles are shown in the eight symmetries of the square.
         latent_cache: What latents of training tiles are kept as, one of `kept_latents.DTYPES`, or "off".
         alignment: What the denoiser's middle is drawn to; None leaves it alone.
-        prediction_type: What the denoiser gives: see `flow.flow_loss`.
-        skip_noise: See `flow.flow_loss`.
+        output: What the denoiser gives.
         noise_level_mean: See `flow.draw_step`; validation tiles have as much noise whatever it is.
 
     Attributes:
@@ -78,8 +78,7 @@ class DiffusionTraining(GenerativeTraining):
         symmetries: bool,
         latent_cache: str,
         alignment: Alignment | None = None,
-        prediction_type: str = "flow_prediction",
-        skip_noise: float = 0.0,
+        output: DenoiserOutput,
         noise_level_mean: float = 0.0,
     ):
         super().__init__(config, source.split("train"), accelerator, plan)
@@ -91,8 +90,7 @@ class DiffusionTraining(GenerativeTraining):
         self.autoencoder_weights = content_of(autoencoder)
         self.autoencoder = autoencoder.to(accelerator.device)
         self.class_dropout, self.symmetries = class_dropout, symmetries
-        self.prediction_type, self.skip_noise, self.noise_level_mean = prediction_type, skip_noise, noise_level_mean
-        self.flow_loss = partial(flow_loss, prediction_type=prediction_type, skip_noise=skip_noise)
+        self.output, self.noise_level_mean = output, noise_level_mean
         self.num_classes = len(source.class_names)
         self.null_class = denoiser.config.num_class_embeds - 1
         self.has_dropout = denoiser.config.dropout > 0
@@ -219,7 +217,7 @@ class DiffusionTraining(GenerativeTraining):
         noise, noise_levels, class_ids, *targets = drawn
         call = KeptOutput(call)
         with self.accelerator.autocast():
-            loss = self.flow_loss(call, inputs, class_ids, noise, noise_levels)
+            loss = flow_loss(call, inputs, class_ids, noise, noise_levels, self.output)
         if self.alignment:
             (features,) = targets
             loss = loss + self.alignment.weight * misalignment(call.output.projected, features)
@@ -241,7 +239,7 @@ class DiffusionTraining(GenerativeTraining):
                 self._validation_latents[first] = self._encode_views(images, as_they_are).cpu()
             latents = self._validation_latents[first].to(device)
             with torch.no_grad(), self.accelerator.autocast():
-                loss = self.flow_loss(self.average, latents, class_ids, noise, levels)
+                loss = flow_loss(self.average, latents, class_ids, noise, levels, self.output)
             losses.append(loss.item() * len(latents))
         return {"validation_loss": sum(losses) / len(self.validation)}
 
@@ -254,7 +252,7 @@ class DiffusionTraining(GenerativeTraining):
         # The noise of the first images of a pool, whose seeds are these numbers.
         generators = [torch.Generator().manual_seed(i) for i in range(len(rows))]
         with self.accelerator.autocast():
-            images = pipeline(rows, generator=generators, output_type="pt").images
+            images = pipeline(rows, num_inference_steps=SHOWN_STEPS, generator=generators, output_type="pt").images
         save_grid(images.float() * 2 - 1, path, columns=SHOWN_PER_CLASS)
 
     def before_batch(self, position: int) -> None:
@@ -297,27 +295,31 @@ class DiffusionTraining(GenerativeTraining):
     def _pipeline_of(
         self, autoencoder: LatentModel, denoiser: UNet2DModel, id2label: dict[str, str] | None = None
     ) -> HistologyPipeline:
-        scheduler = make_scheduler(self.prediction_type)
-        return HistologyPipeline(autoencoder, denoiser, scheduler, id2label, self.skip_noise)
+        scheduler = make_scheduler(self.output.prediction_type)
+        return HistologyPipeline(autoencoder, denoiser, scheduler, id2label, self.output.skip_noise)
 
 
 def training_warning(history: list[dict[str, Any]]) -> str | None:
     """What to tell the user of a training whose validation losses say that something went wrong.
 
-    Either the model is worse in the end than one that knows nothing of tiles: it fell apart, or was hardly trained. Or
-    the loss rose again by more than a tenth: tiles are learned by heart, and `docs/privacy-audit.md` shows how copies
-    and membership come with it.
+    Either the model is worse in the end than one that knows nothing of tiles, also by what training tiles lose: it
+    fell apart, or was hardly trained. Or the loss rose again by more than a tenth: tiles are learned by heart, and
+    `docs/privacy-audit.md` shows how copies and membership come with it.
 
     Args:
-        history: One dict for each validation, with `step` and `validation_loss`.
+        history: One dict for each validation, with `step`, `validation_loss` and, but of a private training,
+            `train_loss`.
     """
     best, last = min(history, key=lambda record: record["validation_loss"]), history[-1]
-    if last["validation_loss"] > UNTAUGHT_LOSS:
+    has_risen = last["validation_loss"] > 1.1 * best["validation_loss"]
+    knows_training_tiles = has_risen and last.get("train_loss", math.inf) < UNTAUGHT_LOSS
+    if last["validation_loss"] > UNTAUGHT_LOSS and not knows_training_tiles:
+        remedy = "train with a smaller learning rate, or more weight decay" if has_risen else "train longer"
         return (
             f"the validation loss is {last['validation_loss']:.4f} in the end, and a model that knows nothing of tiles"
-            f" has {UNTAUGHT_LOSS}: its tiles are worth nothing; train longer, or with a smaller learning rate"
+            f" has {UNTAUGHT_LOSS}: its tiles are worth nothing; {remedy}"
         )
-    if last["validation_loss"] <= 1.1 * best["validation_loss"]:
+    if not has_risen:
         return None
     return (
         f"the validation loss rose from {best['validation_loss']:.4f} at step {best['step']} to "

@@ -16,6 +16,7 @@ import torch
 
 from histodistill.pipelines import add_what_was_seen
 from histodistill.training.models.denoiser import NUM_TRAIN_TIMESTEPS
+from histodistill.training.models.denoiser_output import DATA, DenoiserOutput
 
 
 #: The loss over noise levels of draw_step, with a mean of 0, of a model that knows of latents only that they have zero
@@ -31,19 +32,16 @@ def flow_loss(
     class_ids: torch.Tensor,
     noise: torch.Tensor,
     noise_levels: torch.Tensor,
-    prediction_type: str = "flow_prediction",
-    skip_noise: float = 0.0,
+    output: DenoiserOutput,
 ) -> torch.Tensor:
-    """Mean squared error of the velocity, whichever is predicted.
+    """Mean squared error of the velocity, whatever is predicted.
 
     Args:
         denoiser: Takes noisy latents, timesteps in [0, 1000) and class ids.
         latents, noise: float N×C×h×w; normalised latents and standard normal noise.
         class_ids: int64 N, null class included.
         noise_levels: float N in (0, 1).
-        prediction_type: What the denoiser gives, "flow_prediction" for the velocity, or "sample" for the data.
-        skip_noise: Of a denoiser that gives the data, above 0 where part of what it sees is added: see
-            `add_what_was_seen`.
+        output: What the denoiser gives.
 
     Returns:
         Scalar tensor.
@@ -51,7 +49,7 @@ def flow_loss(
     levels = noise_levels.view(-1, 1, 1, 1)
     noisy = (1 - levels) * latents + levels * noise
     prediction = denoiser(noisy, noise_levels * NUM_TRAIN_TIMESTEPS, class_labels=class_ids).sample
-    found, expected = compared(prediction.float(), noisy, latents, noise, levels, prediction_type, skip_noise)
+    found, expected = compared(prediction.float(), noisy, latents, noise, levels, output)
     return torch.nn.functional.mse_loss(found, expected)
 
 
@@ -61,8 +59,7 @@ def compared(
     latents: torch.Tensor,
     noise: torch.Tensor,
     levels: torch.Tensor | float,
-    prediction_type: str,
-    skip_noise: float = 0.0,
+    output: DenoiserOutput,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What a denoiser gave, and what it should have given, so that they differ by the error of the velocity.
 
@@ -71,11 +68,11 @@ def compared(
         noisy: What the denoiser saw, float N×C×h×w.
         latents, noise: See `flow_loss`.
         levels: Noise levels, float N×1×1×1 or one number.
-        prediction_type, skip_noise: See `flow_loss`.
+        output: What the denoiser gives.
     """
-    if prediction_type == "sample":
-        if skip_noise:
-            prediction = add_what_was_seen(prediction, noisy, levels, skip_noise)
+    if output.prediction_type == DATA:
+        if output.skip_noise:
+            prediction = add_what_was_seen(prediction, noisy, levels, output.skip_noise)
         scale = 1 / torch.as_tensor(levels).clamp(min=_LEAST_LEVEL)
         return prediction * scale, latents * scale
     return prediction, noise - latents

@@ -31,8 +31,9 @@ class Muon(torch.optim.Optimizer):
         matrices: Weights of two or more dimensions.
         others: All that AdamW trains.
         lr: AdamW's learning rate; matrices have 25 times as much.
-        weight_decay: Share of a weight that is taken off in a step, times its learning rate. A step is as large
-            however small the gradient, so this alone bounds matrices: to singular values of some 1 / weight_decay.
+        weight_decay: Share of a weight that is taken off in a step, times its learning rate; of those of AdamW, too. A
+            step is as large however small the gradient, so this alone bounds matrices: to singular values of some
+            1 / weight_decay.
         betas: Of AdamW.
         momentum: Of matrices, in the manner of Nesterov.
     """

@@ -19,7 +19,6 @@ def make_optimizer(
         betas: Of AdamW.
     """
     learning_rate, weight_decay = config.learning_rate, config.weight_decay
-    assert weight_decay is not None  # the configuration has chosen one
     if config.optimizer == "adamw":
         weights = model.parameters()
         return torch.optim.AdamW(weights, lr=learning_rate, weight_decay=weight_decay, betas=betas, fused=True)

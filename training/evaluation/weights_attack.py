@@ -9,13 +9,11 @@ from histodistill.pipelines import HistologyPipeline
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.engine.flow import compared
+from histodistill.training.engine.looks import NOISE_LEVELS
 from histodistill.training.engine.steps import step_generator
 from histodistill.training.models.denoiser import NUM_TRAIN_TIMESTEPS
+from histodistill.training.models.denoiser_output import DenoiserOutput
 from histodistill.training.models.latents import normalised_latents
-
-
-#: Shares of noise at which the loss is measured.
-NOISE_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 
 @torch.no_grad()
@@ -35,7 +33,7 @@ def denoising_losses(pipeline: HistologyPipeline, tiles: Tiles, seed: int = 0, b
         float64 N×L, mean squared errors, one column for each of `NOISE_LEVELS`.
     """
     device, unet = pipeline.unet.device, pipeline.unet
-    prediction_type, skip_noise = pipeline.scheduler.config.prediction_type, pipeline.config.skip_noise
+    output = DenoiserOutput.of(pipeline)
     size = unet.config.sample_size
     shape = (len(NOISE_LEVELS), unet.config.in_channels, size, size)
     noises = torch.randn(shape, generator=step_generator("noise of the attack on weights", seed, 0)).to(device)
@@ -48,7 +46,7 @@ def denoising_losses(pipeline: HistologyPipeline, tiles: Tiles, seed: int = 0, b
             timesteps = torch.full((len(latents),), level * NUM_TRAIN_TIMESTEPS, device=device)
             noisy = (1 - level) * latents + level * noise
             predicted = unet(noisy, timesteps, class_labels=class_ids).sample.float()
-            found, expected = compared(predicted, noisy, latents, noise, level, prediction_type, skip_noise)
+            found, expected = compared(predicted, noisy, latents, noise, level, output)
             losses[rows, column] = (found - expected).square().mean(dim=(1, 2, 3)).cpu().numpy()
     return losses
 

@@ -9,6 +9,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, UNet2DModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
 
+from histodistill.training.models.denoiser_output import DATA, VELOCITY
 from histodistill.training.running.errors import InputError, param
 
 
@@ -16,7 +17,7 @@ from histodistill.training.running.errors import InputError, param
 NUM_TRAIN_TIMESTEPS = 1000
 # Where the sampler's steps are, by what the denoiser gives: above 1 more of them where there is much noise, in which a
 # tile is laid out. Found by trying: see docs/trainings.md.
-_FLOW_SHIFT = {"flow_prediction": 1.0, "sample": 2.0}
+_FLOW_SHIFT = {VELOCITY: 1.0, DATA: 2.0}
 
 
 def check_halvings(latent_size: int, channels: Sequence[int]) -> None:
@@ -86,11 +87,11 @@ def use_plain_attention(model: torch.nn.Module) -> None:
             module.set_processor(AttnProcessor())
 
 
-def make_scheduler(prediction_type: str = "flow_prediction") -> DPMSolverMultistepScheduler:
+def make_scheduler(prediction_type: str = VELOCITY) -> DPMSolverMultistepScheduler:
     """The sampler that fits the training: second-order DPM-Solver++ on the flow's noise levels.
 
     Args:
-        prediction_type: What the denoiser gives, as diffusers calls it: the velocity or the data.
+        prediction_type: What the denoiser gives, one of `denoiser_output.PREDICTION_TYPES`.
     """
     return DPMSolverMultistepScheduler(
         num_train_timesteps=NUM_TRAIN_TIMESTEPS,

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from histodistill.hub_cards.documents import PipelineClasses
 from histodistill.pipelines.histology_pipeline import HistologyPipeline
 from histodistill.training.models.classifiers import Classifier
+from histodistill.training.models.denoiser_output import DATA
 from histodistill.training.models.latents import LATENT_MODELS, LatentModel
 from histodistill.training.running.errors import InputError, one_line, reason_of
 from histodistill.training.running.files import read_json
@@ -65,10 +66,13 @@ def load_pipeline(folder: str | Path) -> HistologyPipeline:
     """
     folder = Path(folder)
     index = _read_index(folder / _PIPELINE_CONFIG)
+    scheduler = _load_scheduler(folder / "scheduler")
+    if index.skip_noise and scheduler.config.prediction_type != DATA:
+        raise InputError(f"{folder} has a skip connection, which its scheduler does not go with: train it anew")
     pipeline = HistologyPipeline(
         vae=load_autoencoder(folder / "vae"),
         unet=load_denoiser(folder / "unet"),
-        scheduler=_load_scheduler(folder / "scheduler"),
+        scheduler=scheduler,
         id2label=index.id2label,
         skip_noise=index.skip_noise,
     )

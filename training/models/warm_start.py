@@ -11,6 +11,7 @@ from diffusers import UNet2DModel
 
 from histodistill.training.data.names import shown, some
 from histodistill.training.data.tiles import TileSource
+from histodistill.training.models.denoiser_output import DenoiserOutput
 from histodistill.training.models.hub_files import model_folder
 from histodistill.training.models.loading import load_named_denoiser
 from histodistill.training.running.errors import InputError, param
@@ -110,15 +111,15 @@ class Start:
                 "train_diffusion leaves it"
             ) from error
 
-    def require_prediction(self, prediction_type: str, skip_noise: float) -> None:
+    def require_output(self, output: DenoiserOutput) -> None:
         """Sees that the trained denoiser gives what the new one is to give; not where its files do not say it.
 
         Raises:
             InputError: If it gives something else.
         """
         for name, path, wanted, unsaid in (
-            ("prediction_type", _SCHEDULER, prediction_type, prediction_type),
-            ("skip_noise", _INDEX, skip_noise, 0.0),
+            ("prediction_type", _SCHEDULER, output.prediction_type, output.prediction_type),
+            ("skip_noise", _INDEX, output.skip_noise, 0.0),
         ):
             try:
                 found = read_json(self.folder / path).get(name, unsaid)

@@ -100,9 +100,15 @@ def peak_memory() -> int | None:
 
 def held_memory() -> int:
     """Bytes that this process holds now, of what `peak_memory` counts."""
+    try:
+        status = _STATUS.read_text(encoding="utf-8")
+        if held := _told("RssAnon", status) + _told("RssShmem", status):
+            return held
+    except OSError:  # not Linux
+        pass
     import psutil
 
-    return private_memory(os.getpid()) or psutil.Process().memory_info().rss
+    return psutil.Process().memory_info().rss
 
 
 def private_memory(process: int) -> int:

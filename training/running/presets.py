@@ -42,7 +42,8 @@ _MOST_LATENT_GROWTH = 8
 # What else an autoencoder has that halves larger tiles more often, and its denoiser: with these, latents of many
 # channels are learned in half of the steps.
 _OF_DEEP_LATENTS = {"optimizer": "muon", "plain_finest": True, "equivariance_weight": 0.25, "posterior_std": 0.1}
-_OF_THEIR_DENOISER = {"prediction_type": "sample", "skip_noise": 0.25, "noise_level_mean": 1.0}
+_DATA = "sample"
+_OF_THEIR_DENOISER: dict[str, Any] = {"prediction_type": _DATA, "skip_noise": 0.25, "noise_level_mean": 1.0}
 # Its finest level has to pass on all channels of the latents: so many times as wide it is, but no wider than the next.
 _WIDTH_FOR_CHANNELS = 4
 # The denoiser has one more level, with attention, where latents have so many positions along a side or more.
@@ -108,6 +109,8 @@ class Preset:
         for one, other in (("max_train_steps", "train_pixels"), ("train_pixels", "max_train_steps")):
             if one in changes and other not in changes and "train_pixels" in options:
                 options.pop(other, None)  # both say how long the autoencoder is trained
+        if changes.get("prediction_type", _DATA) != _DATA and "skip_noise" not in changes:
+            options.pop("skip_noise", None)  # goes with the data alone
         if step == "compare":
             return replace(self, compare=tuple(options.pop("train")), compare_options=options)
         sections: dict[str, Any] = {step: options}
@@ -160,10 +163,10 @@ class Preset:
           bear more noise, and to be halved. Where they are larger than 16×16 it is trained on crops that make such.
           It looks at fewer validation tiles, less often.
         - The denoiser has one more level, with attention, for latents of 16×16 and more. Of tiles that are halved more
-          often it gives the data in place of the velocity, with a part of what it sees, its finest level is four times
-          as wide as latents have channels, up to the width of the next, and it is shown more noise. Where latents are
-          larger than 16×16, it is shown as many positions in all as of these, and so fewer tiles: its time stays about
-          the same.
+          often it gives the data in place of the velocity, with a part of what it sees, its finest level is widened to
+          four times the channels of latents, up to the width of the next, and it is shown more noise. Where latents
+          are larger than 16×16, it is shown as many positions in all as of these, and so fewer tiles: its time stays
+          about the same.
         - Learning rates go by the square root of the batch (Malladi et al. 2022, arXiv:2205.10287).
         - Where `classifiers_shrink`, batches of teacher and comparison shrink with the area of a tile, down to 32. The
           tiles that the teacher is shown shrink with its side; those of each comparison, of which there are several,
@@ -280,7 +283,10 @@ def _fit_denoiser(
     if is_deep:
         widths = fitted["channels"]
         finest = max(widths[0], min(_WIDTH_FOR_CHANNELS * latent_channels, max(widths[:2])))
-        fitted = {**_OF_THEIR_DENOISER, **fitted, "channels": [finest, *widths[1:]]}
+        usual = dict(_OF_THEIR_DENOISER)
+        if fitted.get("prediction_type", _DATA) != _DATA:
+            del usual["skip_noise"]  # goes with the data alone
+        fitted = {**usual, **fitted, "channels": [finest, *widths[1:]]}
     fitted["batch_size"] = min(batch_size, _power_of_two(_MOST_POSITIONS / latent_side**2, 1))
     _scale_learning_rate(fitted, fitted["batch_size"] / batch_size)
     tiles = min(1.0, (_LATENT_SIDE / latent_side) ** 2)

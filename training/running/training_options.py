@@ -55,7 +55,7 @@ class TrainingConfig(SourceOptions):
     batch_size: int = option("tiles per batch over all processes", default=64, at_least=1, group=_OPTIMISATION)
     gradient_accumulation_steps: int = option("batches per optimizer step", default=1, at_least=1, group=_OPTIMISATION)
     learning_rate: float | None = option("peak learning rate of AdamW", default=1e-3, above=0, group=_OPTIMISATION)
-    weight_decay: float | None = option("weight decay of AdamW", default=0.01, at_least=0, group=_OPTIMISATION)
+    weight_decay: float = option("weight decay", default=0.01, at_least=0, group=_OPTIMISATION)
     warmup: float = option(
         "share of the steps with rising learning rate", default=0.05, at_least=0, at_most=1, group=_OPTIMISATION
     )

@@ -12,6 +12,7 @@ from histodistill.training.benchmarks.memory_estimates import MIB, estimate_auto
 from histodistill.training.engine.flow import flow_loss
 from histodistill.training.models.autoencoder import VariationalAutoencoder, build_autoencoder, reconstruction_loss
 from histodistill.training.models.denoiser import build_denoiser
+from histodistill.training.models.denoiser_output import DenoiserOutput
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.options import run_script
 from histodistill.training.running.presets import Preset, load_preset
@@ -52,7 +53,7 @@ def real_losses(device: str, dtype: torch.dtype | None):
 
     def denoiser_loss():
         with autocast:
-            return flow_loss(denoiser, noise, class_ids, noise.clone(), levels)
+            return flow_loss(denoiser, noise, class_ids, noise.clone(), levels, DenoiserOutput())
 
     return (autoencoder, autoencoder_loss), (denoiser, denoiser_loss)
 

@@ -27,6 +27,7 @@ from histodistill.training.engine.accelerator import make_accelerator
 from histodistill.training.engine.pool import plan_pool
 from histodistill.training.models.autoencoder import build_autoencoder
 from histodistill.training.models.denoiser import build_denoiser, make_scheduler
+from histodistill.training.models.denoiser_output import DATA
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, write_json
 from histodistill.training.running.options import run_script, to_argv
@@ -65,10 +66,24 @@ def tiles() -> Tiles:
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
-@pytest.mark.parametrize("scheduler", [make_scheduler, FlowMatchEulerDiscreteScheduler])
-def test_dit_pipeline_makes_the_images_of_our_pipeline(autoencoder, denoiser, scheduler, guidance_scale):
-    ours = HistologyPipeline(autoencoder, denoiser, scheduler())
-    theirs = diffusers_style.make_dit_pipeline(ours, scheduler())
+@pytest.mark.parametrize(
+    ("scheduler", "skip_noise", "their_scheduler"),
+    [
+        (make_scheduler(), 0.0, make_scheduler()),
+        (FlowMatchEulerDiscreteScheduler(), 0.0, FlowMatchEulerDiscreteScheduler()),
+        # A denoiser that gives the data, for a pipeline that takes the velocity.
+        (make_scheduler(DATA), 0.25, make_scheduler()),
+        (make_scheduler(DATA), 0.0, make_scheduler()),
+    ],
+    ids=["ours", "Euler", "data", "data with a skip connection"],
+)
+def test_dit_pipeline_makes_the_images_of_our_pipeline(
+    autoencoder, denoiser, scheduler, skip_noise, their_scheduler, guidance_scale
+):
+    if scheduler.config.get("prediction_type") == DATA:
+        scheduler = type(scheduler).from_config(scheduler.config, flow_shift=1.0)
+    ours = HistologyPipeline(autoencoder, denoiser, scheduler, skip_noise=skip_noise)
+    theirs = diffusers_style.make_dit_pipeline(ours, their_scheduler)
     assert theirs.vae is autoencoder
 
     def images(pipeline, guidance_scale=guidance_scale):

@@ -7,6 +7,7 @@ import torch
 
 from histodistill.training.engine.flow import UNTAUGHT_LOSS, draw_step, flow_loss
 from histodistill.training.engine.steps import step_generator
+from histodistill.training.models.denoiser_output import DATA, PREDICTION_TYPES, VELOCITY, DenoiserOutput
 
 
 def test_flow_loss_is_zero_for_the_true_velocity():
@@ -22,15 +23,15 @@ def test_flow_loss_is_zero_for_the_true_velocity():
 
     class_ids = torch.tensor([0, 1, 5])
     error = 0.0
-    assert flow_loss(Denoiser(), latents, class_ids, noise, levels) == 0
+    assert flow_loss(Denoiser(), latents, class_ids, noise, levels, DenoiserOutput()) == 0
     torch.testing.assert_close(seen["noisy"][1], (latents[1] + noise[1]) / 2)
     torch.testing.assert_close(seen["timesteps"], torch.tensor([100.0, 500.0, 900.0]))
     assert seen["class_labels"] is class_ids
     error = 0.5
-    assert flow_loss(Denoiser(), latents, class_ids, noise, levels).item() == pytest.approx(0.25)
+    assert flow_loss(Denoiser(), latents, class_ids, noise, levels, DenoiserOutput()).item() == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize("prediction_type", ["flow_prediction", "sample"])
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_the_same_error_counts_alike_whatever_is_predicted(prediction_type):
     generator = torch.Generator().manual_seed(0)
     latents, noise, wrong = torch.randn(3, 3, 2, 4, 4, generator=generator)
@@ -40,9 +41,9 @@ def test_the_same_error_counts_alike_whatever_is_predicted(prediction_type):
         # A velocity that errs by `wrong`, and the data that would follow from it.
         velocity = noise - latents + wrong
         data = noisy - levels.view(-1, 1, 1, 1) * velocity
-        return SimpleNamespace(sample=velocity if prediction_type == "flow_prediction" else data)
+        return SimpleNamespace(sample=velocity if prediction_type == VELOCITY else data)
 
-    loss = flow_loss(denoiser, latents, torch.tensor([0, 1, 2]), noise, levels, prediction_type)
+    loss = flow_loss(denoiser, latents, torch.tensor([0, 1, 2]), noise, levels, DenoiserOutput(prediction_type))
     assert loss.item() == pytest.approx(wrong.square().mean().item(), rel=1e-4)
 
 
@@ -59,18 +60,19 @@ def test_a_perfect_output_that_goes_with_what_was_seen_has_no_loss_and_unit_vari
     def denoiser(noisy, timesteps, class_labels):
         return SimpleNamespace(sample=target)
 
-    loss = flow_loss(denoiser, latents, torch.tensor([0, 1, 2]), noise, levels, "sample", skip)
+    loss = flow_loss(denoiser, latents, torch.tensor([0, 1, 2]), noise, levels, DenoiserOutput(DATA, skip))
     assert loss.item() < 1e-3
 
 
 def test_errors_next_to_no_noise_are_not_divided_by_next_to_nothing():
     latents = torch.zeros(1, 2, 4, 4)
     denoiser = lambda *_, **__: SimpleNamespace(sample=latents + 0.1)  # noqa: E731
-    loss = flow_loss(denoiser, latents, torch.tensor([0]), torch.ones_like(latents), torch.tensor([1e-6]), "sample")
+    noise, levels = torch.ones_like(latents), torch.tensor([1e-6])
+    loss = flow_loss(denoiser, latents, torch.tensor([0]), noise, levels, DenoiserOutput(DATA))
     assert loss.item() == pytest.approx((0.1 / 0.05) ** 2, rel=1e-4)
 
 
-@pytest.mark.parametrize("prediction_type", ["flow_prediction", "sample"])
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_what_a_model_that_knows_nothing_loses(prediction_type):
     """It gives the mean of the data, or of the velocity, given what it sees, where both data and noise are normal."""
     class_ids = torch.zeros(40_000, dtype=torch.int64)
@@ -80,9 +82,9 @@ def test_what_a_model_that_knows_nothing_loses(prediction_type):
     def denoiser(noisy, timesteps, class_labels):
         levels = drawn.view(-1, 1, 1, 1)
         data = (1 - levels) * noisy / ((1 - levels) ** 2 + levels**2)
-        return SimpleNamespace(sample=data if prediction_type == "sample" else (noisy - data) / levels)
+        return SimpleNamespace(sample=data if prediction_type == DATA else (noisy - data) / levels)
 
-    loss = flow_loss(denoiser, latents, class_ids, noise, drawn, prediction_type)
+    loss = flow_loss(denoiser, latents, class_ids, noise, drawn, DenoiserOutput(prediction_type))
     assert loss.item() == pytest.approx(UNTAUGHT_LOSS, abs=0.01)
 
 

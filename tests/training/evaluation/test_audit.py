@@ -25,6 +25,7 @@ from histodistill.training.evaluation import run_audit
 from histodistill.training.evaluation.audit import AuditConfig
 from histodistill.training.evaluation.verdicts import read_run_audit
 from histodistill.training.evaluation.weights_attack import NOISE_LEVELS, attack_scores, denoising_losses
+from histodistill.training.models.denoiser_output import DenoiserOutput
 from histodistill.training.models.embedders import embed_images, named_embeddings
 from histodistill.training.models.latents import normalised_latents
 from histodistill.training.running.errors import InputError
@@ -371,7 +372,8 @@ def test_losses_are_those_of_the_training(tiny_pipeline, tiny_npz):
     with torch.no_grad():
         latents = normalised_latents(pipeline.vae, to_model_input(tiles.images))
         levels = torch.full((6,), NOISE_LEVELS[2])
-        expected = flow_loss(pipeline.unet, latents, torch.from_numpy(tiles.labels), noise.expand_as(latents), levels)
+        class_ids, noises = torch.from_numpy(tiles.labels), noise.expand_as(latents)
+        expected = flow_loss(pipeline.unet, latents, class_ids, noises, levels, DenoiserOutput())
     assert losses[:, 2].mean() == pytest.approx(expected.item(), rel=1e-4)
 
 
@@ -387,7 +389,7 @@ def test_attack_with_the_weights_tells_tiles_that_were_learned_by_heart(tiny_pip
     pipeline.unet.train()
     for _ in range(150):
         noise, levels = torch.randn(latents.shape, generator=generator), torch.rand(len(latents), generator=generator)
-        loss = flow_loss(pipeline.unet, latents, class_ids, noise, levels)
+        loss = flow_loss(pipeline.unet, latents, class_ids, noise, levels, DenoiserOutput())
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -11,7 +11,7 @@ from histodistill.training.models.denoiser import (
     make_scheduler,
     use_plain_attention,
 )
-from histodistill.training.train_diffusion import PREDICTION_TYPES
+from histodistill.training.models.denoiser_output import PREDICTION_TYPES
 
 
 @pytest.mark.parametrize(
