@@ -259,7 +259,7 @@ class SamplerSettings(Exact):
     num_train_timesteps: Literal[1000]
     prediction_type: Literal["flow_prediction", "sample"]
     use_flow_sigmas: Literal[True]
-    flow_shift: Literal[1, 2] = 1
+    flow_shift: Annotated[float, Field(ge=1, le=2, multiple_of=1)] = 1.0
 
 
 #: Class of diffusers → what our trainings set of its configuration. A further class is added here on purpose.

@@ -11,19 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from histodistill.hub_cards.audit_record import AuditRecord
-from histodistill.hub_cards.part_files import files_to_audit, hash_contents, hash_files
-
-
-#: The files that a verdict is about, and their hashes, are `part_files`'; here they stand beside the gate that asks.
-__all__ = [
-    "AuditError",
-    "audit_sentences",
-    "check_audit",
-    "check_records",
-    "files_to_audit",
-    "hash_files",
-    "risk_statement",
-]
+from histodistill.hub_cards.part_files import hash_contents
 
 
 class AuditError(ValueError):

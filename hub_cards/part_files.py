@@ -104,13 +104,6 @@ def audited_names(folder: str | Path, part: str | None = None) -> list[str]:
     return sorted(names)
 
 
-def files_to_audit(folder: str | Path, part: str | None = None) -> list[str]:
-    """The same without a look at what the part may hold: of all files but those that a stage keeps for itself."""
-    folder = Path(folder)
-    rules = PARTS[part or folder.name]
-    return sorted(name for _, name in _walk(folder, "", rules.working_folders) if not matches(name, rules.working))
-
-
 def _walk(folder: Path, prefix: str, ignored: tuple[str, ...]) -> Iterator[tuple[os.DirEntry[str], str]]:
     """All that is no folder below a folder, hidden files as well, with its path relative to where the walk began."""
     try:

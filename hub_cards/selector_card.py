@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ class SelectorCardData:
         community_sizes: Sizes of the communities of each class, largest first.
         dropped: Images of each class that filters dropped before.
         has_map: Whether `assets/community_map.png` is there.
+        encoders: See `DistilledDatasetCardData`.
 
     Raises:
         ValueError: The facts name no selector repository.
@@ -45,6 +46,7 @@ class SelectorCardData:
     community_sizes: Mapping[str, list[int]] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
     has_map: bool = True
+    encoders: Sequence[Mapping[str, Any]] = ()
 
     def __post_init__(self) -> None:
         if "selector" not in self.facts.repos:

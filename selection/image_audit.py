@@ -75,7 +75,7 @@ FEWEST_VALIDATION_TILES = 8
 # Tiles of each part that `audit_images` takes at least: of those that are attacked there must be two for an interval.
 _FEWEST_TILES = {"train": 2, "validation": FEWEST_VALIDATION_TILES, "held_out": 2}
 # What the audit itself calls its spaces and scores, so that no embedding can have these names.
-_OWN_SCORES = ("pixels", "structure", LOOKS)
+OWN_SCORES = ("pixels", "structure", LOOKS)
 # Validation tiles that the limits of copying are set by: more would say little more, and take their time.
 _MOST_CALIBRATING = 2000
 # Views of synthetic images by which their density is estimated, for the same reason.
@@ -254,7 +254,7 @@ def _check_embeddings(embeddings: Mapping[str, Embed]) -> dict[str, Embed]:
 
         return embed_and_check
 
-    for name in _OWN_SCORES:
+    for name in OWN_SCORES:
         if name in embeddings:
             raise ValueError(f"embeddings has the name {name!r}, which the audit uses itself: give it another name")
     return {name: checked(name, embed) for name, embed in embeddings.items()}

@@ -6,6 +6,7 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from histodistill.training.data.colour_forms import DecodingRules
-from histodistill.training.data.decoding import decode_image
+from histodistill.training.data.pictures import decode_picture
 from histodistill.training.running.errors import InputError
 
 
@@ -29,11 +30,17 @@ def encoded(image: Image.Image | np.ndarray, form: str, **options: object) -> by
     return buffer.getvalue()
 
 
+def decode_image(
+    name: str, source: bytes | Path, image_size: int | None = None, convert: Sequence[str] = ()
+) -> np.ndarray:
+    return decode_picture(name, source, image_size, DecodingRules(tuple(convert))).pixels
+
+
 def refused(source: bytes | Path, name: str = "it", *convert: str) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(InputError) as caught:
-            decode_image(name, source, rules=DecodingRules(convert))
+            decode_image(name, source, convert=convert)
     message = str(caught.value)
     assert message.startswith(name) and "\n" not in message
     return message

@@ -188,6 +188,7 @@ def test_configurations_of_our_trainings_stay_as_they_are(configs, part):
         ("scheduler", {"lambda_min_clipped": -1e308}),
         ("scheduler", {"use_flow_sigmas": 2}),
         ("scheduler", {"flow_shift": 0.123456789}),
+        ("scheduler", {"flow_shift": 1.5}),
         ("scheduler", {"num_train_timesteps": 1000.5}),
         ("scheduler", {"prediction_type": "epsilon"}),
         ("scheduler", {"prediction_type": "velocity"}),

@@ -389,3 +389,13 @@ def test_the_rules_find_what_is_wrong(kind, change, message):
     text = f"---\n{yaml.safe_dump({'sdk': 'static', **change})}---\n"
     errors, _ = card_errors(text, kind)
     assert any(message in error for error in errors)
+
+
+def test_a_selector_names_the_encoders_that_it_was_made_with():
+    uni = {"use": "embedded the images for the selection", "name": "user/uni", "license": None}
+    card = SelectorCardData(
+        facts=make_facts(), selector="", params={}, arrays={}, n_per_class=1, has_map=False, encoders=[uni]
+    )
+    text = " ".join(render_selector_card(card).split())
+    assert "Made with user/uni, which embedded the images" in text and "binds these choices is for you" in text
+    assert "Made with user" not in selector_card()

@@ -22,6 +22,7 @@ from diffusers import (
     DDPMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
     IPNDMScheduler,
     UNet2DModel,
 )
@@ -121,6 +122,29 @@ def test_golden_slice(pipe):
     images = generate(pipe, ["glands"], 0, guidance_scale=2.0)
     expected = np.array(GOLDEN)
     np.testing.assert_allclose(images[0, -3:, -3:, -1].reshape(-1), expected, atol=1e-3)
+
+
+def data_scheduler() -> DPMSolverMultistepScheduler:
+    return DPMSolverMultistepScheduler(prediction_type="sample", use_flow_sigmas=True, flow_shift=2.0)
+
+
+def test_a_skip_connection_goes_with_schedulers_of_the_data_alone():
+    components = dummy_components()
+    message = r"skip_noise=0\.25 does not go with the scheduler: its prediction_type must be 'sample'"
+    for scheduler in (components["scheduler"], FlowMatchEulerDiscreteScheduler()):
+        with pytest.raises(ValueError, match=message):
+            HistologyPipeline(**{**components, "scheduler": scheduler}, skip_noise=0.25)
+    assert (
+        HistologyPipeline(**{**components, "scheduler": data_scheduler()}, skip_noise=0.25).config.skip_noise == 0.25
+    )
+
+
+def test_more_steps_than_there_are_timesteps():
+    """Some timesteps then stand twice among the sampler's, from the first on."""
+    components = dummy_components()
+    pipe = HistologyPipeline(**{**components, "scheduler": data_scheduler()})
+    pipe.set_progress_bar_config(disable=True)
+    assert np.isfinite(generate(pipe, [0], 0, num_inference_steps=1001)).all()
 
 
 def test_class_ids_and_names_may_be_mixed(pipe):

@@ -10,8 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
 from histodistill.training.data.colour_forms import NO_RULES, DecodingRules
 from histodistill.training.data.pictures import Noted, Picture, decode_picture, mode_of, size_of
 from histodistill.training.data.pixel_source import Decoded, LeftOut
@@ -32,32 +30,6 @@ _T = TypeVar("_T")
 Entry = tuple[str, Path | bytes]
 
 
-def decode_image(
-    name: str, source: Path | bytes, image_size: int | None = None, rules: DecodingRules = NO_RULES
-) -> np.ndarray:
-    """Decodes one picture: PNG, JPEG, TIFF, BMP, WebP, JPEG 2000 or PPM, known by its content and not by its name.
-
-    It is turned as its EXIF orientation says, as viewers and `datasets` show it. Of a TIFF with several pages the
-    first is taken. A palette becomes its colours, and an alpha channel that is opaque everywhere is dropped. A colour
-    profile (ICC) or gamma in it is not applied: pixels are taken as they are stored, so tiles of scanners with
-    different profiles differ in colour as their files do.
-
-    Args:
-        name: What messages call it.
-        source: The file or its bytes.
-        image_size: Side in pixels that `fit_tile` brings it to; by default it stays as it is.
-        rules: What is converted.
-
-    Returns:
-        uint8 H×W×3.
-
-    Raises:
-        InputError: It cannot be read, has too many pixels, holds several pictures, is a whole slide, is transparent in
-            parts, or is not RGB with 8 bits a channel and the rules do not make it so.
-    """
-    return decode_picture(name, source, image_size, rules).pixels
-
-
 def decode_each(
     entries: Iterable[Entry],
     image_size: int | None = None,
@@ -70,8 +42,8 @@ def decode_each(
 
     Args:
         entries: The pictures. They are asked for from the thread that takes the results.
-        image_size: See `decode_image`.
-        rules: See `decode_image`.
+        image_size: See `decode_picture`.
+        rules: See `decode_picture`.
         noted: Counts what is to be told of them; `noted.tell()` tells it.
 
     Yields:

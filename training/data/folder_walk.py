@@ -27,7 +27,7 @@ from histodistill.training.running.errors import InputError, one_line
 
 
 #: Endings of the names of files that are taken for images, in any case of letters: those of the formats that
-#: `decode_image` reads.
+#: `decode_picture` reads.
 IMAGE_SUFFIXES = tuple(SUFFIXES)
 # Endings of images that are not read. Most others are known by their first bytes.
 _OTHER_IMAGE_SUFFIXES = (

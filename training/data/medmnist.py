@@ -251,3 +251,12 @@ def _numbered_names(path: Path, labels: np.ndarray) -> list[str]:
             "labels must be 0 to number of classes - 1, and every class needs a training tile"
         )
     return [f"class {i}" for i in range(len(found))]
+
+
+def public_name(name: str | None, class_names: list[str]) -> str | None:
+    """The name itself where it is one that everybody knows, and otherwise None: names of files stay private.
+
+    `load_tiles` calls nothing else so: a file or folder of the same name is `./pathmnist`.
+    """
+    is_medmnist = name in MEDMNIST and list(MEDMNIST[name].class_names) == class_names
+    return name if is_medmnist or name == "phantom" else None

@@ -101,7 +101,26 @@ class Noted:
 
 
 def decode_picture(name: str, source: Path | bytes, image_size: int | None, rules: DecodingRules) -> Picture:
-    """Decodes one picture, see `histodistill.training.data.decoding.decode_image`."""
+    """Decodes one picture: PNG, JPEG, TIFF, BMP, WebP, JPEG 2000 or PPM, known by its content and not by its name.
+
+    It is turned as its EXIF orientation says, as viewers and `datasets` show it. Of a TIFF with several pages the
+    first is taken. A palette becomes its colours, and an alpha channel that is opaque everywhere is dropped. A colour
+    profile (ICC) or gamma in it is not applied: pixels are taken as they are stored, so tiles of scanners with
+    different profiles differ in colour as their files do.
+
+    Args:
+        name: What messages call it.
+        source: The file or its bytes.
+        image_size: Side in pixels that `fit_tile` brings it to; None leaves it as it is.
+        rules: What is converted.
+
+    Returns:
+        Its pixels, uint8 H×W×3, and what is to be told of it.
+
+    Raises:
+        InputError: It cannot be read, has too many pixels, holds several pictures, is a whole slide, is transparent in
+            parts, or is not RGB with 8 bits a channel and the rules do not make it so.
+    """
     with _opened(name, source) as (image, stream):
         check_picture(name, *image.size)
         notes = _check_pages(name, image)

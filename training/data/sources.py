@@ -64,7 +64,7 @@ def load_tiles(
        `open_manifest`, or with `slide` in place of `path`, see `open_slide_manifest`.
     4. An existing folder with `dataset_dict.json` or `state.json`: `datasets`' `save_to_disk` layout.
     5. An existing folder with `.parquet` files in it or one level down: see `open_datasets_folder`.
-    6. Any other existing folder: images of the formats that `histodistill.training.data.decoding.decode_image` reads,
+    6. Any other existing folder: images of the formats that `pictures.decode_picture` reads,
        in `split/class/*.png` or `class/*.png`, see `open_image_folder`, or in any folders, with a table of their
        classes, see `open_labelled_folder`.
     7. `user/name`, where no folder `user` exists: a dataset id on the Hub.

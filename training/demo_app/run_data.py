@@ -19,7 +19,7 @@ from histodistill.hub_cards.card_facts import architecture_title
 from histodistill.hub_cards.gate import audit_sentences
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.images import base64_png
-from histodistill.training.evaluation.run_facts import public_name
+from histodistill.training.data.medmnist import public_name
 from histodistill.training.evaluation.verdicts import read_run_audit
 from histodistill.training.generate import PIPELINE_OPTIONS
 from histodistill.training.reporting.audit_texts import audit_outcome

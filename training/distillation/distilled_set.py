@@ -17,6 +17,7 @@ from histodistill.selection.image_audit import find_copies
 from histodistill.selection.image_rows import Images
 from histodistill.training.data.audit_tiles import real_tiles
 from histodistill.training.data.image_dataset import open_image_table, write_image_dataset
+from histodistill.training.data.medmnist import public_name
 from histodistill.training.data.sources import load_tiles
 from histodistill.training.data.tiles import TileSource
 from histodistill.training.distillation.community_figures import community_map, community_tiles
@@ -288,7 +289,7 @@ def write_card(
         generation={name: sources.pool_record["settings"][name] for name in CALL_OPTIONS},
         precision=sources.pool_record["settings"]["mixed_precision"],
         features=features,
-        source_name=tiles_name,
+        source_name=public_name(tiles_name, sources.class_names),
         encoders=for_cards(encoders),
     )
     write_text(path, render_dataset_card(card))

@@ -11,6 +11,7 @@ The teacher is a classifier trained on the real tiles: its probabilities become 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def run(config: SelectConfig) -> Path:
     for note in selection.notes:
         print(f"warning: {note}")
 
-    encoders = used_encoders(config)
+    encoders = used_encoders(config, sources.teacher_record)
     stage.begin()
     distilled_set.write_selector(selector_folder, selection, inputs, sources)
     features = distilled_set.write_images(folder / "data", selection, inputs, sources)
@@ -136,7 +137,7 @@ def run(config: SelectConfig) -> Path:
         features,
         embedder=config.embedder,
         tiles_name=tiles_name,
-        encoders=[*sources.teacher_record.get("encoders", ()), *encoders],
+        encoders=encoders,
     )
     more = {"encoders": encoders} if encoders else {}
     stage.finish(**distilled_set.count_images(selection, inputs, sources.class_names), **more)
@@ -145,10 +146,11 @@ def run(config: SelectConfig) -> Path:
     return folder
 
 
-def used_encoders(config: SelectConfig) -> list[dict[str, Any]]:
-    """What the record says of the encoders from elsewhere: see `encoder_records`."""
+def used_encoders(config: SelectConfig, teacher_record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the record says of the encoders from elsewhere, those of the teacher first: see `encoder_records`."""
     copies = config.copy_embedders if config.drop_copies else ()
-    found = encoder_records([config.embedder], "selection", config.encoder_license)
+    of_teacher = teacher_record.get("encoders", ())
+    found = encoder_records([config.embedder], "selection", config.encoder_license, beside=of_teacher)
     return encoder_records(copies, "copies", config.encoder_license, beside=found)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,8 +18,11 @@ from histodistill.hub_cards.dataset_card import NO_SOURCE, NOT_TISSUE, TITLE
 from histodistill.hub_cards.documents import Known, check_document
 from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.group_facts import GroupFacts
+from histodistill.hub_cards.names import is_license_id
 from histodistill.hub_cards.tables import ImageTable, check_names
 from histodistill.training.data.image_dataset import find_shards, read_shards, write_image_dataset
+from histodistill.training.models.encoder_licences import for_cards
+from histodistill.training.models.encoder_record import EncoderRecord
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.files import read_json, write_text
 from histodistill.training.running.stages import RECORD
@@ -28,8 +30,6 @@ from histodistill.training.running.stages import RECORD
 
 _Count = Annotated[int, Field(ge=0, lt=2**31)]
 _Word = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,40}$")]
-# An identifier of the Hub, such as cc-by-4.0.
-_LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,39}")
 
 
 class SiteSettings(Known):
@@ -48,6 +48,7 @@ class SiteRecord(Known):
     community_sizes: dict[str, list[_Count]] | None = None
     dropped: dict[str, _Count] | None = None
     copies_dropped: dict[str, _Count] | None = None
+    encoders: Annotated[list[EncoderRecord], Field(max_length=20)] = Field(default_factory=list)
 
     @property
     def pool_size(self) -> int | None:
@@ -178,6 +179,8 @@ def read_site(given: Path, folder: Path, name: str) -> Site:
         "groups": read_groups(folder.parent / "run.json"),
         "data_sha256": digest.hexdigest(),
     }
+    if record.encoders:
+        site.facts["encoders"] = [encoder.model_dump() for encoder in record.encoders]
     return site
 
 
@@ -202,7 +205,7 @@ def read_card(path: Path) -> dict[str, Any]:
         check_names([] if source_name is None else [source_name], "source")
     except ContentError as error:
         raise InputError(f"{path} names tiles that cannot be named on another card ({error}): correct it") from error
-    if license is not None and not (isinstance(license, str) and _LICENSE.fullmatch(license)):
+    if license is not None and not (isinstance(license, str) and is_license_id(license)):
         raise InputError(f"{path} has a license that is no identifier of one: correct it, such as cc-by-4.0")
     is_phantom = source_name == "phantom" or NOT_TISSUE in text
     return {"source_name": source_name, "license": license, "is_phantom": is_phantom}
@@ -300,6 +303,7 @@ def write_merged(folder: Path, sites: list[Site]) -> int:
         features=features,
         license=licenses[0] if licenses.count(licenses[0]) == len(licenses) else None,
         sites=[site.facts for site in sites],
+        encoders=for_cards(encoder for site in sites for encoder in site.facts.get("encoders", ())),
     )
     write_text(folder / "README.md", render_dataset_card(card))
     return len(merged)

@@ -50,7 +50,9 @@ LEAVINGS = (
     ),
     Leaving("parts of the pool", (r"pool/chunks/chunk-\d+\.npz", r"pool/shards/train-\d{5}-of-\d{5}\.parquet")),
     Leaving(
-        "embeddings for the results table", (r"benchmark/inputs\.npz",), "a larger results table computes them anew"
+        "embeddings for the results table",
+        (r"benchmark/inputs(-\d+)?\.npz",),
+        "a larger results table computes them anew",
     ),
     Leaving("keys of private trainings", (r"(autoencoder|pipeline)/private\.key",)),
     Leaving("what was being written when a process ended", (r"(.+/)?\.[^/]+\.(\d+|[0-9a-f]{16})\.tmp(/.+)?",)),

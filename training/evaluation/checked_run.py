@@ -24,7 +24,7 @@ from histodistill.training.evaluation.run_contents import RunContents, RunFiles
 from histodistill.training.evaluation.run_facts import RunRecords, read_run_facts
 from histodistill.training.evaluation.run_records import StageRecord, by_class, check_setting
 from histodistill.training.generate import CALL_OPTIONS
-from histodistill.training.models.embedders import describe_embedder
+from histodistill.training.models.embedders import OF_AUTOENCODER, OF_CLASSIFIER, OF_TEACHER, describe_embedder
 from histodistill.training.models.encoder_licences import for_cards
 from histodistill.training.models.encoder_names import is_encoder_label
 from histodistill.training.running.stages import require_parts
@@ -167,8 +167,7 @@ class CheckedRun:
         if not isinstance(setting, str):
             return None
         name, _, digest = setting.partition(", sha256 ")
-        of_a_run = {f"{what} of {of}" for what in ("features", "latents") for of in ("a classifier", "an autoencoder")}
-        if name in of_a_run or name == "features of a classifier trained on the same tiles":
+        if name in (OF_TEACHER, OF_CLASSIFIER, OF_AUTOENCODER):
             return name
         return describe_embedder(name) if not digest and is_encoder_label(name) else "a model that is not published"
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.evaluation.plans import PlannedCell, RowsConfig, planned_cells, recorded_plan
+from histodistill.training.models.encoder_names import TEACHER
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.notes import tell
 from histodistill.training.running.options import StepParser, config, like, option, run_script
@@ -54,10 +55,9 @@ class EvaluatePoolConfig(RowsConfig, SourceOptions):
     pool: Path | None = option("another pool of the same pipeline; default: RUN/pool", default=None, setting=False)
     output: Path | None = option("folder for the result; default: RUN/evaluation", default=None, setting=False)
     image_size: int | None = option("side in pixels; default: the size tiles have", default=None, setting=False)
-    embedder: str | Path | None = option(
-        "untrained: a ConvNet with random weights; a transformers vision model; or the folder of a classifier or "
-        "an autoencoder; default: the features of RUN/teacher",
-        default=None,
+    embedder: str | Path = option(
+        "as for histodistill select; teacher: the features of RUN/teacher",
+        default=TEACHER,
         setting=False,  # what a folder holds counts, not where it is
     )
     n_neighbors: int = option("of precision, recall, density and coverage", default=5, at_least=1)
@@ -110,7 +110,7 @@ def run(config: EvaluatePoolConfig) -> dict[str, Any]:
     from histodistill.training.models.embedders import embedder_fingerprint
 
     # For a folder, its content and not its path.
-    embedder = None if config.embedder is None else embedder_fingerprint(config.embedder)
+    embedder = None if config.embedder == TEACHER else embedder_fingerprint(config.embedder)
     tiles = load_measured(config)
     settings = {
         "stage": "evaluation",
@@ -122,7 +122,7 @@ def run(config: EvaluatePoolConfig) -> dict[str, Any]:
     }
     folder, results_path = config.output_folder, config.output_folder / "metrics.json"
     inputs = {"pool": config.pool_folder, "pipeline": config.run / "pipeline"}
-    if config.embedder is None:
+    if config.embedder == TEACHER:
         inputs["teacher"] = config.run / "teacher"
     stage = Stage(folder, settings, remedy=f"give another {param('output')}", inputs=inputs)
     accelerator = make_accelerator(config.mixed_precision)
@@ -141,7 +141,7 @@ def run(config: EvaluatePoolConfig) -> dict[str, Any]:
     results = {
         "data": tiles.name,
         "class_names": tiles.class_names,
-        "embedder": embedder or "teacher",
+        "embedder": embedder or TEACHER,
         "n_neighbors": config.n_neighbors,
         "distances": read_json(folder / "distances.json"),
         "rows": rows,
@@ -168,7 +168,7 @@ def require_stages(config: EvaluatePoolConfig) -> dict[str, str]:
         "pool": require_complete(config.pool_folder, "pool", "run histodistill generate first"),
         **require_parts(config.run, "pipeline"),
     }
-    if config.embedder is None:
+    if config.embedder == TEACHER:
         remedy = f"run train_classifier, or give {param('embedder')}"
         records["teacher"] = require_complete(config.run / "teacher", "teacher", remedy)
     return {name: record["fingerprint"] for name, record in records.items()}
@@ -221,6 +221,7 @@ def show_distances(config: EvaluatePoolConfig, tiles: MeasuredTiles, folder: Pat
     """Writes tiles.png, distances.json where it is not there yet, and metrics.png; prints the distances."""
     from histodistill.training.evaluation.pool_figures import distance_lines, draw_distances, draw_tiles
     from histodistill.training.evaluation.pool_quality import measure_pool
+    from histodistill.training.models.embedders import resolve_embedder
     from histodistill.training.running.files import read_json, read_kept, write_bytes, write_json
 
     # The tiles first: they are there at once.
@@ -228,7 +229,7 @@ def show_distances(config: EvaluatePoolConfig, tiles: MeasuredTiles, folder: Pat
     path = folder / "distances.json"
     if read_kept(path) is None:
         sets = {"validation": tiles.validation, "pool": tiles.pool, "real_train": tiles.train}
-        embedder = config.run / "teacher" if config.embedder is None else config.embedder
+        embedder = resolve_embedder(config.embedder, config.run / "teacher")
         write_json(path, measure_pool(sets, tiles.class_names, embedder, config.n_neighbors))
     distances = read_json(path)
     write_bytes(folder / "metrics.png", draw_distances(distances))

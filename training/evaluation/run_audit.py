@@ -32,7 +32,7 @@ from histodistill.training.evaluation.run_contents import RunContents, RunFiles
 from histodistill.training.evaluation.verdicts import JUDGES, make_audit, read_records, read_run_audit
 from histodistill.training.evaluation.weights_attack import attack_scores, denoising_losses
 from histodistill.training.models.devices import best_device
-from histodistill.training.models.embedders import is_classifier, named_embeddings
+from histodistill.training.models.embedders import has_classifier, named_embeddings
 from histodistill.training.models.loading import load_pipeline
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.files import write_bytes, write_json
@@ -126,7 +126,7 @@ def read_run(
     except ContentError as error:
         raise InputError(str(error)) from error
     for name in embedders:
-        if Path(name).is_dir() and is_classifier(name):
+        if Path(name).is_dir() and has_classifier(name):
             raise InputError(
                 f"{param('embedders')} {name} is a classifier, which knows the tiles that it was trained on whatever "
                 "is published: give another"

@@ -12,7 +12,7 @@ from histodistill.hub_cards.card_facts import PRIVATE_TILES, PretrainedFacts
 from histodistill.hub_cards.contents import about
 from histodistill.hub_cards.documents import check_document, parse_json
 from histodistill.hub_cards.group_facts import GroupFacts
-from histodistill.training.data.medmnist import MEDMNIST
+from histodistill.training.data.medmnist import MEDMNIST, public_name
 from histodistill.training.evaluation.compare import headline_row
 from histodistill.training.evaluation.results_file import Results
 from histodistill.training.evaluation.run_records import (
@@ -48,15 +48,6 @@ _VALIDATION = {
     ("pipeline", "validation_loss"): ("loss of the denoiser on real validation tiles", "{:.4f}"),
     ("teacher", "test_accuracy"): ("accuracy of the teacher on real test tiles", "{:.3f}"),
 }
-
-
-def public_name(name: str | None, class_names: list[str]) -> str | None:
-    """The name itself where it is one that everybody knows, and otherwise None: names of files stay private.
-
-    `load_tiles` calls nothing else so: a file or folder of the same name is `./pathmnist`.
-    """
-    is_medmnist = name in MEDMNIST and list(MEDMNIST[name].class_names) == class_names
-    return name if is_medmnist or name == "phantom" else None
 
 
 @dataclass(frozen=True, repr=False)

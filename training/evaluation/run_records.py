@@ -11,17 +11,17 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from histodistill.hub_cards.audit_record import Count, Share
-from histodistill.hub_cards.documents import ClassName, Known, Version, check_document, parse_json
+from histodistill.hub_cards.documents import ClassName, Known, Version
 from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.group_facts import GroupFacts
-from histodistill.hub_cards.names import is_license_id
 from histodistill.training.distillation.select import SelectConfig
 from histodistill.training.engine.classifier_config import LOSSES
 from histodistill.training.generate import GenerateConfig
-from histodistill.training.models.encoder_names import is_architecture_label, is_encoder_label
+from histodistill.training.models.encoder_names import is_architecture_label
+from histodistill.training.models.encoder_record import EncoderRecord, LicenseId
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.options import StepConfig, check_values
 from histodistill.training.train_autoencoder import TrainAutoencoderConfig
@@ -46,21 +46,8 @@ _Package = Literal[
 ]
 
 
-def _license_id(text: str) -> str:
-    if not is_license_id(text):
-        raise ValueError("is no identifier of a licence")
-    return text
-
-
 # Numbers of the communities of a class.
 Counts = Annotated[tuple[Count, ...], Field(max_length=100_000)]
-
-
-def _encoder_name(name: str) -> str:
-    """Lets the name of an encoder through, which holds no path."""
-    if not is_encoder_label(name):
-        raise ValueError("should be the name of an encoder")
-    return name
 
 
 class Budget(Known):
@@ -78,20 +65,12 @@ class PrivacyRecord(Known):
     total: Budget
 
 
-class EncoderRecord(Known):
-    """A model from elsewhere that a stage used: see `encoder_records`."""
-
-    use: Literal["selection", "copies", "soft_labels"]
-    name: Annotated[str, AfterValidator(_encoder_name)]
-    license: Annotated[str, AfterValidator(_license_id)] | None
-
-
 class PretrainedRecord(Known):
     """What the record of an autoencoder says of the one from elsewhere that it is, or began from."""
 
     is_taken: bool
     name: ClassName | None = None
-    license: Annotated[str, AfterValidator(_license_id)] | None = None
+    license: LicenseId | None = None
 
 
 class StageRecord(Known):
@@ -136,15 +115,6 @@ class TeacherResults(Known):
         train: str
 
     data: Data
-
-
-def read_stage_record(data: bytes) -> StageRecord:
-    """stage.json of a stage.
-
-    Raises:
-        ContentError: For something of another type or out of range among what is known.
-    """
-    return check_document(parse_json(data), StageRecord)
 
 
 def stage_settings(record: StageRecord, stage: str) -> dict[str, str]:

@@ -10,6 +10,7 @@ from histodistill.hub_cards import AuditFacts, ContentError, DistilledDatasetCar
 from histodistill.hub_cards.audit_record import AuditRecord
 from histodistill.hub_cards.dataset_card import NO_SOURCE
 from histodistill.training.data.image_dataset import dataset_features
+from histodistill.training.data.medmnist import public_name
 from histodistill.training.evaluation.checked_run import CheckedRun
 from histodistill.training.evaluation.run_contents import RunContents, RunFiles
 from histodistill.training.running.files import write_text
@@ -62,8 +63,8 @@ def renew_card(files: RunFiles, contents: RunContents, audit: AuditRecord) -> No
     path = files.folder / "distilled" / "README.md"
     try:
         run = CheckedRun.of(files, contents)
-        # The folder is named as its tiles are; what is published has a name that was given for that.
-        facts = run.facts({}, run.records.source or NO_SOURCE)
+        # The set may leave the house as it is, to be merged: names of files stay in it.
+        facts = run.facts({}, public_name(run.records.source, run.class_names) or NO_SOURCE)
         facts = replace(facts, audit=AuditFacts.of(audit, "distilled"))
         text = render_dataset_card(dataset_card(run, facts, has_pictures=False))
     except ContentError as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from histodistill.selection.image_audit import OWN_SCORES
 from histodistill.selection.image_rows import Images, batches
 from histodistill.selection.streams import torch_seed
 from histodistill.selection.views import resample
@@ -20,7 +21,9 @@ from histodistill.training.models.architectures import TIMM
 from histodistill.training.models.classifiers import ENCODER, Classifier
 from histodistill.training.models.devices import best_device
 from histodistill.training.models.encoder_names import (
+    BUILT_IN,
     COLOURS,
+    TEACHER,
     UNTRAINED,
     UNTRAINED_SIDE,
     encoder_label,
@@ -36,13 +39,9 @@ from histodistill.training.running.options import require
 from histodistill.training.running.progress import Progress
 
 
-#: Name of the embedder that is a run's own teacher.
-TEACHER = "teacher"
-
-
-def is_classifier(name_or_path: str | Path) -> bool:
-    """Whether a folder holds a `Classifier` of this project."""
-    return has_classifier(name_or_path)
+#: What describes embedders that are folders of this project.
+OF_TEACHER = "features of a classifier trained on the same tiles"
+OF_CLASSIFIER, OF_AUTOENCODER = "features of a classifier", "latents of an autoencoder"
 
 
 def is_autoencoder(name_or_path: str | Path) -> bool:
@@ -58,15 +57,15 @@ def resolve_embedder(name: str | Path, teacher: Path) -> str | Path:
 def describe_embedder(name: str | Path) -> str:
     """The value of an option `embedder` in words, without a path of this machine."""
     if name == TEACHER:
-        return "features of a classifier trained on the same tiles"
+        return OF_TEACHER
     if name == UNTRAINED:
         return "features of a convolutional network with random weights"
     if name in COLOURS:
         return str(name).replace("_", " ")
     if is_autoencoder(name):
-        return "latents of an autoencoder"
-    if is_classifier(name):
-        return "features of a classifier"
+        return OF_AUTOENCODER
+    if has_classifier(name):
+        return OF_CLASSIFIER
     # A folder of timm's is named as one of transformers is.
     folder = Path(str(name).removeprefix(TIMM))
     return folder.name if folder.exists() else str(name)
@@ -75,11 +74,13 @@ def describe_embedder(name: str | Path) -> str:
 def embedder_fingerprint(name: str | Path) -> str:
     """What stands for the value of an option `embedder` in a record: for a folder, not its path but its content."""
     folder = Path(str(name).removeprefix(TIMM))
-    if not folder.is_dir():
+    if name in (TEACHER, *BUILT_IN) or not folder.is_dir():
         return str(name)
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
-        if file.suffix in (".json", ".safetensors") and file.name != "stage.json":
+        # What a training leaves to go on from is none of its result, and may be cleaned away.
+        is_of_model = file.name != "stage.json" and "checkpoints" not in file.relative_to(folder).parts
+        if is_of_model and file.suffix in (".json", ".safetensors"):
             digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
     return f"{describe_embedder(name)}, sha256 {digest.hexdigest()}"
 
@@ -104,11 +105,16 @@ def named_embeddings(names: Sequence[str]) -> dict[str, Callable[[Images], np.nd
         # An audit knows names of the Hub, and timm's own models are there.
         of_hub = name if not name.startswith(TIMM) or "/" in name else name.replace(TIMM, "timm/")
         label = of_hub.removeprefix(TIMM)
-        if folder.is_dir():  # by what it holds: its name may be somebody's own
+        if folder.is_dir() and name not in BUILT_IN:  # by what it holds: its name may be somebody's own
             own = "autoencoder" if is_autoencoder(name) else TEACHER if folder.name == TEACHER else None
             label = own if own and is_of_histodistill(folder) else encoder_label(name)
-        if label in embeddings or label == "pixels":
-            raise InputError(f"{param('embedders')} names {label} twice: give folders with different names")
+        if label in OWN_SCORES:
+            raise InputError(
+                f"{param('embedders')} {label} is a name that the audit uses itself: save the model to a folder, and "
+                "give that"
+            )
+        if label in embeddings:
+            raise InputError(f"{param('embedders')} names {label} twice: name each once")
         embeddings[label] = _loaded_when_called(name)
     return embeddings
 
@@ -170,7 +176,7 @@ def load_embedder(name_or_path: str | Path) -> Embedder:
             last hidden states (see `VisionEncoder`); or `timm:` and a name or Hub id of `timm`, or the folder of such
             a model; or the folder of an autoencoder, whose latents are taken as they are; or `UNTRAINED`, the features
             of a ConvNet with random weights, always the same ones: they tell of colours and textures, and of nothing
-            that was learned from private tiles (compare Zhao & Bilen, WACV 2023).
+            that was learned from private tiles (compare Zhao & Bilen, WACV 2023); or one of `COLOURS`.
 
     Returns:
         What takes images, uint8 N×H×W×3, and returns embeddings, float32 N×D. It computes on `best_device`.
@@ -181,7 +187,7 @@ def load_embedder(name_or_path: str | Path) -> Embedder:
     device = best_device()
     if name_or_path == UNTRAINED:
         function = partial(_embed_untrained, device)
-    elif is_classifier(name_or_path):
+    elif has_classifier(name_or_path):
         function = partial(embed, load_classifier(name_or_path).to(device))
     else:
         function = partial(_encode, _load_encoder(name_or_path).to(device), device)
@@ -239,7 +245,7 @@ def classifier_on(
     Raises:
         InputError: If there is no such model, or it does not take tiles of this size.
     """
-    if name_or_path != UNTRAINED and not is_classifier(name_or_path):
+    if name_or_path != UNTRAINED and not has_classifier(name_or_path):
         encoder = _load_encoder(name_or_path, option)
         return Classifier(ENCODER, image_size=image_size, class_names=class_names, encoder=encoder).eval()
     if name_or_path == UNTRAINED and image_size > UNTRAINED_SIDE:

@@ -13,6 +13,7 @@ from histodistill.training.models.architectures import ARCHITECTURES, PROBE, SCR
 from histodistill.training.models.encoder_names import BUILT_IN, OWN_ENCODERS, encoder_label, is_of_histodistill
 from histodistill.training.running.notes import tell
 from histodistill.training.running.options import require
+from histodistill.training.running.stages import read_record
 
 
 #: What an encoder did, by the word for it in a record.
@@ -43,16 +44,22 @@ def encoder_records(
         if model in (*ARCHITECTURES, *OWN_ENCODERS, *BUILT_IN) or name.startswith(SCRATCH):
             continue
         if Path(model).is_dir() and is_of_histodistill(Path(model)):
-            continue
-        record = {"use": use, "name": encoder_label(model), "license": licence or licence_of(model)}
-        if record not in records:
-            records.append(record)
+            # One of this project may have been made with others, and then does what they do.
+            found = [{**record, "use": use} for record in (read_record(Path(model)) or {}).get("encoders", ())]
+        else:
+            found = [{"use": use, "name": encoder_label(model), "license": licence or licence_of(model)}]
+        records += [record for record in found if record not in records]
     return records
 
 
 def for_cards(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Such records as cards take them: `use` says what the encoder did, in words."""
-    return [{**record, "use": USES[record["use"]]} for record in records]
+    """Such records as cards take them: `use` says what the encoder did, in words, and none comes twice."""
+    found: list[dict[str, Any]] = []
+    for record in records:
+        told = {**record, "use": USES[record["use"]]}
+        if told not in found:
+            found.append(told)
+    return found
 
 
 def tell_licences(records: Iterable[dict[str, Any]]) -> None:

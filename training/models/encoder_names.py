@@ -16,8 +16,10 @@ from histodistill.training.running.files import read_json, sha256_of
 from histodistill.training.running.stages import read_record
 
 
+#: The encoder that is the run's own teacher.
+TEACHER = "teacher"
 #: Encoders of the run itself, which stand for the folders of the same names in it.
-OWN_ENCODERS = ("autoencoder", "teacher")
+OWN_ENCODERS = ("autoencoder", TEACHER)
 #: The encoder with random weights, which needs no training and no files.
 UNTRAINED = "untrained"
 #: Encoders that only look at colours, which need neither.

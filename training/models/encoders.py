@@ -270,7 +270,13 @@ class TimmEncoder(Encoder):
         # Where the names of Hub repositories and files are no names of networks, none can be fetched or read.
         if not isinstance(architecture, str) or not architecture.replace("_", "").isalnum():
             raise InputError(f"{architecture!r} is no network of timm: give the folder of a model that is not damaged")
-        model = load_timm().create_model(architecture, pretrained=False, **{**model_args, "num_classes": 0})
+        timm = load_timm()
+        # What is no argument of a network tells where files of weights are, which are read here as safetensors alone.
+        parameters = inspect.signature(timm.create_model).parameters.values()
+        others = {one.name for one in parameters if one.kind is not one.VAR_KEYWORD} - {"num_classes"}
+        if found := sorted(others & model_args.keys()):
+            raise InputError(f"model_args holds {', '.join(found)}: give the folder of a model that is whole")
+        model = timm.create_model(architecture, pretrained=False, **{**model_args, "num_classes": 0})
         return cls(model, architecture, model_args, Preprocessing.from_data(data["preprocessing"]))
 
     def to_data(self) -> dict[str, Any]:

@@ -26,9 +26,9 @@ from histodistill.hub_cards import (
 )
 from histodistill.hub_cards.audit_record import AuditRecord
 from histodistill.hub_cards.contents import about
+from histodistill.training.data.medmnist import public_name
 from histodistill.training.evaluation.checked_run import CheckedRun, read_checked_run
 from histodistill.training.evaluation.run_contents import RunFiles
-from histodistill.training.evaluation.run_facts import public_name
 from histodistill.training.evaluation.run_records import by_class
 from histodistill.training.evaluation.set_card import dataset_card
 from histodistill.training.evaluation.verdicts import read_run_audit
@@ -218,6 +218,7 @@ def selector_upload(run: CheckedRun, facts: RunFacts) -> Upload:
         community_sizes=run.community_sizes,
         dropped=dropped,
         has_map=run.map is not None,
+        encoders=run.encoders,
     )
     files = {**run.selector.files, **_map_files(run), "README.md": render_selector_card(card).encode()}
     return Upload("selector", facts.repos["selector"], files)

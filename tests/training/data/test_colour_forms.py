@@ -8,10 +8,9 @@ import numpy as np
 import PIL
 import pytest
 from PIL import Image
-from small_pictures import DEEP, PIXELS, changed, encoded, png16, refused, tiff
+from small_pictures import DEEP, PIXELS, changed, decode_image, encoded, png16, refused, tiff
 
 from histodistill.training.data.colour_forms import CONVERSIONS, DecodingRules
-from histodistill.training.data.decoding import decode_image
 from histodistill.training.running.errors import InputError
 
 
@@ -21,7 +20,7 @@ ALL = tuple(CONVERSIONS)
 
 
 def decoded(data: bytes, *convert: str) -> np.ndarray:
-    return decode_image("it", data, rules=DecodingRules(convert))
+    return decode_image("it", data, convert=convert)
 
 
 # --- RGB in other forms ---

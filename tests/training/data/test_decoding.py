@@ -7,11 +7,11 @@ import warnings
 import numpy as np
 import pytest
 from PIL import Image
-from small_pictures import PIXELS, encoded, refused, tiff
+from small_pictures import PIXELS, decode_image, encoded, refused, tiff
 
 from histodistill.training.data import limits
 from histodistill.training.data.colour_forms import DecodingRules
-from histodistill.training.data.decoding import decode_each, decode_image, decode_stream
+from histodistill.training.data.decoding import decode_each, decode_stream
 from histodistill.training.data.pictures import Noted
 from histodistill.training.data.pixel_source import LeftOut
 from histodistill.training.running.errors import InputError

@@ -136,6 +136,20 @@ def test_record_and_card_say_what_came_from_where(sites, tmp_path, run_main):
     assert "not tissue" not in card
 
 
+def test_encoders_of_all_sites_are_named_once(sites, tmp_path, run_main):
+    uni = {"use": "selection", "name": "user/uni", "license": "cc-by-nc-nd-4.0"}
+    other = {**uni, "use": "soft_labels", "name": "dinov2-0123abcd", "license": None}
+    for site, encoders in zip(sites, ([uni], [uni, other]), strict=True):
+        path = site / "distilled" / "stage.json"
+        write_json(path, {**read_json(path), "encoders": encoders})
+    run_main(script, *sites, "--output", tmp_path / "merged")
+    north, south = read_json(tmp_path / "merged" / "stage.json")["sites"]
+    assert (north["encoders"], south["encoders"]) == ([uni], [uni, other])
+    card = card_of(tmp_path / "merged")
+    assert card.count("Made with user/uni, which embedded the images for the selection, and whose licence is cc-") == 1
+    assert "Made with dinov2-0123abcd, which is in the classifier that gave the soft labels" in card
+
+
 def test_the_groups_of_a_site_are_told_in_numbers(sites, tmp_path, run_main):
     groups = {
         "kind": "patient", "train": 18, "held_out": 2, "per_class": dict.fromkeys(NAMES, 18), "least_tiles": 15,
@@ -468,7 +482,7 @@ def test_what_select_leaves_is_a_site(tmp_path, run_main, tiny_pool, tiny_teache
     record = read_json(tmp_path / "merged" / "stage.json")
     assert json.dumps(record).count("/") == 0
     for site, (name, n_per_class) in zip(record["sites"], COUNTS.items(), strict=True):
-        assert (site["name"], site["n_per_class"], site["source_name"]) == (name, [n_per_class] * 5, "tiny")
+        assert (site["name"], site["n_per_class"], site["source_name"]) == (name, [n_per_class] * 5, None)
         assert (site["selector"], site["pool_size"]) == ("kernel_herding", 30)
         assert site["fingerprint"] == read_json(tmp_path / name / "distilled" / "stage.json")["fingerprint"]
     card = card_of(tmp_path / "merged")

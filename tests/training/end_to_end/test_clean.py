@@ -115,6 +115,15 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
         clean.run(clean.CleanConfig(run=tmp_path))
 
 
+def test_embeddings_of_all_runs_of_a_table_are_private_leavings(copy):
+    found = [copy / "benchmark" / name for name in ("inputs.npz", "inputs-1.npz")]
+    found[0].parent.mkdir(exist_ok=True)
+    for path in found:
+        path.write_bytes(b"embeddings")
+    clean.run(clean.CleanConfig(run=copy))
+    assert not any(path.exists() for path in found)
+
+
 def test_every_entry_of_a_run_is_known(tiny_run):
     names = {entry.name for entry in tiny_run.folder.iterdir()}
     assert names <= {*PRIVATE, *PUBLISHABLE}

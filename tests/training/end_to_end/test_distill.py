@@ -346,6 +346,9 @@ def test_the_denoiser_may_begin_from_a_pipeline(tiny_run, tmp_path, monkeypatch,
     assert message == (
         "--init-from others/none is no folder: give the folder of a pipeline or its id on the Hub, user/name"
     )
+    giving = ("--set", "diffusion.init_from=others/pipeline", "--set", "diffusion.prediction_type=sample")
+    message = refused(capsys, tiny_run.data, tmp_path / "new", *giving)
+    assert "has the --prediction-type flow_prediction, and here it is sample: give the one that it has" in message
     assert not (tmp_path / "new").exists()
     # A finished denoiser needs it no more.
     shutil.copytree(tiny_run.folder / "pipeline", tmp_path / "run" / "pipeline")

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from histodistill.hub_cards.card_facts import PretrainedFacts
-from histodistill.hub_cards.documents import write_document
+from histodistill.hub_cards.documents import read_document, write_document
 from histodistill.hub_cards.errors import ContentError
 from histodistill.training.evaluation.run_facts import (
     describe_test_tiles,
@@ -13,7 +13,7 @@ from histodistill.training.evaluation.run_facts import (
     pretrained_facts,
     privacy_facts,
 )
-from histodistill.training.evaluation.run_records import read_stage_record
+from histodistill.training.evaluation.run_records import StageRecord
 
 
 def pipeline_record(**changes) -> dict:
@@ -57,16 +57,18 @@ def autoencoder_record(**stated) -> bytes:
 
 def test_where_an_autoencoder_comes_from():
     assert pretrained_facts({}) is None
-    record = read_stage_record(autoencoder_record(name="madebyollin/taesd", license="mit"))
+    record = read_document(autoencoder_record(name="madebyollin/taesd", license="mit"), StageRecord)
     facts = pretrained_facts(record.model_dump(exclude_none=True))
     assert facts == PretrainedFacts(is_taken=True, name="madebyollin/taesd", license="mit")
-    assert pretrained_facts(read_stage_record(autoencoder_record()).model_dump(exclude_none=True)).name is None
+    assert (
+        pretrained_facts(read_document(autoencoder_record(), StageRecord).model_dump(exclude_none=True)).name is None
+    )
 
 
 @pytest.mark.parametrize("stated", [{"name": "/home/me/vae"}, {"license": "see /home/me"}, {"license": "MIT\n# x"}])
 def test_a_path_is_no_name_of_an_autoencoder(stated):
     with pytest.raises(ContentError):
-        read_stage_record(autoencoder_record(**stated))
+        read_document(autoencoder_record(**stated), StageRecord)
 
 
 @pytest.mark.parametrize(

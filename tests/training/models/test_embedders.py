@@ -19,8 +19,8 @@ from histodistill.training.models.embedders import (
     describe_embedder,
     embed_images,
     embedder_fingerprint,
+    has_classifier,
     is_autoencoder,
-    is_classifier,
     load_embedder,
 )
 from histodistill.training.models.prediction import embed
@@ -125,20 +125,20 @@ def test_what_cannot_be_loaded(tmp_path, images):
         assert "\n" not in str(error.value)
 
 
-def test_is_classifier(tmp_path, tiny_teacher):
-    assert is_classifier(tiny_teacher)
-    assert is_classifier(str(tiny_teacher))
-    assert not is_classifier(tmp_path)
-    assert not is_classifier(tmp_path / "none")
-    assert not is_classifier("user/model")
+def test_has_classifier(tmp_path, tiny_teacher):
+    assert has_classifier(tiny_teacher)
+    assert has_classifier(str(tiny_teacher))
+    assert not has_classifier(tmp_path)
+    assert not has_classifier(tmp_path / "none")
+    assert not has_classifier("user/model")
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet18", "model_type": "timm_wrapper"}))
-    assert not is_classifier(tmp_path)
+    assert not has_classifier(tmp_path)
 
 
 def test_is_autoencoder(tmp_path, autoencoder, tiny_teacher):
     assert is_autoencoder(autoencoder)
     assert is_autoencoder(str(autoencoder))
-    assert not is_classifier(autoencoder)
+    assert not has_classifier(autoencoder)
     for other in (tiny_teacher, tmp_path, tmp_path / "none", "user/model"):
         assert not is_autoencoder(other)
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL"}))
@@ -175,13 +175,22 @@ def test_an_embedder_in_words_has_no_path(tiny_autoencoder, tiny_teacher, tmp_pa
     assert describe_embedder("teacher") == "features of a classifier trained on the same tiles"
 
 
-def test_an_embedder_is_recorded_by_its_content(tiny_autoencoder, tiny_teacher, tmp_path):
-    assert embedder_fingerprint("untrained") == "untrained"
+def test_an_embedder_is_recorded_by_its_content(tiny_autoencoder, tiny_teacher, tmp_path, monkeypatch):
+    # Folders of such names, wherever the program is, are not meant.
+    for name in ("untrained", "teacher"):
+        shutil.copytree(tiny_teacher, tmp_path / "here" / name)
+    monkeypatch.chdir(tmp_path / "here")
+    assert embedder_fingerprint("untrained") == "untrained" and embedder_fingerprint("teacher") == "teacher"
+    assert list(embedders.named_embeddings(["untrained"])) == ["untrained"]
     assert embedder_fingerprint("facebook/dinov2-small") == "facebook/dinov2-small"
     shutil.copytree(tiny_teacher, tmp_path / "copy")
     found = embedder_fingerprint(str(tiny_teacher))
     assert embedder_fingerprint(str(tmp_path / "copy")) == found
     assert str(tiny_teacher) not in found and found != embedder_fingerprint(str(tiny_autoencoder))
+    # What a training goes on from is no part of it: `clean` takes that away.
+    (tmp_path / "copy" / "checkpoints" / "checkpoint-10").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "copy" / "checkpoints" / "checkpoint-10" / "state.json").write_text("{}")
+    assert embedder_fingerprint(str(tmp_path / "copy")) == found
     weights = tmp_path / "copy" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     assert embedder_fingerprint(str(tmp_path / "copy")) != found
@@ -224,6 +233,14 @@ def test_embeddings_are_called_by_what_a_folder_holds(tiny_teacher, tmp_path):
     named = tmp_path / "teacher"
     shutil.copytree(tiny_teacher, named)
     assert list(embedders.named_embeddings([str(named), "untrained"])) == ["teacher", "untrained"]
+
+
+def test_an_embedder_is_named_once(tiny_teacher, tmp_path):
+    with pytest.raises(InputError, match=r"embedders names untrained twice: name each once"):
+        embedders.named_embeddings(["untrained", "untrained"])
+    for own in ("pixels", "structure"):
+        with pytest.raises(InputError, match=f"embedders {own} is a name that the audit uses itself"):
+            embedders.named_embeddings([own])
 
 
 @pytest.mark.parametrize(("count", "size", "words"), [(0, 2, "no images"), (2, 0, "at least 1")])

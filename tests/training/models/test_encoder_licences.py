@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import huggingface_hub
 import pytest
 
 from histodistill.training.models.encoder_licences import encoder_records, licence_of, tell_licences
 from histodistill.training.running.errors import InputError
+from histodistill.training.running.files import read_json, write_json
 
 
 @pytest.fixture
@@ -46,12 +48,19 @@ def test_the_card_of_a_model_of_the_hub_is_looked_at(model, monkeypatch):
     assert [repo for repo, _ in asked] == ["user/model", "user/model", "timm/vit_tiny"]
 
 
-def test_records_name_what_comes_from_elsewhere(model, tiny_teacher, tiny_autoencoder, capsys):
+def test_records_name_what_comes_from_elsewhere(model, tiny_teacher, tiny_autoencoder, tmp_path, capsys):
     own = ["untrained", "teacher", "convnet", "probe:untrained", "scratch:user/model", tiny_teacher, tiny_autoencoder]
     assert encoder_records(own, "selection") == []
     found = encoder_records([model, f"probe:{model}"], "copies", "cc-by-nc-4.0")
     assert len(found) == 1 and found[0]["name"].startswith("dinov2-")
     assert found[0] | {"name": ""} == {"use": "copies", "name": "", "license": "cc-by-nc-4.0"}
+    # A classifier of this project that was made with another model does what that does.
+    probe = tmp_path / "probe"
+    shutil.copytree(tiny_teacher, probe)
+    record = read_json(probe / "stage.json")
+    uni = {"use": "soft_labels", "name": "user/uni", "license": "mit"}
+    write_json(probe / "stage.json", {**record, "encoders": [uni]})
+    assert encoder_records([probe], "selection") == [{**uni, "use": "selection"}]
     tell_licences([*found, *found, {"use": "selection", "name": "user/model", "license": None}])
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and "secret" not in lines[0]

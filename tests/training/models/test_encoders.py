@@ -266,7 +266,10 @@ class FakeTimm:
     def __init__(self) -> None:
         self.calls: list = []
 
-    def create_model(self, name: str, pretrained: bool, num_classes: int, **options) -> nn.Module:
+    def create_model(
+        self, name: str, pretrained: bool, num_classes: int, checkpoint_path: str = "", **options
+    ) -> nn.Module:
+        assert not checkpoint_path
         self.calls.append((name, pretrained, num_classes, options))
         return nn.Sequential(nn.Conv2d(3, options["width"], 8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
@@ -320,6 +323,9 @@ def test_a_model_of_timm_whose_config_does_not_say_all(timm_folder, monkeypatch)
     config = json.loads((timm_folder / "config.json").read_text())
     (timm_folder / "config.json").write_text(json.dumps({**config, "model_args": {"width": 5}}))
     with pytest.raises(InputError, match=r"weights do not fit .* says in model_args how it is made"):
+        load_vision_encoder(timm_folder)
+    (timm_folder / "config.json").write_text(json.dumps({**config, "model_args": {"checkpoint_path": "/weights.pth"}}))
+    with pytest.raises(InputError, match="model_args holds checkpoint_path: give the folder of a model that is whole"):
         load_vision_encoder(timm_folder)
     (timm_folder / "config.json").write_text(json.dumps({**config, "architecture": "hf-hub:user/model"}))
     with pytest.raises(InputError, match="is no network of timm"):

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from histodistill.training.engine.pool import generate_images
-from histodistill.training.models.embedders import is_autoencoder, is_classifier, load_embedder
+from histodistill.training.models.embedders import has_classifier, is_autoencoder, load_embedder
 from histodistill.training.models.loading import load_autoencoder, load_classifier, load_pipeline
 from histodistill.training.running.errors import InputError
 
@@ -172,6 +172,13 @@ def test_config_of_another_model_is_refused(file, values, pipeline):
     assert str(pipeline / Path(file).parent) in refusal(load_pipeline, pipeline)
 
 
+def test_a_skip_connection_goes_with_a_sampler_of_the_data_alone(pipeline):
+    change(pipeline / "model_index.json", skip_noise=0.25)
+    assert "has a skip connection, which its scheduler does not go with" in refusal(load_pipeline, pipeline)
+    change(pipeline / "scheduler" / "scheduler_config.json", prediction_type="sample")
+    assert load_pipeline(pipeline).config.skip_noise == 0.25
+
+
 @pytest.mark.parametrize("file", ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"])
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"7", b"\xff\xfe{}", b"[" * 200_000, None], ids=lambda c: str(c)[:12]
@@ -272,7 +279,7 @@ def test_classifier_without_some_weights_is_refused(classifier):
 @pytest.mark.parametrize("content", ["", "[]", "null", "\ud83d"], ids=ascii)
 def test_folder_with_a_damaged_config_is_neither(content, tmp_path):
     (tmp_path / "config.json").write_bytes(content.encode("utf-8", "surrogatepass"))
-    assert not is_classifier(tmp_path) and not is_autoencoder(tmp_path)
+    assert not has_classifier(tmp_path) and not is_autoencoder(tmp_path)
     assert "cannot be loaded" in refusal(load_embedder, tmp_path)
 
 

@@ -358,6 +358,8 @@ def test_parts_that_do_not_fit_each_other(run):
     write_json(file, index | {"id2label": {**index["id2label"], "0": "ward 7"}})
     add_audit(run)
     assert "makes other classes or sizes than" in refusal(run)
+    write_json(file, index | {"skip_noise": 0.25})
+    assert "holds a skip connection that its scheduler does not go with" in refusal(run)
 
 
 def test_code_of_a_run_does_not_go_up(run, capsys):

@@ -116,6 +116,15 @@ def test_up_to_32_px_latents_of_16_add_a_level_and_nothing_else():
         assert fitted == preset.with_options("diffusion", levels)
 
 
+@pytest.mark.parametrize("image_size", [28, 64])
+def test_a_denoiser_that_gives_the_velocity_has_no_skip_connection(image_size):
+    before = (
+        PRESETS["cpu"].with_options("diffusion", {"prediction_type": "flow_prediction"}).for_image_size(image_size)
+    )
+    after = PRESETS["cpu"].for_image_size(image_size).with_options("diffusion", {"prediction_type": "flow_prediction"})
+    assert before == after and "skip_noise" not in after.diffusion
+
+
 def test_steps_in_place_of_pixels():
     preset = PRESETS["cpu"].for_image_size(64)
     by_steps = preset.with_options("autoencoder", {"max_train_steps": 5}).autoencoder
