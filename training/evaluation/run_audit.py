@@ -166,6 +166,8 @@ def audit_set(
 ) -> AuditResult:
     """All figures of a set of images, by the real tiles and the pool of a run.
 
+    All is measured anew on the files that are there, also what the selection has measured of the same pool.
+
     Args:
         run: The run.
         published: The images.
