@@ -200,12 +200,12 @@ def run(config: ResultsTableConfig) -> dict[str, Any]:
         if cell.size is not None and cell.row.options is not None:
             make_selector(cell.row.selection(cell.size, seed=0))  # refuses what the selector does not take
     schedule = Schedule(config.lines, check_kept(config.lines, config.folder))
+    stage.begin()  # before anything is kept that is of these settings alone
     for number, (run, pool) in enumerate(zip(config.runs, pools, strict=True)):
         write_inputs(
             inputs_file(config.folder, number), needed_inputs(config.lines), config.embedder, run / "teacher",
             pool.images, source.split("train").images,
         )  # fmt: skip
-    stage.begin()
 
     notes = train_cells(config, schedule, stage) if schedule.remaining() else []
     for split in SPLITS:

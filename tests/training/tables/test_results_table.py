@@ -651,6 +651,21 @@ def test_other_settings_are_refused(grown, folder, tiny_npz, capsys):
     assert {path: path.stat().st_mtime_ns for path in grown[0].rglob("*")} == before
 
 
+def test_inputs_of_a_killed_benchmark_serve_no_other_embedder(start, tmp_path, monkeypatch):
+    options = ["--rows", "random", "--sizes", 1, "--seeds", 0, "--output", tmp_path]
+
+    def killed(file: Path, *call: object) -> None:
+        write_inputs(file, *call)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(table_inputs, "write_inputs", killed)
+    with pytest.raises(KeyboardInterrupt):
+        start(*options)
+    assert (tmp_path / "inputs.npz").is_file() and not read_record(tmp_path)["complete"]
+    with pytest.raises(InputError, match='embedder was "untrained" and is now "mean_colour"'):
+        start(*options, "--embedder", "mean_colour")
+
+
 DIVERGES = "random@learning_rate=1e30"
 
 
