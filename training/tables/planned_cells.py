@@ -45,6 +45,11 @@ class Place(NamedTuple):
     steps: int | None
     seed: int
 
+    @property
+    def line(self) -> tuple[str, str, int | None]:
+        """What the cells of a line have in common: architecture, row and size."""
+        return self[:3]
+
     @classmethod
     def of(cls, kept: Mapping[str, Any]) -> Place:
         """That of a cell as `train_cell` wrote it."""
@@ -97,8 +102,7 @@ class Line:
 
     Attributes:
         first: Its cell of the first seed and the fewest steps.
-        rungs: Numbers of optimizer steps, ascending: how many it takes is settled by the first seed. (None,) for a
-            probe.
+        rungs: Numbers of optimizer steps, ascending: how many it takes is settled by one seed. (None,) for a probe.
         seeds: Of its trainings.
         is_headline: Whether it comes before others.
     """
@@ -228,7 +232,8 @@ def check_kept(lines: Sequence[Line], folder: Path) -> dict[Place, float]:
     """Sees that the cells in the table's folder are of one recipe with those that are planned.
 
     Returns:
-        Place of a planned cell that is there, and not damaged → its accuracy on the validation tiles.
+        Place of a cell of a planned line that is there, and not damaged, also one of a seed or a number of steps that
+        is not planned → its accuracy on the validation tiles.
 
     Raises:
         InputError: Where one was trained in another way than the planned ones of its row, or of its classifier, but
@@ -241,16 +246,16 @@ def check_kept(lines: Sequence[Line], folder: Path) -> dict[Place, float]:
         planned[cell.shown, cell.row.name] = _recipe(cell)
         if not cell.row.recipe:
             common.setdefault((cell.shown, cell.row.tiles in WHOLE_ROWS), _recipe(cell))
-    cells = all_cells(lines)
-    own, places = {cell.path(folder) for cell in cells}, {cell.place for cell in cells}
+    own, own_lines = {cell.path(folder) for cell in all_cells(lines)}, {line.first.place.line for line in lines}
     found = {}
     # Of several that are of another recipe, one that is planned is named.
     for path in sorted((folder / "cells").glob("*.json"), key=lambda path: (path not in own, path)):
         kept = read_kept(path)
         if kept is None:
             continue
-        if Place.of(kept) in places:
-            found[Place.of(kept)] = kept["validation"]["accuracy"]
+        place = Place.of(kept)
+        if place.line in own_lines:
+            found[place] = kept["validation"]["accuracy"]
         name = kept["row"]
         recipe = {option: value for option, value in kept["config"].items() if option not in _OF_A_CELL}
         plain = common.get((kept["architecture"], name in WHOLE_ROWS)) if "@" not in name else None

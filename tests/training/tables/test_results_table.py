@@ -354,15 +354,23 @@ def test_cells_that_are_kept_are_found_with_their_scores(tmp_path):
     keep(tmp_path, cells[2], 0.7)
     keep(tmp_path, cell("convnet", "random", 9, 0))  # of no line
     assert check_kept(lines, tmp_path) == {cells[2].place: 0.7}
+    # Those of a line count whatever their seed and their steps are: they may settle how many it takes.
+    others = [lines[1].cell(5, 2), lines[1].cell(9, 2)]
+    for one in others:
+        keep(tmp_path, one, 0.6)
+    assert check_kept(lines, tmp_path) == {cells[2].place: 0.7} | {one.place: 0.6 for one in others}
+    for one in others:
+        one.path(tmp_path).unlink()
     # A table of before named its files without the steps.
     cells[2].path(tmp_path).rename(tmp_path / "cells" / "convnet-random-loss-joint-5-seed0.json")
     assert check_kept(lines, tmp_path) == {cells[2].place: 0.7}
 
 
 def test_other_numbers_of_steps_are_no_other_recipe(tmp_path):
-    keep(tmp_path, cell("convnet", "random", 5, 0))
-    more = replace(cell("convnet", "random", 5, 0).config, max_train_steps=9, validation_steps=9)
-    assert check_kept([Line(Cell(more, parse_row("random"), 5), (9,), (0,))], tmp_path) == {}
+    kept = cell("convnet", "random", 5, 0)
+    keep(tmp_path, kept)
+    more = replace(kept.config, max_train_steps=9, validation_steps=9)
+    assert check_kept([Line(Cell(more, parse_row("random"), 5), (9,), (0,))], tmp_path) == {kept.place: 0.5}
 
 
 def test_a_cell_of_another_recipe_is_refused(tmp_path):
