@@ -9,13 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from histodistill.training.engine.classifier_config import ClassifierConfig, recorded_recipe
-from histodistill.training.evaluation.plans import BEFORE_ROWS, parse_plan
+from histodistill.training.evaluation.plans import BEFORE_ROWS, parse_plan, plan_labels
 from histodistill.training.models.architectures import ARCHITECTURES, is_probe
-from histodistill.training.models.encoder_names import (
-    architecture_label,
-    label_as_file_name,
-    resolved_architecture,
-)
+from histodistill.training.models.encoder_names import label_as_file_name, resolved_architecture
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.files import read_kept
 from histodistill.training.running.stages import first_difference
@@ -154,15 +150,14 @@ class TablePlan:
             run: The folder of the run, whose own encoders go by their names.
 
         Raises:
-            InputError: For a text that cannot be read, the folder of a model that is not there, or a recipe that is
-                out of range.
+            InputError: For a text that cannot be read, the folder of a model that is not there, two names of one
+                model, or a recipe that is out of range.
         """
         common = parse_recipe(self.recipe, param("recipe"))
         parts = [_split_classifier(text) for text in self.train]
         planned = parse_plan([part.classifier for part in parts], ())
         lines = []
-        for part, (architecture, steps, _) in zip(parts, planned, strict=True):
-            label = architecture_label(architecture, run)
+        for part, label, (architecture, steps, _) in zip(parts, plan_labels(planned, run), planned, strict=True):
             recipe = {**common, **parse_recipe(part.changes, f"{param('train')} {part.text}")}
             rungs = (None,) if steps is None else part.rungs or (steps,)
             for row in map(parse_row, self.rows or default_rows(architecture)):
