@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 from histodistill.training.engine.classifier_config import ClassifierConfig, recorded_recipe
 from histodistill.training.evaluation.plans import BEFORE_ROWS, parse_plan, plan_labels
-from histodistill.training.models.architectures import ARCHITECTURES, is_probe
+from histodistill.training.models.architectures import is_probe
 from histodistill.training.models.encoder_names import label_as_file_name, resolved_architecture
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.files import read_kept
+from histodistill.training.running.plan_texts import split_steps
 from histodistill.training.running.stages import first_difference
 from histodistill.training.tables.rows import (
     HEADLINE_ROWS,
@@ -202,8 +203,9 @@ def _split_classifier(text: str) -> _Classifier:
                 f"{param('train')}={text}: several numbers of steps must ascend, as in convnet:600,2000,6000"
             )
         classifier = f"{before}:{rungs[0]}"
-    has_rows = classifier.partition(":")[0] in ARCHITECTURES and classifier.count(":") > 1
-    if has_rows or (is_probe(classifier) and BEFORE_ROWS in classifier):
+    # Rows may follow several numbers of steps as well, of which one is enough here.
+    found = split_steps(re.sub(r"(,[0-9]+)+", "", classifier))
+    if BEFORE_ROWS in classifier if is_probe(classifier) else found and found[2]:
         raise InputError(
             f"{param('train')}={text}: write ARCHITECTURE:STEPS, as in convnet:600; {param('rows')} says what to "
             "train on"

@@ -215,6 +215,12 @@ def test_a_rows_recipe_goes_before_the_classifiers_and_that_before_the_common_on
         (["--train", "convnet:0"], "--train=convnet:0: after the architecture comes the number of steps"),
         (["--train", "convnet:5:random"], "--train=convnet:5:random: write ARCHITECTURE:STEPS, as in convnet:600"),
         (
+            ["--train", "google/vit:600:random"],
+            "--train=google/vit:600:random: write ARCHITECTURE:STEPS, as in convnet:600; --rows says what to train on",
+        ),
+        (["--train", "scratch:google/vit:5:random,kmeans"], "--train=scratch:google/vit:5:random,kmeans: write ARCHI"),
+        (["--train", "convnet:5,9:random"], "--train=convnet:5,9:random: write ARCHITECTURE:STEPS, as in convnet:600"),
+        (
             ["--train", "convnet:5,3"],
             "--train=convnet:5,3: several numbers of steps must ascend, as in convnet:600,2000,6",
         ),
