@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from histodistill.training.models.architectures import is_probe
 from histodistill.training.models.encoder_names import label_as_file_name, resolved_architecture
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.files import read_kept
+from histodistill.training.running.notes import warn
 from histodistill.training.running.plan_texts import split_steps
 from histodistill.training.running.stages import first_difference
 from histodistill.training.tables.rows import (
@@ -31,6 +32,8 @@ from histodistill.training.tables.rows import (
 
 # What may differ between the cells of a line.
 _OF_A_CELL = ("seed", "max_train_steps", "validation_steps")
+# What every cell in a file has.
+_KEYS = {"architecture", "row", "size", "seed", "num_train", "config", "validation", "test"}
 
 
 class Place(NamedTuple):
@@ -225,6 +228,16 @@ def all_cells(lines: Iterable[Line]) -> list[Cell]:
     return [line.cell(steps, seed) for line in lines for steps in line.rungs for seed in line.seeds]
 
 
+def _read_cells(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Files of the cells in the table's folder, in order, and what they hold; of damaged ones the user is told."""
+    for path in sorted((folder / "cells").glob("*.json")):
+        kept = read_kept(path)
+        if isinstance(kept, dict) and kept.keys() >= _KEYS:
+            yield path, kept
+        elif kept is not None:
+            warn(f"{path} is damaged (it is no cell of a table): it is made anew")
+
+
 def check_kept(lines: Sequence[Line], folder: Path) -> dict[Place, float]:
     """Sees that the cells in the table's folder are of one recipe with those that are planned.
 
@@ -246,10 +259,7 @@ def check_kept(lines: Sequence[Line], folder: Path) -> dict[Place, float]:
     own, own_lines = {cell.path(folder) for cell in all_cells(lines)}, {line.first.place.line for line in lines}
     found = {}
     # Of several that are of another recipe, one that is planned is named.
-    for path in sorted((folder / "cells").glob("*.json"), key=lambda path: (path not in own, path)):
-        kept = read_kept(path)
-        if kept is None:
-            continue
+    for path, kept in sorted(_read_cells(folder), key=lambda item: (item[0] not in own, item[0])):
         place = Place.of(kept)
         if place.line in own_lines:
             found[place] = kept["validation"]["accuracy"]
@@ -278,11 +288,9 @@ def kept_cells(folder: Path, order: Sequence[str]) -> list[dict[str, Any]]:
         order: Names of the rows that come first; the others follow by name, and each row's cells by size, steps and
             seed.
     """
-    found = [read_kept(path) for path in sorted((folder / "cells").glob("*.json"))]
-    cells = [cell for cell in found if cell is not None]
     places = {row: place for place, row in enumerate(order)}
     return sorted(
-        cells,
+        (cell for _, cell in _read_cells(folder)),
         key=lambda cell: (
             cell["architecture"],
             places.get(cell["row"], len(order)),

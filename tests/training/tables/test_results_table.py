@@ -340,7 +340,9 @@ def keep(folder: Path, cell: Cell, accuracy: float = 0.5) -> None:
         "row": cell.row.name,
         "size": cell.size,
         "seed": cell.config.seed,
+        "num_train": 25,
         "validation": {"accuracy": accuracy},
+        "test": {},
     }
     write_json(cell.path(folder), {**about, "config": asdict(cell.config)})
 
@@ -411,7 +413,7 @@ def test_a_table_has_one_recipe(tmp_path, planned, refused):
         check_kept([new], tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b'{"row": "ran', bytes(9)])
+@pytest.mark.parametrize("content", [b"", b'{"row": "ran', bytes(9), b"{}", b"[1]", b"3", b'{"row": "random"}'])
 def test_a_damaged_cell_is_missing(tmp_path, capsys, content):
     both = line(cell("convnet", "random", 5, 0), 0, 1)
     cells = all_cells([both])
