@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from histodistill.training.engine.classifier_config import ClassifierConfig, recorded_recipe
 from histodistill.training.evaluation.plans import BEFORE_ROWS, parse_plan, plan_labels
-from histodistill.training.models.architectures import is_probe
+from histodistill.training.models.architectures import is_probe, steps_of
 from histodistill.training.models.encoder_names import label_as_file_name, resolved_architecture
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.files import read_kept
@@ -53,7 +53,7 @@ class Place(NamedTuple):
     @classmethod
     def of(cls, kept: Mapping[str, Any]) -> Place:
         """That of a cell as `train_cell` wrote it."""
-        steps = None if is_probe(kept["architecture"]) else kept["config"]["max_train_steps"]
+        steps = steps_of(kept["architecture"], kept["config"]["max_train_steps"])
         return cls(kept["architecture"], kept["row"], kept["size"], steps, kept["seed"])
 
 
@@ -81,7 +81,7 @@ class Cell:
     @property
     def steps(self) -> int | None:
         """Its optimizer steps; None for a probe, which knows none."""
-        return None if is_probe(self.config.architecture) else self.config.max_train_steps
+        return steps_of(self.config.architecture, self.config.max_train_steps)
 
     @property
     def place(self) -> Place:
