@@ -97,9 +97,12 @@ class ResultsTableConfig(SourceOptions):
         at_least=0,
         setting=False,
     )
-    batch_size: int = like(CellsConfig, "batch_size", default=32, setting=False)
+    batch_size: int = like(CellsConfig, "batch_size", default=TablePlan.batch_size, setting=False)
     whole_batch_size: int = option(
-        "the same of all real tiles and of the whole pool", default=128, at_least=1, setting=False
+        "the same of all real tiles and of the whole pool",
+        default=TablePlan.whole_batch_size,
+        at_least=1,
+        setting=False,
     )
     mixed_precision: str = like(CellsConfig, "mixed_precision")
     jobs: int | None = option(
@@ -137,7 +140,15 @@ class ResultsTableConfig(SourceOptions):
         if self.quick:
             train, rows = (_plan_text("convnet", _QUICK_LADDER),), rows or HEADLINE_ROWS
             sizes, seeds = sizes or QUICK_SIZES, seeds or _QUICK_SEEDS
-        plan = TablePlan(train, rows, sizes, seeds, self.recipe, self.batch_size, self.whole_batch_size)
+        plan = TablePlan(
+            train=train,
+            rows=rows,
+            sizes=sizes,
+            seeds=seeds,
+            recipe=self.recipe,
+            batch_size=self.batch_size,
+            whole_batch_size=self.whole_batch_size,
+        )
         return plan.lines(self.run)
 
 
