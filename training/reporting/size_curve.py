@@ -6,12 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from histodistill.hub_cards.card_facts import architecture_title
-from histodistill.hub_cards.documents import check_document, parse_json
-from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.rendering import ScoreText
 from histodistill.training.reporting.charts import MARKERS, Score, line_chart
-from histodistill.training.running.errors import InputError
-from histodistill.training.tables.benchmark_record import Benchmark, BenchmarkRow
+from histodistill.training.tables.benchmark_record import BenchmarkRow, read_benchmark
 from histodistill.training.tables.results_summary import row_title
 from histodistill.training.tables.rows import HEADLINE_ROWS
 
@@ -31,16 +28,7 @@ def size_curves(run: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: If the file holds something else than a results table.
     """
-    path = run / "benchmark" / "benchmark.json"
-    if not path.is_file():
-        return []
-    try:
-        rows = check_document(parse_json(path.read_bytes()), Benchmark).rows
-    except (OSError, ContentError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"{path} cannot be read ({reason}): delete it and run histodistill benchmark again"
-        ) from error
+    rows = read_benchmark(run)
     return [
         _curve(name, [row for row in rows if row.architecture == name])
         for name in dict.fromkeys(row.architecture for row in rows)

@@ -14,12 +14,9 @@ from histodistill.hub_cards.documents import Known, Seed, read_document
 from histodistill.hub_cards.errors import ContentError
 from histodistill.training.evaluation.results_file import Architecture
 from histodistill.training.evaluation.run_records import shown_value
+from histodistill.training.evaluation.verdicts import BENCHMARK
 from histodistill.training.running.errors import InputError
 from histodistill.training.tables.rows import FIXED_ROWS, parse_row
-
-
-#: Its place in a run.
-BENCHMARK = "benchmark/benchmark.json"
 
 
 class Margin(Known):
@@ -91,6 +88,24 @@ class Benchmark(Known):
 def _shown_option(name: str, value: Any) -> str:
     """The value of an option as the name of a row has it: 0 and 1 stand for false and true."""
     return f"{value:g}" if isinstance(value, int | float) else shown_value(name, value)
+
+
+def read_benchmark(run: Path) -> tuple[BenchmarkRow, ...]:
+    """The rows of the results table of a run; none where there is no table.
+
+    Raises:
+        InputError: If the file holds something else than a results table.
+    """
+    path = run / BENCHMARK
+    if not path.is_file():
+        return ()
+    try:
+        return read_document(path.read_bytes(), Benchmark).rows
+    except (OSError, ContentError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"{path} cannot be read ({reason}): delete it and run histodistill benchmark again"
+        ) from error
 
 
 def benchmark_rows(run: Path, records: Mapping[str, bytes], n_per_class: int) -> list[dict[str, Any]]:

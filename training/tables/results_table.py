@@ -246,13 +246,14 @@ def write_table(
     Returns:
         What benchmark.json holds.
     """
+    from histodistill.training.evaluation.verdicts import BENCHMARK
     from histodistill.training.running.files import write_bytes, write_json, write_text
     from histodistill.training.tables.results_figures import draw_results
     from histodistill.training.tables.results_summary import SPLITS, markdown_table, summarise
 
     table = summarise(cells)
     results = {"data": data, "class_names": class_names, "rows": table, "notes": notes}
-    write_json(folder / "benchmark.json", results)
+    write_json(folder / Path(BENCHMARK).name, results)
     texts = [f"## {split.capitalize()} tiles\n\n{markdown_table(table, split)}" for split in SPLITS]
     write_text(folder / "benchmark.md", "\n".join(texts))
     for name, png in draw_results(table, cells, class_names).items():

@@ -63,6 +63,7 @@ def add_scores(run):
             "architecture": "convnet",
             "row": row,
             "size": size,
+            "seeds": [0],
             "test": {metric: score(mean, 0.01) for metric in ("accuracy", "auc", "f1")},
         }
         for row, size, mean in places
@@ -270,6 +271,13 @@ def test_scores_are_shown(run):
         ("kernel_herding, loss=joint", "10", "0.450"),
         ("random", "50", "0.550"),
     ]
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[1]", '{"rows": 1}', '{"rows": [{"row": "random"}]}'])
+def test_a_damaged_results_table_is_one_sentence(run, text):
+    write_bytes(run / "benchmark" / "benchmark.json", text.encode())
+    with pytest.raises(InputError, match=r"benchmark\.json cannot be read \(.*\): delete it and run histodistill"):
+        show.read_demo_run(run)
 
 
 # What must not be seen.
