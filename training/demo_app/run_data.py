@@ -152,6 +152,7 @@ def benchmark_tables(rows: Sequence[BenchmarkRow]) -> list[dict[str, Any]]:
                     {
                         "title": row_title(row.row).replace("`", ""),
                         "images": "all" if row.size is None else str(row.size),
+                        "steps": row.steps_text(),
                         "scores": [
                             ScoreText.of(score.model_dump())
                             for score in (row.test.accuracy, row.test.auc, row.test.f1)

@@ -21,9 +21,10 @@ def size_curves(run: Path) -> list[dict[str, Any]]:
 
     Returns:
         Dicts of `architecture`; `seeds`, the smallest and the largest number of them; `chart`, see `line_chart`, or
-        None where no row has a size; `sizes`, the columns of the table, None for all tiles; and `rows`, those that are
-        drawn first: dicts of `title`, `marker` (its number in the chart, or None) and `scores` as `ScoreText`, None
-        where there is none. Empty where there is no table.
+        None where no row has a size; `sizes`, the columns of the table, None for all tiles; `has_steps`, whether the
+        file says how many steps its rows took; and `rows`, those that are drawn first: dicts of `title`, `marker` (its
+        number in the chart, or None), `scores` as `ScoreText` and `steps` as text, None where there is none. Empty
+        where there is no table.
 
     Raises:
         InputError: If the file holds something else than a results table.
@@ -57,6 +58,7 @@ def _curve(architecture: str, rows: list[BenchmarkRow]) -> dict[str, Any]:
         "seeds": [end(len(row.seeds) for row in rows) for end in (min, max)],
         "chart": line_chart(lines) if any(size is not None for size in sizes) else None,
         "sizes": sizes,
+        "has_steps": any(row.steps for row in rows),
         "rows": [
             {
                 "title": row_title(name).replace("`", ""),
@@ -65,6 +67,7 @@ def _curve(architecture: str, rows: list[BenchmarkRow]) -> dict[str, Any]:
                     ScoreText.of(by_row[name][size].test.accuracy.model_dump()) if size in by_row[name] else None
                     for size in sizes
                 ],
+                "steps": [by_row[name][size].steps_text() if size in by_row[name] else None for size in sizes],
             }
             for name in order
         ],

@@ -12,6 +12,7 @@ from histodistill.hub_cards.audit_record import Count, Share
 from histodistill.hub_cards.contents import about
 from histodistill.hub_cards.documents import Known, Seed, read_document
 from histodistill.hub_cards.errors import ContentError
+from histodistill.hub_cards.rendering import format_steps
 from histodistill.training.evaluation.results_file import Architecture
 from histodistill.training.evaluation.run_records import shown_value
 from histodistill.training.evaluation.verdicts import BENCHMARK
@@ -57,6 +58,9 @@ class BenchmarkRow(Known):
     architecture: Architecture
     size: Annotated[Count, Field(ge=1)] | None
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000)]
+    # Of a probe there are no steps; a table of before may not say how many tiles each took.
+    steps: Annotated[Count, Field(ge=1)] | None = None
+    batch_size: Annotated[Count, Field(ge=1)] | None = None
     test: BenchmarkScores
 
     def title(self) -> str:
@@ -71,6 +75,10 @@ class BenchmarkRow(Known):
             raise ContentError("holds a row that the results table does not have") from error
         options = "".join(f", {name}={_shown_option(name, value)}" for name, value in row.recipe.items())
         return FIXED_ROWS.get(row.tiles, f"pool images chosen by {row.tiles}") + options
+
+    def steps_text(self) -> str:
+        """Its number of steps: see `format_steps`."""
+        return format_steps(self.steps, self.batch_size)
 
 
 class Benchmark(Known):
@@ -129,6 +137,15 @@ def benchmark_rows(run: Path, records: Mapping[str, bytes], n_per_class: int) ->
             if row.size in (n_per_class, None):
                 scores = row.test.model_dump()
                 margin = scores["accuracy"]["margins"].get("random")
-                common = {"architecture": row.architecture, "size": row.size, "seeds": list(row.seeds)}
-                rows.append({"title": row.title(), **common, **scores, "margin": margin})
+                rows.append(
+                    {
+                        "title": row.title(),
+                        "architecture": row.architecture,
+                        "size": row.size,
+                        "seeds": list(row.seeds),
+                        "steps": row.steps_text(),
+                        **scores,
+                        "margin": margin,
+                    }
+                )
     return rows

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from histodistill.hub_cards.card_facts import classifier_name
-from histodistill.hub_cards.rendering import format_score
+from histodistill.hub_cards.rendering import format_score, format_steps
 from histodistill.training.evaluation.cells import METRICS, summarise_seeds
 from histodistill.training.tables.planned_cells import Place
 from histodistill.training.tables.rows import FIXED_ROWS
@@ -158,7 +158,7 @@ def markdown_table(rows: list[dict[str, Any]], split: str) -> str:
                 found = row[split]["accuracy"]["margins"]
                 margins = " | ".join(_margin_cells(found.get(name), marks.get(name, "")) for name in BASELINES)
                 images = "all" if size is None else size
-                steps = "" if row["steps"] is None else f"{row['steps']:,} of {row['batch_size']}"
+                steps = format_steps(row["steps"], row["batch_size"])
                 line = f"| {classifier_name(architecture)} | {images} | {row_title(row['row'])} | {steps} | {scores} |"
                 lines.append(f"{line} {share} | {margins} |")
     return "\n".join([*lines, "", _NOTE]) + "\n"

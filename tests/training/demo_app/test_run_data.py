@@ -64,6 +64,8 @@ def add_scores(run):
             "row": row,
             "size": size,
             "seeds": [0],
+            "steps": 2000,
+            "batch_size": 32,
             "test": {metric: score(mean, 0.01) for metric in ("accuracy", "auc", "f1")},
         }
         for row, size, mean in places
@@ -264,7 +266,7 @@ def test_scores_are_shown(run):
         in text
     )
     assert "Distilled, cross-entropy 12 0.600 – 0.500" in text
-    assert "kernel_herding, loss=joint 10 0.450 ± 0.010" in text
+    assert "kernel_herding, loss=joint 10 2,000 of 32 0.450 ± 0.010" in text
     rows = [(row["title"], row["images"], row["scores"][0].mean) for row in found.benchmark[0]["rows"]]
     assert rows == [
         ("all real training tiles", "all", "0.810"),
