@@ -65,7 +65,7 @@ def collect(run: Path, hardware: str, command: str) -> dict[str, Any]:
     Raises:
         SystemExit: If it has not passed its audit, or its files are not those of the audit.
     """
-    from histodistill.training.evaluation.verdicts import read_run_audit
+    from histodistill.training.evaluation.verdicts import BENCHMARK, read_run_audit
     from histodistill.training.reporting.audit_texts import audit_outcome
 
     audit = read_run_audit(run / "audit.json")
@@ -105,7 +105,7 @@ def collect(run: Path, hardware: str, command: str) -> dict[str, Any]:
             "held_out": audit.held_out_at_random,
         },
         "scores": [_score(row) for row in read_json(run / "results.json")["rows"]],
-        "table": list(_table(run / "benchmark" / "benchmark.json")),
+        "table": list(_table(run / BENCHMARK)),
     }
 
 

@@ -136,8 +136,8 @@ class RunFacts:
         own_row: The `row` that stands for the distilled set.
         test_tiles: What the real test tiles of `results` are called in public.
         test_tiles_id: What stands for their id on the Hub.
-        benchmark: Rows of the results table: `title`, `architecture`, `size` (None for all), `seeds`, the same
-            scores, and `margin`, the mean, low and high of the accuracy over random choice, or None.
+        benchmark: Rows of the results table: `title`, `architecture`, `size` (None for all), `steps` as text, `seeds`,
+            the same scores, and `margin`, the mean, low and high of the accuracy over random choice, or None.
         validation: What the training of the models ended with, name → text.
         settings: Options of each stage, stage → name → value.
         versions: Versions of the packages, name → text.

@@ -135,6 +135,13 @@ def format_score(score: Mapping[str, float | None] | None) -> str:
     return str(ScoreText.of(score))
 
 
+def format_steps(steps: int | None, batch_size: int | None) -> str:
+    """Steps of a training as `2,000 of 32`, where each took 32 tiles; a dash where there are none, as for a probe."""
+    if steps is None:
+        return "–"
+    return f"{steps:,}" if batch_size is None else f"{steps:,} of {batch_size:,}"
+
+
 def size_category(count: int) -> str:
     """The Hub's name for the size of a dataset of `count` rows."""
     return next((name for limit, name in _SIZES if count < limit), "n>10M")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from histodistill.selection.versions import installed_versions
 from histodistill.training.engine.classifier_config import ClassifierConfig
-from histodistill.training.models.architectures import is_probe
+from histodistill.training.models.architectures import is_probe, steps_of
 from histodistill.training.models.encoder_licences import check_licence, encoder_records, tell_licences
 from histodistill.training.models.encoder_names import architecture_label
 from histodistill.training.running.errors import InputError, param
@@ -332,7 +332,7 @@ def how_trained(
         "settings": settings,
         "config": {**dataclasses.asdict(config.recipe), "architecture": settings["architecture"]},
         "seed": config.seed,
-        "steps": None if is_probe(config.architecture) else config.max_train_steps,
+        "steps": steps_of(config.architecture, config.max_train_steps),
         "seconds": round(seconds, 1),
         "num_processes": accelerator.num_processes,
         "device": str(accelerator.device),

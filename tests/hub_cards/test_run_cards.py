@@ -44,9 +44,11 @@ RESULTS = [
 ]  # fmt: skip
 BENCHMARK = [
     {"title": "pool images chosen by infomap", "architecture": "convnet", "size": 3, "seeds": [0, 1, 2],
+     "steps": "2,000 of 32",
      "accuracy": score(0.7, 0.1), "auc": score(0.8, 0.1), "f1": score(0.6, 0.1),
      "margin": {"mean": 0.02, "low": -0.01, "high": 0.05, "p_value": 0.2}},
     {"title": "all real training tiles", "architecture": "convnet", "size": None, "seeds": [0], "margin": None,
+     "steps": "–",
      "accuracy": score(0.9), "auc": score(0.9), "f1": score(0.9)},
 ]  # fmt: skip
 
@@ -258,10 +260,11 @@ def test_tiles_held_out_are_told():
 def test_benchmark_rows():
     text = pipeline_card(benchmark=BENCHMARK)
     assert (
-        "| pool images chosen by infomap | 3 | convnet | 3 | 0.700 ± 0.100 | 0.800 ± 0.100 | 0.600 ± 0.100 "
-        "| +0.020 (-0.010 to +0.050) |\n" in text
+        "| pool images chosen by infomap | 3 | convnet | 2,000 of 32 | 3 | 0.700 ± 0.100 | 0.800 ± 0.100 "
+        "| 0.600 ± 0.100 | +0.020 (-0.010 to +0.050) |\n" in text
     )
-    assert "| all real training tiles | all | convnet | 1 | 0.900 | 0.900 | 0.900 | – |\n" in text
+    assert "| all real training tiles | all | convnet | – | 1 | 0.900 | 0.900 | 0.900 | – |\n" in text
+    assert "but for what a row names and its number of steps, chosen on validation tiles" in text
 
 
 @pytest.mark.parametrize("kind", CARDS)

@@ -6,6 +6,7 @@ of its pool and those of its scores are read; `audit/`, `evaluation/` and `autoe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -25,10 +26,11 @@ from histodistill.training.generate import PIPELINE_OPTIONS
 from histodistill.training.reporting.audit_texts import audit_outcome
 from histodistill.training.reporting.group_texts import group_sentences
 from histodistill.training.reporting.pictures import BENCHMARK_PICTURES, SELECTION_PICTURES, read_pictures
-from histodistill.training.reporting.run_files import read_optional, read_results, read_run_record, source_name
+from histodistill.training.reporting.run_files import read_results, read_run_record, source_name
 from histodistill.training.reporting.scores import ScoreText, recoveries, score_tables
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.stages import read_record
+from histodistill.training.tables.benchmark_record import BenchmarkRow, read_benchmark
 from histodistill.training.tables.results_summary import row_title
 
 
@@ -107,7 +109,6 @@ def read_demo_run(run: str | Path) -> DemoRun:
     images, columns, class_names = read_image_dataset(run / "distilled")
     results = read_results(run)
     pool_settings = (read_record(run / "pool") or {}).get("settings", {})
-    benchmark = read_optional(run / "benchmark" / "benchmark.json") or {"rows": []}
     return DemoRun(
         name=public_name(source_name(run), class_names) or "Private tiles",
         class_names=class_names,
@@ -120,7 +121,7 @@ def read_demo_run(run: str | Path) -> DemoRun:
         groups=group_sentences(read_run_record(run) or {}),
         tables=score_tables(results) if results else [],
         recovery=recoveries(results) if results else [],
-        benchmark=benchmark_tables(benchmark["rows"]),
+        benchmark=benchmark_tables(read_benchmark(run)),
         figures=read_pictures(run / "benchmark", BENCHMARK_PICTURES),
     )
 
@@ -138,20 +139,24 @@ def audited_parts(run: Path, audit: AuditRecord | None) -> list[AuditedPart]:
     return parts
 
 
-def benchmark_tables(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def benchmark_tables(rows: Sequence[BenchmarkRow]) -> list[dict[str, Any]]:
     """Rows of `benchmark.json` as one table for each architecture, in the order of sizes: scores on test tiles."""
     tables = []
-    for architecture in dict.fromkeys(row["architecture"] for row in rows):
-        mine = [row for row in rows if row["architecture"] == architecture]
-        mine.sort(key=lambda row: (row["size"] is not None, row["size"] or 0))
+    for architecture in dict.fromkeys(row.architecture for row in rows):
+        mine = [row for row in rows if row.architecture == architecture]
+        mine.sort(key=lambda row: (row.size is not None, row.size or 0))
         tables.append(
             {
                 "architecture": architecture_title(architecture),
                 "rows": [
                     {
-                        "title": row_title(row["row"]).replace("`", ""),
-                        "images": "all" if row["size"] is None else str(row["size"]),
-                        "scores": [ScoreText.of(row["test"][metric]) for metric in ("accuracy", "auc", "f1")],
+                        "title": row_title(row.row).replace("`", ""),
+                        "images": "all" if row.size is None else str(row.size),
+                        "steps": row.steps_text(),
+                        "scores": [
+                            ScoreText.of(score.model_dump())
+                            for score in (row.test.accuracy, row.test.auc, row.test.f1)
+                        ],
                     }
                     for row in mine
                 ],

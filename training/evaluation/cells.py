@@ -16,7 +16,7 @@ from histodistill.training.engine.classifier_training import fit_classifier
 from histodistill.training.engine.probes import fit_probe
 from histodistill.training.engine.scoring import predict_shared, score_probabilities
 from histodistill.training.evaluation.plans import PlannedCell
-from histodistill.training.models.architectures import is_probe
+from histodistill.training.models.architectures import is_probe, steps_of
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.files import read_kept, write_json
 from histodistill.training.running.progress import Progress
@@ -192,7 +192,7 @@ def summarise_seeds(cells: Sequence[dict[str, Any]], splits: Sequence[str]) -> d
     """
     return {
         "num_train": cells[0]["num_train"],
-        "steps": None if is_probe(cells[0]["architecture"]) else cells[0]["config"]["max_train_steps"],
+        "steps": steps_of(cells[0]["architecture"], cells[0]["config"]["max_train_steps"]),
         "seeds": [cell["seed"] for cell in cells],
         **{split: {metric: spread([cell[split][metric] for cell in cells]) for metric in METRICS} for split in splits},
     }

@@ -174,6 +174,21 @@ class PlannedCell(NamedTuple):
         return f"{label_as_file_name(self.shown)}-{self.row}-seed{self.seed}.json"
 
 
+def plan_labels(plan: Sequence[Planned], run: Path) -> list[str]:
+    """The label of each architecture of a plan: see `architecture_label`.
+
+    Raises:
+        InputError: For the folder of a model that is not there, or two names of one model.
+    """
+    names: dict[str, str] = {}
+    for name in (planned.architecture for planned in plan):
+        label = architecture_label(name, run)
+        if label in names:
+            raise InputError(f"{param('train')} names {names[label]} and {name}, which are one model: name it once")
+        names[label] = name
+    return list(names)
+
+
 def planned_cells(plan: Sequence[Planned], seeds: Sequence[int], run: Path) -> Iterator[PlannedCell]:
     """Every training of a plan: architecture by architecture, row by row, seed by seed.
 
@@ -183,10 +198,9 @@ def planned_cells(plan: Sequence[Planned], seeds: Sequence[int], run: Path) -> I
         run: The folder of the run, whose own encoders go by their names.
 
     Raises:
-        InputError: For the folder of a model that is not there.
+        InputError: As `plan_labels` does.
     """
-    for architecture, steps, rows in plan:
-        label = architecture_label(architecture, run)
+    for label, (architecture, steps, rows) in zip(plan_labels(plan, run), plan, strict=True):
         for row in rows:
             for seed in seeds:
                 yield PlannedCell(resolved_architecture(architecture, run), steps, row, seed, label)
@@ -199,9 +213,12 @@ def recorded_plan(texts: Sequence[str], plan: Sequence[Planned], run: Path) -> t
         texts: As `parse_plan` took them.
         plan: As it returned it.
         run: The folder of the run.
+
+    Raises:
+        InputError: As `plan_labels` does.
     """
-    pairs = zip(texts, (planned.architecture for planned in plan), strict=True)
-    return tuple(architecture_label(name, run) + text.removeprefix(name) for text, name in pairs)
+    parts = zip(plan_labels(plan, run), texts, plan, strict=True)
+    return tuple(label + text.removeprefix(planned.architecture) for label, text, planned in parts)
 
 
 def require_once(name: str, values: Sequence[object]) -> None:

@@ -6,11 +6,11 @@ import math
 from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self
 
-import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
 from histodistill.hub_cards.audit_record import Count, Share
 from histodistill.hub_cards.documents import ClassName, Exact, Seed, read_document
+from histodistill.training.evaluation.cells import spread
 from histodistill.training.evaluation.compare import RECOVERY_ROW, ROWS
 from histodistill.training.models.encoder_names import is_architecture_label
 
@@ -54,11 +54,9 @@ class Score(Exact):
 
     @model_validator(mode="after")
     def _sums_up(self) -> Self:
-        known = [value for value in self.values if value is not None]
-        known = known if len(known) == len(self.values) else []
-        mean = float(np.mean(known)) if known else None
-        std = float(np.std(known, ddof=1)) if len(known) > 1 else None
-        for name, found, right in (("mean", self.mean, mean), ("std", self.std, std)):
+        sums = spread(list(self.values))
+        for name, found in (("mean", self.mean), ("std", self.std)):
+            right = sums[name]
             if (found is None) != (right is None) or not math.isclose(found or 0, right or 0, abs_tol=_TOLERANCE):
                 raise ValueError(f"{name} is not that of the values")
         return self

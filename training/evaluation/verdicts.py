@@ -48,6 +48,8 @@ JUDGES: dict[str, Callable[[AuditResult], list[Finding]]] = {
     "selector": judge_set,
     "pipeline": judge_weights,
 }
+#: The place of the results table in a run.
+BENCHMARK = "benchmark/benchmark.json"
 #: Files of a run, beside those of its parts, that the cards tell of.
 RECORDS = (
     "run.json",
@@ -56,7 +58,7 @@ RECORDS = (
     "teacher/stage.json",
     "teacher/results.json",
     "pool/stage.json",
-    "benchmark/benchmark.json",
+    BENCHMARK,
 )
 
 

@@ -38,6 +38,11 @@ def is_probe(architecture: str) -> bool:
     return architecture.startswith(PROBE)
 
 
+def steps_of(architecture: str, max_train_steps: int) -> int | None:
+    """The optimizer steps of a training; None for a probe, which knows none."""
+    return None if is_probe(architecture) else max_train_steps
+
+
 def is_from_elsewhere(architecture: str) -> bool:
     """Whether its network is not one of `ARCHITECTURES`."""
     return architecture not in ARCHITECTURES

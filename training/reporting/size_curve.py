@@ -6,12 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from histodistill.hub_cards.card_facts import architecture_title
-from histodistill.hub_cards.documents import check_document, parse_json
-from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.rendering import ScoreText
 from histodistill.training.reporting.charts import MARKERS, Score, line_chart
-from histodistill.training.running.errors import InputError
-from histodistill.training.tables.benchmark_record import Benchmark, BenchmarkRow
+from histodistill.training.tables.benchmark_record import BenchmarkRow, read_benchmark
 from histodistill.training.tables.results_summary import row_title
 from histodistill.training.tables.rows import HEADLINE_ROWS
 
@@ -24,23 +21,15 @@ def size_curves(run: Path) -> list[dict[str, Any]]:
 
     Returns:
         Dicts of `architecture`; `seeds`, the smallest and the largest number of them; `chart`, see `line_chart`, or
-        None where no row has a size; `sizes`, the columns of the table, None for all tiles; and `rows`, those that are
-        drawn first: dicts of `title`, `marker` (its number in the chart, or None) and `scores` as `ScoreText`, None
-        where there is none. Empty where there is no table.
+        None where no row has a size; `sizes`, the columns of the table, None for all tiles; `has_steps`, whether the
+        file says how many steps its rows took; and `rows`, those that are drawn first: dicts of `title`, `marker` (its
+        number in the chart, or None), `scores` as `ScoreText` and `steps` as text, None where there is none. Empty
+        where there is no table.
 
     Raises:
         InputError: If the file holds something else than a results table.
     """
-    path = run / "benchmark" / "benchmark.json"
-    if not path.is_file():
-        return []
-    try:
-        rows = check_document(parse_json(path.read_bytes()), Benchmark).rows
-    except (OSError, ContentError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"{path} cannot be read ({reason}): delete it and run histodistill benchmark again"
-        ) from error
+    rows = read_benchmark(run)
     return [
         _curve(name, [row for row in rows if row.architecture == name])
         for name in dict.fromkeys(row.architecture for row in rows)
@@ -69,6 +58,7 @@ def _curve(architecture: str, rows: list[BenchmarkRow]) -> dict[str, Any]:
         "seeds": [end(len(row.seeds) for row in rows) for end in (min, max)],
         "chart": line_chart(lines) if any(size is not None for size in sizes) else None,
         "sizes": sizes,
+        "has_steps": any(row.steps for row in rows),
         "rows": [
             {
                 "title": row_title(name).replace("`", ""),
@@ -77,6 +67,7 @@ def _curve(architecture: str, rows: list[BenchmarkRow]) -> dict[str, Any]:
                     ScoreText.of(by_row[name][size].test.accuracy.model_dump()) if size in by_row[name] else None
                     for size in sizes
                 ],
+                "steps": [by_row[name][size].steps_text() if size in by_row[name] else None for size in sizes],
             }
             for name in order
         ],

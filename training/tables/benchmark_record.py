@@ -12,14 +12,12 @@ from histodistill.hub_cards.audit_record import Count, Share
 from histodistill.hub_cards.contents import about
 from histodistill.hub_cards.documents import Known, Seed, read_document
 from histodistill.hub_cards.errors import ContentError
+from histodistill.hub_cards.rendering import format_steps
 from histodistill.training.evaluation.results_file import Architecture
 from histodistill.training.evaluation.run_records import shown_value
+from histodistill.training.evaluation.verdicts import BENCHMARK
 from histodistill.training.running.errors import InputError
 from histodistill.training.tables.rows import FIXED_ROWS, parse_row
-
-
-#: Its place in a run.
-BENCHMARK = "benchmark/benchmark.json"
 
 
 class Margin(Known):
@@ -60,6 +58,9 @@ class BenchmarkRow(Known):
     architecture: Architecture
     size: Annotated[Count, Field(ge=1)] | None
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000)]
+    # Of a probe there are no steps; a table of before may not say how many tiles each took.
+    steps: Annotated[Count, Field(ge=1)] | None = None
+    batch_size: Annotated[Count, Field(ge=1)] | None = None
     test: BenchmarkScores
 
     def title(self) -> str:
@@ -74,6 +75,10 @@ class BenchmarkRow(Known):
             raise ContentError("holds a row that the results table does not have") from error
         options = "".join(f", {name}={_shown_option(name, value)}" for name, value in row.recipe.items())
         return FIXED_ROWS.get(row.tiles, f"pool images chosen by {row.tiles}") + options
+
+    def steps_text(self) -> str:
+        """Its number of steps: see `format_steps`."""
+        return format_steps(self.steps, self.batch_size)
 
 
 class Benchmark(Known):
@@ -91,6 +96,24 @@ class Benchmark(Known):
 def _shown_option(name: str, value: Any) -> str:
     """The value of an option as the name of a row has it: 0 and 1 stand for false and true."""
     return f"{value:g}" if isinstance(value, int | float) else shown_value(name, value)
+
+
+def read_benchmark(run: Path) -> tuple[BenchmarkRow, ...]:
+    """The rows of the results table of a run; none where there is no table.
+
+    Raises:
+        InputError: If the file holds something else than a results table.
+    """
+    path = run / BENCHMARK
+    if not path.is_file():
+        return ()
+    try:
+        return read_document(path.read_bytes(), Benchmark).rows
+    except (OSError, ContentError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"{path} cannot be read ({reason}): delete it and run histodistill benchmark again"
+        ) from error
 
 
 def benchmark_rows(run: Path, records: Mapping[str, bytes], n_per_class: int) -> list[dict[str, Any]]:
@@ -114,6 +137,15 @@ def benchmark_rows(run: Path, records: Mapping[str, bytes], n_per_class: int) ->
             if row.size in (n_per_class, None):
                 scores = row.test.model_dump()
                 margin = scores["accuracy"]["margins"].get("random")
-                common = {"architecture": row.architecture, "size": row.size, "seeds": list(row.seeds)}
-                rows.append({"title": row.title(), **common, **scores, "margin": margin})
+                rows.append(
+                    {
+                        "title": row.title(),
+                        "architecture": row.architecture,
+                        "size": row.size,
+                        "seeds": list(row.seeds),
+                        "steps": row.steps_text(),
+                        **scores,
+                        "margin": margin,
+                    }
+                )
     return rows

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from histodistill.training.engine.classifier_config import ClassifierConfig, recorded_recipe
-from histodistill.training.evaluation.plans import BEFORE_ROWS, parse_plan
-from histodistill.training.models.architectures import ARCHITECTURES, is_probe
-from histodistill.training.models.encoder_names import (
-    architecture_label,
-    label_as_file_name,
-    resolved_architecture,
-)
+from histodistill.training.evaluation.plans import BEFORE_ROWS, parse_plan, plan_labels
+from histodistill.training.models.architectures import is_probe, steps_of
+from histodistill.training.models.encoder_names import label_as_file_name, resolved_architecture
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.files import read_kept
+from histodistill.training.running.notes import warn
+from histodistill.training.running.plan_texts import split_steps
 from histodistill.training.running.stages import first_difference
 from histodistill.training.tables.rows import (
     HEADLINE_ROWS,
@@ -34,6 +32,8 @@ from histodistill.training.tables.rows import (
 
 # What may differ between the cells of a line.
 _OF_A_CELL = ("seed", "max_train_steps", "validation_steps")
+# What every cell in a file has.
+_KEYS = {"architecture", "row", "size", "seed", "num_train", "config", "validation", "test"}
 
 
 class Place(NamedTuple):
@@ -45,10 +45,15 @@ class Place(NamedTuple):
     steps: int | None
     seed: int
 
+    @property
+    def line(self) -> tuple[str, str, int | None]:
+        """What the cells of a line have in common: architecture, row and size."""
+        return self[:3]
+
     @classmethod
     def of(cls, kept: Mapping[str, Any]) -> Place:
         """That of a cell as `train_cell` wrote it."""
-        steps = None if is_probe(kept["architecture"]) else kept["config"]["max_train_steps"]
+        steps = steps_of(kept["architecture"], kept["config"]["max_train_steps"])
         return cls(kept["architecture"], kept["row"], kept["size"], steps, kept["seed"])
 
 
@@ -76,7 +81,7 @@ class Cell:
     @property
     def steps(self) -> int | None:
         """Its optimizer steps; None for a probe, which knows none."""
-        return None if is_probe(self.config.architecture) else self.config.max_train_steps
+        return steps_of(self.config.architecture, self.config.max_train_steps)
 
     @property
     def place(self) -> Place:
@@ -97,8 +102,7 @@ class Line:
 
     Attributes:
         first: Its cell of the first seed and the fewest steps.
-        rungs: Numbers of optimizer steps, ascending: how many it takes is settled by the first seed. (None,) for a
-            probe.
+        rungs: Numbers of optimizer steps, ascending: how many it takes is settled by one seed. (None,) for a probe.
         seeds: Of its trainings.
         is_headline: Whether it comes before others.
     """
@@ -150,15 +154,14 @@ class TablePlan:
             run: The folder of the run, whose own encoders go by their names.
 
         Raises:
-            InputError: For a text that cannot be read, the folder of a model that is not there, or a recipe that is
-                out of range.
+            InputError: For a text that cannot be read, the folder of a model that is not there, two names of one
+                model, or a recipe that is out of range.
         """
         common = parse_recipe(self.recipe, param("recipe"))
         parts = [_split_classifier(text) for text in self.train]
         planned = parse_plan([part.classifier for part in parts], ())
         lines = []
-        for part, (architecture, steps, _) in zip(parts, planned, strict=True):
-            label = architecture_label(architecture, run)
+        for part, label, (architecture, steps, _) in zip(parts, plan_labels(planned, run), planned, strict=True):
             recipe = {**common, **parse_recipe(part.changes, f"{param('train')} {part.text}")}
             rungs = (None,) if steps is None else part.rungs or (steps,)
             for row in map(parse_row, self.rows or default_rows(architecture)):
@@ -203,8 +206,9 @@ def _split_classifier(text: str) -> _Classifier:
                 f"{param('train')}={text}: several numbers of steps must ascend, as in convnet:600,2000,6000"
             )
         classifier = f"{before}:{rungs[0]}"
-    has_rows = classifier.partition(":")[0] in ARCHITECTURES and classifier.count(":") > 1
-    if has_rows or (is_probe(classifier) and BEFORE_ROWS in classifier):
+    # Rows may follow several numbers of steps as well, of which one is enough here.
+    found = split_steps(re.sub(r"(,[0-9]+)+", "", classifier))
+    if BEFORE_ROWS in classifier if is_probe(classifier) else found and found[2]:
         raise InputError(
             f"{param('train')}={text}: write ARCHITECTURE:STEPS, as in convnet:600; {param('rows')} says what to "
             "train on"
@@ -224,11 +228,22 @@ def all_cells(lines: Iterable[Line]) -> list[Cell]:
     return [line.cell(steps, seed) for line in lines for steps in line.rungs for seed in line.seeds]
 
 
+def _read_cells(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Files of the cells in the table's folder, in order, and what they hold; of damaged ones the user is told."""
+    for path in sorted((folder / "cells").glob("*.json")):
+        kept = read_kept(path)
+        if isinstance(kept, dict) and kept.keys() >= _KEYS:
+            yield path, kept
+        elif kept is not None:
+            warn(f"{path} is damaged (it is no cell of a table): it is made anew")
+
+
 def check_kept(lines: Sequence[Line], folder: Path) -> dict[Place, float]:
     """Sees that the cells in the table's folder are of one recipe with those that are planned.
 
     Returns:
-        Place of a planned cell that is there, and not damaged → its accuracy on the validation tiles.
+        Place of a cell of a planned line that is there, and not damaged, also one of a seed or a number of steps that
+        is not planned → its accuracy on the validation tiles.
 
     Raises:
         InputError: Where one was trained in another way than the planned ones of its row, or of its classifier, but
@@ -241,16 +256,13 @@ def check_kept(lines: Sequence[Line], folder: Path) -> dict[Place, float]:
         planned[cell.shown, cell.row.name] = _recipe(cell)
         if not cell.row.recipe:
             common.setdefault((cell.shown, cell.row.tiles in WHOLE_ROWS), _recipe(cell))
-    cells = all_cells(lines)
-    own, places = {cell.path(folder) for cell in cells}, {cell.place for cell in cells}
+    own, own_lines = {cell.path(folder) for cell in all_cells(lines)}, {line.first.place.line for line in lines}
     found = {}
     # Of several that are of another recipe, one that is planned is named.
-    for path in sorted((folder / "cells").glob("*.json"), key=lambda path: (path not in own, path)):
-        kept = read_kept(path)
-        if kept is None:
-            continue
-        if Place.of(kept) in places:
-            found[Place.of(kept)] = kept["validation"]["accuracy"]
+    for path, kept in sorted(_read_cells(folder), key=lambda item: (item[0] not in own, item[0])):
+        place = Place.of(kept)
+        if place.line in own_lines:
+            found[place] = kept["validation"]["accuracy"]
         name = kept["row"]
         recipe = {option: value for option, value in kept["config"].items() if option not in _OF_A_CELL}
         plain = common.get((kept["architecture"], name in WHOLE_ROWS)) if "@" not in name else None
@@ -276,11 +288,9 @@ def kept_cells(folder: Path, order: Sequence[str]) -> list[dict[str, Any]]:
         order: Names of the rows that come first; the others follow by name, and each row's cells by size, steps and
             seed.
     """
-    found = [read_kept(path) for path in sorted((folder / "cells").glob("*.json"))]
-    cells = [cell for cell in found if cell is not None]
     places = {row: place for place, row in enumerate(order)}
     return sorted(
-        cells,
+        (cell for _, cell in _read_cells(folder)),
         key=lambda cell: (
             cell["architecture"],
             places.get(cell["row"], len(order)),

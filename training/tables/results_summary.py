@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from histodistill.hub_cards.card_facts import classifier_name
-from histodistill.hub_cards.rendering import format_score
+from histodistill.hub_cards.rendering import format_score, format_steps
 from histodistill.training.evaluation.cells import METRICS, summarise_seeds
 from histodistill.training.tables.planned_cells import Place
 from histodistill.training.tables.rows import FIXED_ROWS
-from histodistill.training.tables.schedule import best_steps
+from histodistill.training.tables.schedule import best_steps, settling_seed
 
 
 # Splits of the real tiles that the table scores on, in the order in which they are shown.
@@ -43,7 +43,8 @@ def summarise(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
         of the same architecture, on the seeds that both have, or None.
 
         Where a row was trained for several numbers of steps, its scores are those of `best_steps`, and so are those of
-        a baseline; `ladder` has a dict of steps, seeds and mean validation accuracy for each.
+        a baseline; `ladder` has a dict for each that its `settling_seed` has tried: the steps, all seeds that were
+        trained for so many, and the validation accuracy of the one that settles.
 
         A row `X@R`, where R are the options of its recipe, is compared with the row `BASELINE@R`, and with the plain
         `BASELINE` only where that was not trained; so is its recovery. `against` maps each of `BASELINES` and
@@ -51,10 +52,11 @@ def summarise(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     lines: dict[tuple, dict[Place, dict]] = {}
     for cell in cells:
-        lines.setdefault((cell["architecture"], cell["row"], cell["size"]), {})[Place.of(cell)] = cell
+        place = Place.of(cell)
+        lines.setdefault(place.line, {})[place] = cell
     groups: dict[tuple, dict[int, dict]] = {}
     for key, found in lines.items():
-        steps = best_steps((place, cell["validation"]["accuracy"]) for place, cell in found.items())
+        steps = best_steps({place: cell["validation"]["accuracy"] for place, cell in found.items()})
         groups[key] = {place.seed: cell for place, cell in found.items() if place.steps == steps}
     rows = []
     for (architecture, row, size), by_seed in groups.items():
@@ -77,25 +79,24 @@ def summarise(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
         place = {"architecture": architecture, "row": row, "size": size}
         more = {
             "batch_size": mine[0]["config"]["batch_size"],
-            "ladder": _ladder(lines[architecture, row, size].values()),
+            "ladder": _ladder(lines[architecture, row, size]),
             "against": against,
         }
         rows.append({**place, **summary, **more, **scores})
     return rows
 
 
-def _ladder(cells: Collection[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What a line gave by its number of steps, ascending."""
-    rungs: dict[int | None, list[dict[str, Any]]] = {}
-    for cell in cells:
-        rungs.setdefault(Place.of(cell).steps, []).append(cell)
+def _ladder(cells: Mapping[Place, dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the seed that settles a line's steps gave by their number, ascending."""
+    settles = settling_seed(cells)
+    rungs = sorted((place for place in cells if place.seed == settles), key=lambda place: place.steps or 0)
     return [
         {
-            "steps": steps,
-            "seeds": sorted(cell["seed"] for cell in mine),
-            "validation": float(np.mean([cell["validation"]["accuracy"] for cell in mine])),
+            "steps": rung.steps,
+            "seeds": sorted(place.seed for place in cells if place.steps == rung.steps),
+            "validation": cells[rung]["validation"]["accuracy"],
         }
-        for steps, mine in sorted(rungs.items(), key=lambda item: item[0] or 0)
+        for rung in rungs
     ]
 
 
@@ -157,7 +158,7 @@ def markdown_table(rows: list[dict[str, Any]], split: str) -> str:
                 found = row[split]["accuracy"]["margins"]
                 margins = " | ".join(_margin_cells(found.get(name), marks.get(name, "")) for name in BASELINES)
                 images = "all" if size is None else size
-                steps = "" if row["steps"] is None else f"{row['steps']:,} of {row['batch_size']}"
+                steps = format_steps(row["steps"], row["batch_size"])
                 line = f"| {classifier_name(architecture)} | {images} | {row_title(row['row'])} | {steps} | {scores} |"
                 lines.append(f"{line} {share} | {margins} |")
     return "\n".join([*lines, "", _NOTE]) + "\n"

@@ -97,9 +97,12 @@ class ResultsTableConfig(SourceOptions):
         at_least=0,
         setting=False,
     )
-    batch_size: int = like(CellsConfig, "batch_size", default=32, setting=False)
+    batch_size: int = like(CellsConfig, "batch_size", default=TablePlan.batch_size, setting=False)
     whole_batch_size: int = option(
-        "the same of all real tiles and of the whole pool", default=128, at_least=1, setting=False
+        "the same of all real tiles and of the whole pool",
+        default=TablePlan.whole_batch_size,
+        at_least=1,
+        setting=False,
     )
     mixed_precision: str = like(CellsConfig, "mixed_precision")
     jobs: int | None = option(
@@ -137,7 +140,15 @@ class ResultsTableConfig(SourceOptions):
         if self.quick:
             train, rows = (_plan_text("convnet", _QUICK_LADDER),), rows or HEADLINE_ROWS
             sizes, seeds = sizes or QUICK_SIZES, seeds or _QUICK_SEEDS
-        plan = TablePlan(train, rows, sizes, seeds, self.recipe, self.batch_size, self.whole_batch_size)
+        plan = TablePlan(
+            train=train,
+            rows=rows,
+            sizes=sizes,
+            seeds=seeds,
+            recipe=self.recipe,
+            batch_size=self.batch_size,
+            whole_batch_size=self.whole_batch_size,
+        )
         return plan.lines(self.run)
 
 
@@ -200,12 +211,12 @@ def run(config: ResultsTableConfig) -> dict[str, Any]:
         if cell.size is not None and cell.row.options is not None:
             make_selector(cell.row.selection(cell.size, seed=0))  # refuses what the selector does not take
     schedule = Schedule(config.lines, check_kept(config.lines, config.folder))
+    stage.begin()  # before anything is kept that is of these settings alone
     for number, (run, pool) in enumerate(zip(config.runs, pools, strict=True)):
         write_inputs(
             inputs_file(config.folder, number), needed_inputs(config.lines), config.embedder, run / "teacher",
             pool.images, source.split("train").images,
         )  # fmt: skip
-    stage.begin()
 
     notes = train_cells(config, schedule, stage) if schedule.remaining() else []
     for split in SPLITS:
@@ -235,13 +246,14 @@ def write_table(
     Returns:
         What benchmark.json holds.
     """
+    from histodistill.training.evaluation.verdicts import BENCHMARK
     from histodistill.training.running.files import write_bytes, write_json, write_text
     from histodistill.training.tables.results_figures import draw_results
     from histodistill.training.tables.results_summary import SPLITS, markdown_table, summarise
 
     table = summarise(cells)
     results = {"data": data, "class_names": class_names, "rows": table, "notes": notes}
-    write_json(folder / "benchmark.json", results)
+    write_json(folder / Path(BENCHMARK).name, results)
     texts = [f"## {split.capitalize()} tiles\n\n{markdown_table(table, split)}" for split in SPLITS]
     write_text(folder / "benchmark.md", "\n".join(texts))
     for name, png in draw_results(table, cells, class_names).items():

@@ -63,6 +63,9 @@ def add_scores(run):
             "architecture": "convnet",
             "row": row,
             "size": size,
+            "seeds": [0],
+            "steps": 2000,
+            "batch_size": 32,
             "test": {metric: score(mean, 0.01) for metric in ("accuracy", "auc", "f1")},
         }
         for row, size, mean in places
@@ -263,13 +266,20 @@ def test_scores_are_shown(run):
         in text
     )
     assert "Distilled, cross-entropy 12 0.600 – 0.500" in text
-    assert "kernel_herding, loss=joint 10 0.450 ± 0.010" in text
+    assert "kernel_herding, loss=joint 10 2,000 of 32 0.450 ± 0.010" in text
     rows = [(row["title"], row["images"], row["scores"][0].mean) for row in found.benchmark[0]["rows"]]
     assert rows == [
         ("all real training tiles", "all", "0.810"),
         ("kernel_herding, loss=joint", "10", "0.450"),
         ("random", "50", "0.550"),
     ]
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[1]", '{"rows": 1}', '{"rows": [{"row": "random"}]}'])
+def test_a_damaged_results_table_is_one_sentence(run, text):
+    write_bytes(run / "benchmark" / "benchmark.json", text.encode())
+    with pytest.raises(InputError, match=r"benchmark\.json cannot be read \(.*\): delete it and run histodistill"):
+        show.read_demo_run(run)
 
 
 # What must not be seen.

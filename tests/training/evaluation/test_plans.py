@@ -139,6 +139,27 @@ def test_records_hold_the_texts_of_a_plan_without_paths(run, model):
     assert recorded[2].startswith("dinov2-") and recorded[2].endswith(":9")
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("probe:secret/model", "probe:./secret/model"),
+        ("probe:teacher", "probe:run/./teacher"),
+        ("secret/model:9", "./secret/model:8"),
+    ],
+)
+def test_one_model_has_one_name_in_a_plan(run, model, monkeypatch, one, other):
+    monkeypatch.chdir(run.parent)
+    plan = parse_plan([one, other], ROWS)
+    names = [planned.architecture for planned in plan]
+    for read in (
+        lambda: list(planned_cells(plan, [0], run)),
+        lambda: recorded_plan([one, other], plan, run),
+        lambda: TablePlan([one, other]).lines(run),
+    ):
+        with pytest.raises(InputError, match=f"^train names {names[0]} and {names[1]}, which are one model: name it"):
+            read()
+
+
 def test_probes_in_the_results_table(run, tmp_path):
     lines = TablePlan(["probe:autoencoder@class_balance=1"]).lines(run)
     assert {line.first.shown for line in lines} == {"probe:autoencoder"}
@@ -154,3 +175,8 @@ def test_probes_in_the_results_table(run, tmp_path):
     odd.mkdir()
     (line,) = TablePlan([f"{odd}/:9,11@margin=0.2"], ["real_all"]).lines(run)
     assert (line.first.config.architecture, line.first.config.margin, line.rungs) == (f"{odd}/", 0.2, (9, 11))
+    # Colons of a path begin no rows.
+    colons = run.parent / "a:1" / "b:2"
+    colons.mkdir(parents=True)
+    lines = TablePlan([f"{colons}:9", f"probe:{colons}"], ["real_all"]).lines(run)
+    assert [line.first.config.architecture for line in lines] == [str(colons), f"probe:{colons}"]

@@ -230,6 +230,8 @@ def seal(run: Path, audit: dict, name: str) -> None:
         ("benchmark/benchmark.json", lambda d: d["rows"][0].update(row=f"random@loss={PICTURE}")),
         ("benchmark/benchmark.json", lambda d: d["rows"][0].update(row="random@loss=evil")),
         ("benchmark/benchmark.json", lambda d: d["rows"][0]["test"]["accuracy"].update(mean=1.5)),
+        ("benchmark/benchmark.json", lambda d: d["rows"][0].update(steps=PICTURE)),
+        ("benchmark/benchmark.json", lambda d: d["rows"][0].update(batch_size=0)),
         ("benchmark/benchmark.json", lambda d: d["rows"].append(d["rows"][0])),
         ("benchmark/benchmark.json", lambda d: d.update(rows=[{**d["rows"][0], "size": i} for i in range(1, 1002)])),
         ("benchmark/benchmark.json", lambda d: margin_of(d).update(low=0.1)),

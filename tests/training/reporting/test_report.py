@@ -501,6 +501,15 @@ def test_results_table_is_a_curve(run):
     assert shown == [b"confusion.png"]
 
 
+def test_results_table_tells_the_steps_of_each_score(run):
+    one = benchmark_row("random", 10, 0.5, 0.1)
+    rows = [{**one, "steps": 600, "batch_size": 32}, {**one, "size": None, "steps": 2000, "batch_size": 128}]
+    write_json(run / "benchmark" / "benchmark.json", {"rows": rows})
+    text = " ".join(Page(write_report(run).read_text()).text.split())
+    assert "random 0.500 ± 0.100 600 of 32 0.500 ± 0.100 2,000 of 128" in text
+    assert "below each score stand its steps" in text
+
+
 @pytest.mark.parametrize("text", ["{", '{"rows": 1}', '{"rows": [{"row": "<b>"}]}'])
 def test_a_damaged_results_table_is_one_sentence(run, text):
     (run / "benchmark").mkdir()

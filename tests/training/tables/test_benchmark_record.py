@@ -32,6 +32,12 @@ def test_rows_of_the_results_table_as_cards_take_them(tmp_path):
         ("pool images chosen by random, stain_strength=0", 2, 0.25),
         ("pool images chosen by kmeans, stain_strength=0", 2, 0.375),
     ]
+    assert {row["steps"] for row in found} == {"3 of 8"}
+    # A table of before may not say how many tiles each step took, or not even how many steps.
+    for old, text in ((("batch_size",), "3"), (("batch_size", "steps"), "–")):
+        rows_before = [{key: row[key] for key in row if key not in old} for row in json.loads(data)["rows"]]
+        before = benchmark_rows(tmp_path, {"benchmark/benchmark.json": json.dumps({"rows": rows_before}).encode()}, 2)
+        assert before == [{**row, "steps": text} for row in found]
     # Over random images with the same recipe, where that was trained.
     assert [row["margin"] and row["margin"]["mean"] for row in found] == [None, None, 0.25, None, 0.125]
     assert benchmark_rows(tmp_path, {}, 2) == []

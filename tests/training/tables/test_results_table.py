@@ -215,6 +215,12 @@ def test_a_rows_recipe_goes_before_the_classifiers_and_that_before_the_common_on
         (["--train", "convnet:0"], "--train=convnet:0: after the architecture comes the number of steps"),
         (["--train", "convnet:5:random"], "--train=convnet:5:random: write ARCHITECTURE:STEPS, as in convnet:600"),
         (
+            ["--train", "google/vit:600:random"],
+            "--train=google/vit:600:random: write ARCHITECTURE:STEPS, as in convnet:600; --rows says what to train on",
+        ),
+        (["--train", "scratch:google/vit:5:random,kmeans"], "--train=scratch:google/vit:5:random,kmeans: write ARCHI"),
+        (["--train", "convnet:5,9:random"], "--train=convnet:5,9:random: write ARCHITECTURE:STEPS, as in convnet:600"),
+        (
             ["--train", "convnet:5,3"],
             "--train=convnet:5,3: several numbers of steps must ascend, as in convnet:600,2000,6",
         ),
@@ -334,7 +340,9 @@ def keep(folder: Path, cell: Cell, accuracy: float = 0.5) -> None:
         "row": cell.row.name,
         "size": cell.size,
         "seed": cell.config.seed,
+        "num_train": 25,
         "validation": {"accuracy": accuracy},
+        "test": {},
     }
     write_json(cell.path(folder), {**about, "config": asdict(cell.config)})
 
@@ -354,15 +362,23 @@ def test_cells_that_are_kept_are_found_with_their_scores(tmp_path):
     keep(tmp_path, cells[2], 0.7)
     keep(tmp_path, cell("convnet", "random", 9, 0))  # of no line
     assert check_kept(lines, tmp_path) == {cells[2].place: 0.7}
+    # Those of a line count whatever their seed and their steps are: they may settle how many it takes.
+    others = [lines[1].cell(5, 2), lines[1].cell(9, 2)]
+    for one in others:
+        keep(tmp_path, one, 0.6)
+    assert check_kept(lines, tmp_path) == {cells[2].place: 0.7} | {one.place: 0.6 for one in others}
+    for one in others:
+        one.path(tmp_path).unlink()
     # A table of before named its files without the steps.
     cells[2].path(tmp_path).rename(tmp_path / "cells" / "convnet-random-loss-joint-5-seed0.json")
     assert check_kept(lines, tmp_path) == {cells[2].place: 0.7}
 
 
 def test_other_numbers_of_steps_are_no_other_recipe(tmp_path):
-    keep(tmp_path, cell("convnet", "random", 5, 0))
-    more = replace(cell("convnet", "random", 5, 0).config, max_train_steps=9, validation_steps=9)
-    assert check_kept([Line(Cell(more, parse_row("random"), 5), (9,), (0,))], tmp_path) == {}
+    kept = cell("convnet", "random", 5, 0)
+    keep(tmp_path, kept)
+    more = replace(kept.config, max_train_steps=9, validation_steps=9)
+    assert check_kept([Line(Cell(more, parse_row("random"), 5), (9,), (0,))], tmp_path) == {kept.place: 0.5}
 
 
 def test_a_cell_of_another_recipe_is_refused(tmp_path):
@@ -397,7 +413,7 @@ def test_a_table_has_one_recipe(tmp_path, planned, refused):
         check_kept([new], tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b'{"row": "ran', bytes(9)])
+@pytest.mark.parametrize("content", [b"", b'{"row": "ran', bytes(9), b"{}", b"[1]", b"3", b'{"row": "random"}'])
 def test_a_damaged_cell_is_missing(tmp_path, capsys, content):
     both = line(cell("convnet", "random", 5, 0), 0, 1)
     cells = all_cells([both])
@@ -649,6 +665,21 @@ def test_other_settings_are_refused(grown, folder, tiny_npz, capsys):
             f"error: {grown[0]} was made with other settings ({message}): give another --output, or delete it\n"
         )
     assert {path: path.stat().st_mtime_ns for path in grown[0].rglob("*")} == before
+
+
+def test_inputs_of_a_killed_benchmark_serve_no_other_embedder(start, tmp_path, monkeypatch):
+    options = ["--rows", "random", "--sizes", 1, "--seeds", 0, "--output", tmp_path]
+
+    def killed(file: Path, *call: object) -> None:
+        write_inputs(file, *call)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(table_inputs, "write_inputs", killed)
+    with pytest.raises(KeyboardInterrupt):
+        start(*options)
+    assert (tmp_path / "inputs.npz").is_file() and not read_record(tmp_path)["complete"]
+    with pytest.raises(InputError, match='embedder was "untrained" and is now "mean_colour"'):
+        start(*options, "--embedder", "mean_colour")
 
 
 DIVERGES = "random@learning_rate=1e30"

@@ -7,7 +7,11 @@ import pytest
 from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.tables.planned_cells import Cell, Line, Place
 from histodistill.training.tables.rows import parse_row
-from histodistill.training.tables.schedule import Schedule, best_steps
+from histodistill.training.tables.schedule import Schedule, best_steps, settling_seed
+
+
+def place(steps: int | None, seed: int) -> Place:
+    return Place("convnet", "random", 5, steps, seed)
 
 
 def line(row: str, *rungs: int, seeds: tuple[int, ...] = (0, 1), is_headline: bool = False) -> Line:
@@ -87,6 +91,29 @@ def test_what_is_there_is_not_trained_again():
     assert trained([one], {("random", 6): 0.5}, known) == [("random", 6, 1)]
 
 
+def test_seeds_that_are_added_take_what_was_settled():
+    one = line("random", 6, 20, 60, seeds=(3, 4))
+    known = {one.cell(steps, 0).place: score for steps, score in ((6, 0.5), (20, 0.6), (60, 0.4))}
+    known |= {one.cell(20, seed).place: 0.1 for seed in (1, 2)}
+    scores = dict.fromkeys((("random", steps) for steps in (6, 20, 60)), 0.9)
+    assert [cell.place for cell in Schedule([one], known).remaining()] == [place(20, 3), place(20, 4)]
+    assert trained([one], scores, known) == [("random", 20, 3), ("random", 20, 4)]
+
+
+def test_a_seed_that_was_killed_climbs_on_also_where_others_are_asked_for():
+    one = line("random", 6, 20, 60, seeds=(3, 4))
+    schedule = Schedule([one], {one.cell(6, 0).place: 0.5})
+    assert [cell.place for cell in schedule.remaining()] == [place(20, 0), place(60, 0), place(60, 3), place(60, 4)]
+    scores = {("random", 20): 0.4, ("random", 6): 0.9}
+    order = trained([one], scores, {one.cell(6, 0).place: 0.5})
+    assert order == [("random", 20, 0), ("random", 6, 3), ("random", 6, 4)]
+
+
+def test_a_single_number_of_steps_is_that_of_the_seeds_alone_that_are_asked_for():
+    one = line("random", 20, seeds=(3,))
+    assert trained([one], {("random", 20): 0.5}, {one.cell(6, 0).place: 0.5}) == [("random", 20, 3)]
+
+
 def test_what_may_remain_is_told_by_the_longest_way():
     one = line("random", 6, 20, 60, seeds=(0, 1, 2))
     schedule = Schedule([one], {})
@@ -108,13 +135,14 @@ def test_probes_know_no_steps():
     assert schedule.take() is None
 
 
-def place(steps: int | None, seed: int) -> Place:
-    return Place("convnet", "random", 5, steps, seed)
-
-
 def test_the_steps_of_a_line_are_those_that_did_best():
-    assert best_steps([(place(6, 0), 0.5), (place(20, 0), 0.6), (place(60, 0), 0.55)]) == 20
-    assert best_steps([(place(20, 0), 0.5), (place(6, 0), 0.5)]) == 6
+    assert best_steps({place(6, 0): 0.5, place(20, 0): 0.6, place(60, 0): 0.55}) == 20
+    assert best_steps({place(20, 0): 0.5, place(6, 0): 0.5}) == 6
     # The seed that tried most settles it, also where others did better with fewer.
-    assert best_steps([(place(6, 0), 0.9), (place(6, 1), 0.5), (place(20, 1), 0.6)]) == 20
-    assert best_steps([(place(None, 3), 0.5)]) is None
+    assert best_steps({place(6, 0): 0.9, place(6, 1): 0.5, place(20, 1): 0.6}) == 20
+    assert best_steps({place(None, 3): 0.5}) is None
+
+
+def test_one_seed_settles_the_steps_of_a_line():
+    assert settling_seed([place(6, 0), place(6, 1), place(20, 1), place(20, 2)]) == 1
+    assert settling_seed([place(6, 2), place(6, 1)]) == 1
