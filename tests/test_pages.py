@@ -24,6 +24,7 @@ from diffusers.utils import dynamic_modules_utils
 from histodistill.training.cli import COMMANDS, main
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.medmnist import MEDMNIST
+from histodistill.training.models.latents import LATENT_MODELS
 from histodistill.training.running.presets import PRESET_NAMES
 
 
@@ -269,7 +270,7 @@ def test_components_of_the_pipeline(tiny_run):
     sentence = re.search(r"The pipeline's components are diffusers' own \((.*?)\)", text, re.DOTALL)[1]
     pipe = DiffusionPipeline.from_pretrained(tiny_run.folder / "pipeline", trust_remote_code=True)
     components = {type(component).__name__ for component in (pipe.vae, pipe.unet, pipe.scheduler)}
-    assert set(re.findall(r"`(\w+)`", sentence)) == components
+    assert set(re.findall(r"`(\w+)`", sentence)) == components | {model.__name__ for model in LATENT_MODELS.values()}
     assert (tiny_run.folder / "pipeline" / "pipeline.py").is_file()
 
 

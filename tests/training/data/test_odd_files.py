@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_pictures import decode_image
 
-from histodistill.training.data.colour_forms import DecodingRules
-from histodistill.training.data.decoding import decode_image
 from histodistill.training.running.errors import InputError
 
 
@@ -69,7 +68,7 @@ def test_what_is_refused(file):
 
 def test_grey_is_converted_if_asked_for():
     file = ODD / "histolab__histolab" / "diagnostic-slide-thumb-gs.png"
-    pixels = decode_image("it", file, rules=DecodingRules(("grey",)))
+    pixels = decode_image("it", file, convert=("grey",))
     assert pixels.shape == (525, 468, 3) and np.ptp(pixels, axis=2).max() == 0 and pixels.mean() > 150
 
 

@@ -43,7 +43,7 @@ def test_defaults():
     config = make_parser().read(["runs/one", "--data", "phantom"])
     assert (config.run, config.pool_folder) == (Path("runs/one"), Path("runs/one/pool"))
     assert config.output_folder == Path("runs/one/evaluation")
-    assert config.embedder is None
+    assert config.embedder == "teacher"
     assert config.plan == [("resnet18", 300, ("real_all", "reconstructed", "pool_all"))]
     assert (config.seeds, config.n_neighbors, config.num_processes) == ((0,), 5, 1)
     assert config == EvaluatePoolConfig(run="runs/one", data="phantom")

@@ -176,7 +176,7 @@ def test_probes_in_the_results_table(run, tmp_path):
     (line,) = TablePlan([f"{odd}/:9,11@margin=0.2"], ["real_all"]).lines(run)
     assert (line.first.config.architecture, line.first.config.margin, line.rungs) == (f"{odd}/", 0.2, (9, 11))
     # Colons of a path begin no rows.
-    colons = run.parent / "a:1" / "b:2"
+    colons = run.parent / "a:1" / "b"
     colons.mkdir(parents=True)
     lines = TablePlan([f"{colons}:9", f"probe:{colons}"], ["real_all"]).lines(run)
     assert [line.first.config.architecture for line in lines] == [str(colons), f"probe:{colons}"]
