@@ -76,13 +76,12 @@ def summarise(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     name: _margin(by_seed, baseline, split, metric) for name, baseline in baselines.items()
                 }
             scores[split]["recovery"] = _recovery(by_seed, ceiling, split)
-        place = {"architecture": architecture, "row": row, "size": size}
         more = {
             "batch_size": mine[0]["config"]["batch_size"],
             "ladder": _ladder(lines[architecture, row, size]),
             "against": against,
         }
-        rows.append({**place, **summary, **more, **scores})
+        rows.append({"architecture": architecture, "row": row, "size": size, **summary, **more, **scores})
     return rows
 
 
