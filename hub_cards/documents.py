@@ -38,6 +38,22 @@ class Known(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
 
 
+def only_if(is_right: Callable[[str], bool], otherwise: str) -> AfterValidator:
+    """Lets a text through that a test says yes to, and no other.
+
+    Args:
+        is_right: The test.
+        otherwise: What is said of others, such as "should be the label of an architecture".
+    """
+
+    def check(text: str) -> str:
+        if not is_right(text):
+            raise ValueError(otherwise)
+        return text
+
+    return AfterValidator(check)
+
+
 def plain_name(name: str) -> str:
     """A plain name, the same text; `ValueError` for any other, see `fault_of_published_name`."""
     if fault := fault_of_published_name(name):

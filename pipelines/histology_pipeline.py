@@ -57,11 +57,13 @@ def add_what_was_seen(
         noise_level (`torch.Tensor` or `float`): s in [0, 1], one number or float N×1×1×1.
         skip_noise (`float`):
             Ratio of noise to data, s / (1 - s), at which half of what was seen, divided by 1 - s, goes into the data;
-            above 0.
+            0 for none, whose output is returned as it is.
 
     Returns:
         The data, float N×C×h×w.
     """
+    if not skip_noise:
+        return output
     s, r, square = noise_level, 1 - noise_level, skip_noise**2
     # c_skip / (1 - s) and c_out, with the ratio of noise to data written out, so that they are finite without data.
     return (square * r * noisy + s * (s**2 + (square * r) ** 2) ** 0.5 * output) / (s**2 + square * r**2)
@@ -239,7 +241,6 @@ class HistologyPipeline(DiffusionPipeline):
         step_options = {"generator": generator} if takes_generator else {}
         both_labels = torch.cat([class_ids, torch.full_like(class_ids, self.null_class)])
         low, high = guidance_interval
-        skip_noise = self.config.skip_noise
         # Taken before the loop: to ask the device for its timestep in each step would make the program wait.
         levels = [t / self.scheduler.config.num_train_timesteps for t in self.scheduler.timesteps.tolist()]
         for t, level in zip(self.progress_bar(self.scheduler.timesteps), levels, strict=True):
@@ -254,8 +255,7 @@ class HistologyPipeline(DiffusionPipeline):
                 prediction = self.unet(model_input, t, class_labels=class_ids).sample
             # A step in half precision loses the small differences that late steps consist of.
             prediction, latents = prediction.float(), latents.float()
-            if skip_noise:
-                prediction = add_what_was_seen(prediction, latents, level, skip_noise)
+            prediction = add_what_was_seen(prediction, latents, level, self.config.skip_noise)
             latents = self.scheduler.step(prediction, t, latents, **step_options).prev_sample
             latents = latents.to(self.unet.dtype)
         return latents

@@ -183,9 +183,7 @@ class DiTDenoiser(torch.nn.Module):
         if self.output.prediction_type != DATA:
             return given
         level = (timestep / NUM_TRAIN_TIMESTEPS).view(-1, 1, 1, 1)
-        data = given.sample
-        if self.output.skip_noise:
-            data = add_what_was_seen(data, sample, level, self.output.skip_noise)
+        data = add_what_was_seen(given.sample, sample, level, self.output.skip_noise)
         return UNet2DOutput(sample=(sample - data) / level)
 
 

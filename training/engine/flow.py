@@ -71,8 +71,7 @@ def compared(
         output: What the denoiser gives.
     """
     if output.prediction_type == DATA:
-        if output.skip_noise:
-            prediction = add_what_was_seen(prediction, noisy, levels, output.skip_noise)
+        prediction = add_what_was_seen(prediction, noisy, levels, output.skip_noise)
         scale = 1 / torch.as_tensor(levels).clamp(min=_LEAST_LEVEL)
         return prediction * scale, latents * scale
     return prediction, noise - latents

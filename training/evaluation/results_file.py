@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from histodistill.hub_cards.audit_record import Count, Share
-from histodistill.hub_cards.documents import ClassName, Exact, Seed, read_document
+from histodistill.hub_cards.documents import ClassName, Exact, Seed, only_if, read_document
 from histodistill.training.evaluation.cells import spread
 from histodistill.training.evaluation.compare import RECOVERY_ROW, ROWS
 from histodistill.training.models.encoder_names import is_architecture_label
@@ -18,31 +17,10 @@ from histodistill.training.models.encoder_names import is_architecture_label
 # Rounding of means and standard deviations.
 _TOLERANCE = 1e-9
 
-
-def _one_of(known: Collection[str]) -> AfterValidator:
-    """Lets one of some names through."""
-
-    def check(name: str) -> str:
-        if name not in known:
-            raise ValueError(f"should be one of {', '.join(known)}")
-        return name
-
-    return AfterValidator(check)
-
-
 #: What a classifier was trained on: a key of `ROWS`.
-RowName = Annotated[str, _one_of(ROWS)]
-
-
-def _architecture(name: str) -> str:
-    """Lets the label of an architecture through, which holds no path."""
-    if not is_architecture_label(name):
-        raise ValueError("should be the label of an architecture")
-    return name
-
-
-#: The network of a classifier: see `architecture_label`.
-Architecture = Annotated[str, AfterValidator(_architecture)]
+RowName = Annotated[str, only_if(ROWS.__contains__, f"should be one of {', '.join(ROWS)}")]
+#: The network of a classifier, without a path: see `architecture_label`.
+Architecture = Annotated[str, only_if(is_architecture_label, "should be the label of an architecture")]
 
 
 class Score(Exact):

@@ -32,8 +32,8 @@ from histodistill.training.evaluation.run_contents import RunContents, RunFiles
 from histodistill.training.evaluation.verdicts import JUDGES, make_audit, read_records, read_run_audit
 from histodistill.training.evaluation.weights_attack import attack_scores, denoising_losses
 from histodistill.training.models.devices import best_device
-from histodistill.training.models.embedders import has_classifier, named_embeddings
-from histodistill.training.models.loading import load_pipeline
+from histodistill.training.models.embedders import named_embeddings
+from histodistill.training.models.loading import has_classifier, load_pipeline
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.files import write_bytes, write_json
 from histodistill.training.running.stages import read_record, require_parts

@@ -11,7 +11,6 @@ from typing import Any
 
 
 # Where Linux tells it of this process alone, in kB. What `getrusage` tells there includes the process that started it.
-_STATUS = Path("/proc/self/status")
 # Where it is told to forget the most memory that was held.
 _FORGET = Path("/proc/self/clear_refs")
 
@@ -82,12 +81,9 @@ def peak_memory() -> int | None:
     On Linux without what stands in mapped files, such as kept latents: the system takes that back when others need it.
     What of files is mapped now is taken for what was at the peak.
     """
-    try:
-        status = _STATUS.read_text(encoding="utf-8")
-        if peak := _told("VmHWM", status):
-            return max(peak - _told("RssFile", status), _told("RssAnon", status))
-    except OSError:  # not Linux
-        pass
+    status = _status_of("self")
+    if peak := _told("VmHWM", status):
+        return max(peak - _told("RssFile", status), _told("RssAnon", status))
     try:
         import resource
     except ImportError:  # Windows
@@ -100,12 +96,9 @@ def peak_memory() -> int | None:
 
 def held_memory() -> int:
     """Bytes that this process holds now, of what `peak_memory` counts."""
-    try:
-        status = _STATUS.read_text(encoding="utf-8")
-        if held := _told("RssAnon", status) + _told("RssShmem", status):
-            return held
-    except OSError:  # not Linux
-        pass
+    status = _status_of("self")
+    if held := _told("RssAnon", status) + _told("RssShmem", status):
+        return held
     import psutil
 
     return psutil.Process().memory_info().rss
@@ -117,11 +110,15 @@ def private_memory(process: int) -> int:
     Args:
         process: Its number.
     """
+    return _told("RssAnon", _status_of(process))
+
+
+def _status_of(process: int | str) -> str:
+    """What Linux tells of a process, or of this one, "self"; nothing where it has ended, or elsewhere."""
     try:
-        status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+        return Path(f"/proc/{process}/status").read_text(encoding="utf-8")
     except OSError:
-        return 0
-    return _told("RssAnon", status)
+        return ""
 
 
 def _told(name: str, status: str) -> int:

@@ -19,10 +19,10 @@ from histodistill.training.models.embedders import (
     describe_embedder,
     embed_images,
     embedder_fingerprint,
-    has_classifier,
     is_autoencoder,
     load_embedder,
 )
+from histodistill.training.models.loading import has_classifier
 from histodistill.training.models.prediction import embed
 from histodistill.training.running.errors import InputError
 

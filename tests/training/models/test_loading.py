@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from histodistill.training.engine.pool import generate_images
-from histodistill.training.models.embedders import has_classifier, is_autoencoder, load_embedder
-from histodistill.training.models.loading import load_autoencoder, load_classifier, load_pipeline
+from histodistill.training.models.embedders import is_autoencoder, load_embedder
+from histodistill.training.models.loading import has_classifier, load_autoencoder, load_classifier, load_pipeline
 from histodistill.training.running.errors import InputError
 
 
