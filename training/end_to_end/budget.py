@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from histodistill.training.engine.classifier_config import ClassifierConfig
+from histodistill.training.evaluation.audit import AuditConfig
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.presets import Preset
 from histodistill.training.running.progress import rounded
@@ -18,14 +19,17 @@ Changes = dict[str, dict[str, Any]]
 
 # Share of the time that each step gets, of what it does in proportion to its steps or images. Everything comes from
 # the denoiser; the autoencoder bounds what it can show; the teacher chooses from the pool and labels it; the
-# comparison only tells how good the result is.
-SHARES = {"diffusion": 0.4, "autoencoder": 0.15, "generate": 0.15, "compare": 0.2, "teacher": 0.1}
+# comparison only tells how good the result is. The audit does as much whatever the time is, but that it can ask the
+# denoiser about fewer tiles, which makes its intervals wider.
+SHARES = {"diffusion": 0.38, "autoencoder": 0.14, "generate": 0.14, "compare": 0.19, "teacher": 0.1, "audit": 0.05}
 # The least that is left of what the preset says: less would be no training any more.
 _LEAST = 1 / 20
 # Images of a class in the pool for each one that is kept, at least: some are dropped as copies.
 _LEAST_CHOICE = 1.25
 # Validation tiles of a classifier, at least.
 _LEAST_VALIDATION = 50
+# Tiles of either kind that an audit asks the denoiser about, at least.
+_LEAST_ASKED = 500
 # Share of the time that is planned with: the rest is for what was not foreseen.
 _PLANNED = 0.92
 # Halvings of the range in which the factor is looked for.
@@ -48,7 +52,7 @@ class Fitted:
         """What the user is told."""
         if not self.changes:
             return f"everything fits into {rounded(seconds)} as it is"
-        names = {"diffusion": "denoiser", "generate": "pool", "compare": "comparison"}
+        names = {"diffusion": "denoiser", "generate": "pool", "compare": "comparison", "audit": "privacy audit"}
         told = ", ".join(f"{names.get(step, step)} {share:.0%}" for step, share in self.shares.items())
         return f"fitted to {rounded(seconds)}: of what the preset does, {told}"
 
@@ -126,6 +130,9 @@ def _less(preset: Preset, step: str, share: float) -> dict[str, Any]:
     if step == "generate":
         least = min(options["per_class"], math.ceil(_LEAST_CHOICE * preset.select["n_per_class"]))
         return {"per_class": max(least, int(share * options["per_class"]))}
+    if step == "audit":
+        asked = options.get("weight_tiles", AuditConfig.weight_tiles)
+        return {"weight_tiles": max(min(_LEAST_ASKED, asked), int(share * asked))}
     less: dict[str, Any] = {}
     if step == "compare":
         less["train"] = list(preset.with_compared_steps(share).compare)

@@ -165,6 +165,8 @@ def _measure_autoencoder(options: Any, source: TileSource, folder: Path, memory:
     from histodistill.training.data.pixels import to_model_input
     from histodistill.training.engine.accelerator import make_accelerator
     from histodistill.training.engine.loop import plain_steps
+    from histodistill.training.models.embedders import load_embedder
+    from histodistill.training.models.encoder_names import SEARCHED_SIDE
     from histodistill.training.models.latents import encode_images
     from histodistill.training.models.prediction import usual_batch_size
 
@@ -186,14 +188,18 @@ def _measure_autoencoder(options: Any, source: TileSource, folder: Path, memory:
             step = seconds_of(lambda: make_step(next(steps)))
         found[work.TRAIN_AUTOENCODER] = step / (few.batch_size * few.gradient_accumulation_steps)
     autoencoder = training.autoencoder.eval()
-    images = to_model_input(_some_tiles(source, accelerator.device), accelerator.device)
+    tiles = _some_tiles(source, accelerator.device)
+    images = to_model_input(tiles, accelerator.device)
     larger = usual_batch_size(source.image_size) / len(images)
     with torch.no_grad(), memory.of(larger):
         latents = encode_images(autoencoder, images)
         encoding = seconds_of(lambda: encode_images(autoencoder, images))
         decoding = seconds_of(lambda: autoencoder.decode(latents).sample)
     autoencoder.save_pretrained(folder)
-    return {**found, work.ENCODE: encoding / len(images), work.DECODE: decoding / len(images)}
+    embed = load_embedder(folder, SEARCHED_SIDE)
+    embedding = seconds_of(lambda: embed(tiles))
+    per_tile = {work.ENCODE: encoding, work.DECODE: decoding, work.EMBED_LATENTS: embedding}
+    return found | {kind: seconds / len(images) for kind, seconds in per_tile.items()}
 
 
 def _measure_denoiser(

@@ -15,7 +15,7 @@ from histodistill.training.end_to_end import work
 from histodistill.training.end_to_end.steps import StageCall
 from histodistill.training.evaluation.plans import planned_cells
 from histodistill.training.models.architectures import DEFAULT_WIDTHS, WITH_MAPS
-from histodistill.training.models.encoder_names import UNTRAINED_SIDE
+from histodistill.training.models.encoder_names import SEARCHED_SIDE, UNTRAINED_SIDE
 
 
 # Twice as wide a network takes not four times as long, as its products would have it, but about this power of two.
@@ -126,6 +126,7 @@ def usual_seconds(plan: Sequence[StageCall], run: Mapping[str, Any]) -> dict[str
         work.TRAIN_DENOISER: shown,
         work.DENOISE: _FORWARD * shown,
         work.GENERATE: generated,
+        work.EMBED_LATENTS: _ENCODER * _AUTOENCODER * _autoencoder(autoencoder, min(size, SEARCHED_SIDE)),
         work.EMBED_UNTRAINED: _FORWARD * _classifier("convnet", None, min(size, UNTRAINED_SIDE)),
         work.COMPARE: _COMPARED,
         work.INDEX: _INDEXED,

@@ -23,8 +23,8 @@ TRAIN_AUTOENCODER, ENCODE, DECODE = "train autoencoder", "encode", "decode"
 # One tile in a step of the denoiser's training; one latent that it is asked about otherwise; one image of the pool,
 # with all its denoising steps, decoded and written.
 TRAIN_DENOISER, DENOISE, GENERATE = "train denoiser", "denoise", "generate"
-# One image whose features in a network with random weights are taken.
-EMBED_UNTRAINED = "embed untrained"
+# One image whose features in a network with random weights are taken, or its latents, to compare it with others.
+EMBED_UNTRAINED, EMBED_LATENTS = "embed untrained", "embed latents"
 # One image that is compared with the real tiles, beside its embeddings; one real tile that is made ready for that.
 COMPARE, INDEX = "compare with real tiles", "index real tiles"
 # One image of the pool that is put into a graph and a community.
@@ -153,7 +153,7 @@ class _Work:
         embedded = self.real + SYMMETRIES * count
         work = Counter({COMPARE: count, INDEX: self.real})
         for name in embedders:
-            work[EMBED_UNTRAINED if name == "untrained" else ENCODE] += embedded
+            work[EMBED_UNTRAINED if name == "untrained" else EMBED_LATENTS] += embedded
         return work
 
     def _validated(self, options: Any) -> int:

@@ -7,7 +7,9 @@ Two questions are asked, and each figure stands beside that of the real training
 - are the generated tiles distributed as the real ones are? Fréchet and kernel distance, precision, recall, density
   and coverage, overall and for each class, in the feature space of the run's teacher or of `--embedder`;
 - does a classifier trained on them know real tiles (classification accuracy score, Ravuri & Vinyals 2019)? Also
-  trained on real tiles that the autoencoder has reconstructed, which tells what is lost there.
+  trained on real tiles that the autoencoder has reconstructed, which tells what is lost there; on request on as many
+  real tiles as the pool has, which tells what is lost since they are fewer, and on the pool with the teacher's soft
+  labels, which tells what is lost since tiles are not quite of the class that they were made for.
 
 Test tiles are not touched. Leaves `RUN/evaluation/` with metrics.json, metrics.png, and tiles.png, which shows real
 tiles beside generated ones and must not be shared.
@@ -19,6 +21,8 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.evaluation.plans import PlannedCell, RowsConfig, planned_cells, recorded_plan
@@ -36,11 +40,14 @@ if TYPE_CHECKING:
     from histodistill.training.running.progress import Progress
     from histodistill.training.running.stages import Stage
 
+_SOFT_ROW = "pool_soft"
 # What classifiers are trained on, and what tables call it.
 ROWS = {
     "real_all": "All real tiles",
     "reconstructed": "All real tiles, reconstructed by the autoencoder",
     "pool_all": "The whole pool",
+    "real_as_many": "As many real tiles of each class as the pool has, or all",
+    _SOFT_ROW: "The whole pool, soft labels of the teacher",
 }
 
 
@@ -66,7 +73,7 @@ class EvaluatePoolConfig(RowsConfig, SourceOptions):
         "train",
         help="what to train for how many steps on which rows, all rows where none is named; nothing after it trains "
         "none",
-        default=("resnet18:300",),
+        default=("resnet18:300:real_all,reconstructed,pool_all",),
         may_be_empty=True,
     )
 
@@ -79,6 +86,11 @@ class EvaluatePoolConfig(RowsConfig, SourceOptions):
     def output_folder(self) -> Path:
         """Where the result goes."""
         return self.output or self.run / "evaluation"
+
+    @property
+    def takes_teacher(self) -> bool:
+        """Whether the run's teacher makes the features or labels the pool."""
+        return self.embedder == TEACHER or any(_SOFT_ROW in planned.rows for planned in self.plan)
 
 
 def make_parser() -> StepParser[EvaluatePoolConfig]:
@@ -122,7 +134,7 @@ def run(config: EvaluatePoolConfig) -> dict[str, Any]:
     }
     folder, results_path = config.output_folder, config.output_folder / "metrics.json"
     inputs = {"pool": config.pool_folder, "pipeline": config.run / "pipeline"}
-    if config.embedder == TEACHER:
+    if config.takes_teacher:
         inputs["teacher"] = config.run / "teacher"
     stage = Stage(folder, settings, remedy=f"give another {param('output')}", inputs=inputs)
     accelerator = make_accelerator(config.mixed_precision)
@@ -157,7 +169,7 @@ def run(config: EvaluatePoolConfig) -> dict[str, Any]:
 
 
 def require_stages(config: EvaluatePoolConfig) -> dict[str, str]:
-    """The fingerprints of the stages that are measured, by name; that of the teacher where it makes the features.
+    """The fingerprints of the stages that are measured, by name; that of the teacher where it takes part.
 
     Raises:
         InputError: If one is not finished.
@@ -168,8 +180,9 @@ def require_stages(config: EvaluatePoolConfig) -> dict[str, str]:
         "pool": require_complete(config.pool_folder, "pool", "run histodistill generate first"),
         **require_parts(config.run, "pipeline"),
     }
-    if config.embedder == TEACHER:
-        remedy = f"run train_classifier, or give {param('embedder')}"
+    if config.takes_teacher:
+        instead = f"give {param('embedder')}" if config.embedder == TEACHER else f"leave {_SOFT_ROW} out"
+        remedy = f"run train_classifier, or {instead}"
         records["teacher"] = require_complete(config.run / "teacher", "teacher", remedy)
     return {name: record["fingerprint"] for name, record in records.items()}
 
@@ -242,14 +255,18 @@ def train_rows(
     """Trains and scores the cells of the plan that are not finished; returns all."""
     from histodistill.training.data.scratch_images import decode_once, keep_images
     from histodistill.training.data.tiles import Tiles
+    from histodistill.training.engine.scoring import predict_shared
     from histodistill.training.evaluation.cells import fill_cells, train_cell
-    from histodistill.training.models.loading import load_autoencoder
+    from histodistill.training.models.loading import load_autoencoder, load_classifier
     from histodistill.training.models.reconstruction import reconstruct_tiles
 
     @functools.cache
-    def training_tiles(row: str) -> Tiles:
+    def whole(row: str) -> Tiles:
         if row == "pool_all":
             return Tiles(decode_once(tiles.pool.images, stage.folder), tiles.pool.labels)
+        if row == _SOFT_ROW:
+            pool, teacher = whole("pool_all"), load_classifier(config.run / "teacher").to(accelerator.device)
+            return Tiles(pool.images, pool.labels, predict_shared(teacher, pool.images, accelerator))
         if row != "reconstructed":
             return tiles.train
         autoencoder = load_autoencoder(config.run / "pipeline" / "vae").to(accelerator.device)
@@ -258,11 +275,12 @@ def train_rows(
         return Tiles(images, tiles.train.labels)
 
     def make_cell(cell: PlannedCell, path: Path, progress: Progress) -> dict[str, Any]:
-        train = training_tiles(cell.row)
+        train = as_many_as(tiles.pool, tiles.train, cell.seed) if cell.row == "real_as_many" else whole(cell.row)
         tell(f"{cell.shown} on {len(train):,} tiles: {ROWS[cell.row]}, seed {cell.seed}")
         steps: dict[str, Any] = {} if cell.steps is None else {"max_train_steps": cell.steps}
         recipe = ClassifierConfig(
             architecture=cell.architecture,
+            soft_label_weight=1.0 if cell.row == _SOFT_ROW else 0.0,
             seed=cell.seed,
             batch_size=config.batch_size,
             **steps,
@@ -274,6 +292,23 @@ def train_rows(
         )
 
     return fill_cells(planned_cells(config.plan, config.seeds, config.run), stage, accelerator, make_cell)
+
+
+def as_many_as(pool: Tiles, train: Tiles, seed: int) -> Tiles:
+    """Real tiles drawn at random, of each class as many as there are in the pool, or all where these are fewer.
+
+    Args:
+        pool, train: Generated and real tiles, with labels of the same classes.
+        seed: Of the draw, at least 0.
+    """
+    from histodistill.training.data.tiles import sample_per_class
+
+    drawn = []
+    for label, count in zip(*np.unique(pool.labels, return_counts=True), strict=True):
+        members = np.flatnonzero(train.labels == label)
+        if len(members):
+            drawn.append(members[sample_per_class(train.labels[members], min(int(count), len(members)), seed)])
+    return train.subset(np.sort(np.concatenate(drawn)))
 
 
 def accuracy_scores(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:

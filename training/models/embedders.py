@@ -23,6 +23,7 @@ from histodistill.training.models.devices import best_device
 from histodistill.training.models.encoder_names import (
     BUILT_IN,
     COLOURS,
+    SEARCHED_SIDE,
     TEACHER,
     UNTRAINED,
     UNTRAINED_SIDE,
@@ -88,7 +89,8 @@ def embedder_fingerprint(name: str | Path) -> str:
 def named_embeddings(names: Sequence[str]) -> dict[str, Callable[[Images], np.ndarray]]:
     """Embedders as functions of images, by names without a path of this machine.
 
-    Each is loaded when it is first called, and kept for later calls.
+    Each is loaded when it is first called, and kept for later calls. An autoencoder sees tiles above `SEARCHED_SIDE` at
+    that side, at which latents tell whether two tiles are the same as well, and many tiles are soon encoded.
 
     Args:
         names: Values of the option `embedders`, each what `embed_images` takes.
@@ -120,7 +122,7 @@ def named_embeddings(names: Sequence[str]) -> dict[str, Callable[[Images], np.nd
 
 
 def _loaded_when_called(name: str) -> Callable[[Images], np.ndarray]:
-    load = cache(partial(load_embedder, name))
+    load = cache(partial(load_embedder, name, SEARCHED_SIDE))
     return lambda images: load()(images)
 
 
@@ -167,7 +169,7 @@ class Embedder:
         return embeddings
 
 
-def load_embedder(name_or_path: str | Path) -> Embedder:
+def load_embedder(name_or_path: str | Path, latents_side: int | None = None) -> Embedder:
     """An embedder, loaded once.
 
     Args:
@@ -177,6 +179,8 @@ def load_embedder(name_or_path: str | Path) -> Embedder:
             a model; or the folder of an autoencoder, whose latents are taken as they are; or `UNTRAINED`, the features
             of a ConvNet with random weights, always the same ones: they tell of colours and textures, and of nothing
             that was learned from private tiles (compare Zhao & Bilen, WACV 2023); or one of `COLOURS`.
+        latents_side: Side in pixels to which larger images are brought before an autoencoder sees them; None for as
+            they are.
 
     Returns:
         What takes images, uint8 N×H×W×3, and returns embeddings, float32 N×D. It computes on `best_device`.
@@ -190,7 +194,9 @@ def load_embedder(name_or_path: str | Path) -> Embedder:
     elif has_classifier(name_or_path):
         function = partial(embed, load_classifier(name_or_path).to(device))
     else:
-        function = partial(_encode, _load_encoder(name_or_path).to(device), device)
+        encoder = _load_encoder(name_or_path).to(device)
+        side = latents_side if isinstance(encoder, LatentEncoder) else None
+        function = partial(_encode, encoder, device, side)
     return Embedder(str(name_or_path), function)
 
 
@@ -212,9 +218,13 @@ def embed_images(name_or_path: str | Path, images: Images, batch_size: int | Non
 
 
 def _embed_untrained(device: torch.device, images: np.ndarray) -> np.ndarray:
-    if images.shape[1] > UNTRAINED_SIDE:
-        images = resample(images, UNTRAINED_SIDE).round().astype(np.uint8)
+    images = _at_most(images, UNTRAINED_SIDE)
     return embed(_untrained(images.shape[1], device), images)
+
+
+def _at_most(images: np.ndarray, side: int) -> np.ndarray:
+    """Images, uint8 N×H×W×3, brought to a side in pixels where theirs is larger."""
+    return images if images.shape[1] <= side else resample(images, side).round().astype(np.uint8)
 
 
 @lru_cache(maxsize=1)
@@ -227,7 +237,9 @@ def _untrained(image_size: int, device: torch.device) -> Classifier:
 
 
 @torch.no_grad()
-def _encode(encoder: Encoder, device: torch.device, images: np.ndarray) -> np.ndarray:
+def _encode(encoder: Encoder, device: torch.device, side: int | None, images: np.ndarray) -> np.ndarray:
+    if side is not None:
+        images = _at_most(images, side)
     return encoder(to_model_input(images).to(device)).float().cpu().numpy()
 
 

@@ -29,6 +29,9 @@ BUILT_IN = (UNTRAINED, *COLOURS)
 #: Side in pixels to which larger tiles are brought for it: of tiles of 224 px, the network as it is would take 15
 #: times as long, with each image in eight symmetries.
 UNTRAINED_SIDE = 64
+#: The same for autoencoders where tiles are searched for copies: of 224 px, whole tiles would take as much time again
+#: as all else of an audit.
+SEARCHED_SIDE = 64
 # A model of the Hub, with or without its owner.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 # What a folder says that it holds, in characters that may stand in a name.

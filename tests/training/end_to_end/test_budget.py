@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from histodistill.training.end_to_end.budget import SHARES, fit
@@ -29,7 +31,7 @@ def cost(preset: Preset) -> dict[str, float]:
         "teacher": preset.teacher["max_train_steps"],
         "pool": preset.generate["per_class"],
         "comparison": 2 * int(plan.split(":")[1]),
-        "audit": FIXED_SECONDS,
+        "audit": FIXED_SECONDS + preset.audit.get("weight_tiles", 2000) / 5,
     }
 
 
@@ -79,6 +81,13 @@ def test_what_is_asked_for_stays():
 def test_a_pool_has_images_to_choose_from():
     fitted = fit(PRESET, 0.085 * WHOLE, cost, {})
     assert fitted.changes["generate"]["per_class"] >= 25
+
+
+def test_an_audit_asks_about_enough_tiles():
+    fitted = fit(PRESET, 0.12 * WHOLE, cost, {})
+    assert fitted.changes["audit"] == {"weight_tiles": 500}
+    few = replace(PRESET, audit={"weight_tiles": 300})
+    assert "audit" not in fit(few, 0.12 * WHOLE, cost, {}).changes
 
 
 def test_the_least_is_told_where_not_even_that_fits():

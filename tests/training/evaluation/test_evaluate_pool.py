@@ -11,12 +11,14 @@ from diffusers import AutoencoderDC
 from histodistill.training import cli
 from histodistill.training.data.image_dataset import read_image_dataset, write_image_dataset
 from histodistill.training.data.sources import load_tiles
+from histodistill.training.data.tiles import Tiles
 from histodistill.training.evaluation import cells, pool_figures, pool_quality
 from histodistill.training.evaluation import evaluate_pool as script
 from histodistill.training.evaluation.evaluate_pool import (
     ROWS,
     EvaluatePoolConfig,
     accuracy_scores,
+    as_many_as,
     make_parser,
     row_lines,
 )
@@ -24,6 +26,8 @@ from histodistill.training.evaluation.pool_figures import CANDIDATES, DISTANCES,
 from histodistill.training.evaluation.pool_quality import compare_with_validation
 from histodistill.training.models import reconstruction
 from histodistill.training.models.embedders import embed_images, embedder_fingerprint
+from histodistill.training.models.loading import load_classifier
+from histodistill.training.models.prediction import predict_proba
 from histodistill.training.models.reconstruction import reconstruct_tiles
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, write_json
@@ -66,7 +70,7 @@ def test_settings_are_the_options_that_decide_the_result():
     settings = read("--pool", "other", "--embedder", "untrained", "--image-size", "28", "--output", "o").settings()
     assert settings == {
         "batch_size": 128, "mixed_precision": usual_precision(), "n_neighbors": 5,
-        "seeds": (0,), "train": ("resnet18:300",),
+        "seeds": (0,), "train": ("resnet18:300:real_all,reconstructed,pool_all",),
     }  # fmt: skip
 
 
@@ -83,7 +87,8 @@ def test_settings_are_the_options_that_decide_the_result():
         (["--train", "convnet:0"], "--train=convnet:0: after the architecture comes the number of steps"),
         (
             ["--train", "convnet:5:distilled_ce"],
-            "--train=convnet:5:distilled_ce: 'distilled_ce' is no row: use real_all, reconstructed, pool_all",
+            "--train=convnet:5:distilled_ce: 'distilled_ce' is no row: use real_all, reconstructed, pool_all, "
+            "real_as_many, pool_soft",
         ),
         (["--train", "convnet:5:pool_all,pool_all"], "--train=convnet:5:pool_all,pool_all names a row twice"),
         (["--train", "convnet:5:pool_all", "convnet:9"], "--train names convnet twice"),
@@ -191,7 +196,7 @@ def test_files_that_are_left(evaluated, read_png):
     folder = evaluated / "evaluation"
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {
         "stage.json", "metrics.json", "distances.json", "metrics.png", "tiles.png",
-        "convnet-real_all-seed0.json", "convnet-reconstructed-seed0.json", "convnet-pool_all-seed0.json",
+        *(f"convnet-{row}-seed0.json" for row in ROWS),
     }  # fmt: skip
     for name in ("metrics.png", "tiles.png"):
         assert read_png((folder / name).read_bytes()).std() > 5, name
@@ -211,6 +216,8 @@ def test_results(evaluated, tiny_tiles):
         ("real_all", "All real tiles", 60),
         ("reconstructed", "All real tiles, reconstructed by the autoencoder", 60),
         ("pool_all", "The whole pool", 40),
+        ("real_as_many", "As many real tiles of each class as the pool has, or all", 40),
+        ("pool_soft", "The whole pool, soft labels of the teacher", 40),
     ]
     accuracy = {row["row"]: row["accuracy"]["mean"] for row in rows}
     for row in rows:
@@ -219,6 +226,7 @@ def test_results(evaluated, tiny_tiles):
         assert row["accuracy"]["values"] == [cell["validation"]["accuracy"]]
         assert np.sum(cell["validation"]["confusion"]) == 20
         assert cell["config"]["batch_size"] == 20 and cell["best_step"] == 2
+        assert cell["config"]["soft_label_weight"] == (row["row"] == "pool_soft")
     expected = {row: value / accuracy["real_all"] for row, value in accuracy.items() if row != "real_all"}
     assert results["accuracy_score"] == {"convnet": pytest.approx(expected)}
 
@@ -276,14 +284,14 @@ def test_a_killed_evaluation_goes_on_and_each_row_has_its_tiles(start, run, eval
 
     # Neither is embedded again, nor are the finished ones trained again.
     monkeypatch.setattr(pool_quality, "embed_images", None)
-    limit = 3
+    limit = len(ROWS)
     start("--train", "convnet:2")
-    assert list(trained) == ["real_all", "reconstructed", "pool_all"]
+    assert list(trained) == list(ROWS)
     assert is_complete(run / "evaluation")
     assert read_json(run / "evaluation" / "metrics.json") == read_json(evaluated / "evaluation" / "metrics.json")
 
     images, columns, _ = read_image_dataset(run / "pool")
-    real, reconstructed, pool = trained.values()
+    real, reconstructed, pool, as_many, soft = trained.values()
     assert np.array_equal(real.images, source.split("train").images)
     assert np.array_equal(pool.images, images) and np.array_equal(pool.labels, columns["label"])
     assert np.array_equal(reconstructed.labels, real.labels)
@@ -291,6 +299,25 @@ def test_a_killed_evaluation_goes_on_and_each_row_has_its_tiles(start, run, eval
     autoencoder = AutoencoderDC.from_pretrained(run / "pipeline" / "vae").eval()
     expected = np.concatenate(list(reconstruct_tiles(autoencoder, real.images)))
     assert np.abs(expected.astype(int) - reconstructed.images).max() <= 1
+    assert np.array_equal(np.bincount(as_many.labels), np.bincount(pool.labels))
+    assert {tile.tobytes() for tile in as_many.images} < {tile.tobytes() for tile in real.images}
+    assert pool.soft_labels is None
+    assert np.array_equal(soft.images, images) and np.array_equal(soft.labels, pool.labels)
+    teacher = load_classifier(run / "teacher")
+    assert np.allclose(soft.soft_labels, predict_proba(teacher, images), atol=1e-6)
+
+
+def test_as_many_real_tiles_as_the_pool_has():
+    images = np.arange(12, dtype=np.uint8).reshape(12, 1, 1, 1) + np.zeros((1, 2, 2, 3), np.uint8)
+    train = Tiles(images, np.repeat([0, 1, 2], [6, 2, 4]))
+    pool = Tiles(images[:9], np.repeat([0, 1, 2], 3))
+    drawn = as_many_as(pool, train, 0)
+    # Of the second class there are but two.
+    assert np.bincount(drawn.labels).tolist() == [3, 2, 3]
+    chosen = drawn.images[:, 0, 0, 0]
+    assert np.all(np.diff(chosen) > 0) and np.array_equal(drawn.labels, train.labels[chosen])
+    assert np.array_equal(as_many_as(pool, train, 0).images, drawn.images)
+    assert any(not np.array_equal(as_many_as(pool, train, seed).images, drawn.images) for seed in range(1, 5))
 
 
 def test_a_finished_evaluation_is_left_alone(evaluated, tiny_run, run_main, capsys, monkeypatch):
@@ -384,6 +411,20 @@ def test_stage_before_must_be_finished(missing, message, start, run):
         start()
     assert error.value.for_command_line() == f"{run / missing} holds no finished {missing}: {message}"
     assert not (run / "evaluation").exists()
+
+
+def test_soft_labels_need_the_teacher(start, run):
+    shutil.move(run / "teacher", run / "model")
+    argv = ("--embedder", run / "model", "--train", "convnet:2:pool_soft")
+    with pytest.raises(InputError) as error:
+        start(*argv)
+    assert error.value.for_command_line() == (
+        f"{run / 'teacher'} holds no finished teacher: run train_classifier, or leave pool_soft out"
+    )
+    assert not (run / "evaluation").exists()
+    shutil.copytree(run / "model", run / "teacher")
+    start(*argv)
+    assert "teacher" in read_record(run / "evaluation")["settings"]
 
 
 def test_other_classes_are_refused(start, run):
