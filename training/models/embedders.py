@@ -31,7 +31,7 @@ from histodistill.training.models.encoder_names import (
     is_of_histodistill,
 )
 from histodistill.training.models.encoders import BackboneEncoder, ColourEncoder, Encoder, LatentEncoder
-from histodistill.training.models.latents import LATENT_MODELS
+from histodistill.training.models.latents import LATENT_MODELS, compression_of
 from histodistill.training.models.loading import has_class, has_classifier, load_autoencoder, load_classifier
 from histodistill.training.models.prediction import embed, usual_batch_size
 from histodistill.training.models.pretrained import load_vision_encoder
@@ -89,8 +89,8 @@ def embedder_fingerprint(name: str | Path) -> str:
 def named_embeddings(names: Sequence[str]) -> dict[str, Callable[[Images], np.ndarray]]:
     """Embedders as functions of images, by names without a path of this machine.
 
-    Each is loaded when it is first called, and kept for later calls. An autoencoder sees tiles above `SEARCHED_SIDE` at
-    that side, at which latents tell whether two tiles are the same as well, and many tiles are soon encoded.
+    Each is loaded when it is first called, and kept for later calls. An autoencoder sees tiles above `SEARCHED_SIDE` px
+    at that side: its latents tell there, too, whether two tiles are the same, and many tiles are soon encoded.
 
     Args:
         names: Values of the option `embedders`, each what `embed_images` takes.
@@ -195,7 +195,9 @@ def load_embedder(name_or_path: str | Path, latents_side: int | None = None) -> 
         function = partial(embed, load_classifier(name_or_path).to(device))
     else:
         encoder = _load_encoder(name_or_path).to(device)
-        side = latents_side if isinstance(encoder, LatentEncoder) else None
+        side = None
+        if latents_side is not None and isinstance(encoder, LatentEncoder):
+            side = max(latents_side, compression_of(encoder.autoencoder))
         function = partial(_encode, encoder, device, side)
     return Embedder(str(name_or_path), function)
 

@@ -153,6 +153,21 @@ def test_an_untrained_network_is_shown_large_tiles_at_64_px():
     np.testing.assert_array_equal(embed_images("untrained", large), embed_images("untrained", small))
 
 
+def test_an_autoencoder_that_compares_large_tiles_is_shown_them_at_64_px(tmp_path, autoencoder):
+    small = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    large = small.repeat(2, axis=1).repeat(2, axis=2)
+    (compare,) = embedders.named_embeddings([str(autoencoder)]).values()
+    np.testing.assert_array_equal(compare(large), embed_images(autoencoder, small))
+    np.testing.assert_array_equal(compare(small), embed_images(autoencoder, small))
+    # Whoever embeds them for anything else has their latents as they are.
+    assert embed_images(autoencoder, large).shape == (3, 4 * compare(large).shape[1])
+    # One that halves them more often takes no smaller ones.
+    deep = tmp_path / "autoencoder"
+    build_autoencoder(256, [4] * 8, latent_channels=2, layers_per_block=1).save_pretrained(deep)
+    (compare,) = embedders.named_embeddings([str(deep)]).values()
+    assert compare(large.repeat(2, axis=1).repeat(2, axis=2)).shape == (3, 2)
+
+
 def test_features_of_an_untrained_network_are_always_the_same(images):
     torch.manual_seed(5)
     expected_draw = torch.rand(1)
@@ -218,7 +233,9 @@ def test_images_that_are_not_in_memory_are_embedded_batch_by_batch(tiny_teacher,
 
 def test_named_embeddings_are_loaded_once_and_not_before(tiny_teacher, images, monkeypatch):
     loaded = []
-    monkeypatch.setattr(embedders, "load_embedder", lambda name: loaded.append(name) or load_embedder(name))
+    monkeypatch.setattr(
+        embedders, "load_embedder", lambda name, side: loaded.append(name) or load_embedder(name, side)
+    )
     (embed,) = embedders.named_embeddings([str(tiny_teacher)]).values()
     assert not loaded
     np.testing.assert_array_equal(embed(images), embed(images))
