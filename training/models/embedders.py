@@ -89,8 +89,8 @@ def embedder_fingerprint(name: str | Path) -> str:
 def named_embeddings(names: Sequence[str]) -> dict[str, Callable[[Images], np.ndarray]]:
     """Embedders as functions of images, by names without a path of this machine.
 
-    Each is loaded when it is first called, and kept for later calls. An autoencoder sees tiles above `SEARCHED_SIDE` px
-    at that side: its latents tell there, too, whether two tiles are the same, and many tiles are soon encoded.
+    Each is loaded when it is first called, and kept for later calls. An autoencoder sees tiles above `SEARCHED_SIDE`
+    px at that side: its latents tell there, too, whether two tiles are the same, and many tiles are soon encoded.
 
     Args:
         names: Values of the option `embedders`, each what `embed_images` takes.
