@@ -55,8 +55,8 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
         PrivateTrainingConfig,
         "weight_decay",
         default=None,
-        help=f"weight decay; default: {PrivateTrainingConfig.weight_decay:g}, and {_MUON_WEIGHT_DECAY:g} with "
-        "--optimizer muon, by which weights would else grow until the training falls apart",
+        help=f"weight decay; default: {PrivateTrainingConfig.weight_decay:g}, and {_MUON_WEIGHT_DECAY:g} of "
+        "matrices with --optimizer muon, which would else grow until the training falls apart",
     )
     autoencoder: Path = option("folder that train_autoencoder left", group="model", setting=False)
     init_from: str | Path | None = option(

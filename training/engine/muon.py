@@ -17,6 +17,9 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _TURNS = 5
 # Beside AdamW's learning rate, that of matrices is this many times as large; found by trying, see docs/trainings.md.
 _MATRIX_RATIO = 25.0
+# Weight decay of what AdamW trains, at most: its steps shrink with the gradients, so nothing there has to be bounded.
+# With that of matrices, embeddings of classes and gains of norms went down to a third.
+_MOST_DECAY_OF_OTHERS = 0.01
 # Parts of a name of what reads the input or the time, or makes the output.
 _OUTER = frozenset({"conv_in", "conv_out", "class_embedding", "time_embedding", "time_emb_proj", "projection"})
 
@@ -31,9 +34,9 @@ class Muon(torch.optim.Optimizer):
         matrices: Weights of two or more dimensions.
         others: All that AdamW trains.
         lr: AdamW's learning rate; matrices have 25 times as much.
-        weight_decay: Share of a weight that is taken off in a step, times its learning rate; of those of AdamW, too. A
-            step is as large however small the gradient, so this alone bounds matrices: to singular values of some
-            1 / weight_decay.
+        weight_decay: Share of a matrix that is taken off in a step, times its learning rate. A step is as large
+            however small the gradient, so this alone bounds matrices: to singular values of some 1 / weight_decay. Of
+            what AdamW trains it is 0.01 at most.
         betas: Of AdamW.
         momentum: Of matrices, in the manner of Nesterov.
     """
@@ -49,7 +52,10 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
     ):
         groups: list[dict[str, Any]] = [{"params": list(matrices)}, {"params": list(others)}]
-        self._adamw = torch.optim.AdamW(groups[1]["params"], lr=lr, weight_decay=weight_decay, betas=betas, fused=True)
+        decay_of_others = min(weight_decay, _MOST_DECAY_OF_OTHERS)
+        self._adamw = torch.optim.AdamW(
+            groups[1]["params"], lr=lr, weight_decay=decay_of_others, betas=betas, fused=True
+        )
         # The second group has all that AdamW's own group has, since it is handed over to it.
         groups[1] = self._adamw.param_groups[0]
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})

@@ -71,10 +71,12 @@ def test_weight_decay_bounds_a_matrix_that_is_always_pushed_the_same_way():
     assert 1 < largest[0.5] < 1.25 / 0.5
 
 
-def test_all_others_change_as_by_adamw():
+@pytest.mark.parametrize(("weight_decay", "of_others"), [(0.0, 0.0), (0.005, 0.005), (0.3, 0.01)])
+def test_all_others_change_as_by_adamw(weight_decay, of_others):
+    """With little decay: what AdamW trains needs no bound, and embeddings and norms would fade away."""
     ours, theirs = (torch.nn.Parameter(normal(5)) for _ in range(2))
-    muon = Muon([torch.nn.Parameter(normal(2, 2))], [ours], lr=1e-2, weight_decay=0.1)
-    adamw = torch.optim.AdamW([theirs], lr=1e-2, weight_decay=0.1, betas=(0.9, 0.99), fused=True)
+    muon = Muon([torch.nn.Parameter(normal(2, 2))], [ours], lr=1e-2, weight_decay=weight_decay)
+    adamw = torch.optim.AdamW([theirs], lr=1e-2, weight_decay=of_others, betas=(0.9, 0.99), fused=True)
     for step in range(3):
         ours.grad = normal(5, seed=step + 1)
         theirs.grad = ours.grad.clone()
