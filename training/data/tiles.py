@@ -223,8 +223,33 @@ def sample_per_class(labels: np.ndarray | Sequence[int], n_per_class: int, seed:
                 f"{param('n_per_class')}={n_per_class} is too many: class {label} has only {len(members)} tiles; ask "
                 "for fewer"
             )
-        chosen.append(stream("random real tiles of a class", seed, int(label)).permutation(members)[:n_per_class])
+        chosen.append(_in_random_order(members, label, seed)[:n_per_class])
     return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)
+
+
+def sample_as_many(labels: np.ndarray, others: np.ndarray, seed: int) -> np.ndarray:
+    """Draws of each class at random as many tiles as there are among others, or all where these are fewer.
+
+    They are the tiles that `sample_per_class` draws with the same seed.
+
+    Args:
+        labels: Whole numbers N, the class of each tile.
+        others: Whole numbers M, at least one, the class of each of the others.
+        seed: At least 0.
+
+    Returns:
+        Indices int64, sorted, with no repeats.
+    """
+    chosen = [
+        _in_random_order(np.flatnonzero(labels == label), label, seed)[:count]
+        for label, count in zip(*np.unique(others, return_counts=True), strict=True)
+    ]
+    return np.sort(np.concatenate(chosen))
+
+
+def _in_random_order(members: np.ndarray, label: int, seed: int) -> np.ndarray:
+    """The tiles of a class, int64, as they are drawn one after the other."""
+    return stream("random real tiles of a class", seed, int(label)).permutation(members)
 
 
 def fit_tile(image: Image.Image, size: int, name: str = "an image") -> Image.Image:

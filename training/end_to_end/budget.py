@@ -126,20 +126,23 @@ def _changes(preset: Preset, kept: Mapping[str, float], fixed: Mapping[str, Coll
 
 def _less(preset: Preset, step: str, share: float) -> dict[str, Any]:
     """Options of one step by which it does a share of what it does."""
+
+    def part(whole: int, least: int) -> int:
+        """A share of a number, but no less than the least of it, if it is as large."""
+        return max(min(least, whole), int(share * whole))
+
     options = preset.options(step)
     if step == "generate":
-        least = min(options["per_class"], math.ceil(_LEAST_CHOICE * preset.select["n_per_class"]))
-        return {"per_class": max(least, int(share * options["per_class"]))}
+        return {"per_class": part(options["per_class"], math.ceil(_LEAST_CHOICE * preset.select["n_per_class"]))}
     if step == "audit":
-        asked = options.get("weight_tiles", AuditConfig.weight_tiles)
-        return {"weight_tiles": max(min(_LEAST_ASKED, asked), int(share * asked))}
+        return {"weight_tiles": part(options.get("weight_tiles", AuditConfig.weight_tiles), _LEAST_ASKED)}
     less: dict[str, Any] = {}
     if step == "compare":
         less["train"] = list(preset.with_compared_steps(share).compare)
     for name in ("max_train_steps", "train_pixels"):
         if name in options:
-            less[name] = max(1, int(share * options[name]))
+            less[name] = part(options[name], 1)
     if step in ("compare", "teacher"):
         tiles = options.get("validation_tiles", ClassifierConfig.validation_tiles)
-        less["validation_tiles"] = max(min(_LEAST_VALIDATION, tiles), int(share * tiles))
+        less["validation_tiles"] = part(tiles, _LEAST_VALIDATION)
     return less

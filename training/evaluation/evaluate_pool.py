@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.evaluation.plans import PlannedCell, RowsConfig, planned_cells, recorded_plan
 from histodistill.training.models.encoder_names import TEACHER
@@ -254,7 +252,7 @@ def train_rows(
 ) -> list[dict[str, Any]]:
     """Trains and scores the cells of the plan that are not finished; returns all."""
     from histodistill.training.data.scratch_images import decode_once, keep_images
-    from histodistill.training.data.tiles import Tiles
+    from histodistill.training.data.tiles import Tiles, sample_as_many
     from histodistill.training.engine.scoring import predict_shared
     from histodistill.training.evaluation.cells import fill_cells, train_cell
     from histodistill.training.models.loading import load_autoencoder, load_classifier
@@ -275,7 +273,9 @@ def train_rows(
         return Tiles(images, tiles.train.labels)
 
     def make_cell(cell: PlannedCell, path: Path, progress: Progress) -> dict[str, Any]:
-        train = as_many_as(tiles.pool, tiles.train, cell.seed) if cell.row == "real_as_many" else whole(cell.row)
+        train = whole(cell.row)
+        if cell.row == "real_as_many":
+            train = train.subset(sample_as_many(train.labels, tiles.pool.labels, cell.seed))
         tell(f"{cell.shown} on {len(train):,} tiles: {ROWS[cell.row]}, seed {cell.seed}")
         steps: dict[str, Any] = {} if cell.steps is None else {"max_train_steps": cell.steps}
         recipe = ClassifierConfig(
@@ -292,23 +292,6 @@ def train_rows(
         )
 
     return fill_cells(planned_cells(config.plan, config.seeds, config.run), stage, accelerator, make_cell)
-
-
-def as_many_as(pool: Tiles, train: Tiles, seed: int) -> Tiles:
-    """Real tiles drawn at random, of each class as many as there are in the pool, or all where these are fewer.
-
-    Args:
-        pool, train: Generated and real tiles, with labels of the same classes.
-        seed: Of the draw, at least 0.
-    """
-    from histodistill.training.data.tiles import sample_per_class
-
-    drawn = []
-    for label, count in zip(*np.unique(pool.labels, return_counts=True), strict=True):
-        members = np.flatnonzero(train.labels == label)
-        if len(members):
-            drawn.append(members[sample_per_class(train.labels[members], min(int(count), len(members)), seed)])
-    return train.subset(np.sort(np.concatenate(drawn)))
 
 
 def accuracy_scores(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:

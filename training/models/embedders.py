@@ -195,10 +195,10 @@ def load_embedder(name_or_path: str | Path, latents_side: int | None = None) -> 
         function = partial(embed, load_classifier(name_or_path).to(device))
     else:
         encoder = _load_encoder(name_or_path).to(device)
-        side = None
+        function = partial(_encode, encoder, device)
         if latents_side is not None and isinstance(encoder, LatentEncoder):
             side = max(latents_side, compression_of(encoder.autoencoder))
-        function = partial(_encode, encoder, device, side)
+            return Embedder(str(name_or_path), lambda images: _encode(encoder, device, _at_most(images, side)))
     return Embedder(str(name_or_path), function)
 
 
@@ -239,9 +239,7 @@ def _untrained(image_size: int, device: torch.device) -> Classifier:
 
 
 @torch.no_grad()
-def _encode(encoder: Encoder, device: torch.device, side: int | None, images: np.ndarray) -> np.ndarray:
-    if side is not None:
-        images = _at_most(images, side)
+def _encode(encoder: Encoder, device: torch.device, images: np.ndarray) -> np.ndarray:
     return encoder(to_model_input(images).to(device)).float().cpu().numpy()
 
 

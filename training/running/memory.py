@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 
-# Where Linux tells it of this process alone, in kB. What `getrusage` tells there includes the process that started it.
-# Where it is told to forget the most memory that was held.
+# Where Linux is told to forget the most memory that was held.
 _FORGET = Path("/proc/self/clear_refs")
 
 # Options of glibc's `mallopt`: how much may be free at the end of the heap, from which size on a block is mapped by
@@ -115,6 +114,7 @@ def private_memory(process: int) -> int:
 
 def _status_of(process: int | str) -> str:
     """What Linux tells of a process, or of this one, "self"; nothing where it has ended, or elsewhere."""
+    # It tells of this process alone. What `getrusage` tells there includes the process that started it.
     try:
         return Path(f"/proc/{process}/status").read_text(encoding="utf-8")
     except OSError:

@@ -13,7 +13,7 @@ from small_sources import image_folder, refused, tiles
 
 from histodistill.training.data.pixels import to_model_input, to_uint8
 from histodistill.training.data.sources import check_source, load_tiles
-from histodistill.training.data.tiles import Tiles, TileSource, sample_per_class
+from histodistill.training.data.tiles import Tiles, TileSource, sample_as_many, sample_per_class
 from histodistill.training.running.errors import InputError
 
 
@@ -407,6 +407,19 @@ def test_sample_per_class():
     np.testing.assert_array_equal(chosen, sample_per_class(labels.tolist(), 5, seed=3))
     assert not np.array_equal(chosen, sample_per_class(labels, 5, seed=4))
     assert set(chosen) < set(sample_per_class(labels, 9, seed=3))
+
+
+def test_sample_as_many():
+    labels, others = np.repeat([0, 1, 2], [6, 2, 4]), np.repeat([0, 1, 2], 3)
+    drawn = sample_as_many(labels, others, 0)
+    # Of the second class there are but two.
+    assert np.bincount(labels[drawn]).tolist() == [3, 2, 3]
+    assert np.all(np.diff(drawn) > 0)
+    assert np.array_equal(sample_as_many(labels, others, 0), drawn)
+    assert any(not np.array_equal(sample_as_many(labels, others, seed), drawn) for seed in range(1, 5))
+    # Where there are enough, those that are drawn of each class otherwise.
+    labels, others = np.repeat([0, 1], [6, 4]), np.repeat([0, 1], 3)
+    np.testing.assert_array_equal(sample_as_many(labels, others, 3), sample_per_class(labels, 3, 3))
 
 
 def test_sample_per_class_refuses_too_many():

@@ -11,14 +11,12 @@ from diffusers import AutoencoderDC
 from histodistill.training import cli
 from histodistill.training.data.image_dataset import read_image_dataset, write_image_dataset
 from histodistill.training.data.sources import load_tiles
-from histodistill.training.data.tiles import Tiles
 from histodistill.training.evaluation import cells, pool_figures, pool_quality
 from histodistill.training.evaluation import evaluate_pool as script
 from histodistill.training.evaluation.evaluate_pool import (
     ROWS,
     EvaluatePoolConfig,
     accuracy_scores,
-    as_many_as,
     make_parser,
     row_lines,
 )
@@ -305,19 +303,6 @@ def test_a_killed_evaluation_goes_on_and_each_row_has_its_tiles(start, run, eval
     assert np.array_equal(soft.images, images) and np.array_equal(soft.labels, pool.labels)
     teacher = load_classifier(run / "teacher")
     assert np.allclose(soft.soft_labels, predict_proba(teacher, images), atol=1e-6)
-
-
-def test_as_many_real_tiles_as_the_pool_has():
-    images = np.arange(12, dtype=np.uint8).reshape(12, 1, 1, 1) + np.zeros((1, 2, 2, 3), np.uint8)
-    train = Tiles(images, np.repeat([0, 1, 2], [6, 2, 4]))
-    pool = Tiles(images[:9], np.repeat([0, 1, 2], 3))
-    drawn = as_many_as(pool, train, 0)
-    # Of the second class there are but two.
-    assert np.bincount(drawn.labels).tolist() == [3, 2, 3]
-    chosen = drawn.images[:, 0, 0, 0]
-    assert np.all(np.diff(chosen) > 0) and np.array_equal(drawn.labels, train.labels[chosen])
-    assert np.array_equal(as_many_as(pool, train, 0).images, drawn.images)
-    assert any(not np.array_equal(as_many_as(pool, train, seed).images, drawn.images) for seed in range(1, 5))
 
 
 def test_a_finished_evaluation_is_left_alone(evaluated, tiny_run, run_main, capsys, monkeypatch):
