@@ -178,7 +178,7 @@ generator = torch.Generator().manual_seed(row["seed"])
 again = pipe(class_labels=[name], generator=generator, num_inference_steps=2, guidance_scale=1.5).images[0]
 difference = np.abs(np.asarray(again).astype(int) - np.asarray(row["image"]).astype(int)).max()
 assert difference <= 1, f"{name} made again from its seed differs by {difference}"
-assert len(row["soft_label"]) == 5 and abs(sum(row["soft_label"]) - 1) < 1e-4
+assert len(row["soft_label"]) == 5 and abs(sum(row["soft_label"]) - 1) <= 5e-4  # each to 4 digits
 
 from histodistill.selection import BaseSelector
 selector = BaseSelector.from_pretrained(f"{run}/selector")
