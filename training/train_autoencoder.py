@@ -458,7 +458,8 @@ def make_training(
         )
     if config.init_from is not None and origin and origin.model:
         begin_from(autoencoder, origin)
-    _check_halves(config, autoencoder, source.image_size)
+    if not config.is_taken:
+        _check_halves(config, autoencoder, source.image_size)
     return AutoencoderTraining(
         config,
         source,

@@ -10,12 +10,9 @@ from typing import Any
 from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.evaluation.audit import AuditConfig
 from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.presets import Preset
+from histodistill.training.running.presets import Changes, Preset
 from histodistill.training.running.progress import rounded
 
-
-#: What a step's options become: step → option → value.
-Changes = dict[str, dict[str, Any]]
 
 # Share of the time that each step gets, of what it does in proportion to its steps or images. Everything comes from
 # the denoiser; the autoencoder bounds what it can show; the teacher chooses from the pool and labels it; the
@@ -30,6 +27,8 @@ _LEAST_CHOICE = 1.25
 _LEAST_VALIDATION = 50
 # Tiles of either kind that an audit asks the denoiser about, at least.
 _LEAST_ASKED = 500
+# The options of steps that do less by one of them.
+_COUNTED = {"generate": "per_class", "audit": "weight_tiles"}
 # Share of the time that is planned with: the rest is for what was not foreseen.
 _PLANNED = 0.92
 # Halvings of the range in which the factor is looked for.
@@ -79,6 +78,9 @@ def fit(
         kept = {step: min(1.0, max(_LEAST, level * SHARES[step] / need)) for step, need in needs.items()}
         return kept, _changes(preset, kept, fixed)
 
+    def told(kept: Mapping[str, float]) -> dict[str, float]:
+        return {step: _left(preset, step, share) for step, share in kept.items()}
+
     def total(changes: Changes) -> float:
         return sum(cost(preset.with_changes(changes)).values())
 
@@ -95,7 +97,7 @@ def fit(
         middle = (low + high) / 2
         low, high = (middle, high) if total(at(middle)[1]) <= planned else (low, middle)
     kept, changes = at(low)
-    return Fitted(changes, kept)
+    return Fitted(changes, told(kept))
 
 
 def _needs(
@@ -108,13 +110,13 @@ def _needs(
         less = _changes(preset, {step: _LEAST}, fixed)
         saved = whole - sum(cost(preset.with_changes(less)).values()) if less else 0.0
         if saved > 0:
-            needs[step] = saved / (1 - _LEAST)
+            needs[step] = saved / (1 - _left(preset, step, _LEAST))
     return needs
 
 
 def _changes(preset: Preset, kept: Mapping[str, float], fixed: Mapping[str, Collection[str]]) -> Changes:
     """The options of steps that keep so much of what the preset says."""
-    changes: Changes = {}
+    changes: dict[str, dict[str, Any]] = {}
     for step, share in kept.items():
         options = {
             name: value for name, value in _less(preset, step, share).items() if name not in fixed.get(step, ())
@@ -122,6 +124,17 @@ def _changes(preset: Preset, kept: Mapping[str, float], fixed: Mapping[str, Coll
         if share < 1 and options:
             changes[step] = options
     return changes
+
+
+def _left(preset: Preset, step: str, share: float) -> float:
+    """The part of what one step does that is left by a share of it: more than that where it is less than the least."""
+    name = _COUNTED.get(step)
+    return _less(preset, step, share)[name] / _whole(preset, step, name) if name else share
+
+
+def _whole(preset: Preset, step: str, name: str) -> int:
+    """What a preset says of an option that `_COUNTED` names, or holds where it says nothing."""
+    return int({"weight_tiles": AuditConfig.weight_tiles, **preset.options(step)}[name])
 
 
 def _less(preset: Preset, step: str, share: float) -> dict[str, Any]:
@@ -132,10 +145,9 @@ def _less(preset: Preset, step: str, share: float) -> dict[str, Any]:
         return max(min(least, whole), int(share * whole))
 
     options = preset.options(step)
-    if step == "generate":
-        return {"per_class": part(options["per_class"], math.ceil(_LEAST_CHOICE * preset.select["n_per_class"]))}
-    if step == "audit":
-        return {"weight_tiles": part(options.get("weight_tiles", AuditConfig.weight_tiles), _LEAST_ASKED)}
+    if name := _COUNTED.get(step):
+        least = math.ceil(_LEAST_CHOICE * preset.select["n_per_class"]) if step == "generate" else _LEAST_ASKED
+        return {name: part(_whole(preset, step, name), least)}
     less: dict[str, Any] = {}
     if step == "compare":
         less["train"] = list(preset.with_compared_steps(share).compare)

@@ -263,8 +263,6 @@ def resolve_preset(config: DistillConfig) -> Preset:
         InputError: If it names options that a step does not take, there are not enough images to keep so many, since
             some are dropped as copies, or more images than the selector takes.
     """
-    from histodistill.selection.checks import LARGEST_DISTANCE_MATRIX
-
     where = config.preset or default_preset()
     preset = load_preset(where)
     given = config.common.given()
@@ -279,6 +277,14 @@ def resolve_preset(config: DistillConfig) -> Preset:
     if config.n_per_class is not None:
         preset = preset.with_options("select", {"n_per_class": config.n_per_class})
     preset = with_changes(preset, config, ("generate", "select"))
+    _require_enough_images(preset)
+    return preset
+
+
+def _require_enough_images(preset: Preset) -> None:
+    """Sees that a pool has enough images to keep so many of, and no more than the selection takes."""
+    from histodistill.selection.checks import LARGEST_DISTANCE_MATRIX
+
     per_class, n_per_class = preset.generate["per_class"], preset.select["n_per_class"]
     # Images that are copies of real tiles are dropped: too few would be left, and hours later.
     if n_per_class > 0.9 * per_class:
@@ -291,7 +297,6 @@ def resolve_preset(config: DistillConfig) -> Preset:
         raise InputError(
             f"{param('per_class')}={per_class} is more than the selection can compare: it must be at most {most}"
         )
-    return preset
 
 
 def default_preset() -> str:
@@ -360,10 +365,12 @@ def open_run(
     with hushed():  # of what loading the tiles tells
         listing = list_source(config.data, config.image_size, options)
     grouping = Grouping.of(**of_groups(options))
-    loading, beyond, _ = look_at_tiles(listing, grouping, config.image_size, config.audit_share, preset)
+    loading, beyond, _ = look_at_tiles(
+        listing, grouping, config.image_size, config.audit_share, preset, changes=config.changes
+    )
     refuse([*loading, *beyond])
     source = load_tiles(config.data, image_size=config.image_size, audit_share=config.audit_share, **options)
-    check_image_size(preset, source.image_size)
+    check_image_size(preset, source.image_size, config.changes)
     real_tiles(source)
     source.split("test")
     preset = fit_preset(preset, config, source.image_size, len(source.split("train")))
@@ -374,12 +381,9 @@ def open_run(
             preset = preset.with_options(step, {"mixed_precision": resolve_precision(precision)})
     known = _read_known(config.output)
     fitted = {} if known is None else known.get("fitted", {})
-    run = _record_of(config, _with_fitted(preset, fitted, config), source)
-    if "autoencoder" not in preset.autoencoder and source.image_size % 2**preset.model_halvings:
-        raise InputError(
-            f"{param('set')} makes models that halve tiles {preset.model_halvings} times, and these are of "
-            f"{source.image_size} px: set fewer channels"
-        )
+    as_fitted = _with_fitted(preset, fitted, config)
+    _require_enough_images(as_fitted)  # the time that the run was fitted to may have left fewer
+    run = _record_of(config, as_fitted, source)
     _refuse_what_steps_refuse(stages(config, run), source.image_size)
     if known is None:
         run = _look_ahead(config, preset, source, run, measured)
@@ -455,6 +459,7 @@ def _look_ahead(
     Raises:
         InputError: If the time or the disk is too small.
     """
+    from histodistill.training.data.tile_cache import TileCache
     from histodistill.training.end_to_end.budget import fit
     from histodistill.training.end_to_end.estimate import Estimate, check_room
     from histodistill.training.end_to_end.rough_cost import costs
@@ -466,10 +471,13 @@ def _look_ahead(
     if isinstance(found, str):
         warn(f"what the steps take could not be measured, so it is only roughly known: {found}")
         found = None
-    known, shared = (None, True) if found is None else (found.unit_seconds, found.device_memory is not None)
+    known, shared, shape = None, True, {}
+    if found is not None:
+        known, shared = found.unit_seconds, found.device_memory is not None
+        shape = {"latent_shape": found.latent_shape}
 
     def cost(preset: Preset) -> Mapping[str, float]:
-        run = _record_of(config, preset, source)
+        run = _record_of(config, preset, source) | shape
         return costs(stages(config, run), run, known, shared=shared)
 
     if config.budget_seconds is not None:
@@ -481,7 +489,7 @@ def _look_ahead(
         estimate = Estimate.of(plan, run, found)
         for line in estimate.lines({stage.folder: stage.title for stage in plan}):
             tell(line)
-        if shortage := check_room(estimate, config.output):
+        if shortage := check_room(estimate, config.output, TileCache(config.cache_dir).folder):
             warn(shortage)
         run["estimate"] = estimate.to_json()
     return run

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,11 +64,13 @@ class Measured:
         unit_seconds: Kind of work (see `work`) → seconds of a unit.
         memory: Bytes that a process needs which does the same with as much in a batch as the steps have.
         device_memory: Bytes that it held of the GPU's memory at most; None without one.
+        latent_shape: (C, h, w) of a tile's latent; None where that was not looked at.
     """
 
     unit_seconds: dict[str, float]
     memory: int
     device_memory: int | None = None
+    latent_shape: Sequence[int] | None = None
 
 
 def measure_apart(plan: Sequence[StageCall]) -> Measured | str:
@@ -115,13 +118,15 @@ def measure(configs: Mapping[str, Any], start: float | None = None) -> Measured:
     memory = _Memory()
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
         found |= _measure_autoencoder(options, source, Path(folder), memory)
-        found |= _measure_denoiser(configs, source, Path(folder), memory)
+        of_denoiser, latent_shape = _measure_denoiser(configs, source, Path(folder), memory)
+        found |= of_denoiser
         for recipe in _recipes(configs):
             found |= _measure_classifier(recipe, source, configs["teacher"].mixed_precision, memory)
         with memory.of():
             found |= _measure_search(source)
+        found |= _measure_embedders(configs, source)
     on_gpu = best_device().type == "cuda"
-    return Measured(found, memory.most, torch.cuda.max_memory_reserved() if on_gpu else None)
+    return Measured(found, memory.most, torch.cuda.max_memory_reserved() if on_gpu else None, latent_shape)
 
 
 class _Memory:
@@ -165,10 +170,11 @@ def _measure_autoencoder(options: Any, source: TileSource, folder: Path, memory:
     from histodistill.training.data.pixels import to_model_input
     from histodistill.training.engine.accelerator import make_accelerator
     from histodistill.training.engine.loop import plain_steps
+    from histodistill.training.models.batch_sizes import usual_batch_size
     from histodistill.training.models.embedders import load_embedder
     from histodistill.training.models.encoder_names import SEARCHED_SIDE
     from histodistill.training.models.latents import encode_images
-    from histodistill.training.models.prediction import usual_batch_size
+    from histodistill.training.models.recomputing import recompute_activations
 
     accelerator = make_accelerator(options.mixed_precision)
     origin = train_autoencoder.find_origin(options, source)
@@ -182,6 +188,8 @@ def _measure_autoencoder(options: Any, source: TileSource, folder: Path, memory:
             options, train_pixels=None, max_train_steps=MOST_CALLS, crop_size=crop, validation_tiles=1
         )
         training = train_autoencoder.make_training(few, source, accelerator, None, origin)
+        if options.gradient_checkpointing:
+            recompute_activations(training.trained)
         model, optimizer = accelerator.prepare(training.model, training.optimizer)
         with memory.of(), plain_steps(training, model, optimizer) as make_step:
             steps = iter(range(MOST_CALLS))
@@ -204,8 +212,8 @@ def _measure_autoencoder(options: Any, source: TileSource, folder: Path, memory:
 
 def _measure_denoiser(
     configs: Mapping[str, Any], source: TileSource, autoencoder: Path, memory: _Memory
-) -> dict[str, float]:
-    """The denoiser's training, a look at it, and the images of a pool."""
+) -> tuple[dict[str, float], tuple[int, int, int]]:
+    """The denoiser's training, a look at it, and the images of a pool; and the shape of what it is trained on."""
     import numpy as np
     import torch
     from PIL import Image
@@ -216,6 +224,7 @@ def _measure_denoiser(
     from histodistill.training.engine.flow import draw_step
     from histodistill.training.engine.pool import generate_images
     from histodistill.training.generate import CALL_OPTIONS
+    from histodistill.training.models.recomputing import recompute_activations
 
     options = dataclasses.replace(configs["pipeline"], autoencoder=autoencoder, validation_tiles=1)
     accelerator = make_accelerator(options.mixed_precision)
@@ -230,15 +239,22 @@ def _measure_denoiser(
     noise, levels, class_ids = (part.to(accelerator.device) for part in drawn)
     latents = torch.randn_like(noise).contiguous(memory_format=training.layout)
 
-    def step() -> None:
+    def learn() -> None:
         accelerator.backward(training.loss(model, latents, noise, levels, class_ids))
+
+    def change() -> None:
         accelerator.clip_grad_norm_(model.parameters(), options.max_grad_norm)
         optimizer.step()
-        optimizer.zero_grad()
         training.after_step()
 
+    if options.gradient_checkpointing:
+        recompute_activations(training.trained)
     with memory.of(options.batch_size / count, _bytes_of(training.denoiser)):
-        found = {work.TRAIN_DENOISER: seconds_of(step) / count}
+        learning, changing = seconds_of(learn), seconds_of(change)
+    # Weights are changed once for a whole step, of which a batch here may be a part.
+    of_step = options.batch_size * options.gradient_accumulation_steps
+    found = {work.TRAIN_DENOISER: learning / count + changing / of_step}
+    optimizer.zero_grad()
     with torch.no_grad():
         found[work.DENOISE] = seconds_of(lambda: training.average(latents, levels, class_labels=class_ids)) / count
 
@@ -256,18 +272,17 @@ def _measure_denoiser(
             png_bytes(Image.fromarray(image))
 
     with memory.of(pool.chunk_size / number):
-        return {**found, work.GENERATE: seconds_of(make_images) / number}
+        found[work.GENERATE] = seconds_of(make_images) / number
+    return found, training.latent_shape
 
 
 def _recipes(configs: Mapping[str, Any]) -> list[ClassifierConfig]:
     """A recipe for each kind of classifier that the steps train, but for probes: their encoders may come later."""
-    from histodistill.training.evaluation.compare import recipe
-    from histodistill.training.evaluation.plans import planned_cells
+    from histodistill.training.evaluation.compare import recipes
 
-    teacher, options = configs["teacher"].recipe, configs["comparison"]
+    teacher = configs["teacher"].recipe
     of_kind = {work.train_of(teacher.architecture, teacher.width): teacher}
-    for cell in planned_cells(options.plan, options.seeds, options.run):
-        own = recipe(cell, options.batch_size)
+    for _, own in recipes(configs["comparison"]):
         of_kind.setdefault(work.train_of(own.architecture, own.width), own)
     return [recipe for recipe in of_kind.values() if not is_probe(recipe.architecture)]
 
@@ -277,8 +292,9 @@ def _measure_classifier(
 ) -> dict[str, float]:
     """A classifier's training, and what it says of tiles."""
     from histodistill.training.engine.accelerator import make_accelerator
-    from histodistill.training.engine.timing import seconds_of_step, short_training
-    from histodistill.training.models.prediction import predict_proba, usual_batch_size
+    from histodistill.training.engine.timing import seconds_of_tile, short_training
+    from histodistill.training.models.batch_sizes import usual_batch_size
+    from histodistill.training.models.prediction import predict_proba
 
     accelerator = make_accelerator(mixed_precision)
     batch_size = recipe.batch_size
@@ -287,7 +303,7 @@ def _measure_classifier(
     training = short_training(recipe, source.split("train"), accelerator, source.class_names, batch_size)
     larger = recipe.batch_size / batch_size
     with memory.of(larger, _bytes_of(training.best)):
-        trained = seconds_of_step(training)
+        trained = seconds_of_tile(training, recipe.batch_size)
     images = _some_tiles(source, accelerator.device)
     with memory.of(usual_batch_size(source.image_size) / len(images)):
         asked = seconds_of(lambda: predict_proba(training.best, images))
@@ -324,10 +340,24 @@ def _measure_search(source: TileSource) -> dict[str, float]:
     }
 
 
+def _measure_embedders(configs: Mapping[str, Any], source: TileSource) -> dict[str, float]:
+    """Encoders from elsewhere that the pool is embedded with, to select from it or to look for copies in it."""
+    from histodistill.training.models.devices import best_device
+    from histodistill.training.models.embedders import load_embedder
+    from histodistill.training.models.encoder_names import SEARCHED_SIDE
+
+    images, found = _some_tiles(source, best_device()), {}
+    for name in work.embedders_of(configs):
+        kind = work.embed_of(name, configs)
+        if kind.startswith(work.EMBED_OTHER):
+            found[kind] = seconds_of(partial(load_embedder(name, SEARCHED_SIDE), images)) / len(images)
+    return found
+
+
 def _some_tiles(source: TileSource, device: torch.device) -> np.ndarray:
     """Training tiles as a model is shown them at once; on a CPU a few of these."""
     from histodistill.training.engine.steps import spread_indices
-    from histodistill.training.models.prediction import usual_batch_size
+    from histodistill.training.models.batch_sizes import usual_batch_size
 
     count = usual_batch_size(source.image_size)
     if device.type == "cpu":

@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from histodistill.selection.names import SYMMETRIES
 from histodistill.training.end_to_end import work
 from histodistill.training.end_to_end.steps import StageCall
 from histodistill.training.evaluation.plans import planned_cells
-from histodistill.training.models.architectures import DEFAULT_WIDTHS, WITH_MAPS
+from histodistill.training.models.architectures import DEFAULT_WIDTHS
 from histodistill.training.models.encoder_names import SEARCHED_SIDE, UNTRAINED_SIDE
 
 
@@ -50,8 +49,6 @@ _BYTES_PER_WEIGHT = 4
 _PACKED, _TIMES = 0.8, 2
 # Bytes of what is left beside: embeddings and probabilities of an image, and the report and its pictures.
 _PER_IMAGE, _REPORT = 1000, 10_000_000
-# Bytes of a number of a latent or a feature that is kept.
-_BYTES_KEPT = 2
 
 
 @dataclass(frozen=True)
@@ -134,6 +131,9 @@ def usual_seconds(plan: Sequence[StageCall], run: Mapping[str, Any]) -> dict[str
         work.START: _START,
         work.ATTACK: _ATTACK,
     }
+    for name in work.embedders_of(configs):
+        kind = work.embed_of(name, configs)
+        seconds.setdefault(kind, _FORWARD * _classifier(_LIKE_OTHERS, None, size))
     recipe, compare = configs["teacher"].recipe, configs["comparison"]
     cells = planned_cells(compare.plan, compare.seeds, compare.run)
     for architecture, width in {(recipe.architecture, recipe.width), *((cell.architecture, None) for cell in cells)}:
@@ -157,24 +157,6 @@ def run_bytes(plan: Sequence[StageCall], run: Mapping[str, Any]) -> int:
     images = configs["pool"].per_class * len(run["class_names"])
     pixels = 3 * run["image_size"] ** 2
     return round(_BYTES_PER_WEIGHT * weights + images * (_TIMES * _PACKED * pixels + _PER_IMAGE) + _REPORT)
-
-
-def latent_bytes(plan: Sequence[StageCall], run: Mapping[str, Any]) -> int:
-    """Bytes that the kept latents and features of training tiles have, beside the run, in the cache of tiles."""
-    configs: dict[str, Any] = {stage.folder: stage.config for stage in plan}
-    denoiser, autoencoder, teacher = configs["pipeline"], configs["autoencoder"], configs["teacher"].recipe
-    if getattr(denoiser, "latent_cache", "off") == "off":
-        return 0
-    tiles = run["num_tiles"]["train"]
-    views = (SYMMETRIES if denoiser.symmetries else 1) * tiles
-    side = run["image_size"] // 2 ** (len(autoencoder.channels) - 1)
-    latents = views * autoencoder.latent_channels * side**2 if work.tiles_shown(denoiser) >= views else 0
-    features = 0
-    if getattr(denoiser, "align", None) is not None and teacher.architecture in WITH_MAPS:
-        # Of a ResNet, whose later stages are wider, it is the least.
-        width = teacher.width or DEFAULT_WIDTHS[teacher.architecture]
-        features = tiles * width * (side // 2 ** (len(denoiser.channels) - 1)) ** 2
-    return int(_BYTES_KEPT * (latents + features))
 
 
 def _squares(channels: Sequence[int]) -> int:

@@ -15,7 +15,7 @@ from histodistill.training.data.source_advice import look_at_listing, look_at_us
 from histodistill.training.data.source_checks import SIZES, SPLITS
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.findings import FAIL, Finding
-from histodistill.training.running.presets import Preset
+from histodistill.training.running.presets import Changes, Preset
 
 
 def list_source(data: str | Path, image_size: int | None, options: Mapping[str, Any]) -> Listing:
@@ -41,6 +41,8 @@ def look_at_tiles(
     audit_share: float,
     preset: Preset,
     units: np.ndarray | None = None,
+    *,
+    changes: Changes | None = None,
 ) -> tuple[list[Finding], list[Finding], dict[str, ListedSplit] | None]:
     """All that can be said of tiles before a distillation.
 
@@ -51,6 +53,7 @@ def look_at_tiles(
         audit_share: Share of the training tiles that is held out.
         preset: What the models are like.
         units: See `plan_splits`.
+        changes: Options of its steps that hold in place of the preset's: step → option → value.
 
     Returns:
         What loading the tiles would say, what else there is to say, and the splits with which models are trained; None
@@ -69,7 +72,7 @@ def look_at_tiles(
     size = image_size or side_of(listing)
     if size is not None:
         try:
-            check_image_size(preset, size)
+            check_image_size(preset, size, changes)
         except InputError as error:
             beyond.append(Finding.of_error(SIZES, error))
     return loading, beyond, planned
@@ -80,17 +83,28 @@ def side_of(listing: Listing) -> int | None:
     return next(iter(listing.sizes))[0] if len(listing.sizes) == 1 and len(set(*listing.sizes)) == 1 else None
 
 
-def check_image_size(preset: Preset, image_size: int) -> None:
+def check_image_size(preset: Preset, image_size: int, changes: Changes | None = None) -> None:
     """Checks that the models of a preset can halve tiles as often as they do.
+
+    Args:
+        preset: What the models are like.
+        image_size: Side of the tiles in pixels.
+        changes: See `look_at_tiles`. An autoencoder from elsewhere is not looked at here.
 
     Raises:
         InputError: If they cannot: better now than after the autoencoder is trained.
     """
-    halvings = preset.halvings(image_size)
-    if image_size % 2**halvings:
-        sizes = (image_size + sign * distance for distance in range(1, image_size) for sign in (-1, 1))
-        nearest = next(size for size in sizes if size % 2 ** preset.halvings(size) == 0)
-        raise InputError(
-            f"tiles of {image_size} px do not suit this preset, whose models halve them {halvings} times: "
-            f"give {param('image_size')} {nearest}"
-        )
+
+    def fitted(size: int) -> Preset:
+        return preset.for_image_size(size).with_changes(changes or {})
+
+    def suits(size: int) -> bool:
+        return size % 2 ** fitted(size).model_halvings == 0
+
+    if "autoencoder" in fitted(image_size).autoencoder or suits(image_size):
+        return
+    sizes = (image_size + sign * distance for distance in range(1, image_size) for sign in (-1, 1))
+    raise InputError(
+        f"tiles of {image_size} px do not suit this preset, whose models halve them "
+        f"{fitted(image_size).model_halvings} times: give {param('image_size')} {next(filter(suits, sizes))}"
+    )

@@ -24,8 +24,8 @@ from histodistill.training.engine.augment import apply_symmetries
 from histodistill.training.engine.checkpoints import content_of
 from histodistill.training.engine.kept_latents import DTYPES, Encoding, KeptLatents, keep_latents, plan_latents
 from histodistill.training.engine.steps import spread_indices
+from histodistill.training.models.batch_sizes import usual_batch_size
 from histodistill.training.models.classifiers import Classifier
-from histodistill.training.models.prediction import usual_batch_size
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.notes import tell
 

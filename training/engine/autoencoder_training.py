@@ -23,10 +23,11 @@ from histodistill.training.engine.optimizers import make_optimizer
 from histodistill.training.engine.privacy import PrivacyPlan
 from histodistill.training.engine.steps import spread_indices
 from histodistill.training.models.autoencoder import VariationalAutoencoder, autoencoder_loss, measure_latents
+from histodistill.training.models.batch_sizes import usual_batch_size
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.denoiser import use_plain_attention
 from histodistill.training.models.latents import reconstruct, shape_of_latent
-from histodistill.training.models.prediction import predict_proba, usual_batch_size
+from histodistill.training.models.prediction import predict_proba
 from histodistill.training.models.reconstruction import Lost, what_is_lost
 from histodistill.training.running.training_options import PrivateTrainingConfig
 

@@ -247,11 +247,15 @@ class ClassifierTraining:
                 loss = self.loss(batch)
                 accelerator.backward(loss)
             self.running_loss += loss.detach()
-        accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
+        self.change_weights(step)
+
+    def change_weights(self, step: int) -> None:
+        """Changes the weights by their gradients, and their average by them, in the step of this number from 0."""
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
-            update_average(self.average, self.trained, config.ema_decay, step)
+            update_average(self.average, self.trained, self.config.ema_decay, step)
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """The loss of this process's share of a batch, weighted so that its gradients add up to those of a step."""

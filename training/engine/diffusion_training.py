@@ -30,6 +30,7 @@ from histodistill.training.engine.loop import GenerativeTraining
 from histodistill.training.engine.optimizers import make_optimizer
 from histodistill.training.engine.privacy import PrivacyPlan
 from histodistill.training.engine.steps import spread_indices, step_generator
+from histodistill.training.models.batch_sizes import usual_batch_size
 from histodistill.training.models.denoiser import make_scheduler, use_plain_attention
 from histodistill.training.models.denoiser_output import DenoiserOutput
 from histodistill.training.models.latents import LatentModel, normalised_latents, scale_of_latents, shape_of_latent
@@ -251,9 +252,13 @@ class DiffusionTraining(GenerativeTraining):
         rows = [label for label in range(self.num_classes) for _ in range(SHOWN_PER_CLASS)]
         # The noise of the first images of a pool, whose seeds are these numbers.
         generators = [torch.Generator().manual_seed(i) for i in range(len(rows))]
+        size, shown = usual_batch_size(self.train.images.shape[1]), []
         with self.accelerator.autocast():
-            images = pipeline(rows, num_inference_steps=SHOWN_STEPS, generator=generators, output_type="pt").images
-        save_grid(images.float() * 2 - 1, path, columns=SHOWN_PER_CLASS)
+            for first in range(0, len(rows), size):
+                part = slice(first, first + size)
+                options = {"num_inference_steps": SHOWN_STEPS, "generator": generators[part], "output_type": "pt"}
+                shown.append(pipeline(rows[part], **options).images.float())
+        save_grid(torch.cat(shown) * 2 - 1, path, columns=SHOWN_PER_CLASS)
 
     def before_batch(self, position: int) -> None:
         """Makes dropout, which draws from the global generator, a function of (seed, step) alone, too."""

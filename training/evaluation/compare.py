@@ -9,7 +9,8 @@ Leaves `RUN/results.json`.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,6 +186,13 @@ def train_rows(
         )
 
     return fill_cells(planned_cells(config.plan, config.seeds, config.run), stage, accelerator, make_cell), notes
+
+
+def recipes(config: CompareConfig) -> Iterator[tuple[PlannedCell, ClassifierConfig]]:
+    """The cells of a comparison that can be trained, and how: see `recipe`."""
+    for cell in planned_cells(config.plan, config.seeds, config.run):
+        with suppress(InputError):  # `train_rows` notes that it leaves these out
+            yield cell, recipe(cell, config.batch_size, config.validation_tiles)
 
 
 def recipe(cell: PlannedCell, batch_size: int, validation_tiles: int = _VALIDATION_TILES) -> ClassifierConfig:

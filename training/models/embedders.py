@@ -18,6 +18,7 @@ from histodistill.selection.streams import torch_seed
 from histodistill.selection.views import resample
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.models.architectures import TIMM
+from histodistill.training.models.batch_sizes import usual_batch_size
 from histodistill.training.models.classifiers import ENCODER, Classifier
 from histodistill.training.models.devices import best_device
 from histodistill.training.models.encoder_names import (
@@ -33,7 +34,7 @@ from histodistill.training.models.encoder_names import (
 from histodistill.training.models.encoders import BackboneEncoder, ColourEncoder, Encoder, LatentEncoder
 from histodistill.training.models.latents import LATENT_MODELS, compression_of
 from histodistill.training.models.loading import has_class, has_classifier, load_autoencoder, load_classifier
-from histodistill.training.models.prediction import embed, usual_batch_size
+from histodistill.training.models.prediction import embed
 from histodistill.training.models.pretrained import load_vision_encoder
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import require

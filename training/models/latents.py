@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny
 
+from histodistill.training.models.batch_sizes import usual_batch_size
+
 
 #: An autoencoder that latents can come from.
 LatentModel: TypeAlias = AutoencoderDC | AutoencoderKL | AutoencoderTiny
@@ -63,10 +65,12 @@ def scale_of_latents(autoencoder: LatentModel) -> tuple[float, float]:
 def normalised_latents(autoencoder: LatentModel, images: torch.Tensor) -> torch.Tensor:
     """Latents of images N×3×H×W in [-1, 1] as the denoiser takes them: float32 N×C×h×w.
 
-    (latent - shift_factor) * scaling_factor of the autoencoder's config, which `HistologyPipeline` undoes.
+    (latent - shift_factor) * scaling_factor of the autoencoder's config, which `HistologyPipeline` undoes. No more
+    than `usual_batch_size` are encoded at a time: an autoencoder holds many times as much of a tile as a denoiser.
     """
     shift, scale = scale_of_latents(autoencoder)
-    return (encode_images(autoencoder, images).float() - shift) * scale
+    parts = images.split(usual_batch_size(images.shape[-1]))
+    return (torch.cat([encode_images(autoencoder, part).float() for part in parts]) - shift) * scale
 
 
 def reconstruct(autoencoder: LatentModel, images: torch.Tensor) -> torch.Tensor:

@@ -9,20 +9,10 @@ import torch
 
 from histodistill.selection.image_rows import Images, batches
 from histodistill.training.data.pixels import to_model_input
+from histodistill.training.models.batch_sizes import usual_batch_size
 from histodistill.training.models.classifiers import Classifier, ClassifierOutput
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import require
-
-
-# Images that a model is shown at once where nothing else is asked for: so many of this side in pixels or less, and of
-# larger ones about as many pixels, but some. What a network of full width holds in between grows with them.
-_USUAL_BATCH, _USUAL_SIDE, _LEAST_BATCH = 256, 32, 8
-
-
-def usual_batch_size(image_size: int) -> int:
-    """How many images of this side in pixels are shown to a model at once: a power of two, 256 of up to 32 pixels."""
-    fitting = _USUAL_BATCH * _USUAL_SIDE**2 // max(image_size, _USUAL_SIDE) ** 2
-    return max(_LEAST_BATCH, 1 << (fitting.bit_length() - 1)) if fitting else _LEAST_BATCH
 
 
 def predict_proba(

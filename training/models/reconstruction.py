@@ -11,8 +11,8 @@ import torch
 
 from histodistill.selection.image_rows import Images, batches
 from histodistill.training.data.pixels import to_model_input, to_uint8
+from histodistill.training.models.batch_sizes import usual_batch_size
 from histodistill.training.models.latents import LatentModel, reconstruct
-from histodistill.training.models.prediction import usual_batch_size
 
 
 #: Points of a classifier's accuracy that tiles may lose in the autoencoder before a warning says so.

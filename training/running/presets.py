@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.plan_texts import split_steps
@@ -67,6 +67,10 @@ _LOOKS, _LOOKED_AT, _LEAST_LOOKED_AT = 4, 512, 64
 _LARGEST_FOR_CONVNET = 64
 
 
+#: What options of steps become: step → option → value.
+Changes: TypeAlias = Mapping[str, Mapping[str, Any]]
+
+
 @dataclass(frozen=True)
 class Preset:
     """Options of each step, by the names of its configuration's fields, as TOML and JSON hold them.
@@ -116,8 +120,8 @@ class Preset:
         sections: dict[str, Any] = {step: options}
         return replace(self, **sections)
 
-    def with_changes(self, changes: Mapping[str, Mapping[str, Any]]) -> Preset:
-        """The same with other options of several steps: step → option → value."""
+    def with_changes(self, changes: Changes) -> Preset:
+        """The same with other options of several steps."""
         preset = self
         for step, options in changes.items():
             preset = preset.with_options(step, options)
@@ -139,7 +143,7 @@ class Preset:
     def diffusion_steps(self, num_train: int) -> int:
         """Optimizer steps of the denoiser for so many training tiles: see `max_epochs` and `min_samples`."""
         samples = max(self.max_epochs * num_train, self.min_samples)
-        return min(self.diffusion["max_train_steps"], max(1, samples // self.diffusion["batch_size"]))
+        return min(self.diffusion["max_train_steps"], max(1, samples // _tiles_of_step(self.diffusion)))
 
     def for_tiles(self, image_size: int, num_train: int) -> Preset:
         """The same for so many training tiles of a size: `for_image_size`, with the steps that `max_epochs` leaves."""
@@ -167,7 +171,8 @@ class Preset:
           four times the channels of latents, up to the width of the next, and it is shown more noise. Where latents
           are larger than 16×16, it is shown as many positions in all as of these, and so fewer tiles: its time stays
           about the same.
-        - Learning rates go by the square root of the batch (Malladi et al. 2022, arXiv:2205.10287).
+        - Learning rates of autoencoder and denoiser go by the square root of the batch (Malladi et al. 2022,
+          arXiv:2205.10287).
         - Where `classifiers_shrink`, batches of teacher and comparison shrink with the area of a tile, down to 32. The
           tiles that the teacher is shown shrink with its side; those of each comparison, of which there are several,
           by its side to the power of 1.5. Of two architectures the one that costs less is trained, up to 64 pixels a
@@ -226,10 +231,6 @@ class Preset:
             plan.append(text)
         return replace(self, compare=tuple(plan))
 
-    def halvings(self, image_size: int) -> int:
-        """How often the models for tiles of that size halve them: it must be divisible by 2 to that power."""
-        return self.for_image_size(image_size).model_halvings
-
     @property
     def model_halvings(self) -> int:
         """How often autoencoder and denoiser, as they are here, halve a tile."""
@@ -260,9 +261,9 @@ def _fit_autoencoder(options: Mapping[str, Any], image_size: int, halvings: int)
     if "train_pixels" in options:
         fitted["train_pixels"] = further_shown * options["train_pixels"]
     elif steps := fitted.pop("max_train_steps", None):
-        fitted["train_pixels"] = further_shown * steps * batch_size * _BASE_SIZE**2
+        fitted["train_pixels"] = further_shown * steps * _tiles_of_step(options) * _BASE_SIZE**2
     if pixels := fitted.get("train_pixels"):
-        fitted["validation_steps"] = max(1, pixels // (fitted["batch_size"] * shown**2 * _LOOKS))
+        fitted["validation_steps"] = max(1, pixels // (_tiles_of_step(fitted) * shown**2 * _LOOKS))
         looked_at = options.get("validation_tiles", _LOOKED_AT) * (_BASE_SIZE / image_size) ** 2
         fitted["validation_tiles"] = max(_LEAST_LOOKED_AT, round(looked_at))
     return fitted
@@ -294,6 +295,11 @@ def _fit_denoiser(
         if name in options:
             fitted[name] = max(1, round(options[name] * tiles * batch_size / fitted["batch_size"]))
     return fitted
+
+
+def _tiles_of_step(options: Mapping[str, Any]) -> int:
+    """Tiles that an optimizer step of a training shows."""
+    return int(options["batch_size"] * options.get("gradient_accumulation_steps", 1))
 
 
 def _scale_learning_rate(options: dict[str, Any], batches: float) -> None:

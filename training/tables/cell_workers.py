@@ -20,7 +20,7 @@ from histodistill.training.data.tiles import Tiles, sample_per_class
 from histodistill.training.distillation.pool_selection import SelectionInputs, fit_selector
 from histodistill.training.engine.accelerator import make_accelerator
 from histodistill.training.engine.classifier_config import ClassifierConfig
-from histodistill.training.engine.timing import seconds_of_step, short_training
+from histodistill.training.engine.timing import seconds_of_tile, short_training
 from histodistill.training.evaluation.cells import train_cell
 from histodistill.training.models.architectures import is_probe
 from histodistill.training.running.errors import InputError
@@ -164,11 +164,11 @@ class Worker:
         return Outcome(trained["validation"]["accuracy"])
 
     def seconds_of(self, config: ClassifierConfig) -> float:
-        """Seconds that a training takes for each tile of a step: see `seconds_of_step`."""
+        """Seconds that a training takes for each tile of a step: see `seconds_of_tile`."""
         training = short_training(
             config, self.source.split("train"), self.accelerator, self.class_names, config.batch_size
         )
-        seconds = seconds_of_step(training)
+        seconds = seconds_of_tile(training, config.batch_size)
         self.accelerator.free_memory()
         return seconds
 

@@ -104,3 +104,12 @@ def test_the_line_names_what_is_left():
         .line(5400)
         .startswith("fitted to 1 h 30 min: of what the preset does, denoiser ")
     )
+
+
+def test_what_is_told_is_what_is_left():
+    many = replace(PRESET, select={"n_per_class": 200})
+    fitted = fit(many, 0.1 * WHOLE, cost, {})
+    # The pool can be no smaller, whatever its share.
+    assert fitted.changes["generate"] == {"per_class": 250} and fitted.shares["generate"] == 0.25
+    assert fitted.shares["audit"] == fitted.changes["audit"]["weight_tiles"] / 2000
+    assert "pool 25%" in fitted.line(60)

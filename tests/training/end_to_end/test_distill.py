@@ -577,6 +577,18 @@ def test_what_is_set_is_not_fitted(tiny_tiles, tmp_path):
     assert "max_train_steps" not in run["fitted"].get("teacher", {})
 
 
+def test_a_pool_that_was_fitted_is_not_chosen_from_beyond_what_it_has(tiny_tiles, tmp_path, capsys):
+    seconds = sum(begin(tiny_tiles, tmp_path / "whole")["estimate"]["seconds"].values())
+    budget = ["--time-budget", f"{round(0.8 * seconds)}s"]
+    run = begin(tiny_tiles, tmp_path / "run", *budget)
+    fitted, whole = run["settings"]["generate"]["per_class"], 8
+    assert fitted < whole
+    most = int(0.9 * whole)  # of the preset's pool
+    message = refused(capsys, tiny_tiles, tmp_path / "run", *budget, "--n-per-class", str(most))
+    assert message.startswith(f"--n-per-class={most} is more than nine tenths of the {fitted} pool images of a class")
+    assert read_json(tmp_path / "run" / "run.json") == run
+
+
 def test_a_budget_that_is_too_small(tiny_tiles, tmp_path, capsys, monkeypatch):
     with pytest.raises(InputError, match="time_budget is too short: the least takes about 1 min here: give that"):
         begin(tiny_tiles, tmp_path / "run", "--time-budget", "2s")
@@ -794,6 +806,15 @@ def test_size_that_the_models_of_a_preset_cannot_halve(image_size, better, tiny_
     with pytest.raises(InputError, match=rf"halve them 2 times: give image_size {better}$"):
         check_image_size(preset, image_size)
     check_image_size(preset, better)
+
+
+def test_size_that_fits_what_is_set(tiny_preset):
+    preset = load_preset(tiny_preset).with_options("diffusion", {"channels": [8, 8]})
+    check_image_size(preset, 30, {"diffusion": {"channels": [8]}})
+    # What an autoencoder from elsewhere halves is not known here.
+    check_image_size(preset, 30, {"autoencoder": {"autoencoder": "some/autoencoder"}})
+    with pytest.raises(InputError, match=r"halve them 3 times: give image_size 24$"):
+        check_image_size(preset, 28, {"diffusion": {"channels": [8, 8, 8]}})
 
 
 def arrays_of(path: Path) -> dict[str, np.ndarray]:

@@ -11,10 +11,11 @@ from collections import namedtuple
 import pytest
 import torch
 
+from histodistill.training.end_to_end import estimate as estimate_module
 from histodistill.training.end_to_end import measuring, work
 from histodistill.training.end_to_end.estimate import Estimate, anew, check_room
 from histodistill.training.end_to_end.measuring import Measured
-from histodistill.training.end_to_end.rough_cost import costs, latent_bytes, usual_seconds
+from histodistill.training.end_to_end.rough_cost import costs, usual_seconds
 from histodistill.training.end_to_end.steps import Common, stage_calls
 from histodistill.training.running import timing
 from histodistill.training.running.errors import InputError
@@ -58,7 +59,8 @@ def test_work_is_counted_from_the_options(tiny):
     assert by_step["comparison"]["train convnet 128"] == 2 * (45 + 15 + 15)
     assert by_step["comparison"]["predict convnet 128"] == 3 * (2 * 20 + 30)
     # Pool and validation tiles in eight symmetries, and all that an audit knows once.
-    assert by_step["distilled"][work.EMBED_UNTRAINED] == 8 * (40 + 20) + 70
+    # The pool is embedded once more, to select from it.
+    assert by_step["distilled"][work.EMBED_UNTRAINED] == 8 * (40 + 20) + 70 + 40
     assert by_step["audit"][work.DENOISE] == 8 * (45 + 5)
 
 
@@ -68,13 +70,17 @@ def test_crops_are_less_work_than_tiles(tmp_path):
     assert shown * 128**2 == pytest.approx(2 * 2000 * 32 * 28**2, rel=0.01)
 
 
+def kept(plan, run):
+    return work.kept_bytes({stage.folder: stage.config for stage in plan}, run)
+
+
 def test_latents_are_kept_where_more_views_are_shown_than_there_are(tiny, tmp_path):
-    assert latent_bytes(*tiny) == 2 * 45 * 8 * 8 * 8  # features alone
+    assert kept(*tiny) == (0, 2 * 45 * 8 * 8 * 8)
     plan, run = plan_of(load_preset("cpu"), tmp_path)
     # And of each tile, the teacher's features that the denoiser is aligned with.
-    assert latent_bytes(plan, run) == 2 * (8 * 45 * 8 * 14 * 14 + 45 * 128 * 7 * 7)
+    assert kept(plan, run) == (2 * 8 * 45 * 8 * 14 * 14, 2 * 45 * 128 * 7 * 7)
     alone, run = plan_of(load_preset("cpu").with_options("diffusion", {"align_weight": 0}), tmp_path)
-    assert latent_bytes(alone, run) == 2 * 8 * 45 * 8 * 14 * 14
+    assert kept(alone, run) == (2 * 8 * 45 * 8 * 14 * 14, 0)
 
 
 def test_what_was_not_measured_is_as_much_slower_as_the_rest(tiny):
@@ -181,11 +187,82 @@ def test_a_full_disk_is_refused_and_short_memory_told(tmp_path, monkeypatch):
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2 * 10**9))
     with pytest.raises(InputError) as raised:
-        check_room(made(), tmp_path / "new" / "run")
+        check_room(made(latents=0), tmp_path / "new" / "run", tmp_path / "cache")
     assert "2.0 GB free, and the run needs about 3.0 GB: give a folder" in raised.value.for_command_line()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(4 * 10**9))
-    assert check_room(made(memory=1), tmp_path) is None
-    assert "end other programs" in str(check_room(made(memory=10**15), tmp_path))
+    assert check_room(made(memory=1), tmp_path, tmp_path) is None
+    assert "end other programs" in str(check_room(made(memory=10**15), tmp_path, tmp_path))
+
+
+def test_latents_need_room_on_the_disk_of_the_run(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(4 * 10**9))
+    large = made(latents=2 * 10**9, memory=1)
+    with pytest.raises(InputError, match=r"about 5\.0 GB, 2\.0 GB of it for latents in .*latent_cache=off"):
+        check_room(large, tmp_path, tmp_path / "cache")
+    monkeypatch.setattr(estimate_module, "_are_on_one_disk", lambda *_: False)
+    assert check_room(large, tmp_path, tmp_path / "cache") is None
+
+
+def test_what_the_cache_may_not_hold_is_made_in_each_step(tiny, monkeypatch):
+    plan, run = tiny
+    denoiser = next(stage for stage in plan if stage.folder == "pipeline")
+    aligned = dataclasses.replace(denoiser.config, max_train_steps=1000)
+    plan = [stage if stage is not denoiser else dataclasses.replace(stage, config=aligned) for stage in plan]
+    configs = {stage.folder: stage.config for stage in plan}
+    latents, features = work.wanted_bytes(configs, run)
+    tiles, shown = 16 * 16 * 3 * sum(run["num_tiles"].values()), work.tiles_shown(aligned)
+    train = run["num_tiles"]["train"]
+    assert latents > 0 and features > 0 and shown > 8 * train
+    recipe = configs["teacher"].recipe
+    for limit, kept, encoded, asked in (
+        (tiles + latents + features, (latents, features), 8 * train, train),
+        (tiles + latents + features - 1, (0, features), shown, train),
+        (tiles + features - 1, (0, 0) if latents > features else (latents, 0), shown, shown),
+    ):
+        monkeypatch.setenv("HISTODISTILL_CACHE_LIMIT", str(limit))
+        assert work.kept_bytes(configs, run) == kept
+        units = work.work_of(plan, run)["pipeline"]
+        looked_at = min(run["num_tiles"]["validation"], aligned.validation_tiles)
+        assert units[work.ENCODE] == encoded + looked_at
+        assert units[work.predict_of(recipe.architecture, recipe.width)] == asked
+    monkeypatch.setenv("HISTODISTILL_CACHE_LIMIT", str(tiles))
+    estimate = Estimate.of(plan, run, Measured({}, 0))
+    assert (estimate.latents, estimate.not_kept) == (0, latents + features)
+    assert any("HISTODISTILL_CACHE_LIMIT" in line for line in estimate.lines(TITLES))
+
+
+def test_latents_are_those_of_the_autoencoder_that_was_measured(tmp_path):
+    plan, run = plan_of(load_preset("cpu"), tmp_path)
+    own, other = Estimate.of(plan, run, Measured({}, 0)), Estimate.of(plan, run, Measured({}, 0, None, (4, 7, 7)))
+    features = 2 * 45 * 128
+    assert own.latents == 2 * 8 * 45 * 8 * 14 * 14 + features * 7 * 7
+    assert other.latents == 2 * 8 * 45 * 4 * 7 * 7 + features * 3 * 3
+    assert anew(other.to_json(), plan, run)["latents"] == other.latents
+
+
+def test_each_encoder_has_a_cost_of_its_own(tiny, tmp_path):
+    plan, run = tiny
+    selection = next(stage for stage in plan if stage.folder == "distilled")
+    for embedder, kind in (
+        ("teacher", None), ("untrained", work.EMBED_UNTRAINED), ("mean_colour", "embed by mean_colour"),
+        ("facebook/dinov2-base", "embed by dinov2-base"),
+    ):  # fmt: skip
+        other = dataclasses.replace(selection.config, embedder=embedder, drop_copies=False)
+        changed = [stage if stage is not selection else dataclasses.replace(stage, config=other) for stage in plan]
+        units = work.work_of(changed, run)["distilled"]
+        assert units == {work.START: 1, work.SELECT: 40, **units} and sum(units.values()) == 1 + 40 + 2 * 40
+        assert kind is None or units[kind] == 40
+        assert units.keys() <= usual_seconds(changed, run).keys()
+
+
+def test_a_row_that_cannot_be_trained_is_left_out(tiny):
+    plan, run = tiny
+    compare = next(stage for stage in plan if stage.folder == "comparison")
+    other = dataclasses.replace(compare.config, train=("probe:untrained", "convnet:10"))
+    changed = [stage if stage is not compare else dataclasses.replace(stage, config=other) for stage in plan]
+    assert work.work_of(changed, run)["comparison"][work.predict_of("probe:untrained", None)] > 0
+    assert costs(changed, run)["comparison"] > 0
 
 
 # In a run.

@@ -8,6 +8,8 @@ from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny
 
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.data.sources import load_tiles
+from histodistill.training.models import latents
+from histodistill.training.models.autoencoder import build_autoencoder
 from histodistill.training.models.latents import (
     compression_of,
     encode_images,
@@ -82,3 +84,15 @@ def test_what_overflows_in_half_precision_is_computed_in_single():
                 expected = encode_images(autoencoder, images), reconstruct(autoencoder, images)
     assert {tensor.dtype for tensor in found[False]} == {torch.float16}
     assert all(torch.equal(one, other) for one, other in zip(found[True], expected, strict=True))
+
+
+def test_many_tiles_are_encoded_in_parts(monkeypatch):
+    autoencoder = build_autoencoder(16, (8, 8), 2, 1).eval()
+    images, shown = torch.rand(7, 3, 16, 16) * 2 - 1, []
+    with torch.no_grad():
+        whole = normalised_latents(autoencoder, images)
+        monkeypatch.setattr(latents, "usual_batch_size", lambda side: {16: 3}[side])
+        monkeypatch.setattr(latents, "encode_images", lambda *args: shown.append(len(args[1])) or encode_images(*args))
+        parts = normalised_latents(autoencoder, images)
+    assert shown == [3, 3, 1]
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from histodistill.training.models.batch_sizes import usual_batch_size
 from histodistill.training.models.classifiers import Classifier
-from histodistill.training.models.prediction import embed, predict_proba, usual_batch_size
+from histodistill.training.models.prediction import embed, predict_proba
 
 
 @pytest.mark.parametrize(("side", "size"), [(8, 256), (28, 256), (32, 256), (33, 128), (64, 64), (96, 16), (224, 8)])

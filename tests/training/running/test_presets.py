@@ -313,3 +313,16 @@ def test_unknown_preset(capsys):
 )
 def test_the_finest_level_is_wide_enough_for_its_latents(name, image_size, channels):
     assert PRESETS[name].for_image_size(image_size).diffusion["channels"] == channels
+
+
+def test_steps_of_several_batches_show_as_many_tiles():
+    preset = PRESETS["cpu"]
+    for step in ("autoencoder", "diffusion"):
+        options = preset.options(step)
+        fourth = {"batch_size": options["batch_size"] // 4, "gradient_accumulation_steps": 4}
+        accumulated = preset.with_options(step, fourth)
+        assert accumulated.diffusion_steps(1000) == preset.diffusion_steps(1000)
+    accumulated = preset.with_options("autoencoder", {"gradient_accumulation_steps": 2, "max_train_steps": 1000})
+    whole, halves = preset.for_image_size(64).autoencoder, accumulated.for_image_size(64).autoencoder
+    assert halves["train_pixels"] == whole["train_pixels"]
+    assert 2 * halves["validation_steps"] == whole["validation_steps"]
