@@ -85,6 +85,7 @@ class StoredLatents:
         folder: The folder.
 
     Attributes:
+        folder: The folder.
         largest_error, rms_error: Of rounding, in units of the latents.
 
     Raises:
@@ -92,6 +93,7 @@ class StoredLatents:
     """
 
     def __init__(self, folder: Path):
+        self.folder = folder
         record = read_record(folder, LATENTS_RECORD)
         if record is None:
             raise ValueError(f"{folder} holds no latents")

@@ -159,7 +159,7 @@ class TileCache:
         entries = self.entries()
         needed_with_kept = needed + sum(entry.size for entry in entries if entry.folder in keep)
         if needed_with_kept > limit:
-            beside = f" beside the {format_size(needed_with_kept - needed)} of the tiles" if keep else ""
+            beside = f" beside the {format_size(needed_with_kept - needed)} that are read with them" if keep else ""
             raise NoRoomError(
                 f"{what.format(format_size(needed))}{beside}, and the cache of tiles may hold "
                 f"{format_size(limit)}: set {LIMIT_VARIABLE} to more"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,7 @@ class Alignment:
     Attributes:
         num_features: Channels of the features.
         weights: Hash of the classifier's weights.
+        kept_in: The folder of features in the cache of tiles, once they are there.
 
     Raises:
         InputError: For a classifier without maps of features.
@@ -106,6 +108,7 @@ class Alignment:
         with torch.no_grad():
             blank = torch.zeros(1, 3, classifier.image_size, classifier.image_size, device=classifier.device)
             self.num_features = self._features(blank).shape[1]
+        self.kept_in: list[Path] = []
         # Features of training tiles, as they are: kept, or taken anew.
         self._read: Callable[[np.ndarray], torch.Tensor] | None = None
         self._mean = torch.zeros(self.num_features, 1, 1)
@@ -149,7 +152,8 @@ class Alignment:
             encoding = Encoding(encode, ["features", self.weights], shape, 1, device, "features", "align")
             plan = plan_latents(encoding, tiles, source, _DTYPE)
             try:
-                self._read = _reader(KeptLatents(keep_latents(cache, encoding, plan, tiles, is_shown), _DTYPE))
+                stored = keep_latents(cache, encoding, plan, tiles, is_shown)
+                self._read, self.kept_in = _reader(KeptLatents(stored, _DTYPE)), [stored.folder]
             except InputError as error:
                 tell(f"diffusion: features are taken anew in each step: {error.for_command_line()}")
         self._mean = self._read(spread_indices(len(tiles), _MEAN_TILES)).mean((0, 2, 3)).view(-1, 1, 1)

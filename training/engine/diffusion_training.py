@@ -168,7 +168,8 @@ class DiffusionTraining(GenerativeTraining):
                 )
             return
         try:
-            stored = keep_latents(cache, encoding, plan, self.train, is_shown)
+            beside = self.alignment.kept_in if self.alignment else []
+            stored = keep_latents(cache, encoding, plan, self.train, is_shown, beside)
         except InputError as error:
             changed = "" if self._kept_before is None else ", no longer rounded as they were"
             tell(f"diffusion: tiles are encoded anew in each step{changed}: {error.for_command_line()}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -106,7 +107,12 @@ def make_block(encoding: Encoding, tiles: Tiles, dtype: str, first: int, stop: i
 
 
 def keep_latents(
-    cache: TileCache, encoding: Encoding, plan: LatentsPlan, tiles: Tiles, is_shown: bool
+    cache: TileCache,
+    encoding: Encoding,
+    plan: LatentsPlan,
+    tiles: Tiles,
+    is_shown: bool,
+    beside: Collection[Path] = (),
 ) -> StoredLatents:
     """Latents of tiles in the cache; what is not there is made.
 
@@ -116,6 +122,7 @@ def keep_latents(
         plan: Which ones: see `plan_latents`.
         tiles: Whose they are.
         is_shown: Whether this process shows how far it is.
+        beside: Folders of what else the training reads, which is not taken out to make room.
 
     Raises:
         InputError: If they cannot be kept.
@@ -124,7 +131,7 @@ def keep_latents(
         cache,
         plan,
         lambda first, stop: make_block(encoding, tiles, plan.dtype, first, stop),
-        keep=folders_of([tiles.images]),
+        keep=[*folders_of([tiles.images]), *beside],
         is_shown=is_shown,
     )
 

@@ -160,7 +160,8 @@ def test_the_limit_is_kept_but_not_by_taking_out_the_tiles(tmp_path, cache, monk
     sizes = {entry.what: entry.size for entry in cache.entries()}
     monkeypatch.setenv("HISTODISTILL_CACHE_LIMIT", f"{sizes['tiles'] + PLAN.nbytes - 1}B")
     message = (
-        r"^latents of these tiles take 5.1 kB beside the .* of the tiles, and the cache of tiles may hold .*: set "
+        r"^latents of these tiles take 5.1 kB beside the .* that are read with them, "
+        r"and the cache of tiles may hold .*: set "
     )
     with pytest.raises(NoRoomError, match=message):
         open_latents(cache, PLAN, Maker(), keep=keep)

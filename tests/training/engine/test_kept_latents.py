@@ -8,11 +8,11 @@ import torch
 
 from histodistill.training.data.latent_store import find_latents, open_latents
 from histodistill.training.data.pixels import to_model_input
-from histodistill.training.data.tile_cache import TileCache
+from histodistill.training.data.tile_cache import NoRoomError, TileCache
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.engine import kept_latents
 from histodistill.training.engine.augment import apply_symmetries
-from histodistill.training.engine.kept_latents import Encoding, KeptLatents, make_block, plan_latents
+from histodistill.training.engine.kept_latents import Encoding, KeptLatents, keep_latents, make_block, plan_latents
 from histodistill.training.running.errors import InputError
 
 
@@ -64,6 +64,20 @@ def test_each_view_is_encoded_once_in_batches_that_do_not_change(tmp_path, monke
     plan, _ = keep(tmp_path, encoded=encoded)
     assert plan.shape == (11, 8, 3, 4, 4) and plan.tiles_per_block == 8
     assert sorted(calls) == sorted([(2, view) for view in range(8)] * 5 + [(1, view) for view in range(8)])
+
+
+def test_latents_do_not_take_the_place_of_what_is_read_beside_them(tmp_path, monkeypatch):
+    cache = TileCache(tmp_path)
+    features = encoding(decides=["features"], what="features")
+    stored = keep_latents(cache, features, plan_latents(features, TILES, "mine", "float16"), TILES, False)
+    plan = plan_latents(encoding(), TILES, "mine", "float16")
+    (entry,) = cache.entries()
+    monkeypatch.setenv("HISTODISTILL_CACHE_LIMIT", f"{entry.size + plan.nbytes - 1}B")
+    with pytest.raises(NoRoomError, match="latents of these tiles take"):
+        keep_latents(cache, encoding(), plan, TILES, False, [stored.folder])
+    assert [entry.what for entry in cache.entries()] == ["features"]
+    keep_latents(cache, encoding(), plan, TILES, False)
+    assert [entry.what for entry in cache.entries()] == ["latents"]
 
 
 def test_what_decides_latents_is_in_their_key():
