@@ -183,11 +183,7 @@ def make_missing_shards(
     # From here on a chunk that is there is whole, whoever has made it.
     accelerator.wait_for_everyone()
     pending = write_shards([shard for shard in shards[is_mine] if shard.path not in written], pipeline.class_names)
-    options = {
-        "num_inference_steps": config.num_inference_steps,
-        "guidance_scale": config.guidance_scale,
-        "guidance_interval": config.guidance_interval,
-    }
+    options = {name: getattr(config, name) for name in CALL_OPTIONS}
     saved = time.monotonic()
     total, left = (sum(len(labels) for _, labels, _ in some) for some in (mine, missing))
     with Progress(

@@ -37,6 +37,7 @@ from histodistill.training.models.loading import has_class, has_classifier, load
 from histodistill.training.models.prediction import embed
 from histodistill.training.models.pretrained import load_vision_encoder
 from histodistill.training.running.errors import InputError, param
+from histodistill.training.running.files import sha256_of
 from histodistill.training.running.options import require
 from histodistill.training.running.progress import Progress
 
@@ -83,7 +84,7 @@ def embedder_fingerprint(name: str | Path) -> str:
         # What a training leaves to go on from is none of its result, and may be cleaned away.
         is_of_model = file.name != "stage.json" and "checkpoints" not in file.relative_to(folder).parts
         if is_of_model and file.suffix in (".json", ".safetensors"):
-            digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+            digest.update(file.name.encode() + bytes.fromhex(sha256_of(file)))
     return f"{describe_embedder(name)}, sha256 {digest.hexdigest()}"
 
 

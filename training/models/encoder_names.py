@@ -8,7 +8,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from histodistill.training.models.architectures import ARCHITECTURES, PROBE, SCRATCH, TIMM, split_architecture
 from histodistill.training.running.errors import InputError, one_line, param
@@ -141,6 +143,12 @@ def is_of_histodistill(folder: Path) -> bool:
     return any(read_record(place) is not None for place in (folder, folder.parent))
 
 
+def is_own_classifier(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of a `Classifier` of this project."""
+    # The key `architecture` alone does not tell: timm's models, which transformers loads, have it, too.
+    return {"architecture", "class_names"} <= config.keys()
+
+
 def _kind_of(folder: Path) -> str:
     """What a folder says that it holds, in a word."""
     try:
@@ -151,7 +159,7 @@ def _kind_of(folder: Path) -> str:
         return "model"
     if str(config.get("_class_name")).startswith("Autoencoder"):
         return "autoencoder"
-    if "class_names" in config:
+    if is_own_classifier(config):
         return "classifier"
     kind = str(config.get("model_type") or config.get("architecture"))
     return kind if _KIND.fullmatch(kind) else "model"

@@ -22,6 +22,7 @@ from histodistill.hub_cards.documents import PipelineClasses
 from histodistill.pipelines.histology_pipeline import HistologyPipeline
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.denoiser_output import DATA
+from histodistill.training.models.encoder_names import is_own_classifier
 from histodistill.training.models.latents import LATENT_MODELS, LatentModel
 from histodistill.training.running.errors import InputError, one_line, reason_of
 from histodistill.training.running.files import read_json
@@ -154,8 +155,7 @@ def has_class(folder: str | Path, model_class: type[ModelMixin]) -> bool:
 
 def has_classifier(folder: str | Path) -> bool:
     """Whether a folder says that it holds a `Classifier` of this project."""
-    # The key `architecture` alone does not tell: timm's models, which transformers loads, have it, too.
-    return {"architecture", "class_names"} <= _config_of(folder).keys()
+    return is_own_classifier(_config_of(folder))
 
 
 def _config_of(folder: str | Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from histodistill.training.models.architectures import TIMM
+from histodistill.training.models.encoder_names import is_own_classifier
 from histodistill.training.models.encoders import (
     ClassifierBody,
     Encoder,
@@ -296,7 +297,7 @@ def _timm_config(name_or_path: str | Path) -> tuple[dict[str, Any], Callable[[],
     if not (folder / _CONFIG).is_file():
         return None
     config = read_json(folder / _CONFIG)
-    is_of_timm = isinstance(config, dict) and "architecture" in config and "class_names" not in config
+    is_of_timm = isinstance(config, dict) and "architecture" in config and not is_own_classifier(config)
     return (config, lambda: folder / _WEIGHTS) if is_of_timm else None
 
 
