@@ -102,7 +102,11 @@ def test_all_work_is_measured_and_nothing_else_is_touched(tiny, monkeypatch):
     plan, run = tiny
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    found = measuring.measure({stage.folder: stage.config for stage in plan}, start=2.0)
+    # An encoder that no step trains is measured, too.
+    configs = {stage.folder: stage.config for stage in plan}
+    configs["audit"] = dataclasses.replace(configs["audit"], embedders=("untrained", "mean_colour"))
+    found = measuring.measure(configs, start=2.0)
+    assert found.unit_seconds.pop(f"{work.EMBED_OTHER}mean_colour") > 0 and found.latent_shape == (2, 8, 8)
     assert torch.equal(torch.get_rng_state(), before)
     assert not list(plan[0].config.output.parent.iterdir())
     unknown = usual_seconds(plan, run).keys() - found.unit_seconds.keys()
