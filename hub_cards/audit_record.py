@@ -55,7 +55,7 @@ _Attribute = Annotated[
     ),
 ]
 _Planted = Literal["exact", "symmetric", "jpeg", "stain", "crop", "shift", "blend"]
-# A sentence of a finding: `check_findings` of the training sees that it is one of ours.
+# A sentence of a finding: `read_run_audit` of the training sees that it is one of ours.
 _Sentence = Annotated[str, Field(min_length=1, max_length=500)]
 _FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*){0,2}$")]
 

@@ -1,7 +1,7 @@
 """What chooses: embeddings → filters → exactly `n_per_class` images per class, by default by kernel herding.
 
 The paper's way, embeddings → kNN graph → Infomap communities → images of each community, is `DistillSelector`.
-`copies`, `membership` and `audit` look for what the images give away about the real tiles.
+`copies`, `membership` and `image_audit` look for what the images give away about the real tiles.
 
 Everything here takes and returns arrays and plain dataclasses; nothing loads data or prints, but for `benchmark`, a
 program of its own. The names below are imported on first use, so that importing this package is quick and needs

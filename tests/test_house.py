@@ -1,4 +1,4 @@
-"""Imports between the rooms go one way, up the table of DESIGN.md, which CONTRIBUTING.md repeats.
+"""Imports between the rooms go one way, up the table of CONTRIBUTING.md.
 
 An own test, since import-linter finds packages by importing them and so does not see that an editable installation
 maps the top-level folders to `histodistill.*`.

@@ -1,4 +1,4 @@
 """Measurements of speed, memory, the audit, and training at several sites.
 
-Imports from every other room; only `cli` imports from here.
+Imports from every other room; nothing imports from here.
 """

@@ -11,8 +11,8 @@ of a training step is followed through. What the table adds up, in MiB, is
     saved activations       every tensor that autograd keeps for the backward pass, counted once
 
 It is an estimate: workspaces of kernels, fragments of the caching allocator and the peak of temporary tensors come on
-top. With large tiles temporary tensors can be more than the saved activations: the denoiser's tiles are encoded by the
-frozen autoencoder.
+top. Where latents are not kept (`--latent-cache off`, or a short training), the denoiser's tiles are encoded in each
+step, and of large tiles that can need more than the saved activations.
 
 Autocast does not apply to meta tensors, so its rules for a GPU are followed by hand. On a CPU it leaves group norms in
 16 bits, and the denoiser's training saves less there.
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # What stands below the table.
 NOTE = (
     "This is an estimate: workspaces of kernels, fragments of the caching allocator and the peak of temporary tensors "
-    "come on top. With large tiles, encoding the denoiser's batch can need more than the saved activations."
+    "come on top. Where latents are not kept, encoding large tiles can need more than the saved activations."
 )
 
 

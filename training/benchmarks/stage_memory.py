@@ -4,9 +4,9 @@
 
 Tiles are drawn (a field of the phantom of twice their side is cut into four of them, which are of one patient) and
 saved as a `.npz` file; eight tenths are train, one each validation and test. Then `distill` is followed step by step:
-the decoding of the tiles, three trainings of a few steps, a small pool, the selection with its search for copies, and
-the audit. What is told of each is the most private memory that its process held, as Linux counts it (RssAnon): pages
-of the cache of tiles, which the system gives back where it needs them, are no part of it.
+the decoding of the tiles, three trainings of a few steps, a small pool, the selection with its search for copies, a
+comparison, and the audit. What is told of each is the most private memory that its process held, as Linux counts it
+(RssAnon): pages of the cache of tiles, which the system gives back where it needs them, are no part of it.
 
 What the models learn does not matter here: they are tiny. Leaves `memory.json` and `memory.md` in the output folder.
 What is finished is kept, so a killed measurement goes on where it was.
@@ -80,8 +80,8 @@ class StageMemoryConfig(StepConfig):
     per_class: int = option("images of each class in the pool", default=200, at_least=50)
     steps: int = option("steps of each training", default=30, at_least=1)
     untrained: bool = option(
-        "also look for copies in features of an untrained network, as distill does: that takes 15 ms of a core for "
-        "a tile of 64 px, and memory that does not grow with their number",
+        "also look for copies in features of an untrained network, as distill does: that takes some 7 ms of a core "
+        "for a tile of 64 px, and memory that does not grow with their number",
         default=False,
     )
 

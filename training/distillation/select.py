@@ -32,8 +32,9 @@ class SelectConfig(SelectorConfig, SourceOptions):
         "the real tiles, which --typical-share and --drop-copies go by", default=None, setting=False
     )
     embedder: str | Path = option(
-        "untrained: a ConvNet with random weights; teacher: the teacher's features; the folder or Hub id of a "
-        "transformers vision model; timm: and a name or Hub id of timm; the folder of an autoencoder for its latents",
+        "untrained: a ConvNet with random weights; mean_colour or colour_histogram: colours alone; teacher: the "
+        "teacher's features; the folder of a classifier or, for its latents, of an autoencoder; the folder or Hub id "
+        "of a transformers vision model; timm: and a name or Hub id of timm",
         default="untrained",
         setting=False,  # its fingerprint tells it
     )

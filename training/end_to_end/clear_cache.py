@@ -1,4 +1,4 @@
-"""Takes the decoded tiles and the latents out that are kept on this machine.
+"""Takes the decoded tiles, and the latents and features of tiles, out that are kept on this machine.
 
     histodistill cache clear
 

@@ -11,8 +11,8 @@ Two questions are asked, and each figure stands beside that of the real training
   real tiles as the pool has, which tells what is lost since they are fewer, and on the pool with the teacher's soft
   labels, which tells what is lost since tiles are not quite of the class that they were made for.
 
-Test tiles are not touched. Leaves `RUN/evaluation/` with metrics.json, metrics.png, and tiles.png, which shows real
-tiles beside generated ones and must not be shared.
+Test tiles are not touched. Leaves `RUN/evaluation/` with metrics.json, distances.json, metrics.png, and tiles.png,
+which shows real tiles beside generated ones and must not be shared.
 """
 
 from __future__ import annotations

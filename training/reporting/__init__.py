@@ -1,4 +1,4 @@
-"""The report of a run, and the facts of a run that cards are made of.
+"""The report of a run.
 
 Imports from `tables` and the rooms above it.
 """

@@ -1,7 +1,7 @@
 """Format numbers of the JSON files that a run leaves, so that a file of a later histodistill isn't misread.
 
 The number is a file's first key, `format`. It grows when a reader of the old layout would misunderstand the new one,
-and not when a key is added. `audit.json` has its own number in `hub_cards.gate`, which refuses every other one.
+and not when a key is added. `audit.json` has its own number in `hub_cards.audit_record`, which refuses every other.
 """
 
 from __future__ import annotations

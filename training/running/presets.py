@@ -1,7 +1,7 @@
 """Presets of `histodistill distill`: the options of every step for a given machine, as TOML files.
 
 `cpu-demo` is for trying the built-in phantom in minutes; `cpu` is for real tiles on two cores, in one to two hours
-where they have 28 pixels; `gpu` is for one modern GPU. What a file says holds for tiles of up to 32 pixels, and
+where they have 28 pixels; `gpu` is for one modern GPU. What a file says holds for tiles of up to 28 pixels, and
 `Preset.for_image_size` follows rules to make it fit larger ones. A preset is only a set of options: each step can be
 run by hand with others, and a file of your own with the same sections is a preset, too.
 """
