@@ -6,6 +6,7 @@ takes some forty times as long as here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,13 +16,23 @@ import torch
 # The polynomial a x + b x³ + c x⁵ that brings singular values between 0 and 1 near to 1 in a few turns, and how many.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _TURNS = 5
-# Beside AdamW's learning rate, that of matrices is this many times as large; found by trying, see docs/trainings.md.
-_MATRIX_RATIO = 25.0
+# Beside AdamW's learning rate, that of matrices is so many times as large in trainings of up to so many steps, and in
+# longer ones less; found by trying, see docs/trainings.md.
+_MOST_RATIO, _SHORT = 25.0, 1600
 # Weight decay of what AdamW trains, at most: its steps shrink with the gradients, so nothing there has to be bounded.
 # With that of matrices, embeddings of classes and gains of norms went down to a third.
 _MOST_DECAY_OF_OTHERS = 0.01
 # Parts of a name of what reads the input or the time, or makes the output.
 _OUTER = frozenset({"conv_in", "conv_out", "class_embedding", "time_embedding", "time_emb_proj", "projection"})
+
+
+def matrix_ratio(num_steps: int) -> float:
+    """How many times as large as AdamW's learning rate that of matrices is, in a training of so many steps.
+
+    Its steps are as long however small a gradient is, so matrices go to and fro by as much as they are long until the
+    learning rate falls. What suits 1,000 steps keeps 10,000 from learning more.
+    """
+    return _MOST_RATIO * min(1.0, math.sqrt(_SHORT / num_steps))
 
 
 class Muon(torch.optim.Optimizer):
@@ -33,7 +44,8 @@ class Muon(torch.optim.Optimizer):
     Args:
         matrices: Weights of two or more dimensions.
         others: All that AdamW trains.
-        lr: AdamW's learning rate; matrices have 25 times as much.
+        lr: AdamW's learning rate.
+        ratio: How many times as much that of matrices is: see `matrix_ratio`.
         weight_decay: Share of a matrix that is taken off in a step, times its learning rate. A step is as large
             however small the gradient, so this alone bounds matrices: to singular values of some 1 / weight_decay. Of
             what AdamW trains it is 0.01 at most.
@@ -47,6 +59,7 @@ class Muon(torch.optim.Optimizer):
         others: Iterable[torch.nn.Parameter],
         *,
         lr: float,
+        ratio: float,
         weight_decay: float,
         betas: tuple[float, float] = (0.9, 0.99),
         momentum: float = 0.95,
@@ -58,6 +71,7 @@ class Muon(torch.optim.Optimizer):
         )
         # The second group has all that AdamW's own group has, since it is handed over to it.
         groups[1] = self._adamw.param_groups[0]
+        self._ratio = ratio
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
@@ -68,7 +82,7 @@ class Muon(torch.optim.Optimizer):
             closure: None; torch's optimizers have this argument.
         """
         matrices, others = self.param_groups
-        learning_rate = _MATRIX_RATIO * matrices["lr"]
+        learning_rate = self._ratio * matrices["lr"]
         for weight in matrices["params"]:
             if weight.grad is None:
                 continue

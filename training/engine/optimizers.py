@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from histodistill.training.engine.muon import Muon, is_matrix
+from histodistill.training.engine.muon import Muon, is_matrix, matrix_ratio
 from histodistill.training.running.training_options import PrivateTrainingConfig
 
 
@@ -26,4 +26,5 @@ def make_optimizer(
     others: list[torch.nn.Parameter] = []
     for weight_name, weight in model.named_parameters():
         (matrices if is_matrix(weight_name, weight) else others).append(weight)
-    return Muon(matrices, others, lr=learning_rate, weight_decay=weight_decay, betas=betas)
+    ratio = matrix_ratio(config.max_train_steps)
+    return Muon(matrices, others, lr=learning_rate, ratio=ratio, weight_decay=weight_decay, betas=betas)

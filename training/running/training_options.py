@@ -100,7 +100,7 @@ class PrivateTrainingConfig(TrainingConfig):
     learning_rate: float = like(TrainingConfig, "learning_rate")
     optimizer: str = option(
         "what changes the weights; muon learns as much in fewer steps, with a learning rate 25 times as large for "
-        "matrices, and takes a little more time for each",
+        "matrices in trainings of up to 1,600 steps and less in longer ones, and takes a little more time for each",
         default=OPTIMIZERS[0],
         choices=OPTIMIZERS,
         group=_OPTIMISATION,

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from histodistill.training.engine.muon import Muon, is_matrix, orthogonalised
+from histodistill.training.engine.muon import Muon, is_matrix, matrix_ratio, orthogonalised
 from histodistill.training.engine.optimizers import make_optimizer
 from histodistill.training.models.autoencoder import build_autoencoder
 from histodistill.training.models.denoiser import build_denoiser
@@ -36,8 +36,8 @@ def test_directions_stay():
 def test_matrices_change_as_by_torch(shape):
     """Its own Muon works in bfloat16: two or three digits."""
     ours, theirs = (torch.nn.Parameter(normal(*shape)) for _ in range(2))
-    muon = Muon([ours], [torch.nn.Parameter(torch.zeros(1))], lr=4e-4, weight_decay=0.1)
-    torchs = torch.optim.Muon([theirs], lr=25 * 4e-4, weight_decay=0.1, momentum=0.95)
+    muon = Muon([ours], [torch.nn.Parameter(torch.zeros(1))], lr=1e-3, ratio=10, weight_decay=0.1)
+    torchs = torch.optim.Muon([theirs], lr=10 * 1e-3, weight_decay=0.1, momentum=0.95)
     for step in range(4):
         gradient = normal(*shape, seed=step + 1)
         ours.grad, theirs.grad = gradient.clone(), gradient.clone()
@@ -51,7 +51,7 @@ def test_a_kernel_is_a_matrix_of_a_row_for_each_output_channel():
     kernel, matrix = torch.nn.Parameter(normal(6, 4, 3, 3)), torch.nn.Parameter(normal(6, 36))
     others = [torch.nn.Parameter(torch.zeros(1))]
     for weight in (kernel, matrix):
-        muon = Muon([weight], others, lr=1e-3, weight_decay=0.0)
+        muon = Muon([weight], others, lr=1e-3, ratio=10, weight_decay=0.0)
         weight.grad = normal(6, 36, seed=1).view_as(weight)
         muon.step()
     assert torch.equal(kernel.flatten(1), matrix)
@@ -62,7 +62,7 @@ def test_weight_decay_bounds_a_matrix_that_is_always_pushed_the_same_way():
     largest = {}
     for weight_decay in (0.0, 0.5):
         weight = torch.nn.Parameter(normal(8, 12))
-        muon = Muon([weight], [torch.nn.Parameter(torch.zeros(1))], lr=2e-3, weight_decay=weight_decay)
+        muon = Muon([weight], [torch.nn.Parameter(torch.zeros(1))], lr=2e-3, ratio=10, weight_decay=weight_decay)
         for _ in range(400):
             weight.grad = 1e-4 * normal(8, 12, seed=1)
             muon.step()
@@ -75,7 +75,7 @@ def test_weight_decay_bounds_a_matrix_that_is_always_pushed_the_same_way():
 def test_all_others_change_as_by_adamw(weight_decay, of_others):
     """With little decay: what AdamW trains needs no bound, and embeddings and norms would fade away."""
     ours, theirs = (torch.nn.Parameter(normal(5)) for _ in range(2))
-    muon = Muon([torch.nn.Parameter(normal(2, 2))], [ours], lr=1e-2, weight_decay=weight_decay)
+    muon = Muon([torch.nn.Parameter(normal(2, 2))], [ours], lr=1e-2, ratio=10, weight_decay=weight_decay)
     adamw = torch.optim.AdamW([theirs], lr=1e-2, weight_decay=of_others, betas=(0.9, 0.99), fused=True)
     for step in range(3):
         ours.grad = normal(5, seed=step + 1)
@@ -88,7 +88,7 @@ def test_all_others_change_as_by_adamw(weight_decay, of_others):
 def test_a_copy_of_its_state_goes_on_alike():
     def make() -> tuple[list[torch.nn.Parameter], Muon]:
         weights = [torch.nn.Parameter(normal(4, 6)), torch.nn.Parameter(normal(3))]
-        return weights, Muon(weights[:1], weights[1:], lr=1e-3, weight_decay=0.01)
+        return weights, Muon(weights[:1], weights[1:], lr=1e-3, ratio=10, weight_decay=0.01)
 
     def step(weights: list[torch.nn.Parameter], muon: Muon, seed: int) -> None:
         for weight in weights:
@@ -128,3 +128,20 @@ def test_which_weights_of_an_autoencoder_are_matrices():
     assert any(name.startswith("encoder.down_blocks.1.") for name in matrices)
     assert any(name.startswith("decoder.up_blocks.0.") for name in matrices)
     assert not any("conv_in" in name or "conv_out" in name or name.endswith("bias") for name in matrices)
+
+
+def test_longer_trainings_change_matrices_by_less():
+    assert [matrix_ratio(steps) for steps in (4, 1600, 6400, 10_000)] == [25, 25, 12.5, 10]
+    denoiser = build_denoiser(8, 2, 5, [8, 16], 1, 0, 0.0)
+    before, changes = copy.deepcopy(denoiser.state_dict()), {}
+    for steps in (1000, 6400):
+        denoiser.load_state_dict(before)
+        config = PrivateTrainingConfig(data="phantom", output="out", optimizer="muon", max_train_steps=steps)
+        optimizer = make_optimizer(config, denoiser, (0.9, 0.99))
+        for number, weight in enumerate(denoiser.parameters()):
+            weight.grad = normal(*weight.shape, seed=number)
+        optimizer.step()
+        changes[steps] = {name: (value - before[name]).norm() for name, value in denoiser.state_dict().items()}
+    name = "mid_block.resnets.0.conv1.weight"
+    assert changes[1000][name] / changes[6400][name] == pytest.approx(2, rel=1e-2)
+    assert changes[1000]["conv_in.weight"] == changes[6400]["conv_in.weight"]
