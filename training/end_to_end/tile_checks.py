@@ -104,7 +104,9 @@ def check_image_size(preset: Preset, image_size: int, changes: Changes | None = 
     if "autoencoder" in fitted(image_size).autoencoder or suits(image_size):
         return
     sizes = (image_size + sign * distance for distance in range(1, image_size) for sign in (-1, 1))
+    suiting = next(filter(suits, sizes), 2 ** fitted(image_size).model_halvings)
+    changed = f" with what {param('set')} says" if changes else ""
     raise InputError(
-        f"tiles of {image_size} px do not suit this preset, whose models halve them "
-        f"{fitted(image_size).model_halvings} times: give {param('image_size')} {next(filter(suits, sizes))}"
+        f"tiles of {image_size} px do not suit this preset{changed}, whose models halve them "
+        f"{fitted(image_size).model_halvings} times: give {param('image_size')} {suiting}"
     )

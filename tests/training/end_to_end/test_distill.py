@@ -696,7 +696,11 @@ def test_run_with_other_set_options_is_left_untouched(tiny_run, capsys):
             "teacher.architecture=vit has no maps of features, which the denoiser is aligned with: give --set "
             "diffusion.align_weight=0, or one of convnet and resnet18",
         ),
-        ("autoencoder.channels=8,8,8,8,8,8", "--set makes models that halve tiles 5 times, and these are of 16 px"),
+        (
+            "autoencoder.channels=8,8,8,8,8,8",
+            "tiles of 16 px do not suit this preset with what --set says, whose models halve them 5 times: give "
+            "--image-size 32",
+        ),
         (
             "select.n_neighbors=-3",
             "--set select.n_neighbors=-3: n_neighbors=-3 is out of range: it must be ",
