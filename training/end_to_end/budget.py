@@ -78,9 +78,6 @@ def fit(
         kept = {step: min(1.0, max(_LEAST, level * SHARES[step] / need)) for step, need in needs.items()}
         return kept, _changes(preset, kept, fixed)
 
-    def told(kept: Mapping[str, float]) -> dict[str, float]:
-        return {step: _left(preset, step, share) for step, share in kept.items()}
-
     def total(changes: Changes) -> float:
         return sum(cost(preset.with_changes(changes)).values())
 
@@ -97,7 +94,7 @@ def fit(
         middle = (low + high) / 2
         low, high = (middle, high) if total(at(middle)[1]) <= planned else (low, middle)
     kept, changes = at(low)
-    return Fitted(changes, told(kept))
+    return Fitted(changes, {step: _left(preset, step, share) for step, share in kept.items()})
 
 
 def _needs(

@@ -370,7 +370,7 @@ def open_run(
     )
     refuse([*loading, *beyond])
     source = load_tiles(config.data, image_size=config.image_size, audit_share=config.audit_share, **options)
-    check_image_size(preset, source.image_size, config.changes)
+    check_image_size(preset, source.image_size, config.changes, len(source.split("train")))
     real_tiles(source)
     source.split("test")
     preset = fit_preset(preset, config, source.image_size, len(source.split("train")))

@@ -83,20 +83,24 @@ def side_of(listing: Listing) -> int | None:
     return next(iter(listing.sizes))[0] if len(listing.sizes) == 1 and len(set(*listing.sizes)) == 1 else None
 
 
-def check_image_size(preset: Preset, image_size: int, changes: Changes | None = None) -> None:
+def check_image_size(
+    preset: Preset, image_size: int, changes: Changes | None = None, num_train: int | None = None
+) -> None:
     """Checks that the models of a preset can halve tiles as often as they do.
 
     Args:
         preset: What the models are like.
         image_size: Side of the tiles in pixels.
         changes: See `look_at_tiles`. An autoencoder from elsewhere is not looked at here.
+        num_train: Number of training tiles, which may decide options, too; None where it is not known yet.
 
     Raises:
         InputError: If they cannot: better now than after the autoencoder is trained.
     """
 
     def fitted(size: int) -> Preset:
-        return preset.for_image_size(size).with_changes(changes or {})
+        sized = preset.for_image_size(size) if num_train is None else preset.for_tiles(size, num_train)
+        return sized.with_changes(changes or {})
 
     def suits(size: int) -> bool:
         return size % 2 ** fitted(size).model_halvings == 0

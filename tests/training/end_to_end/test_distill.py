@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -819,6 +820,16 @@ def test_size_that_fits_what_is_set(tiny_preset):
     check_image_size(preset, 30, {"autoencoder": {"autoencoder": "some/autoencoder"}})
     with pytest.raises(InputError, match=r"halve them 3 times: give image_size 24$"):
         check_image_size(preset, 28, {"diffusion": {"channels": [8, 8, 8]}})
+
+
+def test_size_that_does_not_fit_what_few_tiles_have(tiny_preset):
+    preset = dataclasses.replace(load_preset(tiny_preset), max_epochs=1, few_tiles={"channels": [8, 8]})
+    steps = preset.diffusion["max_train_steps"]
+    many = steps * preset.diffusion["batch_size"]
+    for num_train in (None, many):
+        check_image_size(preset, 30, num_train=num_train)
+    with pytest.raises(InputError, match=r"halve them 2 times: give image_size 28$"):
+        check_image_size(preset, 30, num_train=many // 2)
 
 
 def arrays_of(path: Path) -> dict[str, np.ndarray]:
