@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from histodistill.selection.names import SYMMETRIES
-from histodistill.training.data.tile_cache import limit_of_cache
 from histodistill.training.end_to_end.steps import StageCall
 from histodistill.training.engine.looks import NOISE_LEVELS, SCALE_TILES, SHOWN_PER_CLASS, SHOWN_STEPS, telling_number
 from histodistill.training.evaluation.compare import recipes
@@ -100,6 +99,9 @@ def kept_bytes(configs: Mapping[str, Any], run: Mapping[str, Any]) -> tuple[int,
     Args:
         configs, run: See `wanted_bytes`.
     """
+    # Here, because the help of `distill` takes no library.
+    from histodistill.training.data.tile_cache import limit_of_cache
+
     latents, features = wanted_bytes(configs, run)
     room = limit_of_cache() - 3 * run["image_size"] ** 2 * sum(run["num_tiles"].values())
     features = features if features <= room else 0
