@@ -32,6 +32,7 @@ _COLUMNS = {
     "community": "community of the image in the nearest-neighbour graph of the pool of its class; numbered through "
     "all classes",
     "modular_centrality": "modular centrality of the image in that graph, to 4 digits, comparable within a class",
+    "rank": "its place in the order in which the images of its class were chosen, the first being 1",
 }
 # What columns mean in a merged set, where that is something else.
 _MERGED_COLUMNS = {
@@ -42,6 +43,7 @@ _MERGED_COLUMNS = {
     "through all classes and sites",
     "modular_centrality": "modular centrality of the image in that graph, to 4 digits, comparable within a class of "
     "one site",
+    "rank": "its place in the order in which the site's images of its class were chosen, the first being 1",
     "site": "the site that the image comes from",
 }
 

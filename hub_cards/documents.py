@@ -362,6 +362,7 @@ class CommunityParams(SelectorParams):
 class KernelRidgeParams(SelectorParams):
     """Parameters of the selector that goes by kernel ridge regression."""
 
+    max_candidates: Annotated[int, Field(ge=1, le=10**7)]
     n_targets: Annotated[int, Field(ge=1, le=10**7)]
     ridge: Annotated[float, Field(gt=0)]
     sweeps: Annotated[int, Field(ge=0, le=10**6)]

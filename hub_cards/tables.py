@@ -44,11 +44,13 @@ COLUMNS = {
     # -1 is an image of no community.
     "community": Column("int64", -1, 2**31 - 1),
     "modular_centrality": Column("float64"),
+    # Of the images of a class, of one site: 1 to their number, each once.
+    "rank": Column("int64", 1, 2**31 - 1),
     "site": Column("int64", 0, names="site"),
 }
 #: The columns that each kind of table may have. A table always has images and labels.
 POOL = ("label", "seed")
-DISTILLED = ("label", "soft_label", "seed", "community", "modular_centrality")
+DISTILLED = ("label", "soft_label", "seed", "community", "modular_centrality", "rank")
 MERGED = (*DISTILLED, "site")
 
 #: Significant digits of numbers that are not whole: the bits below them could carry a message. Digits, not decimals,
@@ -161,6 +163,22 @@ def check_table(table: ImageTable, *, is_whole: bool = True) -> None:
     sites = table.columns.get("site", np.zeros(len(table), np.int64))
     if "seed" in table.columns and len(np.unique(np.stack([sites, table.columns["seed"]]), axis=1)[0]) < len(table):
         raise ContentError("its column seed has a number twice: each image has a seed of its own")
+    if "rank" in table.columns and is_whole:
+        _check_ranks(table.columns["rank"], table.columns["label"], sites)
+
+
+def _check_ranks(ranks: np.ndarray, labels: np.ndarray, sites: np.ndarray) -> None:
+    """Sees that the ranks of the images of a class, of one site, are 1 to their number, and so say nothing else."""
+    order = np.lexsort((ranks, labels, sites))
+    starts = np.diff(np.stack([sites, labels])[:, order], prepend=-1).any(axis=0)
+    rows = np.arange(len(ranks))
+    expected = rows - np.maximum.accumulate(np.where(starts, rows, 0)) + 1
+    wrong = order[ranks[order] != expected]
+    if len(wrong):
+        row = int(wrong[0])
+        raise ContentError(
+            f"row {row}: its column rank holds {ranks[row]}: those of a class must be the numbers from 1 on, each once"
+        )
 
 
 def check_names(names: Sequence[str], kind: str) -> None:

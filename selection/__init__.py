@@ -23,7 +23,6 @@ if TYPE_CHECKING:
         FacilityLocationSelector,
         HerdingSelector,
         KCenterSelector,
-        KernelHerdingSelector,
         KMeansSelector,
         RandomSelector,
     )
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from histodistill.selection.filters import at_least, recognised, typical
     from histodistill.selection.graph import knn_graph, nearest_among, nearest_neighbors
     from histodistill.selection.image_audit import audit_images
+    from histodistill.selection.kernel_herding import KernelHerdingSelector
     from histodistill.selection.kernel_ridge import KernelRidgeSelector
     from histodistill.selection.quotas import community_quotas
     from histodistill.selection.registry import SELECTORS
@@ -47,7 +47,7 @@ _HOME_OF_NAME = {
     "JointSelector": "base",
     "KCenterSelector": "baselines",
     "KMeansSelector": "baselines",
-    "KernelHerdingSelector": "baselines",
+    "KernelHerdingSelector": "kernel_herding",
     "KernelRidgeSelector": "kernel_ridge",
     "RandomSelector": "baselines",
     "Communities": "communities",

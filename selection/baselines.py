@@ -1,7 +1,4 @@
-"""The selectors that do not go by communities, under the same contract as `DistillSelector`.
-
-`KernelHerdingSelector` is the default of `histodistill select`; `docs/selection.md` tells why.
-"""
+"""The plain selectors of the literature that others are measured by, under the same contract."""
 
 from __future__ import annotations
 
@@ -12,15 +9,6 @@ import numpy as np
 from histodistill.selection.base import ClassSelection, ClasswiseSelector
 from histodistill.selection.checks import LARGEST_DISTANCE_MATRIX
 from histodistill.selection.distances import squared_distances_to
-
-
-def _check_distances_fit(images: np.ndarray, name: str, method: str) -> None:
-    """Refuses a class of so many images that the distances of all pairs would not fit into memory."""
-    if len(images) ** 2 > LARGEST_DISTANCE_MATRIX:
-        raise ValueError(
-            f"{name} has {len(images)} images, too many for {method}, which holds all their distances, at most "
-            f"{LARGEST_DISTANCE_MATRIX}: choose another selector"
-        )
 
 
 class RandomSelector(ClasswiseSelector):
@@ -88,42 +76,6 @@ class HerdingSelector(ClasswiseSelector):
         return ClassSelection(ranked=np.array(ranked))
 
 
-class KernelHerdingSelector(ClasswiseSelector):
-    """Chooses greedily so that the chosen images are distributed as all images of the class are.
-
-    Kernel herding (Chen, Welling and Smola, UAI 2010): each image in turn is the one that makes the maximum mean
-    discrepancy between the chosen images and all of them smallest, under k(x, y) = exp(−‖x − y‖² / m), with m the
-    median of ‖x − y‖² over all pairs. Dense regions get many images and thin ones few, and no two near each other
-    before all else is served. The rank order is that of choosing, so the first images of a class are by themselves a
-    good choice of fewer. Time and memory grow with the number of images squared.
-
-    Parameters and attributes are those of `BaseSelector`; `random_state` has no effect, the method uses no chance.
-    """
-
-    def _select_class(self, embeddings: np.ndarray, rng: np.random.Generator, name: str) -> ClassSelection:
-        _check_distances_fit(embeddings, name, "kernel herding")
-        # Filled and sorted in place, since a copy would take as much again; distances are then in disorder.
-        distances = np.empty((len(embeddings), len(embeddings)))
-        for row, image in zip(distances, embeddings, strict=True):
-            row[:] = squared_distances_to(embeddings, image)
-        scale = np.median(distances, overwrite_input=True) or 1.0
-        del distances
-
-        def kernel(image: np.ndarray) -> np.ndarray:
-            return np.exp(squared_distances_to(embeddings, image) / -scale)
-
-        attraction = np.array([kernel(image).mean() for image in embeddings])
-        repulsion = np.zeros(len(embeddings))
-        free = np.ones(len(embeddings), dtype=bool)
-        ranked = []
-        for count in range(1, self.n_per_class + 1):
-            best = int(np.argmax(np.where(free, attraction - repulsion / count, -np.inf)))
-            free[best] = False
-            repulsion += kernel(embeddings[best])
-            ranked.append(best)
-        return ClassSelection(ranked=np.array(ranked))
-
-
 class KCenterSelector(ClasswiseSelector):
     """Chooses greedily the image farthest from all those chosen so far.
 
@@ -160,7 +112,11 @@ class FacilityLocationSelector(ClasswiseSelector):
     """
 
     def _select_class(self, embeddings: np.ndarray, rng: np.random.Generator, name: str) -> ClassSelection:
-        _check_distances_fit(embeddings, name, "facility location")
+        if len(embeddings) ** 2 > LARGEST_DISTANCE_MATRIX:
+            raise ValueError(
+                f"{name} has {len(embeddings)} images, too many for facility location, which holds all their "
+                f"distances, at most {LARGEST_DISTANCE_MATRIX}: choose another selector"
+            )
         # A power of two changes no digit, and keeps all within float32, whose largest it is of the least numbers.
         scale = np.float32(2.0 ** min(127, 2 - int(np.frexp(np.abs(embeddings).max())[1])))
         distances = np.empty((len(embeddings), len(embeddings)), dtype=np.float32)

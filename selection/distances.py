@@ -1,7 +1,8 @@
-"""Squared Euclidean distances that come out the same, bit for bit, whatever the number of threads.
+"""Squared Euclidean distances, most of which come out the same, bit for bit, whatever the number of threads.
 
 The usual ‖x‖² + ‖y‖² − 2x·y is fast but rounds differently with the blocks of the BLAS at hand, and can be negative
-between near duplicates. Here differences are taken and squared in float64, and summed by one thread.
+between near duplicates. Here differences are taken and squared in float64, and summed by one thread, but for
+`squared_distances_by_products`, for those who need all of very many, and may let one thread work.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import numpy as np
 
 # float64 values held at once by a temporary array: 2 MiB, which stay in the cache.
 _CHUNK_VALUES = 2**18
+# Pairs whose distances stand for all.
+_PAIRS = 200_000
 
 
 def squared_distances_to(embeddings: np.ndarray, point: np.ndarray) -> np.ndarray:
@@ -43,6 +46,40 @@ def squared_distances_between(embeddings: np.ndarray, rows: np.ndarray, columns:
         difference -= embeddings[rows[block], None, :]
         squared[block] = np.square(difference, out=difference).sum(axis=2)
     return squared
+
+
+def squared_distances_by_products(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Distances between all rows of two arrays, rounded by the BLAS at hand: for use with one thread.
+
+    Args:
+        one: N×D float64.
+        other: M×D float64.
+
+    Returns:
+        N×M float64, ≥ 0, squared; right to some 1e-15 of the squared norms of the rows, so move these to about zero.
+    """
+    squared = one @ other.T
+    squared *= -2.0
+    squared += np.einsum("ij,ij->i", one, one)[:, None]
+    squared += np.einsum("ij,ij->i", other, other)
+    return np.maximum(squared, 0.0, out=squared)
+
+
+def median_squared_distance(embeddings: np.ndarray, rng: np.random.Generator) -> float:
+    """The median of the squared distances of pairs of rows; 1 where most are equal.
+
+    Args:
+        embeddings: N×D float32.
+        rng: Draws 200,000 pairs where there are more.
+    """
+    count = len(embeddings)
+    if count * (count - 1) // 2 <= _PAIRS:
+        first, second = np.triu_indices(count, 1)
+    else:
+        first, second = rng.integers(count, size=(2, _PAIRS))
+        first, second = first[first != second], second[first != second]
+    squared = squared_distances_between(embeddings, first, second[:, None])
+    return float(np.median(squared)) if len(squared) and np.median(squared) > 0 else 1.0
 
 
 def cosine_between(embeddings: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -10,11 +10,10 @@ from threadpoolctl import threadpool_limits
 
 from histodistill.selection.base import JointSelector
 from histodistill.selection.checks import check_integer, check_positive
-from histodistill.selection.distances import squared_distances_between
+from histodistill.selection.distances import median_squared_distance
+from histodistill.selection.kernel_herding import screen
 
 
-# Pairs of images whose distances give the kernel its width.
-_PAIRS = 200_000
 # Images chosen of each class after which those chosen so far are exchanged: all that the first of them will be.
 _STAGES = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 # An exchange must lower the error by this share: what is less may be rounding.
@@ -37,7 +36,9 @@ class KernelRidgeSelector(JointSelector):
 
     It is the objective of kernel inducing points (Nguyen, Chen and Lee, ICLR 2021, arXiv:2011.00050) as a choice
     among images that are there. It looks across classes: which images are chosen of one class hangs on the others.
-    Memory and time grow with the number of candidates times `n_targets`.
+    Memory and time grow with the number of candidates times `n_targets`; of a class with more than `max_candidates`,
+    so many are taken that are distributed as all of its images are, by kernel herding in blocks, and the rest is not
+    looked at.
 
     Args:
         n_per_class: Images to choose of each class, at least 1.
@@ -45,6 +46,8 @@ class KernelRidgeSelector(JointSelector):
         width: Above 0; factor of the kernel's width.
         n_targets: Images whose classes are to be predicted, at least 1.
         sweeps: Rounds of exchanges at each stage, at least 0.
+        max_candidates: Images of each class that are looked at, at least 1, or ten times `n_per_class` where that is
+            more.
         random_state: Whole number from 0 to 2³¹ − 1.
 
     Attributes:
@@ -63,6 +66,7 @@ class KernelRidgeSelector(JointSelector):
         width: float = 1.0,
         n_targets: int = 2500,
         sweeps: int = 2,
+        max_candidates: int = 4000,
         random_state: int = 0,
     ):
         super().__init__(n_per_class=n_per_class, random_state=random_state)
@@ -70,6 +74,7 @@ class KernelRidgeSelector(JointSelector):
         self.width = width
         self.n_targets = n_targets
         self.sweeps = sweeps
+        self.max_candidates = max_candidates
 
     def check_params(self) -> None:
         super().check_params()
@@ -77,10 +82,13 @@ class KernelRidgeSelector(JointSelector):
         check_positive("width", self.width)
         check_integer("n_targets", self.n_targets, 1)
         check_integer("sweeps", self.sweeps, 0)
+        check_integer("max_candidates", self.max_candidates, 1)
 
     def _select_jointly(
         self, embeddings: np.ndarray, classes: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, dict[str, Any]]:
+        rows = self._screened(embeddings, classes, rng)
+        embeddings, classes = embeddings[rows], classes[rows]
         # Sums over several threads are rounded differently from run to run.
         with threadpool_limits(limits=1):
             choice = _Choice(embeddings, classes, self._targets(classes, rng), self.ridge, self.width, rng)
@@ -93,7 +101,17 @@ class KernelRidgeSelector(JointSelector):
                     if not choice.exchange(done):
                         break
                 done = stage
-            return np.array(choice.chosen), {"error": choice.error_by_class()}
+            return rows[choice.chosen], {"error": choice.error_by_class()}
+
+    def _screened(self, embeddings: np.ndarray, classes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Rows of the images that are looked at, ascending."""
+        most, looked_at = max(self.max_candidates, 10 * self.n_per_class), []
+        for label in range(1 + int(classes[-1])):
+            rows = np.flatnonzero(classes == label)
+            if len(rows) > most:
+                rows = rows[screen(embeddings[rows], most, rng)]
+            looked_at.append(rows)
+        return np.concatenate(looked_at)
 
     def _targets(self, classes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Rows of the images whose classes are to be predicted, ascending."""
@@ -154,7 +172,7 @@ class _Choice:
         self.features /= np.abs(self.features).max() or 1.0
         self.features = self.features.astype(np.float32)
         self.norms = np.einsum("ij,ij->i", self.features, self.features, dtype=np.float64)
-        self.scale = width * _median_distance(self.features, rng)
+        self.scale = width * median_squared_distance(self.features, rng)
         ends = np.cumsum(np.bincount(classes)).tolist()
         self.members = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
         # Among equal images rounding must not choose.
@@ -314,15 +332,3 @@ class _Choice:
             kernel[block] = np.exp(np.maximum(squared, 0.0) / -self.scale)
         kernel[rows, np.arange(len(rows))] = 1.0
         return kernel
-
-
-def _median_distance(features: np.ndarray, rng: np.random.Generator) -> float:
-    """The median of the squared distances of pairs of rows; 1 where most are equal."""
-    count = len(features)
-    if count * (count - 1) // 2 <= _PAIRS:
-        first, second = np.triu_indices(count, 1)
-    else:
-        first, second = rng.integers(count, size=(2, _PAIRS))
-        first, second = first[first != second], second[first != second]
-    squared = squared_distances_between(features, first, second[:, None])
-    return float(np.median(squared)) if len(squared) and np.median(squared) > 0 else 1.0

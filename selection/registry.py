@@ -7,11 +7,11 @@ from histodistill.selection.baselines import (
     FacilityLocationSelector,
     HerdingSelector,
     KCenterSelector,
-    KernelHerdingSelector,
     KMeansSelector,
     RandomSelector,
 )
 from histodistill.selection.distill_selector import DistillSelector
+from histodistill.selection.kernel_herding import KernelHerdingSelector
 from histodistill.selection.kernel_ridge import KernelRidgeSelector
 
 

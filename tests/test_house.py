@@ -42,8 +42,8 @@ FLOORS = (
 ARRAY_LIBRARIES = {"PIL", "faiss", "infomap", "numpy", "scipy", "sklearn", "threadpoolctl"}
 #: Its two files that may do more: saving and loading a selector, and a script that measures.
 IMPURE = {"selection.storage", "selection.benchmark"}
-#: What a `--help` may import: it has no time for more, and neither has the environment in which the pages of options are
-#: built (`.ci/docs`).
+#: What a `--help` may import: it has no time for more, and the environment in which the pages of options are built
+#: (`.ci/docs`) has no more.
 LIBRARIES_OF_HELP = {"numpy"}
 
 #: When an import may happen: see `Import`.

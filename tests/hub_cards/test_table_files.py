@@ -31,6 +31,7 @@ def make(count: int = 9, size: int = 8) -> ImageTable:
         "seed": rng.permutation(2**20)[:count],
         "community": np.arange(count) - 1,
         "modular_centrality": rng.normal(size=count),
+        "rank": np.arange(count) // 3 + 1,
     }
     return ImageTable(rng.integers(256, size=(count, size, size, 3), dtype=np.uint8), columns, NAMES)
 
@@ -97,6 +98,7 @@ def test_datasets_reads_what_is_written(tmp_path):
         "seed": Value("int64"),
         "community": Value("int64"),
         "modular_centrality": Value("float64"),
+        "rank": Value("int64"),
     }
     assert dict(dataset.features) == features == dict(Features.from_arrow_schema(table_schema(canonical(make()))))
     np.testing.assert_array_equal(np.asarray(dataset[3]["image"]), make().images[3])
@@ -329,6 +331,9 @@ def test_notes_of_columns_are_refused():
         ("community", 8, 2**31, "row 8: its column community holds 2147483648"),
         ("modular_centrality", 1, np.inf, "row 1: its column modular_centrality holds inf"),
         ("modular_centrality", 1, np.nan, "row 1: its column modular_centrality holds nan"),
+        ("rank", 0, 0, "row 0: its column rank holds 0, which is out of range"),
+        ("rank", 6, 2, "row 6: its column rank holds 2: those of a class must be the numbers from 1 on, each once"),
+        ("rank", 1, 4, "row 4: its column rank holds 2: those of a class must be the numbers from 1 on, each once"),
         ("soft_label", 5, [0.5, 0.6, 0], "row 5: its column soft_label has the sum 1.1: it must be probabilities"),
         ("soft_label", 5, [1.5, -0.5, 0], "row 5: its column soft_label holds -0.5"),
         ("soft_label", 5, [np.nan, 1, 0], "row 5: its column soft_label holds nan"),
@@ -378,13 +383,15 @@ def test_names_differ_and_have_an_image():
 
 def test_names_of_sites_go_with_their_column():
     table = make()
-    merged = replace(table, columns={**table.columns, "site": np.arange(9) % 2}, site_names=["north", "b: 2 (c)"])
+    columns = {**table.columns, "rank": np.arange(9) // 6 + 1, "site": np.arange(9) % 2}  # ranks of each site
+    merged = replace(table, columns=columns, site_names=["north", "b: 2 (c)"])
     assert equal(read_table(write_table(merged)), canonical(merged))
     for wrong in (
         replace(merged, site_names=[]),
         replace(table, site_names=["north"]),
         replace(merged, site_names=["north", "south", "east"]),
         replace(merged, site_names=["north", "a\u200b"]),
+        replace(merged, columns={**columns, "rank": table.columns["rank"]}),
     ):
         with pytest.raises(ContentError):
             write_table(wrong)

@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from histodistill.selection import HerdingSelector, KernelHerdingSelector, RandomSelector, baselines
+from histodistill.selection import HerdingSelector, KernelHerdingSelector, RandomSelector, kernel_herding
 
 
 def squared_distances(one, other):
@@ -75,10 +75,41 @@ def test_kernel_herding_holds_the_distances_once():
         tracemalloc.stop()
 
 
-def test_what_does_not_fit_is_refused(monkeypatch):
-    monkeypatch.setattr(baselines, "LARGEST_DISTANCE_MATRIX", 100)
-    images, labels = cloud(0, n=11), np.zeros(11, int)
-    message = "class 0 has 11 images, too many for kernel herding"
-    with pytest.raises(ValueError, match=message):
-        KernelHerdingSelector(n_per_class=2).fit(images, labels)
-    assert len(HerdingSelector(n_per_class=2).fit(images, labels).selected_indices_) == 2
+def test_of_many_images_some_say_what_all_are_like(monkeypatch):
+    images, labels = cloud(5, n=600), np.zeros(600, int)
+    scale = np.median(squared_distances(images, images))
+    at_random = [RandomSelector(15, seed).fit(images, labels).selected_indices_ for seed in range(20)]
+    monkeypatch.setattr(kernel_herding, "_MOST_FOR_MEDIAN", 100)
+    monkeypatch.setattr(kernel_herding, "_MOST_KNOWN", 300)
+    monkeypatch.setattr(kernel_herding, "_BLOCK_VALUES", 7000)  # blocks, the last of which is smaller
+    chosen = [KernelHerdingSelector(15, seed).fit(images, labels).selected_indices_ for seed in (0, 0, 1)]
+    assert chosen[0].tolist() == chosen[1].tolist() != chosen[2].tolist()
+    for rows in chosen:
+        assert discrepancy(images, rows, scale) < min(discrepancy(images, other, scale) for other in at_random)
+
+
+@pytest.mark.parametrize("count", [1, 50, 599, 600])
+def test_screened_in_blocks_images_are_distributed_as_all(monkeypatch, count):
+    images = cloud(5, n=600)
+    monkeypatch.setattr(kernel_herding, "_SCREENED_AT_ONCE", 100)
+    chosen = kernel_herding.screen(images, count, np.random.default_rng(0))
+    assert len(set(chosen)) == count and np.array_equal(chosen, np.sort(chosen))
+    if count == 50:
+        scale = np.median(squared_distances(images, images))
+        at_random = [RandomSelector(50, seed).fit(images, np.zeros(600, int)).selected_indices_ for seed in range(20)]
+        assert discrepancy(images, chosen, scale) < min(discrepancy(images, rows, scale) for rows in at_random)
+
+
+def test_equal_images_that_rounding_tells_apart_go_by_index(monkeypatch):
+    images = np.repeat(cloud(1, n=30), 3, axis=0)
+    exact = kernel_herding.squared_distances_by_products
+    noise = np.random.default_rng(0)
+    monkeypatch.setattr(
+        kernel_herding,
+        "squared_distances_by_products",
+        lambda one, other: exact(one, other) * (1 + 1e-13 * noise.random((len(one), len(other)))),
+    )
+    chosen = KernelHerdingSelector(n_per_class=12).fit(images, np.zeros(90, int)).selected_indices_
+    # Of three equal ones the first, before the second and the third.
+    for place, row in enumerate(chosen):
+        assert all(earlier in chosen[:place] for earlier in range(row - row % 3, row))

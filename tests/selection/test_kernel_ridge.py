@@ -104,6 +104,18 @@ def test_of_many_images_some_are_to_be_predicted():
     assert errors(embeddings, labels, one.selected_indices_).sum() < by_chance.sum()
 
 
+def test_of_very_many_images_some_are_looked_at():
+    embeddings, labels = pool(per_class=200)
+    # Ten times as many as are chosen, and 200: the latter is all.
+    some, every = (
+        KernelRidgeSelector(n_per_class=5, max_candidates=most).fit(embeddings, labels) for most in (1, 200)
+    )
+    assert set(some.selected_indices_) != set(every.selected_indices_)
+    by_chance = errors(embeddings, labels, RandomSelector(n_per_class=5).fit(embeddings, labels).selected_indices_)
+    found = [errors(embeddings, labels, selector.selected_indices_).sum() for selector in (some, every)]
+    assert found[0] < 0.9 * by_chance.sum() and found[1] <= found[0]
+
+
 def test_scale_and_place_of_the_embeddings_do_not_matter():
     embeddings, labels = pool()
     one = KernelRidgeSelector(n_per_class=5).fit(embeddings, labels)
@@ -140,6 +152,7 @@ def test_an_exchange_that_rounding_made_worse_is_taken_back(monkeypatch):
         ({"ridge": 0}, "ridge=0 is not valid: it must be a finite number above 0"),
         ({"width": -1.0}, "width=-1.0 is not valid"),
         ({"n_targets": 0}, "n_targets=0 is out of range: it must be at least 1"),
+        ({"max_candidates": 0}, "max_candidates=0 is out of range: it must be at least 1"),
         ({"sweeps": -1}, "sweeps=-1 is out of range: it must be at least 0"),
         ({"sweeps": 1.5}, "sweeps=1.5 is not valid"),
     ],

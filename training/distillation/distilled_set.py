@@ -247,6 +247,8 @@ def write_images(folder: Path, selection: Selection, inputs: SelectionInputs, so
         "seed": sources.columns["seed"][chosen],
         "community": selection.communities.module_labels_[chosen],
         "modular_centrality": selection.communities.modular_centrality_[chosen],
+        # The best of each class come first.
+        "rank": np.arange(len(chosen)) % selection.selector.n_per_class + 1,
     }
     return write_image_dataset(folder, sources.images[chosen], columns, sources.class_names)
 

@@ -102,6 +102,10 @@ def read_sites(paths: Sequence[Path], names: Sequence[str] | None, output: Path)
     except ContentError as error:
         raise InputError(f"{param('names')}={' '.join(names)} cannot be published: {error}") from error
     sites = [read_site(*site) for site in zip(paths, folders, names, strict=True)]
+    # Sets that were made before there were ranks have none.
+    if not all("rank" in site.table.columns for site in sites):
+        for site in sites:
+            site.table.columns.pop("rank", None)
     check_alike(sites)
     set_offsets(sites)
     return sites

@@ -293,9 +293,10 @@ def _require_enough_images(preset: Preset) -> None:
             f"class, and copies are dropped: raise {param('per_class')} or lower {param('n_per_class')}"
         )
     most = math.isqrt(LARGEST_DISTANCE_MATRIX)
-    if per_class > most:
+    if preset.select.get("selector") == "facility_location" and per_class > most:
         raise InputError(
-            f"{param('per_class')}={per_class} is more than the selection can compare: it must be at most {most}"
+            f"{param('per_class')}={per_class} is more than the selector facility_location can compare: it must be at "
+            f"most {most}"
         )
 
 

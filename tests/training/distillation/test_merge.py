@@ -40,6 +40,7 @@ def make_site(
     license=None,
     selector="infomap",
     stage="distilled",
+    ranks=True,
 ):
     """A distilled set as select leaves it, of noise, with 10 images in the pool; the last rank has no community."""
     count = n_per_class * len(names)
@@ -50,6 +51,8 @@ def make_site(
         "seed": rng.permutation(100)[:count],
         "community": np.where(np.arange(count) % n_per_class == n_per_class - 1, -1, np.arange(count)),
     }
+    if ranks:
+        columns["rank"] = np.arange(count) % n_per_class + 1
     record = Stage(folder, {"stage": stage, "selector": selector, "embedder": "/home/me/autoencoder"})
     record.begin()
     images = rng.integers(256, size=(count, size, size, 3), dtype=np.uint8)
@@ -93,10 +96,18 @@ def test_all_images_by_class_and_site_in_their_order(sites, tmp_path, run_main):
         mine = merged["site"] == number
         site_images, columns, _ = read_image_dataset(site / "distilled")
         np.testing.assert_array_equal(images[mine], site_images)
-        for name in ("label", "seed", "soft_label"):
+        for name in ("label", "seed", "soft_label", "rank"):
             np.testing.assert_array_equal(merged[name][mine], columns[name])
     # Communities 0, 2 and 4 of the first site, 0, 1, 3, 4, 6, 7 of the second raised by 5, and none stays none.
     assert merged["community"].tolist() == [0, -1, 5, 6, -1, 2, -1, 8, 9, -1, 4, -1, 11, 12, -1]
+
+
+def test_ranks_are_left_out_where_an_older_set_has_none(sites, tmp_path, run_main):
+    make_site(tmp_path / "old", 2, ranks=False)
+    run_main(script, *sites, tmp_path / "old", "--output", tmp_path / "merged")
+    _, merged, _ = read_image_dataset(tmp_path / "merged")
+    assert "rank" not in merged and len(merged["label"]) == 21
+    assert "`rank`" not in card_of(tmp_path / "merged")
 
 
 def test_result_loads_with_its_columns(sites, tmp_path, run_main):
@@ -108,6 +119,7 @@ def test_result_loads_with_its_columns(sites, tmp_path, run_main):
         "soft_label": List(Value("float32"), length=3),
         "seed": Value("int64"),
         "community": Value("int64"),
+        "rank": Value("int64"),
         "site": ClassLabel(names=["a: 'b'", "c & d"]),
     }
     tiles = load_tiles(tmp_path / "merged", hold_out_validation=False)

@@ -62,8 +62,10 @@ def test_distilled_set_loads_with_its_columns(selected, tiny_npz):
         "seed": Value("int64"),
         "community": Value("int64"),
         "modular_centrality": Value("float64"),
+        "rank": Value("int64"),
     }
     assert np.bincount(dataset["label"]).tolist() == [2] * 5
+    assert list(dataset["rank"]) == [1, 2] * 5
     assert len(set(dataset["seed"])) == 10
 
 

@@ -769,8 +769,8 @@ def test_from_python(tiny_tiles, tmp_path, tiny_preset, started, monkeypatch):
         (["--per-class", 0], "--per-class=0 is out of range: it must be at least 1"),
         (["--num-processes", 0], "--num-processes=0 is out of range: it must be at least 1"),
         (
-            ["--per-class", 23171],
-            "--per-class=23171 is more than the selection can compare: it must be at most 23170",
+            ["--per-class", 23171, "--set", "select.selector=facility_location"],
+            "--per-class=23171 is more than the selector facility_location can compare: it must be at most 23170",
         ),
         (["--seed", -1], "--seed=-1 is out of range: it must be at least 0 and below 2^31"),
         (["--seed", 2**31], "--seed=2147483648 is out of range: it must be at least 0 and below 2^31"),
