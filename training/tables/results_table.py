@@ -18,11 +18,13 @@ benchmark.md and figures, of all that was ever trained there; margins over rando
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from histodistill.training.distillation.peer_options import MatchingConfig
 from histodistill.training.evaluation.plans import CellsConfig, require_once
 from histodistill.training.models.architectures import PROBE
 from histodistill.training.models.encoder_names import COLOURS
@@ -33,10 +35,16 @@ from histodistill.training.tables.planned_cells import Line, TablePlan, check_ke
 from histodistill.training.tables.rows import FIXED_ROWS, HEADLINE_ROWS, LADDER, QUICK_SIZES, RECIPE_OPTIONS
 
 
+if TYPE_CHECKING:
+    from histodistill.training.data.tiles import Tiles
+
+
 # What stands below the options in `--help`.
 _ROWS_HELP = (
     "rows: "
     + "; ".join(f"{name}: {title}" for name, title in FIXED_ROWS.items())
+    + "; peer:dm[:OPTION=VALUE,…]: images that distribution matching makes of the real tiles, with "
+    + ", ".join(option.name for option in dataclasses.fields(MatchingConfig))
     + "; SELECTOR[:OPTION=VALUE,…] with a selector and options of histodistill select, as in infomap:quota=sqrt, "
     "but without drop_copies and copy_embedders, since rows choose from the whole pool, copies of real tiles "
     "included. Each may end in @OPTION=VALUE,… with options of the recipe: " + ", ".join(RECIPE_OPTIONS)
@@ -217,6 +225,7 @@ def run(config: ResultsTableConfig) -> dict[str, Any]:
             inputs_file(config.folder, number), needed_inputs(config.lines), config.embedder, run / "teacher",
             pool.images, source.split("train").images,
         )  # fmt: skip
+    make_peers(config.folder, config.lines, source.split("train"))
 
     notes = train_cells(config, schedule, stage) if schedule.remaining() else []
     for split in SPLITS:
@@ -229,6 +238,23 @@ def run(config: ResultsTableConfig) -> dict[str, Any]:
     stage.finish(num_cells=len(kept))
     print(f"benchmark: saved to {config.folder}")
     return results
+
+
+def make_peers(folder: Path, lines: Sequence[Line], real: Tiles) -> None:
+    """Makes the images of peers that lines need and that are not there yet.
+
+    Args:
+        folder: Of the table.
+        lines: Of the table.
+        real: The real training tiles.
+    """
+    from histodistill.training.distillation.peers import make_peer, peer_file
+
+    for line in lines:
+        row, size = line.first.row, line.first.size
+        if row.peer is not None and size is not None:
+            for seed in line.seeds:
+                make_peer(peer_file(folder, row.file_name, size, seed), real, size, seed, row.peer)
 
 
 def write_table(

@@ -7,16 +7,19 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from histodistill.selection import SELECTOR_NAMES
+from histodistill.training.distillation.peer_options import PEER, PEERS, MatchingConfig
 from histodistill.training.distillation.selector_options import SelectorConfig
 from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.models.architectures import is_probe
 from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.options import Kind
+from histodistill.training.running.options import Kind, StepConfig
 from histodistill.training.running.suggestions import did_you_mean
 
+
+_Config = TypeVar("_Config", bound=StepConfig)
 
 # Rows whose tiles are not selected, and what they are.
 FIXED_ROWS = {
@@ -91,8 +94,9 @@ class Row:
 
     Attributes:
         name: The row as the user wrote it: `TILES[@OPTION=VALUE,…]`.
-        tiles: One of `FIXED_ROWS`, or a selector with its options: the name up to the @.
+        tiles: One of `FIXED_ROWS`, or a selector or a peer with its options: the name up to the @.
         options: The selector and its options; None for a row that is not selected.
+        peer: How the images of a peer are made; None for any other row.
         recipe: What the row changes of the recipe, by name of the option.
     """
 
@@ -100,6 +104,12 @@ class Row:
     tiles: str
     options: SelectorConfig | None
     recipe: dict[str, Any] = field(default_factory=dict)
+    peer: MatchingConfig | None = None
+
+    @property
+    def file_name(self) -> str:
+        """Its tiles as part of a file's name."""
+        return file_name(self.tiles)
 
     def selection(self, n_per_class: int, seed: int) -> SelectorConfig:
         """The options of its selector for so many images of each class; a row that is not selected has none."""
@@ -123,40 +133,66 @@ def usual_seeds(architecture: str, is_headline: bool) -> range:
 
 
 def parse_row(name: str) -> Row:
-    """Reads a row, such as `real_all`, `infomap:quota=sqrt,n_neighbors=10` or `random@loss=joint,margin=0.2`.
+    """Reads a row, such as `real_all`, `infomap:quota=sqrt`, `peer:dm:steps=500` or `random@loss=joint,margin=0.2`.
 
     Raises:
-        InputError: For an unknown selector or option, or a value that the option does not take.
+        InputError: For an unknown selector, peer or option, or a value that the option does not take.
     """
     where = f"{param('rows')} {name}"
     tiles, at, changes = name.partition("@")
     recipe = parse_recipe(changes.split(",") if at else [], where)
-    return Row(name, tiles, None if tiles in FIXED_ROWS else _parse_selector(tiles, where), recipe)
+    if tiles in FIXED_ROWS:
+        return Row(name, tiles, None, recipe)
+    if tiles.startswith(PEER):
+        if recipe.get("soft_label_weight"):
+            raise InputError(f"{where}: a peer's images have no soft labels: leave soft_label_weight out")
+        return Row(name, tiles, None, recipe, _parse_peer(tiles.removeprefix(PEER), where))
+    return Row(name, tiles, _parse_selector(tiles, where), recipe)
 
 
 def _parse_selector(text: str, where: str) -> SelectorConfig:
     """Reads a row's selector with its options; `where` begins the sentence of an error."""
     selector, _, rest = text.partition(":")
-    texts = dict(_selector_option(item, where) for item in (rest.split(",") if rest else []))
+    items = rest.split(",") if rest else []
+    for item in items:
+        if item.partition("=")[0].replace("-", "_") in _COPY_OPTIONS:
+            raise InputError(f"{where}: {item!r} cannot be given, since rows choose from the whole pool: leave it out")
+    return _with_options(SelectorConfig, items, _SELECTOR_OPTIONS, where, selector=selector)
+
+
+def _parse_peer(text: str, where: str) -> MatchingConfig:
+    """Reads the name of a row's peer with its options; `where` begins the sentence of an error."""
+    name, _, rest = text.partition(":")
+    if name not in PEERS:
+        raise InputError(
+            f"{where}: there is no peer {name!r}{did_you_mean(name, PEERS)}: give one of {', '.join(PEERS)}"
+        )
+    known = tuple(option.name for option in dataclasses.fields(PEERS[name]))
+    return _with_options(PEERS[name], rest.split(",") if rest else [], known, where)
+
+
+def _with_options(
+    config: type[_Config], items: Sequence[str], known: Sequence[str], where: str, **given: Any
+) -> _Config:
+    """A configuration with the options that a row gives it, as `OPTION=VALUE`."""
+    texts = dict(_row_option(item, known, where) for item in items)
     try:
-        options = {name: Kind.of(SelectorConfig, name).read_text(name, value) for name, value in texts.items()}
-        return SelectorConfig(selector=selector, **options)
+        options = {name: Kind.of(config, name).read_text(name, value) for name, value in texts.items()}
+        return config(**given, **options)
     except InputError as error:
         # A row has options by the names of parameters, also where it stands on a command line.
         raise InputError(f"{where}: {error}") from error
 
 
-def _selector_option(item: str, where: str) -> tuple[str, str]:
+def _row_option(item: str, known: Sequence[str], where: str) -> tuple[str, str]:
     """Name and value of `OPTION=VALUE`."""
     name, equals, value = item.partition("=")
     name = name.replace("-", "_")
-    if name in _COPY_OPTIONS:
-        raise InputError(f"{where}: {item!r} cannot be given, since rows choose from the whole pool: leave it out")
     if not equals or name == "selector":
         raise InputError(f"{where}: {item!r} is not OPTION=VALUE: write a row as in infomap:quota=sqrt,n_neighbors=10")
-    if name not in _SELECTOR_OPTIONS:
-        known, meant = ", ".join(_SELECTOR_OPTIONS), did_you_mean(name, _SELECTOR_OPTIONS)
-        raise InputError(f"{where}: {item!r} is not OPTION=VALUE with one of {known}{meant}")
+    if name not in known:
+        meant = did_you_mean(name, known)
+        raise InputError(f"{where}: {item!r} is not OPTION=VALUE with one of {', '.join(known)}{meant}")
     return name, value
 
 

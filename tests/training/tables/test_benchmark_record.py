@@ -18,6 +18,7 @@ def test_rows_of_the_results_table_as_cards_take_them(tmp_path):
         ("real_all@stain_strength=0", None): 0.9,
         ("random", 2): 0.5,
         ("kmeans@loss=joint", 2): 0.75,
+        ("peer:dm:steps=9", 2): 0.625,
         ("random", 3): 1,
         ("random@stain_strength=0", 2): 0.25,
         ("kmeans@stain_strength=0", 2): 0.375,
@@ -29,6 +30,7 @@ def test_rows_of_the_results_table_as_cards_take_them(tmp_path):
         ("all real training tiles, stain_strength=0", None, 0.9),
         ("pool images chosen by random", 2, 0.5),
         ("pool images chosen by kmeans, loss=joint", 2, 0.75),
+        ("images that peer:dm:steps=9 makes of real tiles", 2, 0.625),
         ("pool images chosen by random, stain_strength=0", 2, 0.25),
         ("pool images chosen by kmeans, stain_strength=0", 2, 0.375),
     ]
@@ -39,5 +41,5 @@ def test_rows_of_the_results_table_as_cards_take_them(tmp_path):
         before = benchmark_rows(tmp_path, {"benchmark/benchmark.json": json.dumps({"rows": rows_before}).encode()}, 2)
         assert before == [{**row, "steps": text} for row in found]
     # Over random images with the same recipe, where that was trained.
-    assert [row["margin"] and row["margin"]["mean"] for row in found] == [None, None, 0.25, None, 0.125]
+    assert [row["margin"] and row["margin"]["mean"] for row in found] == [None, None, 0.25, 0.125, None, 0.125]
     assert benchmark_rows(tmp_path, {}, 2) == []

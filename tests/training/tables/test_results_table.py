@@ -20,6 +20,8 @@ from histodistill.training import cli
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.sources import load_tiles
 from histodistill.training.data.tiles import Tiles, sample_per_class
+from histodistill.training.distillation.peer_options import MatchingConfig
+from histodistill.training.distillation.peers import make_peer, peer_file, read_peer
 from histodistill.training.distillation.selector_options import SelectorConfig
 from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.models.classifiers import Classifier
@@ -138,6 +140,14 @@ def test_rows_have_options_of_select():
     assert [parse_row(row) for row in FIXED_ROWS] == [Row(name, name, None) for name in FIXED_ROWS]
 
 
+def test_peers_have_options_of_their_own():
+    row = parse_row("peer:dm:steps=5,learning-rate=0.5@loss=joint")
+    assert row.peer == MatchingConfig(steps=5, learning_rate=0.5)
+    assert (row.tiles, row.options, row.recipe) == ("peer:dm:steps=5,learning-rate=0.5", None, {"loss": "joint"})
+    assert parse_row("peer:dm").peer == MatchingConfig()
+    assert parse_row("random").peer is None
+
+
 def test_a_rows_selection_is_that_of_a_cell():
     expected = SelectorConfig(selector="infomap", quota="sqrt", n_per_class=7, seed=3)
     assert parse_row("infomap:quota=sqrt").selection(7, seed=3) == expected
@@ -206,6 +216,17 @@ def test_a_rows_recipe_goes_before_the_classifiers_and_that_before_the_common_on
         ),
         (["--rows", "random:drop_copies"], "--rows random:drop_copies: 'drop_copies' cannot be given, since rows"),
         (["--rows", "random:drop-copies=1"], "--rows random:drop-copies=1: 'drop-copies=1' cannot be given, since"),
+        (["--rows", "peer:DM2"], "--rows peer:DM2: there is no peer 'DM2' (did you mean dm?): give one of dm"),
+        (["--rows", "peer:dm:steps=0"], "--rows peer:dm:steps=0: steps=0 is out of range: it must be at least 1"),
+        (
+            ["--rows", "peer:dm:ridge=1"],
+            "--rows peer:dm:ridge=1: 'ridge=1' is not OPTION=VALUE with one of steps, real",
+        ),
+        (["--rows", "peer:dm:steps"], "--rows peer:dm:steps: 'steps' is not OPTION=VALUE: write a row as in infomap:"),
+        (
+            ["--rows", "peer:dm@soft_label_weight=1"],
+            "--rows peer:dm@soft_label_weight=1: a peer's images have no soft labels: leave soft_label_weight out",
+        ),
         (["--rows", "random", "infomap", "random"], "--rows names a row twice: name each once"),
         (["--jobs", "0"], "--jobs=0 is out of range: it must be at least 1"),
         (["--sizes", "2", "0"], "--sizes=2 0 is out of range: each must be at least 1"),
@@ -445,9 +466,10 @@ def test_order_of_the_cells_that_are_kept(tmp_path):
 
 SOFT = "random@soft_label_weight=0.5,temperature=2"
 SOFT_REAL = "real_random@soft_label_weight=1"
+PEER = "peer:dm:steps=2,real_batch_size=4"
 # In the order of the table, and the one that is lost is the last.
 ROWS = [
-    "real_all", "pool_all", "real_random", "random", "infomap:n_neighbors=3", SOFT, SOFT_REAL,
+    "real_all", "pool_all", "real_random", "random", "infomap:n_neighbors=3", SOFT, SOFT_REAL, PEER,
     "kmeans:typical_share=0.9",
 ]  # fmt: skip
 OPTIONS = ["--train", "convnet:2", "--batch-size", "10", "--whole-batch-size", "10", "--mixed-precision", "no"]
@@ -535,7 +557,7 @@ def grown(benchmark, start_here) -> tuple[Path, dict, dict, dict]:
 
 def test_what_is_missing_is_trained_and_nothing_else(grown):
     folder, cells, before, after = grown
-    assert len(before) == 2 + 6 * 2 and len(after) == 2 * len(before)
+    assert len(before) == 2 + 7 * 2 and len(after) == 2 * len(before)
     written = {name for name in after if after[name] != before.get(name)}
     lost = f"convnet-{file_name(ROWS[-1])}-2-2steps-seed0"
     assert written == {lost} | {name for name in after if name.endswith("-seed1")}
@@ -597,9 +619,9 @@ def test_table_has_a_line_for_each_row_and_size(grown):
     assert validation.startswith("Validation tiles\n\n| classifier |") and test.startswith("Test tiles\n\n|")
     assert validation.endswith(markdown_table(results["rows"], "validation") + "\n")
     assert test.endswith(markdown_table(results["rows"], "test"))
-    assert [len(part.splitlines()) for part in (validation, test)] == [2 + 2 + 14 + 2 + 1, 2 + 2 + 14 + 2]
+    assert [len(part.splitlines()) for part in (validation, test)] == [2 + 2 + 16 + 2 + 1, 2 + 2 + 16 + 2]
     record = read_record(folder)
-    assert (record["complete"], record["num_cells"]) == (True, 28)
+    assert (record["complete"], record["num_cells"]) == (True, 32)
     for name in ("accuracy_by_size", "confusion", "per_class_f1", "reliability"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     # The teacher says other things of other tiles, so the soft labels make a difference.
@@ -628,7 +650,7 @@ def test_nothing_is_trained_again(grown, start, monkeypatch, capsys):
     def by_name(rows):
         return {(row["row"], row["size"]): row for row in rows}
 
-    assert by_name(again) == by_name(json.loads(results)["rows"]) and len(again) == 2 + 6 * 2
+    assert by_name(again) == by_name(json.loads(results)["rows"]) and len(again) == 2 + 7 * 2
     assert times(folder) == after
     start("--rows", *ROWS, "--sizes", 1, 2, "--seeds", 0, 1)
     assert (folder / "benchmark.json").read_bytes() == results
@@ -842,13 +864,19 @@ def test_each_row_has_its_tiles(worker, folder, tiny_npz):
         drawn = tiles("real_random", 3, seed)
         assert np.array_equal(drawn.images, real.images[sample_per_class(real.labels, 3, seed)])
     pool = {image.tobytes(): label for image, label in zip(images, columns["label"], strict=True)}
-    for row in set(ROWS[3:]) - {SOFT_REAL}:
+    for row in set(ROWS[3:]) - {SOFT_REAL, PEER}:
         chosen = tiles(row, 2)
         assert np.bincount(chosen.labels).tolist() == [2] * 5
         assert [pool[image.tobytes()] for image in chosen.images] == chosen.labels.tolist()
     # What a row changes of the recipe changes none of its tiles.
     assert np.array_equal(tiles(SOFT, 2).images, tiles("random", 2).images)
     assert np.array_equal(tiles(SOFT_REAL, 2).images, tiles("real_random", 2).images)
+    # Images of peers are made beforehand.
+    row = parse_row(PEER)
+    for seed in (0, 1):
+        file = peer_file(worker.folder, row.file_name, 2, seed)
+        make_peer(file, real, 2, seed, row.peer)
+        assert np.array_equal(tiles(PEER, 2, seed).images, read_peer(file).images)
     # The seed is that of the selection too.
     assert not np.array_equal(tiles("random", 2, 0).images, tiles("random", 2, 1).images)
 
