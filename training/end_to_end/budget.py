@@ -19,8 +19,9 @@ from histodistill.training.running.progress import rounded
 # comparison only tells how good the result is. The audit does as much whatever the time is, but that it can ask the
 # denoiser about fewer tiles, which makes its intervals wider.
 SHARES = {"diffusion": 0.38, "autoencoder": 0.14, "generate": 0.14, "compare": 0.19, "teacher": 0.1, "audit": 0.05}
-# The least that is left of what the preset says: less would be no training any more.
-_LEAST = 1 / 20
+# The least that is left of what the preset says: less would be no training any more. The autoencoder costs little, and
+# nothing mends what it loses: see docs/trainings.md.
+_LEAST, _LEAST_AUTOENCODER = 1 / 20, 1 / 4
 # Images of a class in the pool for each one that is kept, at least: some are dropped as copies.
 _LEAST_CHOICE = 1.25
 # Validation tiles of a classifier, at least.
@@ -75,7 +76,7 @@ def fit(
 
     def at(level: float) -> tuple[dict[str, float], Changes]:
         """What is left where each step gets so many times its share of a second, and the options that say so."""
-        kept = {step: min(1.0, max(_LEAST, level * SHARES[step] / need)) for step, need in needs.items()}
+        kept = {step: min(1.0, max(_least(step), level * SHARES[step] / need)) for step, need in needs.items()}
         return kept, _changes(preset, kept, fixed)
 
     def total(changes: Changes) -> float:
@@ -104,11 +105,15 @@ def _needs(
     whole = sum(cost(preset).values())
     needs = {}
     for step in SHARES:
-        less = _changes(preset, {step: _LEAST}, fixed)
+        less = _changes(preset, {step: _least(step)}, fixed)
         saved = whole - sum(cost(preset.with_changes(less)).values()) if less else 0.0
         if saved > 0:
-            needs[step] = saved / (1 - _left(preset, step, _LEAST))
+            needs[step] = saved / (1 - _left(preset, step, _least(step)))
     return needs
+
+
+def _least(step: str) -> float:
+    return _LEAST_AUTOENCODER if step == "autoencoder" else _LEAST
 
 
 def _changes(preset: Preset, kept: Mapping[str, float], fixed: Mapping[str, Collection[str]]) -> Changes:

@@ -79,8 +79,14 @@ def test_what_is_asked_for_stays():
 
 
 def test_a_pool_has_images_to_choose_from():
-    fitted = fit(PRESET, 0.085 * WHOLE, cost, {})
+    fitted = fit(PRESET, 0.11 * WHOLE, cost, {})
     assert fitted.changes["generate"]["per_class"] >= 25
+
+
+def test_nothing_mends_what_an_autoencoder_loses():
+    fitted = fit(PRESET, 0.11 * WHOLE, cost, {})
+    assert fitted.shares["autoencoder"] == 0.25 and fitted.changes["autoencoder"] == {"train_pixels": 25_000}
+    assert fitted.shares["diffusion"] < 0.1
 
 
 def test_an_audit_asks_about_enough_tiles():
@@ -108,7 +114,7 @@ def test_the_line_names_what_is_left():
 
 def test_what_is_told_is_what_is_left():
     many = replace(PRESET, select={"n_per_class": 200})
-    fitted = fit(many, 0.1 * WHOLE, cost, {})
+    fitted = fit(many, 0.13 * WHOLE, cost, {})
     # The pool can be no smaller, whatever its share.
     assert fitted.changes["generate"] == {"per_class": 250} and fitted.shares["generate"] == 0.25
     assert fitted.shares["audit"] == fitted.changes["audit"]["weight_tiles"] / 2000
