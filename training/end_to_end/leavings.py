@@ -54,6 +54,11 @@ LEAVINGS = (
         (r"benchmark/inputs(-\d+)?\.npz",),
         "a larger results table computes them anew",
     ),
+    Leaving(
+        "what peers of the results table made of real tiles",
+        (r"benchmark/peers/[\w.-]+\.(npz|png)",),
+        "a larger results table makes it anew, which may take hours",
+    ),
     Leaving("keys of private trainings", (r"(autoencoder|pipeline)/private\.key",)),
     Leaving("what was being written when a process ended", (r"(.+/)?\.[^/]+\.(\d+|[0-9a-f]{16})\.tmp(/.+)?",)),
 )

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from histodistill.training import cli
+from histodistill.training.distillation.peers import peer_file
 from histodistill.training.end_to_end import clean
 from histodistill.training.end_to_end.leavings import LEAVINGS, PRIVATE, PUBLISHABLE
 from histodistill.training.reporting import report
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, write_json
+from histodistill.training.tables.rows import parse_row
 
 
 @pytest.fixture
@@ -115,11 +117,13 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
         clean.run(clean.CleanConfig(run=tmp_path))
 
 
-def test_embeddings_of_all_runs_of_a_table_are_private_leavings(copy):
-    found = [copy / "benchmark" / name for name in ("inputs.npz", "inputs-1.npz")]
-    found[0].parent.mkdir(exist_ok=True)
+def test_what_a_table_keeps_of_real_tiles_is_a_leaving(copy):
+    benchmark = copy / "benchmark"
+    peer = peer_file(benchmark, parse_row("peer:dm:steps=9").file_name, 10, 0)
+    found = [benchmark / "inputs.npz", benchmark / "inputs-1.npz", peer, peer.with_suffix(".png")]
+    peer.parent.mkdir(parents=True)
     for path in found:
-        path.write_bytes(b"embeddings")
+        path.write_bytes(b"made of real tiles")
     clean.run(clean.CleanConfig(run=copy))
     assert not any(path.exists() for path in found)
 
