@@ -82,6 +82,13 @@ def median_squared_distance(embeddings: np.ndarray, rng: np.random.Generator) ->
     return float(np.median(squared)) if len(squared) and np.median(squared) > 0 else 1.0
 
 
+def first_equal_rows(embeddings: np.ndarray) -> np.ndarray:
+    """The index of the first row that equals each, N int64: rounding may tell equal rows apart, so one counts."""
+    first: dict[bytes, int] = {}
+    # Minus zero equals zero.
+    return np.array([first.setdefault((row + 0.0).tobytes(), index) for index, row in enumerate(embeddings)])
+
+
 def cosine_between(embeddings: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Cosine of the angle between row `rows[i]` and each row `columns[i, j]`: R×K float64; 0 for a zero vector."""
     step = max(1, _CHUNK_VALUES // max(1, columns.shape[1] * embeddings.shape[1]))

@@ -7,6 +7,7 @@ from threadpoolctl import threadpool_limits
 
 from histodistill.selection.base import ClassSelection, ClasswiseSelector
 from histodistill.selection.distances import (
+    first_equal_rows,
     median_squared_distance,
     squared_distances_by_products,
     squared_distances_to,
@@ -78,7 +79,7 @@ def herd(embeddings: np.ndarray, count: int, rng: np.random.Generator) -> np.nda
         scale = _scale(embeddings, rng)
         attraction = _attraction(embeddings, scale, rng)
     # Rounding differs between equal images, of which the first is to be taken.
-    first_equal = _first_equal(embeddings)
+    first_equal = first_equal_rows(embeddings)
     np.maximum.at(attraction, first_equal, attraction)
     attraction = attraction[first_equal]
     repulsion = np.zeros(len(embeddings))
@@ -117,10 +118,3 @@ def _attraction(embeddings: np.ndarray, scale: float, rng: np.random.Generator) 
         kernel /= -scale
         attraction[block] = np.exp(kernel, out=kernel).mean(axis=1)
     return attraction
-
-
-def _first_equal(embeddings: np.ndarray) -> np.ndarray:
-    """The index of the first image that equals each: n int64."""
-    first: dict[bytes, int] = {}
-    # Minus zero equals zero.
-    return np.array([first.setdefault((image + 0.0).tobytes(), row) for row, image in enumerate(embeddings)])

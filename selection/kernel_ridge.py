@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from histodistill.selection.base import JointSelector
 from histodistill.selection.checks import check_integer, check_positive
-from histodistill.selection.distances import median_squared_distance
+from histodistill.selection.distances import first_equal_rows, median_squared_distance
 from histodistill.selection.kernel_herding import screen
 
 
@@ -178,7 +178,7 @@ class _Choice:
         # Among equal images rounding must not choose.
         self.group = np.empty(len(embeddings), dtype=np.int64)
         for rows in self.members:
-            self.group[rows] = np.unique(embeddings[rows], axis=0, return_inverse=True)[1].reshape(-1)
+            self.group[rows] = first_equal_rows(embeddings[rows])
         labels = np.eye(len(self.members))[classes]
         # Of a single class nothing is to be told apart; its images are then to stand for one another.
         self.labels = labels - labels.mean(axis=0) if len(self.members) > 1 else labels

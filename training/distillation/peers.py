@@ -6,8 +6,6 @@ came from. So they are rows of the results table and no more.
 
 from __future__ import annotations
 
-import io
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ import torch
 
 from histodistill.selection.streams import stream, torch_seed
 from histodistill.training.data.images import make_grid, png_bytes
+from histodistill.training.data.kept_arrays import read_kept_arrays, write_arrays
 from histodistill.training.data.pixels import to_model_input, to_uint8
 from histodistill.training.data.tiles import Tiles, sample_per_class
 from histodistill.training.distillation.peer_options import MatchingConfig
@@ -151,23 +150,21 @@ def read_peer(file: Path) -> Tiles:
 
 def _keep(matching: DistributionMatching, file: Path) -> None:
     arrays = {"pixels": matching.pixels.cpu().numpy(), "momentum": matching.momentum.cpu().numpy()}
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, step=matching.step, labels=matching.labels, **arrays)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(file, buffer.getvalue())
+    write_arrays(file, step=matching.step, labels=matching.labels, **arrays)
 
 
 def _go_on(matching: DistributionMatching, file: Path) -> None:
     """Takes what a file has, where there is one that fits."""
-    try:
-        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as kept:
-            step, labels, pixels, momentum = (kept[name] for name in ("step", "labels", "pixels", "momentum"))
-    except FileNotFoundError:
+    kept = read_kept_arrays(file)
+    if not kept:
         return
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+    if kept.keys() != {"step", "labels", "pixels", "momentum"}:
         warn(f"{file} is damaged: it is made anew")
         return
-    if np.array_equal(labels, matching.labels) and pixels.shape == momentum.shape == tuple(matching.pixels.shape):
-        matching.step = int(step)
+    pixels, momentum = kept["pixels"], kept["momentum"]
+    is_alike = pixels.shape == momentum.shape == tuple(matching.pixels.shape)
+    if is_alike and np.array_equal(kept["labels"], matching.labels):
+        matching.step = int(kept["step"])
         matching.pixels = torch.from_numpy(pixels).to(matching.device)
         matching.momentum = torch.from_numpy(momentum).to(matching.device)

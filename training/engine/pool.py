@@ -8,7 +8,6 @@ group of images is in memory, and there are never many more bytes on the disk th
 from __future__ import annotations
 
 import functools
-import io
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +22,9 @@ from histodistill.hub_cards.table_files import write_rows
 from histodistill.hub_cards.tables import POOL, ImageTable
 from histodistill.selection.image_rows import ImageRows
 from histodistill.training.data.image_dataset import open_shard, shard_name
+from histodistill.training.data.kept_arrays import write_arrays
 from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.files import new_file, write_bytes
+from histodistill.training.running.files import new_file
 
 
 # torch's CPU generators, which draw the noise, read the low 32 bits of a seed: two seeds that differ only above them
@@ -166,9 +166,7 @@ def write_chunk(path: Path, images: np.ndarray, labels: np.ndarray, seeds: np.nd
         path, labels, seeds: See `Chunk`.
         images: In the order of the labels.
     """
-    buffer = io.BytesIO()
-    np.savez(buffer, images=images, labels=labels, seeds=seeds)
-    write_bytes(path, buffer.getvalue())
+    write_arrays(path, images=images, labels=labels, seeds=seeds)
 
 
 def is_written(shard: Shard, class_names: Sequence[str], image_size: int) -> bool:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from histodistill.selection.image_rows import Images
+from histodistill.training.data.kept_arrays import read_kept_arrays, write_arrays
 from histodistill.training.distillation.pool_selection import SelectionInputs
 from histodistill.training.models.devices import best_device
 from histodistill.training.models.embedders import embed_images, resolve_embedder
 from histodistill.training.models.loading import load_classifier
 from histodistill.training.models.prediction import predict_proba
-from histodistill.training.running.files import write_bytes
-from histodistill.training.running.notes import warn
 from histodistill.training.tables.planned_cells import Line
 
 
@@ -56,7 +51,7 @@ def write_inputs(
         pool: uint8 N×S×S×3, the images of the pool.
         real: uint8 M×S×S×3, the real training tiles.
     """
-    arrays = _kept(file)
+    arrays = read_kept_arrays(file)
     if needed <= set(arrays):
         return
     embed_with = resolve_embedder(embedder, teacher)
@@ -68,21 +63,7 @@ def write_inputs(
         "real_probabilities": lambda: predict_proba(classifier, real),
     }
     arrays |= {name: make[name]() for name in sorted(needed - set(arrays))}
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
-    write_bytes(file, buffer.getvalue())
-
-
-def _kept(file: Path) -> dict[str, Any]:
-    """The arrays that a file holds; none where it is missing, or damaged, of which the user is told."""
-    try:
-        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as kept:
-            return dict(kept)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error):
-        warn(f"{file} is damaged: it is made anew")
-        return {}
+    write_arrays(file, **arrays)
 
 
 def read_inputs(file: Path, labels: np.ndarray, real_labels: np.ndarray) -> tuple[SelectionInputs, np.ndarray | None]:
