@@ -157,7 +157,7 @@ def save_tiles(path: Path, count: int, most: int, image_size: int, drawn: Path) 
         }
         start = end
     temporary = path.with_suffix(".tmp.npz")
-    np.savez(temporary, allow_pickle=False, **arrays)
+    np.savez(temporary, **arrays)
     temporary.replace(path)
 
 

@@ -28,7 +28,13 @@ def read_kept_arrays(file: Path) -> dict[str, np.ndarray]:
 
 
 def write_arrays(file: Path, **arrays: Any) -> None:
-    """Writes arrays as an .npz file, atomically; its folder must be there."""
+    """Writes arrays of numbers or text as an .npz file, atomically; its folder must be there.
+
+    An array of objects is a `TypeError`: it would be pickled.
+    """
+    for name, array in arrays.items():  # numpy before 2.2 takes savez's allow_pickle for an array of that name.
+        if np.asarray(array).dtype.hasobject:
+            raise TypeError(f"{name} holds objects: give numbers or text")
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
+    np.savez(buffer, **arrays)
     write_bytes(file, buffer.getvalue())

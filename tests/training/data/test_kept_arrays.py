@@ -6,6 +6,12 @@ import pytest
 from histodistill.training.data.kept_arrays import read_kept_arrays, write_arrays
 
 
+def test_objects_are_refused(tmp_path):
+    with pytest.raises(TypeError, match="values holds objects"):
+        write_arrays(tmp_path / "kept.npz", step=3, values=np.array([{}]))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_written_is_read(tmp_path, capsys):
     file = tmp_path / "kept.npz"
     assert read_kept_arrays(file) == {}
