@@ -112,6 +112,45 @@ def window_weights(side: int, size: int, scale: float, down: float, right: float
     return _averages(side, size, scale, down), _averages(side, size, scale, right)
 
 
+def grey_pictures(images: np.ndarray, side: int) -> np.ndarray:
+    """The grey levels of images, from 0 to 255, with `side` pixels along a side: float32 N×side×side."""
+    return resample(images, side).mean(axis=3)
+
+
+def resize(pictures: np.ndarray, size: int) -> np.ndarray:
+    """Pictures enlarged or reduced smoothly, by cubic interpolation over as many pixels as one of the result covers.
+
+    Args:
+        pictures: float32 N×S×S.
+        size: Pixels along a side of the result.
+
+    Returns:
+        float32 N×size×size.
+    """
+    if size == pictures.shape[1]:
+        return pictures
+    weights = _cubic(pictures.shape[1], size)
+    return weights @ (pictures @ weights.T)
+
+
+@lru_cache(maxsize=64)
+def _cubic(side: int, size: int) -> np.ndarray:
+    """Weights float32 size×side of Keys' cubic (1981, a = −1/2), widened where the result has fewer pixels."""
+    spread = max(1.0, side / size)
+    centre = (np.arange(size)[:, None] + 0.5) * side / size - 0.5
+    # Beyond an edge is its reflection.
+    beyond = int(np.ceil(2 * spread)) + 1
+    places = np.arange(-beyond, side + beyond)
+    distance = np.abs(places - centre) / spread
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    values = np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
+    inside = np.where(places < 0, -1 - places, np.where(places >= side, 2 * side - 1 - places, places))
+    weights = np.zeros((size, side))
+    np.add.at(weights.T, inside, values.T)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
 @lru_cache(maxsize=256)
 def _averages(side: int, size: int, scale: float, start: float) -> np.ndarray:
     """Weights float32 size×side with which pixels of a window average those of the image, along one axis."""

@@ -1,0 +1,256 @@
+"""Is a part of an image a part of a real tile, however it was turned, moved, enlarged or pasted?
+
+Keypoints of an image are looked for among those of all tiles; a tile that has some like them is laid on the image as
+these say, and moved until it fits best; how well it then fits, and that this is no chance, is the score. No other tile
+has a part in it, so that it does not matter whether a tile is there several times.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from histodistill.selection.image_rows import Images, batches
+from histodistill.selection.keypoints import (
+    NUM_HARMONICS,
+    WIDTH,
+    Keypoints,
+    describe,
+    find_keypoints,
+    harmonics_at,
+    turns_between,
+)
+from histodistill.selection.nearest_first import NearestOfFirst
+from histodistill.selection.placements import PLACEMENT, Comparison
+from histodistill.selection.views import grey_pictures, resize
+
+
+# Pixels along a side at which pictures are compared; larger ones are reduced to it.
+_SIDE = 32
+# Enlargements at which keypoints of tiles are found: small parts have some only where they are enlarged.
+_LEVELS = (2.0, 1.0)
+# Enlargements of an image whose keypoints are looked for at each level, a quarter of an octave apart: what a tile
+# shows may be half as large on the image up to twice as large.
+_STEP = 2**0.25
+_ENLARGEMENTS = {
+    level: tuple(level * _STEP**k for k in steps)
+    for level, steps in zip(_LEVELS, (range(-4, 2), range(-2, 5)), strict=True)
+}
+# Keypoints of tiles that are found for one of an image; how near the last of them is tells what is near by chance.
+_NEIGHBOURS = 20
+# Tiles that are laid on an image, and placements of each: those with most votes.
+_TILES, _PLACEMENTS = 30, 4
+# Placements of an image that are refined.
+_REFINED = 6
+# Keypoints of tiles up to which those of an image are compared with all of them; more are sorted into cells.
+_MOST_EXHAUSTIVE = 100_000
+# Keypoints in a cell on average, unless there are more cells than these, and cells that are searched.
+_POINTS_PER_CELL, _MOST_CELLS, _CELLS_SEARCHED = 256, 4096, 8
+# A keypoint of an image, one of a tile that is like it, and how like: 1 for the same, 0 for no more than by chance.
+_VOTE = np.dtype(
+    [
+        ("image", np.int64),
+        ("tile", np.int64),
+        ("enlargement", np.float64),
+        ("level", np.float64),
+        ("place", np.int64, 2),
+        ("tile_place", np.int64, 2),
+        ("weight", np.float64),
+    ]
+)
+# Tiles whose keypoints are found at once, and images that are searched for at once.
+_TILES_PER_CALL, _IMAGES_PER_CALL = 256, 32
+
+
+class FoundParts(NamedTuple):
+    """What was found for N images.
+
+    Attributes:
+        score: float64 N, from 0 on, large for a copy: see `Comparison`.
+        tile: int64 N, the tile that the score is about.
+        box: int64 N×4, where an image shows what the tile does: first row, first column, height and width in px of
+            pictures of `PartIndex.side`.
+    """
+
+    score: np.ndarray
+    tile: np.ndarray
+    box: np.ndarray
+
+
+class PartIndex:
+    """Real tiles, ready to be searched for parts of images.
+
+    Args:
+        images: uint8 N×S×S×3, the tiles; they are read a part at a time.
+        few: int64 F, those of the tiles by whose keypoints cells are made.
+
+    Attributes:
+        side: Pixels along a side of the pictures that are compared.
+
+    Memory: about 100 keypoints of a tile, of 70 bytes each where they are in cells, and a grey picture of 2 kB.
+    """
+
+    def __init__(self, images: Images, few: np.ndarray):
+        self.side = min(images.shape[1], _SIDE)
+        # Half precision holds an eighth of a grey level.
+        self._pictures = np.empty((len(images), self.side, self.side), np.float16)
+        start = 0
+        for part in batches(images, _TILES_PER_CALL):
+            self._pictures[start : start + len(part)] = grey_pictures(part, self.side)
+            start += len(part)
+        self._levels = [_Level(self._pictures, level, few) for level in _LEVELS]
+
+    def search(self, images: Images, num_tiles: int, likely: np.ndarray | None = None) -> FoundParts:
+        """Looks for images among the first tiles.
+
+        Args:
+            images: uint8 N×S×S×3 of the size of the tiles.
+            num_tiles: At least 1.
+            likely: `PLACEMENT`s that are tried, too, in px of pictures of `side`.
+        """
+        found, start = [], 0
+        for part in batches(images, _IMAGES_PER_CALL):
+            pictures = grey_pictures(part, self.side)
+            placements = self._proposed(pictures, num_tiles)
+            if likely is not None:
+                mine = likely[(likely["image"] >= start) & (likely["image"] < start + len(part))]
+                mine["image"] -= start
+                placements = np.concatenate([placements, mine])
+            found.append(self._best(pictures, placements))
+            start += len(part)
+        return FoundParts(
+            np.concatenate([np.empty(0), *(each.score for each in found)]),
+            np.concatenate([np.empty(0, np.int64), *(each.tile for each in found)]),
+            np.concatenate([np.empty((0, 4), np.int64), *(each.box for each in found)]),
+        )
+
+    def _proposed(self, pictures: np.ndarray, num_tiles: int) -> np.ndarray:
+        """Placements of images, grey pictures, on tiles that have keypoints like theirs."""
+        votes = np.concatenate([level.votes(pictures, num_tiles) for level in self._levels])
+        votes = votes[_with_most_votes(votes)]
+        tiles, row = np.unique(votes["tile"], return_inverse=True)
+        own, other = np.empty((2, len(votes), NUM_HARMONICS), np.complex64)
+        for enlargement in np.unique(votes["enlargement"]):
+            rows = np.flatnonzero(votes["enlargement"] == enlargement)
+            enlarged = resize(pictures, round(self.side * enlargement))
+            own[rows], _ = harmonics_at(enlarged, votes["image"][rows], votes["place"][rows])
+        for level in _LEVELS:
+            rows = np.flatnonzero(votes["level"] == level)
+            enlarged = resize(self._pictures[tiles].astype(np.float32), round(self.side * level))
+            other[rows], _ = harmonics_at(enlarged, row[rows], votes["tile_place"][rows])
+        placements = np.empty(len(votes), PLACEMENT)
+        placements["image"], placements["tile"] = votes["image"], votes["tile"]
+        placements["turn"], placements["mirrored"] = turns_between(own, other)
+        # Whole pixels are what pictures are enlarged to.
+        zooms = [np.round(self.side * votes[name]) / self.side for name in ("enlargement", "level")]
+        placements["zoom"] = zooms[0] / zooms[1]
+        for name, zoom in zip(("place", "tile_place"), zooms, strict=True):
+            at = (votes[name] + 0.5) / zoom[:, None] - 0.5
+            prefix = name.removesuffix("place")
+            placements[f"{prefix}row"], placements[f"{prefix}column"] = at.T
+        return placements
+
+    def _best(self, pictures: np.ndarray, placements: np.ndarray) -> FoundParts:
+        """The best of the placements of each image, refined."""
+        count = len(pictures)
+        score, tile, box = np.zeros(count), np.zeros(count, np.int64), np.zeros((count, 4), np.int64)
+        if not len(placements):
+            return FoundParts(score, tile, box)
+        tiles, row = np.unique(placements["tile"], return_inverse=True)
+        placements["tile"] = row
+        comparison = Comparison(pictures, self._pictures[tiles].astype(np.float32))
+        independent = comparison.independent(placements)
+        first = comparison.compare(placements, independent, step=2).score
+        few = _best_of_each(placements["image"], first, _REFINED)
+        placements, independent = placements[few], independent[few]
+        placements, likeness = comparison.refine(placements, independent)
+        best = _best_of_each(placements["image"], likeness.score, 1)
+        image = placements["image"][best]
+        score[image], tile[image], box[image] = (
+            likeness.score[best],
+            tiles[placements["tile"][best]],
+            likeness.box[best],
+        )
+        return FoundParts(np.maximum(score, 0), tile, box)
+
+
+class _Level:
+    """The keypoints of tiles at one enlargement, ready to be searched.
+
+    Args:
+        pictures: float16 N×s×s.
+        level: The enlargement.
+        few: int64 F, the tiles by whose keypoints cells are made.
+    """
+
+    def __init__(self, pictures: np.ndarray, level: float, few: np.ndarray):
+        self.level = level
+        tiles, places, descriptors = [], [], []
+        for start in range(0, len(pictures), _TILES_PER_CALL):
+            found = self._keypoints(pictures[start : start + _TILES_PER_CALL])
+            tiles.append((found.picture + start).astype(np.int32))
+            places.append(found.place.astype(np.int16))
+            descriptors.append(describe(found.harmonics).astype(np.float16))
+        self._tiles, self._places = np.concatenate(tiles), np.concatenate(places)
+        self._search = NearestOfFirst(
+            len(self._tiles),
+            WIDTH,
+            (part.astype(np.float32) for part in descriptors),
+            lambda: np.concatenate(
+                [
+                    describe(self._keypoints(pictures[few[start : start + _TILES_PER_CALL]]).harmonics)
+                    for start in range(0, len(few), _TILES_PER_CALL)
+                ]
+            ),
+            most_exhaustive=_MOST_EXHAUSTIVE,
+            points_per_cell=_POINTS_PER_CELL,
+            cells_searched=_CELLS_SEARCHED,
+            most_cells=_MOST_CELLS,
+        )
+
+    def _keypoints(self, pictures: np.ndarray) -> Keypoints:
+        return find_keypoints(resize(pictures.astype(np.float32), round(pictures.shape[1] * self.level)))
+
+    def votes(self, pictures: np.ndarray, num_tiles: int) -> np.ndarray:
+        """The `_VOTE`s of keypoints of grey pictures for the first tiles."""
+        count = int(np.searchsorted(self._tiles, num_tiles))
+        votes = []
+        for enlargement in _ENLARGEMENTS[self.level]:
+            found = find_keypoints(resize(pictures, round(pictures.shape[1] * enlargement)))
+            k = min(_NEIGHBOURS, count)
+            if not k or not len(found.picture):
+                continue
+            distances, rows = self._search.nearest(describe(found.harmonics), k, count)
+            farthest = np.where(np.isfinite(distances), distances, 0).max(axis=1, keepdims=True)
+            weight = 1 - distances / np.maximum(farthest, 1e-9)
+            keypoint, number = np.nonzero(weight > 0)
+            vote = np.empty(len(keypoint), _VOTE)
+            row = rows[keypoint, number]
+            vote["image"], vote["place"] = found.picture[keypoint], found.place[keypoint]
+            vote["tile"], vote["tile_place"] = self._tiles[row], self._places[row]
+            vote["enlargement"], vote["level"], vote["weight"] = enlargement, self.level, weight[keypoint, number]
+            votes.append(vote)
+        return np.concatenate([np.empty(0, _VOTE), *votes])
+
+
+def _with_most_votes(votes: np.ndarray) -> np.ndarray:
+    """The best votes of an image for the tiles that it gives most, in rows."""
+    order = np.lexsort((-votes["weight"], votes["tile"], votes["image"]))
+    image, tile = votes["image"][order], votes["tile"][order]
+    is_first = np.ones(len(order), dtype=bool)
+    is_first[1:] = (image[1:] != image[:-1]) | (tile[1:] != tile[:-1])
+    starts = np.flatnonzero(is_first)
+    pair = np.cumsum(is_first) - 1
+    total = np.add.reduceat(votes["weight"][order], starts) if len(starts) else np.empty(0)
+    kept = np.zeros(len(starts), dtype=bool)
+    kept[_best_of_each(image[starts], total, _TILES)] = True
+    return order[kept[pair] & (np.arange(len(order)) - starts[pair] < _PLACEMENTS)]
+
+
+def _best_of_each(image: np.ndarray, score: np.ndarray, count: int) -> np.ndarray:
+    """Rows of the highest scores of each image, at most so many; of equal ones the first."""
+    order = np.lexsort((-score, image))
+    ordered = image[order]
+    starts = np.searchsorted(ordered, ordered)
+    return order[np.arange(len(order)) - starts < count]

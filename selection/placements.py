@@ -1,0 +1,190 @@
+"""Ways in which an image may lie on a real tile, and how far chance explains that it looks like the tile there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+
+# Boxes within an image, in which alone it may look like a tile: height and width as shares of the side.
+_BOXES = ((1.0, 1.0), (1.0, 0.5), (0.5, 1.0), (0.7, 0.7), (0.5, 0.5))
+# Pixels of the image that must lie on the tile for a box to count: correlations of fewer are all large.
+_FEWEST_PIXELS = 60
+# Variance of grey levels that counts as noise, without which an empty tile would correlate with others.
+_NOISE = 1.0
+# Rings of frequencies over which power is averaged.
+_FREQUENCIES = 14
+# Changes that are tried of a placement, each either way, and then their halves and quarters: px of the tile, radians,
+# and share of the zoom.
+_CHANGES = (("tile_row", 1.0), ("tile_column", 1.0), ("turn", 0.12), ("zoom", 0.06))
+_FINER = (1.0, 0.5, 0.25)
+
+
+#: How an image lies on a tile, turned, zoomed and mirrored about a point: `row`, `column` of that point on the image
+#: and `tile_row`, `tile_column` on the tile, in px; `turn`, radians by which the tile is turned to be the image, from
+#: the direction of columns to that of rows; `zoom`, px of the tile that a px of the image covers; `mirrored`, whether
+#: the tile is mirrored before it is turned, its rows reversed.
+PLACEMENT = np.dtype(
+    [
+        ("image", np.int64),
+        ("tile", np.int64),
+        ("row", np.float32),
+        ("column", np.float32),
+        ("tile_row", np.float32),
+        ("tile_column", np.float32),
+        ("turn", np.float32),
+        ("zoom", np.float32),
+        ("mirrored", np.bool_),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How like a tile an image is in each of P placements.
+
+    Attributes:
+        score: float64 P, in the best box, see `compare`.
+        box: int64 P×4, first row, first column, height and width of that box in px of the image.
+    """
+
+    score: np.ndarray
+    box: np.ndarray
+
+
+class Comparison:
+    """Compares grey images with grey tiles that they may be copies of.
+
+    Args:
+        images: float32 N×s×s.
+        tiles: float32 M×s×s.
+
+    The score of a placement is −½ n log(1 − r²): what a correlation r of n independent pairs of pixels is worth, the
+    logarithm of the ratio of likelihoods with and without a linear relation between their grey levels. Neighbouring
+    pixels are not independent, the less the smoother the pictures are, so n is the effective sample size of two random
+    fields of their spectra (Clifford, Richardson and Hémon 1989): 1 / Σ p q over all frequencies, where p and q are
+    the shares of power, averaged over directions. Where the image lies on the tile only in part, or shows it only in
+    part, n and r are those of a box of the image; the box with the highest score counts.
+    """
+
+    def __init__(self, images: np.ndarray, tiles: np.ndarray):
+        self.side = images.shape[1]
+        self.images, self.tiles = images, tiles
+        self._power = _radial_power(images - images.mean(axis=(1, 2), keepdims=True))
+        self._rows, self._columns = np.mgrid[: self.side, : self.side].astype(np.float32)
+
+    def independent(self, placements: np.ndarray) -> np.ndarray:
+        """The share of pixels that count as independent in each placement: float64 P in (0, 1]."""
+        shown, inside = self._shown(placements)
+        count = np.maximum(inside.sum(axis=(1, 2), keepdims=True), 1)
+        shown = (shown - (shown * inside).sum(axis=(1, 2), keepdims=True) / count) * inside
+        of_tiles = _radial_power(shown)
+        number = _rings(self.side)[1]
+        alike = (self._power[placements["image"]] * of_tiles / number).sum(axis=1)
+        return 1 / np.maximum(alike, 1 / self.side**2) / self.side**2
+
+    def compare(self, placements: np.ndarray, independent: np.ndarray, step: int = 1) -> Likeness:
+        """How like the tiles the images are.
+
+        Args:
+            placements: P of them.
+            independent: What `independent` says of them, or of much the same ones.
+            step: Pixels from one box to the next.
+        """
+        shown, inside = self._shown(placements)
+        image = self.images[placements["image"]]
+        inside = inside.astype(np.float32)
+        own, other = image * inside, shown * inside
+        sums = np.stack([inside, own, other, own * image, other * shown, own * shown], axis=1)
+        # Sums over all pixels above and to the left of each, from which those over any box follow.
+        whole = np.zeros((len(sums), 6, self.side + 1, self.side + 1))
+        whole[:, :, 1:, 1:] = sums.cumsum(axis=2, dtype=np.float64).cumsum(axis=3)
+        best, box = np.full(len(sums), -1.0), np.zeros((len(sums), 4), np.int64)
+        for share_down, share_right in _BOXES:
+            height, width = round(share_down * self.side), round(share_right * self.side)
+            over = whole[:, :, height::step] - whole[:, :, : self.side + 1 - height : step]
+            over = over[:, :, :, width::step] - over[:, :, :, : self.side + 1 - width : step]
+            score = _log_likelihood_ratio(over, independent)
+            flat = score.reshape(len(score), -1)
+            place = flat.argmax(axis=1)
+            value = flat[np.arange(len(flat)), place]
+            row, column = np.divmod(place, score.shape[2])
+            better = value > best
+            best[better] = value[better]
+            of_box = np.stack([row * step, column * step, np.full_like(row, height), np.full_like(row, width)], axis=1)
+            box[better] = of_box[better]
+        return Likeness(best, box)
+
+    def refine(self, placements: np.ndarray, independent: np.ndarray) -> tuple[np.ndarray, Likeness]:
+        """Moves, turns and zooms placements a little wherever that makes image and tile more alike."""
+        best = self.compare(placements, independent, step=2)
+        for finer in _FINER:
+            for name, change in _CHANGES:
+                for signed in (-change * finer, change * finer):
+                    tried = placements.copy()
+                    tried[name] += signed * placements["zoom"] if name == "zoom" else signed
+                    found = self.compare(tried, independent, step=2)
+                    better = found.score > best.score
+                    placements = np.where(better, tried, placements)
+                    best = Likeness(
+                        np.where(better, found.score, best.score), np.where(better[:, None], found.box, best.box)
+                    )
+        return placements, self.compare(placements, independent)
+
+    def _shown(self, placements: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What each tile shows where the pixels of the image lie on it, and which of them do: P×s×s each."""
+        side = self.side
+        down, right = self._on_tile(placements)
+        inside = (down > -0.6) & (down < side - 0.4) & (right > -0.6) & (right < side - 0.4)
+        down, right = np.clip(down, 0, side - 1), np.clip(right, 0, side - 1)
+        row, column = np.minimum(down.astype(np.int32), side - 2), np.minimum(right.astype(np.int32), side - 2)
+        down -= row
+        right -= column
+        place = (placements["tile"][:, None, None] * side**2) + row * side + column
+        flat = self.tiles.reshape(-1)
+        above = flat[place] * (1 - right) + flat[place + 1] * right
+        below = flat[place + side] * (1 - right) + flat[place + side + 1] * right
+        return above * (1 - down) + below * down, inside
+
+    def _on_tile(self, placements: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns of the tile, in px, where the pixels of the image lie: float32 P×s×s each."""
+        of = {name: placements[name][:, None, None] for name in PLACEMENT.names or ()}
+        rows = (self._rows - of["row"]) * of["zoom"]
+        columns = (self._columns - of["column"]) * of["zoom"]
+        cos, sin = np.cos(of["turn"]), np.sin(of["turn"])
+        down = np.where(of["mirrored"], -1, 1).astype(np.float32) * (cos * rows - sin * columns)
+        return down + of["tile_row"], sin * rows + cos * columns + of["tile_column"]
+
+
+def _log_likelihood_ratio(sums: np.ndarray, independent: np.ndarray) -> np.ndarray:
+    """−½ n log(1 − r²) from sums over boxes, P×6×h×w; −1 where too few pixels count."""
+    count = np.maximum(sums[:, 0], 1)
+    own, other = sums[:, 1] / count, sums[:, 2] / count
+    own_variance = np.maximum(sums[:, 3] / count - own * own, 0) + _NOISE
+    other_variance = np.maximum(sums[:, 4] / count - other * other, 0) + _NOISE
+    covariance = sums[:, 5] / count - own * other
+    unexplained = np.clip(1 - covariance * covariance / (own_variance * other_variance), 1e-4, 1)
+    ratio = -0.5 * independent[:, None, None] * count * np.log(unexplained)
+    return np.where(sums[:, 0] >= _FEWEST_PIXELS, ratio, -1.0)
+
+
+def _radial_power(pictures: np.ndarray) -> np.ndarray:
+    """Shares of the power of pictures N×s×s in each ring of frequencies: float64 N×F."""
+    ring, _ = _rings(pictures.shape[1])
+    twice = np.full(pictures.shape[1] // 2 + 1, 2.0)  # of a real picture half of the frequencies are left out
+    twice[0] = 1.0
+    if pictures.shape[1] % 2 == 0:
+        twice[-1] = 1.0
+    power = np.square(np.abs(np.fft.rfft2(pictures))) * twice
+    power = power.reshape(len(pictures), -1) @ (ring.reshape(-1)[:, None] == np.arange(_FREQUENCIES + 1))
+    return power / np.maximum(power.sum(axis=1, keepdims=True), 1e-9)
+
+
+@lru_cache(maxsize=8)
+def _rings(side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which ring each frequency of `rfft2` is in, and the number of frequencies, of all of a picture, in each."""
+    down, right = np.abs(np.fft.fftfreq(side))[:, None], np.abs(np.fft.fftfreq(side))[None]
+    ring = np.minimum(np.round(np.hypot(down, right) * 2 * _FREQUENCIES).astype(int), _FREQUENCIES)
+    return ring[:, : side // 2 + 1], np.bincount(ring.reshape(-1), minlength=_FREQUENCIES + 1)
