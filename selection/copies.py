@@ -16,15 +16,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
 
 import numpy as np
 
 from histodistill.selection.image_rows import Images, batches, rows_of
 from histodistill.selection.names import SYMMETRIES
 from histodistill.selection.near_copies import tile_keys
+from histodistill.selection.nearest_first import NearestOfFirst
+from histodistill.selection.parts import PartIndex
+from histodistill.selection.placements import PLACEMENT
 from histodistill.selection.stains import optical_density
 from histodistill.selection.streams import stream
-from histodistill.selection.views import apply_symmetry, has_content, resample, window_weights
+from histodistill.selection.views import LEAST_CONTENT, apply_symmetry, grey_deviations, resample, window_weights
 
 
 #: What embeds images: uint8 N×S×S×3 to real numbers N×D. It is given a part of them at a time, and so must embed each
@@ -35,6 +40,8 @@ Window = tuple[float, float, float]
 
 #: A real tile whose structure score (from 0 to about 1) is below this is another real tile once more.
 SAME_TILE = 0.1
+#: A real tile whose parts score is below this shows a part of another real tile: neighbours of a slide overlap.
+SAME_PART = np.exp(-6.0)
 #: A distance ratio is the distance to the nearest tile over that to this many-th nearest. Not to the second: that may
 #: be the same tile once more. Not to a later one: the distances of an empty tile, which is hardly more than one
 #: colour, grow with the rank whether the nearest tile is its original or not, so all empty tiles would look like
@@ -91,6 +98,11 @@ _EMBEDDED_PER_CALL, _EMBEDDED_BYTES, _BATCH = 4096, 2**25, 256
 _PROJECTED_BYTES = 2**28
 # Pairs of an image and a window that are compared at once: so few stay in the cache of a processor.
 _PAIRS_PER_CALL = 128
+
+# The score `parts` is e to the power of that of `PartIndex` over this, negative.
+_SCORE_SCALE = 10.0
+#: Standard deviation of grey levels below which nobody sees anything on a screen.
+LEAST_VISIBLE = 1.0
 
 # Side of the windows of a real tile that are enlarged to the size of an image, as a share of the tile's side.
 _ZOOM = 0.9
@@ -194,7 +206,9 @@ class CopyIndex:
         # Cells are made by a quarter of the tiles. They are picked by their keys, so that the same tiles in another
         # order make the same cells.
         few = np.argsort(keys[self._rows])[: -(-len(self._rows) // 4)]
-        self._coarse = _WindowSearch(rows_of(images, self._rows), few)
+        originals = rows_of(images, self._rows)
+        self._coarse = _window_search(originals, few)
+        self._parts = PartIndex(originals, few)
         # Points of tiles that are there once more come last, so that the others are one array.
         order = np.concatenate([self._rows, np.setdiff1d(np.arange(len(images)), self._rows)])
         self._place = np.argsort(order)
@@ -218,28 +232,47 @@ class CopyIndex:
             `CopyScores` of the M images.
         """
         count = len(self._rows) if num_tiles is None else int(np.searchsorted(self._rows, num_tiles))
-        found = {"structure": self._structure(images, count)}
+        found = self._structure_and_parts(images, count)
         for name, embed in self.spaces.items():
             own = views[name] if views else views_of(images, embed)
             found[name] = _distance_ratio(own, self._points[name][:count])
-        shown = has_content(images)
+        deviations = np.concatenate([np.empty(0), *map(grey_deviations, batches(images))])
         return CopyScores(
-            {name: np.where(shown, values, np.inf) for name, (values, _) in found.items()},
+            {
+                name: np.where(deviations >= (LEAST_VISIBLE if name == "parts" else LEAST_CONTENT), values, np.inf)
+                for name, (values, _) in found.items()
+            },
             {name: self._rows[nearest] for name, (_, nearest) in found.items()},
         )
 
-    def _structure(self, images: Images, num_tiles: int) -> tuple[np.ndarray, np.ndarray]:
-        """The score `structure` of M images among the first tiles: M float64; and the tile of each, M int64."""
-        found = [
-            self._structure_of_part(_working_density(part), num_tiles) for part in batches(images, _QUERIES_PER_CALL)
-        ]
-        scores, nearest = zip(*found, strict=True) if found else ([], [])
-        return np.concatenate([np.empty(0), *scores]), np.concatenate([np.empty(0, np.int64), *nearest])
+    def _structure_and_parts(self, images: Images, num_tiles: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """The scores of M images among the first tiles that go by pictures: name → M float64, and M int64, the tile."""
+        empty = np.empty(0), np.empty(0, np.int64)
+        found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {"structure": [empty], "parts": [empty]}
+        for part in batches(images, _QUERIES_PER_CALL):
+            density = _working_density(part)
+            turned = np.stack([apply_symmetry(density, symmetry) for symmetry in range(SYMMETRIES)])
+            candidates = self._candidates(turned, num_tiles)
+            found["structure"].append(self._structure(turned, *candidates))
+            likely = _placements_of(*candidates, self._parts.side)
+            parts = self._parts.search(part, num_tiles, likely)
+            found["parts"].append((np.exp(-parts.score / _SCORE_SCALE), parts.tile))
+        return {name: tuple(map(np.concatenate, zip(*each, strict=True))) for name, each in found.items()}  # type: ignore[misc]
 
-    def _structure_of_part(self, density: np.ndarray, num_tiles: int) -> tuple[np.ndarray, np.ndarray]:
-        """`_structure` of few images, given as optical density M×s×s×3."""
-        turned = np.stack([apply_symmetry(density, symmetry) for symmetry in range(SYMMETRIES)])
-        distances, tiles, windows, symmetries = self._candidates(turned, num_tiles)
+    def _structure(
+        self,
+        turned: np.ndarray,
+        distances: np.ndarray,
+        tiles: np.ndarray,
+        windows: np.ndarray,
+        symmetries: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The score `structure` of few images, M float64, and the tile of each, M int64.
+
+        Args:
+            turned: 8×M×s×s×3, the images' optical density in all symmetries.
+            distances, tiles, windows, symmetries: Their `_candidates`.
+        """
         turned = np.ascontiguousarray(turned.transpose(0, 1, 4, 2, 3))
         turned -= turned.mean(axis=(3, 4), keepdims=True)
         # Each candidate is read once, whatever the number of images that it is compared with.
@@ -285,47 +318,60 @@ class CopyIndex:
         return distances, tiles, np.array(_WINDOWS)[windows], symmetries
 
 
-class _WindowSearch:
-    """Nearest windows of tiles by their coarse pictures: among all, or among those in the nearest cells of many.
+def _window_search(images: Images, few: np.ndarray) -> NearestOfFirst:
+    """The windows of tiles, searched by their coarse pictures.
 
-    Windows are numbered by tile, and then in the order of `_WINDOWS`, so that those of the first n tiles are the first
+    They are numbered by tile, and then in the order of `_WINDOWS`, so that those of the first n tiles are the first
     14·n.
 
     Args:
         images: uint8 N×S×S×3, the tiles.
         few: int64 F, those by whose windows cells are made.
     """
+    return NearestOfFirst(
+        len(images) * len(_WINDOWS),
+        _COARSE_SIDE**2,
+        (
+            _coarse_windows(rows_of(images, np.arange(start, min(len(images), start + _EMBEDDED_PER_CALL))))
+            for start in range(0, len(images), _EMBEDDED_PER_CALL)
+        ),
+        lambda: _coarse_windows(rows_of(images, few)),
+        most_exhaustive=_MOST_EXHAUSTIVE,
+        points_per_cell=_WINDOWS_PER_CELL,
+        cells_searched=_CELLS_SEARCHED,
+    )
 
-    def __init__(self, images: Images, few: np.ndarray):
-        import faiss
 
-        self._points: np.ndarray | None = None
-        if len(images) * len(_WINDOWS) <= _MOST_EXHAUSTIVE:
-            self._points = _coarse_windows(images)
-            return
-        width, count = _COARSE_SIDE**2, len(images) * len(_WINDOWS) // _WINDOWS_PER_CELL
-        self._cells = faiss.IndexIVFScalarQuantizer(
-            faiss.IndexFlatL2(width), width, count, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_L2, False
-        )
-        # A few passes of k-means over some of the points: cells need not be the best ones, only small.
-        self._cells.cp.niter, self._cells.cp.max_points_per_centroid = 5, 64
-        self._cells.cp.min_points_per_centroid = 1
-        self._cells.train(_coarse_windows(rows_of(images, few)))
-        for start in range(0, len(images), _EMBEDDED_PER_CALL):
-            rows = np.arange(start, min(len(images), start + _EMBEDDED_PER_CALL))
-            self._cells.add(_coarse_windows(rows_of(images, rows)))
+def _placements_of(
+    distances: np.ndarray, tiles: np.ndarray, windows: np.ndarray, symmetries: np.ndarray, side: int
+) -> np.ndarray:
+    """Candidates of images, M×K each as `CopyIndex._candidates` has them, as placements in px of pictures of a side."""
+    image, number = np.nonzero(np.isfinite(distances))
+    scale, down, right = windows[image, number].T
+    turn, mirrored = _turn_of_symmetry()
+    placements = np.empty(len(image), PLACEMENT)
+    placements["image"], placements["tile"] = image, tiles[image, number]
+    placements["row"] = placements["column"] = (side - 1) / 2
+    placements["tile_row"], placements["tile_column"] = ((start + scale / 2) * side - 0.5 for start in (down, right))
+    placements["turn"], placements["mirrored"] = (x[symmetries[image, number]] for x in (turn, mirrored))
+    placements["zoom"] = scale
+    return placements
 
-    def nearest(self, queries: np.ndarray, k: int, first: int) -> tuple[np.ndarray, np.ndarray]:
-        """Squared distances and windows, M×k each, of the nearest of the `first` windows; inf and 0 for none."""
-        import faiss
 
-        if self._points is not None:
-            return faiss.knn(queries, self._points[:first], k)
-        wanted = faiss.IDSelectorRange(0, first)
-        options = faiss.SearchParametersIVF(nprobe=_CELLS_SEARCHED, sel=wanted)  # type: ignore[call-arg]  # made by SWIG
-        distances, rows = self._cells.search(queries, k, params=options)
-        missing = rows < 0
-        return np.where(missing, np.inf, distances), np.where(missing, 0, rows)
+@lru_cache(maxsize=1)
+def _turn_of_symmetry() -> tuple[np.ndarray, np.ndarray]:
+    """How an image lies on a tile that it shows after each symmetry: `turn` and `mirrored` of a placement, 8 each."""
+    turn, mirrored = np.empty(SYMMETRIES), np.empty(SYMMETRIES, dtype=bool)
+    directions = np.stack(np.meshgrid((-1, 1), (-1, 1), indexing="ij"), axis=2)[None]
+    for symmetry in range(SYMMETRIES):
+        # What is at each corner afterwards was at this one before.
+        before = apply_symmetry(directions, symmetry)[0].reshape(-1, 2)
+        for quarter, flip in product(range(4), (False, True)):
+            cos, sin = round(np.cos(quarter * np.pi / 2)), round(np.sin(quarter * np.pi / 2))
+            down = (-1 if flip else 1) * (cos * before[:, 0] - sin * before[:, 1])
+            if np.array_equal(np.stack([down, sin * before[:, 0] + cos * before[:, 1]], 1), directions.reshape(-1, 2)):
+                turn[symmetry], mirrored[symmetry] = quarter * np.pi / 2, flip
+    return turn, mirrored
 
 
 def calibrate(scores: CopyScores, max_false_alarms: float = 0.01, seed: int = 0) -> CopyLimits:
@@ -349,7 +395,7 @@ def calibrate(scores: CopyScores, max_false_alarms: float = 0.01, seed: int = 0)
     Raises:
         ValueError: If fewer than two tiles are left.
     """
-    same = scores.values["structure"] < SAME_TILE
+    same = (scores.values["structure"] < SAME_TILE) | (scores.values["parts"] < SAME_PART)
     kept = scores[~same & np.isfinite(scores.values["structure"])]
     count = len(kept)
     if count < 2:

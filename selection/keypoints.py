@@ -71,8 +71,8 @@ def find_keypoints(pictures: np.ndarray) -> Keypoints:
     side = pictures.shape[1]
     if side <= 2 * REACH:
         return Keypoints(np.empty(0, np.int64), np.empty((0, 2), np.int64), np.empty((0, NUM_HARMONICS), np.complex64))
-    blurred = (0, _BLOB, _BLOB)
-    response = gaussian_filter(pictures, blurred, order=(0, 2, 0)) + gaussian_filter(pictures, blurred, order=(0, 0, 2))
+    widths = (0, _BLOB, _BLOB)
+    response = gaussian_filter(pictures, widths, order=(0, 2, 0)) + gaussian_filter(pictures, widths, order=(0, 0, 2))
     # A pixel more along each edge, since an extremum is one among its eight neighbours.
     near = response[:, REACH - 1 : side - REACH + 1, REACH - 1 : side - REACH + 1]
     middle = near[:, 1:-1, 1:-1]
