@@ -29,7 +29,14 @@ from histodistill.selection.parts import PartIndex
 from histodistill.selection.placements import PLACEMENT
 from histodistill.selection.stains import optical_density
 from histodistill.selection.streams import stream
-from histodistill.selection.views import LEAST_CONTENT, apply_symmetry, grey_deviations, resample, window_weights
+from histodistill.selection.views import (
+    LEAST_CONTENT,
+    apply_symmetry,
+    grey_deviations,
+    resample,
+    stretch,
+    window_weights,
+)
 
 
 #: What embeds images: uint8 N×S×S×3 to real numbers N×D. It is given a part of them at a time, and so must embed each
@@ -40,8 +47,6 @@ Window = tuple[float, float, float]
 
 #: A real tile whose structure score (from 0 to about 1) is below this is another real tile once more.
 SAME_TILE = 0.1
-#: A real tile whose parts score is below this shows a part of another real tile: neighbours of a slide overlap.
-SAME_PART = np.exp(-6.0)
 #: A distance ratio is the distance to the nearest tile over that to this many-th nearest. Not to the second: that may
 #: be the same tile once more. Not to a later one: the distances of an empty tile, which is hardly more than one
 #: colour, grow with the rank whether the nearest tile is its original or not, so all empty tiles would look like
@@ -101,6 +106,8 @@ _PAIRS_PER_CALL = 128
 
 # The score `parts` is e to the power of that of `PartIndex` over this, negative.
 _SCORE_SCALE = 10.0
+# Share by which a decoy is stretched.
+_STRETCH = 1.8
 #: Standard deviation of grey levels below which nobody sees anything on a screen.
 LEAST_VISIBLE = 1.0
 
@@ -231,7 +238,7 @@ class CopyIndex:
         Returns:
             `CopyScores` of the M images.
         """
-        count = len(self._rows) if num_tiles is None else int(np.searchsorted(self._rows, num_tiles))
+        count = self._count(num_tiles)
         found = self._structure_and_parts(images, count)
         for name, embed in self.spaces.items():
             own = views[name] if views else views_of(images, embed)
@@ -245,8 +252,29 @@ class CopyIndex:
             {name: self._rows[nearest] for name, (_, nearest) in found.items()},
         )
 
+    def parts_of_decoys(self, images: Images, num_tiles: int) -> np.ndarray:
+        """The score `parts` that images would have if no tile showed any part of them: float64 M.
+
+        Neighbouring tiles of a slide often overlap, and tiles that show a part of others cannot tell what chance
+        does. So each is stretched to nearly twice its width or height. Then it shows the same tissue, and no tile,
+        however turned or zoomed, shows a part of it (a decoy, as searches in databases of spectra have).
+
+        Args:
+            images, num_tiles: See `search`.
+        """
+        values, start = [np.empty(0)], 0
+        for part in batches(images, _QUERIES_PER_CALL):
+            decoys = stretch(part, _STRETCH, start + np.arange(len(part)))
+            values.append(_parts_score(self._parts.search(decoys, self._count(num_tiles)).score))
+            start += len(part)
+        return np.concatenate(values)
+
+    def _count(self, num_tiles: int | None) -> int:
+        """How many tiles that differ are among the first."""
+        return len(self._rows) if num_tiles is None else int(np.searchsorted(self._rows, num_tiles))
+
     def _structure_and_parts(self, images: Images, num_tiles: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """The scores of M images among the first tiles that go by pictures: name → M float64, and M int64, the tile."""
+        """`structure` and `parts` of M images among the first tiles: M float64 each, and M int64, the tile."""
         empty = np.empty(0), np.empty(0, np.int64)
         found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {"structure": [empty], "parts": [empty]}
         for part in batches(images, _QUERIES_PER_CALL):
@@ -256,7 +284,7 @@ class CopyIndex:
             found["structure"].append(self._structure(turned, *candidates))
             likely = _placements_of(*candidates, self._parts.side)
             parts = self._parts.search(part, num_tiles, likely)
-            found["parts"].append((np.exp(-parts.score / _SCORE_SCALE), parts.tile))
+            found["parts"].append((_parts_score(parts.score), parts.tile))
         return {name: tuple(map(np.concatenate, zip(*each, strict=True))) for name, each in found.items()}  # type: ignore[misc]
 
     def _structure(
@@ -318,6 +346,11 @@ class CopyIndex:
         return distances, tiles, np.array(_WINDOWS)[windows], symmetries
 
 
+def _parts_score(score: np.ndarray) -> np.ndarray:
+    """A score of `PartIndex`, large for a copy, as one that is small for a copy."""
+    return np.exp(-score / _SCORE_SCALE)
+
+
 def _window_search(images: Images, few: np.ndarray) -> NearestOfFirst:
     """The windows of tiles, searched by their coarse pictures.
 
@@ -345,7 +378,7 @@ def _window_search(images: Images, few: np.ndarray) -> NearestOfFirst:
 def _placements_of(
     distances: np.ndarray, tiles: np.ndarray, windows: np.ndarray, symmetries: np.ndarray, side: int
 ) -> np.ndarray:
-    """Candidates of images, M×K each as `CopyIndex._candidates` has them, as placements in px of pictures of a side."""
+    """What `CopyIndex._candidates` finds, M×K each, as placements in px of pictures with `side` px along a side."""
     image, number = np.nonzero(np.isfinite(distances))
     scale, down, right = windows[image, number].T
     turn, mirrored = _turn_of_symmetry()
@@ -395,7 +428,7 @@ def calibrate(scores: CopyScores, max_false_alarms: float = 0.01, seed: int = 0)
     Raises:
         ValueError: If fewer than two tiles are left.
     """
-    same = (scores.values["structure"] < SAME_TILE) | (scores.values["parts"] < SAME_PART)
+    same = scores.values["structure"] < SAME_TILE
     kept = scores[~same & np.isfinite(scores.values["structure"])]
     count = len(kept)
     if count < 2:

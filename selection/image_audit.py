@@ -9,7 +9,7 @@ PoPETs 2023). `docs/privacy-audit.md` gives the reasons.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,7 @@ FEWEST_VALIDATION_TILES = 8
 # Tiles of each part that `audit_images` takes at least: of those that are attacked there must be two for an interval.
 _FEWEST_TILES = {"train": 2, "validation": FEWEST_VALIDATION_TILES, "held_out": 2}
 # What the audit itself calls its spaces and scores, so that no embedding can have these names.
-OWN_SCORES = ("pixels", "structure", LOOKS)
+OWN_SCORES = ("pixels", "structure", "parts", LOOKS)
 # Validation tiles that the limits of copying are set by: more would say little more, and take their time.
 _MOST_CALIBRATING = 2000
 # Views of synthetic images by which their density is estimated, for the same reason.
@@ -118,8 +118,10 @@ def find_limits(real: RealTiles, index: CopyIndex, seed: int = 0) -> CopyLimits:
     """
     rows = stream("tiles that set the limits of copying", seed).permutation(len(real.validation))[:_MOST_CALIBRATING]
     others = len(real) - len(real.validation)  # validation tiles come last
-    scores = index.search(rows_of(real.validation.images, np.sort(rows)), num_tiles=others)
-    return calibrate(scores, MAX_FALSE_ALARMS, seed)
+    tiles = rows_of(real.validation.images, np.sort(rows))
+    scores = index.search(tiles, num_tiles=others)
+    by_chance = {**scores.values, "parts": index.parts_of_decoys(tiles, others)}
+    return calibrate(replace(scores, values=by_chance), MAX_FALSE_ALARMS, seed)
 
 
 def find_copies(

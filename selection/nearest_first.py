@@ -59,7 +59,7 @@ class NearestOfFirst:
 
         if self._points is not None:
             return faiss.knn(queries, self._points[:first], k)
-        wanted = faiss.IDSelectorRange(0, first)
+        wanted = faiss.IDSelectorRange(0, first) if first < self._cells.ntotal else None  # which takes its time
         options = faiss.SearchParametersIVF(nprobe=self._cells_searched, sel=wanted)  # type: ignore[call-arg]  # SWIG's
         distances, rows = self._cells.search(queries, k, params=options)
         missing = rows < 0

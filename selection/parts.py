@@ -35,7 +35,7 @@ _LEVELS = (2.0, 1.0)
 _STEP = 2**0.25
 _ENLARGEMENTS = {
     level: tuple(level * _STEP**k for k in steps)
-    for level, steps in zip(_LEVELS, (range(-4, 2), range(-2, 5)), strict=True)
+    for level, steps in zip(_LEVELS, (range(-4, 1), range(-1, 5)), strict=True)
 }
 # Keypoints of tiles that are found for one of an image; how near the last of them is tells what is near by chance.
 _NEIGHBOURS = 20
@@ -44,7 +44,7 @@ _TILES, _PLACEMENTS = 30, 4
 # Placements of an image that are refined.
 _REFINED = 6
 # Keypoints of tiles up to which those of an image are compared with all of them; more are sorted into cells.
-_MOST_EXHAUSTIVE = 100_000
+_MOST_EXHAUSTIVE = 10_000
 # Keypoints in a cell on average, unless there are more cells than these, and cells that are searched.
 _POINTS_PER_CELL, _MOST_CELLS, _CELLS_SEARCHED = 256, 4096, 8
 # A keypoint of an image, one of a tile that is like it, and how like: 1 for the same, 0 for no more than by chance.

@@ -8,17 +8,22 @@ from functools import lru_cache
 import numpy as np
 
 
-# Boxes within an image, in which alone it may look like a tile: height and width as shares of the side.
-_BOXES = ((1.0, 1.0), (1.0, 0.5), (0.5, 1.0), (0.7, 0.7), (0.5, 0.5))
+# Heights and widths of boxes within an image, in which alone it may look like a tile, as shares of the side.
+_SPANS = (1.0, 0.7, 0.5)
+# The middle of the grey levels.
+_MIDDLE = 127.5
 # Pixels of the image that must lie on the tile for a box to count: correlations of fewer are all large.
 _FEWEST_PIXELS = 60
 # Variance of grey levels that counts as noise, without which an empty tile would correlate with others.
 _NOISE = 1.0
+# The least that a tile is taken to leave unexplained: interpolation and rounding leave as much.
+_LEAST_UNEXPLAINED = 1e-4
 # Rings of frequencies over which power is averaged.
 _FREQUENCIES = 14
 # Changes that are tried of a placement, each either way, and then their halves and quarters: px of the tile, radians,
 # and share of the zoom.
 _CHANGES = (("tile_row", 1.0), ("tile_column", 1.0), ("turn", 0.12), ("zoom", 0.06))
+
 _FINER = (1.0, 0.5, 0.25)
 
 
@@ -71,7 +76,8 @@ class Comparison:
 
     def __init__(self, images: np.ndarray, tiles: np.ndarray):
         self.side = images.shape[1]
-        self.images, self.tiles = images, tiles
+        # Grey levels about 0, so that sums of squares are precise.
+        self.images, self.tiles = images - np.float32(_MIDDLE), tiles - np.float32(_MIDDLE)
         self._power = _radial_power(images - images.mean(axis=(1, 2), keepdims=True))
         self._rows, self._columns = np.mgrid[: self.side, : self.side].astype(np.float32)
 
@@ -94,28 +100,18 @@ class Comparison:
             step: Pixels from one box to the next.
         """
         shown, inside = self._shown(placements)
-        image = self.images[placements["image"]]
         inside = inside.astype(np.float32)
-        own, other = image * inside, shown * inside
-        sums = np.stack([inside, own, other, own * image, other * shown, own * shown], axis=1)
-        # Sums over all pixels above and to the left of each, from which those over any box follow.
-        whole = np.zeros((len(sums), 6, self.side + 1, self.side + 1))
-        whole[:, :, 1:, 1:] = sums.cumsum(axis=2, dtype=np.float64).cumsum(axis=3)
-        best, box = np.full(len(sums), -1.0), np.zeros((len(sums), 4), np.int64)
-        for share_down, share_right in _BOXES:
-            height, width = round(share_down * self.side), round(share_right * self.side)
-            over = whole[:, :, height::step] - whole[:, :, : self.side + 1 - height : step]
-            over = over[:, :, :, width::step] - over[:, :, :, : self.side + 1 - width : step]
-            score = _log_likelihood_ratio(over, independent)
-            flat = score.reshape(len(score), -1)
-            place = flat.argmax(axis=1)
-            value = flat[np.arange(len(flat)), place]
-            row, column = np.divmod(place, score.shape[2])
-            better = value > best
-            best[better] = value[better]
-            of_box = np.stack([row * step, column * step, np.full_like(row, height), np.full_like(row, width)], axis=1)
-            box[better] = of_box[better]
-        return Likeness(best, box)
+        own, other = self.images[placements["image"]] * inside, shown * inside
+        sums = np.stack([inside, own, other, own * own, other * other, own * other], axis=1)
+        spans, of_spans = _spans(self.side, step)
+        # Over the columns of each box, and then over its rows: every span of rows with every span of columns.
+        over = (sums.reshape(-1, self.side) @ of_spans).reshape(*sums.shape[:3], -1)
+        over = (over.transpose(0, 1, 3, 2).reshape(-1, self.side) @ of_spans).reshape(*sums.shape[:2], -1)
+        score = _log_likelihood_ratio(over.reshape(*sums.shape[:2], -1), independent)
+        best = score.argmax(axis=1)
+        columns, rows = np.divmod(best, len(spans))
+        box = np.stack([spans[rows, 0], spans[columns, 0], spans[rows, 1], spans[columns, 1]], axis=1)
+        return Likeness(score[np.arange(len(score)), best].astype(np.float64), box)
 
     def refine(self, placements: np.ndarray, independent: np.ndarray) -> tuple[np.ndarray, Likeness]:
         """Moves, turns and zooms placements a little wherever that makes image and tile more alike."""
@@ -159,15 +155,24 @@ class Comparison:
 
 
 def _log_likelihood_ratio(sums: np.ndarray, independent: np.ndarray) -> np.ndarray:
-    """−½ n log(1 − r²) from sums over boxes, P×6×h×w; −1 where too few pixels count."""
+    """−½ n log(1 − r²) from sums over B boxes, P×6×B; −1 where too few pixels count."""
     count = np.maximum(sums[:, 0], 1)
     own, other = sums[:, 1] / count, sums[:, 2] / count
     own_variance = np.maximum(sums[:, 3] / count - own * own, 0) + _NOISE
     other_variance = np.maximum(sums[:, 4] / count - other * other, 0) + _NOISE
     covariance = sums[:, 5] / count - own * other
-    unexplained = np.clip(1 - covariance * covariance / (own_variance * other_variance), 1e-4, 1)
-    ratio = -0.5 * independent[:, None, None] * count * np.log(unexplained)
+    unexplained = np.clip(1 - covariance * covariance / (own_variance * other_variance), _LEAST_UNEXPLAINED, 1)
+    ratio = -0.5 * independent[:, None] * count * np.log(unexplained)
     return np.where(sums[:, 0] >= _FEWEST_PIXELS, ratio, -1.0)
+
+
+@lru_cache(maxsize=8)
+def _spans(side: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Spans of pixels: int64 K×2, first and number; and which pixels are in each, float32 side×K of 0 and 1."""
+    lengths = [round(share * side) for share in _SPANS]
+    spans = np.array([(first, length) for length in lengths for first in range(0, side - length + 1, step)])
+    place = np.arange(side)[:, None]
+    return spans, ((place >= spans[:, 0]) & (place < spans.sum(axis=1))).astype(np.float32)
 
 
 def _radial_power(pictures: np.ndarray) -> np.ndarray:

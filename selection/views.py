@@ -43,6 +43,19 @@ def crop_and_resize(images: np.ndarray, side: int, corners: np.ndarray) -> np.nd
     return np.stack([np.asarray(Image.fromarray(x).resize((size, size), Image.Resampling.BICUBIC)) for x in parts])
 
 
+def stretch(images: np.ndarray, factor: float, numbers: np.ndarray) -> np.ndarray:
+    """Stretches the middle of images: those with an even number sideways, the others downwards, by `factor` > 1."""
+    size = images.shape[1]
+    start, end = (1 - 1 / factor) / 2 * size, (1 + 1 / factor) / 2 * size
+    boxes = ((start, 0.0, end, float(size)), (0.0, start, float(size), end))
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box=boxes[number % 2]))
+            for image, number in zip(images, numbers.tolist(), strict=True)
+        ]
+    )
+
+
 def compress_jpeg(images: np.ndarray) -> np.ndarray:
     """What is left of images after JPEG compression at `JPEG_QUALITY`."""
     opened = []
