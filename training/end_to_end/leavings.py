@@ -17,7 +17,7 @@ _TRAINED = "(autoencoder|pipeline|teacher)"
 # A checkpoint's folder, and what `save_checkpoint` writes into it.
 _CHECKPOINT = r"checkpoint-\d+/(state\.json|\w+\.safetensors)"
 # Where the cells of tables are: they have checkpoints, too.
-_CELLS = "(comparison|evaluation|benchmark/cells)"
+_CELLS = "(comparison|evaluation|benchmark(/infodist)?/cells)"
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ LEAVINGS = (
     Leaving("parts of the pool", (r"pool/chunks/chunk-\d+\.npz", r"pool/shards/train-\d{5}-of-\d{5}\.parquet")),
     Leaving(
         "embeddings for the results table",
-        (r"benchmark/inputs(-\d+)?\.npz",),
+        (r"benchmark(/infodist)?/inputs(-\d+)?\.npz",),
         "a larger results table computes them anew",
     ),
     Leaving(
