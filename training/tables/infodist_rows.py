@@ -76,21 +76,24 @@ class InfoDistRow:
         return INFODIST_TILES[self.tiles] + (f", `{recipe}`" if recipe else "")
 
 
-def parse_infodist_row(name: str) -> InfoDistRow:
+def parse_infodist_row(name: str, where: str | None = None) -> InfoDistRow:
     """Reads a row, such as `real_all` or `infomap_meant@softmaxes=3`.
+
+    Args:
+        name: The row.
+        where: What the sentence of an error begins with; by default the option.
 
     Raises:
         InputError: For one that there is not.
     """
     tiles, at, recipe = name.partition("@")
+    where = where or f"{param('rows')} {name}"
     if tiles not in INFODIST_TILES:
         known, meant = ", ".join(INFODIST_TILES), did_you_mean(tiles, INFODIST_TILES)
-        raise InputError(
-            f"{param('rows')} {name}: {param('protocol')}=infodist has no row {tiles}{meant}: give one of {known}"
-        )
+        raise InputError(f"{where}: {param('protocol')}=infodist has no row {tiles}{meant}: give one of {known}")
     if recipe not in INFODIST_RECIPES or (at and not recipe):
         known = ", ".join(recipe for recipe in INFODIST_RECIPES if recipe)
-        raise InputError(f"{param('rows')} {name}: after the @ of {param('protocol')}=infodist comes one of {known}")
+        raise InputError(f"{where}: after the @ of {param('protocol')}=infodist comes one of {known}")
     return InfoDistRow(name, tiles, *INFODIST_RECIPES[recipe])
 
 
@@ -103,10 +106,9 @@ def check_protocol(config: ResultsTableConfig) -> None:
     is_infodist = config.protocol == "infodist"
     for field in dataclasses.fields(config):
         if field.name in (_FIXED if is_infodist else _OWN) and getattr(config, field.name) != field.default:
-            other = "whose recipe is fixed" if is_infodist else f"but with {param('protocol')}=infodist"
-            raise InputError(
-                f"{param(field.name)} has no meaning with {param('protocol')}={config.protocol}, {other}: leave it out"
-            )
+            why = "has no meaning with" if is_infodist else "is an option of"
+            more = ", whose recipe is fixed: leave it out" if is_infodist else " alone: give that, or leave it out"
+            raise InputError(f"{param(field.name)} {why} {param('protocol')}=infodist{more}")
     if is_infodist:
         for name in config.rows or ():
             parse_infodist_row(name)
@@ -142,12 +144,9 @@ def read_published(path: Path) -> dict[str, dict[str, str]]:
         if not is_text or metric.lower() not in names:
             raise InputError(
                 f"{param('published')}={path}, line {number}: there must be a row, one of {', '.join(SCORES)}, and a "
-                f"value of up to {_LONGEST_VALUE} characters, such as real_all,accuracy,0.812: write it so"
+                f"value of up to {_LONGEST_VALUE} characters, such as real_all,accuracy,0.5: write it so"
             )
-        try:
-            parse_infodist_row(row)
-        except InputError as error:
-            raise InputError(f"{param('published')}={path}, line {number}: {error.marked()}") from error
+        parse_infodist_row(row, f"{param('published')}={path}, line {number}")
         found.setdefault(row, {})[names[metric.lower()]] = value
     return found
 

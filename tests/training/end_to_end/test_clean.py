@@ -121,8 +121,10 @@ def test_what_a_table_keeps_of_real_tiles_is_a_leaving(copy):
     benchmark = copy / "benchmark"
     peer = peer_file(benchmark, parse_row("peer:dm:steps=9").file_name, 10, 0)
     found = [benchmark / "inputs.npz", benchmark / "inputs-1.npz", peer, peer.with_suffix(".png")]
-    peer.parent.mkdir(parents=True)
+    of_infodist = benchmark / "infodist" / "cells" / "checkpoints" / "random-2-seed0" / "checkpoint-9" / "state.json"
+    found += [benchmark / "infodist" / "inputs.npz", of_infodist]
     for path in found:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"made of real tiles")
     clean.run(clean.CleanConfig(run=copy))
     assert not any(path.exists() for path in found)
