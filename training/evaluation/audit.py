@@ -13,9 +13,9 @@ renews their hashes, and measures nothing again. `RUN/audit/` has two pictures o
 generated images that are most like them, of the distilled set and of the pool, and must not be shared.
 `RUN/distilled/README.md` is written anew, with the verdict and the scores.
 
-With `--label-attack 3` another thing is measured in place of all this: what the soft labels of the distilled set give
-away beside its images, since their teacher has seen the real tiles. It takes the training of twice as many classifiers,
-and no verdict rests on it.
+With `--label-attack 3` another thing is measured in place of all this: what the soft labels of the distilled set
+give away beside its images, since their teacher has seen the real tiles. It takes the training of twice as many
+classifiers, and no verdict rests on it.
 
 With `--merged` a set that `merge` joined is audited in place of the run's own, by the tiles of this run alone: each
 site asks so whether the whole gives away anything about its own tiles.

@@ -64,7 +64,8 @@ def attack_labels(run: AuditedRun, num_students: int, num_tiles: int, seed: int,
             for part, of_part in zip(attacked, scores, strict=True):
                 of_part[:, attacker] -= _losses(model, part) / num_students
     try:
-        leak = measure_label_leak(*scores, *(part.groups for part in attacked), seed=seed)
+        (members, others), (groups, other_groups) = scores, [part.groups for part in attacked]
+        leak = measure_label_leak(members, others, groups, other_groups, seed=seed)
     except ValueError as error:
         raise InputError(f"the tiles of {run.source.name} are too few for {param('label_attack')}: {error}") from error
     return {

@@ -6,7 +6,7 @@ import pickle
 import re
 import shutil
 from concurrent.futures import Executor, Future
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ from histodistill.training.data.tiles import Tiles, sample_per_class
 from histodistill.training.distillation.peer_options import MatchingConfig
 from histodistill.training.distillation.peers import make_peer, peer_file, read_peer
 from histodistill.training.distillation.selector_options import SelectorConfig
-from histodistill.training.engine.classifier_config import ClassifierConfig
+from histodistill.training.engine.classifier_config import ClassifierConfig, recorded_recipe
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.devices import gpu_names
 from histodistill.training.models.prediction import predict_proba
@@ -366,7 +366,7 @@ def keep(folder: Path, cell: Cell, accuracy: float = 0.5) -> None:
         "validation": {"accuracy": accuracy},
         "test": {},
     }
-    write_json(cell.path(folder), {**about, "config": asdict(cell.config)})
+    write_json(cell.path(folder), {**about, "config": recorded_recipe(cell.config)})
 
 
 def line(cell: Cell, *seeds: int) -> Line:
