@@ -6,7 +6,7 @@ import pickle
 import re
 import shutil
 from concurrent.futures import Executor, Future
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from histodistill.selection import SELECTOR_NAMES
+from histodistill.hub_cards.tables import encode_soft_label_views
+from histodistill.selection import SELECTOR_NAMES, FixedViews
 from histodistill.training import cli
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.sources import load_tiles
@@ -23,7 +24,7 @@ from histodistill.training.data.tiles import Tiles, sample_per_class
 from histodistill.training.distillation.peer_options import MatchingConfig
 from histodistill.training.distillation.peers import make_peer, peer_file, read_peer
 from histodistill.training.distillation.selector_options import SelectorConfig
-from histodistill.training.engine.classifier_config import ClassifierConfig
+from histodistill.training.engine.classifier_config import ClassifierConfig, recorded_recipe
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.devices import gpu_names
 from histodistill.training.models.prediction import predict_proba
@@ -365,7 +366,7 @@ def keep(folder: Path, cell: Cell, accuracy: float = 0.5) -> None:
         "validation": {"accuracy": accuracy},
         "test": {},
     }
-    write_json(cell.path(folder), {**about, "config": asdict(cell.config)})
+    write_json(cell.path(folder), {**about, "config": recorded_recipe(cell.config)})
 
 
 def line(cell: Cell, *seeds: int) -> Line:
@@ -939,6 +940,21 @@ def test_soft_labels_are_what_the_teacher_says(worker, folder):
         chosen = worker.training_tiles(cell("convnet", row, size, 1))
         assert chosen.soft_labels.shape == (len(chosen), 5), row
         np.testing.assert_allclose(chosen.soft_labels, predict_proba(teacher, chosen.images), atol=1e-5)
+
+
+def test_rows_of_views_have_their_soft_labels(worker, folder):
+    rows = [f"{row}@soft_label_weight=1,soft_label_views=4" for row in ("random", "real_random")]
+    worker, recipe = worker(*rows), {"soft_label_weight": 1, "soft_label_views": 4}
+    teacher = Classifier.from_pretrained(folder / "teacher")
+    for row in rows:
+        assert parse_row(row).recipe == recipe
+        chosen = worker.training_tiles(cell("convnet", row, 2, 1, **recipe))
+        assert chosen.label_views.ranks.tolist() == [1, 2] * 5
+        views = FixedViews(chosen.labels, chosen.label_views.ranks, 5, 4)
+        said = predict_proba(teacher, views.make(chosen.images, np.arange(10), np.full(10, 3)))
+        np.testing.assert_array_equal(chosen.label_views.codes[:, 2], encode_soft_label_views(said))
+        assert worker.run(cell("convnet", row, 2, 1, **recipe)).note is None
+    assert worker.training_tiles(cell("convnet", SOFT, 2, 1)).label_views is None
 
 
 def test_inputs_are_made_again_only_where_real_tiles_are_new(worker, tmp_path, monkeypatch):
