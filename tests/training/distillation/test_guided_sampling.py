@@ -17,8 +17,8 @@ from histodistill.training.data.pixels import to_uint8
 from histodistill.training.distillation import guided_sampling
 from histodistill.training.distillation.guided_options import ModesConfig, RepulsionConfig
 from histodistill.training.distillation.guided_sampling import (
-    GuidedSampler,
     Guidance,
+    GuidedSampler,
     distance_to_modes,
     guided_file,
     likeness,
@@ -175,10 +175,10 @@ def test_guided_images_end_nearer_to_their_modes(sampler, run):
 def test_images_that_repel_each_other_end_less_alike(sampler, run):
     for label in range(5):
         features = pool_features(run, label)
-        squared = [np.square(a - b).sum() for i, a in enumerate(features) for b in features[:i]]
+        scale = float(np.median([np.square(a - b).sum() for i, a in enumerate(features) for b in features[:i]]))
 
-        def log_determinant(images, scale=np.median(squared)):
-            return -likeness(torch.from_numpy(embed_images("untrained", images)), float(scale)).item()
+        def log_determinant(images, scale=scale):
+            return -likeness(torch.from_numpy(embed_images("untrained", images)), scale).item()
 
         repelled = log_determinant(sampler.sample(label, 4, 0, REPULSION))
         assert repelled > log_determinant(unguided(run, label, 4, 0)) + 0.1
