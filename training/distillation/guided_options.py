@@ -5,6 +5,8 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from histodistill.training.running.options import StepConfig, config, like, option
 
 
@@ -14,7 +16,13 @@ GUIDED = "guided:"
 
 @config
 class GuidedConfig(StepConfig):
-    """What all guidance has: see `guided_sampling`."""
+    """What all guidance has: see `guided_sampling`.
+
+    Attributes:
+        method: Its name in a row.
+    """
+
+    method: ClassVar[str]
 
     strength: float = option(
         "how far a step moves what is predicted, in standard deviations of the latents, at a noise level of 1",
@@ -28,13 +36,17 @@ class GuidedConfig(StepConfig):
 class ModesConfig(GuidedConfig):
     """How images are drawn to modes of the pool (`guided:modes`): see `guided_sampling.distance_to_modes`."""
 
+    method = "modes"
+
 
 @config
 class RepulsionConfig(GuidedConfig):
     """How images of a class repel each other (`guided:repulsion`): see `guided_sampling.likeness`."""
 
+    method = "repulsion"
+
     strength: float = like(GuidedConfig, "strength", default=0.15)
 
 
 #: Name of a method → its options.
-GUIDES: dict[str, type[GuidedConfig]] = {"modes": ModesConfig, "repulsion": RepulsionConfig}
+GUIDES: dict[str, type[GuidedConfig]] = {kind.method: kind for kind in (ModesConfig, RepulsionConfig)}

@@ -40,7 +40,7 @@ from histodistill.training.data.image_dataset import open_image_table
 from histodistill.training.data.images import make_grid, png_bytes
 from histodistill.training.data.kept_arrays import read_kept_arrays, write_arrays
 from histodistill.training.data.tiles import Tiles
-from histodistill.training.distillation.guided_options import GuidedConfig, ModesConfig
+from histodistill.training.distillation.guided_options import GUIDED, GuidedConfig, ModesConfig
 from histodistill.training.engine.accelerator import make_accelerator
 from histodistill.training.engine.pool import generate_images
 from histodistill.training.generate import CALL_OPTIONS
@@ -288,13 +288,14 @@ def make_guided(file: Path, sampler: GuidedSampler, n_per_class: int, seed: int,
     first, total = len(classes), sampler.num_classes
     if first == total:
         return
-    with Progress(total * n_per_class, "guided sampling", "images", initial=first * n_per_class) as progress:
+    name = f"{GUIDED}{options.method}, {n_per_class} per class"
+    with Progress(total * n_per_class, name, "images", initial=first * n_per_class) as progress:
         for label in range(first, total):
             images = sampler.sample(label, n_per_class, seed, options)
             classes.append((images, sampler.soft_labels(images)))
             _keep(file, classes)
             progress.update(n_per_class)
-    tell(f"guided sampling: {n_per_class} images per class, seed {seed}")
+    tell(f"{GUIDED}{options.method}: {n_per_class} images per class, seed {seed}")
 
 
 def read_guided(file: Path) -> Tiles:
