@@ -59,6 +59,11 @@ LEAVINGS = (
         (r"benchmark/peers/[\w.-]+\.(npz|png)",),
         "a larger results table makes it anew, which may take hours",
     ),
+    Leaving(
+        "what guided rows of the results table sampled",
+        (r"benchmark/guided/[\w.-]+\.(npz|png)",),
+        "a larger results table samples it anew",
+    ),
     Leaving("keys of private trainings", (r"(autoencoder|pipeline)/private\.key",)),
     Leaving("what was being written when a process ended", (r"(.+/)?\.[^/]+\.(\d+|[0-9a-f]{16})\.tmp(/.+)?",)),
 )

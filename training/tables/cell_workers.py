@@ -17,6 +17,7 @@ from histodistill.training.data.image_dataset import open_image_table
 from histodistill.training.data.scratch_images import decode_once
 from histodistill.training.data.sources import load_tiles
 from histodistill.training.data.tiles import Tiles, sample_per_class
+from histodistill.training.distillation.guided_sampling import guided_file, read_guided
 from histodistill.training.distillation.label_views import label_views, places_in_classes
 from histodistill.training.distillation.peers import peer_file, read_peer
 from histodistill.training.distillation.pool_selection import SelectionInputs, fit_selector
@@ -158,6 +159,8 @@ class Worker:
             return distillation.real.subset(sample_per_class(distillation.real.labels, cell.size, seed))
         if row.peer is not None:
             return read_peer(peer_file(self.folder, row.file_name, cell.size, seed))
+        if row.guided is not None:
+            return read_guided(guided_file(self.folder, row.file_name, cell.size, seed))
         selection = fit_selector(row.selection(cell.size, seed), distillation.inputs, self.class_names)
         chosen = distillation.pool.subset(selection.selector.selected_indices_)
         return replace(chosen, images=decode_once(chosen.images, self.folder))

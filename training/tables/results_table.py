@@ -30,6 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from histodistill.training.distillation.guided_options import GuidedConfig
 from histodistill.training.distillation.peer_options import MatchingConfig
 from histodistill.training.evaluation.plans import CellsConfig, require_once
 from histodistill.training.models.architectures import PROBE
@@ -50,6 +51,7 @@ from histodistill.training.tables.rows import FIXED_ROWS, HEADLINE_ROWS, LADDER,
 
 if TYPE_CHECKING:
     from histodistill.training.data.tiles import Tiles
+    from histodistill.training.distillation.guided_sampling import GuidedSampler
 
 
 # What stands below the options in `--help`.
@@ -58,6 +60,9 @@ _ROWS_HELP = (
     + "; ".join(f"{name}: {title}" for name, title in FIXED_ROWS.items())
     + "; peer:dm[:OPTION=VALUE,…]: images that distribution matching makes of the real tiles, with "
     + ", ".join(option.name for option in dataclasses.fields(MatchingConfig))
+    + "; guided:modes[:OPTION=VALUE,…] and guided:repulsion[:OPTION=VALUE,…]: images that the run's pipeline samples "
+    "for the row, drawn to modes of the pool or repelling each other, with "
+    + ", ".join(option.name for option in dataclasses.fields(GuidedConfig))
     + "; SELECTOR[:OPTION=VALUE,…] with a selector and options of histodistill select, as in infomap:quota=sqrt, "
     "but without drop_copies and copy_embedders, since rows choose from the whole pool, copies of real tiles "
     "included. Each may end in @OPTION=VALUE,… with options of the recipe: "
@@ -85,7 +90,9 @@ _QUICK_LADDER, _QUICK_SEEDS = LADDER[:2], (0, 1)
 class ResultsTableConfig(SourceOptions):
     """Options of `benchmark`; those of the cells may differ from call to call, and the table grows."""
 
-    run: Path = option("folder with pool/ and teacher/", positional=True, metavar="RUN", setting=False)
+    run: Path = option(
+        "folder with pool/ and teacher/, and for guided rows pipeline/", positional=True, metavar="RUN", setting=False
+    )
     data: str | Path = option("the real tiles: the source that the run was made from", setting=False)
     image_size: int | None = option("side in pixels; default: the size tiles have", default=None, setting=False)
     protocol: str = option(
@@ -265,6 +272,7 @@ def run(config: ResultsTableConfig) -> dict[str, Any]:
     for cell in (line.first for line in config.lines):
         if cell.size is not None and cell.row.options is not None:
             make_selector(cell.row.selection(cell.size, seed=0))  # refuses what the selector does not take
+    samplers = make_samplers(config)
     schedule = Schedule(config.lines, check_kept(config.lines, config.folder))
     stage.begin()  # before anything is kept that is of these settings alone
     for number, (run, pool) in enumerate(zip(config.runs, pools, strict=True)):
@@ -273,6 +281,7 @@ def run(config: ResultsTableConfig) -> dict[str, Any]:
             pool.images, source.split("train").images,
         )  # fmt: skip
     make_peers(config.folder, config.lines, source.split("train"))
+    make_guided_sets(config.folder, config.lines, samplers)
 
     notes = train_cells(config, schedule, stage) if schedule.remaining() else []
     for split in SPLITS:
@@ -302,6 +311,37 @@ def make_peers(folder: Path, lines: Sequence[Line], real: Tiles) -> None:
         if row.peer is not None and size is not None:
             for seed in line.seeds:
                 make_peer(peer_file(folder, row.file_name, size, seed), real, size, seed, row.peer)
+
+
+def make_samplers(config: ResultsTableConfig) -> list[GuidedSampler]:
+    """What samples guided rows, of each run; none where there is no such row.
+
+    Raises:
+        InputError: For a run without the pipeline that its pool was made with.
+    """
+    if all(line.first.row.guided is None for line in config.lines):
+        return []
+    from histodistill.training.distillation.guided_sampling import GuidedSampler
+
+    return [GuidedSampler(run) for run in config.runs]
+
+
+def make_guided_sets(folder: Path, lines: Sequence[Line], samplers: Sequence[GuidedSampler]) -> None:
+    """Samples the guided images that lines need and that are not there yet.
+
+    Args:
+        folder: Of the table.
+        lines: Of the table.
+        samplers: See `make_samplers`; the seeds take them in turn.
+    """
+    from histodistill.training.distillation.guided_sampling import guided_file, make_guided
+
+    for line in lines:
+        row, size = line.first.row, line.first.size
+        if row.guided is not None and size is not None:
+            for seed in line.seeds:
+                file = guided_file(folder, row.file_name, size, seed)
+                make_guided(file, samplers[seed % len(samplers)], size, seed, row.guided)
 
 
 def write_table(
