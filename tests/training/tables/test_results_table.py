@@ -970,9 +970,7 @@ def test_guided_rows(folder, tiny_pipeline, start_here, worker, tmp_path):
         start_here("--rows", *rows, *options)
     finally:
         shutil.rmtree(folder / "pipeline")
-    made = {
-        (row, seed): guided_file(table, parse_row(row).file_name, 2, seed) for row in rows for seed in (0, 1)
-    }
+    made = {(row, seed): guided_file(table, parse_row(row).file_name, 2, seed) for row in rows for seed in (0, 1)}
     pictures = [file.with_suffix(".png") for file in made.values()]
     assert sorted((table / "guided").iterdir()) == sorted([*made.values(), *pictures])
     results = read_json(table / "benchmark.json")["rows"]
