@@ -28,6 +28,7 @@ _COLUMNS = {
     "image": "the synthetic image, {size}×{size} pixels, RGB, PNG",
     "label": "its class",
     "soft_label": "probability of each class according to a classifier trained on the real tiles, to 4 digits",
+    "soft_label_views": "the same of further views of the image, as codes of 8 bits: see below",
     "seed": "seed from which the generating pipeline made the image",
     "community": "community of the image in the nearest-neighbour graph of the pool of its class; numbered through "
     "all classes",

@@ -22,7 +22,7 @@ import numpy as np
 from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.parquet_pages import measure_pages
 from histodistill.hub_cards.pictures import decode_png, encode_png
-from histodistill.hub_cards.tables import COLUMNS, MERGED, ImageTable, canonical, check_names, check_table
+from histodistill.hub_cards.tables import COLUMNS, MAX_VIEWS, MERGED, ImageTable, canonical, check_names, check_table
 
 
 if TYPE_CHECKING:
@@ -220,22 +220,28 @@ def table_schema(table: ImageTable) -> pa.Schema:
     import pyarrow as pa
 
     names = {"class": table.class_names, "site": table.site_names}
-    about = {"info": {"features": {name: _feature(name, names) for name in ("image", *table.columns)}}}
-    fields = [(name, _arrow_type(name, len(table.class_names))) for name in ("image", *table.columns)]
+    num_views = table.columns["soft_label_views"].shape[1] if "soft_label_views" in table.columns else 0
+    about = {"info": {"features": {name: _feature(name, names, num_views) for name in ("image", *table.columns)}}}
+    fields = [(name, _arrow_type(name, len(table.class_names), num_views)) for name in ("image", *table.columns)]
     return pa.schema(fields, metadata={"huggingface": json.dumps(about)})
 
 
-def _arrow_type(name: str, num_classes: int) -> pa.DataType:
+def _arrow_type(name: str, num_classes: int, num_views: int) -> pa.DataType:
     import pyarrow as pa
 
     if name == "image":
         return pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    kind, length = pa.type_for_alias(COLUMNS[name].dtype), _length(name, num_classes, num_views)
+    return pa.list_(kind, length) if length else kind
+
+
+def _length(name: str, num_classes: int, num_views: int) -> int:
+    """Numbers in a cell of a column; 0 where it holds one, and no list."""
     column = COLUMNS[name]
-    kind = pa.type_for_alias(column.dtype)
-    return pa.list_(kind, num_classes) if column.per_class else kind
+    return num_views * num_classes if column.per_view else num_classes if column.per_class else 0
 
 
-def _feature(name: str, names: Mapping[str, list[str]]) -> dict[str, Any]:
+def _feature(name: str, names: Mapping[str, list[str]], num_views: int) -> dict[str, Any]:
     """What `datasets` notes of a column."""
     if name == "image":
         return {"_type": "Image"}
@@ -243,12 +249,18 @@ def _feature(name: str, names: Mapping[str, list[str]]) -> dict[str, Any]:
     if column.names:
         return {"names": names[column.names], "_type": "ClassLabel"}
     value = {"dtype": column.dtype, "_type": "Value"}
-    return {"feature": value, "length": len(names["class"]), "_type": "List"} if column.per_class else value
+    length = _length(name, len(names["class"]), num_views)
+    return {"feature": value, "length": length, "_type": "List"} if length else value
 
 
 def _leaves(schema: pa.Schema) -> list[str]:
     """The columns of numbers and bytes that a Parquet file of this schema has, as it calls them."""
-    paths = {"image": ["image.bytes", "image.path"], "soft_label": ["soft_label.list.element"]}
+    import pyarrow as pa
+
+    paths = {"image": ["image.bytes", "image.path"]}
+    paths |= {
+        field.name: [f"{field.name}.list.element"] for field in schema if pa.types.is_fixed_size_list(field.type)
+    }
     return [path for name in schema.names for path in paths.get(name, [name])]
 
 
@@ -302,16 +314,30 @@ def _check_schema(file: pq.ParquetFile, allowed: Sequence[str]) -> dict[str, lis
     }
     for kind, texts in names.items():
         check_names(texts, kind)
-    if not names.get("class") or features != {name: _feature(name, {"site": [], **names}) for name in schema.names}:
+    num_views = _num_views(schema, len(names.get("class", ())))
+    if not names.get("class") or features != {
+        name: _feature(name, {"site": [], **names}, num_views) for name in schema.names
+    }:
         raise ContentError("what its footer says of its columns (huggingface) is not what they are")
     for found in schema:
-        right = _arrow_type(found.name, len(names["class"]))
+        right = _arrow_type(found.name, len(names["class"]), num_views)
         if found.type != right:
             raise ContentError(f"its column {found.name} is of the type {found.type} and must be {right}")
         parts = [found, *(found.type.field(place) for place in range(found.type.num_fields))]
         if any((part.metadata or {}).keys() - _FIELD_KEYS for part in parts):
             raise ContentError(f"its column {found.name} has notes, which are not needed to read it")
     return names
+
+
+def _num_views(schema: pa.Schema, num_classes: int) -> int:
+    """Of how many further views a file has soft labels, where its column of them is of a right type.
+
+    Otherwise it is a number of which that column is of another type.
+    """
+    length = 0
+    if "soft_label_views" in schema.names:
+        length = getattr(schema.field("soft_label_views").type, "list_size", 0)
+    return min(max(1, length // max(1, num_classes)), MAX_VIEWS - 1)
 
 
 def _features(about: Mapping[bytes, bytes]) -> dict[str, Any]:
@@ -419,12 +445,14 @@ def _read_columns(file: pq.ParquetFile, num_classes: int) -> dict[str, np.ndarra
 
 
 def _read_column(file: pq.ParquetFile, name: str, num_classes: int) -> np.ndarray:
-    """A column as an array, N or N×C."""
+    """A column as an array, N, N×C or N×V×C."""
     column = file.read(columns=[name]).column(name)
     values = column.combine_chunks()
-    if COLUMNS[name].per_class:
+    if COLUMNS[name].per_class or COLUMNS[name].per_view:
         values = values.flatten()
     if column.null_count or values.null_count:
         raise ContentError(f"its column {name} has cells without a number")
     array = np.array(values)  # a copy, which may be written to
+    if COLUMNS[name].per_view:
+        return array.reshape(len(column), -1, num_classes)
     return array.reshape(-1, num_classes) if COLUMNS[name].per_class else array

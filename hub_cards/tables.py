@@ -24,6 +24,7 @@ class Column:
         dtype: Of its numbers, as numpy and Arrow call it.
         least, most: The range of its numbers, both included.
         per_class: Whether it has a number for each class in each row.
+        per_view: Whether it has so many numbers for each fixed view of the image but the first, V of them.
         names: Of which names its numbers are the indices, `class` or `site`; a ClassLabel of `datasets`.
     """
 
@@ -31,6 +32,7 @@ class Column:
     least: float = -np.inf
     most: float = np.inf
     per_class: bool = False
+    per_view: bool = False
     names: str | None = None
 
 
@@ -39,6 +41,8 @@ COLUMNS = {
     "label": Column("int64", 0, names="class"),
     # With the sum 1.
     "soft_label": Column("float32", 0, per_class=True),
+    # Codes of probabilities, see `decode_soft_label_views`: 8 bits for each class of a view, and no others.
+    "soft_label_views": Column("uint8", 0, 255, per_view=True),
     # Of a generator that reads 32 bits: see `plan_pool` of the training.
     "seed": Column("int64", 0, 2**32 - 1),
     # -1 is an image of no community.
@@ -50,7 +54,7 @@ COLUMNS = {
 }
 #: The columns that each kind of table may have. A table always has images and labels.
 POOL = ("label", "seed")
-DISTILLED = ("label", "soft_label", "seed", "community", "modular_centrality", "rank")
+DISTILLED = ("label", "soft_label", "soft_label_views", "seed", "community", "modular_centrality", "rank")
 MERGED = (*DISTILLED, "site")
 
 #: Significant digits of numbers that are not whole: the bits below them could carry a message. Digits, not decimals,
@@ -59,6 +63,10 @@ MERGED = (*DISTILLED, "site")
 SIGNIFICANT_DIGITS = 4
 #: Soft labels below this are 0.
 LEAST_SOFT_LABEL = 1e-12
+#: The most views of an image that soft labels may be of, the image as it is included.
+MAX_VIEWS = 16
+# Codes of soft labels for a factor of 2: neighbouring ones are a factor of 2^(1/8) apart.
+_CODES_PER_OCTAVE = 8
 #: How far the sum of a row of soft labels may be from 1 in a table that was not rounded yet.
 SUM_TOLERANCE = 1e-3
 #: The most names of classes or sites.
@@ -72,7 +80,8 @@ class ImageTable:
     Attributes:
         images: uint8 N×S×S×3: an array, or what is used alike and reads them when they are asked for (`images[rows]`
             is an array).
-        columns: Name → array of N numbers, or N×C for C classes; see `COLUMNS`. Always with `label`.
+        columns: Name → array of N numbers, or N×C for C classes, or N×V×C for so many views beside; see `COLUMNS`.
+            Always with `label`.
         class_names: Names of the labels.
         site_names: Names of the sites, where there is a column `site`.
     """
@@ -125,6 +134,49 @@ def _round_probabilities(values: np.ndarray) -> np.ndarray:
     return rounded.astype(np.float32)
 
 
+def encode_soft_label_views(probabilities: np.ndarray) -> np.ndarray:
+    """Probabilities as codes of 8 bits, evenly spaced in their logarithm: code q stands for 2^(−q / 8).
+
+    A training at a temperature above 1 goes by the small ones, so it is the logarithm that is rounded: a probability
+    is off by a factor of at most 2^(1/16), which is 4.4 %. All below 2.5e-10, the last code, become that.
+
+    Args:
+        probabilities: Real numbers, at least 0, of any shape.
+
+    Returns:
+        uint8 of that shape.
+    """
+    with np.errstate(divide="ignore"):
+        codes = -_CODES_PER_OCTAVE * np.log2(probabilities.astype(np.float64))
+    return np.clip(np.rint(codes), 0, 255).astype(np.uint8)
+
+
+def decode_soft_label_views(codes: np.ndarray) -> np.ndarray:
+    """The probabilities that codes of `encode_soft_label_views` stand for.
+
+    Args:
+        codes: uint8, the last axis being the classes.
+
+    Returns:
+        float32 of that shape, with sums of 1 along the last axis.
+    """
+    values = _values_of(codes)
+    return (values / values.sum(axis=-1, keepdims=True)).astype(np.float32)
+
+
+def are_label_codes(codes: np.ndarray) -> np.ndarray:
+    """Which codes stand for probabilities: bool of their shape without the last axis.
+
+    What they stand for has the sum 1 but for rounding: in other sums there would be room for a message.
+    """
+    sums, factor = _values_of(codes).sum(axis=-1), 2 ** (0.5 / _CODES_PER_OCTAVE)
+    return (sums >= (1 - SUM_TOLERANCE) / factor) & (sums <= (1 + SUM_TOLERANCE) * factor)
+
+
+def _values_of(codes: np.ndarray) -> np.ndarray:
+    return 2 ** (-codes.astype(np.float64) / _CODES_PER_OCTAVE)
+
+
 def round_significant(values: np.ndarray) -> np.ndarray:
     """Rounds float64 N to `SIGNIFICANT_DIGITS` digits; what is rounded already stays as it is."""
     # By way of text, which alone gives the float64 nearest to a decimal number. 0 is added to make -0 a 0.
@@ -156,6 +208,8 @@ def check_table(table: ImageTable, *, is_whole: bool = True) -> None:
     names = {"class": table.class_names, "site": table.site_names}
     for kind, texts in names.items():
         check_names(texts, kind)
+    if "soft_label_views" in table.columns:
+        _check_views(table.columns)
     if bool(table.site_names) != ("site" in table.columns):
         raise ContentError("it has names of sites or a column site, and not both: it must have both or none")
     for name, values in table.columns.items():
@@ -165,6 +219,15 @@ def check_table(table: ImageTable, *, is_whole: bool = True) -> None:
         raise ContentError("its column seed has a number twice: each image has a seed of its own")
     if "rank" in table.columns and is_whole:
         _check_ranks(table.columns["rank"], table.columns["label"], sites)
+
+
+def _check_views(columns: Mapping[str, np.ndarray]) -> None:
+    """Sees that views of which there are soft labels can be made again: a class and a rank tell which they are."""
+    for name in ("soft_label", "rank"):
+        if name not in columns:
+            raise ContentError(f"it has a column soft_label_views and no column {name}, without which it says nothing")
+    if "site" in columns:
+        raise ContentError("it has a column soft_label_views, and its images are of several sites: leave it out")
 
 
 def _check_ranks(ranks: np.ndarray, labels: np.ndarray, sites: np.ndarray) -> None:
@@ -207,7 +270,10 @@ def _check_values(
     if name not in COLUMNS:
         raise ContentError(f"it has a column {name!r}: there may be {', '.join(COLUMNS)}")
     column = COLUMNS[name]
-    shape = (len(table), len(table.class_names)) if column.per_class else (len(table),)
+    shape: tuple[int, ...] = (len(table), len(table.class_names)) if column.per_class else (len(table),)
+    if column.per_view:
+        num_views = min(max(1, values.shape[1]), MAX_VIEWS - 1) if values.ndim == 3 else 1
+        shape = (len(table), num_views, len(table.class_names))
     if values.shape != shape or values.dtype != column.dtype:
         raise ContentError(
             f"its column {name} is {values.dtype} of shape {values.shape}: it must be {column.dtype} of shape {shape}"
@@ -224,3 +290,6 @@ def _check_values(
         if (np.abs(sums - 1) > SUM_TOLERANCE).any():
             row = int(np.abs(sums - 1).argmax())
             raise ContentError(f"row {row}: its column {name} has the sum {sums[row]:.4g}: it must be probabilities")
+    if column.per_view and not (is_right := are_label_codes(values)).all():
+        row, view = (int(place) for place in np.argwhere(~is_right)[0])
+        raise ContentError(f"row {row}: its column {name} holds no probabilities of view {view + 1}")

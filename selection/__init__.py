@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from histodistill.selection.communities import Communities, DegenerateGraphWarning, find_communities
     from histodistill.selection.distill_selector import DistillSelector
     from histodistill.selection.filters import at_least, recognised, typical
+    from histodistill.selection.fixed_views import FixedViews
     from histodistill.selection.graph import knn_graph, nearest_among, nearest_neighbors
     from histodistill.selection.image_audit import audit_images
     from histodistill.selection.kernel_herding import KernelHerdingSelector
@@ -56,6 +57,7 @@ _HOME_OF_NAME = {
     "Verdict": "audit_verdict",
     "audit_images": "image_audit",
     "DistillSelector": "distill_selector",
+    "FixedViews": "fixed_views",
     "at_least": "filters",
     "knn_graph": "graph",
     "nearest_among": "graph",
@@ -79,6 +81,7 @@ __all__ = [
     "DegenerateGraphWarning",
     "DistillSelector",
     "FacilityLocationSelector",
+    "FixedViews",
     "HerdingSelector",
     "JointSelector",
     "KCenterSelector",

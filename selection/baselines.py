@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from histodistill.selection.base import ClassSelection, ClasswiseSelector
 from histodistill.selection.checks import LARGEST_DISTANCE_MATRIX
 from histodistill.selection.distances import squared_distances_to
+
+
+if TYPE_CHECKING:
+    from sklearn.cluster import KMeans
 
 
 class RandomSelector(ClasswiseSelector):
@@ -32,15 +37,7 @@ class KMeansSelector(ClasswiseSelector):
     """
 
     def _select_class(self, embeddings: np.ndarray, rng: np.random.Generator, name: str) -> ClassSelection:
-        from sklearn.cluster import KMeans
-        from sklearn.exceptions import ConvergenceWarning
-        from threadpoolctl import threadpool_limits
-
-        kmeans = KMeans(n_clusters=self.n_per_class, n_init=1, random_state=int(rng.integers(2**31)))
-        with threadpool_limits(limits=1), warnings.catch_warnings():
-            # Duplicates can leave fewer clusters than centroids; the next nearest images then fill the places.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            kmeans.fit(embeddings.astype(np.float64))
+        kmeans = fit_kmeans(embeddings, self.n_per_class, rng)
         sizes = np.bincount(kmeans.labels_, minlength=self.n_per_class)
         free = np.ones(len(embeddings), dtype=bool)
         ranked = []
@@ -50,6 +47,28 @@ class KMeansSelector(ClasswiseSelector):
             free[nearest] = False
             ranked.append(nearest)
         return ClassSelection(ranked=np.array(ranked))
+
+
+def fit_kmeans(embeddings: np.ndarray, n_clusters: int, rng: np.random.Generator) -> KMeans:
+    """Lloyd's algorithm from one k-means++ start, in one thread: see `KMeansSelector`.
+
+    Args:
+        embeddings: n×D float32.
+        n_clusters: At most n.
+        rng: Draws the start.
+
+    Returns:
+        The fitted estimator of scikit-learn, with `cluster_centers_` n_clusters×D float64 and `labels_` n.
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    kmeans = KMeans(n_clusters=n_clusters, n_init=1, random_state=int(rng.integers(2**31)))
+    with threadpool_limits(limits=1), warnings.catch_warnings():
+        # Duplicates can leave fewer clusters than centroids; the next nearest images then fill the places.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return kmeans.fit(embeddings.astype(np.float64))
 
 
 class HerdingSelector(ClasswiseSelector):

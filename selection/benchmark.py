@@ -41,6 +41,7 @@ from histodistill.selection.communities import LARGEST_RANDOM_STATE, DegenerateG
 from histodistill.selection.distill_selector import round_robin
 from histodistill.selection.files import write_bytes
 from histodistill.selection.graph import knn_graph
+from histodistill.selection.infodist_selection import dense_graph
 from histodistill.selection.quotas import community_quotas
 from histodistill.selection.streams import stream
 from histodistill.selection.versions import installed_versions
@@ -134,32 +135,6 @@ def make_embeddings(size: int, dimensions: int, seed: int, label: int = 0) -> np
         chunk *= np.float32(0.1)
         chunk += inside @ basis
     return points
-
-
-def dense_graph(embeddings: np.ndarray) -> csr_matrix:
-    """The graph of InfoDist: links weighted by a softmax over the inverse distances to all other images.
-
-    Entry (i, j) is exp(1/dᵢⱼ) / Σₖ exp(1/dᵢₖ) over k ≠ i, d the Euclidean distance, and no link where that is below
-    1/N. InfoDist's threshold of 0.001 is that for the N of 1,000 it was used with; for another N nothing or everything
-    might be left. For duplicates, 1/d is as large as float32 allows. Memory grows with N².
-
-    Args:
-        embeddings: N×D float32, finite.
-
-    Returns:
-        N×N float32 in CSR format.
-    """
-    from sklearn.metrics.pairwise import euclidean_distances
-
-    weights = euclidean_distances(embeddings)
-    np.maximum(weights, np.finfo(np.float32).tiny, out=weights)
-    np.reciprocal(weights, out=weights)
-    np.fill_diagonal(weights, -np.inf)
-    weights -= weights.max(axis=1, keepdims=True)
-    np.exp(weights, out=weights)
-    weights /= weights.sum(axis=1, keepdims=True)
-    weights[weights < 1 / len(weights)] = 0
-    return csr_matrix(weights)
 
 
 def add_links_one_by_one(graph: csr_matrix) -> None:

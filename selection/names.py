@@ -16,6 +16,8 @@ SELECTOR_NAMES = (
 )
 #: Ways to turn and mirror a square, the one that leaves it as it is included.
 SYMMETRIES = 8
+#: The most fixed views of an image of which a distilled set has soft labels, the image as it is included.
+MAX_LABEL_VIEWS = 16
 #: Which images of a community a `DistillSelector` can choose.
 RANKINGS = ("modular_centrality", "random")
 #: The rules by which `community_quotas` shares places among communities.

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from histodistill.selection.versions import installed_versions
-from histodistill.training.engine.classifier_config import ClassifierConfig
+from histodistill.training.engine.classifier_config import ClassifierConfig, recorded_recipe
 from histodistill.training.models.architectures import is_probe, steps_of
 from histodistill.training.models.encoder_licences import check_licence, encoder_records, tell_licences
 from histodistill.training.models.encoder_names import architecture_label
@@ -330,7 +330,7 @@ def how_trained(
     """What `results.json` tells of the way in which the scores came about."""
     return {
         "settings": settings,
-        "config": {**dataclasses.asdict(config.recipe), "architecture": settings["architecture"]},
+        "config": recorded_recipe(config.recipe, settings["architecture"]),
         "seed": config.seed,
         "steps": steps_of(config.architecture, config.max_train_steps),
         "seconds": round(seconds, 1),

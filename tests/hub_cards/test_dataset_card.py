@@ -13,6 +13,9 @@ from PIL import Image as PILImage
 
 from histodistill.hub_cards import DistilledDatasetCardData, render_dataset_card
 from histodistill.hub_cards.rendering import escape_markdown, format_score, size_category
+from histodistill.hub_cards.tables import decode_soft_label_views, encode_soft_label_views
+from histodistill.selection.views import apply_symmetry
+from histodistill.training.data.image_dataset import write_image_dataset
 
 
 NAMES = ["adipose", "no: 'yes' | <b>"]
@@ -260,6 +263,30 @@ def test_the_code_for_training_runs_as_it_stands(target, tmp_path):
     predicted = found["model"](found["images"] / 127.5 - 1).softmax(1).detach().numpy()
     wanted = np.eye(2)[found["rows"]["label"]] if target == "label" else found["targets"].numpy()
     assert found["class_names"] == NAMES and np.abs(predicted - wanted).max() < 0.15
+
+
+def test_the_code_for_views_runs_as_it_stands(tmp_path):
+    rng = np.random.default_rng(0)
+    columns = {
+        "label": np.repeat([0, 1], 20),
+        "soft_label": rng.dirichlet([1, 1], 40).astype(np.float32),
+        "soft_label_views": encode_soft_label_views(rng.dirichlet([1, 1], (40, 5))),
+        "rank": np.tile(np.arange(1, 21), 2),
+    }
+    images = rng.integers(256, size=(40, 8, 8, 3), dtype=np.uint8)
+    features = write_image_dataset(tmp_path / "data", images, columns, ["a", "b"])
+    card = make_card(class_names=["a", "b"], n_per_class=20, features=features)
+    text = render_dataset_card(card)
+    assert "2 numbers of 8 bits for each of 5 views" in text
+    assert "soft_label_views" not in render_dataset_card(make_card())
+    _, code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "README.md").write_text(text)
+    found: dict = {}
+    exec(compile(code.replace("path/to/this/folder", str(tmp_path)), "card", "exec"), found)
+    np.testing.assert_array_equal(found["images"], apply_symmetry(images[:32], 1))
+    np.testing.assert_allclose(
+        found["targets"], decode_soft_label_views(columns["soft_label_views"])[:32, 0], rtol=1e-5
+    )
 
 
 def test_models_from_elsewhere_are_named_with_their_licences():

@@ -17,7 +17,7 @@ from histodistill.hub_cards import table_files
 from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.pictures import encode_png
 from histodistill.hub_cards.table_files import TableFile, read_table, table_schema, write_table
-from histodistill.hub_cards.tables import DISTILLED, POOL, ImageTable, canonical
+from histodistill.hub_cards.tables import DISTILLED, MAX_VIEWS, POOL, ImageTable, canonical, encode_soft_label_views
 
 
 NAMES = ["adipose", "H&E, pT3 (≥ 2 mm)", "ムチン"]
@@ -538,3 +538,97 @@ def varint(number: int) -> bytes:
         parts.append(number & 127 | 128)
         number >>= 7
     return bytes([*parts, number])
+
+
+def with_views(num_views: int = 4, count: int = 9) -> ImageTable:
+    table = make(count)
+    said = np.random.default_rng(1).dirichlet(np.ones(3), (count, num_views - 1))
+    return replace(table, columns={**table.columns, "soft_label_views": encode_soft_label_views(said)})
+
+
+@pytest.mark.parametrize("num_views", [2, 4, MAX_VIEWS])
+def test_soft_labels_of_views_come_back(tmp_path, num_views):
+    table = canonical(with_views(num_views))
+    data = write_table(table)
+    assert equal(read_table(data, DISTILLED), table)
+    assert write_table(read_table(data)) == data
+    (tmp_path / "t.parquet").write_bytes(data)
+    dataset = load_dataset("parquet", data_files=str(tmp_path / "t.parquet"), split="train", cache_dir=str(tmp_path))
+    assert dataset.features["soft_label_views"] == List(Value("uint8"), length=3 * (num_views - 1))
+    np.testing.assert_array_equal(
+        np.reshape(dataset["soft_label_views"], (9, -1, 3)), table.columns["soft_label_views"]
+    )
+
+
+def test_soft_labels_of_views_take_no_more_bits_than_they_have():
+    """A byte for each class of a view: more than so many, and a few for headers, would be for something else."""
+    few, many = (len(write_table(with_views(num_views, count=300))) for num_views in (2, 16))
+    assert many - few <= 1.1 * 300 * 3 * 14
+
+
+def codes_like(change) -> ImageTable:
+    table = with_views()
+    codes = table.columns["soft_label_views"]
+    changed = change(codes)
+    return replace(table, columns={**table.columns, "soft_label_views": codes if changed is None else changed})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda codes: codes[5, 1].fill(0), "row 5: its column soft_label_views holds no probabilities of view 2"),
+        (lambda codes: codes[8, 2].fill(255), "row 8: its column soft_label_views holds no probabilities of view 3"),
+        (lambda codes: codes[:, :, :2], "is uint8 of shape (9, 3, 2): it must be uint8 of shape (9, 3, 3)"),
+        (lambda codes: codes[:, 0], "is uint8 of shape (9, 3): it must be uint8 of shape (9, 1, 3)"),
+        (lambda codes: codes[:, :0], "is uint8 of shape (9, 0, 3): it must be uint8 of shape (9, 1, 3)"),
+        (
+            lambda codes: np.repeat(codes[:, :1], MAX_VIEWS, axis=1),
+            "is uint8 of shape (9, 16, 3): it must be uint8 of shape (9, 15, 3)",
+        ),
+    ],
+)
+def test_soft_labels_of_views_that_are_none_are_not_written(change, message):
+    with pytest.raises(ContentError) as error:
+        write_table(codes_like(change))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "length"),
+    [(pa.uint8(), 4), (pa.uint8(), 2), (pa.uint8(), 3 * MAX_VIEWS), (pa.uint16(), 9), (pa.float32(), 9)],
+)
+def test_soft_labels_of_views_of_another_type_are_refused(kind, length):
+    table = arrow(with_views())
+    cells = pa.array([[8, 8, 255, 255][:length] + [255] * max(0, length - 4)] * 9, pa.list_(kind, length))
+    feature = {"feature": number(str(kind).replace("float", "float32")), "length": length, "_type": "List"}
+    message = refusal(with_column(table, "soft_label_views", cells, feature))
+    assert "its column soft_label_views is of the type" in message or "what its footer says" in message
+
+
+def test_changed_codes_are_refused_by_the_reader():
+    table = arrow(with_views())
+    cells = table["soft_label_views"].to_pylist()
+    cells[4][3:6] = [0, 0, 0]
+    kind = table.schema.field("soft_label_views").type
+    assert "row 4: its column soft_label_views holds no probabilities of view 2" in refusal(
+        with_column(table, "soft_label_views", pa.array(cells, kind))
+    )
+    cells[4][3] = None
+    assert "its column soft_label_views has cells without a number" in refusal(
+        with_column(table, "soft_label_views", pa.array(cells, kind))
+    )
+
+
+@pytest.mark.parametrize("name", ["soft_label", "rank"])
+def test_soft_labels_of_views_that_nobody_could_make_are_refused(name):
+    table = with_views()
+    del table.columns[name]
+    with pytest.raises(ContentError, match=f"soft_label_views and no column {name}, without which it says nothing"):
+        write_table(table)
+
+
+def test_soft_labels_of_views_are_of_one_site():
+    table = with_views()
+    table = replace(table, columns={**table.columns, "site": np.zeros(9, np.int64)}, site_names=["north"])
+    with pytest.raises(ContentError, match="soft_label_views, and its images are of several sites"):
+        write_table(table)

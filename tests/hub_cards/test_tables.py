@@ -3,7 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from histodistill.hub_cards.tables import COLUMNS, round_significant, round_soft_labels
+from histodistill.hub_cards.tables import (
+    COLUMNS,
+    MAX_VIEWS,
+    are_label_codes,
+    decode_soft_label_views,
+    encode_soft_label_views,
+    round_significant,
+    round_soft_labels,
+)
+from histodistill.selection.names import MAX_LABEL_VIEWS
 
 
 @pytest.mark.parametrize("classes", [1, 2, 9, 100])
@@ -31,6 +40,36 @@ def test_bits_below_the_precision_are_gone_and_small_probabilities_stay():
 def at_temperature_4(probabilities):
     powers = probabilities.astype(np.float64) ** 0.25
     return powers / powers.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 9, 100])
+def test_codes_of_soft_labels_are_off_by_the_factor_that_is_told(classes):
+    exact = np.random.default_rng(0).dirichlet(np.full(classes, 0.2), (100, 3)).astype(np.float32)
+    codes = encode_soft_label_views(exact)
+    assert codes.dtype == np.uint8 and are_label_codes(codes).all()
+    told, seen = 2 ** (-codes.astype(float) / 8), exact >= 2.5e-10
+    assert np.abs(np.log2(told[seen] / exact[seen])).max() <= 1 / 16 + 1e-6
+    found = decode_soft_label_views(codes)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, told / told.sum(axis=2, keepdims=True), rtol=1e-6)
+
+
+def test_codes_of_known_probabilities():
+    probabilities = np.array([[1, 0.5, 0.25, 2**-10, 1e-9, 0]])
+    assert encode_soft_label_views(probabilities).tolist() == [[0, 8, 16, 80, 239, 255]]
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [([0, 255, 255], True), ([8, 8, 255], True), ([0, 36, 255], True), ([0, 24, 255], False), ([1, 255, 255], False),
+     ([9, 8, 200], True), ([9, 9, 200], False), ([255] * 3, False)],
+)  # fmt: skip
+def test_codes_of_other_sums_are_known(codes, expected):
+    assert are_label_codes(np.array([[codes]], np.uint8)).tolist() == [[expected]]
+
+
+def test_gate_and_options_have_one_limit():
+    assert MAX_VIEWS == MAX_LABEL_VIEWS
 
 
 def test_centralities_are_rounded_to_four_digits():

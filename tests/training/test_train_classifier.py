@@ -16,13 +16,15 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from sentences import without_notes
 
+from histodistill.hub_cards.tables import encode_soft_label_views
+from histodistill.selection.fixed_views import FixedViews
 from histodistill.selection.views import apply_symmetry
 from histodistill.training import train_classifier as script
 from histodistill.training.data.same_tiles import tiles_also_in
 from histodistill.training.data.sources import load_tiles
-from histodistill.training.data.tiles import Tiles
+from histodistill.training.data.tiles import LabelViews, Tiles
 from histodistill.training.engine import classifier_training, scoring
-from histodistill.training.engine.classifier_config import ClassifierConfig
+from histodistill.training.engine.classifier_config import ClassifierConfig, recorded_recipe
 from histodistill.training.engine.classifier_training import TrainedClassifier, fit_classifier
 from histodistill.training.models import reconstruction
 from histodistill.training.models.classifiers import Classifier
@@ -155,6 +157,91 @@ def test_missing_soft_labels_are_refused(accelerator, train):
         "soft_label_weight=0.5 needs soft labels, and the training tiles have none: train on a dataset with a column "
         "soft_label, or give 0"
     )
+
+
+VIEWS = dataclasses.replace(TINY, soft_label_weight=1.0, temperature=1.0, soft_label_views=4)
+
+
+def with_views(tiles: Tiles, certainty: float = 0.9) -> Tiles:
+    """Tiles of which each view has soft labels of its own: of view v, class v mod 3 is the likeliest."""
+    taught = with_soft_labels(tiles, np.zeros(len(tiles), int), certainty)
+    said = certainty * np.eye(3)[[1, 2, 0]] + (1 - certainty) / 3
+    codes = np.broadcast_to(encode_soft_label_views(said), (len(tiles), 3, 3))
+    ranks = np.concatenate([np.arange(1, count + 1) for count in np.bincount(tiles.labels)])
+    return dataclasses.replace(taught, label_views=LabelViews(codes, ranks))
+
+
+@pytest.mark.parametrize("mixing", [{}, {"cutmix": 1.0}])
+def test_each_view_comes_with_its_own_soft_labels(accelerator, train, mixing):
+    """Views by chance, of all those that there are; what is read is the view that its soft labels are of."""
+    taught = with_views(train)
+    fixed = FixedViews(train.labels, taught.label_views.ranks, 3, 4)
+    made = [fixed.make(train.images, np.arange(60), np.full(60, view)) for view in range(4)]
+    batches = classifier_training.TrainingBatches(dataclasses.replace(VIEWS, **mixing), taught, 3, accelerator)
+
+    def view_of(row: int, tile: np.ndarray) -> int:
+        """The view that a tile is; of two that are alike, such as a part that is nearly all of it, -1."""
+        found = [view for view in range(4) if np.array_equal(made[view][row], tile)]
+        assert found
+        return found[0] if len(found) == 1 else -1
+
+    seen, said = np.zeros(4, int), 0.9 * np.eye(3)[[0, 1, 2, 0]] + 0.1 / 3
+    for position in range(30):
+        drawn, rows = batches.draw(position), batches.order.indices(position)
+        views = np.array([view_of(*pair) for pair in zip(rows, drawn.views.tiles.numpy(), strict=True)])
+        known, expected = views >= 0, said[views]
+        seen += np.bincount(views[known], minlength=4)
+        if mixing:
+            others, plan = drawn.partners
+            pairs = zip(rows[plan.partners], others.tiles.numpy(), strict=True)
+            partners, share = np.array([view_of(*pair) for pair in pairs]), plan.shares.numpy()[:, None]
+            known, expected = known & (partners >= 0), share * expected + (1 - share) * said[partners]
+        assert known.mean() > 0.5
+        np.testing.assert_allclose(drawn.soft_labels[known], expected[known], atol=0.03)
+    assert (np.abs(seen / seen.sum() - 0.25) < 0.08).all()
+
+
+def test_views_that_cannot_be_made_are_not_shown(accelerator, train):
+    """Of a part of a set, where the image that another is mixed with is missing."""
+    part = with_views(train).subset(np.flatnonzero(train.labels == 2))
+    batches = classifier_training.TrainingBatches(VIEWS, part, 3, accelerator)
+    wanted = [batches.draw(position).soft_labels.argmax(dim=1) for position in range(20)]
+    # View 3 has partners in other classes alone, and with view 0, whose class it says, would make up a half.
+    assert (torch.cat(wanted) == 0).float().mean().item() == pytest.approx(1 / 3, abs=0.08)
+
+
+def test_a_training_on_views_is_resumed_and_leaves_others_as_they_are(accelerator, train, tmp_path):
+    taught = with_views(train)
+    config = dataclasses.replace(VIEWS, mixup=0.5, max_train_steps=5)
+    whole = fit(accelerator, taught, config=config, checkpoint_dir=tmp_path, checkpointing_steps=3)
+    resumed = fit(accelerator, taught, config=config, checkpoint_dir=tmp_path, resume="latest")
+    assert same_weights(resumed.model, whole.model)
+    # One view is the training without any.
+    one = dataclasses.replace(config, soft_label_views=1)
+    plain = fit(accelerator, dataclasses.replace(taught, label_views=None), config=one)
+    assert same_weights(fit(accelerator, taught, config=one).model, plain.model)
+    assert not same_weights(plain.model, whole.model)
+    assert "soft_label_views" not in recorded_recipe(one) and recorded_recipe(config)["soft_label_views"] == 4
+
+
+def test_missing_views_are_refused(accelerator, train):
+    taught = with_soft_labels(train, train.labels, 0.9)
+    for tiles, config, known in (
+        (taught, VIEWS, 1),
+        (with_views(train), dataclasses.replace(VIEWS, soft_label_views=5), 4),
+    ):
+        with pytest.raises(InputError) as error:
+            fit(accelerator, tiles, config=config)
+        assert str(error.value) == (
+            f"soft_label_views={config.soft_label_views} needs soft labels of as many views, and the training tiles "
+            f"have {known}: train on a dataset that histodistill select made with as many soft_label_views, or give "
+            f"{known}"
+        )
+    with pytest.raises(InputError, match=r"soft_label_weight=1 needs soft labels"):
+        fit(accelerator, train, config=VIEWS)
+    doubled = with_views(train).subset([0, 0, 1] * 10)
+    with pytest.raises(InputError, match=r"soft_label_views=4 cannot be had of these tiles \(two images of a class"):
+        fit(accelerator, doubled, config=VIEWS)
 
 
 @pytest.mark.parametrize("shift", [16, 40])
@@ -377,6 +464,14 @@ def test_diverging_run_is_stopped(accelerator, train):
         ({"soft_label_weight": 1.5}, "soft_label_weight=1.5 is out of range: it must be 0 to 1"),
         ({"temperature": 0.0}, "temperature=0.0 is out of range: it must be at least 0.1"),
         ({"loss": "contrastive", "soft_label_weight": 0.5}, "soft_label_weight=0.5 has no meaning"),
+        ({"soft_label_views": 2}, "soft_label_views=2 goes with soft labels alone"),
+        ({"soft_label_views": 2, "soft_label_weight": 0.9}, "soft_label_views=2 goes with soft labels alone"),
+        ({"soft_label_views": 2, "soft_label_weight": 1, "loss": "joint"}, "soft_label_views=2 goes with soft labels"),
+        (
+            {"soft_label_views": 2, "soft_label_weight": 1, "architecture": "probe:mean_colour"},
+            "soft_label_views=2 has no meaning for architecture=probe:mean_colour",
+        ),
+        ({"soft_label_views": 17}, "soft_label_views=17 is out of range: it must be 1 to 16"),
         ({"max_blur": -1.0}, "max_blur=-1.0 is out of range: it must be at least 0"),
         ({"mixup": -1.0}, "mixup=-1.0 is out of range: it must be at least 0"),
         ({"cutmix": -1.0}, "cutmix=-1.0 is out of range: it must be at least 0"),

@@ -24,7 +24,6 @@ from histodistill.training.running.options import StepConfig, StepParser, config
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import numpy as np
 
 # Models that train in seconds, and steps that are enough to have had every kind of memory.
 _PRESET = """
@@ -146,7 +145,7 @@ def save_tiles(path: Path, count: int, most: int, image_size: int, drawn: Path) 
     with np.load(names) as kept:
         labels, patients = kept["labels"][:count], kept["patients"][:count]
     ends = {"train": count * 8 // 10, "val": count * 9 // 10, "test": count}
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     start = 0
     for split, end in ends.items():
         # Four tiles of a field follow each other, and thousands of a split of one patient: few lie across an end.

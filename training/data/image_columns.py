@@ -41,6 +41,7 @@ class Columns:
         image, label: Their names.
         class_names: The name of each label.
         soft_label: Whether there is a column of a teacher's probabilities.
+        views: Whether there are columns of those of further views, and of ranks, by which the views can be made.
         group, site: The columns of each tile's group and site, if there are such.
         unused: Names of all other columns.
     """
@@ -49,6 +50,7 @@ class Columns:
     label: str
     class_names: tuple[str, ...]
     soft_label: bool
+    views: bool
     group: NameColumn | None
     site: NameColumn | None
     unused: tuple[str, ...]
@@ -57,7 +59,7 @@ class Columns:
     def listed(self) -> list[str]:
         """The names of the columns that are read before the images."""
         of_names = [names.column for names in (self.group, self.site) if names is not None]
-        return [*dict.fromkeys([self.label, *(["soft_label"] if self.soft_label else []), *of_names])]
+        return [*dict.fromkeys([self.label, *_soft_columns(self.soft_label, self.views), *of_names])]
 
     def without_site(self) -> Columns:
         """The same without a column of sites, of which not every file has the same."""
@@ -130,7 +132,14 @@ def _find_columns(schema: pa.Schema, features: Features, where: str, group: str 
             f"{where} has no names for the labels in column {label!r}: cast it to ClassLabel(names=[...])"
         )
     soft_label = "soft_label" in schema.names and _is_list_of_numbers(schema.field("soft_label").type)
-    used = {image, label, *(["soft_label"] if soft_label else [])}
+    views = (
+        soft_label
+        and {"soft_label_views", "rank"} <= set(schema.names)
+        and _is_list_of_codes(schema.field("soft_label_views").type)
+        and pa.types.is_integer(schema.field("rank").type)
+        and group != "rank"
+    )
+    used = {image, label, *_soft_columns(soft_label, views)}
     of_groups = of_sites = None
     if group is not None:
         _check_group_column(schema, group, used, where)
@@ -141,7 +150,7 @@ def _find_columns(schema: pa.Schema, features: Features, where: str, group: str 
             of_sites = NameColumn("site", names)
     used |= {names.column for names in (of_groups, of_sites) if names is not None}
     unused = tuple(name for name in schema.names if name not in used)
-    return Columns(image, label, class_names, soft_label, of_groups, of_sites, unused)
+    return Columns(image, label, class_names, soft_label, views, of_groups, of_sites, unused)
 
 
 def names_of_labels(feature: object) -> tuple[str, ...] | None:
@@ -180,7 +189,20 @@ def _is_bytes(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
+def _soft_columns(soft_label: bool, views: bool) -> list[str]:
+    """Names of the columns of soft labels that there are."""
+    return [*(["soft_label"] if soft_label else []), *(["soft_label_views", "rank"] if views else [])]
+
+
 def _is_list_of_numbers(kind: pa.DataType) -> bool:
     """Whether values are lists of numbers."""
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    return is_list and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
+    return _is_list(kind) and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
+
+
+def _is_list_of_codes(kind: pa.DataType) -> bool:
+    """Whether values are lists of numbers of 8 bits."""
+    return _is_list(kind) and pa.types.is_uint8(kind.value_type)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)

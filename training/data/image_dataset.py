@@ -231,8 +231,8 @@ def _join(tables: Sequence[ImageTable], images: Images | None = None) -> ImageTa
     first, *others = tables
     for other in others:
         if (
-            (other.class_names, other.site_names, other.columns.keys(), other.images.shape[1:])
-            != (first.class_names, first.site_names, first.columns.keys(), first.images.shape[1:])
+            (other.class_names, other.site_names, _shapes(other), other.images.shape[1:])
+            != (first.class_names, first.site_names, _shapes(first), first.images.shape[1:])
         ):  # fmt: skip
             raise ContentError("its files differ in classes, columns or image size")
     if images is None:
@@ -243,3 +243,8 @@ def _join(tables: Sequence[ImageTable], images: Images | None = None) -> ImageTa
     joined = replace(first, images=images, columns=columns)
     check_table(joined)
     return joined
+
+
+def _shapes(table: ImageTable) -> dict[str, tuple[int, ...]]:
+    """What a row has in each column: column → the shape of its numbers."""
+    return {name: values.shape[1:] for name, values in table.columns.items()}

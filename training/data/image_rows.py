@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from histodistill.hub_cards.tables import are_label_codes
 from histodistill.selection.summaries import counted
 from histodistill.training.data.arrow_files import Rows
 from histodistill.training.data.colour_forms import DecodingRules
@@ -36,7 +37,7 @@ from histodistill.training.data.pictures import Noted
 from histodistill.training.data.pixel_source import Decoded
 from histodistill.training.data.reading import AS_USUAL, Reading
 from histodistill.training.data.text_columns import texts_of_column
-from histodistill.training.data.tiles import MIN_IMAGE_SIZE, check_soft_labels
+from histodistill.training.data.tiles import MIN_IMAGE_SIZE, LabelViews, check_soft_labels
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.notes import tell, warn
 
@@ -235,17 +236,21 @@ class _Part:
         """Reads all columns but that of the images; `pattern` finds groups in the names of their files."""
         columns, where = self.columns, self.where
         self._check_count()
-        labels, soft_labels = [], []
+        labels, soft_labels, label_views = [], [], []
         groups, sites = _Names(columns.group, where), _Names(columns.site, where)
         start = 0
         for _, batch in _batches(self.files, columns.listed):
             labels.append(_labels(batch.column(columns.label), where, start))
             if columns.soft_label:
                 soft_labels.append(_soft_labels(batch.column("soft_label"), len(columns.class_names)))
+            if columns.views:
+                codes, ranks = batch.column("soft_label_views"), batch.column("rank")
+                label_views.append(_label_views(codes, ranks, len(columns.class_names)))
             groups.add(batch)
             sites.add(batch)
             start += batch.num_rows
         soft = _whole_soft_labels(soft_labels, where)
+        views = None if soft is None else _whole_label_views(label_views)
         attributes = {} if (of_sites := sites.where_all_have_one()) is None else {"site": of_sites}
         of_groups = groups.of_all()
         if pattern is not None:
@@ -255,8 +260,9 @@ class _Part:
             *columns.unused,
             *(["site"] if columns.site is not None and of_sites is None else []),
             *(["soft_label"] if columns.soft_label and soft is None else []),
+            *(["soft_label_views", "rank"] if columns.views and views is None else []),
         ]
-        return _Listed(ListedSplit(np.concatenate(labels), of_groups, attributes, soft), unused)
+        return _Listed(ListedSplit(np.concatenate(labels), of_groups, attributes, soft, views), unused)
 
     def entries(self, listed: _Listed, start: int, outside: list[Path]) -> Iterator[list[Entry]]:
         """The images from a row on: what messages call each, and its bytes or its file, batch by batch.
@@ -425,6 +431,27 @@ def _whole_soft_labels(parts: list[np.ndarray | None], where: str) -> np.ndarray
     soft_labels = np.concatenate(usable)
     check_soft_labels(soft_labels, where)
     return soft_labels
+
+
+def _label_views(column: pa.Array, ranks: pa.Array, num_classes: int) -> LabelViews | None:
+    """Soft labels of views; None where they mean something else."""
+    values, lengths = column.flatten(), pc.unique(pc.list_value_length(column)).to_pylist()
+    if column.null_count or values.null_count or ranks.null_count or len(lengths) != 1:
+        return None
+    if lengths[0] == 0 or lengths[0] % num_classes:
+        return None
+    codes = values.to_numpy(zero_copy_only=False).reshape(len(column), -1, num_classes)
+    if not are_label_codes(codes).all():
+        return None
+    return LabelViews(codes, ranks.to_numpy(zero_copy_only=False).astype(np.int64))
+
+
+def _whole_label_views(parts: list[LabelViews | None]) -> LabelViews | None:
+    """The soft labels of views of all rows, None where there are none or some mean something else."""
+    usable = [part for part in parts if part is not None]
+    if not usable or len(usable) < len(parts) or len({part.codes.shape[1] for part in usable}) > 1:
+        return None
+    return LabelViews(np.concatenate([part.codes for part in usable]), np.concatenate([part.ranks for part in usable]))
 
 
 def _is_below(path: Path, folders: Sequence[Path]) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from histodistill.selection.image_rows import Images
-from histodistill.training.data.tiles import Tiles
+from histodistill.training.data.tiles import LabelViews, Tiles
 from histodistill.training.running.findings import Finding
 
 
@@ -25,19 +25,21 @@ class ListedSplit:
         groups: Text N, or None where the split has none.
         attributes: What else is known of each tile, such as its site: name → text N.
         soft_labels: A teacher's probabilities, float32 N×C, or None.
+        label_views: Those of further views of each tile, or None.
     """
 
     labels: np.ndarray
     groups: np.ndarray | None = None
     attributes: Mapping[str, np.ndarray] = field(default_factory=dict)
     soft_labels: np.ndarray | None = None
+    label_views: LabelViews | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def with_images(self, images: Images) -> Tiles:
         """The tiles with their pixels, uint8 N×H×W×3."""
-        return Tiles(images, self.labels, self.soft_labels, self.groups, self.attributes)
+        return Tiles(images, self.labels, self.soft_labels, self.groups, self.attributes, self.label_views)
 
 
 @dataclass(frozen=True, eq=False)

@@ -46,6 +46,24 @@ _NAMES_SHOWN = 10
 
 
 @dataclass(frozen=True, eq=False)
+class LabelViews:
+    """A teacher's probabilities of fixed views of images, beside those of the images as they are.
+
+    Attributes:
+        codes: uint8 N×V×C, of the views from 1 on: see `hub_cards.tables.decode_soft_label_views`.
+        ranks: int64 N, the place of each image among those of its class, from 1: with the class it tells what the
+            views are, see `selection.fixed_views`.
+    """
+
+    codes: np.ndarray
+    ranks: np.ndarray
+
+    def subset(self, indices: np.ndarray) -> LabelViews:
+        """Those of the images at `indices`."""
+        return LabelViews(self.codes[indices], self.ranks[indices])
+
+
+@dataclass(frozen=True, eq=False)
 class Tiles:
     """Labelled images.
 
@@ -56,6 +74,7 @@ class Tiles:
         soft_labels: A teacher's probabilities, float32 N×C, or None.
         groups: The name of each tile's group, such as its patient: text N, or None where none are known.
         attributes: What else is known of each tile, such as its site: name → text N.
+        label_views: Soft labels of further views of each tile, or None.
 
     Raises:
         InputError: Another dtype or shape, not as many labels as images, or a tile without a group where others have
@@ -67,6 +86,7 @@ class Tiles:
     soft_labels: np.ndarray | None = None
     groups: np.ndarray | None = None
     attributes: Mapping[str, np.ndarray] = field(default_factory=dict)
+    label_views: LabelViews | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[-1] != 3:
@@ -118,6 +138,9 @@ class Tiles:
         digest.update(np.ascontiguousarray(self.labels.astype("<i8")).data)
         if self.soft_labels is not None:
             digest.update(np.ascontiguousarray(self.soft_labels.astype("<f4")).data)
+        if self.label_views is not None:
+            digest.update(np.ascontiguousarray(self.label_views.codes).data)
+            digest.update(np.ascontiguousarray(self.label_views.ranks.astype("<i8")).data)
         for values in (self.groups, *(self.attributes[name] for name in sorted(self.attributes))):
             if values is not None:
                 digest.update(in_order(values).astype("<i8").data)
@@ -128,7 +151,8 @@ class Tiles:
         soft_labels = None if self.soft_labels is None else self.soft_labels[indices]
         groups = None if self.groups is None else self.groups[indices]
         attributes = {name: values[indices] for name, values in self.attributes.items()}
-        return Tiles(rows_of(self.images, indices), self.labels[indices], soft_labels, groups, attributes)
+        views = None if self.label_views is None else self.label_views.subset(indices)
+        return Tiles(rows_of(self.images, indices), self.labels[indices], soft_labels, groups, attributes, views)
 
 
 @dataclass(frozen=True, eq=False)

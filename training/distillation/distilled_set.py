@@ -19,8 +19,9 @@ from histodistill.training.data.audit_tiles import real_tiles
 from histodistill.training.data.image_dataset import open_image_table, write_image_dataset
 from histodistill.training.data.medmnist import public_name
 from histodistill.training.data.sources import load_tiles
-from histodistill.training.data.tiles import TileSource
+from histodistill.training.data.tiles import Tiles, TileSource
 from histodistill.training.distillation.community_figures import community_map, community_tiles
+from histodistill.training.distillation.label_views import label_views
 from histodistill.training.distillation.pool_selection import Selection, SelectionInputs
 from histodistill.training.distillation.selector_options import SelectorConfig
 from histodistill.training.generate import CALL_OPTIONS
@@ -234,13 +235,27 @@ def write_selector(folder: Path, selection: Selection, inputs: SelectionInputs, 
     community_tiles(sources.images, labels, communities, centrality, chosen, names, folder / "community_tiles.png")
 
 
-def write_images(folder: Path, selection: Selection, inputs: SelectionInputs, sources: Sources) -> Features:
+def write_images(
+    folder: Path,
+    selection: Selection,
+    inputs: SelectionInputs,
+    sources: Sources,
+    teacher: Classifier,
+    num_views: int = 1,
+) -> Features:
     """Writes the chosen images, best first within a class, with what is known of each.
+
+    Args:
+        folder: The `data` folder of the dataset.
+        selection, inputs, sources: What was chosen, by what, and of what.
+        teacher: Of the soft labels of views.
+        num_views: Views of each image of which there are soft labels, the image as it is included.
 
     Returns:
         The features of the dataset.
     """
     chosen = selection.chosen
+    images = sources.images[chosen]
     columns = {
         "label": sources.labels[chosen],
         "soft_label": inputs.probabilities[chosen],
@@ -250,7 +265,10 @@ def write_images(folder: Path, selection: Selection, inputs: SelectionInputs, so
         # The best of each class come first.
         "rank": np.arange(len(chosen)) % selection.selector.n_per_class + 1,
     }
-    return write_image_dataset(folder, sources.images[chosen], columns, sources.class_names)
+    if num_views > 1:
+        tiles = Tiles(images, columns["label"])
+        columns["soft_label_views"] = label_views(teacher, tiles, columns["rank"], num_views).codes
+    return write_image_dataset(folder, images, columns, sources.class_names)
 
 
 def write_card(

@@ -5,8 +5,9 @@
 Leaves `selector/` (the fitted selector, and pictures of the pool's communities) and `distilled/` (a dataset that
 `load_dataset` opens) in the output folder. `docs/selection.md` tells what the defaults were chosen from. Whatever
 chooses, Infomap finds the communities of the pool; `--selector infomap` also chooses by them, as the paper does.
-The teacher is a classifier trained on the real tiles: its probabilities become the column soft_label. Real tiles
-(`--data`) are needed only by `--typical-share` and `--drop-copies`, and none of them is written anywhere.
+The teacher is a classifier trained on the real tiles: its probabilities become the column soft_label, and with
+`--soft-label-views` those of further views of each image the column soft_label_views. Real tiles (`--data`) are needed
+only by `--typical-share` and `--drop-copies`, and none of them is written anywhere.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from histodistill.selection.names import MAX_LABEL_VIEWS
 from histodistill.training.distillation.selector_options import FILTERS, SelectorConfig
 from histodistill.training.models.encoder_licences import check_licence, encoder_records, tell_licences
 from histodistill.training.running.errors import InputError, param
@@ -44,6 +46,14 @@ class SelectConfig(SelectorConfig, SourceOptions):
         setting=False,  # the record has it beside the encoder
     )
     output: Path = option("folder for selector/ and distilled/", setting=False)
+    soft_label_views: int = option(
+        "fixed views of each image, turned, cut out or mixed with another, of which there are soft labels; 1: the "
+        "image as it is, and no column soft_label_views",
+        default=1,
+        at_least=1,
+        at_most=MAX_LABEL_VIEWS,
+        later=True,
+    )
     drop_copies: bool = option(
         "drop images that are copies of a real tile, as histodistill audit finds them; needs --data",
         default=False,
@@ -128,7 +138,9 @@ def run(config: SelectConfig) -> Path:
     encoders = used_encoders(config, sources.teacher_record)
     stage.begin()
     distilled_set.write_selector(selector_folder, selection, inputs, sources)
-    features = distilled_set.write_images(folder / "data", selection, inputs, sources)
+    features = distilled_set.write_images(
+        folder / "data", selection, inputs, sources, teacher, config.soft_label_views
+    )
     distilled_set.write_card(
         folder / "README.md",
         config,

@@ -106,6 +106,9 @@ def read_sites(paths: Sequence[Path], names: Sequence[str] | None, output: Path)
     if not all("rank" in site.table.columns for site in sites):
         for site in sites:
             site.table.columns.pop("rank", None)
+    # Views are told by class and rank, which images of several sites share.
+    for site in sites:
+        site.table.columns.pop("soft_label_views", None)
     check_alike(sites)
     set_offsets(sites)
     return sites

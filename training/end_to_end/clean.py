@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # The steps of a run that `distill` began, by their folders; others may be there besides.
 _STEPS = ("autoencoder", "pipeline", "teacher", "pool", "distilled", "comparison", "audit")
-_MORE_STEPS = ("evaluation", "benchmark")
+_MORE_STEPS = ("evaluation", "benchmark", "benchmark/infodist")
 
 
 @config

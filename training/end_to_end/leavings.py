@@ -17,7 +17,7 @@ _TRAINED = "(autoencoder|pipeline|teacher)"
 # A checkpoint's folder, and what `save_checkpoint` writes into it.
 _CHECKPOINT = r"checkpoint-\d+/(state\.json|\w+\.safetensors)"
 # Where the cells of tables are: they have checkpoints, too.
-_CELLS = "(comparison|evaluation|benchmark/cells)"
+_CELLS = "(comparison|evaluation|benchmark(/infodist)?/cells)"
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,18 @@ LEAVINGS = (
     Leaving("parts of the pool", (r"pool/chunks/chunk-\d+\.npz", r"pool/shards/train-\d{5}-of-\d{5}\.parquet")),
     Leaving(
         "embeddings for the results table",
-        (r"benchmark/inputs(-\d+)?\.npz",),
+        (r"benchmark(/infodist)?/inputs(-\d+)?\.npz",),
         "a larger results table computes them anew",
     ),
     Leaving(
         "what peers of the results table made of real tiles",
         (r"benchmark/peers/[\w.-]+\.(npz|png)",),
         "a larger results table makes it anew, which may take hours",
+    ),
+    Leaving(
+        "what guided rows of the results table sampled",
+        (r"benchmark/guided/[\w.-]+\.(npz|png)",),
+        "a larger results table samples it anew",
     ),
     Leaving("keys of private trainings", (r"(autoencoder|pipeline)/private\.key",)),
     Leaving("what was being written when a process ended", (r"(.+/)?\.[^/]+\.(\d+|[0-9a-f]{16})\.tmp(/.+)?",)),

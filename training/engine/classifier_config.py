@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from histodistill.selection.names import MAX_LABEL_VIEWS
 from histodistill.training.models.architectures import (
     ARCHITECTURES,
     check_architecture,
@@ -60,6 +61,15 @@ class ClassifierConfig(StepConfig):
         at_least=0,
         at_most=1,
         group=_LOSS,
+    )
+    soft_label_views: int = option(
+        "fixed views that a tile is shown in, each with its own soft labels that come with the tiles; 1: as it is; "
+        "more need --soft-label-weight 1",
+        default=1,
+        at_least=1,
+        at_most=MAX_LABEL_VIEWS,
+        group=_LOSS,
+        later=True,
     )
     temperature: float = option("at which soft labels and logits are compared", default=4.0, at_least=0.1, group=_LOSS)
     max_train_steps: int = option("optimizer steps", default=1000, at_least=1, group=_OPTIMISATION)
@@ -131,7 +141,7 @@ def check_recipe(config: Any) -> None:
 
     Raises:
         InputError: For a loss that has no use for soft labels or mixed tiles, a width of a network that has its own,
-            and what logistic regression cannot do.
+            views where labels count, and what logistic regression cannot do.
     """
     if config.width is not None and is_from_elsewhere(config.architecture):
         raise InputError(
@@ -141,6 +151,8 @@ def check_recipe(config: Any) -> None:
     unknown = {name: getattr(config, name) for name in _UNKNOWN_TO_PROBES if getattr(config, name)}
     if config.loss != "ce":
         unknown["loss"] = config.loss
+    if config.soft_label_views > 1:
+        unknown["soft_label_views"] = config.soft_label_views
     if is_probe(config.architecture) and unknown:
         name, value = next(iter(unknown.items()))
         raise InputError(
@@ -152,6 +164,11 @@ def check_recipe(config: Any) -> None:
             f"{param('loss')}={config.loss} does not go with mixed tiles, which are of no one class: give "
             f"{param('loss')}=ce, or {param('mixup')}=0 and {param('cutmix')}=0"
         )
+    if config.soft_label_views > 1 and (config.loss != "ce" or config.soft_label_weight < 1):
+        raise InputError(
+            f"{param('soft_label_views')}={config.soft_label_views} goes with soft labels alone, since views show "
+            f"parts of other tiles: give {param('soft_label_weight')}=1 and {param('loss')}=ce, or 1"
+        )
     if config.loss == "contrastive" and config.soft_label_weight:
         raise InputError(
             f"{param('soft_label_weight')}={config.soft_label_weight} has no meaning for "
@@ -160,5 +177,12 @@ def check_recipe(config: Any) -> None:
 
 
 def recorded_recipe(config: ClassifierConfig, label: str | None = None) -> dict[str, Any]:
-    """A recipe as a record has it: with the label of an architecture where it is a path; None for that as it is."""
-    return {**asdict(config), "architecture": label or config.architecture}
+    """A recipe as a record has it, without options at their default that earlier versions did not have.
+
+    Args:
+        config: The recipe.
+        label: Of the architecture, where it is a path; None for it as it is.
+    """
+    settings = config.settings()
+    recipe = {name: value for name, value in asdict(config).items() if name in settings}
+    return {**recipe, "architecture": label or config.architecture}

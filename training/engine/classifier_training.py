@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import functools
 import math
 import time
@@ -23,12 +22,14 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch.nn import functional as F
 
+from histodistill.hub_cards.tables import decode_soft_label_views
+from histodistill.selection.fixed_views import FixedViews
 from histodistill.selection.streams import stream, torch_seed
 from histodistill.training.data.pixels import ready_for, to_device, to_model_input
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.engine.augment import AugmentationPlan, apply_plan, draw_plan
 from histodistill.training.engine.checkpoints import content_of, resume_training, save_checkpoint
-from histodistill.training.engine.classifier_config import ClassifierConfig
+from histodistill.training.engine.classifier_config import ClassifierConfig, recorded_recipe
 from histodistill.training.engine.losses import at_temperature, batch_loss
 from histodistill.training.engine.mixing import MixingPlan, draw_mixing, mix, mix_images
 from histodistill.training.engine.prefetch import batches_ahead, made_ahead
@@ -60,6 +61,40 @@ def soft_labels_of(train: Tiles, weight: float) -> np.ndarray:
             "dataset with a column soft_label, or give 0"
         )
     return train.soft_labels
+
+
+def soft_labels_of_views(train: Tiles, num_views: int) -> np.ndarray:
+    """The soft labels of training tiles as they are and of further views, float N×num_views×C.
+
+    Raises:
+        InputError: If they have none, or fewer.
+    """
+    soft_labels = soft_labels_of(train, weight=1)
+    known = 1 if train.label_views is None else 1 + train.label_views.codes.shape[1]
+    if train.label_views is None or known < num_views:
+        raise InputError(
+            f"{param('soft_label_views')}={num_views} needs soft labels of as many views, and the training tiles have "
+            f"{known}: train on a dataset that histodistill select made with as many {param('soft_label_views')}, or "
+            f"give {known}"
+        )
+    others = decode_soft_label_views(train.label_views.codes[:, : num_views - 1])
+    return np.concatenate([soft_labels[:, None], others], axis=1)
+
+
+def fixed_views_of(train: Tiles, num_classes: int, num_views: int) -> FixedViews:
+    """The views of training tiles that have soft labels of views.
+
+    Raises:
+        InputError: If two of them have the same class and rank.
+    """
+    assert train.label_views is not None
+    try:
+        return FixedViews(train.labels, train.label_views.ranks, num_classes, num_views)
+    except ValueError as error:
+        raise InputError(
+            f"{param('soft_label_views')}={num_views} cannot be had of these tiles ({error}): make the set again with "
+            "histodistill select, or give 1"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -216,7 +251,7 @@ class ClassifierTraining:
     def settings(self) -> dict[str, Any]:
         """What a checkpoint must agree with: the recipe, and hashes of all that is trained on and chosen by."""
         return {
-            **dataclasses.asdict(self.config),
+            **recorded_recipe(self.config),
             "class_names": self.class_names,
             "train": self.batches.train.fingerprint(),
             "validation": None if self.validation is None else self.validation.fingerprint(),
@@ -414,7 +449,13 @@ class TrainingBatches:
         self.order = BatchOrder("classifier", len(train), self.batch_size, config.seed, weights)
         self.labels = torch.from_numpy(train.labels)
         self.soft_labels = None
-        if config.soft_label_weight > 0:
+        self.fixed_views = None
+        if config.soft_label_views > 1:
+            # Of the tiles as they are come first, then those of view 1, and so on.
+            of_views = soft_labels_of_views(train, config.soft_label_views).swapaxes(0, 1).reshape(-1, num_classes)
+            self.soft_labels = at_temperature(torch.from_numpy(of_views), config.temperature)
+            self.fixed_views = fixed_views_of(train, num_classes, config.soft_label_views)
+        elif config.soft_label_weight > 0:
             soft_labels = soft_labels_of(train, config.soft_label_weight)
             self.soft_labels = at_temperature(torch.from_numpy(soft_labels), config.temperature)
 
@@ -439,17 +480,21 @@ class TrainingBatches:
             mixup=config.mixup,
             cutmix=config.cutmix,
         )
-        share = self._share(indices)
-        views = self._read(share, self._share(plan))
-        labels, soft_labels = self.labels[share], None if self.soft_labels is None else self.soft_labels[share]
+        fixed = self._draw_fixed_views(indices, position)
+        share, fixed_share = self._share(indices), self._share(fixed)
+        views = self._read(share, fixed_share, self._share(plan))
+        labels, soft_labels = self.labels[share], self._soft_labels_of(share, fixed_share)
         if mixing is None:
             return DrawnBatch(views, None, labels, soft_labels)
         mixing = self._share(mixing)
-        partners = indices[mixing.partners.numpy()]
+        chosen = mixing.partners.numpy()
+        partners, fixed_partners = indices[chosen], fixed[chosen]
         labels = mix(self._one_hot(labels), self._one_hot(self.labels[partners]), mixing)
-        if soft_labels is not None and self.soft_labels is not None:
-            soft_labels = mix(soft_labels, self.soft_labels[partners], mixing)
-        return DrawnBatch(views, (self._read(partners, plan[mixing.partners]), mixing), labels, soft_labels)
+        of_partners = self._soft_labels_of(partners, fixed_partners)
+        if soft_labels is not None and of_partners is not None:
+            soft_labels = mix(soft_labels, of_partners, mixing)
+        read = self._read(partners, fixed_partners, plan[mixing.partners])
+        return DrawnBatch(views, (read, mixing), labels, soft_labels)
 
     def augmented(self, drawn: DrawnBatch) -> Batch:
         """What was drawn, brought to the device and augmented there."""
@@ -463,9 +508,24 @@ class TrainingBatches:
     def _share(self, of_whole_batch: Any) -> Any:
         return process_slice(of_whole_batch, self.accelerator.process_index, self.accelerator.num_processes)
 
-    def _read(self, indices: np.ndarray, plan: AugmentationPlan) -> TileViews:
-        tiles = torch.from_numpy(self.train.images[indices])
-        return TileViews(ready_for(self.accelerator.device, tiles), plan)
+    def _draw_fixed_views(self, indices: np.ndarray, position: int) -> np.ndarray:
+        """The fixed view in which each tile of a batch is shown, int64 N: one of those that it has, by chance."""
+        if self.fixed_views is None:
+            return np.zeros_like(indices)
+        generator = step_generator("fixed views of the classifier's tiles", self.config.seed, position)
+        numbers = torch.rand(len(indices), generator=generator, dtype=torch.float64).numpy()
+        available = self.fixed_views.available[indices]
+        places = (numbers * available.sum(axis=1)).astype(np.int64)
+        # The views that there are come first, in order.
+        return np.take_along_axis(np.argsort(~available, axis=1, kind="stable"), places[:, None], axis=1)[:, 0]
+
+    def _soft_labels_of(self, indices: np.ndarray, views: np.ndarray) -> torch.Tensor | None:
+        return None if self.soft_labels is None else self.soft_labels[indices + views * len(self.train)]
+
+    def _read(self, indices: np.ndarray, views: np.ndarray, plan: AugmentationPlan) -> TileViews:
+        images = self.train.images
+        tiles = images[indices] if self.fixed_views is None else self.fixed_views.make(images, indices, views)
+        return TileViews(ready_for(self.accelerator.device, torch.from_numpy(tiles)), plan)
 
     def _augmented(self, views: TileViews) -> torch.Tensor:
         return apply_plan(to_model_input(views.tiles, self.accelerator.device), views.plan)

@@ -13,6 +13,10 @@ renews their hashes, and measures nothing again. `RUN/audit/` has two pictures o
 generated images that are most like them, of the distilled set and of the pool, and must not be shared.
 `RUN/distilled/README.md` is written anew, with the verdict and the scores.
 
+With `--label-attack 3` another thing is measured in place of all this: what the soft labels of the distilled set
+give away beside its images, since their teacher has seen the real tiles. It takes the training of twice as many
+classifiers, and no verdict rests on it.
+
 With `--merged` a set that `merge` joined is audited in place of the run's own, by the tiles of this run alone: each
 site asks so whether the whole gives away anything about its own tiles.
 
@@ -24,6 +28,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.notes import is_step_of_distill
 from histodistill.training.running.options import StepParser, config, option, run_script
 from histodistill.training.running.program import ANSWER_IS_NO
@@ -34,6 +39,8 @@ from histodistill.training.running.source_options import SourceOptions
 AUDIT = "audit.json"
 #: The same of a merged set, by the tiles of this run.
 MERGED_AUDIT = "audit_merged.json"
+#: What the soft labels of the distilled set give away beside its images.
+LABEL_AUDIT = "audit_labels.json"
 
 
 @config
@@ -54,6 +61,13 @@ class AuditConfig(SourceOptions):
         default=None,
         setting=False,
     )
+    label_attack: int = option(
+        "in place of the audit, trains so many classifiers on the labels of the distilled set, and as many on its "
+        "soft labels, to tell training tiles by their losses; leaves RUN/audit_labels.json; 0: does not",
+        default=0,
+        at_least=0,
+        setting=False,
+    )
     plant: int = option(
         "copies of each kind to plant; 0 plants none, and then nothing passes", default=100, at_least=0
     )
@@ -65,6 +79,13 @@ class AuditConfig(SourceOptions):
     )
     weight_tiles: int = option("tiles of either kind whose loss is measured", default=2000, at_least=2)
     seed: int = option("seed of all that is random", default=0, at_least=0)
+
+    def check(self) -> None:
+        """Checks that one thing is asked for."""
+        if self.label_attack and self.merged is not None:
+            raise InputError(
+                f"{param('label_attack')}={self.label_attack} is about the run's own set: leave {param('merged')} out"
+            )
 
     @property
     def spaces(self) -> tuple[str, ...]:
@@ -119,6 +140,15 @@ def run(config: AuditConfig) -> dict[str, Any]:
         print("\n".join(summary_lines(record)))
         print(f"audit: saved to {path}; it is about {config.merged}, by the tiles of this site alone")
         return read_json(path)
+    if config.label_attack:
+        from histodistill.training.evaluation.label_attack import attack_labels, summary_line
+        from histodistill.training.running.files import write_json
+
+        found = attack_labels(audited, config.label_attack, config.weight_tiles, config.seed)
+        write_json(config.run / LABEL_AUDIT, found)
+        print(summary_line(found))
+        print(f"audit: saved to {config.run / LABEL_AUDIT}")
+        return found
     settings = {
         "stage": "audit",
         "format": AUDIT_FORMAT,
@@ -156,7 +186,8 @@ def exit_code(record: dict[str, Any]) -> int:
     Args:
         record: What `run` returns.
     """
-    return 0 if all(verdict["passed"] is True for verdict in record["parts"].values()) else ANSWER_IS_NO
+    parts = record.get("parts", {})  # of an attack on soft labels there is no verdict
+    return 0 if all(verdict["passed"] is True for verdict in parts.values()) else ANSWER_IS_NO
 
 
 if __name__ == "__main__":

@@ -264,13 +264,28 @@ def measure_losses(files: Mapping[str, bytes], real: RealTiles, num_tiles: int, 
             write_bytes(Path(folder) / name, content)
         pipeline = load_pipeline(folder)
     pipeline.to(best_device())
-    losses, chosen = [], []
+    losses, chosen = [], attacked_rows(real, num_tiles, seed)
+    for part, rows in zip((real.train, real.held_out or real.validation), chosen, strict=True):
+        losses.append(denoising_losses(pipeline, Tiles(rows_of(part.images, rows), part.labels[rows]), seed))
+    return WeightLosses(*attack_scores(*losses), *chosen)
+
+
+def attacked_rows(real: RealTiles, num_tiles: int, seed: int) -> list[np.ndarray]:
+    """The tiles on which an attack by losses is tried; with groups, some of as many as possible.
+
+    Args:
+        real: The real tiles.
+        num_tiles: Tiles of either kind, at most.
+        seed: Of which tiles are drawn.
+
+    Returns:
+        int64 N, rows of the training tiles, and int64 M, rows of those that no model has seen.
+    """
+    rows = []
     for number, part in enumerate((real.train, real.held_out or real.validation)):
         order = stream("tiles of the attack on weights", seed, number).permutation(len(part))
-        rows = np.sort(_spread_over_groups(order, part.groups)[:num_tiles])
-        losses.append(denoising_losses(pipeline, Tiles(rows_of(part.images, rows), part.labels[rows]), seed))
-        chosen.append(rows)
-    return WeightLosses(*attack_scores(*losses), *chosen)
+        rows.append(np.sort(_spread_over_groups(order, part.groups)[:num_tiles]))
+    return rows
 
 
 def _spread_over_groups(order: np.ndarray, groups: np.ndarray | None) -> np.ndarray:

@@ -21,6 +21,17 @@ class _HalvePool(nn.Module):
 _LAYERS_PER_BLOCK = 4
 
 
+def convnet_block(channels: int, width: int) -> list[nn.Module]:
+    """The layers of a block of a ConvNet: conv 3×3 from `channels` to `width`, instance norm, ReLU, pooling by 2."""
+    return [
+        nn.Conv2d(channels, width, kernel_size=3, padding=1),
+        # Groups of one channel: the same as instance norm, and 1.4 times as fast in bfloat16 on a CPU.
+        nn.GroupNorm(width, width),
+        nn.ReLU(),
+        _HalvePool(),
+    ]
+
+
 class ConvNetBackbone(nn.Module):
     """The ConvNet of the dataset-distillation literature (Gidaris & Komodakis, CVPR 2018; Zhao et al., ICLR 2021).
 
@@ -33,13 +44,7 @@ class ConvNetBackbone(nn.Module):
         layers: list[nn.Module] = []
         channels, side, blocks = 3, image_size, 0
         while blocks < 3 or side > 4:
-            layers += [
-                nn.Conv2d(channels, width, kernel_size=3, padding=1),
-                # Groups of one channel: the same as instance norm, and 1.4 times as fast in bfloat16 on a CPU.
-                nn.GroupNorm(width, width),
-                nn.ReLU(),
-                _HalvePool(),
-            ]
+            layers += convnet_block(channels, width)
             channels, side, blocks = width, side // 2, blocks + 1
         self.layers = nn.Sequential(*layers)
         self.num_blocks = blocks

@@ -73,6 +73,13 @@ def normalised_latents(autoencoder: LatentModel, images: torch.Tensor) -> torch.
     return (torch.cat([encode_images(autoencoder, part).float() for part in parts]) - shift) * scale
 
 
+def decode_latents(autoencoder: LatentModel, latents: torch.Tensor) -> torch.Tensor:
+    """Images N×3×H×W of normalised latents N×C×h×w; values may lie a little outside of [-1, 1]."""
+    shift, scale = scale_of_latents(autoencoder)
+    with _bearable(autoencoder, latents.device):
+        return autoencoder.decode(latents / scale + shift).sample
+
+
 def reconstruct(autoencoder: LatentModel, images: torch.Tensor) -> torch.Tensor:
     """Images N×3×H×W in [-1, 1], encoded and decoded again; values may lie a little outside of that range."""
     latents = encode_images(autoencoder, images)

@@ -74,8 +74,13 @@ class BenchmarkRow(Known):
         except InputError as error:
             raise ContentError("holds a row that the results table does not have") from error
         options = "".join(f", {name}={_shown_option(name, value)}" for name, value in row.recipe.items())
-        chosen = f"images that {row.tiles} makes of real tiles" if row.peer else f"pool images chosen by {row.tiles}"
-        return FIXED_ROWS.get(row.tiles, chosen) + options
+        if row.peer:
+            tiles = f"images that {row.tiles} makes of real tiles"
+        elif row.guided:
+            tiles = f"images sampled by {row.tiles}"
+        else:
+            tiles = FIXED_ROWS.get(row.tiles, f"pool images chosen by {row.tiles}")
+        return tiles + options
 
     def steps_text(self) -> str:
         """Its number of steps: see `format_steps`."""

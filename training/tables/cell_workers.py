@@ -17,6 +17,8 @@ from histodistill.training.data.image_dataset import open_image_table
 from histodistill.training.data.scratch_images import decode_once
 from histodistill.training.data.sources import load_tiles
 from histodistill.training.data.tiles import Tiles, sample_per_class
+from histodistill.training.distillation.guided_sampling import guided_file, read_guided
+from histodistill.training.distillation.label_views import label_views, places_in_classes
 from histodistill.training.distillation.peers import peer_file, read_peer
 from histodistill.training.distillation.pool_selection import SelectionInputs, fit_selector
 from histodistill.training.engine.accelerator import make_accelerator
@@ -24,6 +26,7 @@ from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.engine.timing import seconds_of_tile, short_training
 from histodistill.training.evaluation.cells import train_cell
 from histodistill.training.models.architectures import is_probe
+from histodistill.training.models.loading import load_classifier
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.memory import keep_freed_memory
 from histodistill.training.tables.planned_cells import Cell
@@ -69,12 +72,14 @@ class Distillation:
         real: The real training tiles, with the teacher's soft labels where a row needs them.
         inputs: What selections go by.
         folder: Where what is decoded once is kept.
+        teacher: Folder of its teacher.
     """
 
     pool: Tiles
     real: Tiles
     inputs: SelectionInputs
     folder: Path
+    teacher: Path
 
     @cached_property
     def decoded_pool(self) -> Tiles:
@@ -124,16 +129,27 @@ class Worker:
             Tiles(train.images, train.labels, real_probabilities),
             inputs,
             self.folder,
+            run / "teacher",
         )
 
     def training_tiles(self, cell: Cell) -> Tiles:
-        """The tiles that a cell trains on.
+        """The tiles that a cell trains on, with soft labels of their views where it learns from these.
 
         Raises:
             InputError: Where a class has too few, or for a selector's refusal.
         """
+        tiles, num_views = self._tiles_as_they_are(cell), cell.config.soft_label_views
+        if num_views == 1:
+            return tiles
+        teacher = load_classifier(self._distillation_of(cell).teacher).to(self.accelerator.device)
+        return replace(tiles, label_views=label_views(teacher, tiles, places_in_classes(tiles.labels), num_views))
+
+    def _distillation_of(self, cell: Cell) -> Distillation:
+        return self.distillations[cell.config.seed % len(self.distillations)]
+
+    def _tiles_as_they_are(self, cell: Cell) -> Tiles:
         row, seed = cell.row, cell.config.seed
-        distillation = self.distillations[seed % len(self.distillations)]
+        distillation = self._distillation_of(cell)
         if row.tiles == "real_all":
             return distillation.real
         if row.tiles == "pool_all":
@@ -143,6 +159,8 @@ class Worker:
             return distillation.real.subset(sample_per_class(distillation.real.labels, cell.size, seed))
         if row.peer is not None:
             return read_peer(peer_file(self.folder, row.file_name, cell.size, seed))
+        if row.guided is not None:
+            return read_guided(guided_file(self.folder, row.file_name, cell.size, seed))
         selection = fit_selector(row.selection(cell.size, seed), distillation.inputs, self.class_names)
         chosen = distillation.pool.subset(selection.selector.selected_indices_)
         return replace(chosen, images=decode_once(chosen.images, self.folder))

@@ -14,6 +14,12 @@ training; with --also they choose in turn from the pools of several runs, distil
 Trainings run in several processes and are kept, so a killed benchmark goes on where it was, and rows, sizes, seeds,
 classifiers and numbers of steps can be added by further calls. Leaves `RUN/benchmark/` with benchmark.json,
 benchmark.md and figures, of all that was ever trained there; margins over random choice are paired by seed.
+
+    histodistill benchmark runs/mine --data my_tiles.npz --protocol infodist --embedder teacher
+
+makes another table: what InfoDist (Li and Kainz, MICCAI 2024) chooses from the pool, as its published code does it and
+as it is meant, beside random choice and all tiles, trained and scored by its recipe, of 1,000 epochs. Its trainings
+come one after the other, and are kept as well. Leaves `RUN/benchmark/infodist/` with infodist.json and infodist.md.
 """
 
 from __future__ import annotations
@@ -24,6 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from histodistill.training.distillation.guided_options import GuidedConfig
 from histodistill.training.distillation.peer_options import MatchingConfig
 from histodistill.training.evaluation.plans import CellsConfig, require_once
 from histodistill.training.models.architectures import PROBE
@@ -31,12 +38,20 @@ from histodistill.training.models.encoder_names import COLOURS
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import StepParser, config, like, option, run_script
 from histodistill.training.running.source_options import SourceOptions
+from histodistill.training.tables.infodist_rows import (
+    INFODIST_RECIPES,
+    INFODIST_TILES,
+    PROTOCOLS,
+    PUBLISHED_SIZE,
+    check_protocol,
+)
 from histodistill.training.tables.planned_cells import Line, TablePlan, check_kept, kept_cells
 from histodistill.training.tables.rows import FIXED_ROWS, HEADLINE_ROWS, LADDER, QUICK_SIZES, RECIPE_OPTIONS
 
 
 if TYPE_CHECKING:
     from histodistill.training.data.tiles import Tiles
+    from histodistill.training.distillation.guided_sampling import GuidedSampler
 
 
 # What stands below the options in `--help`.
@@ -45,9 +60,17 @@ _ROWS_HELP = (
     + "; ".join(f"{name}: {title}" for name, title in FIXED_ROWS.items())
     + "; peer:dm[:OPTION=VALUE,…]: images that distribution matching makes of the real tiles, with "
     + ", ".join(option.name for option in dataclasses.fields(MatchingConfig))
+    + "; guided:modes[:OPTION=VALUE,…] and guided:repulsion[:OPTION=VALUE,…]: images that the run's pipeline samples "
+    "for the row, drawn to modes of the pool or repelling each other, with "
+    + ", ".join(option.name for option in dataclasses.fields(GuidedConfig))
     + "; SELECTOR[:OPTION=VALUE,…] with a selector and options of histodistill select, as in infomap:quota=sqrt, "
     "but without drop_copies and copy_embedders, since rows choose from the whole pool, copies of real tiles "
-    "included. Each may end in @OPTION=VALUE,… with options of the recipe: " + ", ".join(RECIPE_OPTIONS)
+    "included. Each may end in @OPTION=VALUE,… with options of the recipe: "
+    + ", ".join(RECIPE_OPTIONS)
+    + ". With --protocol infodist: "
+    + "; ".join(f"{name}: {title}" for name, title in INFODIST_TILES.items())
+    + ". Each may end in @ and one of "
+    + "; ".join(filter(None, INFODIST_RECIPES))
 )
 
 
@@ -67,10 +90,20 @@ _QUICK_LADDER, _QUICK_SEEDS = LADDER[:2], (0, 1)
 class ResultsTableConfig(SourceOptions):
     """Options of `benchmark`; those of the cells may differ from call to call, and the table grows."""
 
-    run: Path = option("folder with pool/ and teacher/", positional=True, metavar="RUN", setting=False)
+    run: Path = option(
+        "folder with pool/ and teacher/, and for guided rows pipeline/", positional=True, metavar="RUN", setting=False
+    )
     data: str | Path = option("the real tiles: the source that the run was made from", setting=False)
     image_size: int | None = option("side in pixels; default: the size tiles have", default=None, setting=False)
-    output: Path | None = option("folder for the result; default: RUN/benchmark", default=None, setting=False)
+    protocol: str = option(
+        "v2 is the table of this project; infodist is one by the selection and the recipe of InfoDist",
+        default="v2",
+        choices=PROTOCOLS,
+        setting=False,
+    )
+    output: Path | None = option(
+        "folder for the result; default: RUN/benchmark, or RUN/benchmark/infodist", default=None, setting=False
+    )
     rows: tuple[str, ...] | None = option(
         "what classifiers are trained on", default=None, metavar="ROW", setting=False
     )
@@ -119,6 +152,19 @@ class ResultsTableConfig(SourceOptions):
         at_least=1,
         setting=False,
     )
+    epochs: int | None = option(
+        "of --protocol infodist: fewer epochs than its 1,000, which the table then tells",
+        default=None,
+        at_least=1,
+        setting=False,
+    )
+    published: Path | None = option(
+        "of --protocol infodist: CSV file with the columns row,metric,value, whose figures stand beside those of "
+        f"{PUBLISHED_SIZE} images per class and of all",
+        default=None,
+        metavar="FILE",
+        setting=False,
+    )
 
     def check(self) -> None:
         """Reads rows, classifiers and recipe, and checks that nothing is named twice."""
@@ -129,7 +175,9 @@ class ResultsTableConfig(SourceOptions):
             raise InputError(f"{param('quick')} says what to train: give {param('train')}, or {param('quick')}")
         if self.rows is not None and len(set(self.rows)) < len(self.rows):
             raise InputError(f"{param('rows')} names a row twice: name each once")
-        _ = self.lines  # reading them is checking them
+        check_protocol(self)
+        if self.protocol == "v2":
+            _ = self.lines  # reading them is checking them
 
     @property
     def runs(self) -> tuple[Path, ...]:
@@ -139,11 +187,12 @@ class ResultsTableConfig(SourceOptions):
     @functools.cached_property
     def folder(self) -> Path:
         """The folder for the result."""
-        return self.output or self.run / "benchmark"
+        usual = self.run / "benchmark"
+        return self.output or (usual if self.protocol == "v2" else usual / self.protocol)
 
     @functools.cached_property
     def lines(self) -> list[Line]:
-        """The lines of the table that this call asks for."""
+        """The lines of the table that this call asks for, by the protocol v2."""
         train, rows, sizes, seeds = self.train or _USUAL_TRAIN, self.rows, self.sizes, self.seeds
         if self.quick:
             train, rows = (_plan_text("convnet", _QUICK_LADDER),), rows or HEADLINE_ROWS
@@ -170,12 +219,17 @@ def run(config: ResultsTableConfig) -> dict[str, Any]:
 
     Returns:
         What benchmark.json holds: the name of the data, the classes, the rows as `results_summary.summarise` returns
-        them, and notes on what was left out.
+        them, and notes on what was left out. By the protocol infodist what infodist.json holds.
 
     Raises:
         InputError: For a run or tiles that do not fit, a selector's refusal of its options, a folder of another table
             or of cells of another recipe, or a process that was killed.
     """
+    if config.protocol == "infodist":
+        from histodistill.training.tables.infodist_protocol import run_infodist
+
+        return run_infodist(config)
+
     from histodistill.training.data.image_dataset import open_image_table
     from histodistill.training.data.sources import load_tiles
     from histodistill.training.running.stages import Stage, require_parts
@@ -218,6 +272,7 @@ def run(config: ResultsTableConfig) -> dict[str, Any]:
     for cell in (line.first for line in config.lines):
         if cell.size is not None and cell.row.options is not None:
             make_selector(cell.row.selection(cell.size, seed=0))  # refuses what the selector does not take
+    samplers = make_samplers(config)
     schedule = Schedule(config.lines, check_kept(config.lines, config.folder))
     stage.begin()  # before anything is kept that is of these settings alone
     for number, (run, pool) in enumerate(zip(config.runs, pools, strict=True)):
@@ -226,6 +281,7 @@ def run(config: ResultsTableConfig) -> dict[str, Any]:
             pool.images, source.split("train").images,
         )  # fmt: skip
     make_peers(config.folder, config.lines, source.split("train"))
+    make_guided_sets(config.folder, config.lines, samplers)
 
     notes = train_cells(config, schedule, stage) if schedule.remaining() else []
     for split in SPLITS:
@@ -255,6 +311,37 @@ def make_peers(folder: Path, lines: Sequence[Line], real: Tiles) -> None:
         if row.peer is not None and size is not None:
             for seed in line.seeds:
                 make_peer(peer_file(folder, row.file_name, size, seed), real, size, seed, row.peer)
+
+
+def make_samplers(config: ResultsTableConfig) -> list[GuidedSampler]:
+    """What samples guided rows, of each run; none where there is no such row.
+
+    Raises:
+        InputError: For a run without the pipeline that its pool was made with.
+    """
+    if all(line.first.row.guided is None for line in config.lines):
+        return []
+    from histodistill.training.distillation.guided_sampling import GuidedSampler
+
+    return [GuidedSampler(run) for run in config.runs]
+
+
+def make_guided_sets(folder: Path, lines: Sequence[Line], samplers: Sequence[GuidedSampler]) -> None:
+    """Samples the guided images that lines need and that are not there yet.
+
+    Args:
+        folder: Of the table.
+        lines: Of the table.
+        samplers: See `make_samplers`; the seeds take them in turn.
+    """
+    from histodistill.training.distillation.guided_sampling import guided_file, make_guided
+
+    for line in lines:
+        row, size = line.first.row, line.first.size
+        if row.guided is not None and size is not None:
+            for seed in line.seeds:
+                file = guided_file(folder, row.file_name, size, seed)
+                make_guided(file, samplers[seed % len(samplers)], size, seed, row.guided)
 
 
 def write_table(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from histodistill.selection import SELECTOR_NAMES
+from histodistill.training.distillation.guided_options import GUIDED, GUIDES, GuidedConfig
 from histodistill.training.distillation.peer_options import PEER, PEERS, MatchingConfig
 from histodistill.training.distillation.selector_options import SelectorConfig
 from histodistill.training.engine.classifier_config import ClassifierConfig
@@ -94,9 +95,10 @@ class Row:
 
     Attributes:
         name: The row as the user wrote it: `TILES[@OPTION=VALUE,…]`.
-        tiles: One of `FIXED_ROWS`, or a selector or a peer with its options: the name up to the @.
+        tiles: One of `FIXED_ROWS`, or a selector, peer or guidance with its options: the name up to the @.
         options: The selector and its options; None for a row that is not selected.
         peer: How the images of a peer are made; None for any other row.
+        guided: How the images of a guided row are sampled; None for any other row.
         recipe: What the row changes of the recipe, by name of the option.
     """
 
@@ -105,6 +107,7 @@ class Row:
     options: SelectorConfig | None
     recipe: dict[str, Any] = field(default_factory=dict)
     peer: MatchingConfig | None = None
+    guided: GuidedConfig | None = None
 
     @property
     def file_name(self) -> str:
@@ -136,7 +139,7 @@ def parse_row(name: str) -> Row:
     """Reads a row, such as `real_all`, `infomap:quota=sqrt`, `peer:dm:steps=500` or `random@loss=joint,margin=0.2`.
 
     Raises:
-        InputError: For an unknown selector, peer or option, or a value that the option does not take.
+        InputError: For an unknown selector, peer, guidance or option, or a value that the option does not take.
     """
     where = f"{param('rows')} {name}"
     tiles, at, changes = name.partition("@")
@@ -146,7 +149,10 @@ def parse_row(name: str) -> Row:
     if tiles.startswith(PEER):
         if recipe.get("soft_label_weight"):
             raise InputError(f"{where}: a peer's images have no soft labels: leave soft_label_weight out")
-        return Row(name, tiles, None, recipe, _parse_peer(tiles.removeprefix(PEER), where))
+        return Row(name, tiles, None, recipe, _parse_method(tiles.removeprefix(PEER), PEERS, "peer", where))
+    if tiles.startswith(GUIDED):
+        guided = _parse_method(tiles.removeprefix(GUIDED), GUIDES, "guidance", where)
+        return Row(name, tiles, None, recipe, guided=guided)
     return Row(name, tiles, _parse_selector(tiles, where), recipe)
 
 
@@ -160,15 +166,22 @@ def _parse_selector(text: str, where: str) -> SelectorConfig:
     return _with_options(SelectorConfig, items, _SELECTOR_OPTIONS, where, selector=selector)
 
 
-def _parse_peer(text: str, where: str) -> MatchingConfig:
-    """Reads the name of a row's peer with its options; `where` begins the sentence of an error."""
+def _parse_method(text: str, methods: Mapping[str, type[_Config]], kind: str, where: str) -> _Config:
+    """Reads the name of a method with its options.
+
+    Args:
+        text: What follows the row's `PEER` or `GUIDED`.
+        methods: Name → options of all of the kind.
+        kind: In a word, for an error.
+        where: What the sentence of an error begins with.
+    """
     name, _, rest = text.partition(":")
-    if name not in PEERS:
+    if name not in methods:
         raise InputError(
-            f"{where}: there is no peer {name!r}{did_you_mean(name, PEERS)}: give one of {', '.join(PEERS)}"
+            f"{where}: there is no {kind} {name!r}{did_you_mean(name, methods)}: give one of {', '.join(methods)}"
         )
-    known = tuple(option.name for option in dataclasses.fields(PEERS[name]))
-    return _with_options(PEERS[name], rest.split(",") if rest else [], known, where)
+    known = tuple(option.name for option in dataclasses.fields(methods[name]))
+    return _with_options(methods[name], rest.split(",") if rest else [], known, where)
 
 
 def _with_options(

@@ -26,14 +26,14 @@ def needed_inputs(lines: Iterable[Line]) -> set[str]:
     """Names of the arrays that the lines of a table need.
 
     All need `embeddings` and `probabilities` of the pool; `real_embeddings` come where a row goes by the real tiles,
-    and `real_probabilities` where a row of tiles that are not selected has soft labels.
+    and `real_probabilities` where a row of tiles that are not selected has soft labels. Guided images bring their own.
     """
     needed = {"embeddings", "probabilities"}
     for cell in (line.first for line in lines):
         options = cell.row.options
         if options is not None and options.typical_share is not None:
             needed.add("real_embeddings")
-        if options is None and cell.config.soft_label_weight > 0:
+        if options is None and cell.row.guided is None and cell.config.soft_label_weight > 0:
             needed.add("real_probabilities")
     return needed
 

@@ -110,6 +110,16 @@ def test_ranks_are_left_out_where_an_older_set_has_none(sites, tmp_path, run_mai
     assert "`rank`" not in card_of(tmp_path / "merged")
 
 
+def test_soft_labels_of_views_are_left_out(sites, tmp_path, run_main):
+    """Two sites have images of the same class and rank, by which views are told."""
+    images, columns, _ = read_image_dataset(sites[0] / "distilled")
+    columns["soft_label_views"] = np.broadcast_to(np.array([0, 255, 255], np.uint8), (len(images), 2, 3))
+    write_image_dataset(sites[0] / "distilled" / "data", images, columns, NAMES)
+    run_main(script, *sites, "--output", tmp_path / "merged")
+    _, merged, _ = read_image_dataset(tmp_path / "merged")
+    assert "soft_label_views" not in merged and "rank" in merged and "soft_label" in merged
+
+
 def test_result_loads_with_its_columns(sites, tmp_path, run_main):
     run_main(script, *sites, "--output", tmp_path / "merged", "--names", "a: 'b'", "c & d")
     dataset = load_dataset(str(tmp_path / "merged"), split="train")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import warnings
@@ -16,6 +17,7 @@ from histodistill.selection import (
     BaseSelector,
     DegenerateGraphWarning,
     DistillSelector,
+    FixedViews,
     KCenterSelector,
     KernelHerdingSelector,
     RandomSelector,
@@ -91,6 +93,41 @@ def test_distilled_images_are_those_that_the_selector_chose(selected, tiny_pool,
         warnings.simplefilter("ignore", DegenerateGraphWarning)
         again = DistillSelector(n_per_class=2, n_neighbors=3).fit(embed(teacher, pool_images), pool["label"])
     np.testing.assert_array_equal(again.selected_indices_, chosen)
+
+
+def test_soft_labels_of_views_are_what_the_teacher_says_of_them(
+    selected, tmp_path, run_main, select_argv, tiny_teacher
+):
+    run_main(script, *select_argv, "--soft-label-views", 7, "--output", tmp_path)
+    images, columns, _ = read_image_dataset(tmp_path / "distilled")
+    assert columns["soft_label_views"].shape == (10, 6, 5)
+    teacher, views = Classifier.from_pretrained(tiny_teacher), FixedViews(columns["label"], columns["rank"], 5, 7)
+    assert views.available.all()
+    for view in range(1, 7):
+        said = predict_proba(teacher, views.make(images, np.arange(10), np.full(10, view)))
+        told = 2 ** (-columns["soft_label_views"][:, view - 1].astype(float) / 8)
+        np.testing.assert_allclose(told, said.clip(2.5e-10), rtol=0.045)
+    # All else is what it is without them, and one view is the set as it was.
+    before_images, before, _ = read_image_dataset(selected / "distilled")
+    np.testing.assert_array_equal(images, before_images)
+    assert columns.keys() - before.keys() == {"soft_label_views"}
+    assert all(np.array_equal(columns[name], before[name]) for name in before)
+    card = (tmp_path / "distilled" / "README.md").read_text()
+    assert "5 numbers of 8 bits for each of 6 views" in card and "FixedViews" in card
+    assert read_json(tmp_path / "distilled" / "stage.json")["settings"]["soft_label_views"] == 7
+    assert "soft_label_views" not in read_json(selected / "distilled" / "stage.json")["settings"]
+    # A training reads them with the images.
+    train = load_tiles(tmp_path / "distilled", hold_out_validation=False).split("train")
+    np.testing.assert_array_equal(train.label_views.codes, columns["soft_label_views"])
+    np.testing.assert_array_equal(train.label_views.ranks, columns["rank"])
+    assert train.subset([3, 1]).label_views.ranks.tolist() == [2, 2]
+    assert train.fingerprint() != dataclasses.replace(train, label_views=None).fingerprint()
+
+
+@pytest.mark.parametrize("number", [0, 17])
+def test_a_number_of_views_out_of_range_is_refused(tmp_path, number):
+    with pytest.raises(InputError, match=r"soft_label_views=\d+ is out of range: it must be 1 to 16"):
+        SelectConfig(pool=tmp_path, teacher=tmp_path, output=tmp_path, soft_label_views=number)
 
 
 def test_record_and_card(selected, tiny_npz):

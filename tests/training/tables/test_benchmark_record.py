@@ -19,6 +19,7 @@ def test_rows_of_the_results_table_as_cards_take_them(tmp_path):
         ("random", 2): 0.5,
         ("kmeans@loss=joint", 2): 0.75,
         ("peer:dm:steps=9", 2): 0.625,
+        ("guided:modes:stop=0.25@loss=joint", 2): 0.5,
         ("random", 3): 1,
         ("random@stain_strength=0", 2): 0.25,
         ("kmeans@stain_strength=0", 2): 0.375,
@@ -31,6 +32,7 @@ def test_rows_of_the_results_table_as_cards_take_them(tmp_path):
         ("pool images chosen by random", 2, 0.5),
         ("pool images chosen by kmeans, loss=joint", 2, 0.75),
         ("images that peer:dm:steps=9 makes of real tiles", 2, 0.625),
+        ("images sampled by guided:modes:stop=0.25, loss=joint", 2, 0.5),
         ("pool images chosen by random, stain_strength=0", 2, 0.25),
         ("pool images chosen by kmeans, stain_strength=0", 2, 0.375),
     ]
@@ -41,5 +43,5 @@ def test_rows_of_the_results_table_as_cards_take_them(tmp_path):
         before = benchmark_rows(tmp_path, {"benchmark/benchmark.json": json.dumps({"rows": rows_before}).encode()}, 2)
         assert before == [{**row, "steps": text} for row in found]
     # Over random images with the same recipe, where that was trained.
-    assert [row["margin"] and row["margin"]["mean"] for row in found] == [None, None, 0.25, 0.125, None, 0.125]
+    assert [row["margin"] and row["margin"]["mean"] for row in found] == [None, None, 0.25, 0.125, 0.0, None, 0.125]
     assert benchmark_rows(tmp_path, {}, 2) == []

@@ -6,7 +6,7 @@ import pickle
 import re
 import shutil
 from concurrent.futures import Executor, Future
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,15 +15,18 @@ import numpy as np
 import pytest
 import torch
 
-from histodistill.selection import SELECTOR_NAMES
+from histodistill.hub_cards.tables import encode_soft_label_views
+from histodistill.selection import SELECTOR_NAMES, FixedViews
 from histodistill.training import cli
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.sources import load_tiles
 from histodistill.training.data.tiles import Tiles, sample_per_class
+from histodistill.training.distillation.guided_options import ModesConfig, RepulsionConfig
+from histodistill.training.distillation.guided_sampling import GuidedSampler, guided_file, read_guided
 from histodistill.training.distillation.peer_options import MatchingConfig
 from histodistill.training.distillation.peers import make_peer, peer_file, read_peer
 from histodistill.training.distillation.selector_options import SelectorConfig
-from histodistill.training.engine.classifier_config import ClassifierConfig
+from histodistill.training.engine.classifier_config import ClassifierConfig, recorded_recipe
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.devices import gpu_names
 from histodistill.training.models.prediction import predict_proba
@@ -148,6 +151,13 @@ def test_peers_have_options_of_their_own():
     assert parse_row("random").peer is None
 
 
+def test_guided_rows_have_options_of_their_own():
+    row = parse_row("guided:repulsion:strength=0.5,stop=1@soft_label_weight=1")
+    assert row.guided == RepulsionConfig(strength=0.5, stop=1.0)
+    assert (row.tiles, row.options, row.peer) == ("guided:repulsion:strength=0.5,stop=1", None, None)
+    assert parse_row("guided:modes").guided == ModesConfig() and parse_row("random").guided is None
+
+
 def test_a_rows_selection_is_that_of_a_cell():
     expected = SelectorConfig(selector="infomap", quota="sqrt", n_per_class=7, seed=3)
     assert parse_row("infomap:quota=sqrt").selection(7, seed=3) == expected
@@ -226,6 +236,20 @@ def test_a_rows_recipe_goes_before_the_classifiers_and_that_before_the_common_on
         (
             ["--rows", "peer:dm@soft_label_weight=1"],
             "--rows peer:dm@soft_label_weight=1: a peer's images have no soft labels: leave soft_label_weight out",
+        ),
+        (
+            ["--rows", "guided:mode"],
+            "--rows guided:mode: there is no guidance 'mode' (did you mean modes?): give one of modes, repulsion",
+        ),
+        (["--rows", "guided:"], "--rows guided:: there is no guidance '': give one of modes, repulsion"),
+        (
+            ["--rows", "guided:modes:stop=1.5"],
+            "--rows guided:modes:stop=1.5: stop=1.5 is out of range: it must be 0 to 1",
+        ),
+        (["--rows", "guided:modes:strength=-1"], "--rows guided:modes:strength=-1: strength=-1.0 is out of range"),
+        (
+            ["--rows", "guided:modes:steps=1"],
+            "--rows guided:modes:steps=1: 'steps=1' is not OPTION=VALUE with one of strength, stop",
         ),
         (["--rows", "random", "infomap", "random"], "--rows names a row twice: name each once"),
         (["--jobs", "0"], "--jobs=0 is out of range: it must be at least 1"),
@@ -365,7 +389,7 @@ def keep(folder: Path, cell: Cell, accuracy: float = 0.5) -> None:
         "validation": {"accuracy": accuracy},
         "test": {},
     }
-    write_json(cell.path(folder), {**about, "config": asdict(cell.config)})
+    write_json(cell.path(folder), {**about, "config": recorded_recipe(cell.config)})
 
 
 def line(cell: Cell, *seeds: int) -> Line:
@@ -932,6 +956,38 @@ def test_a_ladder_with_two_distillations(folder, start_here, tmp_path, capsys):
         start_here(*options, *train)
 
 
+def test_guided_rows(folder, tiny_pipeline, start_here, worker, tmp_path):
+    run, table = tmp_path / "run", tmp_path / "table"
+    shutil.copytree(folder, run, ignore=shutil.ignore_patterns("benchmark"))
+    rows = ("guided:modes", "guided:repulsion:strength=0.5@soft_label_weight=1")
+    options = ["--sizes", 2, "--seeds", 0, 1, "--output", table, "--also", run]
+    with pytest.raises(InputError, match="pipeline holds no finished pipeline: run train_diffusion first"):
+        start_here("--rows", *rows, *options)
+    assert not table.exists()
+    for each in (run, folder):
+        shutil.copytree(tiny_pipeline, each / "pipeline", ignore=shutil.ignore_patterns("checkpoints"))
+    try:
+        start_here("--rows", *rows, *options)
+    finally:
+        shutil.rmtree(folder / "pipeline")
+    made = {(row, seed): guided_file(table, parse_row(row).file_name, 2, seed) for row in rows for seed in (0, 1)}
+    pictures = [file.with_suffix(".png") for file in made.values()]
+    assert sorted((table / "guided").iterdir()) == sorted([*made.values(), *pictures])
+    results = read_json(table / "benchmark.json")["rows"]
+    assert [(row["row"], row["size"], row["seeds"]) for row in results] == [(row, 2, [0, 1]) for row in rows]
+    # They are what is trained on, with soft labels where the recipe asks for these.
+    for (row, seed), file in made.items():
+        kept, cell_of = read_guided(file), cell("convnet", row, 2, seed)
+        one = worker(*rows)
+        one.folder = table
+        tiles = one.training_tiles(cell_of)
+        assert np.array_equal(tiles.images, kept.images) and np.array_equal(tiles.soft_labels, kept.soft_labels)
+        assert np.array_equal(kept.images[:2], GuidedSampler(run).sample(0, 2, seed, parse_row(row).guided))
+    # Nothing else is kept for them than for any row, such as what the teacher says of real tiles.
+    with np.load(inputs_file(table)) as kept:
+        assert kept.keys() == {"embeddings", "probabilities"}
+
+
 def test_soft_labels_are_what_the_teacher_says(worker, folder):
     worker = worker("pool_all", SOFT, "infomap:n_neighbors=3", SOFT_REAL, "real_all")
     teacher = Classifier.from_pretrained(folder / "teacher")
@@ -939,6 +995,21 @@ def test_soft_labels_are_what_the_teacher_says(worker, folder):
         chosen = worker.training_tiles(cell("convnet", row, size, 1))
         assert chosen.soft_labels.shape == (len(chosen), 5), row
         np.testing.assert_allclose(chosen.soft_labels, predict_proba(teacher, chosen.images), atol=1e-5)
+
+
+def test_rows_of_views_have_their_soft_labels(worker, folder):
+    rows = [f"{row}@soft_label_weight=1,soft_label_views=4" for row in ("random", "real_random")]
+    worker, recipe = worker(*rows), {"soft_label_weight": 1, "soft_label_views": 4}
+    teacher = Classifier.from_pretrained(folder / "teacher")
+    for row in rows:
+        assert parse_row(row).recipe == recipe
+        chosen = worker.training_tiles(cell("convnet", row, 2, 1, **recipe))
+        assert chosen.label_views.ranks.tolist() == [1, 2] * 5
+        views = FixedViews(chosen.labels, chosen.label_views.ranks, 5, 4)
+        said = predict_proba(teacher, views.make(chosen.images, np.arange(10), np.full(10, 3)))
+        np.testing.assert_array_equal(chosen.label_views.codes[:, 2], encode_soft_label_views(said))
+        assert worker.run(cell("convnet", row, 2, 1, **recipe)).note is None
+    assert worker.training_tiles(cell("convnet", SOFT, 2, 1)).label_views is None
 
 
 def test_inputs_are_made_again_only_where_real_tiles_are_new(worker, tmp_path, monkeypatch):
