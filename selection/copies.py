@@ -174,6 +174,10 @@ class CopyLimits:
         """One score for each image, N float64 ≥ 0, small for a copy."""
         return _combine(scores, self.scale, self.power)
 
+    def parts(self, scores: CopyScores) -> dict[str, np.ndarray]:
+        """Each score on the scale of `limit`: name → N float64 ≥ 0, small for a copy."""
+        return dict(zip(self.scale, _parts(scores, self.scale, self.power), strict=True))
+
     def nearest(self, scores: CopyScores) -> np.ndarray:
         """The real tile that each image is most like, N int64: that of the smallest score."""
         best = np.argmin(_parts(scores, self.scale, self.power), axis=0)
