@@ -59,7 +59,7 @@ _VOTE = np.dtype(
         ("weight", np.float64),
     ]
 )
-# Tiles whose keypoints are found at once, and images that are searched for at once.
+# Pictures of tiles whose keypoints are found at once, and images that are searched for at once.
 _TILES_PER_CALL, _IMAGES_PER_CALL = 256, 32
 
 
@@ -96,7 +96,7 @@ class PartIndex:
         # Half precision holds an eighth of a grey level.
         self._pictures = np.empty((len(images), self.side, self.side), np.float16)
         start = 0
-        for part in batches(images, _TILES_PER_CALL):
+        for part in batches(images):
             self._pictures[start : start + len(part)] = grey_pictures(part, self.side)
             start += len(part)
         self._levels = [_Level(self._pictures, level, few) for level in _LEVELS]

@@ -225,6 +225,11 @@ def test_images_with_nothing_on_them_are_no_copies(real, limits):
 
 
 def test_nearest_tile_is_that_of_the_score_that_tells(limits):
-    values = {"structure": np.array([0.5, 0.9]), "pixels": np.array([0.9, 0.2]), "mean": np.array([0.9, 0.9])}
-    nearest = {"structure": np.array([1, 2]), "pixels": np.array([3, 4]), "mean": np.array([5, 6])}
-    assert limits.nearest(CopyScores(values, nearest)).tolist() == [1, 4]
+    values = {
+        "structure": np.array([0.5, 0.9, 0.9]),
+        "parts": np.array([0.9, 0.9, 1e-9]),
+        "pixels": np.array([0.9, 0.2, 0.9]),
+        "mean": np.array([0.9, 0.9, 0.9]),
+    }
+    nearest = {name: np.array([1, 2, 3]) + 3 * number for number, name in enumerate(values)}
+    assert limits.nearest(CopyScores(values, nearest)).tolist() == [1, 8, 6]
