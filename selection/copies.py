@@ -1,10 +1,12 @@
 """Is an image a copy of a real tile? Searches under all views, and a limit set by what independent real tiles score.
 
-Four or so scores, each small for a copy:
+Five or so scores, each small for a copy:
 
 - `structure`: the share of the image's variance in optical density that no colour change of a real tile explains,
   turned, mirrored, moved or zoomed in as fits best, over that of similar tiles. Other stains, blends and compression
   hardly raise it, and tiles with nothing on them are no copies of each other.
+- `parts`: by how much better than chance a part of the image, turned, moved and zoomed in any way, agrees with a part
+  of a real tile. It compares with no other tile: see `PartIndex`.
 - `pixels` and one for each embedding: the distance to the nearest real tile over that to a typical near one, the
   nearest-neighbour distance ratio, with the image under the eight symmetries.
 
@@ -200,9 +202,9 @@ class CopyIndex:
     A tile that is there several times, as it is, turned or mirrored, is searched as one: the scores compare the best
     tile with the next ones, which must be others. `CopyScores.nearest` then has the first of them.
 
-    Memory grows with up to 1,024 bytes a tile for each space (256 numbers at most), and 2,744 bytes for candidates for
-    `structure` (49 numbers for each of 14 windows): some 6 kB with pixels and two embeddings, whatever the size of the
-    tiles.
+    Memory grows with up to 1,024 bytes a tile for each space (256 numbers at most), 2,744 bytes for candidates for
+    `structure` (49 numbers for each of 14 windows), and some 10 kB for `parts` (see `PartIndex`; 6 kB more while the
+    index is made): some 16 kB with pixels and two embeddings, whatever the size of the tiles.
 
     Of more than 35,000 tiles, candidates for `structure` are looked for among windows in the 32 cells nearest to an
     image (an inverted file by k-means, one cell for each 256 windows), and not among all. The cells hold the numbers
