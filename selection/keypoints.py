@@ -155,6 +155,8 @@ def _kernels() -> tuple[np.ndarray, np.ndarray]:
     kernels = []
     for ring, order in _NAMES:
         profile = np.exp(-0.5 * ((radius - _RINGS[ring][0]) / _RING_WIDTH) ** 2)
+        if order:
+            profile[radius == 0] = 0  # the middle lies in no direction
         kernels.append(profile / profile.sum() * np.exp(1j * order * angle))
     outer = _RINGS[-1][0]
     weights = np.exp(-0.5 * (radius / (0.7 * outer)) ** 2) * (radius <= outer + _RING_WIDTH)

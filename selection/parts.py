@@ -69,8 +69,8 @@ class FoundParts(NamedTuple):
     Attributes:
         score: float64 N, from 0 on, large for a copy: see `Comparison`.
         tile: int64 N, the tile that the score is about.
-        box: int64 N×4, where an image shows what the tile does: first row, first column, height and width in px of
-            pictures of `PartIndex.side`.
+        box: int64 N×4, where an image shows what the tile does, as far as it lies on the tile: first row, first
+            column, height and width in px of pictures of `PartIndex.side`.
     """
 
     score: np.ndarray

@@ -12,9 +12,12 @@ from histodistill.selection.views import (
     blend,
     compress_jpeg,
     crop_and_resize,
+    grey_pictures,
     has_content,
     resample,
+    resize,
     shift,
+    stretch,
 )
 from histodistill.training.data.pixels import to_model_input, to_uint8
 from histodistill.training.engine import augment
@@ -112,3 +115,40 @@ def test_empty_tiles_have_no_content(tiles):
 def test_halving_is_what_the_weights_give(times):
     images = np.random.default_rng(0).integers(0, 256, (5, 7 * times, 7 * times, 3), dtype=np.uint8)
     np.testing.assert_array_equal(resample(images, 7), resample(images.astype(np.float32), 7))
+
+
+def test_resized_pictures():
+    ramp = np.broadcast_to(np.arange(28, dtype=np.float32), (2, 28, 28))
+    assert resize(ramp, 28) is ramp
+    for size in (14, 40, 56):
+        resized = resize(ramp, size)
+        assert resized.shape == (2, size, size) and resized.dtype == np.float32
+        # A ramp stays one away from the edges, where its reflection follows.
+        expected = (np.arange(size) + 0.5) * 28 / size - 0.5
+        edge = size // 5
+        np.testing.assert_allclose(resized[0, 3, edge:-edge], expected[edge:-edge], atol=1e-3)
+        np.testing.assert_allclose(resize(np.full((1, 28, 28), 7, np.float32), size), 7, rtol=1e-5)
+        noise = np.random.default_rng(0).normal(size=(1, 28, 28)).astype(np.float32)
+        np.testing.assert_allclose(resize(noise[:, ::-1], size), resize(noise, size)[:, ::-1], atol=1e-5)
+
+
+def test_reduced_pictures_are_means_and_no_samples():
+    stripes = np.tile(np.array([0, 200], np.float32), 14)[None, None].repeat(28, axis=1)
+    assert np.abs(resize(stripes, 14)[0, :, 3:-3] - 100).max() < 20
+
+
+def test_grey_pictures():
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    np.testing.assert_allclose(grey_pictures(images[:, :28, :28], 28), images[:, :28, :28].mean(axis=3), rtol=1e-6)
+    halves = images.reshape(3, 32, 2, 32, 2, 3).mean(axis=(2, 4, 5))
+    np.testing.assert_allclose(grey_pictures(images, 32), halves, rtol=1e-5)
+
+
+def test_stretched_images():
+    images = np.zeros((2, 28, 28, 3), np.uint8)
+    images[:, :, 10:18] = 255
+    images[:, 10:18] = 255
+    sideways, downwards = stretch(images, 2.0, np.array([4, 7]))
+    # Twice as wide, and as high as before.
+    assert (sideways[0] > 127).any(axis=1).sum() == 16 and (sideways[:, 0] > 127).any(axis=1).sum() == 8
+    np.testing.assert_array_equal(downwards, sideways.transpose(1, 0, 2))

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from histodistill.selection.nearest_first import NearestOfFirst
+
+
+def search(points: np.ndarray, most_exhaustive: int, most_cells: int | None = None) -> NearestOfFirst:
+    return NearestOfFirst(
+        len(points),
+        points.shape[1],
+        np.array_split(points, 7),
+        lambda: points[::2],
+        most_exhaustive=most_exhaustive,
+        points_per_cell=50,
+        cells_searched=3,
+        most_cells=most_cells,
+    )
+
+
+@pytest.mark.parametrize("most_exhaustive", [0, 10_000])
+@pytest.mark.parametrize("first", [300, 2000])
+def test_nearest_of_the_first(most_exhaustive, first):
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(2000, 8)).astype(np.float32)
+    wanted = rng.permutation(300)[:40]
+    queries = points[wanted] + rng.normal(0, 0.01, (40, 8)).astype(np.float32)
+    distances, rows = search(points, most_exhaustive).nearest(queries, 5, first)
+    assert rows[:, 0].tolist() == wanted.tolist()
+    assert rows.max() < first and (np.diff(distances, axis=1) >= 0).all()
+    expected = np.square(queries - points[wanted]).sum(axis=1)
+    np.testing.assert_allclose(distances[:, 0], expected, atol=2e-2)  # cells hold 16 bits
+
+
+def test_there_may_be_fewer_than_are_asked_for():
+    points = np.arange(400, dtype=np.float32)[:, None] * [1.0, 0.0]
+    distances, rows = search(points.astype(np.float32), 0).nearest(np.zeros((1, 2), np.float32), 5, 2)
+    assert rows[0, :2].tolist() == [0, 1] and np.isinf(distances[0, 2:]).all() and (rows[0, 2:] == 0).all()
+
+
+def test_all_points_are_searched_where_there_are_few():
+    points = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
+    distances, rows = search(points, 100).nearest(points, 1, 100)
+    assert rows[:, 0].tolist() == list(range(100)) and distances.max() < 1e-5
+
+
+def test_cells_may_be_limited():
+    points = np.random.default_rng(0).normal(size=(2000, 4)).astype(np.float32)
+    assert search(points, 0, most_cells=3)._cells.nlist == 3
+    assert search(points, 0)._cells.nlist == 40

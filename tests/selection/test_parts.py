@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter, rotate
+
+from histodistill.selection.parts import PartIndex
+from histodistill.selection.placements import PLACEMENT
+from histodistill.selection.views import crop_and_resize
+
+
+# What no independent tile of these reaches.
+LEAST = 45
+
+
+def tiles(count: int, seed: int, size: int = 28) -> np.ndarray:
+    """Textures of fine and of coarse spots, uint8 N×S×S×3."""
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(size=(2, count, size, size, 3))
+    fine, coarse = (gaussian_filter(x, (0, w, w, 0)) for x, w in zip(noise, (1.2, 3.0), strict=True))
+    mixed = fine / fine.std() + coarse / coarse.std()
+    return np.clip(140 + 30 * mixed.mean(axis=3, keepdims=True) + 10 * mixed, 0, 255).round().astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def real() -> np.ndarray:
+    return tiles(300, 0)
+
+
+@pytest.fixture(scope="module")
+def index(real) -> PartIndex:
+    return PartIndex(real, np.arange(0, len(real), 4))
+
+
+def _turned(x: np.ndarray, innocent: np.ndarray) -> np.ndarray:
+    turned = [rotate(tile.astype(float), 20, axes=(0, 1), reshape=False, order=3, mode="reflect") for tile in x]
+    return np.clip(np.round(turned), 0, 255).astype(np.uint8)
+
+
+def _half(x: np.ndarray, innocent: np.ndarray) -> np.ndarray:
+    joined = innocent.copy()
+    joined[:, :, 14:] = x[:, :, :14]
+    return joined
+
+
+def _cropped(x: np.ndarray, innocent: np.ndarray) -> np.ndarray:
+    return crop_and_resize(x, 18, np.random.default_rng(0).integers(0, 11, (len(x), 2)))
+
+
+def _mosaic(x: np.ndarray, innocent: np.ndarray) -> np.ndarray:
+    joined = innocent.copy()
+    joined[:, 14:, :14] = np.round(x.reshape(-1, 14, 2, 14, 2, 3).mean(axis=(2, 4)))
+    return joined
+
+
+@pytest.mark.parametrize(
+    "disguise",
+    [lambda x, _: x, lambda x, _: x[:, ::-1], lambda x, _: 255 - x, _turned, _half, _cropped, _mosaic],
+    ids=["as it is", "mirrored", "negative", "turned", "half", "cropped", "small in a corner"],
+)
+def test_disguised_tiles_are_found(real, index, disguise):
+    found = index.search(disguise(real[:40], tiles(40, 2)), len(real))
+    right = found.tile == np.arange(40)
+    assert right.mean() >= 0.9 and (found.score[right] > LEAST).mean() >= 0.9
+
+
+def test_independent_tiles_are_not(index):
+    found = index.search(tiles(100, 1), 300)
+    assert (found.score >= 0).all() and (found.score > LEAST).mean() <= 0.01
+
+
+def test_box_says_where(real, index):
+    images = tiles(20, 2)
+    images[:, :, 14:] = real[:20, :, 14:]
+    found = index.search(images, len(real))
+    assert (found.box == [0, 14, 28, 14]).all(axis=1).mean() >= 0.8
+
+
+def test_only_the_first_tiles_are_searched(real, index):
+    found = index.search(real[100:140], 100)
+    assert found.tile.max() < 100 and found.score.max() < 2 * LEAST
+    assert (index.search(real[100:140], 140).tile == np.arange(100, 140)).all()
+
+
+def test_an_image_is_searched_for_as_if_alone(real, index):
+    images = np.concatenate([_turned(real[:40], real[:40]), tiles(30, 3)])
+    together = index.search(images, len(real))
+    for rows in (np.array([0]), np.array([69, 3, 50])):
+        alone = index.search(images[rows], len(real))
+        assert (alone.tile == together.tile[rows]).all() and (alone.box == together.box[rows]).all()
+        np.testing.assert_allclose(alone.score, together.score[rows], rtol=1e-4)
+
+
+def test_order_of_the_tiles_decides_nothing(real, index):
+    order = np.random.default_rng(0).permutation(len(real))
+    other = PartIndex(real[order], np.argsort(order)[::4])
+    images = _cropped(real[:30], real)
+    found, expected = other.search(images, len(real)), index.search(images, len(real))
+    assert (order[found.tile] == expected.tile).mean() >= 0.9
+    np.testing.assert_allclose(found.score, expected.score, rtol=0.3)
+
+
+def test_images_without_keypoints(real, index):
+    flat = np.full((3, 28, 28, 3), 200, np.uint8)
+    found = index.search(np.concatenate([flat, real[:1]]), len(real))
+    assert found.score[:3].tolist() == [0, 0, 0] and found.score[3] > LEAST
+    assert len(index.search(flat[:0], len(real)).score) == 0
+    empty = PartIndex(flat, np.array([0]))
+    assert empty.search(real[:2], 3).score.tolist() == [0, 0]
+
+
+def test_likely_placements_are_tried(real):
+    # So noisy that no keypoint is left: only who knows how it lies sees it.
+    noisy = np.clip(real[:5] + np.random.default_rng(0).normal(0, 60, real[:5].shape), 0, 255).astype(np.uint8)
+    index = PartIndex(real, np.arange(0, len(real), 4))
+    likely = np.zeros(5, PLACEMENT)
+    likely["image"] = likely["tile"] = np.arange(5)
+    for name in ("row", "column", "tile_row", "tile_column"):
+        likely[name] = 13.5
+    likely["zoom"] = 1
+    given = likely.copy()
+    found = index.search(noisy, len(real), likely)
+    assert (found.tile == np.arange(5)).all()
+    assert (found.score >= index.search(noisy, len(real)).score * (1 - 1e-4)).all()
+    assert (likely == given).all()
+
+
+def test_larger_tiles_are_searched_at_32_pixels():
+    large = np.repeat(np.repeat(tiles(40, 5, 32), 2, axis=1), 2, axis=2)
+    index = PartIndex(large, np.arange(0, 40, 4))
+    assert index.side == 32
+    found = index.search(large[:10, ::-1], 40)
+    assert (found.tile == np.arange(10)).all() and found.score.min() > LEAST

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from histodistill.selection.placements import PLACEMENT, Comparison
+
+
+SIDE = 28
+
+
+def textures(count: int, seed: int, width: float = 1.0) -> np.ndarray:
+    smooth = gaussian_filter(np.random.default_rng(seed).normal(size=(count, SIDE, SIDE)), (0, width, width))
+    return (128 + 40 * smooth / smooth.std()).astype(np.float32)
+
+
+def placed(count: int, **changes: float) -> np.ndarray:
+    """Image i on tile i as it is, but for what is changed."""
+    placements = np.zeros(count, PLACEMENT)
+    placements["image"] = placements["tile"] = np.arange(count)
+    for name in ("row", "column", "tile_row", "tile_column"):
+        placements[name] = (SIDE - 1) / 2
+    placements["zoom"] = 1
+    for name, value in changes.items():
+        placements[name] = value
+    return placements
+
+
+def test_score_is_that_of_the_correlation():
+    tiles = textures(5, 0)
+    images = tiles + 30 * textures(5, 1) / 40
+    comparison = Comparison(images, tiles)
+    independent = np.full(5, 0.25)
+    found = comparison.compare(placed(5), independent)
+    # The noise that counts as such is 1 in the variance of each.
+    r = [
+        np.mean((x - x.mean()) * (y - y.mean())) / np.sqrt((x.var() + 1) * (y.var() + 1))
+        for x, y in zip(images.astype(float), tiles.astype(float), strict=True)
+    ]
+    expected = -0.5 * 0.25 * SIDE**2 * np.log(1 - np.square(r))
+    whole = (found.box == [0, 0, SIDE, SIDE]).all(axis=1)
+    assert whole.any()
+    np.testing.assert_allclose(found.score[whole], expected[whole], rtol=1e-3)
+    assert (found.score >= expected * (1 - 1e-3)).all()
+
+
+def test_what_shares_nothing_scores_little_and_its_negative_as_much_as_itself():
+    tiles = textures(20, 0)
+    comparison = Comparison(np.concatenate([textures(20, 1), 255 - tiles, tiles]), tiles)
+    scores = []
+    for first in (0, 20, 40):
+        placements = placed(20, image=np.arange(20) + first)
+        scores.append(comparison.compare(placements, comparison.independent(placements)).score)
+    assert scores[0].max() < 20 and scores[2].min() > 200
+    np.testing.assert_allclose(scores[1], scores[2], rtol=1e-4)
+
+
+def test_box_is_where_the_image_shows_the_tile():
+    tiles, images = textures(6, 0), textures(6, 1)
+    images[:, :, :14] = tiles[:, :, :14]
+    comparison = Comparison(images, tiles)
+    found = comparison.compare(placed(6), np.full(6, 0.3))
+    assert (found.box == [0, 0, SIDE, 14]).all(axis=1).sum() >= 5
+    assert found.score.min() > 100
+
+
+@pytest.mark.parametrize("quarters", range(4))
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_turn_and_mirroring_of_a_placement(quarters, mirrored):
+    tiles = textures(3, 0)
+    # Rows reversed, and then turned from the direction of columns to that of rows.
+    images = np.ascontiguousarray(np.rot90(tiles[:, ::-1] if mirrored else tiles, -quarters, axes=(1, 2)))
+    placements = placed(3, turn=quarters * np.pi / 2, mirrored=mirrored)
+    found = Comparison(images, tiles).compare(placements, np.ones(3))
+    assert found.score.min() > 0.5 * SIDE**2 * 6  # r² > 1 − e⁻⁶
+
+
+def test_zoom_and_place_of_a_placement():
+    tiles = textures(3, 0, width=2)
+    images = np.repeat(np.repeat(tiles[:, 3:17, 5:19], 2, axis=1), 2, axis=2)
+    placements = placed(3, zoom=0.5, tile_row=9.5, tile_column=11.5)
+    good = Comparison(images, tiles).compare(placements, np.ones(3)).score
+    moved = Comparison(images, tiles).compare(placed(3, zoom=0.5, tile_row=12.5, tile_column=11.5), np.ones(3)).score
+    assert (good > 3 * moved).all()
+
+
+def test_refining_finds_the_placement_and_never_loses():
+    tiles = textures(8, 0, width=1.5)
+    images = np.roll(tiles, (1, -1), axis=(1, 2))
+    comparison = Comparison(images, tiles)
+    start = placed(8, turn=0.1)
+    independent = comparison.independent(start)
+    before = comparison.compare(start, independent, step=2).score
+    placements, found = comparison.refine(start, independent)
+    assert (found.score >= before * (1 - 1e-6)).all() and found.score.mean() > 1.5 * before.mean()
+    assert np.abs(placements["turn"]).max() < 0.1
+    np.testing.assert_allclose(placements["tile_row"] - start["tile_row"], -1, atol=0.6)
+    np.testing.assert_array_equal(start, placed(8, turn=0.1))
+
+
+def test_fewer_pixels_of_smooth_pictures_are_independent():
+    rough, smooth = textures(30, 0, width=0.01), textures(30, 1, width=2.5)
+    shares = [Comparison(x, x).independent(placed(30)) for x in (rough, smooth)]
+    assert 0.9 < shares[0].mean() <= 1 and (shares[0] <= 1).all()
+    assert shares[1].max() < 0.2
+
+
+def test_an_image_beside_the_tile_is_not_compared():
+    tiles = textures(2, 0)
+    found = Comparison(tiles, tiles).compare(placed(2, tile_row=50.0), np.ones(2))
+    assert (found.score == -1).all()
