@@ -18,8 +18,6 @@ _FEWEST_PIXELS = 60
 _NOISE = 1.0
 # The least that a tile is taken to leave unexplained: interpolation and rounding leave as much.
 _LEAST_UNEXPLAINED = 1e-4
-# Rings of frequencies over which power is averaged.
-_FREQUENCIES = 14
 # Changes that are tried of a placement, each either way, and then their halves and quarters: px of the tile, radians,
 # and share of the zoom.
 _CHANGES = (("tile_row", 1.0), ("tile_column", 1.0), ("turn", 0.12), ("zoom", 0.06))
@@ -183,7 +181,7 @@ def _radial_power(pictures: np.ndarray) -> np.ndarray:
     if pictures.shape[1] % 2 == 0:
         twice[-1] = 1.0
     power = np.square(np.abs(np.fft.rfft2(pictures))) * twice
-    power = power.reshape(len(pictures), -1) @ (ring.reshape(-1)[:, None] == np.arange(_FREQUENCIES + 1))
+    power = power.reshape(len(pictures), -1) @ (ring.reshape(-1)[:, None] == np.arange(pictures.shape[1] // 2 + 1))
     return power / np.maximum(power.sum(axis=1, keepdims=True), 1e-9)
 
 
@@ -191,5 +189,5 @@ def _radial_power(pictures: np.ndarray) -> np.ndarray:
 def _rings(side: int) -> tuple[np.ndarray, np.ndarray]:
     """Which ring each frequency of `rfft2` is in, and the number of frequencies, of all of a picture, in each."""
     down, right = np.abs(np.fft.fftfreq(side))[:, None], np.abs(np.fft.fftfreq(side))[None]
-    ring = np.minimum(np.round(np.hypot(down, right) * 2 * _FREQUENCIES).astype(int), _FREQUENCIES)
-    return ring[:, : side // 2 + 1], np.bincount(ring.reshape(-1), minlength=_FREQUENCIES + 1)
+    ring = np.minimum(np.round(np.hypot(down, right) * side).astype(int), side // 2)
+    return ring[:, : side // 2 + 1], np.bincount(ring.reshape(-1), minlength=side // 2 + 1)

@@ -106,6 +106,16 @@ def test_fewer_pixels_of_smooth_pictures_are_independent():
     assert shares[1].max() < 0.2
 
 
+@pytest.mark.parametrize("side", [8, 9, 16, 32])
+def test_sides_of_any_number_of_pixels(side):
+    noise = np.random.default_rng(0).normal(128, 40, (40, side, side)).astype(np.float32)
+    placements = placed(40)
+    for name in ("row", "column", "tile_row", "tile_column"):
+        placements[name] = (side - 1) / 2
+    shares = Comparison(noise, noise).independent(placements)
+    assert 0.7 < shares.mean() <= 1 and shares.max() <= 1
+
+
 def test_an_image_beside_the_tile_is_not_compared():
     tiles = textures(2, 0)
     found = Comparison(tiles, tiles).compare(placed(2, tile_row=50.0), np.ones(2))
