@@ -29,7 +29,7 @@ from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.devices import best_device
 from histodistill.training.models.embedders import (
     describe_embedder,
-    embed_images,
+    embed_pool,
     embedder_fingerprint,
     named_embeddings,
 )
@@ -200,7 +200,7 @@ def gather_inputs(
     Args:
         sources: What the set is made from.
         teacher: Of the classes of the pool.
-        embedder: What `embed_images` takes.
+        embedder: What `embed_pool` takes.
         by_real_tiles: Whether the selection goes by embeddings of real training tiles too.
         copies: N bool, the images that must not be chosen; None for no such image.
 
@@ -211,11 +211,12 @@ def gather_inputs(
     if by_real_tiles:
         assert sources.real is not None
         real = sources.real.split("train")
+    embeddings, real_embeddings = embed_pool(embedder, sources.images, real.images if real else None)
     return SelectionInputs(
-        embeddings=embed_images(embedder, sources.images),
+        embeddings=embeddings,
         labels=sources.labels,
         probabilities=predict_proba(teacher, sources.images).astype(np.float32),
-        real_embeddings=embed_images(embedder, real.images) if real else None,
+        real_embeddings=real_embeddings,
         real_labels=real.labels if real else None,
         copies=copies,
     )

@@ -34,7 +34,8 @@ class SelectConfig(SelectorConfig, SourceOptions):
         "the real tiles, which --typical-share and --drop-copies go by", default=None, setting=False
     )
     embedder: str | Path = option(
-        "untrained: a ConvNet with random weights; mean_colour or colour_histogram: colours alone; teacher: the "
+        "untrained: a ConvNet with random weights; untrained_several: this and four residual networks; mean_colour or "
+        "colour_histogram: colours alone; teacher: the "
         "teacher's features; the folder of a classifier or, for its latents, of an autoencoder; the folder or Hub id "
         "of a transformers vision model; timm: and a name or Hub id of timm",
         default="untrained",

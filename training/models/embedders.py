@@ -11,13 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from histodistill.selection.image_audit import OWN_SCORES
 from histodistill.selection.image_rows import Images, batches
+from histodistill.selection.names import SYMMETRIES
 from histodistill.selection.streams import torch_seed
-from histodistill.selection.views import resample
+from histodistill.selection.views import apply_symmetry, resample
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.models.architectures import TIMM
+from histodistill.training.models.backbones import ResNet18Backbone
 from histodistill.training.models.batch_sizes import usual_batch_size
 from histodistill.training.models.classifiers import ENCODER, Classifier
 from histodistill.training.models.devices import best_device
@@ -27,6 +30,7 @@ from histodistill.training.models.encoder_names import (
     SEARCHED_SIDE,
     TEACHER,
     UNTRAINED,
+    UNTRAINED_SEVERAL,
     UNTRAINED_SIDE,
     encoder_label,
     is_of_histodistill,
@@ -47,6 +51,12 @@ OF_TEACHER = "features of a classifier trained on the same tiles"
 OF_CLASSIFIER, OF_AUTOENCODER = "features of a classifier", "latents of an autoencoder"
 
 
+# The residual networks of `UNTRAINED_SEVERAL`, and channels of their first maps: small ones do, and take less time.
+_NUM_RESIDUAL, _RESIDUAL_WIDTH = 4, 16
+# Features of each: a mean and a deviation of 8 · 16 channels at the end, and of 2 · 16 halfway.
+_RESIDUAL_FEATURES = 2 * (8 + 2) * _RESIDUAL_WIDTH
+
+
 def is_autoencoder(name_or_path: str | Path) -> bool:
     """Whether a folder holds an autoencoder as `train_autoencoder` leaves it, or a pipeline in its `vae`."""
     return any(has_class(name_or_path, model) for model in LATENT_MODELS.values())
@@ -63,6 +73,8 @@ def describe_embedder(name: str | Path) -> str:
         return OF_TEACHER
     if name == UNTRAINED:
         return "features of a convolutional network with random weights"
+    if name == UNTRAINED_SEVERAL:
+        return "features of networks of two architectures with random weights"
     if name in COLOURS:
         return str(name).replace("_", " ")
     if is_autoencoder(name):
@@ -105,6 +117,8 @@ def named_embeddings(names: Sequence[str]) -> dict[str, Callable[[Images], np.nd
     """
     embeddings: dict[str, Callable[[Images], np.ndarray]] = {}
     for name in names:
+        if name == UNTRAINED_SEVERAL:
+            raise InputError(f"{param('embedders')} {name} is for selections alone: give {UNTRAINED}")
         folder = Path(name.removeprefix(TIMM))
         # An audit knows names of the Hub, and timm's own models are there.
         of_hub = name if not name.startswith(TIMM) or "/" in name else name.replace(TIMM, "timm/")
@@ -180,7 +194,9 @@ def load_embedder(name_or_path: str | Path, latents_side: int | None = None) -> 
             last hidden states (see `VisionEncoder`); or `timm:` and a name or Hub id of `timm`, or the folder of such
             a model; or the folder of an autoencoder, whose latents are taken as they are; or `UNTRAINED`, the features
             of a ConvNet with random weights, always the same ones: they tell of colours and textures, and of nothing
-            that was learned from private tiles (compare Zhao & Bilen, WACV 2023); or one of `COLOURS`.
+            that was learned from private tiles (compare Zhao & Bilen, WACV 2023); or `UNTRAINED_SEVERAL`, these and
+            the features of four small residual networks, each the mean over the eight symmetries: see `embed_pool`;
+            or one of `COLOURS`.
         latents_side: Side in pixels to which larger images are brought before an autoencoder sees them; None for as
             they are.
 
@@ -193,6 +209,8 @@ def load_embedder(name_or_path: str | Path, latents_side: int | None = None) -> 
     device = best_device()
     if name_or_path == UNTRAINED:
         function = partial(_embed_untrained, device)
+    elif name_or_path == UNTRAINED_SEVERAL:
+        function = partial(_embed_several, device)
     elif has_classifier(name_or_path):
         function = partial(embed, load_classifier(name_or_path).to(device))
     else:
@@ -219,6 +237,73 @@ def embed_images(name_or_path: str | Path, images: Images, batch_size: int | Non
         InputError: If there is no such model.
     """
     return load_embedder(name_or_path)(images, batch_size)
+
+
+def embed_pool(
+    name_or_path: str | Path, pool: Images, real: Images | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Embeds a pool to select from, and real tiles that are compared with it.
+
+    Those of `UNTRAINED_SEVERAL` are standardised, each feature by its mean and deviation over the pool, and divided by
+    the root of their number in either architecture, so that both weigh the same: a choice by one architecture's
+    features is good for that one.
+
+    Args:
+        name_or_path: See `load_embedder`.
+        pool: uint8 N×H×W×3.
+        real: uint8 M×H×W×3, or None.
+
+    Returns:
+        float32 N×D, and float32 M×D or None.
+
+    Raises:
+        InputError: If there is no such model.
+    """
+    embed = load_embedder(name_or_path)
+    own, other = embed(pool), None if real is None else embed(real)
+    if name_or_path == UNTRAINED_SEVERAL:
+        mean, scale = own.mean(axis=0, dtype=np.float64), own.std(axis=0, dtype=np.float64)
+        # A feature that is the same for all images says nothing of them.
+        scale[scale < 1e-6 * np.abs(own).max()] = np.inf
+        first = own.shape[1] - _NUM_RESIDUAL * _RESIDUAL_FEATURES
+        scale[:first] *= np.sqrt(first)
+        scale[first:] *= np.sqrt(_NUM_RESIDUAL * _RESIDUAL_FEATURES)
+        own, other = (x if x is None else ((x - mean) / scale).astype(np.float32) for x in (own, other))
+    return own, other
+
+
+@torch.no_grad()
+def _embed_several(device: torch.device, images: np.ndarray) -> np.ndarray:
+    images = _at_most(images, UNTRAINED_SIDE)
+    networks = [_untrained(images.shape[1], device).backbone, *_residual(images.shape[1], device)]
+    views = [to_model_input(apply_symmetry(images, symmetry)).to(device) for symmetry in range(SYMMETRIES)]
+    # The mean over the symmetries, since a tile shows the same however it lies.
+    features = [torch.stack([network(view) for view in views]).mean(dim=0) for network in networks]
+    return torch.cat(features, dim=1).float().cpu().numpy()
+
+
+class _PooledResidual(nn.Module):
+    """Means and deviations over the places of two maps of a residual network, halfway and at its end."""
+
+    def __init__(self, network: ResNet18Backbone):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        half = len(self.network.blocks) // 2
+        middle = self.network.blocks[:half](self.network.stem(images))
+        maps = self.network.blocks[half:](middle), middle
+        return torch.cat([pooled for x in maps for pooled in (x.mean(dim=(2, 3)), x.std(dim=(2, 3)))], dim=1)
+
+
+@lru_cache(maxsize=1)
+def _residual(image_size: int, device: torch.device) -> list[_PooledResidual]:
+    networks = []
+    for number in range(_NUM_RESIDUAL):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch_seed("weights of the untrained residual networks", number))
+            networks.append(_PooledResidual(ResNet18Backbone(image_size, _RESIDUAL_WIDTH)).eval().to(device))
+    return networks
 
 
 def _embed_untrained(device: torch.device, images: np.ndarray) -> np.ndarray:
@@ -289,6 +374,8 @@ def classifier_on(
 
 def _load_encoder(name_or_path: str | Path, option: str = "embedder") -> Encoder:
     """What is neither a classifier of this project nor untrained."""
+    if name_or_path == UNTRAINED_SEVERAL:
+        raise InputError(f"{param(option)} {name_or_path} is for selections alone: give {UNTRAINED}")
     if name_or_path in COLOURS:
         return ColourEncoder(str(name_or_path)).eval()
     if is_autoencoder(name_or_path):

@@ -24,10 +24,12 @@ TEACHER = "teacher"
 OWN_ENCODERS = ("autoencoder", TEACHER)
 #: The encoder with random weights, which needs no training and no files.
 UNTRAINED = "untrained"
+#: Networks of two architectures with random weights, for selections.
+UNTRAINED_SEVERAL = "untrained_several"
 #: Encoders that only look at colours, which need neither.
 COLOURS = ("mean_colour", "colour_histogram")
 #: All that the package brings along.
-BUILT_IN = (UNTRAINED, *COLOURS)
+BUILT_IN = (UNTRAINED, UNTRAINED_SEVERAL, *COLOURS)
 #: Side in pixels to which larger tiles are brought for it: of tiles of 224 px, the network as it is would take 15
 #: times as long, with each image in eight symmetries.
 UNTRAINED_SIDE = 64

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from histodistill.selection.image_rows import Images
 from histodistill.training.data.kept_arrays import read_kept_arrays, write_arrays
 from histodistill.training.distillation.pool_selection import SelectionInputs
 from histodistill.training.models.devices import best_device
-from histodistill.training.models.embedders import embed_images, resolve_embedder
+from histodistill.training.models.embedders import embed_pool, resolve_embedder
 from histodistill.training.models.loading import load_classifier
 from histodistill.training.models.prediction import predict_proba
 from histodistill.training.tables.planned_cells import Line
@@ -56,13 +56,13 @@ def write_inputs(
         return
     embed_with = resolve_embedder(embedder, teacher)
     classifier = load_classifier(teacher).to(best_device())
-    make: dict[str, Callable[[], np.ndarray]] = {
-        "embeddings": lambda: embed_images(embed_with, pool),
-        "probabilities": lambda: predict_proba(classifier, pool),
-        "real_embeddings": lambda: embed_images(embed_with, real),
-        "real_probabilities": lambda: predict_proba(classifier, real),
-    }
-    arrays |= {name: make[name]() for name in sorted(needed - set(arrays))}
+    missing = needed - set(arrays)
+    if missing & {"embeddings", "real_embeddings"}:
+        own, other = embed_pool(embed_with, pool, real if "real_embeddings" in needed else None)
+        arrays |= {"embeddings": own} if other is None else {"embeddings": own, "real_embeddings": other}
+    for name, images in (("probabilities", pool), ("real_probabilities", real)):
+        if name in missing:
+            arrays[name] = predict_proba(classifier, images)
     write_arrays(file, **arrays)
 
 

@@ -32,7 +32,7 @@ from histodistill.training.distillation.community_discs import community_discs
 from histodistill.training.distillation.distilled_set import count_communities
 from histodistill.training.distillation.select import SelectConfig
 from histodistill.training.models.classifiers import Classifier
-from histodistill.training.models.embedders import embed_images
+from histodistill.training.models.embedders import embed_images, embed_pool
 from histodistill.training.models.prediction import embed, predict_proba
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, write_json
@@ -367,13 +367,27 @@ def test_real_tiles_are_embedded_only_for_what_goes_by_their_embeddings(
     tmp_path, run_main, select_argv, tiny_npz, monkeypatch, argv, counts
 ):
     embedded = []
-    monkeypatch.setattr(
-        distilled_set, "embed_images", lambda name, images: embedded.append(len(images)) or embed_images(name, images)
-    )
+
+    def embed_and_note(name, pool, real):
+        embedded.extend(len(images) for images in (pool, real) if images is not None)
+        return embed_pool(name, pool, real)
+
+    monkeypatch.setattr(distilled_set, "embed_pool", embed_and_note)
     # Copies are looked for in embeddings of their own.
     monkeypatch.setattr(distilled_set, "find_copies", lambda images, *others: (np.zeros(len(images), bool), None))
     run_main(script, *select_argv, *argv, "--data", tiny_npz, "--output", tmp_path)
     assert embedded == counts
+
+
+def test_features_of_several_networks_choose(tmp_path, run_main, tiny_pool, tiny_teacher):
+    argv = ["--pool", tiny_pool, "--teacher", tiny_teacher, "--n-per-class", 2, "--output", tmp_path]
+    run_main(script, *argv, "--embedder", "untrained_several")
+    images, pool, _ = read_image_dataset(tiny_pool)
+    features, _ = embed_pool("untrained_several", images)
+    expected = KernelHerdingSelector(n_per_class=2).fit(features, pool["label"])
+    chosen = BaseSelector.from_pretrained(tmp_path / "selector").selected_indices_
+    np.testing.assert_array_equal(chosen, expected.selected_indices_)
+    assert "networks of two architectures with random weights" in (tmp_path / "distilled" / "README.md").read_text()
 
 
 def test_missing_real_tiles_are_refused_before_anything_is_loaded(tmp_path, capsys):

@@ -16,11 +16,14 @@ from histodistill.training.models import embedders
 from histodistill.training.models.autoencoder import build_autoencoder
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.embedders import (
+    classifier_on,
     describe_embedder,
     embed_images,
+    embed_pool,
     embedder_fingerprint,
     is_autoencoder,
     load_embedder,
+    named_embeddings,
 )
 from histodistill.training.models.loading import has_classifier
 from histodistill.training.models.prediction import embed
@@ -269,3 +272,45 @@ def test_an_embedder_takes_images_and_batches_of_one_or_more(tiny_teacher, image
 def test_an_embedder_that_is_not_there_is_refused_when_it_is_loaded(tmp_path):
     with pytest.raises(InputError, match="cannot be loaded"):
         load_embedder(tmp_path / "nothing")
+
+
+def test_several_untrained_networks_see_a_tile_alike_however_it_lies(images):
+    features = embed_images("untrained_several", images)
+    of_convnet = embed_images("untrained", images).shape[1]
+    assert features.shape == (5, of_convnet + 4 * 320)
+    for turned in (np.rot90(images, axes=(1, 2)), images[:, :, ::-1]):
+        np.testing.assert_allclose(
+            embed_images("untrained_several", np.ascontiguousarray(turned)), features, rtol=1e-3, atol=1e-4
+        )
+    views = [images, images[:, :, ::-1]]
+    views += [np.rot90(view, quarters, axes=(1, 2)) for view in views for quarters in (1, 2, 3)]
+    mean = np.mean([embed_images("untrained", np.ascontiguousarray(view)) for view in views], axis=0)
+    np.testing.assert_allclose(features[:, :of_convnet], mean, rtol=1e-3, atol=1e-4)
+    # Four networks, and not one four times.
+    parts = features[:, of_convnet:].reshape(5, 4, -1)
+    assert all(np.abs(parts[:, 0] - parts[:, number]).max() > 1e-3 for number in (1, 2, 3))
+
+
+def test_either_architecture_weighs_the_same_in_a_pool(images):
+    real = images[:3, ::-1] // 2
+    pool, beside = embed_pool("untrained_several", images, real)
+    raw, raw_beside = (embed_images("untrained_several", x) for x in (images, real))
+    first = raw.shape[1] - 4 * 320
+    np.testing.assert_allclose(pool.mean(axis=0), 0, atol=1e-5)
+    for part in (pool[:, :first], pool[:, first:]):
+        assert 0.9 < np.square(part).sum() / len(pool) <= 1 + 1e-5  # a few features are the same for all
+    varied = raw.std(axis=0) > 1e-3
+    expected = (raw_beside - raw.mean(axis=0)) / raw.std(axis=0).clip(1e-3)
+    expected /= np.sqrt(np.where(np.arange(raw.shape[1]) < first, first, 4 * 320))
+    np.testing.assert_allclose(beside[:, varied], expected[:, varied], rtol=1e-2, atol=1e-3)
+    assert np.isfinite(beside).all() and embed_pool("untrained", images)[1] is None
+    np.testing.assert_array_equal(embed_pool("untrained", images)[0], embed_images("untrained", images))
+
+
+def test_several_untrained_networks_are_for_selections_alone():
+    with pytest.raises(InputError, match="is for selections alone: give untrained"):
+        named_embeddings(["untrained_several"])
+    with pytest.raises(InputError, match="is for selections alone: give untrained"):
+        classifier_on("untrained_several", 16, ["a", "b"])
+    assert describe_embedder("untrained_several") == "features of networks of two architectures with random weights"
+    assert embedder_fingerprint("untrained_several") == "untrained_several"

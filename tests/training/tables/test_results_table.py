@@ -659,7 +659,7 @@ def test_nothing_is_trained_again(grown, start, monkeypatch, capsys):
     folder, _, _, after = grown
     results, table = (folder / "benchmark.json").read_bytes(), (folder / "benchmark.md").read_bytes()
     kept = (folder / "inputs.npz").stat().st_mtime_ns
-    for module, name in ((cell_processes, "ProcessPoolExecutor"), (table_inputs, "embed_images")):
+    for module, name in ((cell_processes, "ProcessPoolExecutor"), (table_inputs, "embed_pool")):
         monkeypatch.setattr(module, name, lambda *call, **options: pytest.fail("something was started"))
     start("--rows", *ROWS, "--sizes", 1, 2, "--seeds", 0, 1)
     assert times(folder) == after and (folder / "inputs.npz").stat().st_mtime_ns == kept
