@@ -87,9 +87,10 @@ def run(config: DisguisesConfig) -> list[dict[str, Any]]:
         scores = index.search(disguised)
         by = {score: float((parts < limits.limit).mean()) for score, parts in limits.parts(scores).items()}
         seconds = (time.process_time() - started) / len(disguised)
-        rows.append({"disguise": name, "found": float(limits.is_copy(scores).mean()), "by": by, "seconds": seconds})
+        found = float(limits.is_copy(scores).mean())
+        rows.append({"disguise": name, "found": found, "by": by, "seconds": seconds})
         alone = ", ".join(f"{score} {100 * share:.0f}" for score, share in by.items())
-        print(f"{name:<46}{100 * rows[-1]['found']:6.1f} %   ({alone})", flush=True)
+        print(f"{name:<46}{100 * found:6.1f} %   ({alone})", flush=True)
     if config.output is not None:
         write_json(config.output, rows)
     return rows

@@ -268,7 +268,8 @@ def embed_pool(
         first = own.shape[1] - _NUM_RESIDUAL * _RESIDUAL_FEATURES
         scale[:first] *= np.sqrt(first)
         scale[first:] *= np.sqrt(_NUM_RESIDUAL * _RESIDUAL_FEATURES)
-        own, other = (x if x is None else ((x - mean) / scale).astype(np.float32) for x in (own, other))
+        own = ((own - mean) / scale).astype(np.float32)
+        other = None if other is None else ((other - mean) / scale).astype(np.float32)
     return own, other
 
 
