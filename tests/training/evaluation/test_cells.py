@@ -9,7 +9,7 @@ import pytest
 from histodistill.training.data.phantom import phantom_source
 from histodistill.training.data.tiles import Tiles, TileSource
 from histodistill.training.engine.accelerator import make_accelerator
-from histodistill.training.engine.classifier_config import ClassifierConfig
+from histodistill.training.engine.classifier_config import ClassifierConfig, recorded_recipe
 from histodistill.training.engine.classifier_training import fit_classifier
 from histodistill.training.engine.scoring import score
 from histodistill.training.evaluation.cells import check_same_kind, read_cell, summarise_rows, train_cell
@@ -94,7 +94,7 @@ def test_a_cell_is_written_with_all_that_is_known_of_it(source, accelerator, tra
         "validation": alone.validation,
         "test": score(alone.model, test),
         "best_step": alone.best_step,
-        "config": vars(CONFIG),
+        "config": recorded_recipe(CONFIG),
     }
     assert alone.validation == score(alone.model, validation) and alone.best_step in (2, 4, 6)
     assert read_cell(tmp_path / "cells" / "one.json") == cell
