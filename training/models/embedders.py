@@ -294,7 +294,9 @@ class _PooledResidual(nn.Module):
         half = len(self.network.blocks) // 2
         middle = self.network.blocks[:half](self.network.stem(images))
         maps = self.network.blocks[half:](middle), middle
-        return torch.cat([pooled for x in maps for pooled in (x.mean(dim=(2, 3)), x.std(dim=(2, 3)))], dim=1)
+        return torch.cat(
+            [pooled for x in maps for pooled in (x.mean(dim=(2, 3)), x.std(dim=(2, 3), correction=0))], dim=1
+        )
 
 
 @lru_cache(maxsize=1)
