@@ -22,6 +22,7 @@ from histodistill.training.evaluation.run_records import (
     by_class,
     stage_settings,
 )
+from histodistill.training.models.encoder_names import UNTRAINED, UNTRAINED_SEVERAL
 
 
 # Folders of the stages that cards tell of, and what they call them.
@@ -218,7 +219,7 @@ def privacy_facts(pipeline: dict[str, Any], distilled: dict[str, Any]) -> Privac
     uncovered += [
         f"The choice of the images of the distilled set, {how}." for name, how in looks_at_tiles if settings.get(name)
     ]
-    if settings.get("embedder", "untrained") != "untrained":
+    if settings.get("embedder", UNTRAINED) not in (UNTRAINED, UNTRAINED_SEVERAL):
         uncovered.append("The choice of the images, if what embedded them was trained on the real tiles.")
     return PrivacyFacts(
         epsilon=record["total"]["epsilon"],
