@@ -58,9 +58,11 @@ class NearestOfFirst:
         import faiss
 
         if self._points is not None:
-            return faiss.knn(queries, self._points[:first], k)
-        wanted = faiss.IDSelectorRange(0, first) if first < self._cells.ntotal else None  # which takes its time
-        options = faiss.SearchParametersIVF(nprobe=self._cells_searched, sel=wanted)  # type: ignore[call-arg]  # SWIG's
-        distances, rows = self._cells.search(queries, k, params=options)
+            distances, rows = faiss.knn(queries, self._points[:first], k)
+        else:
+            # A selector takes its time.
+            wanted = faiss.IDSelectorRange(0, first) if first < self._cells.ntotal else None
+            options = faiss.SearchParametersIVF(nprobe=self._cells_searched, sel=wanted)  # type: ignore[call-arg]  # SWIG
+            distances, rows = self._cells.search(queries, k, params=options)
         missing = rows < 0
         return np.where(missing, np.inf, distances), np.where(missing, 0, rows)

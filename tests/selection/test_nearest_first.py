@@ -33,10 +33,25 @@ def test_nearest_of_the_first(most_exhaustive, first):
     np.testing.assert_allclose(distances[:, 0], expected, atol=2e-2)  # cells hold 16 bits
 
 
-def test_there_may_be_fewer_than_are_asked_for():
-    points = np.arange(400, dtype=np.float32)[:, None] * [1.0, 0.0]
-    distances, rows = search(points.astype(np.float32), 0).nearest(np.zeros((1, 2), np.float32), 5, 2)
-    assert rows[0, :2].tolist() == [0, 1] and np.isinf(distances[0, 2:]).all() and (rows[0, 2:] == 0).all()
+@pytest.mark.parametrize("most_exhaustive", [0, 400])
+@pytest.mark.parametrize("first", [0, 2])
+def test_there_may_be_fewer_than_are_asked_for(most_exhaustive, first):
+    points = np.arange(400, dtype=np.float32)[:, None] * np.float32([1.0, 0.0])
+    distances, rows = search(points, most_exhaustive).nearest(np.zeros((1, 2), np.float32), 5, first)
+    assert rows[0].tolist() == [0, 1][:first] + [0] * (5 - first)
+    assert np.isinf(distances[0]).tolist() == [False] * first + [True] * (5 - first)
+
+
+def test_cells_find_what_all_points_give():
+    # Groups of points far apart, so that the nearest are in few cells.
+    rng = np.random.default_rng(1)
+    middles = 20 * rng.normal(size=(20, 8))
+    points = (middles[rng.integers(0, 20, 1500)] + rng.normal(size=(1500, 8))).astype(np.float32)
+    queries = points[:50] + np.float32(0.1)
+    for first in (400, 1500):
+        (apart, rows), (expected, right) = (search(points, most).nearest(queries, 3, first) for most in (0, 1500))
+        assert (rows == right).mean() > 0.95
+        np.testing.assert_allclose(apart[rows == right], expected[rows == right], rtol=0.05, atol=0.05)
 
 
 def test_all_points_are_searched_where_there_are_few():

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import affine_transform, gaussian_filter
 
+from histodistill.selection.keypoints import harmonics_at, turns_between
 from histodistill.selection.placements import PLACEMENT, Comparison
 
 
@@ -74,6 +75,24 @@ def test_turn_and_mirroring_of_a_placement(quarters, mirrored):
     placements = placed(3, turn=quarters * np.pi / 2, mirrored=mirrored)
     found = Comparison(images, tiles).compare(placements, np.ones(3))
     assert found.score.min() > 0.5 * SIDE**2 * 6  # r² > 1 − e⁻⁶
+
+
+@pytest.mark.parametrize("degrees", [30, 198])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_keypoints_place_the_image(degrees, mirrored):
+    """A turned tile lies as what is around one place says: `turns_between` and `PLACEMENT` mean the same."""
+    tiles = textures(6, 0, width=2)
+    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    # From rows and columns of the image to those of the tile, about the pixel (15, 12) of both.
+    matrix, about = np.diag([-1 if mirrored else 1, 1]) @ [[cos, -sin], [sin, cos]], np.array([15, 12])
+    images = np.stack([affine_transform(x, matrix, about - matrix @ about, order=3, mode="reflect") for x in tiles])
+    own, other = (harmonics_at(x, np.arange(6), np.tile(about, (6, 1)))[0] for x in (images, tiles))
+    turn, flipped = turns_between(own, other)
+    assert flipped.tolist() == [mirrored] * 6
+    placements = placed(6, turn=turn, mirrored=flipped, row=15, column=12, tile_row=15, tile_column=12)
+    shown, inside = Comparison(images, tiles)._shown(placements)
+    for image, tile, on_tile in zip(images, shown, inside, strict=True):
+        assert np.corrcoef(image[on_tile], tile[on_tile])[0, 1] > 0.97
 
 
 def test_zoom_and_place_of_a_placement():
