@@ -18,8 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import product
 
 import numpy as np
 
@@ -34,7 +32,7 @@ from histodistill.selection.streams import stream
 from histodistill.selection.views import (
     LEAST_CONTENT,
     apply_symmetry,
-    grey_deviations,
+    contrasts_of,
     resample,
     stretch,
     window_weights,
@@ -232,24 +230,35 @@ class CopyIndex:
         return self._points[space][self._place[rows]]
 
     def search(
-        self, images: Images, views: Mapping[str, np.ndarray] | None = None, num_tiles: int | None = None
+        self,
+        images: Images,
+        views: Mapping[str, np.ndarray] | None = None,
+        num_tiles: int | None = None,
+        *,
+        decoys: bool = False,
     ) -> CopyScores:
         """Scores of images.
+
+        Neighbouring tiles of a slide often overlap, and tiles that show a part of others cannot tell what chance
+        does. So calibrating tiles have decoys: for `parts`, each is stretched to nearly twice its width or height.
+        Then it shows the same tissue, and no tile, however turned or zoomed, shows a part of it (as searches in
+        databases of spectra have decoys).
 
         Args:
             images: uint8 M×S×S×3 of the same size as the tiles.
             views: `views_of` the images in each of the `spaces`, where they are known already.
             num_tiles: At least 1; the images are searched for among so many of the tiles, the first; all by default.
+            decoys: Whether `parts` is that of decoys.
 
         Returns:
             `CopyScores` of the M images.
         """
-        count = self._count(num_tiles)
-        found = self._structure_and_parts(images, count)
+        count = len(self._rows) if num_tiles is None else int(np.searchsorted(self._rows, num_tiles))
+        found = self._structure_and_parts(images, count, decoys)
         for name, embed in self.spaces.items():
             own = views[name] if views else views_of(images, embed)
             found[name] = _distance_ratio(own, self._points[name][:count])
-        deviations = np.concatenate([np.empty(0), *map(grey_deviations, batches(images))])
+        deviations = contrasts_of(images)
         return CopyScores(
             {
                 name: np.where(deviations >= (LEAST_VISIBLE if name == "parts" else LEAST_CONTENT), values, np.inf)
@@ -258,39 +267,24 @@ class CopyIndex:
             {name: self._rows[nearest] for name, (_, nearest) in found.items()},
         )
 
-    def parts_of_decoys(self, images: Images, num_tiles: int) -> np.ndarray:
-        """The score `parts` that images would have if no tile showed any part of them: float64 M.
-
-        Neighbouring tiles of a slide often overlap, and tiles that show a part of others cannot tell what chance
-        does. So each is stretched to nearly twice its width or height. Then it shows the same tissue, and no tile,
-        however turned or zoomed, shows a part of it (a decoy, as searches in databases of spectra have).
-
-        Args:
-            images, num_tiles: See `search`.
-        """
-        values, start = [np.empty(0)], 0
-        for part in batches(images, _QUERIES_PER_CALL):
-            decoys = stretch(part, _STRETCH, start + np.arange(len(part)))
-            values.append(_parts_score(self._parts.search(decoys, self._count(num_tiles)).score))
-            start += len(part)
-        return np.concatenate(values)
-
-    def _count(self, num_tiles: int | None) -> int:
-        """How many tiles that differ are among the first."""
-        return len(self._rows) if num_tiles is None else int(np.searchsorted(self._rows, num_tiles))
-
-    def _structure_and_parts(self, images: Images, num_tiles: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    def _structure_and_parts(
+        self, images: Images, num_tiles: int, decoys: bool
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """`structure` and `parts` of M images among the first tiles: M float64 each, and M int64, the tile."""
         empty = np.empty(0), np.empty(0, np.int64)
         found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {"structure": [empty], "parts": [empty]}
+        start = 0
         for part in batches(images, _QUERIES_PER_CALL):
             density = _working_density(part)
             turned = np.stack([apply_symmetry(density, symmetry) for symmetry in range(SYMMETRIES)])
             candidates = self._candidates(turned, num_tiles)
             found["structure"].append(self._structure(turned, *candidates))
-            likely = _placements_of(*candidates, self._parts.side)
-            parts = self._parts.search(part, num_tiles, likely)
-            found["parts"].append((_parts_score(parts.score), parts.tile))
+            if decoys:
+                parts = self._parts.search(stretch(part, _STRETCH, start + np.arange(len(part))), num_tiles)
+            else:
+                parts = self._parts.search(part, num_tiles, _placements_of(*candidates, self._parts.side))
+            found["parts"].append((np.exp(-parts.score / _SCORE_SCALE), parts.tile))
+            start += len(part)
         return {name: tuple(map(np.concatenate, zip(*each, strict=True))) for name, each in found.items()}  # type: ignore[misc]
 
     def _structure(
@@ -352,11 +346,6 @@ class CopyIndex:
         return distances, tiles, np.array(_WINDOWS)[windows], symmetries
 
 
-def _parts_score(score: np.ndarray) -> np.ndarray:
-    """A score of `PartIndex`, large for a copy, as one that is small for a copy."""
-    return np.exp(-score / _SCORE_SCALE)
-
-
 def _window_search(images: Images, few: np.ndarray) -> NearestOfFirst:
     """The windows of tiles, searched by their coarse pictures.
 
@@ -387,30 +376,16 @@ def _placements_of(
     """What `CopyIndex._candidates` finds, M×K each, as placements in px of pictures with `side` px along a side."""
     image, number = np.nonzero(np.isfinite(distances))
     scale, down, right = windows[image, number].T
-    turn, mirrored = _turn_of_symmetry()
+    symmetry = symmetries[image, number]
     placements = np.empty(len(image), PLACEMENT)
     placements["image"], placements["tile"] = image, tiles[image, number]
     placements["row"] = placements["column"] = (side - 1) / 2
     placements["tile_row"], placements["tile_column"] = ((start + scale / 2) * side - 0.5 for start in (down, right))
-    placements["turn"], placements["mirrored"] = (x[symmetries[image, number]] for x in (turn, mirrored))
+    # Columns reversed are rows reversed and half a turn.
+    placements["mirrored"] = symmetry >= 4
+    placements["turn"] = (symmetry + 2 * (symmetry >= 4)) % 4 * (np.pi / 2)
     placements["zoom"] = scale
     return placements
-
-
-@lru_cache(maxsize=1)
-def _turn_of_symmetry() -> tuple[np.ndarray, np.ndarray]:
-    """How an image lies on a tile that it shows after each symmetry: `turn` and `mirrored` of a placement, 8 each."""
-    turn, mirrored = np.empty(SYMMETRIES), np.empty(SYMMETRIES, dtype=bool)
-    directions = np.stack(np.meshgrid((-1, 1), (-1, 1), indexing="ij"), axis=2)[None]
-    for symmetry in range(SYMMETRIES):
-        # What is at each corner afterwards was at this one before.
-        before = apply_symmetry(directions, symmetry)[0].reshape(-1, 2)
-        for quarter, flip in product(range(4), (False, True)):
-            cos, sin = round(np.cos(quarter * np.pi / 2)), round(np.sin(quarter * np.pi / 2))
-            down = (-1 if flip else 1) * (cos * before[:, 0] - sin * before[:, 1])
-            if np.array_equal(np.stack([down, sin * before[:, 0] + cos * before[:, 1]], 1), directions.reshape(-1, 2)):
-                turn[symmetry], mirrored[symmetry] = quarter * np.pi / 2, flip
-    return turn, mirrored
 
 
 def calibrate(scores: CopyScores, max_false_alarms: float = 0.01, seed: int = 0) -> CopyLimits:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter, rotate
 
-from histodistill.selection.views import crop_and_resize, resample, shift
+from histodistill.selection.views import blend, crop_and_resize, resample, shift
 
 
 #: Takes tiles, as many innocent images and a generator, uint8 N×S×S×3 each, and gives images that show the tiles.
@@ -132,7 +132,7 @@ def _blended(share: float) -> Disguise:
     """So much of the tile, and the rest an innocent image."""
 
     def disguise(tiles: np.ndarray, innocent: np.ndarray, _: np.random.Generator) -> np.ndarray:
-        return _as_bytes(share * tiles + (1 - share) * innocent)
+        return blend(tiles, innocent, share)
 
     return disguise
 

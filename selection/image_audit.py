@@ -9,7 +9,7 @@ PoPETs 2023). `docs/privacy-audit.md` gives the reasons.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -118,10 +118,8 @@ def find_limits(real: RealTiles, index: CopyIndex, seed: int = 0) -> CopyLimits:
     """
     rows = stream("tiles that set the limits of copying", seed).permutation(len(real.validation))[:_MOST_CALIBRATING]
     others = len(real) - len(real.validation)  # validation tiles come last
-    tiles = rows_of(real.validation.images, np.sort(rows))
-    scores = index.search(tiles, num_tiles=others)
-    by_chance = {**scores.values, "parts": index.parts_of_decoys(tiles, others)}
-    return calibrate(replace(scores, values=by_chance), MAX_FALSE_ALARMS, seed)
+    scores = index.search(rows_of(real.validation.images, np.sort(rows)), num_tiles=others, decoys=True)
+    return calibrate(scores, MAX_FALSE_ALARMS, seed)
 
 
 def find_copies(

@@ -130,6 +130,7 @@ class PartIndex:
         votes = np.concatenate([level.votes(pictures, num_tiles) for level in self._levels])
         votes = votes[_with_most_votes(votes)]
         tiles, row = np.unique(votes["tile"], return_inverse=True)
+        shown = self._pictures[tiles].astype(np.float32)
         own, other = np.empty((2, len(votes), NUM_HARMONICS), np.complex64)
         for enlargement in np.unique(votes["enlargement"]):
             rows = np.flatnonzero(votes["enlargement"] == enlargement)
@@ -137,7 +138,7 @@ class PartIndex:
             own[rows], _ = harmonics_at(enlarged, votes["image"][rows], votes["place"][rows])
         for level in _LEVELS:
             rows = np.flatnonzero(votes["level"] == level)
-            enlarged = resize(self._pictures[tiles].astype(np.float32), round(self.side * level))
+            enlarged = resize(shown, round(self.side * level))
             other[rows], _ = harmonics_at(enlarged, row[rows], votes["tile_place"][rows])
         placements = np.empty(len(votes), PLACEMENT)
         placements["image"], placements["tile"] = votes["image"], votes["tile"]
@@ -216,12 +217,11 @@ class _Level:
         """The `_VOTE`s of keypoints of grey pictures for the first tiles."""
         count = int(np.searchsorted(self._tiles, num_tiles))
         votes = []
-        for enlargement in _ENLARGEMENTS[self.level]:
+        for enlargement in _ENLARGEMENTS[self.level] if count else ():
             found = find_keypoints(resize(pictures, round(pictures.shape[1] * enlargement)))
-            k = min(_NEIGHBOURS, count)
-            if not k or not len(found.picture):
+            if not len(found.picture):
                 continue
-            distances, rows = self._search.nearest(describe(found.harmonics), k, count)
+            distances, rows = self._search.nearest(describe(found.harmonics), min(_NEIGHBOURS, count), count)
             farthest = np.where(np.isfinite(distances), distances, 0).max(axis=1, keepdims=True)
             weight = 1 - distances / np.maximum(farthest, 1e-9)
             keypoint, number = np.nonzero(weight > 0)

@@ -18,12 +18,12 @@ _FEWEST_PIXELS = 60
 _NOISE = 1.0
 # The least that a tile is taken to leave unexplained: interpolation and rounding leave as much.
 _LEAST_UNEXPLAINED = 1e-4
+# Rings of frequencies over which power is averaged, beside that of frequency 0.
+_FREQUENCIES = 14
 # Changes that are tried of a placement, each either way, and then their halves and quarters: px of the tile, radians,
 # and share of the zoom.
 _CHANGES = (("tile_row", 1.0), ("tile_column", 1.0), ("turn", 0.12), ("zoom", 0.06))
-
 _FINER = (1.0, 0.5, 0.25)
-
 
 #: How an image lies on a tile, turned, zoomed and mirrored about a point: `row`, `column` of that point on the image
 #: and `tile_row`, `tile_column` on the tile, in px; `turn`, radians by which the tile is turned to be the image, from
@@ -181,7 +181,7 @@ def _radial_power(pictures: np.ndarray) -> np.ndarray:
     if pictures.shape[1] % 2 == 0:
         twice[-1] = 1.0
     power = np.square(np.abs(np.fft.rfft2(pictures))) * twice
-    power = power.reshape(len(pictures), -1) @ (ring.reshape(-1)[:, None] == np.arange(pictures.shape[1] // 2 + 1))
+    power = power.reshape(len(pictures), -1) @ (ring.reshape(-1)[:, None] == np.arange(_FREQUENCIES + 1))
     return power / np.maximum(power.sum(axis=1, keepdims=True), 1e-9)
 
 
@@ -189,5 +189,7 @@ def _radial_power(pictures: np.ndarray) -> np.ndarray:
 def _rings(side: int) -> tuple[np.ndarray, np.ndarray]:
     """Which ring each frequency of `rfft2` is in, and the number of frequencies, of all of a picture, in each."""
     down, right = np.abs(np.fft.fftfreq(side))[:, None], np.abs(np.fft.fftfreq(side))[None]
-    ring = np.minimum(np.round(np.hypot(down, right) * side).astype(int), side // 2)
-    return ring[:, : side // 2 + 1], np.bincount(ring.reshape(-1), minlength=side // 2 + 1)
+    ring = np.minimum(np.round(np.hypot(down, right) * 2 * _FREQUENCIES).astype(int), _FREQUENCIES)
+    number = np.bincount(ring.reshape(-1), minlength=_FREQUENCIES + 1)
+    # Pictures of few pixels have no frequency, and so no power, in some of them.
+    return ring[:, : side // 2 + 1], np.maximum(number, 1)

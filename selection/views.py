@@ -66,14 +66,19 @@ def compress_jpeg(images: np.ndarray) -> np.ndarray:
     return np.stack(opened)
 
 
-def blend(images: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """`BLENDED_SHARE` of each image and the rest of another one, uint8."""
-    return (BLENDED_SHARE * images + (1 - BLENDED_SHARE) * others).round().astype(np.uint8)
+def blend(images: np.ndarray, others: np.ndarray, share: float = BLENDED_SHARE) -> np.ndarray:
+    """So much of each image and the rest of another one, uint8."""
+    return (share * images + (1 - share) * others).round().astype(np.uint8)
 
 
 def has_content(images: Images) -> np.ndarray:
     """Which images show anything: N bool, False where grey levels vary by less than `LEAST_CONTENT`."""
-    return np.concatenate([np.empty(0), *map(grey_deviations, batches(images))]) >= LEAST_CONTENT
+    return contrasts_of(images) >= LEAST_CONTENT
+
+
+def contrasts_of(images: Images) -> np.ndarray:
+    """`grey_deviations` of all images, which are read in batches: float64 N."""
+    return np.concatenate([np.empty(0), *map(grey_deviations, batches(images))])
 
 
 def grey_deviations(images: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,25 @@ from histodistill.training.running.files import write_bytes
 from histodistill.training.running.notes import warn
 
 
-def read_kept_arrays(file: Path) -> dict[str, np.ndarray]:
-    """The arrays that a file holds; none where it is missing, or damaged, of which the user is told."""
+def read_kept_arrays(file: Path, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+    """The arrays that a file holds; none where it is missing, or damaged, of which the user is told.
+
+    Args:
+        file: As `write_arrays` leaves it.
+        names: Of the arrays that it must hold, and no others; None for any.
+    """
     try:
         # np.load leaves a file that it opened itself and finds damaged open.
         with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as kept:
-            return dict(kept)
+            arrays: dict[str, np.ndarray] | None = dict(kept)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error):
+        arrays = None
+    if arrays is None or (names is not None and arrays.keys() != set(names)):
         warn(f"{file} is damaged: it is made anew")
         return {}
+    return arrays
 
 
 def write_arrays(file: Path, **arrays: Any) -> None:

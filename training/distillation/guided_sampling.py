@@ -37,10 +37,10 @@ from histodistill.selection.baselines import fit_kmeans
 from histodistill.selection.distances import median_squared_distance
 from histodistill.selection.streams import stream
 from histodistill.training.data.image_dataset import open_image_table
-from histodistill.training.data.images import make_grid, png_bytes
 from histodistill.training.data.kept_arrays import read_kept_arrays, write_arrays
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.distillation.guided_options import GUIDED, GuidedConfig, ModesConfig
+from histodistill.training.distillation.made_sets import write_picture
 from histodistill.training.engine.accelerator import make_accelerator
 from histodistill.training.engine.pool import generate_images
 from histodistill.training.generate import CALL_OPTIONS
@@ -52,16 +52,15 @@ from histodistill.training.models.latents import LatentModel, compression_of, de
 from histodistill.training.models.loading import load_classifier, load_pipeline
 from histodistill.training.models.prediction import predict_proba
 from histodistill.training.running.errors import InputError
-from histodistill.training.running.files import write_bytes
-from histodistill.training.running.notes import tell, warn
+from histodistill.training.running.notes import tell
 from histodistill.training.running.progress import Progress
 from histodistill.training.running.stages import require_parts
 
 
+#: The folder in a table's that keeps guided sets.
+GUIDED_FOLDER = "guided"
 # What is added to the diagonal of a kernel, so that its determinant is no zero where two images are equal.
 _RIDGE = 0.01
-# Of each class, in the picture of a set.
-_SHOWN = 10
 
 #: What is to be small: of the features of images that are sampled together, float N×D, a number.
 Loss = Callable[[torch.Tensor], torch.Tensor]
@@ -261,17 +260,6 @@ class GuidedSampler:
         return self._embeddings[self._pool.columns["label"] == label]
 
 
-def guided_file(folder: Path, tiles: str, n_per_class: int, seed: int) -> Path:
-    """The file in a table's folder that keeps guided images.
-
-    Args:
-        folder: Of the table.
-        tiles: What the row calls them, as part of a file's name.
-        n_per_class, seed: Of the set.
-    """
-    return folder / "guided" / f"{tiles}-{n_per_class}-{seed}.npz"
-
-
 def make_guided(file: Path, sampler: GuidedSampler, n_per_class: int, seed: int, options: GuidedConfig) -> None:
     """Samples a guided set where a file does not hold it yet, and makes a picture of it beside the file.
 
@@ -308,20 +296,16 @@ def _keep(file: Path, classes: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
     """Writes images and soft labels of the first classes, and first the picture, so that no whole set is without."""
     file.parent.mkdir(parents=True, exist_ok=True)
     n_per_class = len(classes[0][0])
-    shown = np.concatenate([images[:_SHOWN] for images, _ in classes])
-    write_bytes(file.with_suffix(".png"), png_bytes(make_grid(shown, min(_SHOWN, n_per_class), scale=2)))
     images, soft_labels = map(np.concatenate, zip(*classes, strict=True))
+    write_picture(file, images, n_per_class)
     labels = np.repeat(np.arange(len(classes)), n_per_class)
     write_arrays(file, images=images, labels=labels, soft_labels=soft_labels)
 
 
 def _finished_classes(file: Path, n_per_class: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Images and soft labels of the classes that a file has, where there is one that fits."""
-    kept = read_kept_arrays(file)
+    kept = read_kept_arrays(file, {"images", "labels", "soft_labels"})
     if not kept:
-        return []
-    if kept.keys() != {"images", "labels", "soft_labels"}:
-        warn(f"{file} is damaged: it is made anew")
         return []
     count = len(kept["labels"]) // n_per_class
     return list(zip(np.split(kept["images"], count), np.split(kept["soft_labels"], count), strict=True))

@@ -12,25 +12,24 @@ import numpy as np
 import torch
 
 from histodistill.selection.streams import stream, torch_seed
-from histodistill.training.data.images import make_grid, png_bytes
 from histodistill.training.data.kept_arrays import read_kept_arrays, write_arrays
 from histodistill.training.data.pixels import to_model_input, to_uint8
 from histodistill.training.data.tiles import Tiles, sample_per_class
+from histodistill.training.distillation.made_sets import write_picture
 from histodistill.training.distillation.peer_options import MatchingConfig
 from histodistill.training.engine.augment import apply_plan, draw_plan
 from histodistill.training.engine.steps import step_generator
 from histodistill.training.models.architectures import DEFAULT_WIDTHS
 from histodistill.training.models.backbones import ConvNetBackbone
 from histodistill.training.models.devices import best_device
-from histodistill.training.running.files import write_bytes
-from histodistill.training.running.notes import tell, warn
+from histodistill.training.running.notes import tell
 from histodistill.training.running.progress import Progress
 
 
+#: The folder in a table's that keeps peers' sets.
+PEER_FOLDER = "peers"
 # Steps after which what was made so far is written, so that a killed call goes on from there.
 _KEEP_EVERY = 100
-# Of each class, in the picture of a set.
-_SHOWN = 10
 
 
 class DistributionMatching:
@@ -103,17 +102,6 @@ class DistributionMatching:
         return network(apply_plan(images, alike)).mean(dim=0)
 
 
-def peer_file(folder: Path, tiles: str, n_per_class: int, seed: int) -> Path:
-    """The file in a table's folder that keeps the images of a peer.
-
-    Args:
-        folder: Of the table.
-        tiles: What the row calls them, as part of a file's name.
-        n_per_class, seed: Of the set.
-    """
-    return folder / "peers" / f"{tiles}-{n_per_class}-{seed}.npz"
-
-
 def make_peer(file: Path, tiles: Tiles, n_per_class: int, seed: int, options: MatchingConfig) -> None:
     """Makes a set by distribution matching where a file does not hold it yet, and a picture of it beside the file.
 
@@ -136,9 +124,7 @@ def make_peer(file: Path, tiles: Tiles, n_per_class: int, seed: int, options: Ma
             progress.update()
             if matching.step % _KEEP_EVERY == 0 or matching.step == options.steps:
                 _keep(matching, file)
-    shown = [np.flatnonzero(matching.labels == label)[:_SHOWN] for label in matching.members]
-    grid = make_grid(matching.images()[np.concatenate(shown)], columns=min(_SHOWN, n_per_class), scale=2)
-    write_bytes(file.with_suffix(".png"), png_bytes(grid))
+    write_picture(file, matching.images(), n_per_class)
     tell(f"distribution matching: {n_per_class} images per class, seed {seed}, last distance {distance:.4g}")
 
 
@@ -156,11 +142,8 @@ def _keep(matching: DistributionMatching, file: Path) -> None:
 
 def _go_on(matching: DistributionMatching, file: Path) -> None:
     """Takes what a file has, where there is one that fits."""
-    kept = read_kept_arrays(file)
+    kept = read_kept_arrays(file, {"step", "labels", "pixels", "momentum"})
     if not kept:
-        return
-    if kept.keys() != {"step", "labels", "pixels", "momentum"}:
-        warn(f"{file} is damaged: it is made anew")
         return
     pixels, momentum = kept["pixels"], kept["momentum"]
     is_alike = pixels.shape == momentum.shape == tuple(matching.pixels.shape)

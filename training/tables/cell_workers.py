@@ -17,9 +17,10 @@ from histodistill.training.data.image_dataset import open_image_table
 from histodistill.training.data.scratch_images import decode_once
 from histodistill.training.data.sources import load_tiles
 from histodistill.training.data.tiles import Tiles, sample_per_class
-from histodistill.training.distillation.guided_sampling import guided_file, read_guided
+from histodistill.training.distillation.guided_sampling import GUIDED_FOLDER, read_guided
 from histodistill.training.distillation.label_views import label_views, places_in_classes
-from histodistill.training.distillation.peers import peer_file, read_peer
+from histodistill.training.distillation.made_sets import made_set_file
+from histodistill.training.distillation.peers import PEER_FOLDER, read_peer
 from histodistill.training.distillation.pool_selection import SelectionInputs, fit_selector
 from histodistill.training.engine.accelerator import make_accelerator
 from histodistill.training.engine.classifier_config import ClassifierConfig
@@ -158,9 +159,9 @@ class Worker:
         if row.tiles == "real_random":
             return distillation.real.subset(sample_per_class(distillation.real.labels, cell.size, seed))
         if row.peer is not None:
-            return read_peer(peer_file(self.folder, row.file_name, cell.size, seed))
+            return read_peer(made_set_file(self.folder, PEER_FOLDER, row.file_name, cell.size, seed))
         if row.guided is not None:
-            return read_guided(guided_file(self.folder, row.file_name, cell.size, seed))
+            return read_guided(made_set_file(self.folder, GUIDED_FOLDER, row.file_name, cell.size, seed))
         selection = fit_selector(row.selection(cell.size, seed), distillation.inputs, self.class_names)
         chosen = distillation.pool.subset(selection.selector.selected_indices_)
         return replace(chosen, images=decode_once(chosen.images, self.folder))

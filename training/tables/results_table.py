@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,7 @@ from histodistill.training.tables.infodist_rows import (
     check_protocol,
 )
 from histodistill.training.tables.planned_cells import Line, TablePlan, check_kept, kept_cells
-from histodistill.training.tables.rows import FIXED_ROWS, HEADLINE_ROWS, LADDER, QUICK_SIZES, RECIPE_OPTIONS
+from histodistill.training.tables.rows import FIXED_ROWS, HEADLINE_ROWS, LADDER, QUICK_SIZES, RECIPE_OPTIONS, Row
 
 
 if TYPE_CHECKING:
@@ -304,13 +304,12 @@ def make_peers(folder: Path, lines: Sequence[Line], real: Tiles) -> None:
         lines: Of the table.
         real: The real training tiles.
     """
-    from histodistill.training.distillation.peers import make_peer, peer_file
+    from histodistill.training.distillation.made_sets import made_set_file
+    from histodistill.training.distillation.peers import PEER_FOLDER, make_peer
 
-    for line in lines:
-        row, size = line.first.row, line.first.size
-        if row.peer is not None and size is not None:
-            for seed in line.seeds:
-                make_peer(peer_file(folder, row.file_name, size, seed), real, size, seed, row.peer)
+    for row, size, seed in _sets_of(lines):
+        if row.peer is not None:
+            make_peer(made_set_file(folder, PEER_FOLDER, row.file_name, size, seed), real, size, seed, row.peer)
 
 
 def make_samplers(config: ResultsTableConfig) -> list[GuidedSampler]:
@@ -334,14 +333,21 @@ def make_guided_sets(folder: Path, lines: Sequence[Line], samplers: Sequence[Gui
         lines: Of the table.
         samplers: See `make_samplers`; the seeds take them in turn.
     """
-    from histodistill.training.distillation.guided_sampling import guided_file, make_guided
+    from histodistill.training.distillation.guided_sampling import GUIDED_FOLDER, make_guided
+    from histodistill.training.distillation.made_sets import made_set_file
 
+    for row, size, seed in _sets_of(lines):
+        if row.guided is not None:
+            file = made_set_file(folder, GUIDED_FOLDER, row.file_name, size, seed)
+            make_guided(file, samplers[seed % len(samplers)], size, seed, row.guided)
+
+
+def _sets_of(lines: Sequence[Line]) -> Iterator[tuple[Row, int, int]]:
+    """The row, images per class and seed of each set that lines train on, but for rows of fixed size."""
     for line in lines:
-        row, size = line.first.row, line.first.size
-        if row.guided is not None and size is not None:
+        if line.first.size is not None:
             for seed in line.seeds:
-                file = guided_file(folder, row.file_name, size, seed)
-                make_guided(file, samplers[seed % len(samplers)], size, seed, row.guided)
+                yield line.first.row, line.first.size, seed
 
 
 def write_table(

@@ -20,11 +20,11 @@ from histodistill.training.distillation.guided_sampling import (
     Guidance,
     GuidedSampler,
     distance_to_modes,
-    guided_file,
     likeness,
     make_guided,
     read_guided,
 )
+from histodistill.training.distillation.made_sets import made_set_file
 from histodistill.training.engine.pool import generate_images
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.embedders import embed_images
@@ -210,7 +210,7 @@ def test_they_come_out_the_same_again_and_differ_by_seed_and_class(sampler, run)
 
 
 def test_a_set_has_each_class_with_what_the_teacher_says(sampler, run, tmp_path):
-    file = guided_file(tmp_path, "guided-modes", 3, 0)
+    file = made_set_file(tmp_path, "guided", "guided-modes", 3, 0)
     assert file == tmp_path / "guided" / "guided-modes-3-0.npz"
     make_guided(file, sampler, 3, 0, MODES)
     found = read_guided(file)
@@ -225,7 +225,7 @@ def test_a_set_has_each_class_with_what_the_teacher_says(sampler, run, tmp_path)
 
 
 def test_a_killed_one_goes_on_and_ends_as_an_undisturbed_one(sampler, tmp_path, monkeypatch, capsys):
-    whole, halves = (guided_file(tmp_path / name, "guided-modes", 2, 5) for name in ("whole", "halves"))
+    whole, halves = (made_set_file(tmp_path / name, "guided", "guided-modes", 2, 5) for name in ("whole", "halves"))
     make_guided(whole, sampler, 2, 5, MODES)
     sampled, sample = [], GuidedSampler.sample
 
@@ -250,7 +250,7 @@ def test_a_killed_one_goes_on_and_ends_as_an_undisturbed_one(sampler, tmp_path, 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", None])
 def test_a_damaged_file_is_made_anew(sampler, tmp_path, capsys, content):
-    good, bad = (guided_file(tmp_path / name, "guided-modes", 2, 0) for name in ("good", "bad"))
+    good, bad = (made_set_file(tmp_path / name, "guided", "guided-modes", 2, 0) for name in ("good", "bad"))
     make_guided(good, sampler, 2, 0, MODES)
     bad.parent.mkdir(parents=True)
     if content is None:

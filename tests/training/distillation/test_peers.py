@@ -11,8 +11,9 @@ from histodistill.training.data.phantom import phantom_tiles
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.data.tiles import Tiles, sample_per_class
 from histodistill.training.distillation import peers
+from histodistill.training.distillation.made_sets import made_set_file
 from histodistill.training.distillation.peer_options import MatchingConfig
-from histodistill.training.distillation.peers import DistributionMatching, make_peer, peer_file, read_peer
+from histodistill.training.distillation.peers import DistributionMatching, make_peer, read_peer
 from histodistill.training.models.backbones import ConvNetBackbone
 from histodistill.training.running.errors import InputError
 
@@ -79,7 +80,7 @@ def test_it_begins_with_random_real_tiles_and_comes_nearer_to_all_of_them():
 
 def test_a_killed_one_goes_on_and_ends_as_an_undisturbed_one(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(peers, "_KEEP_EVERY", 1)
-    whole, halves = (peer_file(tmp_path / name, "peer-dm", 3, 5) for name in ("whole", "halves"))
+    whole, halves = (made_set_file(tmp_path / name, "peers", "peer-dm", 3, 5) for name in ("whole", "halves"))
     make_peer(whole, real_tiles(), 3, 5, OPTIONS)
     make_peer(halves, real_tiles(), 3, 5, dataclasses.replace(OPTIONS, steps=2))
     assert not np.array_equal(read_peer(halves).images, read_peer(whole).images)
@@ -100,14 +101,14 @@ def test_a_killed_one_goes_on_and_ends_as_an_undisturbed_one(tmp_path, monkeypat
 def test_seeds_make_other_sets(tmp_path):
     found = []
     for seed in (0, 1):
-        make_peer(peer_file(tmp_path, "peer-dm", 2, seed), real_tiles(), 2, seed, OPTIONS)
-        found.append(read_peer(peer_file(tmp_path, "peer-dm", 2, seed)).images)
+        make_peer(made_set_file(tmp_path, "peers", "peer-dm", 2, seed), real_tiles(), 2, seed, OPTIONS)
+        found.append(read_peer(made_set_file(tmp_path, "peers", "peer-dm", 2, seed)).images)
     assert not np.array_equal(*found)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", None])
 def test_a_damaged_file_is_made_anew(tmp_path, capsys, content):
-    good, bad = (peer_file(tmp_path / name, "peer-dm", 2, 0) for name in ("good", "bad"))
+    good, bad = (made_set_file(tmp_path / name, "peers", "peer-dm", 2, 0) for name in ("good", "bad"))
     make_peer(good, real_tiles(), 2, 0, OPTIONS)
     bad.parent.mkdir(parents=True)
     bad.write_bytes(good.read_bytes()[:-100] if content is None else content)
@@ -118,4 +119,4 @@ def test_a_damaged_file_is_made_anew(tmp_path, capsys, content):
 
 def test_a_class_with_too_few_tiles_is_refused(tmp_path):
     with pytest.raises(InputError, match="class 0 has only 20 tiles"):
-        make_peer(peer_file(tmp_path, "peer-dm", 21, 0), real_tiles(), 21, 0, OPTIONS)
+        make_peer(made_set_file(tmp_path, "peers", "peer-dm", 21, 0), real_tiles(), 21, 0, OPTIONS)

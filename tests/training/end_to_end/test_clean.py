@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from histodistill.training import cli
-from histodistill.training.distillation.guided_sampling import guided_file
-from histodistill.training.distillation.peers import peer_file
+from histodistill.training.distillation.made_sets import made_set_file
 from histodistill.training.end_to_end import clean
 from histodistill.training.end_to_end.leavings import LEAVINGS, PRIVATE, PUBLISHABLE
 from histodistill.training.reporting import report
@@ -120,7 +119,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 
 def test_what_a_table_keeps_of_real_tiles_is_a_leaving(copy):
     benchmark = copy / "benchmark"
-    peer = peer_file(benchmark, parse_row("peer:dm:steps=9").file_name, 10, 0)
+    peer = made_set_file(benchmark, "peers", parse_row("peer:dm:steps=9").file_name, 10, 0)
     found = [benchmark / "inputs.npz", benchmark / "inputs-1.npz", peer, peer.with_suffix(".png")]
     of_infodist = benchmark / "infodist" / "cells" / "checkpoints" / "random-2-seed0" / "checkpoint-9" / "state.json"
     found += [benchmark / "infodist" / "inputs.npz", of_infodist]
@@ -132,7 +131,7 @@ def test_what_a_table_keeps_of_real_tiles_is_a_leaving(copy):
 
 
 def test_guided_images_that_nobody_has_audited_are_a_leaving(copy):
-    file = guided_file(copy / "benchmark", parse_row("guided:modes:stop=0.3").file_name, 10, 0)
+    file = made_set_file(copy / "benchmark", "guided", parse_row("guided:modes:stop=0.3").file_name, 10, 0)
     others = [file.with_suffix(".txt"), copy / "guided" / file.name]
     for path in (file, file.with_suffix(".png"), *others):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -33,15 +32,6 @@ from histodistill.training.tables.infodist_protocol import (
 OPTIONS = ["--protocol", "infodist", "--mixed-precision", "no", "--epochs", "2", "--sizes", "2"]
 # Of each kind of tiles one, and of each loss.
 ROWS = ["real_random", "random@softmaxes=3", "infomap_published", "infomap_meant@loss=joint", "pool_all", "real_all"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_pool, tiny_teacher) -> Path:
-    """The folder of a run with a pool and a teacher."""
-    folder = tmp_path_factory.mktemp("infodist") / "run"
-    shutil.copytree(tiny_pool, folder / "pool")
-    shutil.copytree(tiny_teacher, folder / "teacher")
-    return folder
 
 
 @pytest.fixture(scope="module")

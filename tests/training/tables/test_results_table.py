@@ -22,9 +22,10 @@ from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.sources import load_tiles
 from histodistill.training.data.tiles import Tiles, sample_per_class
 from histodistill.training.distillation.guided_options import ModesConfig, RepulsionConfig
-from histodistill.training.distillation.guided_sampling import GuidedSampler, guided_file, read_guided
+from histodistill.training.distillation.guided_sampling import GuidedSampler, read_guided
+from histodistill.training.distillation.made_sets import made_set_file
 from histodistill.training.distillation.peer_options import MatchingConfig
-from histodistill.training.distillation.peers import make_peer, peer_file, read_peer
+from histodistill.training.distillation.peers import make_peer, read_peer
 from histodistill.training.distillation.selector_options import SelectorConfig
 from histodistill.training.engine.classifier_config import ClassifierConfig, recorded_recipe
 from histodistill.training.models.classifiers import Classifier
@@ -500,15 +501,6 @@ OPTIONS = ["--train", "convnet:2", "--batch-size", "10", "--whole-batch-size", "
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_pool, tiny_teacher) -> Path:
-    """The folder of a run with a pool and a teacher."""
-    folder = tmp_path_factory.mktemp("results") / "run"
-    shutil.copytree(tiny_pool, folder / "pool")
-    shutil.copytree(tiny_teacher, folder / "teacher")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def start(folder, tiny_npz, run_main):
     """`start("--option", …)` runs a benchmark in this process, and its trainings in one other."""
 
@@ -898,7 +890,7 @@ def test_each_row_has_its_tiles(worker, folder, tiny_npz):
     # Images of peers are made beforehand.
     row = parse_row(PEER)
     for seed in (0, 1):
-        file = peer_file(worker.folder, row.file_name, 2, seed)
+        file = made_set_file(worker.folder, "peers", row.file_name, 2, seed)
         make_peer(file, real, 2, seed, row.peer)
         assert np.array_equal(tiles(PEER, 2, seed).images, read_peer(file).images)
     # The seed is that of the selection too.
@@ -970,7 +962,11 @@ def test_guided_rows(folder, tiny_pipeline, start_here, worker, tmp_path):
         start_here("--rows", *rows, *options)
     finally:
         shutil.rmtree(folder / "pipeline")
-    made = {(row, seed): guided_file(table, parse_row(row).file_name, 2, seed) for row in rows for seed in (0, 1)}
+    made = {
+        (row, seed): made_set_file(table, "guided", parse_row(row).file_name, 2, seed)
+        for row in rows
+        for seed in (0, 1)
+    }
     pictures = [file.with_suffix(".png") for file in made.values()]
     assert sorted((table / "guided").iterdir()) == sorted([*made.values(), *pictures])
     results = read_json(table / "benchmark.json")["rows"]
@@ -1021,7 +1017,7 @@ def test_inputs_are_made_again_only_where_real_tiles_are_new(worker, tmp_path, m
     np.testing.assert_allclose(second.embeddings, first.embeddings, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(second.probabilities.sum(axis=1), 1, atol=1e-5)
     # Soft labels of real tiles are one more thing that comes when a row asks for it.
-    monkeypatch.setattr(table_inputs, "embed_images", None)
+    monkeypatch.setattr(table_inputs, "embed_pool", None)
     assert worker("real_all@soft_label_weight=0.5").distillations[0].real.soft_labels.shape == (120, 5)
     assert worker(SOFT).distillations[0].real.soft_labels is not None
     for rows in (["random"], ["kmeans:typical_share=0.5"]):
