@@ -12,7 +12,7 @@ from histodistill.hub_cards.part_files import shown
 
 
 #: Version of the layout of `audit.json`. An audit of any other is of another version of histodistill.
-AUDIT_FORMAT = 5
+AUDIT_FORMAT = 6
 #: What an audit of images looks at, in order: nothing else is a finding, and none of them may be missing.
 SET_FINDINGS = (
     "planted exact",
@@ -22,10 +22,12 @@ SET_FINDINGS = (
     "planted crop",
     "planted shift",
     "planted blend",
+    "disguises",
     "false alarms",
     "copies",
     "overfitting",
     "membership",
+    "classes",
 )
 #: What it looks at beyond that of a model.
 MODEL_FINDINGS = (*SET_FINDINGS, "pool", "weights")
@@ -55,8 +57,34 @@ _Attribute = Annotated[
     ),
 ]
 _Planted = Literal["exact", "symmetric", "jpeg", "stain", "crop", "shift", "blend"]
-# A sentence of a finding: `read_run_audit` of the training sees that it is one of ours.
-_Sentence = Annotated[str, Field(min_length=1, max_length=500)]
+_Disguise = Literal[
+    "turned by 10 to 45 degrees",
+    "80 % of the side",
+    "70 % of the side",
+    "60 % of the side",
+    "50 % of the side",
+    "zoomed out to 80 %",
+    "moved by a tenth",
+    "moved by a tenth both ways",
+    "moved by a quarter",
+    "moved by a half",
+    "moved by a half both ways",
+    "half of it beside half of an innocent image",
+    "a quadrant of each of four tiles",
+    "four whole tiles, each half as large",
+    "75 % of the side in an innocent image",
+    "50 % of the side in an innocent image",
+    "contrast of 7 grey levels",
+    "negative",
+    "channels swapped",
+    "blurred by 2 px",
+    "noise of 40 grey levels",
+    "60 % of it over 40 % of an innocent image",
+    "half of it over half of an innocent image",
+]
+# A sentence of a finding: `read_run_audit` of the training sees that it is one of ours. The longest one names all
+# disguises.
+_Sentence = Annotated[str, Field(min_length=1, max_length=2000)]
 _FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*){0,2}$")]
 
 
@@ -83,6 +111,14 @@ class OverfittingFigures(Exact):
     p_value: Share
 
 
+class ClassCopiesFigures(Exact):
+    """See `selection.audit_figures.ClassCopies`."""
+
+    num_images: Count
+    of_training: Count
+    of_others: Count
+
+
 class CopiesFigures(Exact):
     """See `selection.audit_figures.Copies`."""
 
@@ -95,7 +131,7 @@ class CopiesFigures(Exact):
     control: _Number
     naive: Share
     p_value: Share
-    per_class: dict[ClassName, Count]
+    per_class: dict[ClassName, ClassCopiesFigures]
 
 
 class MembershipFigures(Exact):
@@ -149,6 +185,7 @@ class SetFigures(Exact):
         dict[Space, Annotated[dict[_Attack, MembershipFigures], Field(min_length=1)]], Field(min_length=1)
     ]
     tests: UnitTestsFigures | None
+    class_p_value: Share | None
 
 
 class LimitsFigures(Exact):
@@ -193,6 +230,8 @@ class Figures(Exact):
     pool: SetFigures
     planted: dict[_Planted, IntervalFigure]
     num_planted: Count
+    disguised: dict[_Disguise, IntervalFigure]
+    num_disguised: Count
     weights: AttackFigures | None
     num_weight_tiles: Count
     least_weight_tiles: Count
@@ -228,7 +267,7 @@ class FindingRecord(Exact):
     @property
     def is_control(self) -> bool:
         """Whether it is about the audit itself: what it would find, not what it found."""
-        return self.name.startswith("planted") or self.name == "false alarms"
+        return self.name.startswith("planted") or self.name in ("disguises", "false alarms")
 
 
 class VerdictRecord(Exact):
@@ -266,7 +305,7 @@ class AuditRecord(Exact):
         figures: What the verdicts rest on.
     """
 
-    format: Literal[5]
+    format: Literal[6]
     data: Annotated[str, Field(max_length=1000)]
     num_tiles: dict[Literal["train", "validation", "test", "held_out"], Count]
     held_out_at_random: bool

@@ -106,6 +106,20 @@ class WeightsTest:
 
 
 @dataclass(frozen=True)
+class ClassCopies:
+    """Copies among the images of one class.
+
+    Attributes:
+        num_images: Images of it.
+        of_training, of_others: Those that are copies of a training tile, and of another one.
+    """
+
+    num_images: int
+    of_training: int
+    of_others: int
+
+
+@dataclass(frozen=True)
 class Copies:
     """Copies among N synthetic images.
 
@@ -119,7 +133,7 @@ class Copies:
         naive: Share of independent real tiles that are taken for copies.
         p_value: Probability of so many training tiles among those that were copied, if all tiles were alike to the
             model; each tile counts once.
-        per_class: Copies of training tiles by class.
+        per_class: Copies by class.
     """
 
     num_images: int
@@ -131,7 +145,7 @@ class Copies:
     control: float
     naive: float
     p_value: float
-    per_class: dict[int, int]
+    per_class: dict[int, ClassCopies]
 
 
 @dataclass(frozen=True)
@@ -161,12 +175,14 @@ class SetAudit:
 
     Attributes:
         copies: See `Copies`.
-        overfitting: Space → overfitting of all images.
+        overfitting: Space → overfitting of all images; also by `structure` and `parts`, the scores of copying.
         overfitting_per_class: Space → class → overfitting of its images.
         membership: Space → attack → figures, of an attacker who has nothing but the images.
         closest: Rows of the images and of `RealTiles.all_images` that are most alike, at most 10×2.
         closest_scores: Their scores; below the limit is a copy.
         tests: What is told by group, in an audit by group.
+        class_p_value: Probability, if nothing leaked, that any class shows as much as the worst one does; None for a
+            pool.
     """
 
     copies: Copies
@@ -176,6 +192,7 @@ class SetAudit:
     closest: np.ndarray
     closest_scores: np.ndarray
     tests: UnitTests | None = None
+    class_p_value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -190,6 +207,9 @@ class AuditResult:
         pool: The audit of all generated images, before any was dropped; no attacks on membership by class.
         planted: Kind of copy → share found, with its interval; empty where none was planted.
         num_planted: Copies of each kind.
+        disguised: Disguise of training tiles → share found, with its interval: how far the search sees beyond the
+            kinds that must be found.
+        num_disguised: Tiles in each disguise.
         weights: The attack of one who holds the weights, where it was made.
         num_weight_tiles: Members and non-members whose losses it had, the fewer of the two.
         least_weight_tiles: How many it must have had, of those that there are.
@@ -211,3 +231,5 @@ class AuditResult:
     num_left_out: int = 0
     units: Units | None = None
     weights_test: WeightsTest | None = None
+    disguised: dict[str, Interval] = field(default_factory=dict)
+    num_disguised: int = 0

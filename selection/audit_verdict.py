@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from histodistill.selection.audit_figures import AuditResult, Units, UnitTests
+from scipy.stats import binomtest
+
+from histodistill.selection.audit_figures import AuditResult, Copies, Units, UnitTests
 from histodistill.selection.group_audit import (
     DOMINANCE_FAILS_BY_CHANCE,
     POOL_FAILS_BY_CHANCE,
@@ -29,6 +31,10 @@ MAX_TRUE_POSITIVES = 0.03
 #: Probability that a verdict of a kind fails by chance alone, over all spaces and attacks of that kind; of an audit
 #: without groups.
 FAILS_BY_CHANCE = 0.05
+#: What of it is for single classes, in audits with groups as well, beyond what is for all images.
+CLASSES_FAIL_BY_CHANCE = 0.01
+#: A disguise of which a smaller share is found is told as one that was not looked for.
+LEAST_SEEN = 0.9
 #: A class with tiles of fewer groups than this may point to them.
 FEWEST_GROUPS = 5
 #: What every verdict says where the tiles have no groups.
@@ -147,6 +153,7 @@ def _judge_audit(result: AuditResult) -> list[Finding]:
                 f"{100 * value:.0f}% of the planted {kind} copies are found; at least {100 * least:.0f}% must be"
             )
             findings.append(Finding(f"planted {kind}", value >= least, sentence))
+    findings.append(_tell_disguises(result))
     alarms = binomial_interval(round(limits.false_alarms * limits.num_held_out), limits.num_held_out)
     # With few tiles the limit is the lowest of their scores; a further tile falls below that with this probability.
     allowed = max(MAX_FALSE_ALARMS, 1 / (limits.num_held_out + 1))
@@ -160,33 +167,95 @@ def _judge_audit(result: AuditResult) -> list[Finding]:
     return findings
 
 
+def _tell_disguises(result: AuditResult) -> Finding:
+    """How far the search for copies sees. It decides nothing: what no search sees, nobody can look for."""
+    if not result.num_disguised:
+        return Finding("disguises", True, "no further disguises of training tiles were tried")
+    shares = {name: found.value for name, found in result.disguised.items()}
+    hidden = sorted((share, name) for name, share in shares.items() if share < LEAST_SEEN)
+    sentence = (
+        f"of training tiles in {len(shares)} further disguises, {result.num_disguised} in each, "
+        f"{100 * sum(shares.values()) / len(shares):.0f}% are found: this is a screen for copies, not a proof"
+    )
+    if hidden:
+        sentence += f"; not looked for, as fewer than {100 * LEAST_SEEN:.0f}% are found: "
+        sentence += ", ".join(f"{name} ({100 * share:.0f}%)" for share, name in hidden)
+    return Finding("disguises", True, sentence)
+
+
 def _judge_images(result: AuditResult) -> list[Finding]:
     """Whether the images give nothing away."""
-    published, findings = result.published, []
-    units, tests = result.units, result.published.tests
+    findings = [_judge_copies(result)]
+    if result.units is not None and result.published.tests is not None:
+        findings += _judge_units(result, result.published.tests, result.units)
+    else:
+        findings += _judge_tiles(result)
+    # Single classes come before what is judged of groups alone.
+    findings.insert(3, _judge_classes(result))
+    return findings
+
+
+def _judge_copies(result: AuditResult) -> Finding:
+    """No image may be a copy, and what a model copies may not be so much that a screen must have missed some."""
+    published, units, tests = result.published, result.units, result.published.tests
     num_copies = published.copies.of_training + published.copies.of_others
-    copied = ""
-    if units is not None and tests is not None and num_copies:
-        copied = f", of {_counted(tests.copied_units, units.kind)} in training"
-    findings.append(
-        Finding(
-            "copies",
-            num_copies == 0,
-            f"{num_copies} of {published.copies.num_images:,} images are copies of real tiles{copied}",
+    sentence = f"{num_copies} of {published.copies.num_images:,} images are copies of real tiles"
+    if num_copies:
+        if units is not None and tests is not None:
+            sentence += f", of {_counted(tests.copied_units, units.kind)} in training"
+        return Finding("copies", False, sentence)
+    worst = _most_copied(result.pool.copies)
+    if worst is not None:
+        sentence += (
+            f"; but of the generated images{worst[2]} {worst[0]:,} of {worst[1]:,} are copies of training tiles, more "
+            "than chance allows, and where so many were left out others must have been missed"
         )
+    return Finding("copies", worst is None, sentence)
+
+
+def _most_copied(copies: Copies) -> tuple[int, int, str] | None:
+    """Where a model copies training tiles more than chance allows: copies, images, and of what; in all, or in a class.
+
+    There must be more than false alarms make, and more of training tiles than of others, in each class or in all.
+    """
+    looks = [(copies.num_images, copies.of_training, copies.of_others, "")]
+    looks += [(c.num_images, c.of_training, c.of_others, " of a class") for c in copies.per_class.values()]
+    odds = copies.num_training / (copies.num_training + copies.num_others)
+    worst, found = FAILS_BY_CHANCE / len(looks), None
+    for images, of_training, of_others, of in looks:
+        if of_training:
+            p_value = max(
+                binomtest(of_training, images, MAX_FALSE_ALARMS, alternative="greater").pvalue,
+                binomtest(of_training, of_training + of_others, odds, alternative="greater").pvalue,
+            )
+            if p_value < worst:
+                worst, found = p_value, (of_training, images, of)
+    return found
+
+
+def _judge_classes(result: AuditResult) -> Finding:
+    """Whether a single class gives away what all images together hide."""
+    p_value = result.published.class_p_value
+    count = len(result.published.copies.per_class)
+    if p_value is None:
+        return Finding("classes", False, "single classes were not looked at")
+    passed = p_value >= CLASSES_FAIL_BY_CHANCE
+    how = "gives away no more" if passed else "gives away more"
+    sentence = (
+        f"the worst of {_counted(count, 'class', 'classes')}, judged alone, {how} than chance allows ({_p(p_value)})"
     )
-    if units is not None and tests is not None:
-        return [*findings, *_judge_units(result, tests, units)]
+    return Finding("classes", passed, sentence)
+
+
+def _judge_tiles(result: AuditResult) -> list[Finding]:
+    """Overfitting and membership, by tile."""
+    published = result.published
     worst = max(published.overfitting.items(), key=lambda item: item[1].share.low)
     passed = worst[1].share.low <= 0.5
     how = "consistent with the 0.5 of chance" if passed else "more than the 0.5 of chance"
-    findings.append(
-        Finding(
-            "overfitting",
-            passed,
-            f"a share of {_text(worst[1].share)} of the images is nearer to a training tile than to any of as many "
-            f"held-out ones ({worst[0]}), {how}",
-        )
+    overfitting = (
+        f"a share of {_text(worst[1].share)} of the images is nearer to a training tile than to any of as many "
+        f"held-out ones ({worst[0]}), {how}"
     )
     attacks = [
         (f"{name.replace('_', ' ')}, {space}", attack.main)
@@ -197,8 +266,7 @@ def _judge_images(result: AuditResult) -> list[Finding]:
     name, attack = max(bad or attacks, key=lambda item: abs(item[1].auc.value - 0.5))
     sentence = _told("one who has the images alone", attack) + f" ({name}; the best of {len(attacks)} attacks)"
     sentence += f"{_drawn(result, bool(bad))}; attributes were not measured; {SINGLE_TILES_ONLY}"
-    findings.append(Finding("membership", not bad, sentence))
-    return findings
+    return [Finding("overfitting", passed, overfitting), Finding("membership", not bad, sentence)]
 
 
 def _judge_units(result: AuditResult, tests: UnitTests, units: Units) -> list[Finding]:
@@ -290,8 +358,8 @@ def _plural(units: Units) -> str:
     return f"{units.kind}s"
 
 
-def _counted(count: int, kind: str) -> str:
-    return f"{count} {kind}{'' if count == 1 else 's'}"
+def _counted(count: int, kind: str, many: str | None = None) -> str:
+    return f"{count} {kind if count == 1 else many or f'{kind}s'}"
 
 
 def _p(p_value: float) -> str:

@@ -106,8 +106,6 @@ _PAIRS_PER_CALL = 128
 
 # The score `parts` is e to the power of that of `PartIndex` over this, negative.
 _SCORE_SCALE = 10.0
-# Share by which a decoy is stretched.
-_STRETCH = 1.8
 #: Standard deviation of grey levels below which nobody sees anything on a screen.
 LEAST_VISIBLE = 1.0
 
@@ -280,7 +278,7 @@ class CopyIndex:
             candidates = self._candidates(turned, num_tiles)
             found["structure"].append(self._structure(turned, *candidates))
             if decoys:
-                parts = self._parts.search(stretch(part, _STRETCH, start + np.arange(len(part))), num_tiles)
+                parts = self._parts.search(stretch(part, start + np.arange(len(part))), num_tiles)
             else:
                 parts = self._parts.search(part, num_tiles, _placements_of(*candidates, self._parts.side))
             found["parts"].append((np.exp(-parts.score / _SCORE_SCALE), parts.tile))

@@ -11,7 +11,10 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter, rotate
 
-from histodistill.selection.views import blend, crop_and_resize, resample, shift
+from histodistill.selection.image_rows import Images
+from histodistill.selection.planting import draw_in_turn
+from histodistill.selection.streams import stream
+from histodistill.selection.views import blend, crop_and_resize, has_content, resample, shift, stretch
 
 
 #: Takes tiles, as many innocent images and a generator, uint8 N×S×S×3 each, and gives images that show the tiles.
@@ -163,3 +166,31 @@ DISGUISES: dict[str, Disguise] = {
     "60 % of it over 40 % of an innocent image": _blended(0.6),
     "half of it over half of an innocent image": _blended(0.5),
 }
+
+
+def disguise_tiles(
+    tiles: Images, others: Images, count: int, seed: int = 0, usable: np.ndarray | None = None
+) -> np.ndarray:
+    """Disguises tiles in all ways, to see which of them a search sees through.
+
+    Args:
+        tiles: uint8 N×S×S×3.
+        others: uint8 M×S×S×3, further tiles, of which some show something: what tiles are pasted into. They are
+            stretched first, since some may show a part of a tile, see `CopyIndex.search`.
+        count: Tiles that are disguised in each way, at least 1.
+        seed: Seed of the draws.
+        usable: bool N, which tiles may be disguised; all by default.
+
+    Returns:
+        uint8 K×count×S×S×3, by the K `DISGUISES` in their order. No tile is disguised twice while there are enough.
+    """
+    rng = stream("disguised tiles of an audit", seed)
+    innocent = np.flatnonzero(has_content(others))
+    order = draw_in_turn(
+        np.arange(len(tiles)) if usable is None else np.flatnonzero(usable), len(DISGUISES) * count, rng
+    )
+    disguised = []
+    for disguise, chosen in zip(DISGUISES.values(), order.reshape(-1, count), strict=True):
+        into = stretch(others[rng.choice(innocent, count)], np.arange(count))
+        disguised.append(disguise(tiles[chosen], into, rng))
+    return np.stack(disguised)

@@ -7,7 +7,7 @@ tiles of a patient, and any likeness among them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -21,18 +21,26 @@ from histodistill.selection.audit_figures import (
     UnitTests,
     WeightsTest,
 )
+from histodistill.selection.class_test import class_p_value
 from histodistill.selection.copies import CopyIndex
 from histodistill.selection.group_attacks import Candidates, less_of_class, unit_extremes, unit_means
 from histodistill.selection.image_rows import rows_of
 from histodistill.selection.looks import LookSpace
-from histodistill.selection.membership import FALSE_POSITIVE_RATES, Attack, Interval, Overfitting, measure_attack
-from histodistill.selection.permutation import aucs_of_draws, detectable_auc, joint_test, sums_over
+from histodistill.selection.membership import (
+    FALSE_POSITIVE_RATES,
+    Attack,
+    Interval,
+    Overfitting,
+    measure_attack,
+    overfitting_of,
+)
+from histodistill.selection.permutation import aucs_of_draws, detectable_auc, joint_test, shares_of_draws
 from histodistill.selection.real_tiles import LabelledImages, RealTiles
 from histodistill.selection.streams import stream
 from histodistill.selection.units import redraw_units
 
 
-#: Probability that an audit by group fails a model that leaks nothing, by any of its tests.
+#: Probability that an audit by group fails a model that leaks nothing, by any of its tests but that of single classes.
 GROUP_FAILS_BY_CHANCE = 0.025
 #: What of it is for dominance, for the pool, and for the attack of one who holds the weights.
 DOMINANCE_FAILS_BY_CHANCE, POOL_FAILS_BY_CHANCE, WEIGHTS_FAIL_BY_CHANCE = 0.003, 0.004, 0.006
@@ -97,20 +105,15 @@ class GroupAudit:
             moved[synthetic.labels == label] -= looks[synthetic.labels == label].mean(axis=0)
         return moved, looks
 
-    def overfitting(self, nearest: np.ndarray, confidence: float, *, by_look: bool = False) -> Overfitting:
+    def overfitting(self, space: str, nearest: np.ndarray, confidence: float) -> Overfitting:
         """Whether images are nearer to units that were trained on than chance allows.
 
         Args:
-            nearest: int64 G, the nearest unit of each image.
+            space: Where.
+            nearest: int64 G, the unit that each image is nearest to, or −1 for none.
             confidence: Of the interval.
-            by_look: Whether units have one look each, and not tiles.
         """
-        shares = self._shares(nearest, by_look)
-        share, drawn = float(shares[0]), shares[1:]
-        # The spread of the draws around chance is taken for that of the share around the truth.
-        low, high = np.quantile(drawn, [0.5 - confidence / 2, 0.5 + confidence / 2]) - 0.5
-        interval = Interval(share, float(max(0.0, min(share, share - high))), float(min(1.0, max(share, share - low))))
-        return Overfitting(interval, float((shares >= share).mean()))
+        return overfitting_of(shares_of_draws(nearest, self._tiles_in(space), self._draws), confidence)
 
     def nearest_by_look(self, looks: np.ndarray) -> np.ndarray:
         """The unit of whose look each of G images is likeliest: int64 G."""
@@ -131,28 +134,41 @@ class GroupAudit:
             "mixture": self._candidates.mixture(looks),
         }
 
-    def attack(self, main: np.ndarray, control: np.ndarray, per_class: dict[int, Interval]) -> MembershipAttack:
-        """Figures of one attack, by the scores of units from the images, and from control tiles."""
+    def attack(
+        self, main: np.ndarray, control: np.ndarray, within: Mapping[int, tuple[np.ndarray, np.ndarray]]
+    ) -> MembershipAttack:
+        """Figures of one attack, by the scores of units from the images, from control tiles, and within classes."""
         held = self.attacked.is_held_out
         aucs = aucs_of_draws(main[:, None], self._draws)[:, 0]
         return MembershipAttack(
             main=_measure(main, held, self.seed),
             control=_measure(control, held, self.seed),
             advantage=None,
-            per_class=per_class,
+            per_class={
+                label: _measure(values, held[units], self.seed).auc for label, (units, values) in within.items()
+            },
             p_value=float((aucs >= aucs[0]).mean()),
         )
 
-    def within_class(self, tile_scores: np.ndarray) -> dict[int, Interval]:
-        """Class → AUC of units by their tiles of that class, where there are two of either kind or more."""
+    def within_classes(self, tile_scores: np.ndarray) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """Class → units with tiles of it and their mean scores by these, where it has two of either kind or more."""
         found = {}
         for label in np.unique(self.attacked.labels).tolist():
             rows = self.attacked.labels == label
             units, codes = np.unique(self.attacked.units[rows], return_inverse=True)
             held = self.attacked.is_held_out[units]
             if min(held.sum(), (~held).sum()) >= 2:
-                found[label] = _measure(unit_means(tile_scores[rows], codes), held, self.seed).auc
+                found[label] = units, unit_means(tile_scores[rows], codes)
         return found
+
+    def class_p_value(
+        self,
+        nearest: Mapping[str, np.ndarray],
+        labels: np.ndarray,
+        within: Sequence[tuple[np.ndarray, np.ndarray]],
+    ) -> float:
+        """`class_p_value` of images of these classes, by the nearest units and by attacks `within_classes`."""
+        return class_p_value(nearest, labels, {space: self._tiles_in(space) for space in nearest}, within, self._draws)
 
     def test(
         self,
@@ -166,7 +182,7 @@ class GroupAudit:
 
         Args:
             scores: Scores of units, float64 U each, one for each attack.
-            nearest: Space → int64 G, the nearest unit of each image.
+            nearest: Space → int64 G, the unit that each image is nearest to, or −1 for none.
             synthetic: The images.
             looks: Theirs, as `looks_of` gives them.
             copied_units: Units that were copied from.
@@ -176,7 +192,7 @@ class GroupAudit:
             for name, values in self._attributes.items()
         }
         attacks = np.stack([*scores, *gains.values()], axis=1)
-        shares = [self._shares(units, space == LOOKS) for space, units in nearest.items()]
+        shares = [shares_of_draws(units, self._tiles_in(space), self._draws) for space, units in nearest.items()]
         columns = np.column_stack([aucs_of_draws(attacks, self._draws), *shares])
         families = {
             "membership": range(len(scores)),
@@ -228,13 +244,9 @@ class GroupAudit:
         test = WeightsTest(joint.adjusted["weights"], *numbers, detectable_auc(*numbers, joint.level))
         return _measure(scores[:, 0], held, self.seed), test
 
-    def _shares(self, nearest: np.ndarray, by_look: bool) -> np.ndarray:
-        """Of each draw, the share of images nearest to a training unit, as if as many tiles had been held out."""
-        counts = np.bincount(nearest, minlength=len(self._tiles))
-        tiles = np.ones_like(self._tiles) if by_look else self._tiles
-        near, held = sums_over(self._draws, np.stack([counts, tiles], axis=1)).T
-        near_training = len(nearest) - near
-        return near_training / np.maximum(1e-12, near_training + (tiles.sum() - held) / held * near)
+    def _tiles_in(self, space: str) -> np.ndarray:
+        """Tiles of each unit; one, where each unit has one look."""
+        return np.ones_like(self._tiles) if space == LOOKS else self._tiles
 
     def _dominance(self, synthetic: LabelledImages, moved: np.ndarray, looks: np.ndarray) -> Dominance:
         """Whether one training unit is nearest to more images than with independent real tiles in their place.

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from histodistill.selection.attacked import Attacked, find_attacked
-from histodistill.selection.audit_figures import AuditResult, Copies, MembershipAttack, SetAudit
+from histodistill.selection.audit_figures import AuditResult, ClassCopies, Copies, MembershipAttack, SetAudit
 from histodistill.selection.audit_verdict import (
     FAILS_BY_CHANCE,
     MAX_FALSE_ALARMS,
@@ -32,6 +32,7 @@ from histodistill.selection.checks import (
     check_integer,
     check_labels,
 )
+from histodistill.selection.class_test import class_p_value
 from histodistill.selection.copies import (
     CopyIndex,
     CopyLimits,
@@ -41,6 +42,7 @@ from histodistill.selection.copies import (
     nearest_under_views,
     views_of,
 )
+from histodistill.selection.disguises import DISGUISES, disguise_tiles
 from histodistill.selection.group_attacks import unit_means
 from histodistill.selection.group_audit import LOOKS, GroupAudit
 from histodistill.selection.image_rows import Images, rows_of
@@ -57,6 +59,7 @@ from histodistill.selection.membership import (
 )
 from histodistill.selection.names import GROUP_KINDS
 from histodistill.selection.near_copies import in_order
+from histodistill.selection.permutation import redraw_within
 from histodistill.selection.planting import MUST_FIND, plant
 from histodistill.selection.real_tiles import HasLabelledImages, LabelledImages, RealTiles
 from histodistill.selection.streams import stream
@@ -78,6 +81,10 @@ _FEWEST_TILES = {"train": 2, "validation": FEWEST_VALIDATION_TILES, "held_out": 
 OWN_SCORES = ("pixels", "structure", "parts", LOOKS)
 # Validation tiles that the limits of copying are set by: more would say little more, and take their time.
 _MOST_CALIBRATING = 2000
+# Draws of who was held out by which classes are judged.
+_DRAWS = 1_999
+#: Copies of each kind that must be found for each that is disguised in a further way.
+PLANTED_FOR_EACH_DISGUISED = 5
 # Views of synthetic images by which their density is estimated, for the same reason.
 _MOST_FOR_DENSITY = 4000
 
@@ -293,11 +300,7 @@ def audit(
     controls = {name: views_of(rows_of(real.all_images, control), embed) for name, embed in index.spaces.items()}
     by_group = GroupAudit(real, attacked, index, group_kind, seed) if attacked.by_group else None
     known = _Attackable(index, limits, real, attacked, controls, by_group, seed)
-    planted = {}
-    if n_planted:
-        copies = plant(real.train.images, n_planted, seed, has_content(real.train.images))
-        found = limits.is_copy(index.search(copies.images))
-        planted = {kind: binomial_interval(int(found[copies.kinds == kind].sum()), n_planted) for kind in MUST_FIND}
+    planted, disguised = _try_search(real, index, limits, n_planted, seed)
     weights, weights_test, num_weight_tiles = None, None, 0
     if weight_losses is not None:
         num_weight_tiles = min(len(weight_losses.members), len(weight_losses.non_members))
@@ -314,6 +317,8 @@ def audit(
         pool=of_published if pool is published else _audit_set(pool, known, by_class=False),
         planted=planted,
         num_planted=n_planted,
+        disguised=disguised,
+        num_disguised=n_planted // PLANTED_FOR_EACH_DISGUISED,
         weights=weights,
         num_weight_tiles=num_weight_tiles,
         least_weight_tiles=min(FEWEST_WEIGHT_TILES, len(real.train), len(others)),
@@ -321,6 +326,26 @@ def audit(
         units=None if by_group is None else by_group.units,
         weights_test=weights_test,
     )
+
+
+def _try_search(
+    real: RealTiles, index: CopyIndex, limits: CopyLimits, n_planted: int, seed: int
+) -> tuple[dict[str, Interval], dict[str, Interval]]:
+    """Shares found of planted copies of each kind, and of tiles in each disguise; empty where there are none of it."""
+    planted: dict[str, Interval] = {}
+    disguised: dict[str, Interval] = {}
+    if n_planted:
+        usable = has_content(real.train.images)
+        copies = plant(real.train.images, n_planted, seed, usable)
+        found = limits.is_copy(index.search(copies.images))
+        planted = {kind: binomial_interval(int(found[copies.kinds == kind].sum()), n_planted) for kind in MUST_FIND}
+    if n_disguised := n_planted // PLANTED_FOR_EACH_DISGUISED:
+        images = disguise_tiles(real.train.images, real.validation.images, n_disguised, seed, usable)
+        found = limits.is_copy(index.search(images.reshape(-1, *images.shape[2:]))).reshape(len(images), -1)
+        disguised = {
+            kind: binomial_interval(int(row.sum()), n_disguised) for kind, row in zip(DISGUISES, found, strict=True)
+        }
+    return planted, disguised
 
 
 def _rows_of_losses(losses: WeightLosses) -> tuple[np.ndarray, np.ndarray]:
@@ -400,7 +425,11 @@ def _audit_set(synthetic: LabelledImages, known: _Attackable, by_class: bool) ->
 
 
 def _nearest_units(scores: CopyScores, views: dict[str, np.ndarray], known: _Attackable) -> dict[str, np.ndarray]:
-    """Space → the unit that has the nearest attacked tile to each image: int64 G."""
+    """Space, `structure` and `parts` → the unit that has the nearest attacked tile to each image: int64 G.
+
+    For the last two it is −1 where the nearest tile of all is not attacked, or nothing is like the image: then chance
+    alone decides whether the others are near to training tiles.
+    """
     attacked = known.attacked
     places, found = _places(attacked, len(known.real)), {}
     for name in known.index.spaces:
@@ -410,6 +439,9 @@ def _nearest_units(scores: CopyScores, views: dict[str, np.ndarray], known: _Att
         points = known.index.points_at(name, attacked.rows)
         nearest[elsewhere] = nearest_under_views(views[name][:, elsewhere], points, 1)[0][:, 0]
         found[name] = attacked.units[nearest]
+    for name in ("structure", "parts"):
+        nearest = np.where(np.isfinite(scores.values[name]), places[scores.nearest[name]], -1)
+        found[name] = np.where(nearest >= 0, attacked.units[nearest], -1)
     return found
 
 
@@ -423,8 +455,9 @@ def _tell_tiles(
     """Overfitting and membership where a unit is a tile with its near copies."""
     attacked, seed = known.attacked, known.seed
     held, classes = attacked.is_held_out, attacked.classes
-    confidence = 1 - FAILS_BY_CHANCE / len(views)
-    overfitting, per_class, membership = {}, {}, {}
+    confidence = 1 - FAILS_BY_CHANCE / len(nearest)
+    overfitting, per_class, within = {}, {}, []
+    membership: dict[str, dict[str, MembershipAttack]] = {}
     for name, units in nearest.items():
         overfitting[name] = measure_overfitting(units, held, classes, confidence, seed)
         if by_class:
@@ -432,12 +465,29 @@ def _tell_tiles(
                 int(label): measure_overfitting(units[synthetic.labels == label], held, classes, seed=seed)
                 for label in np.unique(synthetic.labels)
             }
-        membership[name] = {attack: _attack_tiles(attack, name, views[name], known, by_class) for attack in ATTACKS}
-    return {"overfitting": overfitting, "overfitting_per_class": per_class, "membership": membership}
+    for name in views:
+        membership[name] = {}
+        for attack in ATTACKS:
+            membership[name][attack], scores = _attack_tiles(attack, name, views[name], known, by_class)
+            of_each = [np.flatnonzero(classes == label) for label in np.unique(classes)]
+            within += [(rows, scores[rows]) for rows in of_each]
+    p_value = None
+    if by_class:
+        tiles = dict.fromkeys(nearest, np.ones(len(held), np.int64))
+        draws = redraw_within(held, classes, _DRAWS, stream("redrawn membership within classes", seed))
+        p_value = class_p_value(nearest, synthetic.labels, tiles, within, draws)
+    return {
+        "overfitting": overfitting,
+        "overfitting_per_class": per_class,
+        "membership": membership,
+        "class_p_value": p_value,
+    }
 
 
-def _attack_tiles(attack: str, space: str, views: np.ndarray, known: _Attackable, by_class: bool) -> MembershipAttack:
-    """One of `ATTACKS` in one space, by images in all symmetries, embedded: `views` 8×G×D."""
+def _attack_tiles(
+    attack: str, space: str, views: np.ndarray, known: _Attackable, by_class: bool
+) -> tuple[MembershipAttack, np.ndarray]:
+    """One of `ATTACKS` in one space, by images in all symmetries, embedded, 8×G×D; and the scores of units by it."""
     attacked, seed = known.attacked, known.seed
     held, classes = attacked.is_held_out, attacked.classes
     tiles, reference = (known.index.points_at(space, rows) for rows in (attacked.rows, attacked.reference))
@@ -456,7 +506,7 @@ def _attack_tiles(attack: str, space: str, views: np.ndarray, known: _Attackable
                 per_class[int(label)] = measure_attack(members, non_members, seed=seed).auc
     told, told_of_control = (found.true_positives[FALSE_POSITIVE_RATES[0]] for found in (main, control))
     gained = None if told is None or told_of_control is None else advantage(told.value, told_of_control.value)
-    return MembershipAttack(main, control, gained, per_class=per_class)
+    return MembershipAttack(main, control, gained, per_class=per_class), scores[0]
 
 
 def _draw_of_images(seed: int) -> np.random.Generator:
@@ -490,43 +540,45 @@ def _tell_groups(
     nearest = {**nearest, LOOKS: by_group.nearest_by_look(looks)}
     confidence = 1 - FAILS_BY_CHANCE / len(nearest)
     overfitting, per_class, all_scores = {}, {}, []
+    all_within: list[tuple[np.ndarray, np.ndarray]] = []
     membership: dict[str, dict[str, MembershipAttack]] = {}
     for name, units in nearest.items():
-        by_look = name == LOOKS
-        overfitting[name] = by_group.overfitting(units, confidence, by_look=by_look)
+        overfitting[name] = by_group.overfitting(name, units, confidence)
         if by_class:
             per_class[name] = {
-                int(label): by_group.overfitting(
-                    units[synthetic.labels == label], 1 - FAILS_BY_CHANCE, by_look=by_look
-                )
+                int(label): by_group.overfitting(name, units[synthetic.labels == label], 1 - FAILS_BY_CHANCE)
                 for label in np.unique(synthetic.labels)
             }
+    for name in (*views, LOOKS):
+        by_look = name == LOOKS
         if by_look:
             of = looks[None], by_group.control_looks[None], by_group.looks, by_group.reference_looks
         else:
             points, reference = (known.index.points_at(name, rows) for rows in (attacked.rows, attacked.reference))
             of = views[name], known.controls[name], points, reference
         membership[name] = {}
-        scores: dict[str, tuple[np.ndarray, dict[int, Interval]]] = {}
+        scores: dict[str, tuple[np.ndarray, dict[int, tuple[np.ndarray, np.ndarray]]]] = {}
         controls: dict[str, np.ndarray] = {}
         for attack in ATTACKS:
             rng = _draw_of_images(seed)
             main, control = (_tile_scores(attack, images, of[2], of[3], rng) for images in of[:2])
-            classes = by_group.within_class(main) if by_class else {}
+            within = by_group.within_classes(main) if by_class else {}
+            all_within += within.values()
             for kind, values in by_group.unit_scores(main).items():
-                scores[attack + kind] = values, {} if kind else classes
+                scores[attack + kind] = values, {} if kind else within
             controls |= {attack + kind: values for kind, values in by_group.unit_scores(control).items()}
         if by_look:
             scores |= {attack: (values, {}) for attack, values in by_group.look_scores(looks).items()}
             controls |= by_group.look_scores(by_group.control_looks)
-        for attack, (values, classes) in scores.items():
-            membership[name][attack] = by_group.attack(values, controls[attack], classes)
+        for attack, (values, within) in scores.items():
+            membership[name][attack] = by_group.attack(values, controls[attack], within)
             all_scores.append(values)
     return {
         "overfitting": overfitting,
         "overfitting_per_class": per_class,
         "membership": membership,
         "tests": by_group.test(all_scores, nearest, synthetic, (looks, as_they_are), copied_units),
+        "class_p_value": by_group.class_p_value(nearest, synthetic.labels, all_within) if by_class else None,
     }
 
 
@@ -552,7 +604,11 @@ def _count_copies(synthetic: LabelledImages, known: _Attackable, scores: CopySco
         control=int(of_others.sum()) * num_training / max(1, num_others) / max(1, count),
         naive=limits.false_alarms,
         p_value=p_value,
-        per_class={int(c): int(of_training[synthetic.labels == c].sum()) for c in np.unique(synthetic.labels)},
+        per_class={
+            int(label): ClassCopies(int(rows.sum()), int(of_training[rows].sum()), int(of_others[rows].sum()))
+            for label in np.unique(synthetic.labels)
+            for rows in [synthetic.labels == label]
+        },
     )
     # Training tiles come first, in all images and among those attacked.
     return copies, len(np.unique(known.attacked.units[nearest[of_training]]))

@@ -15,6 +15,7 @@ from scipy.stats import rankdata
 
 from histodistill.selection.checks import check_embeddings, check_integer, check_share
 from histodistill.selection.copies import nearest_under_views
+from histodistill.selection.permutation import redraw_within, shares_of_draws
 from histodistill.selection.streams import stream
 
 
@@ -148,44 +149,35 @@ def density_ratio_scores(synthetic: np.ndarray, reference: np.ndarray, tiles: np
 def measure_overfitting(
     nearest: np.ndarray, is_held_out: np.ndarray, labels: np.ndarray, confidence: float = 0.95, seed: int = 0
 ) -> Overfitting:
-    """Whether synthetic images are nearer to training than to held-out tiles than chance allows.
+    """Whether synthetic images are nearer to training than to held-out tiles than chance allows: `shares_of_draws`.
 
-    There are more training tiles than held-out ones, so an image whose nearest real tile is a held-out one counts as
-    many times as there are training tiles for each held-out tile. (To compare with draws of equal size instead would
-    lose most of the power: a draw rarely holds the very tile that was copied.) What chance allows is measured by
-    drawing the held-out tiles anew, 1,000 times, with as many of each class: synthetic images near to the same tile
-    then go together, as they do in truth.
+    What chance allows is measured by drawing the held-out tiles anew, 1,000 times, with as many of each class:
+    synthetic images near to the same tile then go together, as they do in truth.
 
     Args:
-        nearest: G int64, of each image the nearest of all N real tiles.
+        nearest: G int64, of each image the nearest of all N real tiles; −1 where it is another.
         is_held_out: N bool.
         labels: N whole numbers, the classes of the real tiles.
         confidence: Confidence of the interval, 0 to 1.
         seed: Seed of the draws.
     """
     held = np.asarray(is_held_out)
-    odds = (len(held) - held.sum()) / max(1, held.sum())
+    draws = redraw_within(held, labels, 1000, stream("shuffled membership", seed))
+    return overfitting_of(shares_of_draws(nearest, np.ones(len(held), np.int64), draws), confidence)
 
-    def share_of(held: np.ndarray) -> float:
-        near_held = int(held[nearest].sum())
-        near_training = len(nearest) - near_held
-        return near_training / max(1e-12, near_training + odds * near_held)
 
-    share = share_of(held)
-    rng = stream("shuffled membership", seed)
-    drawn = np.empty(1000)
-    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    for i in range(len(drawn)):
-        other = np.empty_like(held)
-        for rows in members:
-            other[rows] = rng.permutation(held[rows])
-        drawn[i] = share_of(other)
+def overfitting_of(shares: np.ndarray, confidence: float) -> Overfitting:
+    """The share of images that are nearer to training tiles, by what draws of who was held out give.
+
+    Args:
+        shares: float64 D, `shares_of_draws`: of those who were held out, and then of the draws.
+        confidence: Confidence of the interval, 0 to 1.
+    """
+    share, drawn = float(shares[0]), shares[1:]
     # The spread of the draws around chance is taken for that of the share around the truth.
     low, high = np.quantile(drawn, [0.5 - confidence / 2, 0.5 + confidence / 2]) - 0.5
-    p_value = (1 + int((drawn >= share).sum())) / (1 + len(drawn))
-    return Overfitting(
-        Interval(share, float(max(0.0, min(share, share - high))), float(min(1.0, max(share, share - low)))), p_value
-    )
+    interval = Interval(share, float(max(0.0, min(share, share - high))), float(min(1.0, max(share, share - low))))
+    return Overfitting(interval, float((shares >= share).mean()))
 
 
 def binomial_interval(successes: int, trials: int) -> Interval:

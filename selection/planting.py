@@ -65,11 +65,15 @@ def plant(images: Images, n_per_kind: int, seed: int = 0, usable: np.ndarray | N
     check_integer("n_per_kind", n_per_kind, 1)
     rng = stream("planted copies", seed)
     rows = np.arange(len(images)) if usable is None else np.flatnonzero(usable)
-    total = n_per_kind * len(MUST_FIND)
-    order = np.concatenate([rng.permutation(rows) for _ in range(-(-total // len(rows)))])[:total]
+    order = draw_in_turn(rows, n_per_kind * len(MUST_FIND), rng)
     sources = dict(zip(MUST_FIND, order.reshape(len(MUST_FIND), n_per_kind), strict=True))
     copies = [_copies(kind, images, images[chosen], rng) for kind, chosen in sources.items()]
     return Planted(np.concatenate(copies), np.repeat(list(MUST_FIND), n_per_kind), order.astype(np.int64))
+
+
+def draw_in_turn(rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Draws `count` rows, none once more before all have been drawn."""
+    return np.concatenate([rng.permutation(rows) for _ in range(-(-count // len(rows)))])[:count]
 
 
 def _copies(kind: str, images: Images, tiles: np.ndarray, rng: np.random.Generator) -> np.ndarray:

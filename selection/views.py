@@ -18,6 +18,8 @@ from histodistill.selection.image_rows import Images, batches
 JPEG_QUALITY = 75
 #: Share of a blended copy that is the tile itself; the rest is another tile.
 BLENDED_SHARE = 0.8
+#: By how much a real tile is stretched so that it shows no part of any other, however that is turned or zoomed.
+STRETCH = 1.8
 #: Standard deviation of grey levels (of 255) below which an image shows nothing.
 LEAST_CONTENT = 8.0
 
@@ -43,7 +45,7 @@ def crop_and_resize(images: np.ndarray, side: int, corners: np.ndarray) -> np.nd
     return np.stack([np.asarray(Image.fromarray(x).resize((size, size), Image.Resampling.BICUBIC)) for x in parts])
 
 
-def stretch(images: np.ndarray, factor: float, numbers: np.ndarray) -> np.ndarray:
+def stretch(images: np.ndarray, numbers: np.ndarray, factor: float = STRETCH) -> np.ndarray:
     """Stretches the middle of images: those with an even number sideways, the others downwards, by `factor` > 1."""
     size = images.shape[1]
     start, end = (1 - 1 / factor) / 2 * size, (1 + 1 / factor) / 2 * size

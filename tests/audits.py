@@ -43,6 +43,7 @@ def audited_set(num_images: int, num_copies: int = 0) -> SetAudit:
         membership={"pixels": {"distance": MembershipAttack(attack(0.5), attack(0.5), 0.0)}},
         closest=np.empty((0, 2), np.int64),
         closest_scores=np.empty(0),
+        class_p_value=0.5,
     )
 
 
@@ -55,6 +56,8 @@ def audit_result(*, copies: int = 0, weights_auc: float = 0.5, is_random: bool =
         pool=audited_set(40),
         planted=dict.fromkeys(MUST_FIND, Interval(1.0, 0.9, 1.0)),
         num_planted=100,
+        disguised={"negative": Interval(1.0, 0.8, 1.0), "blurred by 2 px": Interval(0.5, 0.3, 0.7)},
+        num_disguised=20,
         weights=attack(weights_auc),
         num_weight_tiles=20,
         least_weight_tiles=20,

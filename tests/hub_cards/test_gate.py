@@ -60,7 +60,7 @@ def test_what_failed_is_refused_with_its_reasons(run):
 
 def test_sentences_for_a_card(run):
     sentences = audit_sentences(audit_of(run, copies=3), "distilled")
-    assert "✗ 3 of 15 images are copies of real tiles." in sentences and len(sentences) == len(MUST_FIND) + 4
+    assert "✗ 3 of 15 images are copies of real tiles." in sentences and len(sentences) == len(MUST_FIND) + 6
 
 
 def test_what_cards_tell_of_is_what_was_audited(run):
@@ -111,7 +111,7 @@ def test_an_audit_is_read_as_it_was_written(run):
         ("parts/distilled/findings/8/name", "Copies"),
         ("parts/distilled/findings/8/passed", False),
         ("parts/distilled/findings/8/sentence", ""),
-        ("parts/distilled/findings/8/sentence", "x" * 501),
+        ("parts/distilled/findings/8/sentence", "x" * 2001),
         ("parts/distilled/files/..%2fx", "0" * 64),
         ("parts/distilled/files/stage.json", "0" * 63),
         ("parts/distilled/files/stage.json", "A" * 64),
@@ -123,6 +123,8 @@ def test_an_audit_is_read_as_it_was_written(run):
         ("figures/num_planted", 1.5),
         ("figures/planted/exact/value", 1.2),
         ("figures/planted/evil", {"value": 1.0, "low": 1.0, "high": 1.0}),
+        ("figures/disguised/evil", {"value": 1.0, "low": 1.0, "high": 1.0}),
+        ("figures/published/class_p_value", 1.5),
         ("figures/published/copies/of_training", "0"),
         ("figures/published/copies/per_class", {"/mnt/ward7": 1}),
         ("figures/published/overfitting/<b>", {"share": {"value": 0.5, "low": 0.5, "high": 0.5}, "p_value": 0.5}),

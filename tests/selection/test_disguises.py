@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from histodistill.selection.disguises import DISGUISES
+from histodistill.selection.disguises import DISGUISES, disguise_tiles
 
 
 @pytest.fixture(scope="module")
@@ -38,3 +38,16 @@ def test_what_they_show(images):
     np.testing.assert_allclose(flat.mean(axis=3).std(axis=(1, 2)), 7, atol=0.3)
     quadrants = DISGUISES["a quadrant of each of four tiles"](tiles, innocent, rng)
     np.testing.assert_array_equal(quadrants[:, :14, :14], tiles[:, :14, :14])
+
+
+def test_an_audit_disguises_tiles_in_all_ways_and_none_twice():
+    rng = np.random.default_rng(0)
+    tiles, others = rng.integers(0, 256, (2, 60, 24, 24, 3)).astype(np.uint8)
+    usable = np.arange(60) < 50
+    found = disguise_tiles(tiles, others, 2, seed=3, usable=usable)
+    assert found.shape == (len(DISGUISES), 2, 24, 24, 3) and found.dtype == np.uint8
+    assert (disguise_tiles(tiles, others, 2, seed=3, usable=usable) == found).all()
+    assert (disguise_tiles(tiles, others, 2, seed=4, usable=usable) != found).any()
+    negatives = 255 - found[list(DISGUISES).index("negative")]
+    rows = [int(np.flatnonzero((tiles == tile).all(axis=(1, 2, 3)))[0]) for tile in negatives]
+    assert len(set(rows)) == 2 and max(rows) < 50

@@ -5,6 +5,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from histodistill.selection import copies, image_rows, looks, near_copies
+from histodistill.selection.audit_figures import ClassCopies
 from histodistill.selection.audit_verdict import judge_set, judge_weights
 from histodistill.selection.image_audit import WeightLosses, audit, audit_images, find_copies
 from histodistill.selection.image_rows import ImageRows
@@ -114,11 +115,11 @@ def test_images_that_give_nothing_away_pass(honest):
 
 
 def test_copies_of_training_tiles_fail_on_every_point(thief):
-    assert failed(judge_set(thief)) == {"copies", "overfitting", "membership"}
-    assert failed(judge_weights(thief)) == {"copies", "overfitting", "membership", "pool", "weights"}
+    assert failed(judge_set(thief)) == {"copies", "overfitting", "membership", "classes"}
+    assert failed(judge_weights(thief)) == {"copies", "overfitting", "membership", "classes", "pool", "weights"}
     copies = thief.published.copies
     assert copies.of_training == copies.num_images == 240 and copies.share.low > 0.9
-    assert copies.per_class == {0: 120, 1: 120}
+    assert copies.per_class == {0: ClassCopies(120, 120, 0), 1: ClassCopies(120, 120, 0)}
     # The pairs name the tiles that were copied.
     rows, originals = thief.published.closest.T
     assert len(rows) == 10 and (rows == originals).all() and (np.diff(thief.published.closest_scores) >= 0).all()
@@ -232,7 +233,7 @@ def test_verdict_on_arrays_is_that_of_the_audit(real):
     expected = audit(published, pool, real, {"colours": colours}, n_planted=20)
     assert verdict.passed is True
     assert list(verdict.findings) == judge_set(expected)
-    for name in ("limits", "is_random", "planted", "num_planted", "weights"):
+    for name in ("limits", "is_random", "planted", "num_planted", "disguised", "num_disguised", "weights"):
         assert getattr(verdict.figures, name) == getattr(expected, name)
     assert verdict.figures.pool.copies == expected.pool.copies
     assert verdict.figures.weights is None
@@ -243,13 +244,13 @@ def test_verdict_on_copies_says_what_failed(real):
     verdict = audit_images(
         images[:60], labels[:60], train=real.train, validation=real.validation, n_planted=20, seed=1
     )
-    assert verdict.passed is False and failed(verdict.findings) == {"copies", "overfitting", "membership"}
-    assert repr(verdict) == "Verdict(passed=False, failed: copies, overfitting, membership)"
+    assert verdict.passed is False and failed(verdict.findings) == {"copies", "overfitting", "membership", "classes"}
+    assert repr(verdict) == "Verdict(passed=False, failed: copies, overfitting, membership, classes)"
     lines = str(verdict).splitlines()
     assert lines[0] == "NOT PASSED: the images should not be published"
     assert "✗ 60 of 60 images are copies of real tiles" in lines and len(lines) == 1 + len(verdict.findings)
     # Nothing beyond pixels unless it is given, and the pool is the images themselves.
-    assert set(verdict.figures.published.overfitting) == {"pixels"}
+    assert set(verdict.figures.published.overfitting) == {"pixels", "structure", "parts"}
     assert verdict.figures.pool.copies == verdict.figures.published.copies
     assert not verdict.figures.is_random
 

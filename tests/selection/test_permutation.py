@@ -26,7 +26,7 @@ def test_sums_do_not_depend_on_parts(monkeypatch):
     rng = np.random.default_rng(0)
     draws, values = rng.random((50, 8)) < 0.5, rng.integers(0, 9, (8, 2))
     whole = sums_over(draws, values)
-    monkeypatch.setattr("histodistill.selection.permutation._DRAWS_PER_CALL", 7)
+    monkeypatch.setattr("histodistill.selection.permutation._BYTES_PER_CALL", 7 * 8 * 8)
     assert (sums_over(draws, values) == whole).all()
 
 

@@ -28,6 +28,7 @@ from histodistill.hub_cards.part_files import hash_contents, read_file
 from histodistill.selection.audit_figures import (
     AttributeAttack,
     AuditResult,
+    ClassCopies,
     Copies,
     Dominance,
     MembershipAttack,
@@ -163,7 +164,7 @@ def _key(key: Any, class_names: list[str]) -> str:
 
 
 def to_result(figures: Figures) -> AuditResult:
-    """Figures as `selection` judges them; without those of single classes, which no verdict rests on."""
+    """Figures as `selection` judges them; without those of single classes that no verdict rests on."""
     return AuditResult(
         limits=CopyLimits(**figures.limits.model_dump()),
         is_random=figures.is_random,
@@ -171,6 +172,8 @@ def to_result(figures: Figures) -> AuditResult:
         pool=_to_set(figures.pool),
         planted={kind: _interval(found) for kind, found in figures.planted.items()},
         num_planted=figures.num_planted,
+        disguised={name: _interval(found) for name, found in figures.disguised.items()},
+        num_disguised=figures.num_disguised,
         weights=None if figures.weights is None else _to_attack(figures.weights),
         num_weight_tiles=figures.num_weight_tiles,
         least_weight_tiles=figures.least_weight_tiles,
@@ -196,7 +199,13 @@ def _to_set(figures: SetFigures) -> SetAudit:
     copies = figures.copies
     return SetAudit(
         copies=Copies(
-            **{**copies.model_dump(exclude={"per_class"}), "share": _interval(copies.share), "per_class": {}}
+            **{
+                **copies.model_dump(exclude={"per_class"}),
+                "share": _interval(copies.share),
+                "per_class": {
+                    number: ClassCopies(**found.model_dump()) for number, found in enumerate(copies.per_class.values())
+                },
+            }
         ),
         overfitting={
             space: Overfitting(_interval(found.share), found.p_value) for space, found in figures.overfitting.items()
@@ -214,6 +223,7 @@ def _to_set(figures: SetFigures) -> SetAudit:
         closest=np.empty((0, 2), np.int64),
         closest_scores=np.empty(0),
         tests=None if figures.tests is None else _to_tests(figures.tests),
+        class_p_value=figures.class_p_value,
     )
 
 

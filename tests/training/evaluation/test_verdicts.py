@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from audits import audit_result, by_patient
 
-from histodistill.hub_cards.audit_record import GroupKind
+from histodistill.hub_cards.audit_record import GroupKind, _Disguise
+from histodistill.selection.disguises import DISGUISES
+from histodistill.selection.membership import Interval
 from histodistill.selection.names import ATTRIBUTE_NAMES, GROUP_KINDS
 from histodistill.training.evaluation.run_audit import write_audit
 from histodistill.training.evaluation.verdicts import make_audit, read_run_audit
@@ -35,7 +38,7 @@ def test_audit_by_patient_is_read_as_it_was_written(path):
     audit = read_run_audit(path)
     assert audit == record()
     names = [finding.name for finding in audit.parts["pipeline"].findings]
-    assert names[-5:] == ["membership", "dominance", "attributes", "pool", "weights"]
+    assert names[-6:] == ["membership", "classes", "dominance", "attributes", "pool", "weights"]
     assert all(verdict.passed for verdict in audit.parts.values())
     assert audit.warnings == ("class fat rests on 3 patients: it may point to persons",)
     told = next(finding.sentence for finding in audit.parts["distilled"].findings if finding.name == "membership")
@@ -57,6 +60,14 @@ def test_a_leak_of_patients_does_not_pass():
         (lambda a: a["figures"]["units"].update(num_held_out=11), "contradicts itself about distilled"),
         (lambda a: a["figures"]["units"]["per_class"].update(fat=30), "contradicts itself about warnings"),
         (lambda a: a.update(warnings=[]), "contradicts itself about warnings"),
+        (lambda a: a["figures"]["published"].update(class_p_value=0.001), "contradicts itself about distilled"),
+        (lambda a: a["figures"]["disguised"]["negative"].update(value=0.5), "contradicts itself about distilled"),
+        (
+            lambda a: a["figures"]["pool"]["copies"]["per_class"].update(
+                fat={"num_images": 40, "of_training": 40, "of_others": 0}
+            ),
+            "contradicts itself about distilled",
+        ),
         (lambda a: a["figures"].update(units=None), "is no audit, or was changed"),
         (lambda a: a["figures"].update(weights_test=None), "is no audit, or was changed"),
         (lambda a: a["figures"]["units"].update(kind="Dr Mueller's patient"), "is no audit, or was changed"),
@@ -84,7 +95,7 @@ def test_a_changed_audit_is_refused(path, change, message):
 
 
 def test_what_is_known_to_be_harmless_is_one_list(path):
-    assert GroupKind.__args__ == GROUP_KINDS
+    assert GroupKind.__args__ == GROUP_KINDS and _Disguise.__args__ == tuple(DISGUISES)
     audit = read_json(path)
     for name in (*ATTRIBUTE_NAMES, "attribute 1", "attribute 12"):
         tests = audit["figures"]["published"]["tests"]
@@ -95,5 +106,13 @@ def test_what_is_known_to_be_harmless_is_one_list(path):
 
 
 def test_an_audit_of_an_older_version_is_none(path):
-    path.write_text(json.dumps({**read_json(path), "format": 4}))
+    path.write_text(json.dumps({**read_json(path), "format": 5}))
     assert read_run_audit(path) is None
+
+
+def test_the_longest_sentence_fits():
+    """Where no disguise is seen through, all are named."""
+    hidden = dict.fromkeys(DISGUISES, Interval(0.0, 0.0, 0.2))
+    audit = make_audit(replace(audit_result(), disguised=hidden), ["fat"], FILES, {}, FACTS)
+    sentence = next(f.sentence for f in audit.parts["distilled"].findings if f.name == "disguises")
+    assert all(name in sentence for name in DISGUISES) and audit.parts["distilled"].passed
