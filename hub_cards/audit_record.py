@@ -199,6 +199,8 @@ class Figures(Exact):
     num_left_out: Count
     units: UnitsFigures | None
     weights_test: WeightsTestFigures | None
+    # Audits of before do not tell it.
+    num_repeated: Count | None = None
 
     @model_validator(mode="after")
     def _is_by_one_unit(self) -> Self:

@@ -118,7 +118,7 @@ class Copies:
         control: `of_others` over N, as if there were as many of these tiles as training tiles.
         naive: Share of independent real tiles that are taken for copies.
         p_value: Probability of so many training tiles among those that were copied, if all tiles were alike to the
-            model; each tile counts once.
+            model; each tile counts once, however many times it is there.
         per_class: Copies of training tiles by class.
     """
 
@@ -197,6 +197,8 @@ class AuditResult:
             were trained on.
         units: The units of an audit by group; None where nothing is known of groups, and a unit is a tile.
         weights_test: The attack on the weights by group, in an audit by group.
+        num_repeated: Training tiles that are another one once more, turned, moved or a little changed; None where it
+            was not counted, as in audits of before.
     """
 
     limits: CopyLimits
@@ -211,3 +213,4 @@ class AuditResult:
     num_left_out: int = 0
     units: Units | None = None
     weights_test: WeightsTest | None = None
+    num_repeated: int | None = None

@@ -318,6 +318,7 @@ def audit(
         num_weight_tiles=num_weight_tiles,
         least_weight_tiles=min(FEWEST_WEIGHT_TILES, len(real.train), len(others)),
         num_left_out=attacked.num_left_out,
+        num_repeated=len(real.train) - len(np.unique(real.kinds[: len(real.train)])),
         units=None if by_group is None else by_group.units,
         weights_test=weights_test,
     )
@@ -538,10 +539,11 @@ def _count_copies(synthetic: LabelledImages, known: _Attackable, scores: CopySco
     of_training = is_copy & (nearest < num_training)
     of_others = is_copy & (nearest >= num_training)
     count, num_others = len(synthetic), num_all - num_training
-    tiles = [len(np.unique(nearest[rows])) for rows in (of_training, of_others)]
-    p_value = 1.0
+    kinds, p_value = real.kinds, 1.0
+    tiles = [len(np.unique(kinds[nearest[rows]])) for rows in (of_training, of_others)]
     if sum(tiles):
-        p_value = float(binomtest(tiles[0], sum(tiles), num_training / num_all, alternative="greater").pvalue)
+        share = len(np.unique(kinds[:num_training])) / len(np.unique(kinds))
+        p_value = float(binomtest(tiles[0], sum(tiles), share, alternative="greater").pvalue)
     copies = Copies(
         num_images=count,
         of_training=int(of_training.sum()),
@@ -554,5 +556,4 @@ def _count_copies(synthetic: LabelledImages, known: _Attackable, scores: CopySco
         p_value=p_value,
         per_class={int(c): int(of_training[synthetic.labels == c].sum()) for c in np.unique(synthetic.labels)},
     )
-    # Training tiles come first, in all images and among those attacked.
-    return copies, len(np.unique(known.attacked.units[nearest[of_training]]))
+    return copies, len(np.unique(known.attacked.units_of_training[nearest[of_training]]))

@@ -23,7 +23,7 @@ from histodistill.selection.keypoints import (
 )
 from histodistill.selection.nearest_first import NearestOfFirst
 from histodistill.selection.placements import PLACEMENT, Comparison
-from histodistill.selection.views import grey_pictures, resize
+from histodistill.selection.views import all_grey_pictures, grey_pictures, resize
 
 
 # Pixels along a side at which pictures are compared; larger ones are reduced to it.
@@ -93,12 +93,7 @@ class PartIndex:
 
     def __init__(self, images: Images, few: np.ndarray):
         self.side = min(images.shape[1], _SIDE)
-        # Half precision holds an eighth of a grey level.
-        self._pictures = np.empty((len(images), self.side, self.side), np.float16)
-        start = 0
-        for part in batches(images):
-            self._pictures[start : start + len(part)] = grey_pictures(part, self.side)
-            start += len(part)
+        self._pictures = all_grey_pictures(images, self.side)
         self._levels = [_Level(self._pictures, level, few) for level in _LEVELS]
 
     def search(self, images: Images, num_tiles: int, likely: np.ndarray | None = None) -> FoundParts:

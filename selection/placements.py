@@ -63,6 +63,7 @@ class Comparison:
     Args:
         images: float32 N×s×s.
         tiles: float32 M×s×s.
+        spans: Heights and widths of the boxes within an image that are tried, as shares of the side.
 
     The score of a placement is −½ n log(1 − r²): what a correlation r of n independent pairs of pixels is worth, the
     logarithm of the ratio of likelihoods with and without a linear relation between their grey levels. Neighbouring
@@ -72,8 +73,8 @@ class Comparison:
     part, n and r are those of a box of the image; the box with the highest score counts.
     """
 
-    def __init__(self, images: np.ndarray, tiles: np.ndarray):
-        self.side = images.shape[1]
+    def __init__(self, images: np.ndarray, tiles: np.ndarray, spans: tuple[float, ...] = _SPANS):
+        self.side, self._lengths = images.shape[1], spans
         # Grey levels about 0, so that sums of squares are precise.
         self.images, self.tiles = images - np.float32(_MIDDLE), tiles - np.float32(_MIDDLE)
         self._power = _radial_power(images - images.mean(axis=(1, 2), keepdims=True))
@@ -101,7 +102,7 @@ class Comparison:
         inside = inside.astype(np.float32)
         own, other = self.images[placements["image"]] * inside, shown * inside
         sums = np.stack([inside, own, other, own * own, other * other, own * other], axis=1)
-        spans, of_spans = _spans(self.side, step)
+        spans, of_spans = _spans(self.side, step, self._lengths)
         # Over the columns of each box, and then over its rows: every span of rows with every span of columns.
         over = (sums.reshape(-1, self.side) @ of_spans).reshape(*sums.shape[:3], -1)
         over = (over.transpose(0, 1, 3, 2).reshape(-1, self.side) @ of_spans).reshape(*sums.shape[:2], -1)
@@ -126,6 +127,19 @@ class Comparison:
                         np.where(better, found.score, best.score), np.where(better[:, None], found.box, best.box)
                     )
         return placements, self.compare(placements, independent)
+
+    def share_on_tile(self, placements: np.ndarray) -> np.ndarray:
+        """The share of an image's pixels that lie on the tile: float64 P."""
+        return self._shown(placements)[1].mean(axis=(1, 2))
+
+    def explained(self, score: np.ndarray, independent: np.ndarray) -> np.ndarray:
+        """The r² of which a score of `compare` is made: float64 P.
+
+        Args:
+            score: Of P placements.
+            independent: The share of an image's pixels that counted as independent in each.
+        """
+        return 1 - np.exp(-2 * score / np.maximum(independent * self.side**2, 1))
 
     def _shown(self, placements: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What each tile shows where the pixels of the image lie on it, and which of them do: P×s×s each."""
@@ -165,9 +179,9 @@ def _log_likelihood_ratio(sums: np.ndarray, independent: np.ndarray) -> np.ndarr
 
 
 @lru_cache(maxsize=8)
-def _spans(side: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+def _spans(side: int, step: int, shares: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Spans of pixels: int64 K×2, first and number; and which pixels are in each, float32 side×K of 0 and 1."""
-    lengths = [round(share * side) for share in _SPANS]
+    lengths = [round(share * side) for share in shares]
     spans = np.array([(first, length) for length in lengths for first in range(0, side - length + 1, step)])
     place = np.arange(side)[:, None]
     return spans, ((place >= spans[:, 0]) & (place < spans.sum(axis=1))).astype(np.float32)

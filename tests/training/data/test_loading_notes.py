@@ -58,7 +58,7 @@ def test_copies_in_other_splits_are_warned_of(symmetry, size):
     turned = 3 if symmetry else 0
     for split in ("test", "validation"):
         assert warnings_of_copies(source(train, **{split: test})) == [
-            f"3 of 9 {split} tiles of x are train tiles too, {turned} of them turned, mirrored or a little changed: "
+            f"3 of 9 {split} tiles of x are train tiles too, {turned} of them turned, mirrored, moved or a little changed: "
             "what is measured on them looks better than it is; take them out of one of the two splits"
         ]
 
@@ -95,7 +95,7 @@ def test_tiles_with_several_labels_are_warned_of():
     train = random_tiles(10)
     train.images[3] = train.images[2].transpose(1, 0, 2)
     assert warnings_of_copies(source(train)) == [
-        "2 train tiles of x occur with several labels, as they are, turned or a little changed (such as one with 'c0' "
+        "2 train tiles of x occur with several labels, as they are, turned, moved or a little changed (such as one with 'c0' "
         "and 'c1'): keep each with the label that is right"
     ]
     train.images[3] = random_tiles(1, seed=5).images[0]
