@@ -115,13 +115,14 @@ def _moved_pairs(tiles: Images, seen: Callable[[int], object]) -> np.ndarray:
 
 def _is_moved(comparison: Comparison, placements: np.ndarray) -> np.ndarray:
     """Which of P placements, laid as fits best, show that a tile is another one moved: bool P."""
-    count, independent = len(placements), comparison.independent(placements)
+    found, independent = np.zeros(len(placements), dtype=bool), comparison.independent(placements)
     rows = np.flatnonzero(comparison.compare(placements, independent).score >= _LIKELY_SCORE)
+    if not len(rows):
+        return found
     placements, independent = placements[rows], independent[rows]
     placements, likeness = comparison.refine(placements, independent)
     share = comparison.share_on_tile(placements)
     shared = share * np.minimum(1, placements["zoom"] ** 2)
     explained = comparison.explained(likeness.score, independent * share)
-    found = np.zeros(count, dtype=bool)
     found[rows] = (likeness.score >= _LEAST_SCORE) & (explained >= _LEAST_EXPLAINED) & (shared >= _LEAST_SHARED)
     return found
