@@ -128,6 +128,19 @@ class Comparison:
                     )
         return placements, self.compare(placements, independent)
 
+    def within(self, placements: np.ndarray, box: np.ndarray) -> np.ndarray:
+        """Of boxes P×4 what lies on the tile: the smallest box around the pixels that do, as `Likeness.box`."""
+        inside, spans = self._shown(placements)[1], []
+        for axis in (0, 1):
+            place = np.arange(self.side)
+            of_box = (place >= box[:, axis, None]) & (place < box[:, axis, None] + box[:, axis + 2, None])
+            inside &= np.expand_dims(of_box, 2 - axis)
+        for axis in (2, 1):
+            is_in = inside.any(axis=axis)
+            first = is_in.argmax(axis=1)
+            spans.append((first, np.where(is_in.any(axis=1), self.side - is_in[:, ::-1].argmax(axis=1) - first, 0)))
+        return np.stack([first for first, _ in spans] + [length for _, length in spans], axis=1)
+
     def share_on_tile(self, placements: np.ndarray) -> np.ndarray:
         """The share of an image's pixels that lie on the tile: float64 P."""
         return self._shown(placements)[1].mean(axis=(1, 2))
@@ -144,7 +157,7 @@ class Comparison:
     def _shown(self, placements: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What each tile shows where the pixels of the image lie on it, and which of them do: P×s×s each."""
         side = self.side
-        down, right = self._on_tile(placements)
+        down, right = on_tile(placements, self._rows, self._columns)
         inside = (down > -0.6) & (down < side - 0.4) & (right > -0.6) & (right < side - 0.4)
         down, right = np.clip(down, 0, side - 1), np.clip(right, 0, side - 1)
         row, column = np.minimum(down.astype(np.int32), side - 2), np.minimum(right.astype(np.int32), side - 2)
@@ -156,14 +169,59 @@ class Comparison:
         below = flat[place + side] * (1 - right) + flat[place + side + 1] * right
         return above * (1 - down) + below * down, inside
 
-    def _on_tile(self, placements: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and columns of the tile, in px, where the pixels of the image lie: float32 P×s×s each."""
-        of = {name: placements[name][:, None, None] for name in PLACEMENT.names or ()}
-        rows = (self._rows - of["row"]) * of["zoom"]
-        columns = (self._columns - of["column"]) * of["zoom"]
-        cos, sin = np.cos(of["turn"]), np.sin(of["turn"])
-        down = np.where(of["mirrored"], -1, 1).astype(np.float32) * (cos * rows - sin * columns)
-        return down + of["tile_row"], sin * rows + cos * columns + of["tile_column"]
+
+def on_tile(placements: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where points of an image lie on the tile.
+
+    Args:
+        placements: P of them.
+        rows, columns: float32 M×N each, the points in px.
+
+    Returns:
+        Rows and columns of the tile in px, float32 P×M×N each.
+    """
+    of = {name: placements[name][:, None, None] for name in PLACEMENT.names or ()}
+    rows = (rows - of["row"]) * of["zoom"]
+    columns = (columns - of["column"]) * of["zoom"]
+    cos, sin = np.cos(of["turn"]), np.sin(of["turn"])
+    down = np.where(of["mirrored"], -1, 1).astype(np.float32) * (cos * rows - sin * columns)
+    return down + of["tile_row"], sin * rows + cos * columns + of["tile_column"]
+
+
+def outlines(placement: np.ndarray, box: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """The outline of a box of an image, as far as it lies on the tile: on the image, and on the tile.
+
+    Args:
+        placement: One `PLACEMENT`, an array of it.
+        box: int64 4, as `Likeness.box`.
+        side: Pixels along a side of both.
+
+    Returns:
+        float64 K×2 each, rows and columns of the same K corners in order, from 0 at the first edge to 1 at the last;
+        K is 0 where nothing of the box lies on the tile.
+    """
+    first, last = box[:2] - 0.5, box[:2] + box[2:] - 0.5
+    corners = np.array([first, (first[0], last[1]), last, (last[0], first[1])])
+    # A point of the image and one further along either axis tell how all of them lie.
+    base, down, right = np.stack(on_tile(placement, *np.array([[[0.0, 1, 0]], [[0.0, 0, 1]]])), axis=-1).reshape(3, 2)
+    matrix = np.stack([down - base, right - base])
+    shown = _clipped(corners @ matrix + base, -0.5, side - 0.5)
+    return tuple((points + 0.5) / side for points in ((shown - base) @ np.linalg.inv(matrix), shown))  # type: ignore[return-value]
+
+
+def _clipped(polygon: np.ndarray, low: float, high: float) -> np.ndarray:
+    """A convex polygon, K×2, without what of it is below or above these in either coordinate."""
+    for axis in (0, 1):
+        for bound, sign in ((low, 1), (high, -1)):
+            points: list[np.ndarray] = []
+            for start, end in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
+                before, after = sign * (start[axis] - bound), sign * (end[axis] - bound)
+                if before >= 0:
+                    points.append(start)
+                if before * after < 0:
+                    points.append(start + (end - start) * before / (before - after))
+            polygon = np.array(points).reshape(-1, 2)
+    return polygon
 
 
 def _log_likelihood_ratio(sums: np.ndarray, independent: np.ndarray) -> np.ndarray:
