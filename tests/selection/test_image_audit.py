@@ -104,7 +104,7 @@ def failed(findings) -> set[str]:
 
 def test_images_that_give_nothing_away_pass(honest):
     assert failed(judge_weights(honest)) == set()
-    assert honest.is_random and honest.limits.num_same == 0
+    assert honest.is_random and honest.limits.num_same == 0 and honest.num_repeated == 0
     assert honest.published.copies.num_images == 60 and honest.pool.copies.num_images == 200
     assert all(share.value >= MUST_FIND[kind] for kind, share in honest.planted.items())
     assert set(honest.published.overfitting_per_class["pixels"]) == {0, 1}

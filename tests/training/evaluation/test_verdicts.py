@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,21 @@ def test_what_is_known_to_be_harmless_is_one_list(path):
         write_json(path, audit)
         with pytest.raises(InputError, match="contradicts itself") if name != "site" else pytest.MonkeyPatch.context():
             read_run_audit(path)
+
+
+def test_number_of_repeated_tiles_is_kept_and_missing_in_audits_of_before(path):
+    assert read_run_audit(path).figures.num_repeated is None
+    result = replace(by_patient(audit_result(), per_class={0: 3, 1: 90}), num_repeated=7)
+    write_audit(path, make_audit(result, ["fat", "gland"], FILES, {}, FACTS))
+    assert read_run_audit(path).figures.num_repeated == 7
+    audit = read_json(path)
+    del audit["figures"]["num_repeated"]
+    write_json(path, audit)
+    assert read_run_audit(path).figures.num_repeated is None
+    audit["figures"]["num_repeated"] = ["patient 7"]
+    write_json(path, audit)
+    with pytest.raises(InputError, match="is no audit, or was changed"):
+        read_run_audit(path)
 
 
 def test_an_audit_of_an_older_version_is_none(path):
