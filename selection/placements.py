@@ -130,16 +130,13 @@ class Comparison:
 
     def within(self, placements: np.ndarray, box: np.ndarray) -> np.ndarray:
         """Of boxes P×4 what lies on the tile: the smallest box around the pixels that do, as `Likeness.box`."""
-        inside, spans = self._shown(placements)[1], []
-        for axis in (0, 1):
-            place = np.arange(self.side)
-            of_box = (place >= box[:, axis, None]) & (place < box[:, axis, None] + box[:, axis + 2, None])
-            inside &= np.expand_dims(of_box, 2 - axis)
-        for axis in (2, 1):
-            is_in = inside.any(axis=axis)
-            first = is_in.argmax(axis=1)
-            spans.append((first, np.where(is_in.any(axis=1), self.side - is_in[:, ::-1].argmax(axis=1) - first, 0)))
-        return np.stack([first for first, _ in spans] + [length for _, length in spans], axis=1)
+        place = np.arange(self.side)
+        of_box = (place >= box[:, :2, None]) & (place < (box[:, :2] + box[:, 2:])[:, :, None])
+        inside = self._shown(placements)[1] & of_box[:, 0, :, None] & of_box[:, 1, None]
+        is_in = np.stack([inside.any(axis=2), inside.any(axis=1)], axis=1)
+        first = is_in.argmax(axis=2)
+        length = np.where(is_in.any(axis=2), self.side - is_in[..., ::-1].argmax(axis=2) - first, 0)
+        return np.concatenate([first, length], axis=1)
 
     def share_on_tile(self, placements: np.ndarray) -> np.ndarray:
         """The share of an image's pixels that lie on the tile: float64 P."""
