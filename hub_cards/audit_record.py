@@ -238,6 +238,7 @@ class Figures(Exact):
     num_left_out: Count
     units: UnitsFigures | None
     weights_test: WeightsTestFigures | None
+    num_repeated: Count
 
     @model_validator(mode="after")
     def _is_by_one_unit(self) -> Self:

@@ -1,6 +1,8 @@
 """Who is attacked: the units whose membership is asked for, and what the attacker has of their own.
 
-A unit is what the groups of the tiles are, such as a patient; without groups it is a tile with its near copies.
+A unit is what the groups of the tiles are, such as a patient; without groups it is a tile with its near copies. Of a
+tile that is there several times, a little changed, the first is attacked alone: if images were compared with all of
+them, they would look nearer to training tiles where only these are there several times.
 """
 
 from __future__ import annotations
@@ -10,11 +12,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from histodistill.selection.image_rows import rows_of
-from histodistill.selection.near_copies import in_order
+from histodistill.selection.near_copies import connected, in_order
 from histodistill.selection.real_tiles import LabelledImages, RealTiles
 from histodistill.selection.streams import stream
-from histodistill.selection.units import classes_of_units, find_units
+from histodistill.selection.units import classes_of_units, units_of_pairs
 
 
 # Validation tiles of groups that are not attacked, at least: a density takes two tiles, and so does the control.
@@ -37,6 +38,7 @@ class Attacked:
             non-members, and not attacked.
         reference: Rows of the tiles that the attacker has of their own.
         control: Rows of tiles that are tried in place of the synthetic images.
+        units_of_training: int64 T, the unit of each training tile, attacked or not.
         groups_of_validation: int64 M, of each of `reference` and then `control` its group; each tile its own where
             nothing is known of them.
     """
@@ -51,6 +53,7 @@ class Attacked:
     num_left_out: int
     reference: np.ndarray
     control: np.ndarray
+    units_of_training: np.ndarray
     groups_of_validation: np.ndarray
 
     @property
@@ -114,10 +117,14 @@ def find_attacked(real: RealTiles, seed: int) -> Attacked:
         of_others = held_out.groups if held_out is not None else own[others - start]  # type: ignore[index]
         groups = np.concatenate([np.asarray(train.groups).astype(str), np.asarray(of_others).astype(str)])
     rows = np.concatenate([np.arange(len(train)), others])
-    units = find_units([train.images, rows_of(real.all_images, others)], groups)
+    pairs = real.repeats.pairs_among([rows])
+    kinds, units = connected(pairs, len(rows)), units_of_pairs(pairs, len(rows), groups)
     is_other = np.arange(len(rows)) >= len(train)
-    kept = ~(is_other & np.isin(units, units[~is_other]))
-    rows, units = rows[kept], in_order(units[kept])
+    is_left_out = is_other & np.isin(units, units[~is_other])
+    kept = ~is_left_out
+    kept[np.setdiff1d(np.arange(len(rows)), np.unique(kinds, return_index=True)[1])] = False
+    # Each unit keeps its first tile, and so its number.
+    units_of_training, rows, units = units[~is_other], rows[kept], units[kept]
     if (num_others := int(is_other[kept].sum())) < 2:
         raise ValueError(
             f"{num_others} tiles that no model has seen are left that are no near copies of training tiles: it must "
@@ -135,9 +142,10 @@ def find_attacked(real: RealTiles, seed: int) -> Attacked:
         classes=classes_of_units(units, labels),
         attributes={name: values[kept] for name, values in _attributes(real, others).items()},
         by_group=by_group,
-        num_left_out=int((~kept).sum()),
+        num_left_out=int(is_left_out.sum()),
         reference=start + reference,
         control=start + control,
+        units_of_training=units_of_training,
         groups_of_validation=in_order(mine if own is None else own[mine]),
     )
 

@@ -132,7 +132,7 @@ class Copies:
         control: `of_others` over N, as if there were as many of these tiles as training tiles.
         naive: Share of independent real tiles that are taken for copies.
         p_value: Probability of so many training tiles among those that were copied, if all tiles were alike to the
-            model; each tile counts once.
+            model; each tile counts once, however many times it is there.
         per_class: Copies by class.
     """
 
@@ -217,6 +217,7 @@ class AuditResult:
             were trained on.
         units: The units of an audit by group; None where nothing is known of groups, and a unit is a tile.
         weights_test: The attack on the weights by group, in an audit by group.
+        num_repeated: Training tiles that are another one once more, turned, moved or a little changed.
     """
 
     limits: CopyLimits
@@ -233,3 +234,4 @@ class AuditResult:
     weights_test: WeightsTest | None = None
     disguised: dict[str, Interval] = field(default_factory=dict)
     num_disguised: int = 0
+    num_repeated: int = 0

@@ -24,10 +24,7 @@ import numpy as np
 from histodistill.selection.image_rows import Images, batches, rows_of
 from histodistill.selection.names import SYMMETRIES
 from histodistill.selection.near_copies import tile_keys
-from histodistill.selection.nearest_first import NearestOfFirst
 from histodistill.selection.parts import PartIndex
-from histodistill.selection.placements import PLACEMENT
-from histodistill.selection.stains import optical_density
 from histodistill.selection.streams import stream
 from histodistill.selection.views import (
     LEAST_CONTENT,
@@ -37,13 +34,21 @@ from histodistill.selection.views import (
     stretch,
     window_weights,
 )
+from histodistill.selection.windows import (
+    SIDE,
+    WHOLE,
+    Window,
+    WindowIndex,
+    images_per_call,
+    in_all_symmetries,
+    placements_of,
+    working_density,
+)
 
 
 #: What embeds images: uint8 N×S×S×3 to real numbers N×D. It is given a part of them at a time, and so must embed each
 #: whatever the others are.
 Embed = Callable[[np.ndarray], np.ndarray]
-#: A window of an image: its side, and how far down and to the right its upper left corner is, as shares of the image.
-Window = tuple[float, float, float]
 
 #: A real tile whose structure score (from 0 to about 1) is below this is another real tile once more.
 SAME_TILE = 0.1
@@ -53,17 +58,9 @@ SAME_TILE = 0.1
 #: copies.
 RATIO_RANK = 3
 
-# Pixels along a side at which structure and pixels are compared; larger images are reduced to it, which takes less
-# time.
-_SIDE = 32
-# Fields along a side of the coarse picture of a window, by which candidates for `structure` are found.
-_COARSE_SIDE = 7
-
 # Windows of real tiles up to which an image is compared with all of them, coarsely; of 14 windows a tile, these are
 # the windows of some 35,000 tiles. More are sorted into cells of similar windows, and few cells are searched.
 _MOST_EXHAUSTIVE = 500_000
-# Windows in a cell, on average.
-_WINDOWS_PER_CELL = 256
 # Cells that are searched for an image: those whose centres are nearest to it.
 _CELLS_SEARCHED = 32
 
@@ -86,15 +83,10 @@ _COLUMNS = 256
 # Variance of optical density, per pixel and channel, that counts as noise; without it an empty tile, which is nothing
 # but noise, would hardly ever be explained by another.
 _NOISE = 0.01**2
-# Contrast (standard deviation of optical density) that is added to that of a coarse picture before dividing by it, so
-# that the noise of an empty window is not blown up.
-_LEAST_CONTRAST = 0.02
 # Draws by which false alarms are counted: in each, a tenth of the calibrating tiles meets the limit of the others.
 _DRAWS = 100
 # Images that are searched for at once, which bounds the memory.
 _QUERIES_PER_CALL = 256
-# Bytes of images that are turned or resampled at once, likewise.
-_BYTES_PER_CALL = 2**22
 # Images that are embedded at once, at most, and bytes of them; always a multiple of the batches of models, so that a
 # batch holds the same images however many there are.
 _EMBEDDED_PER_CALL, _EMBEDDED_BYTES, _BATCH = 4096, 2**25, 256
@@ -117,7 +109,7 @@ _STEPS = (0.0, 0.5 * (1 - _ZOOM), 1 - _ZOOM)
 _MOVES = (-0.06, 0.06)
 # The 14 windows of a real tile that an image is compared with: all of it, enlarged parts, and the tile moved.
 _WINDOWS: tuple[Window, ...] = (
-    (1.0, 0.0, 0.0),
+    WHOLE,
     *((_ZOOM, down, right) for down in _STEPS for right in _STEPS),
     *((1.0, down, right) for down in _MOVES for right in _MOVES),
 )
@@ -216,7 +208,9 @@ class CopyIndex:
         # order make the same cells.
         few = np.argsort(keys[self._rows])[: -(-len(self._rows) // 4)]
         originals = rows_of(images, self._rows)
-        self._coarse = _window_search(originals, few)
+        self._windows = WindowIndex(
+            originals, few, _WINDOWS, most_exhaustive=_MOST_EXHAUSTIVE, cells_searched=_CELLS_SEARCHED
+        )
         self._parts = PartIndex(originals, few)
         # Points of tiles that are there once more come last, so that the others are one array.
         order = np.concatenate([self._rows, np.setdiff1d(np.arange(len(images)), self._rows)])
@@ -273,14 +267,13 @@ class CopyIndex:
         found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {"structure": [empty], "parts": [empty]}
         start = 0
         for part in batches(images, _QUERIES_PER_CALL):
-            density = _working_density(part)
-            turned = np.stack([apply_symmetry(density, symmetry) for symmetry in range(SYMMETRIES)])
-            candidates = self._candidates(turned, num_tiles)
+            turned = in_all_symmetries(working_density(part))
+            candidates = self._windows.candidates(turned, num_tiles, _PROPOSALS, _CANDIDATES)
             found["structure"].append(self._structure(turned, *candidates))
             if decoys:
                 parts = self._parts.search(stretch(part, start + np.arange(len(part))), num_tiles)
             else:
-                parts = self._parts.search(part, num_tiles, _placements_of(*candidates, self._parts.side))
+                parts = self._parts.search(part, num_tiles, placements_of(*candidates, self._parts.side))
             found["parts"].append((np.exp(-parts.score / _SCORE_SCALE), parts.tile))
             start += len(part)
         return {name: tuple(map(np.concatenate, zip(*each, strict=True))) for name, each in found.items()}  # type: ignore[misc]
@@ -297,14 +290,14 @@ class CopyIndex:
 
         Args:
             turned: 8×M×s×s×3, the images' optical density in all symmetries.
-            distances, tiles, windows, symmetries: Their `_candidates`.
+            distances, tiles, windows, symmetries: Their `WindowIndex.candidates`.
         """
         turned = np.ascontiguousarray(turned.transpose(0, 1, 4, 2, 3))
         turned -= turned.mean(axis=(3, 4), keepdims=True)
         # Each candidate is read once, whatever the number of images that it is compared with.
         candidates, tiles = np.unique(tiles, return_inverse=True)
         tiles = tiles.reshape(distances.shape)
-        density = _working_density(rows_of(self._images, self._rows[candidates]))
+        density = working_density(rows_of(self._images, self._rows[candidates]))
         density = np.ascontiguousarray(density.transpose(0, 3, 1, 2))
         unexplained = _unexplained(turned, symmetries, density, tiles, windows)
         unexplained[np.isinf(distances)] = 1.0
@@ -321,69 +314,6 @@ class CopyIndex:
             best[rows] = fine.min(axis=1, initial=1.0)
             found[rows] = tiles[rows, fine.argmin(axis=1)]
         return best / np.maximum(usual, _LEAST_USUAL), candidates[found]
-
-    def _candidates(self, turned: np.ndarray, num_tiles: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Which tiles M images may be copies of, by their coarse pictures.
-
-        Args:
-            turned: 8×M×s×s×3, the images' optical density in all symmetries.
-            num_tiles: Of these first tiles.
-
-        Returns:
-            M×K each: coarse distances (infinite where there are fewer candidates), tiles, their windows (M×K×3), and
-            the symmetries of the image that they were found by.
-        """
-        k = min(_PROPOSALS, num_tiles * len(_WINDOWS))
-        coarse = [_coarse(view, _WINDOWS[0]) for view in turned]
-        found = [self._coarse.nearest(view, k, num_tiles * len(_WINDOWS)) for view in coarse]
-        distances = np.concatenate([f[0] for f in found], axis=1)
-        places = np.concatenate([f[1] for f in found], axis=1)
-        symmetries = np.broadcast_to(np.repeat(np.arange(SYMMETRIES), k), places.shape)
-        distances, places, symmetries = _best_of_each_tile(distances, places, symmetries)
-        tiles, windows = np.divmod(places, len(_WINDOWS))
-        return distances, tiles, np.array(_WINDOWS)[windows], symmetries
-
-
-def _window_search(images: Images, few: np.ndarray) -> NearestOfFirst:
-    """The windows of tiles, searched by their coarse pictures.
-
-    They are numbered by tile, and then in the order of `_WINDOWS`, so that those of the first n tiles are the first
-    14·n.
-
-    Args:
-        images: uint8 N×S×S×3, the tiles.
-        few: int64 F, those by whose windows cells are made.
-    """
-    return NearestOfFirst(
-        len(images) * len(_WINDOWS),
-        _COARSE_SIDE**2,
-        (
-            _coarse_windows(rows_of(images, np.arange(start, min(len(images), start + _EMBEDDED_PER_CALL))))
-            for start in range(0, len(images), _EMBEDDED_PER_CALL)
-        ),
-        lambda: _coarse_windows(rows_of(images, few)),
-        most_exhaustive=_MOST_EXHAUSTIVE,
-        points_per_cell=_WINDOWS_PER_CELL,
-        cells_searched=_CELLS_SEARCHED,
-    )
-
-
-def _placements_of(
-    distances: np.ndarray, tiles: np.ndarray, windows: np.ndarray, symmetries: np.ndarray, side: int
-) -> np.ndarray:
-    """What `CopyIndex._candidates` finds, M×K each, as placements in px of pictures with `side` px along a side."""
-    image, number = np.nonzero(np.isfinite(distances))
-    scale, down, right = windows[image, number].T
-    symmetry = symmetries[image, number]
-    placements = np.empty(len(image), PLACEMENT)
-    placements["image"], placements["tile"] = image, tiles[image, number]
-    placements["row"] = placements["column"] = (side - 1) / 2
-    placements["tile_row"], placements["tile_column"] = ((start + scale / 2) * side - 0.5 for start in (down, right))
-    # Columns reversed are rows reversed and half a turn.
-    placements["mirrored"] = symmetry >= 4
-    placements["turn"] = (symmetry + 2 * (symmetry >= 4)) % 4 * (np.pi / 2)
-    placements["zoom"] = scale
-    return placements
 
 
 def calibrate(scores: CopyScores, max_false_alarms: float = 0.01, seed: int = 0) -> CopyLimits:
@@ -430,10 +360,10 @@ def pixel_embedding(images: np.ndarray) -> np.ndarray:
 
     With fewer, the noise of an empty tile would be averaged away, by which alone such a tile can be known again.
     """
-    side = min(images.shape[1], _SIDE)
+    side = min(images.shape[1], SIDE)
     points = np.empty((len(images), side * side * 3), dtype=np.float32)
     start = 0
-    for part in batches(images, _images_per_call(images)):
+    for part in batches(images, images_per_call(images)):
         points[start : start + len(part)] = resample(part, side).reshape(len(part), -1) / 255
         start += len(part)
     return points
@@ -528,61 +458,9 @@ def _distance_ratio(views: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, 
     return distances[:, 0] / np.maximum(distances[:, -1], 1e-12), indices[:, 0]
 
 
-def _best_of_each_tile(
-    distances: np.ndarray, places: np.ndarray, symmetries: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The nearest `_CANDIDATES` different tiles of each row, each in its best view; inf where there are fewer."""
-    tiles = places // len(_WINDOWS)
-    order = np.lexsort((distances, tiles), axis=1)
-    distances, places, symmetries, tiles = (
-        np.take_along_axis(x, order, axis=1) for x in (distances, places, symmetries, tiles)
-    )
-    again = np.zeros(tiles.shape, dtype=bool)
-    again[:, 1:] = tiles[:, 1:] == tiles[:, :-1]
-    distances = np.where(again, np.inf, distances)
-    order = np.argsort(distances, axis=1, kind="stable")[:, :_CANDIDATES]
-    distances, places, symmetries = (np.take_along_axis(x, order, axis=1) for x in (distances, places, symmetries))
-    return distances, places, symmetries
-
-
 def _in_order(points: np.ndarray, order: np.ndarray) -> np.ndarray:
     """The same rows in another order; no copy of those that are in order."""
     return points if (order[1:] > order[:-1]).all() else points[order]
-
-
-def _images_per_call(images: Images) -> int:
-    """How many images are turned or resampled at once."""
-    return max(1, _BYTES_PER_CALL // int(np.prod(images.shape[1:])))
-
-
-def _working_density(images: Images) -> np.ndarray:
-    """Optical density of images of at most `_SIDE` pixels along a side, float32 N×s×s×3."""
-    side = min(images.shape[1], _SIDE)
-    density = np.empty((len(images), side, side, 3), np.float32)
-    start = 0
-    for part in batches(images, _images_per_call(images)):
-        density[start : start + len(part)] = optical_density(resample(part, side))
-        start += len(part)
-    return density
-
-
-def _coarse_windows(images: Images) -> np.ndarray:
-    """`_coarse` of all windows of N tiles, tile by tile: float32 14·N×49."""
-    coarse = np.empty((len(images), len(_WINDOWS), _COARSE_SIDE**2), np.float32)
-    start = 0
-    for part in batches(images, _images_per_call(images)):
-        density = _working_density(part)
-        for number, window in enumerate(_WINDOWS):
-            coarse[start : start + len(part), number] = _coarse(density, window)
-        start += len(part)
-    return coarse.reshape(-1, _COARSE_SIDE**2)
-
-
-def _coarse(density: np.ndarray, window: Window) -> np.ndarray:
-    """What candidates are found by: the window's mean density in 7×7 fields, without its mean and its contrast."""
-    fields = resample(density.mean(axis=3, keepdims=True), _COARSE_SIDE, *window).reshape(len(density), -1)
-    fields -= fields.mean(axis=1, keepdims=True)
-    return fields / (np.sqrt(np.square(fields).mean(axis=1, keepdims=True)) + np.float32(_LEAST_CONTRAST))
 
 
 def _finely(

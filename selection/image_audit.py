@@ -323,6 +323,7 @@ def audit(
         num_weight_tiles=num_weight_tiles,
         least_weight_tiles=min(FEWEST_WEIGHT_TILES, len(real.train), len(others)),
         num_left_out=attacked.num_left_out,
+        num_repeated=len(real.train) - len(np.unique(real.kinds[: len(real.train)])),
         units=None if by_group is None else by_group.units,
         weights_test=weights_test,
     )
@@ -439,8 +440,11 @@ def _nearest_units(scores: CopyScores, views: dict[str, np.ndarray], known: _Att
         points = known.index.points_at(name, attacked.rows)
         nearest[elsewhere] = nearest_under_views(views[name][:, elsewhere], points, 1)[0][:, 0]
         found[name] = attacked.units[nearest]
+    kinds = known.real.kinds
+    first = np.unique(kinds, return_index=True)[1]  # of each kind, which alone is attacked
     for name in ("structure", "parts"):
-        nearest = np.where(np.isfinite(scores.values[name]), places[scores.nearest[name]], -1)
+        nearest = places[first[kinds[scores.nearest[name]]]]
+        nearest[~np.isfinite(scores.values[name])] = -1
         found[name] = np.where(nearest >= 0, attacked.units[nearest], -1)
     return found
 
@@ -590,10 +594,11 @@ def _count_copies(synthetic: LabelledImages, known: _Attackable, scores: CopySco
     of_training = is_copy & (nearest < num_training)
     of_others = is_copy & (nearest >= num_training)
     count, num_others = len(synthetic), num_all - num_training
-    tiles = [len(np.unique(nearest[rows])) for rows in (of_training, of_others)]
-    p_value = 1.0
+    kinds, p_value = real.kinds, 1.0
+    tiles = [len(np.unique(kinds[nearest[rows]])) for rows in (of_training, of_others)]
     if sum(tiles):
-        p_value = float(binomtest(tiles[0], sum(tiles), num_training / num_all, alternative="greater").pvalue)
+        share = len(np.unique(kinds[:num_training])) / len(np.unique(kinds))
+        p_value = float(binomtest(tiles[0], sum(tiles), share, alternative="greater").pvalue)
     copies = Copies(
         num_images=count,
         of_training=int(of_training.sum()),
@@ -610,5 +615,4 @@ def _count_copies(synthetic: LabelledImages, known: _Attackable, scores: CopySco
             for rows in [synthetic.labels == label]
         },
     )
-    # Training tiles come first, in all images and among those attacked.
-    return copies, len(np.unique(known.attacked.units[nearest[of_training]]))
+    return copies, len(np.unique(known.attacked.units_of_training[nearest[of_training]]))

@@ -91,11 +91,15 @@ def near_pairs(sets: Sequence[Images], tolerance: float = TOLERANCE) -> np.ndarr
     Returns:
         int64 P×2, rows i < j, sorted.
     """
+    return pairs_of_sets(sets, lambda images: find_near_copies(images, tolerance))
+
+
+def pairs_of_sets(sets: Sequence[Images], find: Callable[[Images], NearCopies]) -> np.ndarray:
+    """What `near_pairs` gives for several sets, of the copies that `find` finds among all their images."""
     if not sum(map(len, sets)):
         return np.empty((0, 2), np.int64)
     ends = np.cumsum([len(images) for images in sets])
-    copies = find_near_copies(join(sets), tolerance)
-    return copies.pairs_among(np.split(np.arange(ends[-1]), ends[:-1]))
+    return find(join(sets)).pairs_among(np.split(np.arange(ends[-1]), ends[:-1]))
 
 
 def find_near_copies(

@@ -21,9 +21,11 @@ from histodistill.selection.keypoints import (
     harmonics_at,
     turns_between,
 )
+from histodistill.selection.names import SYMMETRIES
 from histodistill.selection.nearest_first import NearestOfFirst
-from histodistill.selection.placements import PLACEMENT, Comparison
-from histodistill.selection.views import grey_pictures, resize
+from histodistill.selection.placements import PLACEMENT, Comparison, outlines
+from histodistill.selection.views import all_grey_pictures, grey_pictures, resize
+from histodistill.selection.windows import WHOLE, placements_of
 
 
 # Pixels along a side at which pictures are compared; larger ones are reduced to it.
@@ -71,11 +73,13 @@ class FoundParts(NamedTuple):
         tile: int64 N, the tile that the score is about.
         box: int64 N×4, where an image shows what the tile does, as far as it lies on the tile: first row, first
             column, height and width in px of pictures of `PartIndex.side`.
+        placement: `PLACEMENT` N, how it lies there; of images that nothing was found for, zeros, as their boxes.
     """
 
     score: np.ndarray
     tile: np.ndarray
     box: np.ndarray
+    placement: np.ndarray
 
 
 class PartIndex:
@@ -93,12 +97,7 @@ class PartIndex:
 
     def __init__(self, images: Images, few: np.ndarray):
         self.side = min(images.shape[1], _SIDE)
-        # Half precision holds an eighth of a grey level.
-        self._pictures = np.empty((len(images), self.side, self.side), np.float16)
-        start = 0
-        for part in batches(images):
-            self._pictures[start : start + len(part)] = grey_pictures(part, self.side)
-            start += len(part)
+        self._pictures = all_grey_pictures(images, self.side)
         self._levels = [_Level(self._pictures, level, few) for level in _LEVELS]
 
     def search(self, images: Images, num_tiles: int, likely: np.ndarray | None = None) -> FoundParts:
@@ -123,6 +122,7 @@ class PartIndex:
             np.concatenate([np.empty(0), *(each.score for each in found)]),
             np.concatenate([np.empty(0, np.int64), *(each.tile for each in found)]),
             np.concatenate([np.empty((0, 4), np.int64), *(each.box for each in found)]),
+            np.concatenate([np.empty(0, PLACEMENT), *(each.placement for each in found)]),
         )
 
     def _proposed(self, pictures: np.ndarray, num_tiles: int) -> np.ndarray:
@@ -156,8 +156,9 @@ class PartIndex:
         """The best of the placements of each image, refined."""
         count = len(pictures)
         score, tile, box = np.zeros(count), np.zeros(count, np.int64), np.zeros((count, 4), np.int64)
+        best_placement = np.zeros(count, PLACEMENT)
         if not len(placements):
-            return FoundParts(score, tile, box)
+            return FoundParts(score, tile, box, best_placement)
         tiles, row = np.unique(placements["tile"], return_inverse=True)
         placements["tile"] = row
         comparison = Comparison(pictures, self._pictures[tiles].astype(np.float32))
@@ -167,13 +168,35 @@ class PartIndex:
         placements, independent = placements[few], independent[few]
         placements, likeness = comparison.refine(placements, independent)
         best = _best_of_each(placements["image"], likeness.score, 1)
-        image = placements["image"][best]
-        score[image], tile[image], box[image] = (
+        placements = placements[best]
+        image = placements["image"]
+        score[image], tile[image], box[image], best_placement[image] = (
             likeness.score[best],
-            tiles[placements["tile"][best]],
-            likeness.box[best],
+            tiles[placements["tile"]],
+            comparison.within(placements, likeness.box[best]),
+            placements,
         )
-        return FoundParts(np.maximum(score, 0), tile, box)
+        return FoundParts(np.maximum(score, 0), tile, box, best_placement)
+
+
+def matched_parts(images: np.ndarray, tiles: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Which part of an image is most like a part of one tile, as `PartIndex` finds it.
+
+    Args:
+        images, tiles: uint8 N×S×S×3 each, of which each image is compared with the tile of the same number.
+
+    Returns:
+        Of each the outlines of the part on image and tile, see `outlines`.
+    """
+    found = []
+    # Whole, in each symmetry, besides what keypoints say.
+    symmetries = np.arange(SYMMETRIES)[None]
+    whole = np.zeros((1, SYMMETRIES)), np.zeros_like(symmetries), np.full((1, SYMMETRIES, 3), WHOLE), symmetries
+    for image, tile in zip(images, tiles, strict=True):
+        index = PartIndex(tile[None], np.zeros(1, np.int64))
+        part = index.search(image[None], 1, placements_of(*whole, index.side))
+        found.append(outlines(part.placement, part.box[0], index.side))
+    return found
 
 
 class _Level:

@@ -63,6 +63,7 @@ class Comparison:
     Args:
         images: float32 N×s×s.
         tiles: float32 M×s×s.
+        spans: Heights and widths of the boxes within an image that are tried, as shares of the side.
 
     The score of a placement is −½ n log(1 − r²): what a correlation r of n independent pairs of pixels is worth, the
     logarithm of the ratio of likelihoods with and without a linear relation between their grey levels. Neighbouring
@@ -72,8 +73,8 @@ class Comparison:
     part, n and r are those of a box of the image; the box with the highest score counts.
     """
 
-    def __init__(self, images: np.ndarray, tiles: np.ndarray):
-        self.side = images.shape[1]
+    def __init__(self, images: np.ndarray, tiles: np.ndarray, spans: tuple[float, ...] = _SPANS):
+        self.side, self._lengths = images.shape[1], spans
         # Grey levels about 0, so that sums of squares are precise.
         self.images, self.tiles = images - np.float32(_MIDDLE), tiles - np.float32(_MIDDLE)
         self._power = _radial_power(images - images.mean(axis=(1, 2), keepdims=True))
@@ -101,7 +102,7 @@ class Comparison:
         inside = inside.astype(np.float32)
         own, other = self.images[placements["image"]] * inside, shown * inside
         sums = np.stack([inside, own, other, own * own, other * other, own * other], axis=1)
-        spans, of_spans = _spans(self.side, step)
+        spans, of_spans = _spans(self.side, step, self._lengths)
         # Over the columns of each box, and then over its rows: every span of rows with every span of columns.
         over = (sums.reshape(-1, self.side) @ of_spans).reshape(*sums.shape[:3], -1)
         over = (over.transpose(0, 1, 3, 2).reshape(-1, self.side) @ of_spans).reshape(*sums.shape[:2], -1)
@@ -127,10 +128,33 @@ class Comparison:
                     )
         return placements, self.compare(placements, independent)
 
+    def within(self, placements: np.ndarray, box: np.ndarray) -> np.ndarray:
+        """Of boxes P×4 what lies on the tile: the smallest box around the pixels that do, as `Likeness.box`."""
+        place = np.arange(self.side)
+        of_box = (place >= box[:, :2, None]) & (place < (box[:, :2] + box[:, 2:])[:, :, None])
+        inside = self._shown(placements)[1] & of_box[:, 0, :, None] & of_box[:, 1, None]
+        is_in = np.stack([inside.any(axis=2), inside.any(axis=1)], axis=1)
+        first = is_in.argmax(axis=2)
+        length = np.where(is_in.any(axis=2), self.side - is_in[..., ::-1].argmax(axis=2) - first, 0)
+        return np.concatenate([first, length], axis=1)
+
+    def share_on_tile(self, placements: np.ndarray) -> np.ndarray:
+        """The share of an image's pixels that lie on the tile: float64 P."""
+        return self._shown(placements)[1].mean(axis=(1, 2))
+
+    def explained(self, score: np.ndarray, independent: np.ndarray) -> np.ndarray:
+        """The r² of which a score of `compare` is made: float64 P.
+
+        Args:
+            score: Of P placements.
+            independent: The share of an image's pixels that counted as independent in each.
+        """
+        return 1 - np.exp(-2 * score / np.maximum(independent * self.side**2, 1))
+
     def _shown(self, placements: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What each tile shows where the pixels of the image lie on it, and which of them do: P×s×s each."""
         side = self.side
-        down, right = self._on_tile(placements)
+        down, right = on_tile(placements, self._rows, self._columns)
         inside = (down > -0.6) & (down < side - 0.4) & (right > -0.6) & (right < side - 0.4)
         down, right = np.clip(down, 0, side - 1), np.clip(right, 0, side - 1)
         row, column = np.minimum(down.astype(np.int32), side - 2), np.minimum(right.astype(np.int32), side - 2)
@@ -142,14 +166,59 @@ class Comparison:
         below = flat[place + side] * (1 - right) + flat[place + side + 1] * right
         return above * (1 - down) + below * down, inside
 
-    def _on_tile(self, placements: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and columns of the tile, in px, where the pixels of the image lie: float32 P×s×s each."""
-        of = {name: placements[name][:, None, None] for name in PLACEMENT.names or ()}
-        rows = (self._rows - of["row"]) * of["zoom"]
-        columns = (self._columns - of["column"]) * of["zoom"]
-        cos, sin = np.cos(of["turn"]), np.sin(of["turn"])
-        down = np.where(of["mirrored"], -1, 1).astype(np.float32) * (cos * rows - sin * columns)
-        return down + of["tile_row"], sin * rows + cos * columns + of["tile_column"]
+
+def on_tile(placements: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where points of an image lie on the tile.
+
+    Args:
+        placements: P of them.
+        rows, columns: float32 M×N each, the points in px.
+
+    Returns:
+        Rows and columns of the tile in px, float32 P×M×N each.
+    """
+    of = {name: placements[name][:, None, None] for name in PLACEMENT.names or ()}
+    rows = (rows - of["row"]) * of["zoom"]
+    columns = (columns - of["column"]) * of["zoom"]
+    cos, sin = np.cos(of["turn"]), np.sin(of["turn"])
+    down = np.where(of["mirrored"], -1, 1).astype(np.float32) * (cos * rows - sin * columns)
+    return down + of["tile_row"], sin * rows + cos * columns + of["tile_column"]
+
+
+def outlines(placement: np.ndarray, box: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """The outline of a box of an image, as far as it lies on the tile: on the image, and on the tile.
+
+    Args:
+        placement: One `PLACEMENT`, an array of it.
+        box: int64 4, as `Likeness.box`.
+        side: Pixels along a side of both.
+
+    Returns:
+        float64 K×2 each, rows and columns of the same K corners in order, from 0 at the first edge to 1 at the last;
+        K is 0 where nothing of the box lies on the tile.
+    """
+    first, last = box[:2] - 0.5, box[:2] + box[2:] - 0.5
+    corners = np.array([first, (first[0], last[1]), last, (last[0], first[1])])
+    # A point of the image and one further along either axis tell how all of them lie.
+    base, down, right = np.stack(on_tile(placement, *np.array([[[0.0, 1, 0]], [[0.0, 0, 1]]])), axis=-1).reshape(3, 2)
+    matrix = np.stack([down - base, right - base])
+    shown = _clipped(corners @ matrix + base, -0.5, side - 0.5)
+    return tuple((points + 0.5) / side for points in ((shown - base) @ np.linalg.inv(matrix), shown))  # type: ignore[return-value]
+
+
+def _clipped(polygon: np.ndarray, low: float, high: float) -> np.ndarray:
+    """A convex polygon, K×2, without what of it is below or above these in either coordinate."""
+    for axis in (0, 1):
+        for bound, sign in ((low, 1), (high, -1)):
+            points: list[np.ndarray] = []
+            for start, end in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
+                before, after = sign * (start[axis] - bound), sign * (end[axis] - bound)
+                if before >= 0:
+                    points.append(start)
+                if before * after < 0:
+                    points.append(start + (end - start) * before / (before - after))
+            polygon = np.array(points).reshape(-1, 2)
+    return polygon
 
 
 def _log_likelihood_ratio(sums: np.ndarray, independent: np.ndarray) -> np.ndarray:
@@ -165,9 +234,9 @@ def _log_likelihood_ratio(sums: np.ndarray, independent: np.ndarray) -> np.ndarr
 
 
 @lru_cache(maxsize=8)
-def _spans(side: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+def _spans(side: int, step: int, shares: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Spans of pixels: int64 K×2, first and number; and which pixels are in each, float32 side×K of 0 and 1."""
-    lengths = [round(share * side) for share in _SPANS]
+    lengths = [round(share * side) for share in shares]
     spans = np.array([(first, length) for length in lengths for first in range(0, side - length + 1, step)])
     place = np.arange(side)[:, None]
     return spans, ((place >= spans[:, 0]) & (place < spans.sum(axis=1))).astype(np.float32)

@@ -10,6 +10,8 @@ from typing import Protocol
 import numpy as np
 
 from histodistill.selection.image_rows import Images, join, rows_of
+from histodistill.selection.near_copies import NearCopies, connected
+from histodistill.selection.repeats import find_repeats
 from histodistill.selection.summaries import summarise
 
 
@@ -86,6 +88,16 @@ class RealTiles:
     def all_labels(self) -> np.ndarray:
         """Their classes, int64 N."""
         return np.concatenate([part.labels for part in self._parts])
+
+    @cached_property
+    def repeats(self) -> NearCopies:
+        """What of `all_images` is there more than once, which takes seconds for a thousand tiles."""
+        return find_repeats(self.all_images)
+
+    @cached_property
+    def kinds(self) -> np.ndarray:
+        """What is the same tile, a little changed, is of one kind: int64 N, numbered by their first tiles."""
+        return connected(self.repeats.pairs_among([np.arange(len(self))]), len(self))
 
     def at(self, rows: np.ndarray) -> LabelledImages:
         """The tiles at these rows of `all_images`, without their groups."""

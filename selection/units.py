@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from histodistill.selection.image_rows import Images
-from histodistill.selection.near_copies import connected, in_order, near_pairs
+from histodistill.selection.near_copies import connected, in_order
+from histodistill.selection.repeats import repeated_pairs
 
 
 #: Units that are held out at least, where there are enough.
@@ -30,7 +31,7 @@ def find_units(sets: Sequence[Images], groups: np.ndarray | None = None) -> np.n
     Returns:
         int64 N, from 0 on in the order of their first tile.
     """
-    return units_of_pairs(near_pairs(sets), sum(map(len, sets)), groups)
+    return units_of_pairs(repeated_pairs(sets), sum(map(len, sets)), groups)
 
 
 def units_of_pairs(pairs: np.ndarray, count: int, groups: np.ndarray | None = None) -> np.ndarray:

@@ -5,7 +5,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import cdist
 
-from histodistill.selection import copies
+from histodistill.selection import copies, windows
 from histodistill.selection.copies import (
     CopyIndex,
     CopyScores,
@@ -81,7 +81,7 @@ def test_first_tiles_alone_are_searched(real, index):
 def test_copies_are_found_among_the_nearest_cells_alone(real, index, limits, monkeypatch):
     """As among more than 35,000 tiles: here 4,200 windows in 66 cells, of which 8 are searched."""
     monkeypatch.setattr(copies, "_MOST_EXHAUSTIVE", 1000)
-    monkeypatch.setattr(copies, "_WINDOWS_PER_CELL", 64)
+    monkeypatch.setattr(windows, "_WINDOWS_PER_CELL", 64)
     monkeypatch.setattr(copies, "_CELLS_SEARCHED", 8)
     by_cells = CopyIndex(real)
     planted = plant(real, 20, seed=2)
@@ -116,7 +116,7 @@ def test_views_that_are_given_are_used(real, index):
 
 def test_order_of_tiles_decides_nothing(real, monkeypatch):
     monkeypatch.setattr(copies, "_MOST_EXHAUSTIVE", 1000)
-    monkeypatch.setattr(copies, "_WINDOWS_PER_CELL", 64)
+    monkeypatch.setattr(windows, "_WINDOWS_PER_CELL", 64)
     monkeypatch.setattr(copies, "_CELLS_SEARCHED", 4)
     order = np.random.default_rng(0).permutation(len(real))
     images = np.concatenate([real[:5], textures(40, 7)])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from histodistill.selection import copies, image_rows, looks, near_copies
+from histodistill.selection import copies, image_rows, looks, near_copies, windows
 from histodistill.selection.audit_figures import ClassCopies
 from histodistill.selection.audit_verdict import judge_set, judge_weights
 from histodistill.selection.image_audit import WeightLosses, audit, audit_images, find_copies
@@ -76,9 +76,10 @@ class OnDisk(ImageRows):
 def test_images_that_are_not_in_memory_give_the_same_and_are_read_in_parts(real, monkeypatch, by_group):
     few = 40 * real.train.images[:1].nbytes
     monkeypatch.setattr(image_rows, "_BATCH_BYTES", few)
-    for module in (copies, looks, near_copies):
+    for module in (looks, near_copies, windows):
         monkeypatch.setattr(module, "_BYTES_PER_CALL", few)
     monkeypatch.setattr(copies, "_EMBEDDED_PER_CALL", 40)
+    monkeypatch.setattr(windows, "_TILES_PER_CALL", 40)
     monkeypatch.setattr(copies, "_QUERIES_PER_CALL", 40)
     monkeypatch.setattr(copies, "_BATCH", 1)
 
@@ -104,7 +105,7 @@ def failed(findings) -> set[str]:
 
 def test_images_that_give_nothing_away_pass(honest):
     assert failed(judge_weights(honest)) == set()
-    assert honest.is_random and honest.limits.num_same == 0
+    assert honest.is_random and honest.limits.num_same == 0 and honest.num_repeated == 0
     assert honest.published.copies.num_images == 60 and honest.pool.copies.num_images == 200
     assert all(share.value >= MUST_FIND[kind] for kind, share in honest.planted.items())
     assert set(honest.published.overfitting_per_class["pixels"]) == {0, 1}

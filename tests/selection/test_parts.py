@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, rotate
 
-from histodistill.selection.parts import PartIndex
+from histodistill.selection.parts import PartIndex, matched_parts
 from histodistill.selection.placements import PLACEMENT
 from histodistill.selection.views import crop_and_resize
 
@@ -131,3 +131,22 @@ def test_larger_tiles_are_searched_at_32_pixels():
     assert index.side == 32
     found = index.search(large[:10, ::-1], 40)
     assert (found.tile == np.arange(10)).all() and found.score.min() > LEAST
+
+
+def test_parts_of_pairs_are_outlined(real):
+    images, other = tiles(3, 2), real[:3]
+    images[0, :, :14] = other[0, :, 14:]
+    images[1] = 255 - other[1][::-1]
+    (image, tile), (whole, of_whole), nothing = matched_parts(images, other)
+    assert np.allclose([image.min(axis=0), image.max(axis=0)], [[0, 0], [1, 0.5]], atol=0.06)
+    np.testing.assert_allclose(tile, image + np.array([0, 0.5]), atol=0.03)
+    np.testing.assert_allclose(of_whole, np.array([1, 0]) + whole * [-1, 1], atol=0.03)
+    assert np.ptp(whole, axis=0).min() > 0.95
+    assert all(part.shape[1] == 2 for part in nothing)
+
+
+def test_box_ends_where_the_tile_does(real, index):
+    found = index.search(np.roll(real[:20], 10, axis=1), len(real))
+    mine = found.tile == np.arange(20)
+    # The first rows came in at the edge.
+    assert mine.mean() >= 0.9 and (found.box[mine, 0] >= 8).mean() >= 0.8

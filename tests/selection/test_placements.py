@@ -5,7 +5,7 @@ import pytest
 from scipy.ndimage import affine_transform, gaussian_filter
 
 from histodistill.selection.keypoints import harmonics_at, turns_between
-from histodistill.selection.placements import PLACEMENT, Comparison
+from histodistill.selection.placements import PLACEMENT, Comparison, outlines
 
 
 SIDE = 28
@@ -139,3 +139,38 @@ def test_an_image_beside_the_tile_is_not_compared():
     tiles = textures(2, 0)
     found = Comparison(tiles, tiles).compare(placed(2, tile_row=50.0), np.ones(2))
     assert (found.score == -1).all()
+
+
+def test_outlines_are_where_the_image_lies_on_the_tile():
+    # Moved down by 7 px: the lower three quarters of the image lie on the upper ones of the tile.
+    moved = placed(1)
+    moved["tile_row"] -= 7
+    on_image, on_tile = outlines(moved, np.array([0, 0, SIDE, SIDE]), SIDE)
+    np.testing.assert_allclose(sorted(on_image.tolist()), [[0.25, 0], [0.25, 1], [1, 0], [1, 1]], atol=1e-6)
+    np.testing.assert_allclose(on_tile, on_image - [0.25, 0], atol=1e-6)
+    assert Comparison(*textures(2, 0)[:, None]).within(moved, np.array([[0, 14, SIDE, 14]])).tolist() == [
+        [7, 14, 21, 14]
+    ]
+    moved["tile_row"] -= 2 * SIDE
+    assert [part.shape for part in outlines(moved, np.array([0, 0, SIDE, SIDE]), SIDE)] == [(0, 2), (0, 2)]
+
+
+def test_outline_of_a_turned_image_is_within_the_tile():
+    # By an eighth, about the middle: the tile cuts off all four corners.
+    on_image, on_tile = outlines(placed(1, turn=np.pi / 4), np.array([0, 0, SIDE, SIDE]), SIDE)
+    assert len(on_image) == len(on_tile) == 8
+    for points in (on_image, on_tile):
+        assert points.min() >= -1e-6 and points.max() <= 1 + 1e-6
+    # Of the same size, since nothing is zoomed.
+    lengths = [np.linalg.norm(np.diff(points, axis=0), axis=1) for points in (on_image, on_tile)]
+    np.testing.assert_allclose(*lengths, atol=1e-5)
+
+
+def test_whole_images_alone_are_compared():
+    tiles = textures(6, 0)
+    comparison = Comparison(tiles, tiles, spans=(1.0,))
+    independent = comparison.independent(placed(6))
+    found = comparison.compare(placed(6, tile_row=10.0), independent)
+    assert (found.box == [0, 0, SIDE, SIDE]).all()
+    np.testing.assert_allclose(comparison.share_on_tile(placed(6)), 1)
+    assert comparison.explained(comparison.compare(placed(6), independent).score, independent).min() > 0.99

@@ -19,7 +19,7 @@ _CLASSES_SHOWN = 12
 def tell_of_tiles(source: TileSource) -> None:
     """Tells in one line how many tiles of each class there are in each split, and warns of tiles that occur twice.
 
-    Which tiles count as the same, `selection.near_copies` says. A step of `distill`, which told it already, does not
+    Which tiles count as the same, `selection.repeats` says. A step of `distill`, which told it already, does not
     look for them.
     """
     if is_step_of_distill():
@@ -78,8 +78,8 @@ def warnings_of_copies(source: TileSource) -> list[str]:
         count = sum(len(tiles) for name, tiles in source.splits.items() if name == second)
         sentences.append(
             f"{same:,} of {counted(count, f'{second} tile')} of {source.name} are {first} tiles too, {changed:,} of "
-            "them turned, mirrored or a little changed: what is measured on them looks better than it is; take them "
-            "out of one of the two splits"
+            "them turned, mirrored, moved or a little changed: what is measured on them looks better than it is; take "
+            "them out of one of the two splits"
         )
     labels = np.concatenate([tiles.labels for tiles in parts])[pairs]
     several = np.flatnonzero((called == "train").all(axis=1) & (labels[:, 0] != labels[:, 1]))
@@ -87,7 +87,7 @@ def warnings_of_copies(source: TileSource) -> list[str]:
         shown = [repr(source.class_names[label]) for label in sorted(labels[several[0]].tolist())]
         sentences.append(
             f"{len(np.unique(pairs[several])):,} train tiles of {source.name} occur with several labels, as they are, "
-            f"turned or a little changed (such as one with {' and '.join(shown)}): keep each with the label that is "
-            "right"
+            f"turned, moved or a little changed (such as one with {' and '.join(shown)}): keep each with the label "
+            "that is right"
         )
     return sentences

@@ -11,7 +11,7 @@ import numpy as np
 
 from histodistill.selection.image_rows import Images
 from histodistill.selection.names import SYMMETRIES
-from histodistill.selection.near_copies import TOLERANCE, connected
+from histodistill.selection.near_copies import connected
 from histodistill.selection.summaries import counted
 from histodistill.selection.views import apply_symmetry, has_content
 from histodistill.training.data.tiles import Tiles
@@ -28,7 +28,7 @@ _PAIRS_PER_CALL = 2048
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Near copies among the tiles of a source, see `selection.near_copies`: turned, saved anew, a little lighter.
+    """Near copies among the tiles of a source, see `selection.repeats`: turned, saved anew, moved, cropped.
 
     Attributes:
         within: Split → tiles that could be left out of it, and one of each of its near copies would still be there.
@@ -55,7 +55,7 @@ def count_duplicates(splits: Mapping[str, Tiles], pairs: np.ndarray) -> Duplicat
 
     Args:
         splits: The tiles of each split.
-        pairs: What `near_pairs` finds among their images, split after split.
+        pairs: What `repeated_pairs` finds among their images, split after split.
     """
     images = [tiles.images for tiles in splits.values()]
     labels = np.concatenate([tiles.labels for tiles in splits.values()])
@@ -122,7 +122,7 @@ def _look_across(splits: Mapping[str, Tiles], duplicates: Duplicates) -> Iterato
                 "what is measured on them looks better than it is; take them out of one of the two splits",
             )
     if len(splits) > 1 and not any(duplicates.across.values()):
-        yield Finding(COPIES, PASS, f"no two splits share a tile, turned or changed by up to {TOLERANCE} grey levels")
+        yield Finding(COPIES, PASS, "no two splits share a tile, turned, moved or a little changed")
 
 
 def _look_at_content(split: str, tiles: Tiles) -> Finding:

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from histodistill.selection.image_rows import ImageRows, Images, ImageView
-from histodistill.selection.near_copies import NearCopies, find_near_copies
+from histodistill.selection.near_copies import NearCopies
+from histodistill.selection.repeats import find_repeats
 from histodistill.training.data.pixel_source import LeftOut
 from histodistill.training.data.tile_cache import read_record
 from histodistill.training.running.files import write_bytes, write_text
@@ -52,13 +53,13 @@ class TileStore(ImageRows):
         return self._known[what]
 
     @cached_property
-    def near_copies(self) -> NearCopies:
-        """The near copies among all tiles, which are square; of those that are left out, none."""
+    def repeats(self) -> NearCopies:
+        """What is there more than once, of all tiles, which are square; of those that are left out, nothing."""
         return self._search()
 
     def _search(self) -> NearCopies:
-        with Progress(len(self), "comparing tiles", "tiles") as progress:
-            return find_near_copies(self, seen=progress.update)
+        with Progress(2 * len(self), "comparing tiles", "tiles") as progress:
+            return find_repeats(self, seen=progress.update)
 
 
 class StoredTiles(TileStore):
@@ -89,7 +90,7 @@ class StoredTiles(TileStore):
     def forget(self) -> None:
         """Takes out what was found of the tiles, so that it is found again."""
         shutil.rmtree(self.folder / "known", ignore_errors=True)
-        for file in self.folder.glob("near_copies_*.npy"):
+        for file in self.folder.glob("repeats_*.npy"):
             file.unlink(missing_ok=True)
 
     def remembered(self, what: str, compute: Callable[[], str]) -> str:
@@ -106,9 +107,9 @@ class StoredTiles(TileStore):
         return found
 
     @cached_property
-    def near_copies(self) -> NearCopies:
-        """The near copies among all tiles, which are kept in the folder."""
-        files = [self.folder / f"near_copies_{part}.npy" for part in ("first", "pairs")]
+    def repeats(self) -> NearCopies:
+        """What is there more than once, which is kept in the folder."""
+        files = [self.folder / f"repeats_{part}.npy" for part in ("first", "pairs")]
         with contextlib.suppress(*DAMAGED):
             first, pairs = (np.load(file, allow_pickle=False) for file in files)
             if first.shape == (len(self),) and pairs.shape[1:] == (2,):

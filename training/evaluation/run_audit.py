@@ -20,6 +20,7 @@ from histodistill.selection.audit_figures import AuditResult, SetAudit
 from histodistill.selection.image_audit import WeightLosses, audit
 from histodistill.selection.image_rows import Images, rows_of
 from histodistill.selection.near_copies import in_order
+from histodistill.selection.parts import matched_parts
 from histodistill.selection.real_tiles import LabelledImages, RealTiles
 from histodistill.selection.streams import stream
 from histodistill.training.data.audit_tiles import audit_share_of, real_tiles
@@ -398,6 +399,8 @@ def draw_pairs(path: Path, images: Images, real: RealTiles, found: SetAudit, res
 def draw_closest(synthetic: np.ndarray, real: np.ndarray, scores: np.ndarray, limit: float) -> bytes:
     """A PNG of generated images, each left of the real tile that it is most like: uint8 N×S×S×3 each.
 
+    An outline on both shows where the image is most like the tile, as far as it lies on it.
+
     Args:
         synthetic, real: The pairs.
         scores: Of the pairs, smallest first.
@@ -409,15 +412,27 @@ def draw_closest(synthetic: np.ndarray, real: np.ndarray, scores: np.ndarray, li
     rows = -(-len(synthetic) // columns)
     canvas = Image.new("RGB", (columns * (2 * side + 4 * gap), rows * (side + 2 * gap + text)), "white")
     draw = ImageDraw.Draw(canvas)
+    parts = matched_parts(synthetic, real)
     for i, (pair, score) in enumerate(zip(zip(synthetic, real, strict=True), scores, strict=True)):
         left, top = i % columns * (2 * side + 4 * gap) + gap, i // columns * (side + 2 * gap + text) + gap
         if score < limit:
             draw.rectangle((left - 3, top - 3, left + 2 * side + gap + 2, top + side + 2), outline="red", width=3)
         for number, image in enumerate(pair):
             enlarged = Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST)
+            _outline(enlarged, parts[i][number])
             canvas.paste(enlarged, (left + number * (side + gap), top))
         draw.text((left, top + side + 2), pair_caption(score / limit), fill="black")
     return png_bytes(canvas)
+
+
+def _outline(picture: Image.Image, corners: np.ndarray) -> None:
+    """Draws the outline of a part, K×2 rows and columns from 0 to 1, so that one sees it on light and on dark."""
+    if not len(corners):
+        return
+    points = [(x, y) for y, x in (1.5 + corners * (picture.width - 4)).round().astype(int).tolist()]
+    draw = ImageDraw.Draw(picture)
+    for colour, width in (("black", 3), ("yellow", 1)):
+        draw.line([*points, points[0]], fill=colour, width=width, joint="curve")
 
 
 def pair_caption(times: float) -> str:

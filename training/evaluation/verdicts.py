@@ -180,6 +180,7 @@ def to_result(figures: Figures) -> AuditResult:
         num_left_out=figures.num_left_out,
         units=None if figures.units is None else _to_units(figures.units),
         weights_test=None if figures.weights_test is None else WeightsTest(**figures.weights_test.model_dump()),
+        num_repeated=figures.num_repeated,
     )
 
 

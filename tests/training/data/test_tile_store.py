@@ -185,12 +185,12 @@ def test_nothing_that_lies_in_the_cache_is_believed_when_tiles_are_read_again(tm
     again = open_tiles(source, "mine", None, cache, reread=True)
     assert np.array_equal(again[:], TILES)
     # What was found of the tiles.
-    assert again.remembered("hash", lambda: "true") == "true" and not again.near_copies.pairs.size
+    assert again.remembered("hash", lambda: "true") == "true" and not again.repeats.pairs.size
     for file in (again.folder / "known").iterdir():
         file.write_text("forged")
-    np.save(again.folder / "near_copies_pairs.npy", np.array([[0, 1]]))
+    np.save(again.folder / "repeats_pairs.npy", np.array([[0, 1]]))
     again = open_tiles(source, "mine", None, cache, reread=True)
-    assert again.remembered("hash", lambda: "true") == "true" and not again.near_copies.pairs.size
+    assert again.remembered("hash", lambda: "true") == "true" and not again.repeats.pairs.size
 
 
 def test_files_that_change_meanwhile_are_refused(tmp_path, cache):
@@ -380,11 +380,11 @@ def test_near_copies_are_searched_once_whatever_splits_are_made(tmp_path, cache,
     expected = near_pairs([np.asarray(part.images) for part in parts])
     assert len(expected) == 2 and np.array_equal(pairs_of_copies(parts), expected)
     again = open_tiles(Source(tmp_path / "file", tiles), "mine", None, cache)
-    monkeypatch.setattr(tile_store, "find_near_copies", None)
-    assert np.array_equal(again.near_copies.pairs, store.near_copies.pairs)
-    (again.folder / "near_copies_first.npy").write_bytes(b"")
+    monkeypatch.setattr(tile_store, "find_repeats", None)
+    assert np.array_equal(again.repeats.pairs, store.repeats.pairs)
+    (again.folder / "repeats_first.npy").write_bytes(b"")
     with pytest.raises(TypeError):
-        _ = open_tiles(Source(tmp_path / "file", tiles), "mine", None, cache).near_copies
+        _ = open_tiles(Source(tmp_path / "file", tiles), "mine", None, cache).repeats
 
 
 def test_parts_that_share_tiles_or_are_elsewhere_are_searched_as_they_are(tmp_path, cache):

@@ -105,6 +105,17 @@ def test_what_is_known_to_be_harmless_is_one_list(path):
             read_run_audit(path)
 
 
+def test_number_of_repeated_tiles_is_kept_and_is_a_number(path):
+    result = replace(by_patient(audit_result(), per_class={0: 3, 1: 90}), num_repeated=7)
+    write_audit(path, make_audit(result, ["fat", "gland"], FILES, {}, FACTS))
+    assert read_run_audit(path).figures.num_repeated == 7
+    audit = read_json(path)
+    audit["figures"]["num_repeated"] = ["patient 7"]
+    write_json(path, audit)
+    with pytest.raises(InputError, match="is no audit, or was changed"):
+        read_run_audit(path)
+
+
 def test_an_audit_of_an_older_version_is_none(path):
     path.write_text(json.dumps({**read_json(path), "format": 5}))
     assert read_run_audit(path) is None
