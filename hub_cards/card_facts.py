@@ -178,13 +178,18 @@ class RunFacts:
     audit: AuditFacts | None = None
     risk: str | None = None
 
+    @property
+    def is_within_budget(self) -> bool:
+        """Whether all that is published is within a budget of differential privacy."""
+        return self.privacy is not None and self.privacy.ledger is not None
+
     def audited(self, audit: AuditFacts | None, risk: str | None = None) -> RunFacts:
         """The same with what the audit found; its verdict alone where all that is published is within a budget.
 
         Args:
             audit, risk: See `RunFacts`.
         """
-        if audit is not None and self.privacy is not None and self.privacy.ledger is not None:
+        if audit is not None and self.is_within_budget:
             audit = AuditFacts(passed=audit.passed)
         return replace(self, audit=audit, risk=risk)
 

@@ -15,22 +15,22 @@ from histodistill.hub_cards.documents import Exact
 LEDGER_STEPS = {
     "autoencoder": "autoencoder",
     "denoiser": "denoiser",
-    "pool": "pool of generated images",
+    "pool": "pool of images",
     "teacher": "classifier that gave the soft labels",
     "selection": "selection",
 }
 #: What looks at real tiles outside any budget, and so is off or stays with whoever made a run: name → in words.
 OFF = {
-    "autoencoder_of_real_tiles": "an autoencoder that is trained on the real tiles; it was made of public ones",
+    "autoencoder_of_real_tiles": "training the autoencoder on the real tiles without noise",
     "alignment": "drawing the denoiser to the features of a classifier of real tiles",
-    "teacher_of_real_tiles": "soft labels and filters by a classifier of real tiles; it was trained on generated images",
+    "teacher_of_real_tiles": "soft labels and filters by a classifier of real tiles",
     "drop_copies": "dropping images that are copies of a real tile",
     "typical_share": "dropping images that are far from real tiles",
-    "scores": "scores, losses and counts that are of real tiles: they are not on the cards",
-    "audit_figures": "the figures of the privacy audit: of each repository its verdict alone is told",
+    "scores": "telling scores, losses and counts that are of real tiles",
+    "audit_figures": "telling more of the privacy audit than its verdict",
 }
-#: What a step sees.
-PUBLIC, TRAINING, GENERATED = "public tiles", "training tiles", "generated images"
+#: What a step is made of.
+PUBLIC, TRAINING, WEIGHTS, GENERATED = "public tiles", "training tiles", "weights of the denoiser", "generated images"
 
 _Spent = Annotated[float, Field(ge=0, lt=1e6)]
 
@@ -40,14 +40,14 @@ class LedgerStep(Exact):
 
     Attributes:
         step: One of `LEDGER_STEPS`.
-        sees: What it was made from.
+        made_of: What it is made of.
         mechanism, accountant: By what the training tiles were protected, and by what ε was reckoned; None where it saw
             none.
         epsilon, delta: What it spent on each unit.
     """
 
     step: Literal["autoencoder", "denoiser", "pool", "teacher", "selection"]
-    sees: Literal["public tiles", "training tiles", "generated images"]
+    made_of: Literal["public tiles", "training tiles", "weights of the denoiser", "generated images"]
     mechanism: Literal["DP-SGD"] | None = None
     accountant: Literal["prv", "rdp"] | None = None
     epsilon: _Spent = 0.0
@@ -57,7 +57,7 @@ class LedgerStep(Exact):
     def _is_protected(self) -> LedgerStep:
         is_private = self.mechanism is not None and self.accountant is not None and self.epsilon > 0 and self.delta > 0
         is_free = (self.mechanism, self.accountant, self.epsilon, self.delta) == (None, None, 0, 0)
-        if not (is_private if self.sees == TRAINING else is_free):
+        if not (is_private if self.made_of == TRAINING else is_free):
             raise ValueError("spends what it does not, or does not spend what it does")
         return self
 
@@ -65,10 +65,10 @@ class LedgerStep(Exact):
         """What cards say of it."""
         title = LEDGER_STEPS[self.step]
         if self.mechanism is None:
-            return f"{title}: of {self.sees}, which spends nothing"
+            return f"{title}: made of {self.made_of}, which spends nothing"
         by = {"prv": "privacy loss distributions", "rdp": "Rényi divergences"}[self.accountant or ""]
         spent = f"ε = {self.epsilon:.3g}, δ = {self.delta:.2g}"
-        return f"{title}: of {self.sees} by {self.mechanism}, {spent} (reckoned by Opacus, by {by})"
+        return f"{title}: made of {self.made_of} by {self.mechanism}, {spent} (reckoned by Opacus, by {by})"
 
 
 class Ledger(Exact):

@@ -128,8 +128,7 @@ class DistillConfig(SourceOptions):
         group=_PRIVACY,
     )
     dp_public_data: str | Path = option(
-        "public tiles that the autoencoder is made of, which spends nothing: any source; default: drawings that no run "
-        "is of",
+        "public tiles that the autoencoder is made of, which spends nothing: any source",
         default=PUBLIC_TILES,
         group=_PRIVACY,
     )

@@ -51,8 +51,8 @@ _KEY_BYTES = 32
 # privacy loss random variables (Gopi et al. 2021, arXiv:2106.02848): the noise that is needed, from above, up to
 # rounding.
 _RDP, _PRV = "rdp", "prv"
-# What the key is used for, so that no number serves twice: drawing the units of a step, its noise, and drawing tiles of
-# a group.
+# What the key is used for, so that no number serves twice: drawing the units of a step, its noise, and drawing the
+# tiles of a group.
 _SAMPLING, _NOISE, _MEMBERS = 0, 1, 2
 
 
@@ -124,7 +124,8 @@ def plan_privacy(config: PrivateTrainingConfig, source: TileSource, num_processe
     train, groups, unit, tiles_per_unit = source.split("train"), None, "tile", 1
     if config.unit_of(train.groups is not None) == "group":
         assert train.groups is not None
-        groups, unit, tiles_per_unit = members_of(train.groups), source.group_kind or "group", config.dp_tiles_per_group
+        groups, unit = members_of(train.groups), source.group_kind or "group"
+        tiles_per_unit = config.dp_tiles_per_group
     num_units = len(train) if groups is None else len(groups)
     if config.batch_size > num_units * tiles_per_unit:
         of_each = "" if groups is None else f" times {param('dp_tiles_per_group')}"
@@ -190,9 +191,7 @@ def _opacus() -> tuple[ModuleType, ModuleType]:
     return accountants, utils
 
 
-def noise_multiplier(
-    epsilon: float, delta: float, sample_rate: float, steps: int, accountant: str = _RDP
-) -> float:
+def noise_multiplier(epsilon: float, delta: float, sample_rate: float, steps: int, accountant: str = _RDP) -> float:
     """The σ with which so many steps spend no more than (ε, δ), by Opacus' accountant.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any
 from histodistill.hub_cards.card_facts import ARCHITECTURES
 from histodistill.hub_cards.documents import check_document
 from histodistill.hub_cards.errors import ContentError
-from histodistill.hub_cards.privacy_ledger import GENERATED, OFF, PUBLIC, TRAINING, Ledger
+from histodistill.hub_cards.privacy_ledger import GENERATED, OFF, PUBLIC, TRAINING, WEIGHTS, Ledger
 from histodistill.training.models.encoder_names import BUILT_IN
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, write_json
@@ -38,9 +38,7 @@ def make_ledger(run: Path) -> Ledger:
     Raises:
         InputError: If a step is not finished, looks at real tiles outside the budget, or the budget does not suffice.
     """
-    records = {
-        step: require_complete(run / folder, what, "make it first") for step, (folder, what) in _STEPS.items()
-    }
+    records = {step: require_complete(run / folder, what, "make it first") for step, (folder, what) in _STEPS.items()}
     for step, is_within in _RULES:
         if reason := is_within(records):
             raise InputError(
@@ -48,11 +46,13 @@ def make_ledger(run: Path) -> Ledger:
                 "distill, in another folder"
             )
     spent = records["denoiser"]["privacy"]
-    of_autoencoder = spent["autoencoder"]
+    of_denoiser = {name: spent[name] for name in ("epsilon", "delta")}
+    of_denoiser |= {"mechanism": "DP-SGD", "accountant": spent["accountant"].partition(",")[0]}
     steps = [
-        {"step": "autoencoder", **({"sees": PUBLIC} if of_autoencoder == "public" else _private(of_autoencoder))},
-        {"step": "denoiser", **_private(spent)},
-        *({"step": step, "sees": GENERATED} for step in ("pool", "teacher", "selection")),
+        {"step": "autoencoder", "made_of": PUBLIC},
+        {"step": "denoiser", "made_of": TRAINING, **of_denoiser},
+        {"step": "pool", "made_of": WEIGHTS},
+        *({"step": step, "made_of": GENERATED} for step in ("teacher", "selection")),
     ]
     document = {
         "unit": spent["unit"],
@@ -69,20 +69,6 @@ def make_ledger(run: Path) -> Ledger:
         raise InputError(f"what the steps of {run} say of differential privacy is not right ({error})") from error
 
 
-def _private(spent: Mapping[str, Any]) -> dict[str, Any]:
-    """What a ledger says of a training under differential privacy, by its record."""
-    accountant = spent["accountant"].partition(",")[0]
-    budget = {name: spent[name] for name in ("epsilon", "delta")}
-    return {"sees": TRAINING, "mechanism": "DP-SGD", "accountant": accountant, **budget}
-
-
-def _of_autoencoder(records: Mapping[str, Any]) -> str:
-    settings = records["autoencoder"]["settings"]
-    data = records["denoiser"]["settings"]["data"]
-    is_private = "privacy" in records["autoencoder"]
-    return "saw the real tiles" if settings["data"] == data and not is_private else ""
-
-
 def _of_denoiser(records: Mapping[str, Any]) -> str:
     record, autoencoder = records["denoiser"], records["autoencoder"]
     if "num_units" not in record.get("privacy", {}):
@@ -91,6 +77,12 @@ def _of_denoiser(records: Mapping[str, Any]) -> str:
         return "was aligned with a classifier"
     is_its = record["settings"]["autoencoder"] == autoencoder["fingerprint"]
     return "" if is_its else "is of another autoencoder"
+
+
+def _of_autoencoder(records: Mapping[str, Any]) -> str:
+    denoiser = records["denoiser"]
+    is_other = records["autoencoder"]["settings"]["data"] != denoiser["settings"]["data"]
+    return "" if is_other and denoiser["privacy"]["autoencoder"] == "public" else "is not of public tiles"
 
 
 def _of_pool(records: Mapping[str, Any]) -> str:
@@ -121,8 +113,8 @@ def _of_selection(records: Mapping[str, Any]) -> str:
 
 # Step → what of it is outside the budget, in words; empty where all is within.
 _RULES: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = [
-    ("autoencoder", _of_autoencoder),
     ("denoiser", _of_denoiser),
+    ("autoencoder", _of_autoencoder),
     ("pool", _of_pool),
     ("teacher", _of_teacher),
     ("selection", _of_selection),

@@ -99,12 +99,12 @@ def collect_repositories(
         name = _name_to_publish(checked, name)
         repos = {kind: f"{namespace}/{name}-{SUFFIXES[kind]}" for kind in kinds}
         facts = checked.facts(repos, name, license, attribution)
-        if facts.privacy and facts.privacy.ledger:
+        if facts.privacy is not None and facts.privacy.ledger is not None:
             check_ledger(run, facts.privacy.ledger)
             if accept_risk:
                 raise InputError(
-                    f"{param('i_accept_the_risk')} does not go with a run under differential privacy, since the gate's "
-                    "reasons would tell of real tiles outside the budget: publish what passes its audit, with "
+                    f"{param('i_accept_the_risk')} does not go with a run under differential privacy, since the "
+                    "gate's reasons would tell of real tiles outside the budget: publish what passes its audit, with "
                     f"{param('only')}"
                 )
         else:

@@ -182,9 +182,7 @@ class PrivateTrainingConfig(TrainingConfig):
         if not private:
             for name in ("dp_delta", "dp_unit"):
                 if getattr(self, name) is not None:
-                    raise InputError(
-                        f"{param(name)} says nothing without {param('dp_epsilon')}: give both or neither"
-                    )
+                    raise InputError(f"{param(name)} says nothing without {param('dp_epsilon')}: give both or neither")
             return
         rule = f"with {param('dp_epsilon')} it must be {{}}"
         require(
