@@ -9,8 +9,8 @@ those that stand out least did not. From how many guesses are right follows a bo
 of 95 %. It must lie below the ε that is claimed. A variant that is broken on purpose clips each tile by itself, with
 noise for one: its bound must lie above, or the audit would see nothing.
 
-The model is linear and its gradients do not depend on its weights: nothing but sampling, clipping, noise and accountant
-is at stake, and these are the ones of `engine/privacy.py`.
+The model is linear and its gradients do not depend on its weights: nothing but sampling, clipping, noise and
+accountant is at stake, and these are the ones of `engine/privacy.py`.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def _scores(
         num_units=num_units,
         steps=config.steps,
         unit="patient",
-        groups=np.arange(len(tiles)).reshape(num_units, config.tiles),
+        groups=list(np.arange(len(tiles)).reshape(num_units, config.tiles)),
         tiles_per_group=config.tiles,
         accountant="prv",
     )

@@ -73,12 +73,12 @@ class RunRecords:
     @property
     def num_tiles(self) -> dict[str, int] | None:
         """Real tiles of each split, where known."""
-        return dict(self.run.num_tiles) if self.run and self.run.num_tiles else None
+        return {**self.run.num_tiles} if self.run and self.run.num_tiles is not None else None
 
     @property
     def groups(self) -> GroupFacts | None:
         """Their groups, such as patients, where known."""
-        return self.run and self.run.groups
+        return self.run.groups if self.run else None
 
     @classmethod
     def read(cls, folder: Path, files: Mapping[str, bytes]) -> RunRecords:
