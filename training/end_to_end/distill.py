@@ -448,7 +448,10 @@ def open_run(
     as_fitted = _with_fitted(preset, fitted, config)
     _require_enough_images(as_fitted)  # the time that the run was fitted to may have left fewer
     run = _record_of(config, as_fitted, source)
-    _refuse_what_steps_refuse(stages(config, run), source.image_size)
+    plan = stages(config, run)
+    _refuse_what_steps_refuse(plan, source.image_size)
+    if config.dp_epsilon is not None:
+        _require_budget(next(stage for stage in plan if stage.folder == "pipeline"), source)
     if known is None:
         run = _look_ahead(config, preset, source, run, measured)
     else:
@@ -596,6 +599,20 @@ def _refuse_what_steps_refuse(plan: list[StageCall], image_size: int) -> None:
             _require_start(stage.config)
         if isinstance(stage.config, TrainAutoencoderConfig) and not is_complete(stage.config.output):
             _require_autoencoder(stage.config, denoiser.channels, image_size)
+
+
+def _require_budget(denoiser: StageCall, source: TileSource) -> None:
+    """Sees that the denoiser can be trained within its budget, and tells what that means, where it is not trained yet.
+
+    Raises:
+        InputError: As for `plan_privacy`.
+    """
+    from histodistill.training.engine.privacy import plan_privacy
+    from histodistill.training.running.stages import is_complete
+
+    config: Any = denoiser.config
+    if not is_complete(config.output):
+        plan_privacy(config, source, denoiser.num_processes)
 
 
 def _require_blind(teacher: Any, select: Any) -> None:

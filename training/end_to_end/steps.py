@@ -106,11 +106,21 @@ class Common:
 
         Comparison and audit look at them, and what they find stays here.
         """
-        not_these = {**SOURCE_DEFAULTS, "cache_dir": self.source.get("cache_dir"), "audit_share": 0.0}
-        public = {"data": budget.public_data, **not_these}
-        private = {"dp_epsilon": budget.epsilon, "dp_delta": budget.delta, "dp_public_autoencoder": True}
-        pool = {"data": self.output / "pool", **not_these, "image_size": None, "eval_data": None, "autoencoder": None}
-        blind = {"data": None, **SOURCE_DEFAULTS, "drop_copies": False, "typical_share": None}
+        not_these: dict[str, Any] = {**SOURCE_DEFAULTS, "cache_dir": self.source.get("cache_dir"), "audit_share": 0.0}
+        public: dict[str, Any] = {"data": budget.public_data, **not_these}
+        private: dict[str, Any] = {
+            "dp_epsilon": budget.epsilon,
+            "dp_delta": budget.delta,
+            "dp_public_autoencoder": True,
+        }
+        pool: dict[str, Any] = {
+            "data": self.output / "pool",
+            **not_these,
+            "image_size": None,
+            "eval_data": None,
+            "autoencoder": None,
+        }
+        blind: dict[str, Any] = {"data": None, **SOURCE_DEFAULTS, "drop_copies": False, "typical_share": None}
         changes = {"autoencoder": public, "diffusion": private, "teacher": pool, "select": blind}
         return {step: {**options, **changes.get(step, {})} for step, options in given.items()}
 

@@ -39,7 +39,7 @@ from histodistill.training.data.tiles import TileSource
 from histodistill.training.engine.steps import step_generator
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.files import write_bytes
-from histodistill.training.running.notes import tell
+from histodistill.training.running.notes import tell, told_by_distill
 from histodistill.training.running.training_options import MOST_TILES_PER_GROUP, PrivateTrainingConfig
 
 
@@ -150,10 +150,12 @@ def plan_privacy(config: PrivateTrainingConfig, source: TileSource, num_processe
     if sigma is None:
         sigma = noise_multiplier(*budget)
     alone = ", since nothing is known of groups" if train.groups is None else ""
-    tell(
-        f"differential privacy: ε = {config.dp_epsilon:g} and δ = {delta:.2g} for each of {num_units:,} training "
-        f"{unit}s{alone}; each takes part in a step with probability {units_per_step / num_units:.3g}, σ = {sigma:.3g}"
-    )
+    with told_by_distill():  # which has said so before it began
+        tell(
+            f"differential privacy: ε = {config.dp_epsilon:g} and δ = {delta:.2g} for each of {num_units:,} training "
+            f"{unit}s{alone}; each takes part in a step with probability {units_per_step / num_units:.3g}, "
+            f"σ = {sigma:.3g}"
+        )
     return PrivacyPlan(
         epsilon=config.dp_epsilon,
         delta=delta,

@@ -73,7 +73,9 @@ class RunRecords:
     @property
     def num_tiles(self) -> dict[str, int] | None:
         """Real tiles of each split, where known."""
-        return {**self.run.num_tiles} if self.run and self.run.num_tiles is not None else None
+        if self.run is None or self.run.num_tiles is None:
+            return None
+        return {str(split): number for split, number in self.run.num_tiles.items()}
 
     @property
     def groups(self) -> GroupFacts | None:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from small_sources import image_folder, refused, tiles
 
-from histodistill.training.data.phantom import phantom_source
+from histodistill.training.data import phantom
 from histodistill.training.data.pixels import to_model_input, to_uint8
 from histodistill.training.data.sources import check_source, load_tiles
 from histodistill.training.data.tiles import Tiles, TileSource, sample_as_many, sample_per_class
@@ -77,9 +77,10 @@ def test_a_path_is_never_a_name(tmp_path, monkeypatch):
     assert len(load_tiles("./phantom").class_names) == 2
 
 
-def test_drawings_of_another_seed_have_other_patients():
+def test_drawings_of_another_seed_have_other_patients(monkeypatch):
+    monkeypatch.setattr(phantom, "PHANTOM_SIZES", {"train": 4, "validation": 1, "test": 1})
     drawn, other = load_tiles("phantom", image_size=16), load_tiles("phantom:3", image_size=16)
-    same = phantom_source(image_size=16, seed=3)
+    same = phantom.phantom_source(image_size=16, seed=3)
     assert other.fingerprint() == same.fingerprint() != drawn.fingerprint() and other.name == "phantom"
     assert load_tiles("phantom:0", image_size=16).fingerprint() == drawn.fingerprint()
     for wrong in ("phantom:", "phantom:-1", "phantom:x"):

@@ -8,6 +8,7 @@ from importlib import import_module
 import pytest
 
 from histodistill.training.end_to_end import distill
+from histodistill.training.engine import privacy
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.presets import load_preset
 
@@ -16,8 +17,11 @@ FOLDERS = ["autoencoder", "pipeline", "pool", "teacher", "distilled", "compariso
 
 
 @pytest.fixture
-def begin(tiny_tiles, tiny_preset, tmp_path):
+def begin(tiny_tiles, tiny_preset, tmp_path, monkeypatch):
     """What run.json of a new run would hold, and what each of its steps reads from its command line, by folder."""
+
+    # Its search takes seconds.
+    monkeypatch.setattr(privacy, "noise_multiplier", lambda *_: 2.0)
 
     def begun(*argv: object):
         options = ["--data", tiny_tiles, "--output", tmp_path / "run", "--preset", tiny_preset, *argv]
@@ -29,8 +33,12 @@ def begin(tiny_tiles, tiny_preset, tmp_path):
     return begun
 
 
-def test_only_the_denoiser_is_shown_the_real_tiles(begin, tiny_tiles, tmp_path):
+def test_only_the_denoiser_is_shown_the_real_tiles(begin, tiny_tiles, tmp_path, capsys):
     run, steps = begin("--dp-epsilon", 10, "--dp-delta", 0.001)
+    assert (
+        "ε = 10 and δ = 0.001 for each of 55 training tiles, since nothing is known of groups"
+        in capsys.readouterr().err
+    )
     assert list(steps) == FOLDERS
     assert run["settings"]["differential_privacy"] == {"epsilon": 10.0, "delta": 0.001, "public_data": "phantom:1"}
     autoencoder, denoiser, teacher, select = (
@@ -76,6 +84,9 @@ def test_a_preset_without_what_is_not_private():
         (["--dp-epsilon", "1", "--set", "select.drop_copies=true"], "drop_copies cannot be set for one step"),
         (["--dp-epsilon", "1", "--set", "select.embedder=teacher"], "select.embedder=teacher is out of range"),
         (["--dp-epsilon", "1", "--set", "diffusion.align_weight=0.5"], "align=.* it must be left out"),
+        (["--dp-epsilon", "1", "--set", "diffusion.dp_unit=group"], "dp_unit=group needs groups, and these tiles"),
+        (["--dp-epsilon", "1", "--set", "diffusion.batch_size=56"], "at most 55, the number of training tiles"),
+        (["--dp-epsilon", "1", "--num-processes", "2"], "dp_epsilon trains in one process, and here are 2"),
     ],
 )
 def test_what_does_not_go_with_it(begin, argv, message, tmp_path, capsys):
