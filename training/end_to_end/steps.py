@@ -107,21 +107,18 @@ class Common:
         Comparison and audit look at them, and what they find stays here.
         """
         not_these: dict[str, Any] = {**SOURCE_DEFAULTS, "cache_dir": self.source.get("cache_dir"), "audit_share": 0.0}
-        public: dict[str, Any] = {"data": budget.public_data, **not_these}
-        private: dict[str, Any] = {
-            "dp_epsilon": budget.epsilon,
-            "dp_delta": budget.delta,
-            "dp_public_autoencoder": True,
+        changes: dict[str, dict[str, Any]] = {
+            "autoencoder": {**not_these, "data": budget.public_data},
+            "diffusion": {"dp_epsilon": budget.epsilon, "dp_delta": budget.delta, "dp_public_autoencoder": True},
+            "teacher": {
+                **not_these,
+                "data": self.output / "pool",
+                "eval_data": None,
+                "image_size": None,
+                "autoencoder": None,
+            },
+            "select": {**SOURCE_DEFAULTS, "data": None, "drop_copies": False, "typical_share": None},
         }
-        pool: dict[str, Any] = {
-            "data": self.output / "pool",
-            **not_these,
-            "image_size": None,
-            "eval_data": None,
-            "autoencoder": None,
-        }
-        blind: dict[str, Any] = {"data": None, **SOURCE_DEFAULTS, "drop_copies": False, "typical_share": None}
-        changes = {"autoencoder": public, "diffusion": private, "teacher": pool, "select": blind}
         return {step: {**options, **changes.get(step, {})} for step, options in given.items()}
 
 
