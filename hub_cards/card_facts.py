@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from huggingface_hub import EvalResult
@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult
 from histodistill.hub_cards.audit_record import AuditRecord
 from histodistill.hub_cards.gate import audit_sentences
 from histodistill.hub_cards.group_facts import GroupFacts
+from histodistill.hub_cards.privacy_ledger import Ledger
 
 
 #: What texts call the architectures of classifiers.
@@ -77,10 +78,13 @@ class AuditFacts:
 
 @dataclass(kw_only=True)
 class PrivacyFacts:
-    """Differential privacy of the weights of a pipeline.
+    """Differential privacy of the weights of a pipeline, or of all that is published of a run.
 
     Attributes:
-        epsilon, delta: Spent on each training tile by the autoencoder and the denoiser together.
+        epsilon, delta: Spent on each unit by the autoencoder and the denoiser together.
+        unit: What a unit is: a training tile, or a group, such as a patient, of which it is all training tiles.
+        ledger: What each step has spent, where all that is published is within the budget; None where that is so of
+            the weights alone.
         public_autoencoder: Whether the autoencoder is said to be of public tiles, and so has spent nothing.
         public_init: Whether the denoiser began from weights that are said to be of public tiles.
         uncovered: What of the distilled set it does not cover, in plain words, one sentence each.
@@ -91,6 +95,8 @@ class PrivacyFacts:
 
     epsilon: float
     delta: float
+    unit: str = "tile"
+    ledger: Ledger | None = None
     public_autoencoder: bool = False
     public_init: bool = False
     uncovered: Sequence[str] = ()
@@ -171,6 +177,21 @@ class RunFacts:
     pretrained: PretrainedFacts | None = None
     audit: AuditFacts | None = None
     risk: str | None = None
+
+    @property
+    def is_within_budget(self) -> bool:
+        """Whether all that is published is within a budget of differential privacy."""
+        return self.privacy is not None and self.privacy.ledger is not None
+
+    def audited(self, audit: AuditFacts | None, risk: str | None = None) -> RunFacts:
+        """The same with what the audit found; its verdict alone where all that is published is within a budget.
+
+        Args:
+            audit, risk: See `RunFacts`.
+        """
+        if audit is not None and self.is_within_budget:
+            audit = AuditFacts(passed=audit.passed)
+        return replace(self, audit=audit, risk=risk)
 
     def subject_tags(self) -> list[str]:
         """Tags of a card that say what the images show."""

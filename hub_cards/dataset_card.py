@@ -36,6 +36,10 @@ _COLUMNS = {
     "rank": "its place in the order in which the images of its class were chosen, the first being 1",
 }
 # What columns mean in a merged set, where that is something else.
+# The same where all steps are within a budget of differential privacy.
+_PRIVATE_COLUMNS = {
+    "soft_label": "probability of each class according to a classifier trained on generated images, to 4 digits",
+}
 _MERGED_COLUMNS = {
     "soft_label": "probability of each class according to a classifier trained on the real tiles of the site, to "
     "4 digits",
@@ -174,6 +178,8 @@ class DistilledDatasetCardData:
     def columns(self) -> list[dict[str, str]]:
         """Name, type and meaning of each column, in order."""
         meanings = _COLUMNS | _MERGED_COLUMNS if self.sites else _COLUMNS
+        if self.facts and self.facts.is_within_budget:
+            meanings = meanings | _PRIVATE_COLUMNS
         rows = []
         for name, feature in self.features.items():
             meaning = meanings.get(name, "").format(size=self.image_size)

@@ -301,7 +301,10 @@ def run(config: TrainAutoencoderConfig) -> Path:
     source.split("validation")  # tiles without any are refused before anything is written
     origin = find_origin(config, source)
     config = config.for_tiles(source.image_size, _reduction(config, origin))
+    trains, train = not config.is_taken, source.split("train")
     settings = {"stage": "autoencoder", "data": source.fingerprint(), **config.settings(), **origin.settings(config)}
+    if trains:
+        settings |= config.unit_settings(train.groups is not None)
     if config.crop_size == source.image_size:
         settings.pop("crop_size", None)  # whole tiles, as all once were
     stage = Stage(config.output, settings)
@@ -314,8 +317,7 @@ def run(config: TrainAutoencoderConfig) -> Path:
         return config.output
 
     teacher = load_teacher(config, source)
-    trains = not config.is_taken
-    plan = plan_privacy(config, len(source.split("train")), accelerator.num_processes) if trains else None
+    plan = plan_privacy(config, source, accelerator.num_processes) if trains else None
     training = make_training(config, source, accelerator, plan, origin)
     if trains:
         fit(training, stage)

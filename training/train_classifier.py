@@ -149,7 +149,7 @@ def run(config: TrainClassifierConfig) -> dict[str, Any]:
         lost = tell_what_is_lost(config, trained.model, real.split("validation"), accelerator)
         write_json(results_path, results)
         encoders = encoder_records([config.architecture], "soft_labels", config.encoder_license)
-        more = {"encoders": encoders} if encoders else {}
+        more = {**of_pool(config, source), **({"encoders": encoders} if encoders else {})}
         stage.finish(test_accuracy=scores["accuracy"], num_processes=accelerator.num_processes, **lost, **more)
         tell_licences(encoders)
         accelerator.print(summary(results, config.output))
@@ -194,6 +194,17 @@ def load_sources(config: TrainClassifierConfig) -> tuple[TileSource, TileSource]
     if real is not source:
         check_apart(source, real)
     return source, real
+
+
+def of_pool(config: TrainClassifierConfig, source: TileSource) -> dict[str, str]:
+    """What the record says of a classifier that has seen generated images alone: the fingerprint of their pool."""
+    from histodistill.training.running.stages import read_record
+
+    record = read_record(config.data)
+    if config.eval_data is not None or record is None or record["settings"].get("stage") != "pool":
+        return {}
+    is_whole = sum(map(len, source.splits.values())) == record.get("num_images")
+    return {"of_pool": record["fingerprint"]} if is_whole else {}
 
 
 def check_apart(source: TileSource, real: TileSource) -> None:

@@ -217,6 +217,7 @@ def run(config: TrainDiffusionConfig) -> Path:
         "data": source.fingerprint(),
         "autoencoder": autoencoder_record["fingerprint"],
         **config.settings(),
+        **config.unit_settings(source.split("train").groups is not None),
         **({"init_from": start.fingerprint()} if start else {}),
         **({"align": aligned.fingerprint} if aligned else {}),
     }
@@ -231,7 +232,7 @@ def run(config: TrainDiffusionConfig) -> Path:
     if accelerator is None:
         return config.output
 
-    plan = plan_privacy(config, len(source.split("train")), accelerator.num_processes)
+    plan = plan_privacy(config, source, accelerator.num_processes)
     spent = privacy_spent(config, plan, autoencoder_record, source)
     training = make_training(config, source, accelerator, plan, start, aligned.classifier if aligned else None)
     fit(training, stage)
@@ -419,7 +420,9 @@ def privacy_spent(
 
     if plan is None:
         return {}
-    of_autoencoder = autoencoder_privacy(autoencoder_record, source.fingerprint(), config.dp_public_autoencoder)
+    of_autoencoder = autoencoder_privacy(
+        autoencoder_record, source.fingerprint(), config.dp_public_autoencoder, plan.unit
+    )
     own = privacy_record(plan)
     total = compose(own, of_autoencoder) if of_autoencoder else compose(own)
     init = {} if config.init_from is None else {"init": "public"}

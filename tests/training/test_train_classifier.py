@@ -31,9 +31,11 @@ from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.loading import load_autoencoder
 from histodistill.training.models.prediction import predict_proba
 from histodistill.training.running.errors import InputError
+from histodistill.training.running.files import write_json
 from histodistill.training.running.options import run_script, to_argv
 from histodistill.training.running.precision import usual_precision
-from histodistill.training.train_classifier import TrainClassifierConfig, make_parser
+from histodistill.training.running.stages import Stage
+from histodistill.training.train_classifier import TrainClassifierConfig, make_parser, of_pool
 
 
 NAMES = ["smooth", "striped", "spotted"]
@@ -656,6 +658,26 @@ def test_trains_on_one_source_and_scores_on_another(tmp_path):
     # All twelve: nothing of a training set is held out when validation tiles come from elsewhere.
     assert results["data"]["num_train"] == 12
     assert np.sum(results["test"]["confusion"]) == 12
+
+
+def test_the_record_says_whether_generated_images_alone_were_seen(tmp_path):
+    data = write_folder(tmp_path / "pool", NAMES, ["train"])
+    real = write_folder(tmp_path / "real", NAMES, ["train", "validation", "test"])
+    source = load_tiles(data)
+
+    def said(data, eval_data=None):
+        return of_pool(TrainClassifierConfig(data=data, eval_data=eval_data, output=tmp_path / "out"), source)
+
+    assert said(data) == {}
+    stage = Stage(data, {"stage": "pool"})
+    record = stage.finish(num_images=12)
+    assert said(data) == {"of_pool": record["fingerprint"]}
+    assert said(data, real) == said(real) == said("phantom") == {}  # validated with or trained on others
+    stage.finish(num_images=13)
+    assert said(data) == {}  # of which images are missing
+    Stage(tmp_path / "pool", {"stage": "pool"}).finish(num_images=12)
+    write_json(data / "stage.json", {**record, "settings": {"stage": "distilled"}})
+    assert said(data) == {}
 
 
 def test_one_source_for_both_holds_its_validation_tiles_out(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -23,6 +24,8 @@ from histodistill.training.running.notes import told_by_distill, warn
 from histodistill.training.running.suggestions import did_you_mean
 
 
+# The drawings, with or without their seed.
+_PHANTOM = re.compile(r"phantom(:(\d{1,9}))?", re.ASCII)
 # Endings of files that can be a source.
 _FILES = (".npz", ".csv", ".tsv", ".parquet")
 
@@ -54,7 +57,8 @@ def load_tiles(
 
     What `source` is, is decided in this order (only text can be a name; a `Path` always means a file or folder):
 
-    1. `phantom`: the built-in drawings (`histodistill.training.data.phantom`).
+    1. `phantom`: the built-in drawings (`histodistill.training.data.phantom`); `phantom:7` draws those of the seed 7,
+       with other patients, and `phantom` those of the seed 0.
     2. A MedMNIST name: `pathmnist`, `dermamnist`, `retinamnist`, `bloodmnist`, in any case of letters. An
        `image_size` of 28, 64, 128 or 224 takes the file of that size, anything else the 28-pixel file.
        (To mean a folder with one of these names, write `./pathmnist`.)
@@ -306,7 +310,7 @@ def _find(source: str | Path) -> str | Path:
         raise InputError(f"the source {one_line(text)} has {fault} in its name: name it in letters of UTF-8")
     is_text = isinstance(source, str)
     # The drawings are written as they are here alone, the names of MedMNIST in any case of letters.
-    if is_text and (text == "phantom" or text.lower() in _data_sets()[1:]):
+    if is_text and (_PHANTOM.fullmatch(text) or text.lower() in _data_sets()[1:]):
         return text
     if not text:
         raise InputError(f"the source is empty: {_what_a_source_is()}")
@@ -339,10 +343,11 @@ def _open_by_name(name: str, image_size: int | None, reading: Reading, grouping:
         warn(
             f"{name} is taken for the data set of this name, not for what is called so here: for that, write ./{name}"
         )
-    if name == "phantom":
+    if drawn := _PHANTOM.fullmatch(name):
         from histodistill.training.data.phantom import phantom_source
 
-        return opened_in_memory(phantom_source(image_size=image_size or 28, grouping=grouping), grouping)
+        seed = int(drawn[2] or 0)
+        return opened_in_memory(phantom_source(image_size=image_size or 28, seed=seed, grouping=grouping), grouping)
     from histodistill.training.data.medmnist import open_medmnist
 
     return open_medmnist(name.lower(), image_size, reading.download_dir, reading.download, grouping)

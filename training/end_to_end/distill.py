@@ -6,6 +6,10 @@ Steps that are finished are skipped, and one that was killed goes on from its la
 again. A preset sets the options of all steps; --set changes single ones, as in --set diffusion.learning_rate=1e-4.
 Before it begins, it times a few steps and says how long all of them will take; --time-budget 2h does less of
 everything, so that they take no longer.
+
+With --dp-epsilon all that is published is under differential privacy, by patient where tiles have groups: the
+autoencoder is made of public tiles, the denoiser is trained with noise, and all that comes after it looks at generated
+images alone. What it spends stands in run.json. docs/privacy-audit.md tells what is off then.
 The output folder then holds
 
     run.json  autoencoder/  pipeline/  teacher/  pool/  selector/  distilled/  comparison/  results.json  audit/
@@ -26,7 +30,15 @@ from typing import TYPE_CHECKING, Any
 
 from histodistill.training.end_to_end.measuring import Measured, measure_apart
 from histodistill.training.end_to_end.remaining import seconds_left
-from histodistill.training.end_to_end.steps import STEPS, Common, StageCall, read_change, refuse_given, stage_calls
+from histodistill.training.end_to_end.steps import (
+    STEPS,
+    Budget,
+    Common,
+    StageCall,
+    read_change,
+    refuse_given,
+    stage_calls,
+)
 from histodistill.training.evaluation.audit import AUDIT
 from histodistill.training.running.durations import read_duration
 from histodistill.training.running.errors import InputError, param
@@ -67,6 +79,10 @@ _AFTER = {
     "compare": {"comparison", "results.json", "report.html"},
     "compare_options": {"comparison", "results.json", "report.html"},
 }
+# Title of the options of differential privacy.
+_PRIVACY = "differential privacy"
+#: Tiles that are of nobody: drawings of another seed than those of `phantom`.
+PUBLIC_TILES = "phantom:1"
 # What `publish` calls the parts of a run.
 _KINDS = {"distilled": "dataset", "selector": "selector", "pipeline": "pipeline"}
 
@@ -97,6 +113,25 @@ class DistillConfig(SourceOptions):
         metavar="TIME",
     )
     audit_share: float = option(AUDIT_SHARE_HELP, default=0.1, at_least=0, below=1)
+    dp_epsilon: float | None = option(
+        "makes all that is published with differential privacy, and spends this much on each patient or other group, "
+        "or on each tile where nothing is known of groups; needs opacus",
+        default=None,
+        above=0,
+        group=_PRIVACY,
+    )
+    dp_delta: float | None = option(
+        "the δ that goes with it; default: a tenth of 1 / number of training units",
+        default=None,
+        above=0,
+        below=1,
+        group=_PRIVACY,
+    )
+    dp_public_data: str | Path = option(
+        "public tiles that the autoencoder is made of, which spends nothing: any source",
+        default=PUBLIC_TILES,
+        group=_PRIVACY,
+    )
     # What the selection can take.
     seed: int = option("seed of every step", default=0, at_least=0, below=2**31)
     mixed_precision: str = precision_option()
@@ -107,6 +142,25 @@ class DistillConfig(SourceOptions):
         if self.preset is not None:
             load_preset(self.preset)
         _ = self.changes, self.budget_seconds
+        self._check_privacy()
+
+    def _check_privacy(self) -> None:
+        if self.dp_epsilon is None:
+            if self.dp_delta is not None:
+                raise InputError(
+                    f"{param('dp_delta')} says nothing without {param('dp_epsilon')}: give both or neither"
+                )
+            return
+        if self.time_budget is not None:
+            raise InputError(
+                f"{param('time_budget')} does not go with {param('dp_epsilon')}, since the budget is planned for a "
+                f"number of steps: give that, as in {param('set')} diffusion.max_train_steps=500"
+            )
+        if str(self.data) == str(self.dp_public_data):
+            raise InputError(
+                f"{param('dp_public_data')}={self.dp_public_data} are the very tiles that are to be protected: give "
+                "others, which are public"
+            )
 
     @property
     def budget_seconds(self) -> int | None:
@@ -124,6 +178,7 @@ class DistillConfig(SourceOptions):
             self.mixed_precision,
             self.num_processes,
             self.source_options(),
+            None if self.dp_epsilon is None else Budget(self.dp_epsilon, self.dp_delta, self.dp_public_data),
         )
 
     @functools.cached_property
@@ -172,10 +227,16 @@ def run(config: DistillConfig) -> Path:
         SystemExit: With the exit code of a step that failed, which has said why.
     """
     started = time.monotonic()
-    record = open_run(config, measured=measure_apart)
+    # Where steps are timed, models are shown the real tiles, and not within the budget.
+    record = open_run(config, measured=measure_apart if config.dp_epsilon is None else None)
     plan = stages(config, record)
     for number, stage in enumerate(plan, start=1):
         finished = [other.folder for other in plan if _is_finished(other, config.output)]
+        if stage.folder == "audit" and config.dp_epsilon is not None:
+            # Before the audit, which seals it.
+            from histodistill.training.evaluation.ledger import write_ledger
+
+            write_ledger(config.output)
         if stage.folder in finished:
             tell(f"[{number}/{len(plan)}] {stage.title} · finished before{_duration(config.output / stage.folder)}")
             continue
@@ -265,6 +326,8 @@ def resolve_preset(config: DistillConfig) -> Preset:
     """
     where = config.preset or default_preset()
     preset = load_preset(where)
+    if config.dp_epsilon is not None:
+        preset = preset.under_privacy()
     given = config.common.given()
     for step in STEPS:
         try:
@@ -385,7 +448,10 @@ def open_run(
     as_fitted = _with_fitted(preset, fitted, config)
     _require_enough_images(as_fitted)  # the time that the run was fitted to may have left fewer
     run = _record_of(config, as_fitted, source)
-    _refuse_what_steps_refuse(stages(config, run), source.image_size)
+    plan = stages(config, run)
+    _refuse_what_steps_refuse(plan, source.image_size)
+    if config.dp_epsilon is not None:
+        _require_budget(next(stage for stage in plan if stage.folder == "pipeline"), source)
     if known is None:
         run = _look_ahead(config, preset, source, run, measured)
     else:
@@ -414,6 +480,9 @@ def _record_of(config: DistillConfig, preset: Preset, source: TileSource) -> dic
         settings["audit_share"] = config.audit_share
     if config.budget_seconds is not None:
         settings["time_budget"] = config.budget_seconds
+    if config.dp_epsilon is not None:
+        private = {"epsilon": config.dp_epsilon, "delta": config.dp_delta, "public_data": str(config.dp_public_data)}
+        settings["differential_privacy"] = private
     settings |= settings_of(config.source_options())
     return {
         "format": RUN_FORMAT,
@@ -519,6 +588,8 @@ def _refuse_what_steps_refuse(plan: list[StageCall], image_size: int) -> None:
 
     configs = {stage.folder: stage.config for stage in plan}
     denoiser: Any = configs["pipeline"]
+    if denoiser.dp_epsilon is not None:
+        _require_blind(configs["teacher"], configs["distilled"])
     _require_maps(denoiser, configs["teacher"])
     for stage in plan:
         _require_gpu_for_fp16(getattr(stage.config, "mixed_precision", "no"))
@@ -528,6 +599,36 @@ def _refuse_what_steps_refuse(plan: list[StageCall], image_size: int) -> None:
             _require_start(stage.config)
         if isinstance(stage.config, TrainAutoencoderConfig) and not is_complete(stage.config.output):
             _require_autoencoder(stage.config, denoiser.channels, image_size)
+
+
+def _require_budget(denoiser: StageCall, source: TileSource) -> None:
+    """Sees that the denoiser can be trained within its budget, and tells what that means, where it is not trained yet.
+
+    Raises:
+        InputError: As for `plan_privacy`.
+    """
+    from histodistill.training.engine.privacy import plan_privacy
+    from histodistill.training.running.stages import is_complete
+
+    config: Any = denoiser.config
+    if not is_complete(config.output):
+        plan_privacy(config, source, denoiser.num_processes)
+
+
+def _require_blind(teacher: Any, select: Any) -> None:
+    """Sees that under differential privacy nothing comes in from elsewhere, which may know the real tiles."""
+    from histodistill.training.models.architectures import ARCHITECTURES
+    from histodistill.training.models.encoder_names import BUILT_IN
+
+    for step, name, value, known in (
+        ("teacher", "architecture", teacher.architecture, ARCHITECTURES),
+        ("select", "embedder", select.embedder, BUILT_IN),
+    ):
+        if value not in known:
+            raise InputError(
+                f"{step}.{name}={value} is out of range: with {param('dp_epsilon')} it must be one of "
+                f"{', '.join(known)}, which bring nothing of real tiles along"
+            )
 
 
 def _require_maps(denoiser: Any, teacher: Any) -> None:

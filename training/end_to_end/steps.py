@@ -30,6 +30,20 @@ STEPS: dict[str, type[StepConfig]] = {
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What a distillation may spend of differential privacy.
+
+    Attributes:
+        epsilon, delta: Of each unit, by all steps together; None for the δ that is usual for so many units.
+        public_data: Source of the public tiles that the autoencoder is made of.
+    """
+
+    epsilon: float
+    delta: float | None
+    public_data: str | Path
+
+
+@dataclass(frozen=True)
 class Common:
     """What `distill` itself says to all steps: where things lie, and what they must agree on.
 
@@ -41,6 +55,7 @@ class Common:
         mixed_precision: Of the trainings.
         num_processes: Processes that share the work of a step.
         source: What is said of groups and files of the tiles, see `SourceOptions.source_options`.
+        budget: What may be spent; None where real tiles may be looked at without.
     """
 
     data: str | Path
@@ -50,6 +65,7 @@ class Common:
     mixed_precision: str
     num_processes: int = 1
     source: Mapping[str, Any] = field(default_factory=dict)
+    budget: Budget | None = None
 
     def given(self, image_size: int | None = None) -> dict[str, dict[str, Any]]:
         """The options of each step that are decided by it.
@@ -67,7 +83,7 @@ class Common:
             "mixed_precision": self.mixed_precision,
             "resume": "latest",
         }
-        return {
+        given = {
             "autoencoder": {**training, "output": out / "autoencoder"},
             "diffusion": {**training, "output": out / "pipeline", "autoencoder": out / "autoencoder", "align": None},
             # It is the first that can say what the autoencoder loses.
@@ -83,6 +99,27 @@ class Common:
             "audit": {"run": out, **tiles, "audit_share": self.audit_share, "seed": self.seed},
             "compare": {"run": out, **data, "seeds": [self.seed], "mixed_precision": self.mixed_precision},
         }
+        return given if self.budget is None else self._within(self.budget, given)
+
+    def _within(self, budget: Budget, given: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """The same under differential privacy: no step but the denoiser is shown the real tiles.
+
+        Comparison and audit look at them, and what they find stays here.
+        """
+        not_these: dict[str, Any] = {**SOURCE_DEFAULTS, "cache_dir": self.source.get("cache_dir"), "audit_share": 0.0}
+        changes: dict[str, dict[str, Any]] = {
+            "autoencoder": {**not_these, "data": budget.public_data},
+            "diffusion": {"dp_epsilon": budget.epsilon, "dp_delta": budget.delta, "dp_public_autoencoder": True},
+            "teacher": {
+                **not_these,
+                "data": self.output / "pool",
+                "eval_data": None,
+                "image_size": None,
+                "autoencoder": None,
+            },
+            "select": {**SOURCE_DEFAULTS, "data": None, "drop_copies": False, "typical_share": None},
+        }
+        return {step: {**options, **changes.get(step, {})} for step, options in given.items()}
 
 
 @dataclass(frozen=True)
@@ -143,11 +180,14 @@ def stage_calls(common: Common, run: Mapping[str, Any]) -> list[StageCall]:
             configs[step] = config_class(**options)
         except InputError as error:
             raise InputError(f"step {step}: {error}") from error
+    teacher = StageCall("teacher", "teacher", train_classifier, configs["teacher"], many)
+    is_of_pool = common.budget is not None
     return [
         StageCall("autoencoder", "autoencoder", train_autoencoder, configs["autoencoder"], many),
-        StageCall("teacher", "teacher", train_classifier, configs["teacher"], many),
+        *([] if is_of_pool else [teacher]),
         StageCall("denoiser", "pipeline", train_diffusion, configs["diffusion"], many),
         StageCall("pool", "pool", generate, configs["generate"], many),
+        *([teacher] if is_of_pool else []),
         StageCall("selection", "distilled", select, configs["select"], 1, ("selector/config.json",)),
         StageCall("comparison", "comparison", compare, configs["compare"], many, ("results.json",)),
         # The last: it seals what the steps before it have left.
@@ -191,12 +231,12 @@ def read_change(text: str, given: Mapping[str, Mapping[str, Any]]) -> tuple[str,
 
 
 def refuse_given(options: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuses options that are the same for all steps, or say where things lie."""
+    """Refuses options that are the same for all steps, say where things lie, or spend what there is no budget for."""
     for name in options:
         if name in given or name == "num_processes":
             raise InputError(f"{name} cannot be set for one step, since distill gives it to all: leave it out here")
-        if name.startswith("dp_"):
+        if name.startswith("dp_") and "dp_epsilon" not in given:
             raise InputError(
                 f"{name} cannot be set here, since soft labels and the dropping of copies look at real tiles without "
-                "differential privacy: run the steps one by one"
+                f"differential privacy: give {param('dp_epsilon')} to distill, under which options of diffusion can be"
             )

@@ -1,14 +1,16 @@
 """Differential privacy of a training: DP-SGD (Abadi et al. 2016, arXiv:1607.00133), accounted for by Opacus.
 
-In each step every training tile takes part with the same probability, independently of the others (Poisson sampling).
-The gradient of each tile is clipped to a norm of C, the clipped gradients are summed up, Gaussian noise of standard
-deviation σC is added to the sum, and the sum is divided by the expected size of the batch. The result tells little
-about whether any one tile took part: (ε, δ) bounds how little, over all steps together. What is made of the noisy
-gradients (moments of the optimizer, moving averages, generated images) costs nothing more.
+What is protected is a unit: a group, which is all training tiles of a patient, or a single tile where nothing is known
+of groups. In each step every unit takes part with the same probability, independently of the others (Poisson
+sampling), a group with some of its tiles. The gradient of each unit, which is the mean of its tiles' gradients, is
+clipped to a norm of C, the clipped gradients are summed up, Gaussian noise of standard deviation σC is added to the
+sum, and the sum is divided by the expected number of units. The result tells little about whether any one unit took
+part: (ε, δ) bounds how little, over all steps together. What is made of the noisy gradients (moments of the optimizer,
+moving averages, generated images) costs nothing more.
 
-Two sets of tiles are neighbours here where one of them lacks one training tile; the number of tiles is taken as known.
+Two sets of tiles are neighbours here where one of them lacks one unit; the number of units is taken as known.
 
-Which tiles take part and the noise must stay secret, or the bound is void. Both are therefore functions of a random
+Which units and tiles take part and the noise must stay secret, or the bound is void. They are functions of a random
 key of 256 bits and the step, through SHAKE-256, and never of the seed, which cards publish. The key lies in the output
 folder while a training lasts, so that a resumed training equals an uninterrupted one, and is deleted in the end.
 Symmetries, noise levels and noise of a tile's views are functions of the seed, the step and the tile, so that one tile
@@ -18,10 +20,11 @@ more or less changes nothing about the others.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import secrets
 import struct
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -31,22 +34,26 @@ import numpy as np
 import torch
 from torch.func import functional_call, grad, vmap
 
+from histodistill.selection.near_copies import in_order
+from histodistill.training.data.tiles import TileSource
 from histodistill.training.engine.steps import step_generator
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.files import write_bytes
-from histodistill.training.running.training_options import PrivateTrainingConfig
+from histodistill.training.running.notes import tell, told_by_distill
+from histodistill.training.running.training_options import MOST_TILES_PER_GROUP, PrivateTrainingConfig
 
 
 # The key's file in the output folder, which no card, checkpoint or upload may hold.
 KEY_FILE = "private.key"
 # 256 bits: nobody guesses it.
 _KEY_BYTES = 32
-# Renyi differential privacy: an upper bound without numerical integration, at the price of 4 to 7 % more noise.
-_ACCOUNTANT = "rdp"
-# Tiles whose gradients are in memory at the same time; each takes as much as the weights.
-_CHUNK = 16
-# What the key is used for, so that no number serves twice: drawing the tiles of a step, and its noise.
-_SAMPLING, _NOISE = 0, 1
+# Renyi differential privacy: an upper bound without numerical integration, at the price of 4 to 7 % more noise. And
+# privacy loss random variables (Gopi et al. 2021, arXiv:2106.02848): the noise that is needed, from above, up to
+# rounding.
+_RDP, _PRV = "rdp", "prv"
+# What the key is used for, so that no number serves twice: drawing the units of a step, its noise, and drawing the
+# tiles of a group.
+_SAMPLING, _NOISE, _MEMBERS = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -55,67 +62,120 @@ class PrivacyPlan:
 
     Attributes:
         epsilon, delta: The budget, for all steps together.
-        max_grad_norm: C, the norm to which the gradient of a tile is clipped.
+        max_grad_norm: C, the norm to which the gradient of a unit is clipped.
         noise_multiplier: σ; the noise on the sum of clipped gradients has a standard deviation of σC.
-        batch_size: Expected number of tiles in a step.
-        num_tiles: Training tiles.
+        units_per_step: Expected number of units in a step.
+        num_units: Units that the training tiles are of.
         steps: Steps.
         views: Views of a tile whose mean gradient is the gradient of the tile.
+        unit: What a unit is: "tile", or one of `GROUP_KINDS`.
+        groups: The tiles of each group, int64; None where units are single tiles.
+        tiles_per_group: Tiles of a group that take part in a step, at most.
+        accountant: What Opacus calls the accountant by which σ was found.
     """
 
     epsilon: float
     delta: float
     max_grad_norm: float
     noise_multiplier: float
-    batch_size: int
-    num_tiles: int
+    units_per_step: float
+    num_units: int
     steps: int
     views: int = 1
+    unit: str = "tile"
+    groups: Sequence[np.ndarray] | None = None
+    tiles_per_group: int = 1
+    accountant: str = _RDP
 
     @property
     def sample_rate(self) -> float:
-        """Probability that a tile takes part in a step."""
-        return self.batch_size / self.num_tiles
+        """Probability that a unit takes part in a step."""
+        return self.units_per_step / self.num_units
+
+    def draw(self, key: bytes, step: int) -> list[np.ndarray]:
+        """The tiles of each unit that takes part in a step, int64.
+
+        Args:
+            key: See `secret_key`.
+            step: Number of the step from 0.
+        """
+        units = poisson_indices(self.num_units, self.sample_rate, key, step)
+        if self.groups is None:
+            return list(units[:, None])
+        return [draw_members(self.groups[unit], self.tiles_per_group, key, step, int(unit)) for unit in units]
 
 
-def plan_privacy(config: PrivateTrainingConfig, num_tiles: int, num_processes: int = 1) -> PrivacyPlan | None:
-    """The plan of a training with `dp_epsilon`, and None without.
+def plan_privacy(config: PrivateTrainingConfig, source: TileSource, num_processes: int = 1) -> PrivacyPlan | None:
+    """The plan of a training with `dp_epsilon`, and None without; tells what it protects.
 
     Args:
         config: Options of the training.
-        num_tiles: Training tiles.
+        source: The tiles.
         num_processes: Processes that train.
 
     Raises:
-        InputError: If Opacus is missing, or a batch, δ or number of processes is out of range.
+        InputError: If Opacus is missing, there are no groups where they are to be protected, or a batch, δ or number
+            of processes is out of range.
     """
     if config.dp_epsilon is None:
         return None
     if num_processes > 1:
         raise InputError(f"{param('dp_epsilon')} trains in one process, and here are {num_processes}: start one")
-    if config.batch_size > num_tiles:
+    train, groups, unit, tiles_per_unit = source.split("train"), None, "tile", 1
+    if config.unit_of(train.groups is not None) == "group":
+        assert train.groups is not None
+        groups, unit = members_of(train.groups), source.group_kind or "group"
+        tiles_per_unit = config.dp_tiles_per_group
+    num_units = len(train) if groups is None else len(groups)
+    if config.batch_size > num_units * tiles_per_unit:
+        of_each = "" if groups is None else f" times {param('dp_tiles_per_group')}"
         raise InputError(
             f"{param('batch_size')}={config.batch_size} is out of range: with {param('dp_epsilon')} it must be at "
-            f"most {num_tiles}, the number of training tiles"
+            f"most {num_units * tiles_per_unit}, the number of training {unit}s{of_each}"
         )
-    delta = 0.1 / num_tiles if config.dp_delta is None else config.dp_delta
-    if delta >= 1 / num_tiles:
+    delta = 0.1 / num_units if config.dp_delta is None else config.dp_delta
+    if delta >= 1 / num_units:
         raise InputError(
-            f"{param('dp_delta')}={delta:g} is out of range: it must be below 1 / number of training tiles, "
-            f"{1 / num_tiles:.2g}"
+            f"{param('dp_delta')}={delta:g} is out of range: it must be below 1 / number of training {unit}s, "
+            f"{1 / num_units:.2g}"
+        )
+    units_per_step = config.batch_size / tiles_per_unit
+    budget = (config.dp_epsilon, delta, units_per_step / num_units, config.max_train_steps)
+    accountant, sigma = _RDP, None
+    if groups is not None:
+        try:
+            accountant, sigma = _PRV, noise_multiplier(*budget, _PRV)
+        except InputError:  # where its numbers fail, or nothing is enough, which the other one then tells
+            accountant = _RDP
+    if sigma is None:
+        sigma = noise_multiplier(*budget)
+    alone = ", since nothing is known of groups" if train.groups is None else ""
+    with told_by_distill():  # which has said so before it began
+        tell(
+            f"differential privacy: ε = {config.dp_epsilon:g} and δ = {delta:.2g} for each of {num_units:,} training "
+            f"{unit}s{alone}; each takes part in a step with probability {units_per_step / num_units:.3g}, "
+            f"σ = {sigma:.3g}"
         )
     return PrivacyPlan(
         epsilon=config.dp_epsilon,
         delta=delta,
         max_grad_norm=config.dp_max_grad_norm,
-        noise_multiplier=noise_multiplier(
-            config.dp_epsilon, delta, config.batch_size / num_tiles, config.max_train_steps
-        ),
-        batch_size=config.batch_size,
-        num_tiles=num_tiles,
+        noise_multiplier=sigma,
+        units_per_step=units_per_step,
+        num_units=num_units,
         steps=config.max_train_steps,
         views=config.dp_views,
+        unit=unit,
+        groups=groups,
+        tiles_per_group=tiles_per_unit,
+        accountant=accountant,
     )
+
+
+def members_of(groups: np.ndarray) -> list[np.ndarray]:
+    """The tiles of each group, int64 in ascending order, of the groups' names, text N."""
+    codes = in_order(groups)
+    return np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
 
 
 def _opacus() -> tuple[ModuleType, ModuleType]:
@@ -133,21 +193,22 @@ def _opacus() -> tuple[ModuleType, ModuleType]:
     return accountants, utils
 
 
-def noise_multiplier(epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
+def noise_multiplier(epsilon: float, delta: float, sample_rate: float, steps: int, accountant: str = _RDP) -> float:
     """The σ with which so many steps spend no more than (ε, δ), by Opacus' accountant.
 
     Args:
         epsilon: ε, above 0.
         delta: δ, above 0 and below 1.
-        sample_rate: Probability that a tile takes part in a step, above 0 and at most 1.
+        sample_rate: Probability that a unit takes part in a step, above 0 and at most 1.
         steps: Steps, at least 1.
+        accountant: Its name: "rdp" or "prv".
 
     Raises:
-        InputError: If Opacus is missing, or no noise is enough.
+        InputError: If Opacus is missing, no noise is enough, or the accountant's numbers fail.
     """
     _, utils = _opacus()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), np.errstate(all="ignore"):  # as where every unit takes part in each step
             # That the best order is at the end of the range: the bound holds, and could be a little tighter.
             warnings.filterwarnings("ignore", message="Optimal order")
             return utils.get_noise_multiplier(
@@ -155,51 +216,56 @@ def noise_multiplier(epsilon: float, delta: float, sample_rate: float, steps: in
                 target_delta=delta,
                 sample_rate=sample_rate,
                 steps=steps,
-                accountant=_ACCOUNTANT,
+                accountant=accountant,
             )
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         raise InputError(
             f"{param('dp_epsilon')}={epsilon:g} is out of reach: give more, or fewer {param('max_train_steps')}"
         ) from error
 
 
-def epsilon_spent(sigma: float, delta: float, sample_rate: float, steps: int) -> float:
+def epsilon_spent(sigma: float, delta: float, sample_rate: float, steps: int, accountant: str = _RDP) -> float:
     """The ε that so many steps with noise σ spend at δ, by Opacus' accountant.
 
     Args:
         sigma: See `PrivacyPlan.noise_multiplier`.
-        delta, sample_rate, steps: See `noise_multiplier`.
+        delta, sample_rate, steps, accountant: See `noise_multiplier`.
 
     Raises:
         InputError: If Opacus is missing.
     """
     accountants, _ = _opacus()
-    accountant = accountants.create_accountant(_ACCOUNTANT)
-    accountant.history = [(sigma, sample_rate, steps)]
-    with warnings.catch_warnings():
+    of_steps = accountants.create_accountant(accountant)
+    of_steps.history = [(sigma, sample_rate, steps)]
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.filterwarnings("ignore", message="Optimal order")
-        return float(accountant.get_epsilon(delta=delta))
+        return float(of_steps.get_epsilon(delta=delta))
 
 
 def privacy_record(plan: PrivacyPlan) -> dict[str, Any]:
     """What a stage's record says of the budget: what was spent, on what, and by which accountant."""
     from importlib import metadata
 
+    budget = (plan.noise_multiplier, plan.delta, plan.sample_rate, plan.steps, plan.accountant)
+    of_groups = {} if plan.groups is None else {"tiles_per_group": plan.tiles_per_group}
     return {
-        "epsilon": epsilon_spent(plan.noise_multiplier, plan.delta, plan.sample_rate, plan.steps),
+        "epsilon": epsilon_spent(*budget),
         "delta": plan.delta,
-        "neighbours": "with or without one training tile",
+        "unit": plan.unit,
+        "num_units": plan.num_units,
+        "neighbours": f"with or without one training {plan.unit}",
+        **of_groups,
         "noise_multiplier": plan.noise_multiplier,
         "max_grad_norm": plan.max_grad_norm,
         "sample_rate": plan.sample_rate,
         "steps": plan.steps,
         "views": plan.views,
-        "accountant": f"{_ACCOUNTANT}, opacus {metadata.version('opacus')}",
+        "accountant": f"{plan.accountant}, opacus {metadata.version('opacus')}",
     }
 
 
 def compose(*records: dict[str, Any]) -> dict[str, float]:
-    """ε and δ of several stages on the same tiles: by basic composition, their sums.
+    """ε and δ of several stages on the same units: by basic composition, their sums.
 
     Args:
         records: See `privacy_record`; of each, `epsilon` and `delta` count.
@@ -210,19 +276,23 @@ def compose(*records: dict[str, Any]) -> dict[str, float]:
     return {name: sum(record[name] for record in records) for name in ("epsilon", "delta")}
 
 
-def autoencoder_privacy(record: dict[str, Any], data: str, is_public: bool) -> dict[str, Any] | None:
+def autoencoder_privacy(
+    record: dict[str, Any], data: str, is_public: bool, unit: str = "tile"
+) -> dict[str, Any] | None:
     """What the autoencoder of a private denoiser has spent; None where its tiles are public.
 
     Args:
         record: The autoencoder's stage record.
         data: Fingerprint of the denoiser's tiles.
         is_public: Whether the user says that the autoencoder's tiles are public.
+        unit: See `PrivacyPlan`, of the denoiser.
 
     Returns:
         The `privacy_record` in the autoencoder's record, or None.
 
     Raises:
-        InputError: If it is neither private nor public, or saw other tiles, or public ones that are these.
+        InputError: If it is neither private nor public, protects another unit, or saw other tiles, or public ones
+            that are these.
     """
     same = record["settings"]["data"] == data
     if is_public:
@@ -244,6 +314,12 @@ def autoencoder_privacy(record: dict[str, Any], data: str, is_public: bool) -> d
         raise InputError(
             "the autoencoder was trained on other tiles than these: train it on the same, with the same "
             f"{param('audit_share')}"
+        )
+    spent_on = record["privacy"].get("unit", "tile")  # of earlier versions always that
+    if spent_on != unit:
+        raise InputError(
+            f"the autoencoder spent its budget on each {spent_on}, and the denoiser is to spend it on each {unit}: "
+            f"train both with the same {param('dp_unit')}"
         )
     return record["privacy"]
 
@@ -291,6 +367,22 @@ def poisson_indices(num_items: int, sample_rate: float, key: bytes, step: int) -
     return np.flatnonzero(_uniform(num_items, key, _SAMPLING, step, 0) < sample_rate)
 
 
+def draw_members(members: np.ndarray, most: int, key: bytes, step: int, group: int) -> np.ndarray:
+    """The tiles of a group that take part in a step: all, or `most` of them, drawn at random.
+
+    Args:
+        members: The tiles of the group, int64.
+        most: At least 1.
+        key: See `secret_key`.
+        step: Number of the step from 0.
+        group: Number of the group from 0.
+    """
+    if len(members) <= most:
+        return members
+    order = np.argsort(_uniform(len(members), key, _MEMBERS, step, group), kind="stable")
+    return np.sort(members[order[:most]])
+
+
 def gaussian(shape: Sequence[int], key: bytes, step: int, part: int) -> torch.Tensor:
     """Standard normal numbers (Box & Muller 1958).
 
@@ -334,8 +426,11 @@ def clipped_gradient_sum(
     loss: Callable[..., torch.Tensor],
     chunks: Iterable[Sequence[torch.Tensor]],
     max_norm: float,
+    sizes: Iterable[Sequence[int]] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Sum over tiles of the gradient of each, clipped to `max_norm` over all parameters together.
+    """Sum over units of the gradient of each, clipped to `max_norm` over all parameters together.
+
+    The gradient of a unit is the mean of those of its tiles.
 
     Args:
         module: Its layers must treat the tiles of a batch apart, as all but batch norms do.
@@ -343,6 +438,7 @@ def clipped_gradient_sum(
             in here: the sum of gradients must not be rounded.
         chunks: Tensors with one entry per tile, as many tiles at a time as fit into memory.
         max_norm: Above 0. A gradient that is not finite counts as 0.
+        sizes: Of each chunk, how many of its tiles, one after the other, each unit has; None where each is a unit.
 
     Returns:
         Tensors like the parameters, by name.
@@ -353,8 +449,13 @@ def clipped_gradient_sum(
     def loss_of_tile(values: dict[str, torch.Tensor], *tile: torch.Tensor) -> torch.Tensor:
         return loss(lambda *args, **kwargs: functional_call(module, values, args, kwargs), *tile)
 
-    for tiles in chunks:
+    for tiles, of_units in zip(chunks, itertools.repeat(None) if sizes is None else sizes, strict=False):
         gradients = vmap(grad(loss_of_tile), in_dims=(None, *(0 for _ in tiles)))(parameters, *tiles)
+        if of_units is not None:
+            gradients = {
+                name: torch.stack([unit.mean(dim=0) for unit in value.split(list(of_units))])
+                for name, value in gradients.items()
+            }
         norms = sum(value.flatten(1).double().square().sum(dim=1) for value in gradients.values()).sqrt()
         finite = torch.isfinite(norms)
         all_finite = bool(finite.all())  # which waits for the device: once, not for each parameter
@@ -385,13 +486,30 @@ def set_private_gradients(
         key: See `secret_key`.
         step: Number of the step from 0.
     """
-    indices = poisson_indices(plan.num_tiles, plan.sample_rate, key, step)
-    chunks = (make_tiles(indices[first : first + _CHUNK]) for first in range(0, len(indices), _CHUNK))
-    sums = clipped_gradient_sum(module, loss, chunks, plan.max_grad_norm)
+    parts = list(in_chunks(plan.draw(key, step)))
+    sums = clipped_gradient_sum(
+        module,
+        loss,
+        (make_tiles(np.concatenate(units)) for units in parts),
+        plan.max_grad_norm,
+        None if plan.groups is None else [[len(unit) for unit in units] for units in parts],
+    )
     deviation = plan.noise_multiplier * plan.max_grad_norm
     parameters = dict(module.named_parameters())
     for part, (name, total) in enumerate(sums.items()):
         noisy = total.double().cpu() + deviation * gaussian(total.shape, key, step, part)
-        # Divided by the expected size of the batch, since the real one is not to be told. The gradient lies in memory
+        # Divided by the expected number of units, since the real one is not to be told. The gradient lies in memory
         # as its parameter does, which fused optimizers rely on.
-        parameters[name].grad = torch.empty_like(parameters[name]).copy_(noisy / plan.batch_size)
+        parameters[name].grad = torch.empty_like(parameters[name]).copy_(noisy / plan.units_per_step)
+
+
+def in_chunks(units: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """Units one after the other, each with its tiles, as many at a time as have gradients that fit into memory."""
+    chunk: list[np.ndarray] = []
+    for unit in units:
+        if chunk and sum(map(len, chunk)) + len(unit) > MOST_TILES_PER_GROUP:
+            yield chunk
+            chunk = []
+        chunk.append(unit)
+    if chunk:
+        yield chunk

@@ -215,6 +215,8 @@ def check_one_run(run: Path, records: dict[str, dict[str, Any]]) -> None:
             raise InputError(f"{run / part} was not made from {run / of}, which has changed since: make it anew")
     # An autoencoder of public tiles was trained on others, as it should be.
     is_public = pipeline["settings"].get("dp_public_autoencoder")
+    if teacher and teacher.get("of_pool") == records["pool"]["fingerprint"]:
+        teacher = None  # it saw generated images alone
     for name, record in {"autoencoder": None if is_public else autoencoder, "teacher": teacher}.items():
         if record and record["settings"].get("data") != pipeline["settings"]["data"]:
             raise InputError(

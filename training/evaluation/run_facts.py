@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from histodistill.hub_cards.card_facts import PRIVATE_TILES, PretrainedFacts
 from histodistill.hub_cards.contents import about
 from histodistill.hub_cards.documents import check_document, parse_json
 from histodistill.hub_cards.group_facts import GroupFacts
+from histodistill.hub_cards.privacy_ledger import Ledger
 from histodistill.training.data.medmnist import MEDMNIST, public_name
 from histodistill.training.evaluation.compare import headline_row
 from histodistill.training.evaluation.results_file import Results
@@ -57,19 +58,29 @@ class RunRecords:
 
     Attributes:
         folder: The run, for messages.
+        run: What run.json says, where there is one.
         source: What the stages call the real tiles, which may be the name of a file; None where none of them says.
-        num_tiles: Real tiles of each split, where known.
-        groups: Their groups, such as patients, where known.
         results: The scores, where they were measured.
         stages: Folder of a stage → its record.
     """
 
     folder: Path
+    run: RunRecord | None
     source: str | None
-    num_tiles: dict[str, int] | None
-    groups: GroupFacts | None
     results: Results | None
     stages: dict[str, StageRecord]
+
+    @property
+    def num_tiles(self) -> dict[str, int] | None:
+        """Real tiles of each split, where known."""
+        if self.run is None or self.run.num_tiles is None:
+            return None
+        return {str(split): number for split, number in self.run.num_tiles.items()}
+
+    @property
+    def groups(self) -> GroupFacts | None:
+        """Their groups, such as patients, where known."""
+        return self.run.groups if self.run else None
 
     @classmethod
     def read(cls, folder: Path, files: Mapping[str, bytes]) -> RunRecords:
@@ -93,9 +104,8 @@ class RunRecords:
         stages = {stage: parse(f"{stage}/stage.json", StageRecord) for stage in _STAGES}
         return cls(
             folder,
+            run=run,
             source=next(filter(None, sources), None),
-            num_tiles=run and run.num_tiles,
-            groups=run and run.groups,
             results=results,
             stages={stage: record for stage, record in stages.items() if record},
         )
@@ -135,7 +145,7 @@ def read_run_facts(
         with about(records.folder, f"{stage}/stage.json"):
             settings[_STAGES[stage]] = stage_settings(record, stage)
     plain = {stage: record.model_dump(exclude_none=True) for stage, record in stages.items()}
-    return RunFacts(
+    facts = RunFacts(
         repos=repos,
         name=name,
         is_phantom=known == "phantom",
@@ -161,6 +171,14 @@ def read_run_facts(
         warm_start="pipeline" in stages and stages["pipeline"].settings.get("init_from") is not None,
         pretrained=pretrained_facts(plain.get("autoencoder", {})),
     )
+    ledger = records.run.privacy if records.run else None
+    return facts if ledger is None else within_budget(facts, ledger)
+
+
+def within_budget(facts: RunFacts, ledger: Ledger) -> RunFacts:
+    """The same of a run under differential privacy: what is of real tiles outside the budget is left out."""
+    privacy = PrivacyFacts(epsilon=ledger.epsilon, delta=ledger.delta, unit=ledger.unit, ledger=ledger)
+    return replace(facts, privacy=privacy, num_tiles=None, groups=None, results=[], own_row=None, validation={})
 
 
 def checked_groups(records: RunRecords, class_names: list[str]) -> GroupFacts | None:
@@ -224,6 +242,7 @@ def privacy_facts(pipeline: dict[str, Any], distilled: dict[str, Any]) -> Privac
     return PrivacyFacts(
         epsilon=record["total"]["epsilon"],
         delta=record["total"]["delta"],
+        unit=record.get("unit", "tile"),
         public_autoencoder=record["autoencoder"] == "public",
         public_init=record.get("init") == "public",
         uncovered=uncovered,

@@ -13,10 +13,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from histodistill.hub_cards.audit_record import Count, Share
+from histodistill.hub_cards.audit_record import Count, GroupKind, Share
 from histodistill.hub_cards.documents import ClassName, Known, Version
 from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.group_facts import GroupFacts
+from histodistill.hub_cards.privacy_ledger import Ledger
 from histodistill.training.distillation.select import SelectConfig
 from histodistill.training.engine.classifier_config import LOSSES
 from histodistill.training.generate import GenerateConfig
@@ -60,6 +61,7 @@ class Budget(Known):
 class PrivacyRecord(Known):
     """What the record of a training with differential privacy says of it."""
 
+    unit: Literal["tile"] | GroupKind = "tile"
     autoencoder: Literal["public"] | Budget
     init: Literal["public"] | None = None
     total: Budget
@@ -104,6 +106,7 @@ class RunRecord(Known):
     data: str
     num_tiles: dict[Literal["train", "validation", "test", "held_out"], Count] | None = None
     groups: GroupFacts | None = None
+    privacy: Ledger | None = None
 
 
 class TeacherResults(Known):

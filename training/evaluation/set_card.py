@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from histodistill.hub_cards import AuditFacts, ContentError, DistilledDatasetCardData, RunFacts, render_dataset_card
@@ -65,7 +63,7 @@ def renew_card(files: RunFiles, contents: RunContents, audit: AuditRecord) -> No
         run = CheckedRun.of(files, contents)
         # The set may leave the house as it is, to be merged: names of files stay in it.
         facts = run.facts({}, public_name(run.records.source, run.class_names) or NO_SOURCE)
-        facts = replace(facts, audit=AuditFacts.of(audit, "distilled"))
+        facts = facts.audited(AuditFacts.of(audit, "distilled"))
         text = render_dataset_card(dataset_card(run, facts, has_pictures=False))
     except ContentError as error:
         warn(f"{path} does not tell what the audit found: {error}")

@@ -28,6 +28,7 @@ from histodistill.hub_cards.audit_record import AuditRecord
 from histodistill.hub_cards.contents import about
 from histodistill.training.data.medmnist import public_name
 from histodistill.training.evaluation.checked_run import CheckedRun, read_checked_run
+from histodistill.training.evaluation.ledger import check_ledger
 from histodistill.training.evaluation.run_contents import RunFiles
 from histodistill.training.evaluation.run_records import by_class
 from histodistill.training.evaluation.set_card import dataset_card
@@ -90,15 +91,25 @@ def collect_repositories(
             to be uploaded.
 
     Raises:
-        InputError: If a stage is missing, the gate refuses, or a file holds what may not leave.
+        InputError: If a stage is missing, the gate refuses, a step of a run under differential privacy is outside its
+            budget, or a file holds what may not leave.
     """
     try:
         checked = read_checked_run(run, "pipeline" in kinds)
         name = _name_to_publish(checked, name)
         repos = {kind: f"{namespace}/{name}-{SUFFIXES[kind]}" for kind in kinds}
         facts = checked.facts(repos, name, license, attribution)
-        per_class = facts.num_distilled // len(facts.class_names)
-        facts = replace(facts, benchmark=benchmark_rows(run, checked.files.records, per_class))
+        if facts.privacy is not None and facts.privacy.ledger is not None:
+            check_ledger(run, facts.privacy.ledger)
+            if accept_risk:
+                raise InputError(
+                    f"{param('i_accept_the_risk')} does not go with a run under differential privacy, since the "
+                    "gate's reasons would tell of real tiles outside the budget: publish what passes its audit, with "
+                    f"{param('only')}"
+                )
+        else:
+            per_class = facts.num_distilled // len(facts.class_names)
+            facts = replace(facts, benchmark=benchmark_rows(run, checked.files.records, per_class))
         audit = read_run_audit(audit_file or run / "audit.json")
         verdicts = {}
         for kind in kinds:
@@ -182,7 +193,7 @@ def ask_gate(files: RunFiles, kind: str, audit: AuditRecord | None, place: Path)
 def _repository(run: CheckedRun, kind: str, facts: RunFacts, answer: GateAnswer, accept_risk: bool) -> Repository:
     """A repository with the card that says what the gate says."""
     refusal = None if answer.refusal is None else as_input_error(answer.refusal).for_command_line()
-    facts = replace(facts, audit=answer.audit, risk=str(answer.refusal) if answer.refusal and accept_risk else None)
+    facts = facts.audited(answer.audit, str(answer.refusal) if answer.refusal and accept_risk else None)
     return Repository(MAKERS[kind](run, facts), None if accept_risk else refusal)
 
 

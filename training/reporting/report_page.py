@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-from histodistill.hub_cards.card_facts import architecture_title
+from histodistill.hub_cards.card_facts import PrivacyFacts, architecture_title
+from histodistill.hub_cards.documents import check_document
+from histodistill.hub_cards.privacy_ledger import Ledger
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.images import base64_png
 from histodistill.training.evaluation.run_facts import package_versions, privacy_facts
@@ -95,6 +97,14 @@ def write_report(run: str | Path) -> Path:
     return path
 
 
+def _privacy(about: dict[str, Any], records: dict[str, dict[str, Any]]) -> PrivacyFacts | None:
+    """What the page says of differential privacy; None where there is none."""
+    if "privacy" not in about:
+        return privacy_facts(records["pipeline"], records["distilled"])
+    ledger = check_document(about["privacy"], Ledger)
+    return PrivacyFacts(epsilon=ledger.epsilon, delta=ledger.delta, unit=ledger.unit, ledger=ledger)
+
+
 def _page(run: Path) -> dict[str, Any]:
     """All that the template shows."""
     images, columns, class_names = read_image_dataset(run / "distilled")
@@ -124,7 +134,7 @@ def _page(run: Path) -> dict[str, Any]:
         "closest": (run / "audit" / "closest_distilled.png").is_file(),
         "audit": audit_texts(run, audit),
         "is_audit_old": audit is None and (run / "audit.json").is_file(),
-        "privacy": privacy_facts(records["pipeline"], records["distilled"]),
+        "privacy": _privacy(about, records),
         "selector": selector_text(records["distilled"].get("settings", {})),
         "communities": _communities(records["distilled"].get("community_sizes", {}), columns, class_names),
         "dropped": [(name, n) for name, n in records["distilled"].get("dropped", {}).items() if n],

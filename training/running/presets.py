@@ -46,6 +46,8 @@ _DATA = "sample"
 _OF_THEIR_DENOISER: dict[str, Any] = {"prediction_type": _DATA, "skip_noise": 0.25, "noise_level_mean": 1.0}
 # Its finest level has to pass on all channels of the latents: so many times as wide it is, but no wider than the next.
 _WIDTH_FOR_CHANNELS = 4
+# Options of the denoiser that do not go with differential privacy: see `PrivateTrainingConfig`.
+_NOT_PRIVATE = ("align_weight", "class_balance", "compile", "dropout", "gradient_checkpointing")
 # The denoiser has one more level, with attention, where latents have so many positions along a side or more.
 _SIDE_WITH_ATTENTION = 16
 # Tiles in a batch of the autoencoder and of a classifier, at least: gradients of fewer are too noisy.
@@ -126,6 +128,14 @@ class Preset:
         for step, options in changes.items():
             preset = preset.with_options(step, options)
         return preset
+
+    def under_privacy(self) -> Preset:
+        """The same with models that can be trained with differential privacy, and nothing that goes by real tiles."""
+        diffusion = {name: value for name, value in self.diffusion.items() if name not in _NOT_PRIVATE}
+        diffusion["batch_size"] = _tiles_of_step(diffusion)
+        diffusion.pop("gradient_accumulation_steps", None)
+        select = {name: value for name, value in self.select.items() if name not in ("drop_copies", "typical_share")}
+        return replace(self, diffusion=diffusion, select=select)
 
     def settings(self) -> dict[str, Any]:
         """All options as JSON holds them; sections that came later are there only where they say something.

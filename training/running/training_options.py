@@ -12,8 +12,13 @@ from histodistill.training.running.precision import PRECISION_CHOICES, PRECISION
 from histodistill.training.running.source_options import SourceOptions
 
 
+#: Gradients of single tiles that are in memory at the same time under differential privacy, each as large as the
+#: weights; a group's must all be.
+MOST_TILES_PER_GROUP = 16
 # Titles of the groups that `--help` shows the options in.
 _DATA, _OPTIMISATION, _RUNNING, _PRIVACY = "data", "optimisation", "running", "differential privacy"
+#: What differential privacy protects: all tiles of a group, such as a patient, or single ones.
+UNITS = ("group", "tile")
 #: What changes the weights of a generative model: see `engine/optimizers.py`.
 OPTIMIZERS = ("adamw", "muon")
 # What `--help` says of `audit_share`, wherever there is one.
@@ -127,20 +132,37 @@ class PrivateTrainingConfig(TrainingConfig):
         later=True,  # compiled models round otherwise
     )
     dp_epsilon: float | None = option(
-        "trains with differential privacy and spends this much on each training tile; needs opacus",
+        "trains with differential privacy and spends this much on each unit, see --dp-unit; needs opacus",
         default=None,
         above=0,
         group=_PRIVACY,
     )
     dp_delta: float | None = option(
-        "the δ that goes with it; default: a tenth of 1 / number of training tiles",
+        "the δ that goes with it; default: a tenth of 1 / number of training units",
         default=None,
         above=0,
         below=1,
         group=_PRIVACY,
     )
+    dp_unit: str | None = option(
+        "what ε is of: group, all tiles of a patient or another group together, or tile, a single tile; default: "
+        "group where the source has groups, and else tile",
+        default=None,
+        choices=UNITS,
+        group=_PRIVACY,
+        setting=False,  # what it comes to for the tiles is one: see `unit_settings`
+    )
+    dp_tiles_per_group: int = option(
+        "with groups, tiles of each that take part in a step, at most, drawn anew in each step; so many groups take "
+        "part that --batch-size tiles are expected where each has as many",
+        default=4,
+        at_least=1,
+        at_most=MOST_TILES_PER_GROUP,
+        group=_PRIVACY,
+        setting=False,
+    )
     dp_max_grad_norm: float = option(
-        "the gradient of each tile is clipped to this norm; --max-grad-norm then has no effect",
+        "the gradient of each unit is clipped to this norm; --max-grad-norm then has no effect",
         default=1.0,
         above=0,
         group=_PRIVACY,
@@ -158,10 +180,9 @@ class PrivateTrainingConfig(TrainingConfig):
         if self.class_balance is None:
             object.__setattr__(self, "class_balance", 0.0 if private else 0.5)
         if not private:
-            if self.dp_delta is not None:
-                raise InputError(
-                    f"{param('dp_delta')} says nothing without {param('dp_epsilon')}: give both or neither"
-                )
+            for name in ("dp_delta", "dp_unit"):
+                if getattr(self, name) is not None:
+                    raise InputError(f"{param(name)} says nothing without {param('dp_epsilon')}: give both or neither")
             return
         rule = f"with {param('dp_epsilon')} it must be {{}}"
         require(
@@ -176,6 +197,32 @@ class PrivateTrainingConfig(TrainingConfig):
         require(self.mixed_precision != "fp16", "mixed_precision", self.mixed_precision, rule.format("bf16 or no"))
         for name in ("compile", "gradient_checkpointing"):  # gradients are taken tile by tile
             require(not getattr(self, name), name, getattr(self, name), rule.format("left out"))
+
+    def unit_of(self, has_groups: bool) -> str:
+        """What differential privacy protects, one of `UNITS`.
+
+        Args:
+            has_groups: Whether the training tiles have groups.
+
+        Raises:
+            InputError: If it is groups, and there are none.
+        """
+        if self.dp_unit == "group" and not has_groups:
+            raise InputError(
+                f"{param('dp_unit')}=group needs groups, and these tiles have none: say which tiles belong together "
+                f"with {param('group_column')} or {param('group_pattern')}, or give {param('dp_unit')}=tile"
+            )
+        return self.dp_unit or ("group" if has_groups else "tile")
+
+    def unit_settings(self, has_groups: bool) -> dict[str, Any]:
+        """What beside `settings` decides the result, given the tiles: how groups are protected, where they are.
+
+        Raises:
+            InputError: As for `unit_of`.
+        """
+        if self.dp_epsilon is None or self.unit_of(has_groups) == "tile":
+            return {}
+        return {"dp_unit": "group", "dp_tiles_per_group": self.dp_tiles_per_group}
 
     def settings(self) -> dict[str, Any]:
         """The options that decide the result; those of differential privacy only where there is any."""

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from small_sources import image_folder, refused, tiles
 
+from histodistill.training.data import phantom
 from histodistill.training.data.pixels import to_model_input, to_uint8
 from histodistill.training.data.sources import check_source, load_tiles
 from histodistill.training.data.tiles import Tiles, TileSource, sample_as_many, sample_per_class
@@ -74,6 +75,16 @@ def test_a_path_is_never_a_name(tmp_path, monkeypatch):
     image_folder(tmp_path / "phantom", {"train/a": 2, "train/b": 2})
     assert load_tiles(Path("phantom")).class_names == ["a", "b"]
     assert len(load_tiles("./phantom").class_names) == 2
+
+
+def test_drawings_of_another_seed_have_other_patients(monkeypatch):
+    monkeypatch.setattr(phantom, "PHANTOM_SIZES", {"train": 4, "validation": 1, "test": 1})
+    drawn, other = load_tiles("phantom", image_size=16), load_tiles("phantom:3", image_size=16)
+    same = phantom.phantom_source(image_size=16, seed=3)
+    assert other.fingerprint() == same.fingerprint() != drawn.fingerprint() and other.name == "phantom"
+    assert load_tiles("phantom:0", image_size=16).fingerprint() == drawn.fingerprint()
+    for wrong in ("phantom:", "phantom:-1", "phantom:x"):
+        assert f"{wrong} does not exist" in refused(wrong)
 
 
 @pytest.mark.parametrize("name", ["phantom", "pathmnist", "PathMNIST"])

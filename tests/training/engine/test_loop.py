@@ -240,7 +240,7 @@ def test_gradients_are_clipped(tmp_path):
 
 def test_private_training(tmp_path, monkeypatch):
     config = make_config(tmp_path, dp_epsilon=1, validation_steps=3, max_train_steps=3)
-    plan = PrivacyPlan(1.0, 1e-5, 1.0, 0.5, batch_size=4, num_tiles=20, steps=3, views=2)
+    plan = PrivacyPlan(1.0, 1e-5, 1.0, 0.5, units_per_step=4, num_units=20, steps=3, views=2)
     training = train(config, plan=plan)
     # A tile and its views at a time, and nothing of their loss.
     assert all(len(batch) == 2 and len(set(batch)) == 1 for batch in training.shown)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import sys
@@ -12,9 +13,11 @@ import torch
 from diffusers import AutoencoderDC
 from safetensors.torch import load_file
 from scipy import stats
+from scipy.optimize import brentq
 from sentences import without_notes
 
 from histodistill.training import train_autoencoder, train_diffusion
+from histodistill.training.data.tiles import Tiles, TileSource
 from histodistill.training.engine import loop, privacy
 from histodistill.training.engine.flow import draw_step
 from histodistill.training.engine.privacy import (
@@ -26,9 +29,11 @@ from histodistill.training.engine.privacy import (
     epsilon_spent,
     forget_key,
     gaussian,
+    in_chunks,
     noise_multiplier,
     plan_privacy,
     poisson_indices,
+    privacy_record,
     secret_key,
     set_private_gradients,
     tile_generators,
@@ -157,8 +162,8 @@ def test_a_gradient_that_is_not_finite_counts_as_none():
 
 def make_plan(**changes) -> PrivacyPlan:
     values = {
-        "epsilon": 1.0, "delta": 1e-5, "max_grad_norm": 0.5, "noise_multiplier": 0.0, "batch_size": 20,
-        "num_tiles": 40, "steps": 3, "views": 2,
+        "epsilon": 1.0, "delta": 1e-5, "max_grad_norm": 0.5, "noise_multiplier": 0.0, "units_per_step": 20,
+        "num_units": 40, "steps": 3, "views": 2,
     }  # fmt: skip
     return PrivacyPlan(**(values | changes))
 
@@ -181,12 +186,167 @@ def test_one_tile_changes_a_step_by_the_bound_at_most(monkeypatch):
         set_private_gradients(module, loss, make_tiles, plan, KEY, 7)
         return flat({name: value.grad for name, value in module.named_parameters()})
 
-    drawn = poisson_indices(plan.num_tiles, plan.sample_rate, KEY, 7)
+    drawn = poisson_indices(plan.num_units, plan.sample_rate, KEY, 7)
     with_it, changes = step_gradient(), []
     for removed in drawn[:6]:
         monkeypatch.setattr(privacy, "poisson_indices", lambda *_, gone=removed: drawn[drawn != gone])
-        changes.append(float((step_gradient() - with_it).norm()) * plan.batch_size)
+        changes.append(float((step_gradient() - with_it).norm()) * plan.units_per_step)
     assert 0.99 * plan.max_grad_norm < max(changes) <= plan.max_grad_norm
+
+
+def groups_of(sizes) -> list[np.ndarray]:
+    """Tiles of groups of these sizes, shuffled."""
+    tiles = np.random.default_rng(1).permutation(sum(sizes))
+    return [np.sort(part) for part in np.split(tiles, np.cumsum(sizes)[:-1])]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_patient_changes_a_step_by_the_bound_at_most(monkeypatch, seed):
+    """Whatever the number and the size of its tiles' gradients, also of tiles that all point the same way."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.choice([1, 2, 5, 40, 300], size=12)
+    plan = make_plan(
+        num_units=12,
+        units_per_step=9,
+        unit="patient",
+        groups=groups_of(sizes),
+        tiles_per_group=int(rng.choice([1, 3, 16])),
+    )
+    module = torch.nn.Linear(6, 1, bias=False)
+    scale = 10.0 ** rng.integers(-3, 4, size=len(sizes))
+    owner = np.empty(sum(sizes), dtype=int)
+    for group, members in enumerate(plan.groups):
+        owner[members] = group
+    inputs = np.where(owner % 2, 1.0, 0.0)[:, None] + rng.normal(size=(len(owner), 6))
+    inputs = torch.from_numpy(scale[owner][:, None] * inputs).float()
+
+    def step_gradient():
+        set_private_gradients(module, lambda call, x: call(x).sum(), lambda tiles: [inputs[tiles]], plan, KEY, 3)
+        return module.weight.grad.double().flatten()
+
+    drawn = poisson_indices(plan.num_units, plan.sample_rate, KEY, 3)
+    with_it, changes = step_gradient(), []
+    for removed in drawn:
+        monkeypatch.setattr(privacy, "poisson_indices", lambda *_, gone=removed: drawn[drawn != gone])
+        changes.append(float((step_gradient() - with_it).norm()) * plan.units_per_step)
+    assert max(changes) <= plan.max_grad_norm * (1 + 1e-5)  # of single precision
+    clipped = [scale[group] >= 10 for group in drawn]
+    assert np.allclose(np.array(changes)[clipped], plan.max_grad_norm, rtol=1e-3)
+
+
+def test_gradient_of_a_group_is_the_mean_of_its_tiles():
+    module, loss, tiles = denoiser_case(7)
+    gradients = one_by_one(module, loss, tiles)
+    groups = [[0, 1, 2], [3], [4, 5, 6]]
+    means = [sum(gradients[tile] for tile in group) / len(group) for group in groups]
+    bound = float(torch.stack([mean.norm() for mean in means]).median())
+    expected = sum(mean * min(1, bound / float(mean.norm())) for mean in means)
+    chunks = [[values[:4] for values in tiles], [values[4:] for values in tiles]]
+    found = flat(clipped_gradient_sum(module, loss, chunks, bound, [[3, 1], [3]]))
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_groups_are_drawn_each_with_the_same_probability_and_some_of_its_tiles():
+    sizes = [1, 3, 8, 20, 50, 2, 2, 2, 2, 10]
+    plan = make_plan(num_units=10, units_per_step=3, unit="patient", groups=groups_of(sizes), tiles_per_group=4)
+    steps = [plan.draw(KEY, step) for step in range(3000)]
+    owner = {int(tile): group for group, members in enumerate(plan.groups) for tile in members}
+    took_part = np.zeros((len(steps), 10), dtype=bool)
+    tiles = np.zeros((len(steps), sum(sizes)), dtype=bool)
+    for step, units in enumerate(steps):
+        for unit in units:
+            (group,) = {owner[int(tile)] for tile in unit}  # all tiles of a unit are of one group
+            assert len(unit) == len(set(unit)) == min(sizes[group], 4) and not took_part[step, group]
+            took_part[step, group] = True
+            tiles[step, unit] = True
+    # Each group as often as any other, whatever its size: binomial of 3,000 with 0.3. The number in a step, too.
+    counts = took_part.sum(axis=0)
+    assert stats.chisquare(counts, np.full(10, counts.mean())).pvalue > 1e-3 and abs(counts.mean() - 900) < 32
+    in_step = np.bincount(took_part.sum(axis=1), minlength=11)
+    expected = 3000 * stats.binom.pmf(np.arange(11), 10, 0.3)
+    few = expected < 5
+    observed, expected = np.append(in_step[~few], in_step[few].sum()), np.append(expected[~few], expected[few].sum())
+    assert stats.chisquare(observed, expected).pvalue > 1e-3
+    # Independently of each other, and the tiles of a group alike.
+    correlations = np.corrcoef(took_part.T)[~np.eye(10, dtype=bool)]
+    assert np.abs(correlations).max() < 5 / math.sqrt(3000)
+    of_largest = tiles[:, plan.groups[4]].sum(axis=0)
+    assert of_largest.sum() == 4 * counts[4]
+    assert stats.chisquare(of_largest).pvalue > 1e-3
+
+
+def test_chunks_hold_whole_units():
+    units = groups_of([16, 1, 15, 1, 9, 8])
+    chunks = list(in_chunks(units))
+    assert [[len(unit) for unit in chunk] for chunk in chunks] == [[16], [1, 15], [1, 9], [8]]
+    assert all(a is b for a, b in zip(itertools.chain(*chunks), units, strict=True)) and not list(in_chunks([]))
+
+
+def make_source(num_tiles: int, groups: list[str] | None = None) -> TileSource:
+    """A source of which only the labels and groups of training tiles count."""
+    images = np.zeros((num_tiles, 8, 8, 3), dtype=np.uint8)
+    tiles = Tiles(images, np.zeros(num_tiles, dtype=np.int64), groups=None if groups is None else np.array(groups))
+    return TileSource("toy", ["a", "b"], {"train": tiles}, 8, group_kind=None if groups is None else "patient")
+
+
+def private_config(**changes) -> PrivateTrainingConfig:
+    options = {"data": "x", "output": "y", "dp_epsilon": 8.0, "batch_size": 4, "max_train_steps": 5} | changes
+    return PrivateTrainingConfig(**options)
+
+
+GROUPS = ["b", "a", "b", "c", "b", "b", "d", "a", "b", "b"]
+
+
+@needs_opacus
+def test_plan_of_groups(monkeypatch, capsys):
+    monkeypatch.setattr(privacy, "noise_multiplier", lambda *_: 3.0)
+    config = private_config(dp_epsilon=1.0, dp_tiles_per_group=2, batch_size=2, max_train_steps=20)
+    plan = plan_privacy(config, make_source(10, GROUPS))
+    assert [list(group) for group in plan.groups] == [[0, 2, 4, 5, 8, 9], [1, 7], [3], [6]]
+    assert (plan.unit, plan.num_units, plan.units_per_step, plan.sample_rate) == ("patient", 4, 1, 0.25)
+    assert plan.delta == 0.1 / 4 and plan.accountant == "prv"
+    spent = privacy_record(plan)
+    assert spent["unit"] == "patient" and spent["num_units"] == 4 and spent["tiles_per_group"] == 2
+    assert spent["neighbours"] == "with or without one training patient"
+    assert spent["epsilon"] == epsilon_spent(3.0, 0.1 / 4, 0.25, 20, "prv")
+    assert spent["accountant"].startswith("prv, opacus ")
+    assert "for each of 4 training patients; each takes part" in capsys.readouterr().err
+
+
+@needs_opacus
+@pytest.mark.parametrize(
+    ("groups", "asked", "said"), [(None, None, "tiles, since nothing is known of groups;"), (GROUPS, "tile", "tiles;")]
+)
+def test_plan_of_tiles(groups, asked, said, monkeypatch, capsys):
+    monkeypatch.setattr(privacy, "noise_multiplier", lambda *_: 2.0)
+    plan = plan_privacy(private_config(dp_unit=asked), make_source(10, groups))
+    assert plan.groups is None and (plan.unit, plan.num_units, plan.accountant) == ("tile", 10, "rdp")
+    assert f"for each of 10 training {said}" in capsys.readouterr().err
+
+
+@needs_opacus
+def test_where_the_numbers_of_one_accountant_fail_the_other_is_taken(monkeypatch):
+    def fails(*args):
+        if args[-1] == "prv":
+            raise InputError("no")
+        return 2.0
+
+    monkeypatch.setattr(privacy, "noise_multiplier", fails)
+    plan = plan_privacy(private_config(), make_source(10, GROUPS))
+    assert (plan.accountant, plan.noise_multiplier) == ("rdp", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "groups", "message"),
+    [
+        ({"dp_unit": "group"}, None, "dp_unit=group needs groups, and these tiles have none: say which"),
+        ({"batch_size": 17}, GROUPS, "at most 16, the number of training patients times dp_tiles_per_group"),
+        ({"dp_delta": 0.25}, GROUPS, "must be below 1 / number of training patients, 0.25"),
+    ],
+)
+def test_groups_that_cannot_be_protected_so(options, groups, message):
+    with pytest.raises(InputError, match=message):
+        plan_privacy(private_config(**options), make_source(10, groups))
 
 
 def test_a_step_without_tiles_is_noise_alone(monkeypatch):
@@ -269,6 +429,34 @@ def test_noise_and_epsilon_are_those_of_the_accountant(epsilon, rate, steps):
 
 
 @needs_opacus
+@pytest.mark.parametrize(("sigma", "steps"), [(4.0, 1), (1.0, 1), (6.0, 9)])
+def test_epsilon_of_groups_is_that_of_the_gaussian_mechanism(sigma, steps):
+    """With every group in each step, by hand: Balle and Wang 2018 (arXiv:1805.06530), theorem 8."""
+    sensitivity, delta = math.sqrt(steps) / sigma, 1e-5
+
+    def delta_of(epsilon):
+        a, b = sensitivity / 2, epsilon / sensitivity
+        return stats.norm.cdf(a - b) - math.exp(epsilon) * stats.norm.cdf(-a - b)
+
+    exact = brentq(lambda epsilon: delta_of(epsilon) - delta, 1e-3, 50)
+    found = epsilon_spent(sigma, delta, 1.0, steps, "prv")
+    assert exact <= found <= exact + 0.03
+    assert epsilon_spent(sigma, delta, 1.0, steps) > found  # the bound of the other accountant
+
+
+@needs_opacus
+def test_epsilon_of_groups_is_that_of_the_accountant():
+    from opacus.accountants import PRVAccountant
+
+    sigma = noise_multiplier(1.0, 1e-3, 0.1, 50, "prv")
+    accountant = PRVAccountant()
+    for _ in range(50):
+        accountant.step(noise_multiplier=sigma, sample_rate=0.1)
+    assert epsilon_spent(sigma, 1e-3, 0.1, 50, "prv") == accountant.get_epsilon(delta=1e-3) <= 1
+    assert sigma < noise_multiplier(1.0, 1e-3, 0.1, 50)
+
+
+@needs_opacus
 def test_epsilon_without_sampling_is_that_of_the_gaussian_mechanism():
     # With every tile in the one step: Rényi divergence α / 2σ², converted as Balle et al. 2020 (theorem 21) do.
     sigma, delta = 4.0, 1e-5
@@ -292,12 +480,13 @@ def test_missing_opacus_is_one_sentence(monkeypatch):
 
 def test_plan_without_epsilon_needs_nothing(monkeypatch):
     monkeypatch.setitem(sys.modules, "opacus", None)
-    assert plan_privacy(PrivateTrainingConfig(data="phantom", output="x"), 10) is None
+    assert plan_privacy(PrivateTrainingConfig(data="phantom", output="x"), make_source(4)) is None
 
 
 @pytest.mark.parametrize(
     ("record", "is_public", "message"),
     [
+        ({"settings": {"data": "a"}, "privacy": {"unit": "patient"}}, False, "its budget on each patient, and the"),
         ({"settings": {"data": "a"}}, False, "trained without differential privacy: train it with dp_epsilon"),
         ({"settings": {"data": "a"}}, True, "contradicts the autoencoder's record"),
         ({"settings": {"data": "b"}, "privacy": {"epsilon": 1}}, False, "was trained on other tiles"),

@@ -15,6 +15,7 @@ from PIL import Image, PngImagePlugin
 
 from histodistill.hub_cards import Published, PublishError, Upload
 from histodistill.training.evaluation.checked_run import distilled_grid
+from histodistill.training.evaluation.ledger import write_ledger
 from histodistill.training.evaluation.run_facts import RunRecords, public_name, read_run_facts
 from histodistill.training.metrics import METRICS, metric_folder
 from histodistill.training.publishing import publish, publish_metrics, pushing
@@ -91,6 +92,69 @@ def test_without_a_licence_there_is_a_warning(run, capsys):
     add_audit(run)
     collect(run)  # the built-in drawings are nobody's
     assert capsys.readouterr().err == ""
+
+
+def make_private(run) -> None:
+    """The records of the run, as if it had been made under differential privacy; and its ledger."""
+    spent = {
+        "epsilon": 7.5, "delta": 1e-3, "unit": "patient", "num_units": 90, "accountant": "prv, opacus 1.6.0",
+        "autoencoder": "public", "total": {"epsilon": 7.5, "delta": 1e-3},
+    }  # fmt: skip
+    changes = {
+        "autoencoder": ({"data": "0" * 64}, {}),
+        "pipeline": ({"dp_epsilon": 8.0, "align": None}, {"privacy": spent}),
+        "teacher": ({}, {"of_pool": read_json(run / "pool" / "stage.json")["fingerprint"]}),
+        "distilled": ({"drop_copies": False, "embedder": "untrained"}, {"copies_dropped": None}),
+    }
+    for folder, (settings, facts) in changes.items():
+        record = read_json(run / folder / "stage.json")
+        write_json(run / folder / "stage.json", {**record, **facts, "settings": record["settings"] | settings})
+    write_ledger(run)
+
+
+def test_under_differential_privacy_the_ledger_is_on_the_cards_and_no_figure_of_real_tiles(run):
+    make_private(run)
+    add_audit(run)
+    for upload in collect(run, "--name", "toy"):
+        text = upload.files["README.md"].decode()
+        assert "all that is published here was made with ε = 8 and δ = 0.001 for each training patient, of 90" in text
+        assert "- Denoiser: made of training tiles by DP-SGD, ε = 7.5, δ = 0.001" in text
+        assert "- Classifier that gave the soft labels: made of generated images, which spends nothing." in text
+        assert "\n- dropping images that are copies of a real tile\n" in text
+        # What the audit found but its verdict, scores, losses and numbers of tiles.
+        assert "**The privacy audit passed**" in text and "✓" not in text and "planted" not in text
+        assert "Real, all" not in text and "model-index" not in text and "validation loss" not in text
+        assert "trained on the real tiles" not in text and "held out for the privacy audit" not in text
+
+
+def test_a_step_outside_the_budget_is_not_published_with_the_claim(run):
+    make_private(run)
+    record = read_json(run / "teacher" / "stage.json")
+    del record["of_pool"]
+    write_json(run / "teacher" / "stage.json", record)
+    add_audit(run)
+    with pytest.raises(InputError, match="is not all under differential privacy: the teacher saw other tiles than"):
+        collect(run, "--name", "toy", "--only", "dataset")
+
+
+def test_a_claim_is_what_the_steps_have_spent(run):
+    make_private(run)
+    record = read_json(run / "run.json")
+    write_json(run / "run.json", record | {"privacy": record["privacy"] | {"num_units": 9000}})
+    add_audit(run)
+    with pytest.raises(InputError, match="claims other spendings than the steps have recorded"):
+        collect(run, "--name", "toy")
+    write_json(run / "run.json", record | {"privacy": record["privacy"] | {"note": "Mueller"}})
+    add_audit(run)
+    with pytest.raises(InputError, match="holds something unknown"):
+        collect(run, "--name", "toy")
+
+
+def test_risk_is_not_accepted_under_differential_privacy(run):
+    make_private(run)
+    add_audit(run, copies=3)
+    with pytest.raises(InputError, match="i_accept_the_risk does not go with a run under differential privacy"):
+        collect(run, "--name", "toy", "--i-accept-the-risk")
 
 
 def test_drawings_are_called_so_whatever_their_name(run):
