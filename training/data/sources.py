@@ -25,6 +25,8 @@ from histodistill.training.running.suggestions import did_you_mean
 
 # Endings of files that can be a source.
 _FILES = (".npz", ".csv", ".tsv", ".parquet")
+# The built-in drawings, and those of one site each.
+_DRAWINGS = ("phantom", "phantom-east", "phantom-west", "phantom-south")
 
 
 def load_tiles(
@@ -54,7 +56,8 @@ def load_tiles(
 
     What `source` is, is decided in this order (only text can be a name; a `Path` always means a file or folder):
 
-    1. `phantom`: the built-in drawings (`histodistill.training.data.phantom`).
+    1. `phantom`: the built-in drawings (`histodistill.training.data.phantom`); `phantom-east`, `phantom-west` and
+       `phantom-south`: those of one site each.
     2. A MedMNIST name: `pathmnist`, `dermamnist`, `retinamnist`, `bloodmnist`, in any case of letters. An
        `image_size` of 28, 64, 128 or 224 takes the file of that size, anything else the 28-pixel file.
        (To mean a folder with one of these names, write `./pathmnist`.)
@@ -306,7 +309,7 @@ def _find(source: str | Path) -> str | Path:
         raise InputError(f"the source {one_line(text)} has {fault} in its name: name it in letters of UTF-8")
     is_text = isinstance(source, str)
     # The drawings are written as they are here alone, the names of MedMNIST in any case of letters.
-    if is_text and (text == "phantom" or text.lower() in _data_sets()[1:]):
+    if is_text and (text in _DRAWINGS or text.lower() in _data_sets()[len(_DRAWINGS) :]):
         return text
     if not text:
         raise InputError(f"the source is empty: {_what_a_source_is()}")
@@ -330,7 +333,7 @@ def _data_sets() -> tuple[str, ...]:
     """The sources that go by a name of their own."""
     from histodistill.training.data.medmnist import MEDMNIST
 
-    return ("phantom", *MEDMNIST)
+    return (*_DRAWINGS, *MEDMNIST)
 
 
 def _open_by_name(name: str, image_size: int | None, reading: Reading, grouping: Grouping) -> OpenedSource:
@@ -339,10 +342,12 @@ def _open_by_name(name: str, image_size: int | None, reading: Reading, grouping:
         warn(
             f"{name} is taken for the data set of this name, not for what is called so here: for that, write ./{name}"
         )
-    if name == "phantom":
+    if name in _DRAWINGS:
         from histodistill.training.data.phantom import phantom_source
 
-        return opened_in_memory(phantom_source(image_size=image_size or 28, grouping=grouping), grouping)
+        site = name.partition("-")[2] or None
+        source = phantom_source(image_size=image_size or 28, grouping=grouping, site=site)
+        return opened_in_memory(source, grouping)
     from histodistill.training.data.medmnist import open_medmnist
 
     return open_medmnist(name.lower(), image_size, reading.download_dir, reading.download, grouping)
@@ -380,7 +385,7 @@ def _is_hub_id(text: str) -> bool:
 def _what_a_source_is() -> str:
     """All that can be given as a source, for the end of a message."""
     return (
-        f"a source is phantom, one of {', '.join(_data_sets()[1:])}, a .npz in the MedMNIST layout, a folder of "
+        f"a source is phantom, one of {', '.join(_data_sets()[len(_DRAWINGS) :])}, a .npz in the MedMNIST layout, a folder of "
         "images (split/class/*.png, class/*.png, or with labels.csv), a manifest (a .csv, .tsv or .parquet file with "
         "the columns path and label), a datasets folder, a Parquet file with images, or a Hub dataset id (user/name)"
     )
