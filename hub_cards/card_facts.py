@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult
 from histodistill.hub_cards.audit_record import AuditRecord
 from histodistill.hub_cards.gate import audit_sentences
 from histodistill.hub_cards.group_facts import GroupFacts
-from histodistill.hub_cards.set_record import MergedRecord
+from histodistill.hub_cards.site_verdict import MergedRecord
 
 
 #: What texts call the architectures of classifiers.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from histodistill.hub_cards.audit_record import AuditRecord
 from histodistill.hub_cards.part_files import hash_contents
-from histodistill.hub_cards.set_record import MergedRecord
+from histodistill.hub_cards.site_verdict import MergedRecord
 
 
 class AuditError(ValueError):

@@ -13,7 +13,7 @@ from histodistill.hub_cards.part_files import hash_part
 from histodistill.training.data.image_dataset import write_image_dataset
 from histodistill.training.data.phantom import PHANTOM_CLASSES, phantom_tiles
 from histodistill.training.evaluation.run_contents import RunContents, RunFiles
-from histodistill.training.evaluation.set_card import write_set_record
+from histodistill.training.evaluation.set_card import write_site_verdict
 from histodistill.training.evaluation.verdicts import make_audit
 from histodistill.training.running.stages import Stage
 
@@ -51,7 +51,7 @@ def add_verdict(folder: Path, copies: int = 0, patients: bool = False) -> None:
         audit = make_audit(by_patient(audit_result()), [], {"distilled": hash_part(folder / "distilled")}, {}, facts)
     files = RunFiles.read(folder, ["distilled"])
     content = check_set(folder / "distilled", files.parts["distilled"])
-    write_set_record(files, RunContents(None, None, content), audit)  # type: ignore[arg-type]
+    write_site_verdict(files, RunContents(None, None, content), audit)  # type: ignore[arg-type]
 
 
 def make_sites(folder: Path) -> list[Path]:

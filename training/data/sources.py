@@ -384,8 +384,9 @@ def _is_hub_id(text: str) -> bool:
 
 def _what_a_source_is() -> str:
     """All that can be given as a source, for the end of a message."""
+    names = ", ".join(_data_sets()[len(_DRAWINGS) :])
     return (
-        f"a source is phantom, one of {', '.join(_data_sets()[len(_DRAWINGS) :])}, a .npz in the MedMNIST layout, a folder of "
+        f"a source is phantom, one of {names}, a .npz in the MedMNIST layout, a folder of "
         "images (split/class/*.png, class/*.png, or with labels.csv), a manifest (a .csv, .tsv or .parquet file with "
         "the columns path and label), a datasets folder, a Parquet file with images, or a Hub dataset id (user/name)"
     )

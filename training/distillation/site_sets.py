@@ -21,7 +21,7 @@ from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.group_facts import GroupFacts
 from histodistill.hub_cards.names import is_license_id
 from histodistill.hub_cards.part_files import hash_files, read_file
-from histodistill.hub_cards.set_record import SET_AUDIT, SetRecord, image_hashes
+from histodistill.hub_cards.site_verdict import SET_AUDIT, SiteVerdict, image_hashes
 from histodistill.hub_cards.tables import ImageTable, check_names
 from histodistill.training.data.image_dataset import SHARD, find_shards, read_shards, write_image_dataset
 from histodistill.training.distillation.site_choice import match_classes, parse_shares, rename_classes, take_shares
@@ -81,7 +81,7 @@ class Site:
     name: str
     table: ImageTable
     facts: dict[str, Any] = field(default_factory=dict)
-    record: SetRecord | None = None
+    record: SiteVerdict | None = None
 
 
 def read_sites(
@@ -218,7 +218,7 @@ def read_site(given: Path, folder: Path, name: str) -> Site:
     return site
 
 
-def read_verdict(site: Site, files: Sequence[Path]) -> SetRecord | None:
+def read_verdict(site: Site, files: Sequence[Path]) -> SiteVerdict | None:
     """The verdict that came with a set; None where there is none.
 
     What it was, the audit of a merged set sees: here it is seen that it is about the files that it came with.
@@ -235,7 +235,7 @@ def read_verdict(site: Site, files: Sequence[Path]) -> SetRecord | None:
         return None
     remedy = f"ask {site.name} for its set with the record of its audit again"
     try:
-        record = read_document(read_file(path), SetRecord)
+        record = read_document(read_file(path), SiteVerdict)
         # The record of the stage is not on the Hub.
         names = [f"data/{file.name}" for file in files] + [RECORD] * (site.folder / RECORD).is_file()
         found = hash_files(site.folder, names)

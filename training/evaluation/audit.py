@@ -11,8 +11,8 @@ SHA-256 of every file that it is about. Publishing goes by it. Files that hold w
 before anything is measured. Where only the scores have changed since (`results.json`, `benchmark/`), the same command
 renews their hashes, and measures nothing again. `RUN/audit/` has two pictures of real tiles beside the
 generated images that are most like them, of the distilled set and of the pool, and must not be shared.
-`RUN/distilled/README.md` is written anew, with the verdict and the scores, and `RUN/distilled/audit.json` is the verdict
-on the set as it goes with the set to where it is merged with others.
+`RUN/distilled/README.md` is written anew, with the verdict and the scores, and `RUN/distilled/audit.json`
+is the verdict on the set as it goes with the set to where it is merged with others.
 
 With `--label-attack 3` another thing is measured in place of all this: what the soft labels of the distilled set
 give away beside its images, since their teacher has seen the real tiles. It takes the training of twice as many
@@ -141,7 +141,7 @@ def run(config: AuditConfig) -> dict[str, Any]:
         summary_lines,
         write_audit,
     )
-    from histodistill.training.evaluation.set_card import renew_card, write_set_record
+    from histodistill.training.evaluation.set_card import renew_card, write_site_verdict
     from histodistill.training.models.embedders import embedder_fingerprint
     from histodistill.training.running.files import read_json
 
@@ -179,7 +179,7 @@ def run(config: AuditConfig) -> dict[str, Any]:
     if stage.complete and path.is_file():
         known = renew_audit(path, audited)
         renew_card(audited.files, audited.contents, known)
-        write_set_record(audited.files, audited.contents, known)
+        write_site_verdict(audited.files, audited.contents, known)
         return read_json(path)
     stage.begin()
     path.unlink(missing_ok=True)
@@ -190,7 +190,7 @@ def run(config: AuditConfig) -> dict[str, Any]:
     record = audit_record(audited, result)
     stage.finish()
     renew_card(audited.files, audited.contents, record)
-    write_set_record(audited.files, audited.contents, record)
+    write_site_verdict(audited.files, audited.contents, record)
     # The very last: where it is there, it is of these files.
     write_audit(path, record)
     print("\n".join(summary_lines(record, brief=is_step_of_distill())))
@@ -208,15 +208,15 @@ def _audit_merged_set(config: AuditConfig) -> dict[str, Any]:
         InputError: For tiles that were given, and a set that was changed or does not go with the verdicts in it.
     """
     from histodistill.hub_cards import AuditFacts, render_dataset_card
-    from histodistill.hub_cards.set_record import SET_AUDIT
+    from histodistill.hub_cards.site_verdict import SET_AUDIT
     from histodistill.training.evaluation.merged_set import MergedSet, judge_merged, merged_card
     from histodistill.training.running.files import write_json, write_text
 
     for name in ("data", "merged", "label_attack"):
         if value := getattr(config, name):
             raise InputError(
-                f"{param(name)}={value} is for a run, and {config.run} is a merged set, which is judged by the verdicts "
-                f"of its sites: leave {param(name)} out"
+                f"{param(name)}={value} is for a run, and {config.run} is a merged set, which is judged by the "
+                f"verdicts of its sites: leave {param(name)} out"
             )
     merged = MergedSet.read(config.run)
     record = judge_merged(merged)

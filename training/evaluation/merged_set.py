@@ -23,7 +23,7 @@ from histodistill.hub_cards.contents import about
 from histodistill.hub_cards.documents import ClassName, Known, Sha256, read_document
 from histodistill.hub_cards.group_facts import GroupFacts
 from histodistill.hub_cards.part_files import hash_contents, read_part
-from histodistill.hub_cards.set_record import SET_FORMAT, MergedRecord, SetRecord, image_hashes
+from histodistill.hub_cards.site_verdict import VERDICT_FORMAT, MergedRecord, SiteVerdict, image_hashes
 from histodistill.hub_cards.table_files import read_table, write_table
 from histodistill.hub_cards.tables import ImageTable, canonical
 from histodistill.selection.near_copies import TOLERANCE, near_pairs
@@ -69,7 +69,7 @@ class MergedStage(Known):
     settings: MergedSettings
     data_sha256: Sha256
     sites: Annotated[list[MergedSite], Field(min_length=2)]
-    records: list[SetRecord | None]
+    records: list[SiteVerdict | None]
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,7 +88,7 @@ class MergedSet:
     files: dict[str, bytes]
     table: ImageTable
     sites: list[MergedSite]
-    records: list[SetRecord | None]
+    records: list[SiteVerdict | None]
 
     @classmethod
     def read(cls, folder: Path) -> MergedSet:
@@ -145,7 +145,7 @@ def judge_merged(merged: MergedSet) -> MergedRecord:
     verdict = VerdictRecord(
         passed=all(finding.passed for finding in findings), findings=tuple(findings), files=hash_contents(merged.files)
     )
-    return MergedRecord(format=SET_FORMAT, parts={"distilled": verdict})
+    return MergedRecord(format=VERDICT_FORMAT, parts={"distilled": verdict})
 
 
 def _judge_site(merged: MergedSet, number: int) -> FindingRecord:
@@ -177,8 +177,8 @@ def _judge_common(merged: MergedSet) -> FindingRecord:
     site_of = np.repeat(np.arange(len(by_site)), [len(images) for images in by_site])
     equal, near = (_shared(near_pairs(by_site, tolerance), site_of) for tolerance in (0, TOLERANCE))
     sentence = (
-        f"{equal:,} images are equal to one of another site, also turned or mirrored; {near - equal:,} more differ from "
-        f"one by {TOLERANCE} grey levels at most, on average"
+        f"{equal:,} images are equal to one of another site, also turned or mirrored; {near - equal:,} more differ "
+        f"from one by {TOLERANCE} grey levels at most, on average"
     )
     return FindingRecord(name="common", passed=equal == 0, sentence=sentence)
 

@@ -9,7 +9,7 @@ import numpy as np
 from histodistill.hub_cards import AuditFacts, ContentError, DistilledDatasetCardData, RunFacts, render_dataset_card
 from histodistill.hub_cards.audit_record import AuditRecord
 from histodistill.hub_cards.dataset_card import NO_SOURCE
-from histodistill.hub_cards.set_record import SET_AUDIT, SET_FORMAT, SetRecord, image_hashes
+from histodistill.hub_cards.site_verdict import SET_AUDIT, VERDICT_FORMAT, SiteVerdict, image_hashes
 from histodistill.training.data.image_dataset import dataset_features
 from histodistill.training.data.medmnist import public_name
 from histodistill.training.evaluation.checked_run import CheckedRun
@@ -50,7 +50,7 @@ def dataset_card(run: CheckedRun, facts: RunFacts, *, has_pictures: bool) -> Dis
     )
 
 
-def write_set_record(files: RunFiles, contents: RunContents, audit: AuditRecord) -> None:
+def write_site_verdict(files: RunFiles, contents: RunContents, audit: AuditRecord) -> None:
     """Writes RUN/distilled/audit.json: the verdict on the set as it goes with the set, to be merged elsewhere.
 
     Args:
@@ -63,7 +63,9 @@ def write_set_record(files: RunFiles, contents: RunContents, audit: AuditRecord)
         "parts": {"distilled": audit.parts["distilled"]},
         "records": {},
     }
-    record = SetRecord(format=SET_FORMAT, audit=audit.model_copy(update=alone), images=image_hashes(table.images))
+    record = SiteVerdict(
+        format=VERDICT_FORMAT, audit=audit.model_copy(update=alone), images=image_hashes(table.images)
+    )
     write_json(files.folder / "distilled" / SET_AUDIT, record.model_dump(mode="json"))
 
 

@@ -11,12 +11,18 @@ from histodistill.hub_cards import AuditError, AuditFacts, ContentError, Upload,
 from histodistill.hub_cards.documents import read_document
 from histodistill.hub_cards.part_files import read_file
 from histodistill.hub_cards.pictures import encode_png
-from histodistill.hub_cards.set_record import SET_AUDIT, MergedRecord
+from histodistill.hub_cards.site_verdict import SET_AUDIT, MergedRecord
 from histodistill.training.evaluation.checked_run import distilled_grid
 from histodistill.training.evaluation.merged_set import MergedSet, judge_merged, merged_card
 from histodistill.training.models.encoder_licences import tell_licences
 from histodistill.training.publishing.pushing import as_input_error
-from histodistill.training.publishing.repositories import GRID, SUFFIXES, Repository, check_no_paths, warn_of_no_licence
+from histodistill.training.publishing.repositories import (
+    GRID,
+    SUFFIXES,
+    Repository,
+    check_no_paths,
+    warn_of_no_licence,
+)
 from histodistill.training.running.errors import InputError, param
 
 
@@ -56,8 +62,8 @@ def merged_repository(
     for site in merged.sites:
         if license is not None and site.license not in (None, license):
             raise InputError(
-                f"{param('license')}={license} is not that of the set of {site.name}, which is {site.license}: leave it "
-                "out, and the card tells the licence of each site"
+                f"{param('license')}={license} is not that of the set of {site.name}, which is {site.license}: leave "
+                "it out, and the card tells the licence of each site"
             )
     name = repo_id.partition("/")[2]
     repo_id = f"{repo_id}-{SUFFIXES['dataset']}"
@@ -95,7 +101,9 @@ def _read_audit(folder: Path, judged: MergedRecord) -> MergedRecord | None:
     try:
         audit = read_document(read_file(path), MergedRecord)
     except ContentError as error:
-        raise InputError(f"{path} is no audit of a merged set ({error}): run histodistill audit {folder} again") from error
+        raise InputError(
+            f"{path} is no audit of a merged set ({error}): run histodistill audit {folder} again"
+        ) from error
     if audit != judged:
         raise InputError(f"{path} is not about this set, or was changed: run histodistill audit {folder} again")
     return audit

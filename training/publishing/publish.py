@@ -146,8 +146,8 @@ def _of_merged_set(config: PublishConfig) -> list[Repository]:
 
     if config.i_accept_the_risk:
         raise InputError(
-            f"{param('i_accept_the_risk')} is for a run of your own, and {config.run} has images of other sites: leave "
-            "it out, and merge sets that passed"
+            f"{param('i_accept_the_risk')} is for a run of your own, and {config.run} has images of other sites: "
+            "leave it out, and merge sets that passed"
         )
     if config.audit is not None:
         raise InputError(f"{param('audit')}={config.audit} is for a run: a merged set has its own, so leave it out")

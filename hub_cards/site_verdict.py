@@ -20,14 +20,14 @@ from histodistill.hub_cards.documents import Exact, Sha256
 #: Name of the file in the folder of a set.
 SET_AUDIT = "audit.json"
 #: Version of the layout of these files.
-SET_FORMAT = 1
+VERDICT_FORMAT = 1
 
 
-class SetRecord(Exact):
+class SiteVerdict(Exact):
     """What goes with a distilled set.
 
     Attributes:
-        format: `SET_FORMAT`.
+        format: `VERDICT_FORMAT`.
         audit: The audit of its run, of the set alone: without the name of the real tiles and of any other file.
         images: SHA-256 of each image by `image_hashes`, in the order of the rows.
     """
@@ -47,7 +47,7 @@ class MergedRecord(Exact):
     """What a merged set has: a verdict made of those of its sites.
 
     Attributes:
-        format: `SET_FORMAT`.
+        format: `VERDICT_FORMAT`.
         parts: The one part, and its verdict: a finding for each site, and one on images that sites have in common.
     """
 
