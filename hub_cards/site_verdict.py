@@ -8,7 +8,7 @@ audit of its site was about.
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -20,7 +20,7 @@ from histodistill.hub_cards.documents import Exact, Sha256
 #: Name of the file in the folder of a set.
 SET_AUDIT = "audit.json"
 #: Version of the layout of these files.
-VERDICT_FORMAT = 1
+VERDICT_FORMAT: Final = 1
 
 
 class SiteVerdict(Exact):

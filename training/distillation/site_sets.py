@@ -33,14 +33,15 @@ from histodistill.training.running.stages import RECORD
 
 
 _Count = Annotated[int, Field(ge=0, lt=2**31)]
-_Word = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,40}$")]
+#: A name of ours, such as that of a selector.
+Word = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,40}$")]
 
 
 class SiteSettings(Known):
     """The settings of a site's distilled set, as far as they are told."""
 
-    stage: _Word = "distilled"
-    selector: _Word | None = None
+    stage: Word = "distilled"
+    selector: Word | None = None
 
 
 class SiteRecord(Known):

@@ -28,6 +28,7 @@ from histodistill.hub_cards.table_files import read_table, write_table
 from histodistill.hub_cards.tables import ImageTable, canonical
 from histodistill.selection.near_copies import TOLERANCE, near_pairs
 from histodistill.training.data.image_dataset import SHARD, dataset_features
+from histodistill.training.distillation.site_sets import Word
 from histodistill.training.evaluation.verdicts import check_verdicts
 from histodistill.training.models.encoder_licences import for_cards
 from histodistill.training.models.encoder_record import EncoderRecord, LicenseId
@@ -37,7 +38,6 @@ from histodistill.training.running.stages import RECORD
 
 # The file of a merged set that is published.
 _TABLE = f"data/{SHARD}"
-_Word = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,40}$")]
 
 
 class MergedSite(Known):
@@ -46,7 +46,7 @@ class MergedSite(Known):
     name: ClassName
     num_images: Count
     n_per_class: list[Count]
-    selector: _Word | None
+    selector: Word | None
     pool_size: Count | None
     fingerprint: Sha256 | None
     source_name: ClassName | None
@@ -109,7 +109,7 @@ class MergedSet:
                 if not _fits(record, table):
                     raise ContentError("tells of other sites than those of the images")
         except ContentError as error:
-            raise InputError(f"{error}; merge the sites again") from error
+            raise InputError(f"{error}; merge the sites again, into a new folder") from error
         return cls(folder, files, table, record.sites, record.records)
 
     @cached_property
@@ -158,7 +158,7 @@ def _judge_site(merged: MergedSet, number: int) -> FindingRecord:
     if strange:
         raise InputError(
             f"{merged.folder} has images of {name} that its audit was not about ({strange.total()} of "
-            f"{merged.sites[number].num_images}): merge the sites again"
+            f"{merged.sites[number].num_images}): merge the sites again, into a new folder"
         )
     verdict = record.audit.parts["distilled"]
     if not verdict.passed:

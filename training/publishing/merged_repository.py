@@ -84,7 +84,7 @@ def merged_repository(
     upload = Upload("dataset", repo_id, files)
     check_no_paths(upload, (folder, Path.home()))
     tell_licences(encoder.model_dump() for site in merged.sites for encoder in site.encoders)
-    if not card.is_phantom and any(site.license is None for site in merged.sites) and license is None:
+    if license is None and any(site.license is None and not site.is_phantom for site in merged.sites):
         warn_of_no_licence()
     return Repository(upload, refusal)
 
