@@ -5,7 +5,8 @@
   and `rendering` fills the templates.
 - The contents: `part_files` reads the files of a part of a run, each once; `documents`, `weights`, `tables` and
   `pictures` take nothing but what is known in JSON, arrays, tables and images; `contents` says what may go up.
-- The gate, `gate`: only what has passed the privacy audit may go up. `audit_record` reads `audit.json`.
+- The gate, `gate`: only what has passed the privacy audit may go up. `audit_record` reads `audit.json`, and
+  `site_verdict` those in the folders of sets.
 - The upload, `uploading`: all of a repository in one commit, and nothing where nothing changed.
 
 Errors are sentences. Those that a parameter of `histodistill publish` would mend name it in backticks.

@@ -12,6 +12,7 @@ from histodistill.hub_cards.audit_record import AuditRecord
 from histodistill.hub_cards.gate import audit_sentences
 from histodistill.hub_cards.group_facts import GroupFacts
 from histodistill.hub_cards.privacy_ledger import Ledger
+from histodistill.hub_cards.site_verdict import MergedRecord
 
 
 #: What texts call the architectures of classifiers.
@@ -67,8 +68,8 @@ class AuditFacts:
     controls: Sequence[str] = ()
 
     @classmethod
-    def of(cls, audit: AuditRecord, part: str) -> AuditFacts:
-        """What an audit says of a part of a run that it is about."""
+    def of(cls, audit: AuditRecord | MergedRecord, part: str) -> AuditFacts:
+        """What an audit says of a part of a run that it is about, or of a merged set."""
         verdict = audit.parts[part]  # type: ignore[index]
         told = list(zip(verdict.findings, audit_sentences(audit, part), strict=True))
         controls = [sentence for finding, sentence in told if finding.passed and finding.is_control]

@@ -42,7 +42,7 @@ _PRIVATE_COLUMNS = {
 }
 _MERGED_COLUMNS = {
     "soft_label": "probability of each class according to a classifier trained on the real tiles of the site, to "
-    "4 digits",
+    "4 digits, and 0 of a class that the site does not have",
     "seed": "seed from which the site's own pipeline made the image",
     "community": "community of the image in the nearest-neighbour graph of the site's pool of its class; numbered "
     "through all classes and sites",
@@ -171,6 +171,8 @@ class DistilledDatasetCardData:
 
     def title(self) -> str:
         """The heading."""
+        if self.sites and self.facts and self.facts.name:
+            return f"{TITLE}{self.facts.name}, merged from {len(self.sites)} sites"
         if self.sites:
             return f"Merged from {len(self.sites)} sites: distilled image dataset"
         return TITLE + (self.source_name or NO_SOURCE)

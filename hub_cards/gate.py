@@ -12,6 +12,7 @@ from pathlib import Path
 
 from histodistill.hub_cards.audit_record import AuditRecord
 from histodistill.hub_cards.part_files import hash_contents
+from histodistill.hub_cards.site_verdict import MergedRecord
 
 
 class AuditError(ValueError):
@@ -19,14 +20,14 @@ class AuditError(ValueError):
 
 
 def check_audit(
-    folder: str | Path, files: Mapping[str, bytes], audit: AuditRecord | None, part: str | None = None
+    folder: str | Path, files: Mapping[str, bytes], audit: AuditRecord | MergedRecord | None, part: str | None = None
 ) -> None:
     """Lets what has passed the audit through, and nothing else.
 
     Args:
         folder: Where the files were read from, for messages.
         files: The files of the part, as `read_part` gives them.
-        audit: The audit of the run, or None where there is none.
+        audit: The audit of the run or of a merged set, or None where there is none.
         part: The part of the run that it is: `distilled`, `selector` or `pipeline`; by default the folder's name.
 
     Raises:
@@ -48,6 +49,9 @@ def check_audit(
         raise AuditError(f"{folder / missing[0]} was audited and is not there: run histodistill audit again")
     if not verdict.passed:
         reasons = "; ".join(finding.sentence for finding in verdict.findings if not finding.passed)
+        if isinstance(audit, MergedRecord):
+            # The risk is that of the patients of each site, which nobody accepts for another.
+            raise AuditError(f"{folder} may not be published ({reasons}): merge sets that passed, each image once")
         raise AuditError(
             f"{part} did not pass the privacy audit ({reasons}): mend it, or publish it all the same with "
             "`i_accept_the_risk`"
@@ -86,7 +90,7 @@ def risk_statement(refusal: str) -> str:
     )
 
 
-def audit_sentences(audit: AuditRecord, part: str) -> list[str]:
+def audit_sentences(audit: AuditRecord | MergedRecord, part: str) -> list[str]:
     """The findings on a part in plain words, for its card: sentences with a mark of whether each holds."""
     return [
         f"{'✓' if finding.passed else '✗'} {finding.sentence[0].upper()}{finding.sentence[1:]}."

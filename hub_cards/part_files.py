@@ -57,7 +57,8 @@ PARTS = {
     "distilled": PartRules(
         published=("data/train-00000-of-00001.parquet",),
         records=("stage.json",),
-        working=("README.md",),
+        # Whoever reads audit.json sees whether it is about the other files.
+        working=("README.md", "audit.json"),
     ),
 }
 #: The most bytes that a file may have, by its ending; no other file is read.

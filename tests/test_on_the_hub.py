@@ -13,9 +13,13 @@ import subprocess
 import sys
 
 import pytest
+from audited_sites import SITES, make_sites
 from audits import add_audit
 from loopback_hub import Fault, LoopbackHub, User
 
+from histodistill.training.data.image_dataset import read_image_table
+from histodistill.training.distillation import merge
+from histodistill.training.evaluation import audit as audit_step
 from histodistill.training.metrics import METRICS
 
 
@@ -211,6 +215,25 @@ def test_an_autoencoder_of_the_hub_is_taken_by_its_id(published, hub, tiny_run, 
     (snapshot,) = tmp_path.rglob("models--me--toy-ldm/snapshots/*")
     fetched = {path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()}
     assert fetched == {"vae/config.json", f"vae/{theirs.name}"}
+
+
+def test_the_sets_of_three_sites_are_merged_audited_published_and_loaded(machine, hub, tmp_path):
+    folder = merge.run(merge.MergeConfig(sites=make_sites(tmp_path), names=SITES, output=tmp_path / "merged"))
+    assert audit_step.exit_code(audit_step.run(audit_step.AuditConfig(run=folder))) == 0
+    finished = machine.cli("publish", str(folder), "--namespace", "me", "--name", "three", "--push")
+    assert finished.returncode == 0, finished.stderr
+    assert f"created: {hub.url}/datasets/me/three-distilled at " in finished.stdout
+    code = (
+        "import hashlib, json, numpy\nfrom datasets import load_dataset\n"
+        "rows = load_dataset('me/three-distilled', split='train').with_format('numpy')\n"
+        "digest = hashlib.sha256(numpy.ascontiguousarray(rows[:]['image']).tobytes()).hexdigest()\n"
+        "print(json.dumps([rows.features['site'].names, rows[:]['site'].tolist(), digest]))"
+    )
+    loaded = machine.python("-c", code)
+    assert loaded.returncode == 0, loaded.stderr[-2000:]
+    table = read_image_table(folder)
+    digest = hashlib.sha256(table.images.tobytes()).hexdigest()
+    assert json.loads(loaded.stdout) == [list(SITES), table.columns["site"].tolist(), digest]
 
 
 def test_one_sentence_and_no_traceback(published, machine, publish_argv, hub):

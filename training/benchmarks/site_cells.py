@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histodistill.selection.image_rows import join as join_images
-from histodistill.training.benchmarks.sites import federated_averaging
+from histodistill.training.benchmarks.sites import federated_averaging, join
 from histodistill.training.benchmarks.sites_table import MERGED
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.tiles import Tiles, TileSource, sample_per_class
@@ -65,11 +64,6 @@ def distil_site(options: DistillConfig, source: TileSource, own: Tiles, max_trai
         run_module(stage.module, stage.argv, stage.num_processes)
     images, columns, _ = read_image_dataset(options.output / "distilled")
     return Tiles(images, columns["label"])
-
-
-def join(parts: Sequence[Tiles]) -> Tiles:
-    """Tiles of several sites as one set."""
-    return Tiles(join_images([part.images for part in parts]), np.concatenate([part.labels for part in parts]))
 
 
 def training_sets(

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from histodistill.selection.checks import check_integer
+from histodistill.selection.image_rows import join as join_images
 from histodistill.selection.streams import stream
-from histodistill.training.data.tiles import Tiles
+from histodistill.training.data.tiles import Tiles, TileSource
 from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.engine.classifier_training import build_classifier, fit_classifier
 from histodistill.training.models.classifiers import Classifier
@@ -65,6 +66,32 @@ def split_over_sites(
         for site, part in zip(sites, np.split(members, np.cumsum(counts)[:-1]), strict=True):
             site.append(part)
     return [np.sort(np.concatenate(parts)) for parts in sites]
+
+
+def join_sources(sources: Sequence[TileSource]) -> tuple[TileSource, list[np.ndarray]]:
+    """The tiles of sites that have a source each, as one source.
+
+    Args:
+        sources: Of each site, with a validation and a test split.
+
+    Returns:
+        The source, without groups, and for each site the indices of its training tiles, int64.
+
+    Raises:
+        InputError: For a source of other classes or another size than the first, or without a split.
+    """
+    first = sources[0]
+    for source in sources[1:]:
+        if (source.class_names, source.image_size) != (first.class_names, first.image_size):
+            raise InputError(f"{source.name} has other classes or sizes than {first.name}: give sites with the same")
+    splits = {split: join([source.split(split) for source in sources]) for split in ("train", "validation", "test")}
+    ends = np.cumsum([len(source.split("train")) for source in sources])
+    return replace(first, splits=splits, group_kind=None), np.split(np.arange(ends[-1]), ends[:-1])
+
+
+def join(parts: Sequence[Tiles]) -> Tiles:
+    """Tiles of several sites as one set."""
+    return Tiles(join_images([part.images for part in parts]), np.concatenate([part.labels for part in parts]))
 
 
 def federated_averaging(

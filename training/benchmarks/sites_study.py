@@ -2,9 +2,11 @@
 
     python -m histodistill.training.benchmarks.sites_study --data my_tiles.npz --output runs/sites --preset cpu
 
-The training tiles are split over sites with unequal class shares. Each site distils its own tiles: every stage from
-the autoencoder to the selection, and no audit. The options are the preset's, but for those that --autoencoder-steps,
---diffusion-steps, --teacher-steps, --per-class and --n-per-class give. Then classifiers are trained, a row each, on
+The training tiles are split over sites with unequal class shares; or there are sites already, each with a source of
+its own, as with `--data phantom-east --more-sites phantom-west phantom-south`. Each site distils its own tiles: every
+stage from the autoencoder to the selection, and no audit. The options are the preset's, but for those that
+--autoencoder-steps, --diffusion-steps, --teacher-steps, --per-class and --n-per-class give. Then classifiers are
+trained, a row each, on
 
     merged        the distilled sets of all sites
     distilled-N   the distilled set of site N alone
@@ -14,8 +16,8 @@ the autoencoder to the selection, and no audit. The options are the preset's, bu
     federated     the real tiles of all sites by federated averaging
 
 all with the same recipe and the same number of steps, scored on the same validation and test tiles; `sites` is the
-mean of site-N. Validation tiles are those of the source, for every site. What is finished is kept, so a killed
-benchmark goes on where it was. Leaves `sites.json` and `sites.md` in the output folder.
+mean of site-N. Validation and test tiles are those of the source, or of all sources together, for every site. What is
+finished is kept, so a killed benchmark goes on where it was. Leaves `sites.json` and `sites.md` in the output folder.
 """
 
 from __future__ import annotations
@@ -65,6 +67,9 @@ class SitesStudyConfig(CellsConfig):
 
     data: str | Path = option("the real tiles: any source with a validation and a test split")
     output: Path = option("folder for the sites and the result")
+    more_sites: tuple[str, ...] = option(
+        "sources of further sites: --data is then that of the first, and no tiles are split", default=()
+    )
     image_size: int | None = option("side in pixels; default: the size tiles have", default=None)
     sites: int = option("number of sites", default=4, at_least=2)
     concentration: float = option("of the Dirichlet distribution of the shares", default=0.3, above=0)
@@ -130,7 +135,8 @@ class SitesStudyConfig(CellsConfig):
     def recorded(self) -> dict[str, Any]:
         """The options that decide the result."""
         values = {name: getattr(self, name) for name in _RECORDED}
-        return {**values, "preset": preset_name(self.preset), "train": [self.train]}
+        more = {"more_sites": len(self.more_sites)} if self.more_sites else {}
+        return {**values, **more, "preset": preset_name(self.preset), "train": [self.train]}
 
     def of_site(self, number: int) -> DistillConfig:
         """The options of the distillation at one site, counted from 1."""
@@ -169,7 +175,7 @@ def run(config: SitesStudyConfig) -> dict[str, Any]:
     import numpy as np
 
     from histodistill.training.benchmarks.site_cells import distil_site, train_cells
-    from histodistill.training.benchmarks.sites import split_over_sites
+    from histodistill.training.benchmarks.sites import join_sources, split_over_sites
     from histodistill.training.data.sources import load_tiles
     from histodistill.training.running.stages import Stage
     from histodistill.training.tables.results_summary import SPLITS
@@ -177,8 +183,13 @@ def run(config: SitesStudyConfig) -> dict[str, Any]:
     source = load_tiles(config.data, image_size=config.image_size)
     for split in SPLITS:
         source.split(split)
+    if config.more_sites:
+        others = [load_tiles(more, image_size=source.image_size) for more in config.more_sites]
+        source, parts = join_sources([source, *others])
+    else:
+        labels, sites = source.split("train").labels, config.sites
+        parts = split_over_sites(labels, sites, config.concentration, config.split_seed, config.min_per_class)
     train = source.split("train")
-    parts = split_over_sites(train.labels, config.sites, config.concentration, config.split_seed, config.min_per_class)
     settings = {"stage": "sites", "data": source.fingerprint(), **config.recorded()}
     stage = Stage(config.output, settings, remedy=f"give another {param('output')}, or delete it")
     stage.begin()
@@ -189,7 +200,7 @@ def run(config: SitesStudyConfig) -> dict[str, Any]:
         distilled.append(distil_site(config.of_site(number), source, own, config.max_train_steps))
         stage.save_progress()
     # As many real tiles as the merged sets hold, or as there are.
-    as_many = min(config.sites * config.n_per_class, int(np.bincount(train.labels).min()))
+    as_many = min(len(real) * config.n_per_class, int(np.bincount(train.labels).min()))
     cells = train_cells(
         stage,
         config.recipe,
@@ -228,7 +239,7 @@ def write_table(
     table = summarise_sites(cells)
     results = {"data": source.name, "class_names": source.class_names, "tiles_per_site": counts, "rows": table}
     write_json(config.output / "sites.json", results)
-    named = titles(config.sites, config.rounds, as_many, is_cut=as_many < config.sites * config.n_per_class)
+    named = titles(len(counts), config.rounds, as_many, is_cut=as_many < len(counts) * config.n_per_class)
     text = site_table(counts, source.class_names) + "\n" + score_table(table, named)
     write_text(config.output / "sites.md", text)
     print(text)

@@ -10,7 +10,8 @@ About half of the tiles hold some of a second tissue; the label is the tissue th
 
 Tiles are of patients, each with stains, nuclei and glands of its own (`phantom_patients`), and these are of sites. The
 test split imitates another centre: its mean stain differs. Within a patient, stains, focus and sensor noise vary a
-little from tile to tile.
+little from tile to tile. `phantom-east`, `phantom-west` and `phantom-south` are of one site each, with other patients
+and other drawings, to try what is done with several sites.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from histodistill.selection.checks import check_integer
 from histodistill.selection.stains import STAIN_VECTORS
 from histodistill.selection.streams import stream
 from histodistill.training.data.grouping import Grouping
-from histodistill.training.data.phantom_patients import Patients, draw_patients
+from histodistill.training.data.phantom_patients import STAININGS, Patients, draw_patients, site_key
 from histodistill.training.data.phantom_tissues import TISSUES, gradient, waves
 from histodistill.training.data.tiles import SPLITS, Tiles, TileSource
 from histodistill.training.running.errors import InputError, param
@@ -32,6 +33,8 @@ from histodistill.training.running.suggestions import did_you_mean
 
 #: The tissues that can be drawn; the index is the label.
 PHANTOM_CLASSES = tuple(TISSUES)
+#: The sites that patients can be of.
+PHANTOM_SITES = tuple(STAININGS)
 #: Tiles of each class by split, where nothing else is asked for.
 PHANTOM_SIZES = {"train": 300, "validation": 60, "test": 100}
 #: Least side of a tile in pixels: on fewer, nuclei are no longer to be seen.
@@ -52,6 +55,7 @@ def phantom_source(
     seed: int = 0,
     sizes: dict[str, int] | None = None,
     grouping: Grouping | None = None,
+    site: str | None = None,
 ) -> TileSource:
     """Makes the phantom's splits in memory; nothing is read from disk or cached.
 
@@ -60,6 +64,7 @@ def phantom_source(
         seed: At least 0.
         sizes: Tiles per class for each split; by default 300 / 60 / 100, which are of 100 / 20 / 34 patients.
         grouping: What was said of the groups, which can be no more than what they are called.
+        site: Of which all patients are, one of `PHANTOM_SITES`; None for the usual ones of each split.
 
     Raises:
         InputError: `image_size`, `seed` or a size out of range, or groups elsewhere than in the drawings.
@@ -69,7 +74,7 @@ def phantom_source(
         option = param("group_column" if grouping.column is not None else "group_pattern")
         raise InputError(f"phantom has patients of its own, and neither columns nor files: leave {option} out")
     sizes = PHANTOM_SIZES if sizes is None else sizes
-    splits = {name: phantom_tiles(name, n, image_size=image_size, seed=seed) for name, n in sizes.items()}
+    splits = {name: phantom_tiles(name, n, image_size=image_size, seed=seed, site=site) for name, n in sizes.items()}
     return TileSource(
         name="phantom",
         class_names=list(PHANTOM_CLASSES),
@@ -82,7 +87,13 @@ def phantom_source(
 
 
 def phantom_tiles(
-    split: str, n_per_class: int, *, image_size: int = 28, seed: int = 0, patients: Patients | None = None
+    split: str,
+    n_per_class: int,
+    *,
+    image_size: int = 28,
+    seed: int = 0,
+    patients: Patients | None = None,
+    site: str | None = None,
 ) -> Tiles:
     """Draws `n_per_class` tiles of each class, in class order: images uint8 N×H×W×3 RGB and labels int64 N.
 
@@ -97,6 +108,7 @@ def phantom_tiles(
         patients: Whose tiles are drawn, as many of each patient as of another, or one more. By default they are the
             split's own, of up to three tiles of a class each. New tiles of patients that are there already are drawn
             with another seed, and with the patients of theirs: `draw_patients("train", 100, seed)`.
+        site: Of which all patients are, one of `PHANTOM_SITES`; None for the usual ones of the split.
 
     Raises:
         InputError: An unknown split, or a number out of range.
@@ -109,10 +121,10 @@ def phantom_tiles(
     check_integer(param("seed"), seed, 0, error=InputError)
     if patients is None:
         count = max(-(-n_per_class // _TILES_PER_PATIENT), min(n_per_class, _FEWEST_PATIENTS))
-        patients = draw_patients(split, count, seed)
+        patients = draw_patients(split, count, seed, site)
     labels = np.repeat(np.arange(len(PHANTOM_CLASSES)), n_per_class)
     rows = np.tile(np.arange(n_per_class) * len(patients) // n_per_class, len(PHANTOM_CLASSES))
-    return draw_tiles(labels, patients[rows], image_size=image_size, key=(seed, SPLITS.index(split)))
+    return draw_tiles(labels, patients[rows], image_size=image_size, key=(seed, SPLITS.index(split), *site_key(site)))
 
 
 def draw_tiles(labels: np.ndarray, patients: Patients, *, image_size: int, key: Sequence[int]) -> Tiles:

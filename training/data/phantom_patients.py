@@ -16,11 +16,12 @@ from histodistill.selection.streams import stream
 from histodistill.training.data.tiles import SPLITS
 
 
-#: The sites that patients are of, by split: train and validation are of two of them, test is of a third.
+#: The sites that patients are of, by split: train and validation are of two of them, test is of a third. There are
+#: further patients of each site alone, in all splits.
 SITES = {"train": ("east", "west"), "validation": ("east", "west"), "test": ("south",)}
-# How a site stains: what it adds to the stain vectors (`STAIN_VECTORS`) of haematoxylin and of eosin, and what it
-# multiplies the amounts of the two by.
-_STAINING = {
+#: How a site stains: what it adds to the stain vectors (`STAIN_VECTORS`) of haematoxylin and of eosin, and what it
+#: multiplies the amounts of the two by.
+STAININGS = {
     "east": ((0.00, 0.00, 0.00), (0.08, -0.02, 0.12), (1.05, 0.97)),
     "west": ((0.00, 0.00, 0.00), (0.04, 0.02, 0.08), (0.95, 1.03)),
     "south": ((-0.07, 0.05, 0.07), (0.12, -0.05, 0.22), (1.12, 0.86)),
@@ -35,6 +36,11 @@ _ROUNDNESS, _LUMEN = (0.50, 1.0), (0.12, 0.55)
 # Grey levels of the light where nothing is on the slide: the mean, and the standard deviations of its brightness and,
 # beside that, of each channel. And the most that focus is lost.
 _LIGHT, _BRIGHTNESS, _TINT, _BLUR = 241, 3.5, 3.0, 0.8
+
+
+def site_key(site: str | None) -> tuple[int, ...]:
+    """What goes into the seeds of all that is drawn for one site alone; nothing for None."""
+    return () if site is None else (list(STAININGS).index(site),)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,25 +82,28 @@ class Patients:
         return f"Patients({shown}{', …' if len(self) > 3 else ''}: {len(self)})"
 
 
-def draw_patients(split: str, count: int, seed: int = 0) -> Patients:
+def draw_patients(split: str, count: int, seed: int = 0, site: str | None = None) -> Patients:
     """Draws the patients of a split. The first ones of a seed are the same, however many are drawn.
 
     Args:
         split: One of `SPLITS`, which decides of their names and sites: no patient is in two splits.
         count: At least 1.
         seed: At least 0.
+        site: Of which they all are, a key of `STAININGS`; they are others than those of several sites. None for the
+            split's own sites.
     """
-    rng = stream("looks of the phantom's patients", seed, SPLITS.index(split))
+    rng = stream("looks of the phantom's patients", seed, SPLITS.index(split), *site_key(site))
     # A row of numbers for each patient, so that further ones follow.
     normal, uniform = np.empty((count, 14)), np.empty((count, 4))
     for row in range(count):
         normal[row], uniform[row] = rng.standard_normal(normal.shape[1]), rng.random(uniform.shape[1])
     normal = np.clip(normal, -_MOST_DEVIATIONS, _MOST_DEVIATIONS)
     factors = np.exp(normal[:, 6:10])
-    sites = np.array(SITES[split])[(uniform[:, 0] * len(SITES[split])).astype(int)]
-    stainings = [_STAINING[site] for site in sites]
+    choice, prefix = (SITES[split], "") if site is None else ((site,), f"{site}-")
+    sites = np.array(choice)[(uniform[:, 0] * len(choice)).astype(int)]
+    stainings = [STAININGS[name] for name in sites]
     return Patients(
-        names=np.array([f"{split}-{number:03d}" for number in range(count)]),
+        names=np.array([f"{prefix}{split}-{number:03d}" for number in range(count)]),
         sites=sites,
         vectors=np.array([staining[:2] for staining in stainings]) + _VECTOR * normal[:, :6].reshape(count, 2, 3),
         amounts=np.array([staining[2] for staining in stainings]) * factors[:, :2] ** _AMOUNT,

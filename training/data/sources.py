@@ -24,10 +24,11 @@ from histodistill.training.running.notes import told_by_distill, warn
 from histodistill.training.running.suggestions import did_you_mean
 
 
-# The drawings, with or without their seed.
-_PHANTOM = re.compile(r"phantom(:(\d{1,9}))?", re.ASCII)
 # Endings of files that can be a source.
 _FILES = (".npz", ".csv", ".tsv", ".parquet")
+# The built-in drawings, and those of one site each; and these with or without their seed.
+_DRAWINGS = ("phantom", "phantom-east", "phantom-west", "phantom-south")
+_PHANTOM = re.compile(r"phantom(-(?P<site>east|west|south))?(:(?P<seed>\d{1,9}))?", re.ASCII)
 
 
 def load_tiles(
@@ -57,8 +58,9 @@ def load_tiles(
 
     What `source` is, is decided in this order (only text can be a name; a `Path` always means a file or folder):
 
-    1. `phantom`: the built-in drawings (`histodistill.training.data.phantom`); `phantom:7` draws those of the seed 7,
-       with other patients, and `phantom` those of the seed 0.
+    1. `phantom`: the built-in drawings (`histodistill.training.data.phantom`); `phantom-east`, `phantom-west` and
+       `phantom-south`: those of one site each. After a colon there may be their seed, `phantom:7`, for other patients;
+       without it the seed is 0.
     2. A MedMNIST name: `pathmnist`, `dermamnist`, `retinamnist`, `bloodmnist`, in any case of letters. An
        `image_size` of 28, 64, 128 or 224 takes the file of that size, anything else the 28-pixel file.
        (To mean a folder with one of these names, write `./pathmnist`.)
@@ -310,7 +312,7 @@ def _find(source: str | Path) -> str | Path:
         raise InputError(f"the source {one_line(text)} has {fault} in its name: name it in letters of UTF-8")
     is_text = isinstance(source, str)
     # The drawings are written as they are here alone, the names of MedMNIST in any case of letters.
-    if is_text and (_PHANTOM.fullmatch(text) or text.lower() in _data_sets()[1:]):
+    if is_text and (_PHANTOM.fullmatch(text) or text.lower() in _data_sets()[len(_DRAWINGS) :]):
         return text
     if not text:
         raise InputError(f"the source is empty: {_what_a_source_is()}")
@@ -334,7 +336,7 @@ def _data_sets() -> tuple[str, ...]:
     """The sources that go by a name of their own."""
     from histodistill.training.data.medmnist import MEDMNIST
 
-    return ("phantom", *MEDMNIST)
+    return (*_DRAWINGS, *MEDMNIST)
 
 
 def _open_by_name(name: str, image_size: int | None, reading: Reading, grouping: Grouping) -> OpenedSource:
@@ -346,8 +348,10 @@ def _open_by_name(name: str, image_size: int | None, reading: Reading, grouping:
     if drawn := _PHANTOM.fullmatch(name):
         from histodistill.training.data.phantom import phantom_source
 
-        seed = int(drawn[2] or 0)
-        return opened_in_memory(phantom_source(image_size=image_size or 28, seed=seed, grouping=grouping), grouping)
+        source = phantom_source(
+            image_size=image_size or 28, seed=int(drawn["seed"] or 0), grouping=grouping, site=drawn["site"]
+        )
+        return opened_in_memory(source, grouping)
     from histodistill.training.data.medmnist import open_medmnist
 
     return open_medmnist(name.lower(), image_size, reading.download_dir, reading.download, grouping)
@@ -384,8 +388,9 @@ def _is_hub_id(text: str) -> bool:
 
 def _what_a_source_is() -> str:
     """All that can be given as a source, for the end of a message."""
+    names = ", ".join(_data_sets()[len(_DRAWINGS) :])
     return (
-        f"a source is phantom, one of {', '.join(_data_sets()[1:])}, a .npz in the MedMNIST layout, a folder of "
+        f"a source is phantom, one of {names}, a .npz in the MedMNIST layout, a folder of "
         "images (split/class/*.png, class/*.png, or with labels.csv), a manifest (a .csv, .tsv or .parquet file with "
         "the columns path and label), a datasets folder, a Parquet file with images, or a Hub dataset id (user/name)"
     )

@@ -2,9 +2,15 @@
 
     histodistill merge runs/site_a runs/site_b --names north south --output merged
 
-A site is a run folder or a distilled set itself; all must have the same classes, image size and columns. The result is
-a distilled set too: rows grouped by class, within a class by site, and a column that names the site. Its card and its
-record say what came from where. The tiles, pools and models of the sites are not needed.
+A site is a run folder or a distilled set itself; all must have the same image size and columns. Classes are matched by
+their names; --rename north:tumour=tumor gives a class the name that it has elsewhere. The result is a distilled set
+too: rows grouped by class, within a class by site, and a column that names the site. Its card and its record say what
+came from where. The tiles, pools and models of the sites are not needed.
+
+--shares north=2 south=1 takes twice as many images of north as of south, of each class: those that were chosen first.
+
+The verdict of a site's audit comes with its set (audit.json in the folder of the set), and goes into the record of the
+merged set. `histodistill audit merged` then judges this, and `histodistill publish merged` publishes it.
 """
 
 from __future__ import annotations
@@ -28,6 +34,15 @@ class MergeConfig(StepConfig):
         default=None,
         metavar="NAME",
     )
+    shares: tuple[str, ...] = option(
+        "images of each site in this proportion, in each class: as many as the site with the fewest has; default: all",
+        default=(),
+        metavar="NAME=NUMBER",
+    )
+    rename: tuple[str, ...] = option(
+        "what to call a class of a site, so that it is the same as another's", default=(), metavar="NAME:OLD=NEW"
+    )
+    keep_all_classes: bool = option("keep classes that only some sites have", default=False)
 
     def check(self) -> None:
         """Checks that there are two sites or more, each with a name of its own."""
@@ -63,18 +78,35 @@ def run(config: MergeConfig) -> Path:
     from histodistill.training.distillation.site_sets import read_sites, write_merged
     from histodistill.training.running.stages import Stage, fingerprint
 
-    sites = read_sites(config.sites, config.names, config.output)
-    contents = {f"site_{number}": fingerprint(site.facts) for number, site in enumerate(sites, 1)}
-    # The names as they came out: those of the folders are settings too where none were given.
-    stage = Stage(config.output, {"stage": "merged", "names": [site.name for site in sites], **contents})
+    sites = read_sites(
+        config.sites,
+        config.names,
+        config.output,
+        shares=config.shares,
+        renames=config.rename,
+        keep_all_classes=config.keep_all_classes,
+    )
+    records = [None if site.record is None else site.record.model_dump(mode="json") for site in sites]
+    contents = {
+        f"site_{number}": fingerprint(site.facts | ({} if record is None else {"record": record}))
+        for number, (site, record) in enumerate(zip(sites, records, strict=True), 1)
+    }
+    # The names as they came out: those of the folders are settings too where none were given. Shares are in the facts
+    # of the sites.
+    names = [site.name for site in sites]
+    renamed = {"rename": list(config.rename)} if config.rename else {}
+    stage = Stage(config.output, {"stage": "merged", "names": names, **renamed, **contents})
     stage.require_own_folder()
     if stage.complete and (config.output / "README.md").is_file():
         print(f"merge: {config.output} is already finished")
         return config.output
     stage.begin()
-    num_images = write_merged(config.output, sites)
-    stage.finish(num_images=num_images, sites=[site.facts for site in sites])
+    num_images, digest = write_merged(config.output, sites)
+    facts = [site.facts for site in sites]
+    stage.finish(num_images=num_images, data_sha256=digest, sites=facts, records=records)
     print(f"merge: {num_images} images of {len(sites)} sites saved to {config.output}")
+    if without := [site.name for site in sites if site.record is None]:
+        print(f"merge: no record of an audit came with the set of {', '.join(without)}, so this may not be published")
     return config.output
 
 

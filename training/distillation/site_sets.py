@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,28 +16,32 @@ from pydantic import Field, StringConstraints, ValidationError
 
 from histodistill.hub_cards import DistilledDatasetCardData, render_dataset_card
 from histodistill.hub_cards.dataset_card import NO_SOURCE, NOT_TISSUE, TITLE
-from histodistill.hub_cards.documents import Known, check_document
+from histodistill.hub_cards.documents import Known, check_document, read_document
 from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.group_facts import GroupFacts
 from histodistill.hub_cards.names import is_license_id
+from histodistill.hub_cards.part_files import hash_files, read_file
+from histodistill.hub_cards.site_verdict import SET_AUDIT, SiteVerdict, image_hashes
 from histodistill.hub_cards.tables import ImageTable, check_names
-from histodistill.training.data.image_dataset import find_shards, read_shards, write_image_dataset
+from histodistill.training.data.image_dataset import SHARD, find_shards, read_shards, write_image_dataset
+from histodistill.training.distillation.site_choice import match_classes, parse_shares, rename_classes, take_shares
 from histodistill.training.models.encoder_licences import for_cards
 from histodistill.training.models.encoder_record import EncoderRecord
 from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.files import read_json, write_text
+from histodistill.training.running.files import read_json, sha256_of, write_text
 from histodistill.training.running.stages import RECORD
 
 
 _Count = Annotated[int, Field(ge=0, lt=2**31)]
-_Word = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,40}$")]
+#: A name of ours, such as that of a selector.
+Word = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,40}$")]
 
 
 class SiteSettings(Known):
     """The settings of a site's distilled set, as far as they are told."""
 
-    stage: _Word = "distilled"
-    selector: _Word | None = None
+    stage: Word = "distilled"
+    selector: Word | None = None
 
 
 class SiteRecord(Known):
@@ -69,6 +74,7 @@ class Site:
         name: What the result calls the site.
         table: Its images, its other columns and the names of its classes.
         facts: Where the images come from, plain JSON values with no paths: what record and card say of the site.
+        record: The verdict that came with the set, which is about these images; None where there is none.
     """
 
     given: Path
@@ -76,15 +82,27 @@ class Site:
     name: str
     table: ImageTable
     facts: dict[str, Any] = field(default_factory=dict)
+    record: SiteVerdict | None = None
 
 
-def read_sites(paths: Sequence[Path], names: Sequence[str] | None, output: Path) -> list[Site]:
-    """Reads the distilled sets of all sites, and sees that they fit each other.
+def read_sites(
+    paths: Sequence[Path],
+    names: Sequence[str] | None,
+    output: Path,
+    *,
+    shares: Sequence[str] = (),
+    renames: Sequence[str] = (),
+    keep_all_classes: bool = False,
+) -> list[Site]:
+    """Reads the distilled sets of all sites, and makes them fit each other.
 
     Args:
         paths: Run folders with `distilled/`, or distilled sets themselves.
         names: What to call the sites; None for the names of their folders.
         output: The folder of the result, which must be none of theirs.
+        shares: `NAME=NUMBER` for each site: see `take_shares`; none for all images.
+        renames: `NAME:OLD=NEW`, what to call a class of a site.
+        keep_all_classes: Whether there may be classes that only some sites have.
 
     Raises:
         InputError: For a folder that is no site, is named twice or is the output, for names that are no plain text,
@@ -101,6 +119,7 @@ def read_sites(paths: Sequence[Path], names: Sequence[str] | None, output: Path)
         check_names(names, "site")
     except ContentError as error:
         raise InputError(f"{param('names')}={' '.join(names)} cannot be published: {error}") from error
+    numbers = parse_shares(shares, names) if shares else None
     sites = [read_site(*site) for site in zip(paths, folders, names, strict=True)]
     # Sets that were made before there were ranks have none.
     if not all("rank" in site.table.columns for site in sites):
@@ -110,6 +129,14 @@ def read_sites(paths: Sequence[Path], names: Sequence[str] | None, output: Path)
     for site in sites:
         site.table.columns.pop("soft_label_views", None)
     check_alike(sites)
+    tables = rename_classes({site.name: site.table for site in sites}, renames)
+    tables = match_classes(tables, keep_all_classes)
+    if numbers is not None:
+        tables = take_shares(tables, numbers)
+    for site in sites:
+        site.table = tables[site.name]
+        counts = np.bincount(site.table.columns["label"], minlength=len(site.table.class_names))
+        site.facts |= {"num_images": len(site.table), "n_per_class": counts.tolist()}
     set_offsets(sites)
     return sites
 
@@ -175,10 +202,11 @@ def read_site(given: Path, folder: Path, name: str) -> Site:
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.read_bytes())
+    site.record = read_verdict(site, files)
     site.facts = {
         "name": name,
         "num_images": len(table),
-        "n_per_class": np.bincount(table.columns["label"]).tolist(),
+        "n_per_class": [],  # when it is known which images are taken
         "selector": record.settings.selector,
         "pool_size": record.pool_size,
         "fingerprint": record.fingerprint,
@@ -189,6 +217,37 @@ def read_site(given: Path, folder: Path, name: str) -> Site:
     if record.encoders:
         site.facts["encoders"] = [encoder.model_dump() for encoder in record.encoders]
     return site
+
+
+def read_verdict(site: Site, files: Sequence[Path]) -> SiteVerdict | None:
+    """The verdict that came with a set; None where there is none.
+
+    What it was, the audit of a merged set sees: here it is seen that it is about the files that it came with.
+
+    Args:
+        site: With its table as it was read.
+        files: Where it was read from.
+
+    Raises:
+        InputError: If it holds anything else than a verdict, or is about other files or images.
+    """
+    path = site.folder / SET_AUDIT
+    if not os.path.lexists(path):
+        return None
+    remedy = f"ask {site.name} for its set with the record of its audit again"
+    try:
+        record = read_document(read_file(path), SiteVerdict)
+        # The record of the stage is not on the Hub.
+        names = [f"data/{file.name}" for file in files] + [RECORD] * (site.folder / RECORD).is_file()
+        found = hash_files(site.folder, names)
+    except ContentError as error:
+        raise InputError(f"{path} is no record of an audit, or was changed ({error}): {remedy}") from error
+    audited = record.audit.parts["distilled"].files
+    if any(audited.get(name) != digest for name, digest in found.items()):
+        raise InputError(f"{path} is about other files than those of the set of {site.name}: {remedy}")
+    if image_hashes(site.table.images) != record.images:
+        raise InputError(f"{path} is about other images than those of the set of {site.name}: {remedy}")
+    return record
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -234,7 +293,7 @@ def read_groups(path: Path) -> dict[str, Any] | None:
 
 
 def check_alike(sites: list[Site]) -> None:
-    """Checks classes, image size and columns of all sites against the first.
+    """Checks image size and columns of all sites against the first.
 
     Raises:
         InputError: Names the first site that differs.
@@ -242,11 +301,6 @@ def check_alike(sites: list[Site]) -> None:
     first = sites[0]
     for site in sites[1:]:
         mine, other = site.table, first.table
-        if mine.class_names != other.class_names:
-            raise InputError(
-                f"{site.given} has other classes than {first.given} ({', '.join(mine.class_names)} and not "
-                f"{', '.join(other.class_names)}): all sites must have the same in the same order"
-            )
         if mine.images.shape[1:] != other.images.shape[1:]:
             raise InputError(
                 f"{site.given} has images of {mine.images.shape[1]} pixels and {first.given} of "
@@ -292,12 +346,13 @@ def merge_sites(sites: list[Site]) -> ImageTable:
     )
 
 
-def write_merged(folder: Path, sites: list[Site]) -> int:
-    """Writes the rows of all sites as one dataset, with its card.
+def write_merged(folder: Path, sites: list[Site]) -> tuple[int, str]:
+    """Writes the rows of all sites as one dataset, with its card; an audit that is there was of another.
 
     Returns:
-        The number of images.
+        The number of images, and the SHA-256 of the file.
     """
+    (folder / SET_AUDIT).unlink(missing_ok=True)
     merged = merge_sites(sites)
     features = write_image_dataset(
         folder / "data", merged.images, merged.columns, merged.class_names, merged.site_names
@@ -313,4 +368,4 @@ def write_merged(folder: Path, sites: list[Site]) -> int:
         encoders=for_cards(encoder for site in sites for encoder in site.facts.get("encoders", ())),
     )
     write_text(folder / "README.md", render_dataset_card(card))
-    return len(merged)
+    return len(merged), sha256_of(folder / "data" / SHARD)

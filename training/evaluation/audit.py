@@ -11,7 +11,8 @@ SHA-256 of every file that it is about. Publishing goes by it. Files that hold w
 before anything is measured. Where only the scores have changed since (`results.json`, `benchmark/`), the same command
 renews their hashes, and measures nothing again. `RUN/audit/` has two pictures of real tiles beside the
 generated images that are most like them, of the distilled set and of the pool, and must not be shared.
-`RUN/distilled/README.md` is written anew, with the verdict and the scores.
+`RUN/distilled/README.md` is written anew, with the verdict and the scores, and `RUN/distilled/audit.json`
+is the verdict on the set as it goes with the set to where it is merged with others.
 
 With `--label-attack 3` another thing is measured in place of all this: what the soft labels of the distilled set
 give away beside its images, since their teacher has seen the real tiles. It takes the training of twice as many
@@ -19,6 +20,10 @@ classifiers, and no verdict rests on it.
 
 With `--merged` a set that `merge` joined is audited in place of the run's own, by the tiles of this run alone: each
 site asks so whether the whole gives away anything about its own tiles.
+
+A merged set itself is audited without tiles, which nobody has of all sites: `histodistill audit merged`. Seen are the
+verdict that came with each site's set, that no image is another than those it was about, and whether sites have images
+in common. It leaves `merged/audit.json`, by which the set is published.
 
 The exit code is 0 where all that was audited passes, 1 where a part does not, and 2 for errors.
 """
@@ -47,8 +52,12 @@ LABEL_AUDIT = "audit_labels.json"
 class AuditConfig(SourceOptions):
     """Options of `audit`."""
 
-    run: Path = option("folder with pipeline/, pool/ and distilled/", positional=True, setting=False)
-    data: str | Path = option("the real tiles: the source that the run was made from", setting=False)
+    run: Path = option(
+        "folder with pipeline/, pool/ and distilled/, or a merged set by itself", positional=True, setting=False
+    )
+    data: str | Path | None = option(
+        "the real tiles: the source that the run was made from; none for a merged set", default=None, setting=False
+    )
     audit_share: float | None = option(
         "share of the training tiles that no model saw; default: what run.json says, or 0",
         default=None,
@@ -109,8 +118,14 @@ def run(config: AuditConfig) -> dict[str, Any]:
             published, tiles that it was not made from, or a run that was audited with other options or has changed
             since.
     """
+    from histodistill.training.running.stages import Stage, is_merged, require_parts
+
+    if is_merged(config.run):
+        return _audit_merged_set(config)
+    if config.data is None:
+        raise InputError(f"{param('data')} is missing: give the real tiles that {config.run} was made from")
+
     from histodistill.training.data.sources import check_source
-    from histodistill.training.running.stages import Stage, require_parts
 
     # Before the libraries are imported, which takes seconds.
     require_parts(config.run, "pipeline", "pool", "distilled", "autoencoder")
@@ -126,7 +141,7 @@ def run(config: AuditConfig) -> dict[str, Any]:
         summary_lines,
         write_audit,
     )
-    from histodistill.training.evaluation.set_card import renew_card
+    from histodistill.training.evaluation.set_card import renew_card, write_site_verdict
     from histodistill.training.models.embedders import embedder_fingerprint
     from histodistill.training.running.files import read_json
 
@@ -162,7 +177,9 @@ def run(config: AuditConfig) -> dict[str, Any]:
     # A run has one audit, and files that have changed need another one.
     stage = Stage(folder, settings, remedy=f"delete {folder} to audit anew")
     if stage.complete and path.is_file():
-        renew_card(audited.files, audited.contents, renew_audit(path, audited))
+        known = renew_audit(path, audited)
+        renew_card(audited.files, audited.contents, known)
+        write_site_verdict(audited.files, audited.contents, known)
         return read_json(path)
     stage.begin()
     path.unlink(missing_ok=True)
@@ -173,11 +190,43 @@ def run(config: AuditConfig) -> dict[str, Any]:
     record = audit_record(audited, result)
     stage.finish()
     renew_card(audited.files, audited.contents, record)
+    write_site_verdict(audited.files, audited.contents, record)
     # The very last: where it is there, it is of these files.
     write_audit(path, record)
     print("\n".join(summary_lines(record, brief=is_step_of_distill())))
     print(f"audit: saved to {path}; {folder} shows real tiles and must not be shared")
     return read_json(path)
+
+
+def _audit_merged_set(config: AuditConfig) -> dict[str, Any]:
+    """Audits what `merge` left, and writes its audit.json and its card.
+
+    Returns:
+        What audit.json holds.
+
+    Raises:
+        InputError: For tiles that were given, and a set that was changed or does not go with the verdicts in it.
+    """
+    from histodistill.hub_cards import AuditFacts, render_dataset_card
+    from histodistill.hub_cards.site_verdict import SET_AUDIT
+    from histodistill.training.evaluation.merged_set import MergedSet, judge_merged, merged_card
+    from histodistill.training.running.files import write_json, write_text
+
+    for name in ("data", "merged", "label_attack"):
+        if value := getattr(config, name):
+            raise InputError(
+                f"{param(name)}={value} is for a run, and {config.run} is a merged set, which is judged by the "
+                f"verdicts of its sites: leave {param(name)} out"
+            )
+    merged = MergedSet.read(config.run)
+    record = judge_merged(merged)
+    facts = AuditFacts.of(record, "distilled")
+    write_text(config.run / "README.md", render_dataset_card(merged_card(merged, facts)))
+    write_json(config.run / SET_AUDIT, record.model_dump(mode="json"))
+    print(f"audit of {config.run}: {'passed' if facts.passed else 'NOT PASSED: it cannot be published'}")
+    print("\n".join(f"  {sentence}" for sentence in facts.findings))
+    print(f"audit: saved to {config.run / SET_AUDIT}")
+    return record.model_dump(mode="json")
 
 
 def exit_code(record: dict[str, Any]) -> int:

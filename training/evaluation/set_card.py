@@ -1,4 +1,4 @@
-"""The card of a run's distilled set: as it is published, and as the README.md in the run's own folder."""
+"""What goes with a run's distilled set: its card, as it is published and in the run's own folder, and its verdict."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import numpy as np
 from histodistill.hub_cards import AuditFacts, ContentError, DistilledDatasetCardData, RunFacts, render_dataset_card
 from histodistill.hub_cards.audit_record import AuditRecord
 from histodistill.hub_cards.dataset_card import NO_SOURCE
+from histodistill.hub_cards.site_verdict import SET_AUDIT, VERDICT_FORMAT, SiteVerdict, image_hashes
 from histodistill.training.data.image_dataset import dataset_features
 from histodistill.training.data.medmnist import public_name
 from histodistill.training.evaluation.checked_run import CheckedRun
 from histodistill.training.evaluation.run_contents import RunContents, RunFiles
-from histodistill.training.running.files import write_text
+from histodistill.training.running.files import write_json, write_text
 from histodistill.training.running.notes import warn
 
 
@@ -45,6 +46,25 @@ def dataset_card(run: CheckedRun, facts: RunFacts, *, has_pictures: bool) -> Dis
         has_grid=has_pictures,
         has_map=has_pictures and run.map is not None,
     )
+
+
+def write_site_verdict(files: RunFiles, contents: RunContents, audit: AuditRecord) -> None:
+    """Writes RUN/distilled/audit.json: the verdict on the set as it goes with the set, to be merged elsewhere.
+
+    Args:
+        files, contents, audit: As for `renew_card`.
+    """
+    table = contents.distilled.table
+    alone = {
+        # What the real tiles are called stays here, unless everybody knows it.
+        "data": public_name(audit.data, table.class_names) or NO_SOURCE,
+        "parts": {"distilled": audit.parts["distilled"]},
+        "records": {},
+    }
+    record = SiteVerdict(
+        format=VERDICT_FORMAT, audit=audit.model_copy(update=alone), images=image_hashes(table.images)
+    )
+    write_json(files.folder / "distilled" / SET_AUDIT, record.model_dump(mode="json"))
 
 
 def renew_card(files: RunFiles, contents: RunContents, audit: AuditRecord) -> None:

@@ -90,12 +90,25 @@ def read_run_audit(path: Path) -> AuditRecord | None:
         audit = read_audit(document)
     except ContentError as error:
         raise InputError(f"{path} is no audit, or was changed ({error}): run histodistill audit again") from error
+    check_verdicts(audit, path)
+    return audit
+
+
+def check_verdicts(audit: AuditRecord, place: str | Path) -> None:
+    """Sees that the verdicts of an audit are those of its figures.
+
+    Args:
+        audit: The audit.
+        place: What it was read from, for messages.
+
+    Raises:
+        InputError: If one is not.
+    """
     for part, verdict in audit.parts.items():
         if verdict.findings != tuple(_finding(finding) for finding in JUDGES[part](to_result(audit.figures))):
-            raise InputError(f"{path} contradicts itself about {part}: delete it and run histodistill audit again")
+            raise InputError(f"{place} contradicts itself about {part}: delete it and run histodistill audit again")
     if audit.warnings != _warnings(audit.figures.units):
-        raise InputError(f"{path} contradicts itself about warnings: delete it and run histodistill audit again")
-    return audit
+        raise InputError(f"{place} contradicts itself about warnings: delete it and run histodistill audit again")
 
 
 def is_about_records(path: Path, run: Path) -> bool:

@@ -9,6 +9,10 @@ Each repository changes by one commit, and one that is as it should be by none, 
 any time. Nothing goes up without a passing privacy audit of exactly the files to be published (RUN/audit.json). The
 token is taken from HF_TOKEN or from `hf auth login`.
 
+A set that `merge` joined is published by itself, with a card of its own, after `histodistill audit` on it:
+
+    histodistill publish merged --namespace you --name colon
+
 A preview needs neither token nor namespace nor network, and uploads nothing. It shows what the audit would refuse as
 well, and says so.
 """
@@ -25,6 +29,7 @@ from histodistill.training.running.options import StepParser, config, like, opti
 
 if TYPE_CHECKING:
     from histodistill.hub_cards import Published, Upload
+    from histodistill.training.publishing.repositories import Repository
 
 #: What of a run can be published, in the order in which the repositories refer to each other.
 KINDS = ("pipeline", "selector", "dataset")
@@ -42,7 +47,7 @@ class PublishConfig(HubConfig):
         default=None,
         help="your name on the Hub, or that of an organisation; a preview needs none",
     )
-    run: Path = option("folder of a finished run", positional=True, also_named=True, setting=False)
+    run: Path = option("folder of a finished run, or a merged set", positional=True, also_named=True, setting=False)
     name: str | None = option(
         "what to call the source in the names of the repositories and on the cards; default: the source's own "
         "name where it is known to everybody (phantom and those of MedMNIST)",
@@ -90,18 +95,35 @@ def run(config: PublishConfig) -> list[Upload] | list[Published]:
         InputError: If a stage is missing, the gate refuses, a file holds what may not leave, something stands in the
             way of uploading, or the folder of a preview holds something else.
     """
-    from histodistill.training.running.stages import require_parts
+    from histodistill.training.running.stages import is_merged, require_parts
 
     # Before the libraries are imported, which takes seconds.
-    require_parts(config.run, "distilled", "pool", *(["pipeline"] if "pipeline" in config.only else []))
+    merged = is_merged(config.run)
+    if not merged:
+        require_parts(config.run, "distilled", "pool", *(["pipeline"] if "pipeline" in config.only else []))
 
     from histodistill.training.publishing.preview import INDEX, require_preview_folder, write_preview
     from histodistill.training.publishing.pushing import show_or_push
-    from histodistill.training.publishing.repositories import collect_repositories
 
     if config.preview is not None:
         require_preview_folder(config.preview)
-    repositories = collect_repositories(
+    repositories = (_of_merged_set if merged else _of_run)(config)
+    uploads = [repository.upload for repository in repositories]
+    if config.preview is None:
+        return show_or_push(uploads, config)
+    write_preview(config.preview, repositories)
+    refused = [repository.upload.repo_id for repository in repositories if repository.refusal is not None]
+    if refused:
+        print(f"Publishing would refuse {', '.join(refused)}: the pages say why.")
+    print(f"Nothing was uploaded. Look at the cards: {config.preview / INDEX}")
+    return uploads
+
+
+def _of_run(config: PublishConfig) -> list[Repository]:
+    """The repositories of a run."""
+    from histodistill.training.publishing.repositories import collect_repositories
+
+    return collect_repositories(
         config.run,
         config.namespace or _PLACEHOLDER,
         config.only,
@@ -112,15 +134,35 @@ def run(config: PublishConfig) -> list[Upload] | list[Published]:
         accept_risk=config.i_accept_the_risk,
         show_refused=config.preview is not None,
     )
-    uploads = [repository.upload for repository in repositories]
-    if config.preview is None:
-        return show_or_push(uploads, config)
-    write_preview(config.preview, repositories)
-    refused = [repository.upload.repo_id for repository in repositories if repository.refusal is not None]
-    if refused:
-        print(f"Publishing would refuse {', '.join(refused)}: the pages say why.")
-    print(f"Nothing was uploaded. Look at the cards: {config.preview / INDEX}")
-    return uploads
+
+
+def _of_merged_set(config: PublishConfig) -> list[Repository]:
+    """The repository of a merged set.
+
+    Raises:
+        InputError: For options that are about runs alone, and as `merged_repository` does.
+    """
+    from histodistill.training.publishing.merged_repository import merged_repository
+
+    if config.i_accept_the_risk:
+        raise InputError(
+            f"{param('i_accept_the_risk')} is for a run of your own, and {config.run} has images of other sites: "
+            "leave it out, and merge sets that passed"
+        )
+    if config.audit is not None:
+        raise InputError(f"{param('audit')}={config.audit} is for a run: a merged set has its own, so leave it out")
+    if "dataset" not in config.only:
+        raise InputError(f"{param('only')}={' '.join(config.only)} leaves nothing of a merged set: give dataset")
+    if config.name is None:
+        raise InputError(f"{param('name')} is missing: say what to call the tiles of all sites of {config.run}")
+    repository = merged_repository(
+        config.run,
+        f"{config.namespace or _PLACEHOLDER}/{config.name}",
+        license=config.license,
+        attribution=config.attribution,
+        show_refused=config.preview is not None,
+    )
+    return [repository]
 
 
 if __name__ == "__main__":

@@ -44,8 +44,8 @@ from histodistill.training.tables.benchmark_record import benchmark_rows
 SUFFIXES = {"pipeline": "ldm", "selector": "selector", "dataset": "distilled"}
 # The folder of a run that each repository is made of, and that its verdict is about.
 PARTS = {"pipeline": "pipeline", "selector": "selector", "dataset": "distilled"}
-# What cards call the place of the picture of the distilled set.
-_GRID = "assets/distilled.png"
+#: What cards call the place of the picture of the distilled set.
+GRID = "assets/distilled.png"
 # The same of the picture of the pool's communities.
 _MAP = "assets/community_map.png"
 
@@ -127,11 +127,16 @@ def collect_repositories(
         check_no_paths(repository.upload, (run, Path.home()))
     tell_licences(encoder.model_dump() for record in checked.records.stages.values() for encoder in record.encoders)
     if facts.license is None and not facts.is_phantom:
-        warn(
-            "without --license the repositories have no licence, so nobody may lawfully use them: give one that the "
-            "owner of the tiles agrees to, such as --license cc-by-4.0"
-        )
+        warn_of_no_licence()
     return repositories
+
+
+def warn_of_no_licence() -> None:
+    """Warns that what goes up has no licence."""
+    warn(
+        "without --license the repositories have no licence, so nobody may lawfully use them: give one that the "
+        "owner of the tiles agrees to, such as --license cc-by-4.0"
+    )
 
 
 def _name_to_publish(run: CheckedRun, name: str | None) -> str:
@@ -208,7 +213,7 @@ def pipeline_upload(run: CheckedRun, facts: RunFacts) -> Upload:
         precision=run.precision,
         pool_size=run.pool.num_images,
     )
-    files = {**run.pipeline.files, _GRID: run.grid, "README.md": render_pipeline_card(card).encode()}
+    files = {**run.pipeline.files, GRID: run.grid, "README.md": render_pipeline_card(card).encode()}
     return Upload("pipeline", facts.repos["pipeline"], files)
 
 
@@ -240,7 +245,7 @@ def dataset_upload(run: CheckedRun, facts: RunFacts) -> Upload:
     card = dataset_card(run, facts, has_pictures=True)
     files = {
         **run.distilled.files,
-        _GRID: run.grid,
+        GRID: run.grid,
         **_map_files(run),
         "README.md": render_dataset_card(card).encode(),
     }

@@ -106,6 +106,12 @@ def is_run(folder: Path) -> bool:
     return (folder / "run.json").is_file() or any(read_record(folder / part) for part in _PARTS)
 
 
+def is_merged(folder: str | Path) -> bool:
+    """Whether a folder is what `merge` left, by its record."""
+    record = read_record(folder)
+    return record is not None and record["settings"].get("stage") == "merged"
+
+
 def content_of(folder: str | Path) -> str:
     """SHA-256 of what a finished stage is: its weights, tables of images and configurations, by their places.
 

@@ -9,7 +9,8 @@ import torch
 from accelerate import Accelerator
 
 from histodistill.training.benchmarks import sites as module
-from histodistill.training.benchmarks.sites import average_weights, federated_averaging, split_over_sites
+from histodistill.training.benchmarks.sites import average_weights, federated_averaging, join_sources, split_over_sites
+from histodistill.training.data.phantom import phantom_source
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.engine import scoring
 from histodistill.training.engine.classifier_config import ClassifierConfig
@@ -73,6 +74,18 @@ def test_what_cannot_be_split_is_refused(options, message):
     with pytest.raises(InputError) as error:
         split_over_sites(LABELS, *options)
     assert str(error.value) == message
+
+
+def test_sites_that_have_a_source_each_are_joined():
+    sizes = {"train": 2, "validation": 1, "test": 1}
+    sources = [phantom_source(image_size=16, sizes=sizes, site=site) for site in ("east", "south")]
+    source, parts = join_sources(sources)
+    for part, own in zip(parts, sources, strict=True):
+        assert np.array_equal(source.split("train").subset(part).images, own.split("train").images)
+    assert {name: len(tiles) for name, tiles in source.splits.items()} == {"train": 20, "validation": 10, "test": 10}
+    assert source.group_kind is None and source.split("train").groups is None
+    with pytest.raises(InputError, match=r"^phantom has other classes or sizes than phantom: give sites with the"):
+        join_sources([sources[0], phantom_source(image_size=20, sizes=sizes)])
 
 
 def test_weights_are_averaged_by_shares_and_counters_are_not():

@@ -55,6 +55,24 @@ def test_any_number_of_tiles_is_of_patients_evenly(count, patients):
         assert len(of_class) == patients and np.ptp(of_class) <= 1
 
 
+def test_a_site_alone_has_patients_drawings_and_stains_of_its_own():
+    found = {}
+    for site in ("east", "west", "south"):
+        tiles = {split: phantom_tiles(split, 4, image_size=16, site=site) for split in ("train", "test")}
+        assert {*tiles["train"].attributes["site"], *tiles["test"].attributes["site"]} == {site}
+        assert tiles["train"].groups[0] == f"{site}-train-000" and tiles["test"].groups[0] == f"{site}-test-000"
+        found[site] = tiles["train"]
+    for other in (found["west"], phantom_tiles("train", 4, image_size=16)):
+        assert not (found["east"].images == other.images).all(axis=(1, 2, 3)).any()
+    # Eosin takes more of the blue in the south.
+    colours = {site: tiles.images.mean(axis=(0, 1, 2)) for site, tiles in found.items()}
+    assert colours["south"][2] - colours["south"][1] < colours["east"][2] - colours["east"][1] - 5
+    loaded = load_tiles("phantom-south", image_size=16)
+    assert loaded.name == "phantom"  # cards say that these are drawings
+    drawn = phantom_tiles("validation", 60, image_size=16, site="south")
+    assert np.array_equal(loaded.split("validation").images, drawn.images)
+
+
 def test_whole_patients_are_held_out():
     source = load_tiles("phantom", audit_share=0.1)
     train, held_out = source.split("train"), source.split("held_out")

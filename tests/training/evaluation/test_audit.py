@@ -11,6 +11,7 @@ from PIL import Image
 
 from histodistill.hub_cards.gate import AuditError, check_audit
 from histodistill.hub_cards.part_files import hash_part, read_part
+from histodistill.hub_cards.site_verdict import image_hashes
 from histodistill.selection.membership import measure_attack
 from histodistill.selection.planting import MUST_FIND
 from histodistill.training.data.image_dataset import read_image_dataset, write_image_dataset
@@ -18,6 +19,7 @@ from histodistill.training.data.pixels import to_model_input
 from histodistill.training.data.sources import load_tiles
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.distillation import select as select_script
+from histodistill.training.distillation.site_sets import read_site
 from histodistill.training.engine.flow import flow_loss
 from histodistill.training.engine.steps import step_generator
 from histodistill.training.evaluation import audit as script
@@ -109,6 +111,16 @@ def test_gate_goes_by_the_files(audited, tmp_path):
     write_image_dataset(folder / "data", images[::-1], columns, names)
     with pytest.raises(AuditError, match="is not the file that was audited"):
         check_audit(folder, read_part(folder), record)
+
+
+def test_the_verdict_on_the_set_goes_with_the_set(audited):
+    """And tells neither what the tiles are called nor of any other file of the run."""
+    verdict = read_site(audited, audited / "distilled", "site").record
+    record = read_json(audited / "audit.json")
+    assert verdict.audit.model_dump(mode="json") == record | {
+        "data": "image dataset", "records": {}, "parts": {"distilled": record["parts"]["distilled"]},
+    }  # fmt: skip
+    assert verdict.images == image_hashes(read_image_dataset(audited / "distilled")[0])
 
 
 def test_from_python_it_takes_a_configuration_and_returns_the_record(audited, tiny_npz, capsys):
