@@ -57,7 +57,8 @@ _Attribute = Annotated[
 _Planted = Literal["exact", "symmetric", "jpeg", "stain", "crop", "shift", "blend"]
 # A sentence of a finding: `read_run_audit` of the training sees that it is one of ours.
 _Sentence = Annotated[str, Field(min_length=1, max_length=500)]
-_FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*){0,2}$")]
+#: A file of a folder that is published or audited, by its place in it.
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*){0,2}$")]
 
 
 class IntervalFigure(Exact):
@@ -242,7 +243,7 @@ class VerdictRecord(Exact):
 
     passed: bool
     findings: tuple[FindingRecord, ...]
-    files: dict[_FileName, Sha256]
+    files: dict[FileName, Sha256]
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -272,7 +273,7 @@ class AuditRecord(Exact):
     held_out_at_random: bool
     copies_dropped: dict[ClassName, Count] | None
     parts: dict[Literal["distilled", "selector", "pipeline"], VerdictRecord]
-    records: dict[_FileName, Sha256]
+    records: dict[FileName, Sha256]
     warnings: tuple[_Sentence, ...]
     figures: Figures
 
