@@ -29,9 +29,7 @@ def model_folder(name_or_path: str | Path, option: str, what: str, files: Sequen
     return _folder(name_or_path, option, what, lambda name: snapshot_download(name, allow_patterns=list(files)))
 
 
-def set_folder(
-    name_or_path: str | Path, option: str, fetch: Callable[[str], str | Path] | None = None
-) -> Path:
+def set_folder(name_or_path: str | Path, option: str, fetch: Callable[[str], str | Path] | None = None) -> Path:
     """The folder of a distilled set itself, or that of the Hugging Face cache with its tables, record and card.
 
     Args:
@@ -55,7 +53,7 @@ def set_folder(
 
 def _folder(name_or_path: str | Path, option: str, what: str, fetch: Callable[[str], str | Path]) -> Path:
     """The folder itself, or what fetches an id of the Hub returns."""
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     name, remedy = str(name_or_path), f"give the folder of a {what} or its id on the Hub, user/name"
     if Path(name).is_dir():
@@ -65,7 +63,7 @@ def _folder(name_or_path: str | Path, option: str, what: str, fetch: Callable[[s
         raise InputError(f"{param(option)} {shown(name)} is no folder: {remedy}")
     try:
         return Path(fetch(name))
-    except (HfHubHTTPError, OSError, ValueError) as error:  # ValueError: ids that the Hub refuses
+    except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:  # ValueError: ids that the Hub refuses
         reason = cache_problem() or f"the Hub says: {shown(reason_of(error))}"
         raise InputError(
             f"{param(option)} {name} is no folder and cannot be fetched from the Hub, since {reason}: check the name "

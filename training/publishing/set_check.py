@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from html import unescape
 
 import numpy as np
 import yaml
@@ -100,8 +101,9 @@ def check_verdict(text: str, record: SetRecord) -> Iterator[str]:
     if told != [passed]:
         said = " and ".join(_VERDICT_WORDS[verdict] for verdict in told) or "nothing of an audit"
         yield f"{CARD} tells {said}, and {SET_RECORD} {_VERDICT_WORDS[passed]}"
-    on_card = [line[2:] for line in section.splitlines() if line.startswith(("- ✓ ", "- ✗ "))]
-    recorded = [escape_markdown(sentence) for sentence in record.audit.sentences] if record.audit else []
+        return
+    on_card = [unescape(line[2:]) for line in section.splitlines() if line.startswith(("- ✓ ", "- ✗ "))]
+    recorded = list(record.audit.sentences) if record.audit else []
     for here, sentences, there, others in (
         (CARD, on_card, SET_RECORD, recorded),
         (SET_RECORD, recorded, CARD, on_card),

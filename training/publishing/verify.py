@@ -132,7 +132,9 @@ def verify_folder(folder: Path, fingerprint: str | None = None, others: Sequence
     try:
         table = read_shards(require_shards(folder))
     except (ContentError, InputError, OSError) as error:
-        findings.append(f"data holds no distilled set ({str(error).replace(f'{folder}{os.sep}', '')})")
+        # Without the place of the folder: that of a set of the Hub is gone when this is read.
+        reason = str(error).replace(f"{folder}{os.sep}", "").replace(str(folder), "it")
+        findings.append(f"data is not that of a distilled set: {reason}")
     if card is not None and table is not None:
         findings += check_card(card, table)
     if card is not None and record is not None:
