@@ -90,9 +90,7 @@ def write_set_record(files: Mapping[str, bytes], audit: AuditFacts | None, gener
     Raises:
         ValueError: For findings that no card has.
     """
-    verdict = audit and SetVerdict(
-        passed=audit.passed, findings=tuple(audit.findings), controls=tuple(audit.controls)
-    )
+    verdict = audit and SetVerdict(passed=audit.passed, findings=tuple(audit.findings), controls=tuple(audit.controls))
     record = SetRecord(format=1, files=hash_contents(files), audit=verdict, generation=generation)
     return write_document(record.model_dump(mode="json"))
 

@@ -10,10 +10,10 @@ written while it is made, so that it may be larger than memory.
 
     histodistill generate --pipeline runs/phantom/pipeline --like runs/phantom/distilled --output again
 
-makes the images of a distilled set again, in its order, from their labels and seeds: of a set of this machine or of the
-Hub, with its own pipeline, which may be on the Hub as well. It tells how many are equal to the pixel, and how far the
-others are (comparison.json). On another machine or with more threads some numbers are added up in another order, which
-can change a pixel by a grey level.
+makes the images of a distilled set again, in its order, from their labels and seeds: of a set of this machine or of
+the Hub, with its own pipeline, which may be on the Hub as well. It tells how many are equal to the pixel, and how far
+the others are (comparison.json). On another machine or with more threads numbers may be added up in another order,
+which can move a pixel by a grey level or more.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class GenerateConfig(StepConfig):
         setting=False,
     )
     like: str | Path | None = option(
-        "a distilled set, its folder or its id on the Hub, whose images are to be made again from their seeds; it says "
-        "itself with which options",
+        "a distilled set, its folder or its id on the Hub, whose images are to be made again from their seeds; it "
+        "says itself with which options",
         default=None,
         setting=False,
     )

@@ -114,7 +114,8 @@ def test_what_cannot_be_made_again_is_refused(chosen, again, tmp_path, tiny_pipe
     with pytest.raises(InputError, match="does not say how its images were made, as sets of earlier versions do not"):
         again(tmp_path / "set")
     table = read_image_table(chosen)
-    write_image_dataset(tmp_path / "plain" / "data", table.images, {"label": table.columns["label"]}, table.class_names)
+    columns = {"label": table.columns["label"]}
+    write_image_dataset(tmp_path / "plain" / "data", table.images, columns, table.class_names)
     with pytest.raises(InputError, match="has no seeds"):
         again(tmp_path / "plain")
     assert not (tmp_path / "again").exists()

@@ -58,8 +58,8 @@ def read_seeded_set(folder: Path) -> SeededSet:
         raise InputError(f"{folder} does not say rightly how its images were made ({error}): get it anew") from error
     if generation is None:
         raise InputError(
-            f"{folder} does not say how its images were made, as sets of earlier versions do not: choose or publish it "
-            "anew with this version"
+            f"{folder} does not say how its images were made, as sets of earlier versions do not: choose or publish "
+            "it anew with this version"
         )
     return SeededSet(table, generation)
 

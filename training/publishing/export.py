@@ -142,8 +142,10 @@ def _check_folder_names(class_names: list[str]) -> None:
         elif name.casefold() in seen:
             fault = "differs from another class in capitals alone, which some systems do not tell apart"
         if fault:
-            raise InputError(f"{param('format')}=folder does not go with the class {name!r}, which {fault}: "
-                f"give {param('format')}=medmnist")
+            raise InputError(
+                f"{param('format')}=folder does not go with the class {name!r}, which {fault}: "
+                f"give {param('format')}=medmnist"
+            )
         seen.add(name.casefold())
 
 

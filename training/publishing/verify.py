@@ -3,13 +3,14 @@
     histodistill verify you/colon-distilled
     histodistill verify downloads/colon-distilled --fingerprint 5f2c…
 
-Every file must have the SHA-256 that stands in set.json, which `publish` puts into each set, and none may be missing or
-added; the table must hold images, labels and known columns and nothing else; the card must tell of its columns, classes
-and numbers, and of the verdict that stands in set.json. Each finding is one sentence. Nothing is written, and nothing
-that the set holds is run.
+Every file must have the SHA-256 that stands in set.json, which `publish` puts into each set, and none may be missing
+or added; the table must hold images, labels and known columns and nothing else; the card must tell of its columns,
+classes and numbers, and of the verdict that stands in set.json. Each finding is one sentence. Nothing is written, and
+nothing that the set holds is run.
 
 A set, its card and set.json that were rewritten together agree with each other. Only the fingerprint tells: one short
-text for all files, which `publish` shows to whoever publishes. Ask for it by another way, and give it as --fingerprint.
+text for all files, which `publish` shows to whoever publishes. Ask for it by another way, and give it as
+--fingerprint.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ def run(config: VerifyConfig) -> Verification:
         print(f"verify: {config.set} is not as it was published: {count} finding{'' if count == 1 else 's'}")
     elif config.fingerprint is None:
         print(
-            f"verify: {config.set} agrees with its own record; that nobody has rewritten both, only --fingerprint tells"
+            f"verify: {config.set} agrees with its own record; that nobody has rewritten both, only --fingerprint "
+            "tells"
         )
     else:
         print(f"verify: {config.set} is what was published under this fingerprint")

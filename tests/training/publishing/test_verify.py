@@ -140,7 +140,7 @@ def test_a_change_is_found_and_named(received, change, capsys):
 
 
 CONTRADICTIONS = {
-    "numbers": ("15 synthetic 16×16 images", "16 synthetic 16×16 images", "tells in its first sentence of other numbers"),
+    "numbers": ("15 synthetic 16×16 images", "16 synthetic 16×16 images", "tells in its first sentence of other"),
     "a class": ("| 1 | ", "| 1 | not ", "does not list the class 1,"),
     "a column": ("  - name: rank\n", "  - name: place\n", r"in its header \(dataset_info\)"),
     "the verdict": ("**The privacy audit passed**", "**The privacy audit did not pass.**", "tells that the audit did"),
