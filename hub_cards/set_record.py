@@ -1,7 +1,7 @@
 """set.json: what a published set says of itself, so that whoever receives it can check it without the run.
 
-It holds nothing that the files beside it do not tell: their SHA-256, the verdict as it stands on the card, and with
-what a pipeline makes the images again from their seeds.
+It holds the SHA-256 of the files beside it, the verdict as it stands on the card, and with what a pipeline makes the
+images again from their seeds, with the SHA-256 of that pipeline: nothing else that the card does not tell.
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ def write_set_record(files: Mapping[str, bytes], audit: AuditFacts | None, gener
     Raises:
         ValueError: For findings that no card has.
     """
-    verdict = audit and SetVerdict(passed=audit.passed, findings=tuple(audit.findings), controls=tuple(audit.controls))
+    verdict = None
+    if audit is not None:
+        verdict = SetVerdict(passed=audit.passed, findings=tuple(audit.findings), controls=tuple(audit.controls))
     record = SetRecord(format=1, files=hash_contents(files), audit=verdict, generation=generation)
     return write_document(record.model_dump(mode="json"))
 

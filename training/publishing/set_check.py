@@ -97,7 +97,7 @@ def check_verdict(text: str, record: SetRecord) -> Iterator[str]:
     """
     section = text.partition("\n## Privacy\n")[2].partition("\n## ")[0]
     told = [verdict for words, verdict in _VERDICTS.items() if words in section]
-    passed = record.audit and record.audit.passed
+    passed = record.audit.passed if record.audit else None
     if told != [passed]:
         said = " and ".join(_VERDICT_WORDS[verdict] for verdict in told) or "nothing of an audit"
         yield f"{CARD} tells {said}, and {SET_RECORD} {_VERDICT_WORDS[passed]}"

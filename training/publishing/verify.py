@@ -78,7 +78,11 @@ def run(config: VerifyConfig) -> Verification:
     with tempfile.TemporaryDirectory() as place:
         others: list[str] = []
         folder = set_folder(config.set, "set", lambda name: _fetch(name, place, others))
-        found = verify_folder(folder, config.fingerprint, others)
+        try:
+            found = verify_folder(folder, config.fingerprint, others)
+        except InputError as error:
+            # A set of the Hub by its id: its folder is gone when this is read.
+            raise InputError(error.marked().replace(str(folder), str(config.set))) from error
     for finding in found.findings:
         print(f"✗ {finding}")
     verdict = {True: "passed", False: "did not pass", None: "was not made"}[found.audit_passed]

@@ -65,6 +65,7 @@ def test_only_the_listed_files_leave(run):
     ]  # fmt: skip
     assert sorted(dataset.files) == [
         "README.md", "assets/community_map.png", "assets/distilled.png", "data/train-00000-of-00001.parquet",
+        "set.json",
     ]  # fmt: skip
 
 
