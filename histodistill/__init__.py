@@ -37,8 +37,12 @@ if TYPE_CHECKING:
     from histodistill.training.generate import run as generate
     from histodistill.training.models.classifiers import Classifier
     from histodistill.training.models.embedders import load_embedder
+    from histodistill.training.publishing.export import ExportConfig
+    from histodistill.training.publishing.export import run as export
     from histodistill.training.publishing.publish import PublishConfig
     from histodistill.training.publishing.publish import run as publish
+    from histodistill.training.publishing.verify import VerifyConfig
+    from histodistill.training.publishing.verify import run as verify
     from histodistill.training.running.errors import InputError
     from histodistill.training.train_autoencoder import TrainAutoencoderConfig
     from histodistill.training.train_autoencoder import run as train_autoencoder
@@ -59,6 +63,7 @@ __all__ = [
     "DistillConfig",
     "DistillSelector",
     "EvaluatePoolConfig",
+    "ExportConfig",
     "GenerateConfig",
     "HistologyPipeline",
     "InputError",
@@ -70,12 +75,14 @@ __all__ = [
     "TrainAutoencoderConfig",
     "TrainClassifierConfig",
     "TrainDiffusionConfig",
+    "VerifyConfig",
     "__version__",
     "audit",
     "audit_images",
     "compare",
     "distill",
     "evaluate_pool",
+    "export",
     "generate",
     "inspect_tiles",
     "load_embedder",
@@ -87,6 +94,7 @@ __all__ = [
     "train_autoencoder",
     "train_classifier",
     "train_diffusion",
+    "verify",
 ]
 
 # Name → module below this package, and the name there. The imports above say the same to type checkers.
@@ -98,6 +106,7 @@ _HOMES = {
     "DistillConfig": ("training.end_to_end.distill", "DistillConfig"),
     "DistillSelector": ("selection.distill_selector", "DistillSelector"),
     "EvaluatePoolConfig": ("training.evaluation.evaluate_pool", "EvaluatePoolConfig"),
+    "ExportConfig": ("training.publishing.export", "ExportConfig"),
     "GenerateConfig": ("training.generate", "GenerateConfig"),
     "HistologyPipeline": ("pipelines.histology_pipeline", "HistologyPipeline"),
     "InputError": ("training.running.errors", "InputError"),
@@ -109,11 +118,13 @@ _HOMES = {
     "TrainAutoencoderConfig": ("training.train_autoencoder", "TrainAutoencoderConfig"),
     "TrainClassifierConfig": ("training.train_classifier", "TrainClassifierConfig"),
     "TrainDiffusionConfig": ("training.train_diffusion", "TrainDiffusionConfig"),
+    "VerifyConfig": ("training.publishing.verify", "VerifyConfig"),
     "audit": ("training.evaluation.audit", "run"),
     "audit_images": ("selection.image_audit", "audit_images"),
     "compare": ("training.evaluation.compare", "run"),
     "distill": ("training.end_to_end.distill", "run"),
     "evaluate_pool": ("training.evaluation.evaluate_pool", "run"),
+    "export": ("training.publishing.export", "run"),
     "generate": ("training.generate", "run"),
     "inspect_tiles": ("training.end_to_end.inspect_tiles", "run"),
     "load_embedder": ("training.models.embedders", "load_embedder"),
@@ -125,6 +136,7 @@ _HOMES = {
     "train_autoencoder": ("training.train_autoencoder", "run"),
     "train_classifier": ("training.train_classifier", "run"),
     "train_diffusion": ("training.train_diffusion", "run"),
+    "verify": ("training.publishing.verify", "run"),
 }
 
 # In a clone this folder shadows the installed package, which has the other parts: look for them there, too.

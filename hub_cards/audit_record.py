@@ -85,7 +85,8 @@ _Disguise = Literal[
 # A sentence of a finding: `read_run_audit` of the training sees that it is one of ours. The longest one names all
 # disguises.
 _Sentence = Annotated[str, Field(min_length=1, max_length=2000)]
-_FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*){0,2}$")]
+#: A file of a folder that is published or audited, by its place in it.
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*){0,2}$")]
 
 
 class IntervalFigure(Exact):
@@ -282,7 +283,7 @@ class VerdictRecord(Exact):
 
     passed: bool
     findings: tuple[FindingRecord, ...]
-    files: dict[_FileName, Sha256]
+    files: dict[FileName, Sha256]
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -312,7 +313,7 @@ class AuditRecord(Exact):
     held_out_at_random: bool
     copies_dropped: dict[ClassName, Count] | None
     parts: dict[Literal["distilled", "selector", "pipeline"], VerdictRecord]
-    records: dict[_FileName, Sha256]
+    records: dict[FileName, Sha256]
     warnings: tuple[_Sentence, ...]
     figures: Figures
 

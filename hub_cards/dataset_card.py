@@ -152,22 +152,15 @@ class DistilledDatasetCardData:
 
     def metadata(self) -> DatasetCardData:
         """The YAML header; with it `load_dataset` opens the folder with the right features."""
-        from datasets import DatasetInfo
-        from datasets.info import DatasetInfosDict
-
         subject = [] if self.is_phantom else ["histopathology", "medical"]
-        metadata = DatasetCardData(
+        return DatasetCardData(
             pretty_name=self.title(),
             license=self.license,
             task_categories=["image-classification"],
             size_categories=[size_category(self.num_images)],
             tags=[*subject, "synthetic", "dataset-distillation", MARK],
-            configs=[
-                {"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]},
-            ],
+            **set_structure(self.features),
         )
-        DatasetInfosDict({"default": DatasetInfo(features=self.features)}).to_dataset_card_data(metadata)
-        return metadata
 
     def title(self) -> str:
         """The heading."""
@@ -187,6 +180,21 @@ class DistilledDatasetCardData:
             meaning = meanings.get(name, "").format(size=self.image_size)
             rows.append({"name": name, "type": _type_name(feature), "meaning": meaning})
         return rows
+
+
+def set_structure(features: Features) -> dict[str, Any]:
+    """What the YAML header of a set's card says of its files and columns, `configs` and `dataset_info`.
+
+    Args:
+        features: Of the dataset.
+    """
+    from datasets import DatasetInfo
+    from datasets.info import DatasetInfosDict
+
+    files = [{"split": "train", "path": "data/train-*.parquet"}]
+    header = DatasetCardData(configs=[{"config_name": "default", "data_files": files}])
+    DatasetInfosDict({"default": DatasetInfo(features=features)}).to_dataset_card_data(header)
+    return header.to_dict()
 
 
 def render_dataset_card(card: DistilledDatasetCardData) -> str:

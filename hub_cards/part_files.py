@@ -62,7 +62,7 @@ PARTS = {
     ),
 }
 #: The most bytes that a file may have, by its ending; no other file is read.
-LARGEST_FILES = {".json": 2**22, ".py": 2**20, ".parquet": 2**32, ".safetensors": 2**34}
+LARGEST_FILES = {".json": 2**22, ".md": 2**22, ".py": 2**20, ".parquet": 2**32, ".safetensors": 2**34}
 # Characters of a name in a message, at most.
 _SHOWN_LENGTH = 80
 

@@ -22,7 +22,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from histodistill.hub_cards.part_files import PARTS, matches
+from histodistill.hub_cards.part_files import PARTS, hash_contents, matches
+from histodistill.hub_cards.set_record import SET_RECORD, set_fingerprint
 
 
 # What a function that is tried again returns.
@@ -38,7 +39,7 @@ ALLOWED = {
         *PARTS["pipeline"].published,
     ),
     "selector": ("README.md", "assets/community_map.png", *PARTS["selector"].published),
-    "dataset": ("README.md", "assets/distilled.png", "assets/community_map.png", "data/train-*.parquet"),
+    "dataset": ("README.md", SET_RECORD, "assets/distilled.png", "assets/community_map.png", "data/train-*.parquet"),
     "metric": ("README.md", "index.html", "requirements.txt", "*.py"),
 }
 #: What the Hub calls a repository of each kind.
@@ -83,6 +84,11 @@ class Upload:
     def repo_type(self) -> str:
         """What the Hub calls the kind."""
         return REPO_TYPES[self.kind]
+
+    @property
+    def fingerprint(self) -> str:
+        """What `histodistill verify` shows of these files: see `set_fingerprint`."""
+        return set_fingerprint(hash_contents(self.files))
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each file, the card first."""

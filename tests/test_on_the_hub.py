@@ -171,6 +171,30 @@ def test_used_without_us(published, machine, tiny_run):
     assert found["images"] == [hashlib.sha256(cell["bytes"]).hexdigest() for cell in cells]
 
 
+RECEIVE_IT = """
+import sys
+from pathlib import Path
+from histodistill import GenerateConfig, InputError, VerifyConfig, generate, verify
+
+found = verify(VerifyConfig(set="me/toy-distilled", fingerprint=sys.argv[1]))
+assert (found.findings, found.audit_passed) == ((), True), found
+generate(GenerateConfig(pipeline=Path("me/toy-ldm"), like="me/toy-distilled", output=Path("again")))
+try:
+    verify(VerifyConfig(set="me/nothing"))
+except InputError as error:
+    print(error)
+"""
+
+
+def test_who_receives_a_set_checks_it_and_makes_it_again(published, hub, tmp_path):
+    fingerprint = re.search(r"^  fingerprint ([0-9a-f]{32}): tell it", published[0], re.MULTILINE)[1]
+    finished = Machine(hub, tmp_path).python("-c", RECEIVE_IT, fingerprint)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert "verify: me/toy-distilled is what was published under this fingerprint\n" in finished.stdout
+    assert "generate: 15 of 15 images are equal to the pixel\n" in finished.stdout
+    assert "set me/nothing is no folder and cannot be fetched from the Hub, since" in finished.stdout
+
+
 def test_a_training_begins_from_what_was_published(published, machine, tiny_run):
     finished = machine.cli(
         "train", "diffusion", "--data", str(tiny_run.data), "--autoencoder", str(tiny_run.folder / "autoencoder"),

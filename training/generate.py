@@ -7,16 +7,25 @@ The pool is the same whatever the number of processes, and each image can be mad
 chunks of fixed images that are generated whole; a killed run goes on with the chunks that are missing. The output
 folder opens with `load_dataset`; its columns are image, label and seed. A large pool is in several files, which are
 written while it is made, so that it may be larger than memory.
+
+    histodistill generate --pipeline runs/phantom/pipeline --like runs/phantom/distilled --output again
+
+makes the images of a distilled set again, in its order, from their labels and seeds: of a set of this machine or of
+the Hub, with its own pipeline, which may be on the Hub as well. It tells how many are equal to the pixel, and how far
+the others are (comparison.json). On another machine or with more threads numbers may be added up in another order,
+which can move a pixel by a grey level or more.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.launch import NUM_PROCESSES_HELP
 from histodistill.training.running.notes import suggest
 from histodistill.training.running.options import StepConfig, StepParser, config, option, require, run_script
@@ -24,6 +33,7 @@ from histodistill.training.running.training_options import precision_option
 
 
 if TYPE_CHECKING:
+    import numpy as np
     from accelerate import Accelerator
     from diffusers import DiffusionPipeline
 
@@ -42,7 +52,16 @@ _PROGRESS_SECONDS = 60
 class GenerateConfig(StepConfig):
     """Options of `generate`."""
 
-    pipeline: Path = option("folder that train_diffusion left", setting=False)
+    pipeline: Path = option(
+        "folder that train_diffusion left; with --like also a published pipeline, its folder or its id on the Hub",
+        setting=False,
+    )
+    like: str | Path | None = option(
+        "a distilled set, its folder or its id on the Hub, whose images are to be made again from their seeds; it "
+        "says itself with which options",
+        default=None,
+        setting=False,
+    )
     output: Path = option("folder for the pool", setting=False)
     per_class: int = option("images of each class", default=1000, at_least=1)
     num_inference_steps: int = option("denoising steps", default=20, at_least=1)
@@ -56,10 +75,16 @@ class GenerateConfig(StepConfig):
     num_processes: int = option(NUM_PROCESSES_HELP, default=1, at_least=1, setting=False)
 
     def check(self) -> None:
-        """Checks the interval."""
+        """Checks the interval, and that no option is given that a set says itself."""
         low, high = self.guidance_interval
         rule = "it must be LOW HIGH with 0 <= LOW <= HIGH <= 1"
         require(0 <= low <= high <= 1, "guidance_interval", self.guidance_interval, rule)
+        if self.like is None:
+            return
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name, value in self.settings().items():
+            if value != defaults[name]:
+                raise InputError(f"{param(name)} does not go with {param('like')}, whose set says it: leave it out")
 
 
 def make_parser() -> StepParser[GenerateConfig]:
@@ -68,16 +93,19 @@ def make_parser() -> StepParser[GenerateConfig]:
 
 
 def run(config: GenerateConfig) -> Path:
-    """Generates what is missing of the pool.
+    """Generates what is missing of the pool, or of the images of a set that are made again.
 
     Returns:
         The folder, which `load_dataset` opens.
 
     Raises:
-        InputError: For a folder that holds no finished pipeline, or an output folder that holds something else.
+        InputError: For a folder that holds no finished pipeline, an output folder that holds something else, or a set
+            that does not say how its images were made, or was made by another pipeline.
     """
     from histodistill.training.running.stages import Stage, require_complete
 
+    if config.like is not None:
+        return _make_again(config, config.like)
     # Before the libraries are imported, which takes seconds.
     record = require_complete(config.pipeline, "pipeline", "run train_diffusion on it first")
 
@@ -103,8 +131,57 @@ def run(config: GenerateConfig) -> Path:
     return config.output
 
 
+def _make_again(config: GenerateConfig, like: str | Path) -> Path:
+    """Makes the images of a set again, and tells how near they come; see `run`."""
+    from histodistill.hub_cards.part_files import PARTS
+    from histodistill.training.data.image_dataset import open_image_table
+    from histodistill.training.engine.accelerator import make_accelerator
+    from histodistill.training.engine.remade import compare_images, likeness_lines, read_seeded_set
+    from histodistill.training.models.hub_files import model_folder, set_folder
+    from histodistill.training.models.latents import compression_of
+    from histodistill.training.models.loading import load_pipeline
+    from histodistill.training.running.files import write_json
+    from histodistill.training.running.stages import Stage, content_of
+
+    set_place = set_folder(like, "like")
+    given = read_seeded_set(set_place)
+    folder = model_folder(config.pipeline, "pipeline", "pipeline", PARTS["pipeline"].published)
+    content, options = content_of(folder), given.generation.model_dump(exclude={"pipeline"})
+    if given.generation.pipeline not in (None, content):
+        raise InputError(f"{param('pipeline')} {config.pipeline} is not the one that made {like}: give that one")
+    config = dataclasses.replace(config, like=None, **options)
+    settings = {"stage": "remade", "set": content_of(set_place), "pipeline": content, **options}
+    stage = Stage(config.output, settings)
+    stage.require_own_folder()
+    accelerator = make_accelerator(config.mixed_precision)
+    if not stage.complete:
+        pipeline = load_pipeline(folder).to(accelerator.device)
+        pipeline.set_progress_bar_config(disable=True)
+        image_size = pipeline.unet.config.sample_size * compression_of(pipeline.vae)
+        if (pipeline.class_names, image_size) != (given.table.class_names, given.table.images.shape[1]):
+            raise InputError(
+                f"{param('pipeline')} {config.pipeline} makes other classes or sizes than {like} has: give the one "
+                "that made it"
+            )
+        columns = given.table.columns
+        make_pool(config, pipeline, image_size, accelerator, stage, (columns["label"], columns["seed"]))
+    if accelerator.is_main_process:
+        found = compare_images(open_image_table(config.output).images, given.table.images)
+        write_json(config.output / "comparison.json", found)
+        for line in likeness_lines(found):
+            print(f"generate: {line}")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return config.output
+
+
 def make_pool(
-    config: GenerateConfig, pipeline: DiffusionPipeline, image_size: int, accelerator: Accelerator, stage: Stage
+    config: GenerateConfig,
+    pipeline: DiffusionPipeline,
+    image_size: int,
+    accelerator: Accelerator,
+    stage: Stage,
+    plan: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> None:
     """Generates what is missing of a pool, and puts it in its place.
 
@@ -114,12 +191,13 @@ def make_pool(
         image_size: Their side in pixels.
         accelerator: Shared by all processes.
         stage: Of the pool, not complete.
+        plan: Labels and seeds, int64 N each, of all images; by default as `plan_pool` has them.
     """
     from histodistill.training.engine.pool import cut_into_chunks, gather_into_shards, plan_pool
     from histodistill.training.running.files import remove
 
     chunk_folder, shard_folder, data = (config.output / name for name in ("chunks", "shards", "data"))
-    labels, seeds = plan_pool(pipeline.num_classes, config.per_class, config.seed)
+    labels, seeds = plan or plan_pool(pipeline.num_classes, config.per_class, config.seed)
     chunks = cut_into_chunks(chunk_folder, labels, seeds, config.chunk_size)
     shards = gather_into_shards(shard_folder, chunks, image_size)
     # No process looks at what there is before all have come here, nor before the main one is done with it.

@@ -81,6 +81,8 @@ COMMANDS = {
     "publish": Command(
         "publishing.publish", "pipeline, selector and distilled set to the Hugging Face Hub, with their cards"
     ),
+    "verify": Command("publishing.verify", "whether a set that you received is as it was published"),
+    "export": Command("publishing.export", "a set in the layout of other programs: an .npz as MedMNIST's, or folders"),
     "publish-metrics": Command("publishing.publish_metrics", "the metrics to the Hugging Face Hub, for evaluate.load"),
     "demo-app": Command(
         "demo_app.serve", "a page on this machine: generate, browse the distilled set, train on it (needs gradio)"

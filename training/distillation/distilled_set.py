@@ -24,7 +24,7 @@ from histodistill.training.distillation.community_figures import community_map, 
 from histodistill.training.distillation.label_views import label_views
 from histodistill.training.distillation.pool_selection import Selection, SelectionInputs
 from histodistill.training.distillation.selector_options import SelectorConfig
-from histodistill.training.generate import CALL_OPTIONS
+from histodistill.training.generate import CALL_OPTIONS, PIPELINE_OPTIONS
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.devices import best_device
 from histodistill.training.models.embedders import (
@@ -314,6 +314,13 @@ def write_card(
         encoders=for_cards(encoders),
     )
     write_text(path, render_dataset_card(card))
+
+
+def generation_of(pool_record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the record of the stage says of how its images are made again: see `Generation`."""
+    settings = pool_record["settings"]
+    found = {name: settings[name] for name in (*PIPELINE_OPTIONS, "chunk_size")}
+    return {**found, "pipeline": pool_record.get("inputs", {}).get("pipeline")}
 
 
 def count_images(selection: Selection, inputs: SelectionInputs, class_names: list[str]) -> dict[str, Any]:

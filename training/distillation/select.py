@@ -153,7 +153,8 @@ def run(config: SelectConfig) -> Path:
         tiles_name=tiles_name,
         encoders=encoders,
     )
-    more = {"encoders": encoders} if encoders else {}
+    more: dict[str, Any] = {"encoders": encoders} if encoders else {}
+    more["generation"] = distilled_set.generation_of(sources.pool_record)
     stage.finish(**distilled_set.count_images(selection, inputs, sources.class_names), **more)
     tell_licences(encoders)
     print(f"select: {len(selection.chosen)} of {len(sources.images)} images saved to {folder}")

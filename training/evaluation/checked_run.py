@@ -17,7 +17,9 @@ from PIL import Image
 
 from histodistill.hub_cards import ContentError, RunFacts
 from histodistill.hub_cards.contents import PipelineContent, SelectorContent, SetContent, about
+from histodistill.hub_cards.documents import check_document
 from histodistill.hub_cards.pictures import encode_png
+from histodistill.hub_cards.set_record import Generation
 from histodistill.training.data.images import make_grid
 from histodistill.training.distillation.community_discs import community_discs
 from histodistill.training.evaluation.run_contents import RunContents, RunFiles
@@ -139,6 +141,15 @@ class CheckedRun:
         """The precision in which it made the pool, one of `PRECISIONS`."""
         with about(self.files.folder, "pool/stage.json"):
             return check_setting(self.pool, "pool", "mixed_precision")
+
+    @cached_property
+    def made_with(self) -> Generation:
+        """With what the images are made again from their seeds."""
+        with about(self.files.folder, "pool/stage.json"):
+            made = {"chunk_size": check_setting(self.pool, "pool", "chunk_size"), "mixed_precision": self.precision}
+            return check_document(
+                {**self.generation, **made, "pipeline": self.pool.inputs.get("pipeline")}, Generation
+            )
 
     @cached_property
     def filters(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from histodistill.hub_cards.audit_record import Count, GroupKind, Share
-from histodistill.hub_cards.documents import ClassName, Known, Version
+from histodistill.hub_cards.documents import ClassName, Known, Sha256, Version
 from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.group_facts import GroupFacts
 from histodistill.hub_cards.privacy_ledger import Ledger
@@ -80,6 +80,7 @@ class StageRecord(Known):
 
     complete: bool
     settings: dict[str, Any]
+    inputs: dict[str, Sha256] = Field(default_factory=dict)
     versions: dict[_Package, Version] = Field(default_factory=dict)
     image_size: Count | None = None
     num_images: Count | None = None

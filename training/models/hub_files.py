@@ -1,10 +1,11 @@
-"""Folders of trained models, given by a path or by an id on the Hub: what is fetched is data, and never run."""
+"""Folders of trained models and of sets, given by a path or by an id on the Hub: what is fetched is never run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from histodistill.hub_cards.set_record import SET_RECORD
 from histodistill.training.data.names import can_be_hub_id, shown
 from histodistill.training.running.errors import InputError, param, reason_of
 from histodistill.training.running.hub_cache import cache_problem
@@ -24,7 +25,35 @@ def model_folder(name_or_path: str | Path, option: str, what: str, files: Sequen
         InputError: If it is neither, or cannot be fetched.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
+
+    return _folder(name_or_path, option, what, lambda name: snapshot_download(name, allow_patterns=list(files)))
+
+
+def set_folder(name_or_path: str | Path, option: str, fetch: Callable[[str], str | Path] | None = None) -> Path:
+    """The folder of a distilled set itself, or that of the Hugging Face cache with its tables, record and card.
+
+    Args:
+        name_or_path: A folder, or, where there is none of that name, the id of a dataset on the Hub.
+        option: The option that it was given for.
+        fetch: What fetches such an id in another way, and returns the folder.
+
+    Raises:
+        InputError: If it is neither, or cannot be fetched.
+    """
+    from huggingface_hub import snapshot_download
+
+    patterns = ["README.md", SET_RECORD, "data/*.parquet"]
+    return _folder(
+        name_or_path,
+        option,
+        "distilled set",
+        fetch or (lambda name: snapshot_download(name, repo_type="dataset", allow_patterns=patterns)),
+    )
+
+
+def _folder(name_or_path: str | Path, option: str, what: str, fetch: Callable[[str], str | Path]) -> Path:
+    """The folder itself, or what fetches an id of the Hub returns."""
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     name, remedy = str(name_or_path), f"give the folder of a {what} or its id on the Hub, user/name"
     if Path(name).is_dir():
@@ -33,8 +62,8 @@ def model_folder(name_or_path: str | Path, option: str, what: str, files: Sequen
     if Path(name).exists() or not can_be_hub_id(name) or Path(name).parent.is_dir():
         raise InputError(f"{param(option)} {shown(name)} is no folder: {remedy}")
     try:
-        return Path(snapshot_download(name, allow_patterns=list(files)))
-    except (HfHubHTTPError, OSError, ValueError) as error:  # ValueError: ids that the Hub refuses
+        return Path(fetch(name))
+    except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:  # ValueError: ids that the Hub refuses
         reason = cache_problem() or f"the Hub says: {shown(reason_of(error))}"
         raise InputError(
             f"{param(option)} {name} is no folder and cannot be fetched from the Hub, since {reason}: check the name "

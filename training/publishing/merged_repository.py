@@ -11,6 +11,7 @@ from histodistill.hub_cards import AuditError, AuditFacts, ContentError, Upload,
 from histodistill.hub_cards.documents import read_document
 from histodistill.hub_cards.part_files import read_file
 from histodistill.hub_cards.pictures import encode_png
+from histodistill.hub_cards.set_record import SET_RECORD, write_set_record
 from histodistill.hub_cards.site_verdict import SET_AUDIT, MergedRecord
 from histodistill.training.evaluation.checked_run import distilled_grid
 from histodistill.training.evaluation.merged_set import MergedSet, judge_merged, merged_card
@@ -67,9 +68,10 @@ def merged_repository(
             )
     name = repo_id.partition("/")[2]
     repo_id = f"{repo_id}-{SUFFIXES['dataset']}"
+    facts = None if audit is None else AuditFacts.of(audit, "distilled")
     card = merged_card(
         merged,
-        None if audit is None else AuditFacts.of(audit, "distilled"),
+        facts,
         name=name,
         repos={"dataset": repo_id},
         license=license,
@@ -81,6 +83,8 @@ def merged_repository(
         GRID: encode_png(np.asarray(distilled_grid(merged.table.images, merged.table.columns["label"]))),
         "README.md": render_dataset_card(card).encode(),
     }
+    # The images are of several pipelines, so none makes all of them again.
+    files[SET_RECORD] = write_set_record(files, facts, generation=None)
     upload = Upload("dataset", repo_id, files)
     check_no_paths(upload, (folder, Path.home()))
     tell_licences(encoder.model_dump() for site in merged.sites for encoder in site.encoders)

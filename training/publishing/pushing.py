@@ -42,6 +42,8 @@ def show_or_push(uploads: Sequence[Upload], config: HubConfig) -> list[Upload] |
         print(f"\n{upload.repo_type} {upload.repo_id}: {files}, {format_size(sum(sizes.values()))}")
         for name, size in sizes.items():
             print(f"  {format_size(size):>9}  {name}")
+        if upload.kind == "dataset":
+            print(f"  fingerprint {upload.fingerprint}: tell it to those who get the set, for histodistill verify")
     print(flush=True)
     if not config.push:
         print("Nothing was uploaded: add --push to do it.")

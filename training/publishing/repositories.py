@@ -26,6 +26,7 @@ from histodistill.hub_cards import (
 )
 from histodistill.hub_cards.audit_record import AuditRecord
 from histodistill.hub_cards.contents import about
+from histodistill.hub_cards.set_record import SET_RECORD, write_set_record
 from histodistill.training.data.medmnist import public_name
 from histodistill.training.evaluation.checked_run import CheckedRun, read_checked_run
 from histodistill.training.evaluation.ledger import check_ledger
@@ -249,6 +250,7 @@ def dataset_upload(run: CheckedRun, facts: RunFacts) -> Upload:
         **_map_files(run),
         "README.md": render_dataset_card(card).encode(),
     }
+    files[SET_RECORD] = write_set_record(files, facts.audit, run.made_with)
     return Upload("dataset", facts.repos["dataset"], files)
 
 

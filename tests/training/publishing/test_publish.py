@@ -66,6 +66,7 @@ def test_only_the_listed_files_leave(run):
     ]  # fmt: skip
     assert sorted(dataset.files) == [
         "README.md", "assets/community_map.png", "assets/distilled.png", "data/train-00000-of-00001.parquet",
+        "set.json",
     ]  # fmt: skip
 
 
@@ -353,7 +354,7 @@ def test_dry_run_lists_and_uploads_nothing(run, monkeypatch, capsys):
     assert [upload.repo_id for upload in found] == ["me/toy-ldm", "me/toy-selector", "me/toy-distilled"]
     assert all(isinstance(upload, Upload) for upload in found)
     shown = capsys.readouterr().out
-    assert "dataset me/toy-distilled: 4 files" in shown and "data/train-00000-of-00001.parquet" in shown
+    assert "dataset me/toy-distilled: 5 files" in shown and "data/train-00000-of-00001.parquet" in shown
     assert shown.rstrip().endswith("Nothing was uploaded: add --push to do it.")
 
 
