@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from histodistill.training.models.embedders import load_embedder
     from histodistill.training.publishing.publish import PublishConfig
     from histodistill.training.publishing.publish import run as publish
+    from histodistill.training.reporting.review import ReviewConfig
+    from histodistill.training.reporting.review import run as review
     from histodistill.training.running.errors import InputError
     from histodistill.training.train_autoencoder import TrainAutoencoderConfig
     from histodistill.training.train_autoencoder import run as train_autoencoder
@@ -65,6 +67,7 @@ __all__ = [
     "InspectTilesConfig",
     "MergeConfig",
     "PublishConfig",
+    "ReviewConfig",
     "SelectConfig",
     "Tiles",
     "TrainAutoencoderConfig",
@@ -83,6 +86,7 @@ __all__ = [
     "merge",
     "publish",
     "read_image_dataset",
+    "review",
     "select",
     "train_autoencoder",
     "train_classifier",
@@ -104,6 +108,7 @@ _HOMES = {
     "InspectTilesConfig": ("training.end_to_end.inspect_tiles", "InspectTilesConfig"),
     "MergeConfig": ("training.distillation.merge", "MergeConfig"),
     "PublishConfig": ("training.publishing.publish", "PublishConfig"),
+    "ReviewConfig": ("training.reporting.review", "ReviewConfig"),
     "SelectConfig": ("training.distillation.select", "SelectConfig"),
     "Tiles": ("training.data.tiles", "Tiles"),
     "TrainAutoencoderConfig": ("training.train_autoencoder", "TrainAutoencoderConfig"),
@@ -121,6 +126,7 @@ _HOMES = {
     "merge": ("training.distillation.merge", "run"),
     "publish": ("training.publishing.publish", "run"),
     "read_image_dataset": ("training.data.image_dataset", "read_image_dataset"),
+    "review": ("training.reporting.review", "run"),
     "select": ("training.distillation.select", "run"),
     "train_autoencoder": ("training.train_autoencoder", "run"),
     "train_classifier": ("training.train_classifier", "run"),

@@ -79,6 +79,7 @@ class Common:
                 **tiles,
                 "output": out,
                 "seed": self.seed,
+                "exclude": (),  # reviewers look at a set that is there
             },
             "audit": {"run": out, **tiles, "audit_share": self.audit_share, "seed": self.seed},
             "compare": {"run": out, **data, "seeds": [self.seed], "mixed_precision": self.mixed_precision},

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from histodistill.hub_cards.card_facts import architecture_title
 from histodistill.training.data.image_dataset import read_image_dataset
@@ -35,6 +33,7 @@ from histodistill.training.reporting.scores import (
 from histodistill.training.reporting.selector_texts import selector_text
 from histodistill.training.reporting.size_curve import size_curves
 from histodistill.training.reporting.summary import tile_lines
+from histodistill.training.reporting.templates import render_page
 from histodistill.training.running.files import write_text
 from histodistill.training.running.stages import read_record
 
@@ -84,14 +83,8 @@ def write_report(run: str | Path) -> Path:
         InputError: If there is no distilled set, or a JSON file of the run cannot be read or is of a later format.
     """
     run = Path(run)
-    # Autoescaped: names of classes and of data come from outside.
-    folder = resources.files("histodistill.training.reporting")
-    loader = FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8"))
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     path = run / REPORT
-    write_text(path, environment.get_template("report.html.jinja").render(_page(run)))
+    write_text(path, render_page("report.html.jinja", _page(run)))
     return path
 
 
