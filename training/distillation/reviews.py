@@ -1,4 +1,4 @@
-"""What reviewers say of a distilled set: the files that the page of `review` saves, and what a selection makes of them.
+"""What reviewers say of a distilled set: files that the page of `review` saves, and what a selection makes of them.
 
 A selection goes by all reviews together: the images that any of them left out are not chosen. Its record keeps which
 these were and how many people looked, but no sign of a person and no note.
