@@ -34,9 +34,9 @@ class ReviewFacts(Exact):
     def sentence(self) -> str:
         """What the card says."""
         people = "1 person" if self.num_people == 1 else f"{self.num_people:,} people"
-        went = "none was left out"
-        if self.num_left_out:
-            were = "was" if self.num_left_out == 1 else "were"
-            went = f"{self.num_left_out:,} {were} left out, and the selection was made again without"
+        were, them = ("was", "it") if self.num_left_out == 1 else ("were", "them")
+        went = f"{self.num_left_out:,} {were} left out, and the selection was made again without {them}"
+        if not self.num_left_out:
+            went = "none was left out"
         unseen = f"{self.num_unseen:,} of the images here" if self.num_unseen else "none of the images here"
         return f"{self.num_images:,} generated images were reviewed by {people}: {went}. Not reviewed: {unseen}."

@@ -33,8 +33,8 @@ LONGEST_SIGN, LONGEST_NOTE = 40, 1000
 SETTING = "review"
 # What holds a tag or a comment of HTML. Notes are plain text; a page that shows them need not be asked how.
 _HTML = re.compile(r"<[A-Za-z/!?]")
-# Scores of a set, which a run has in these places.
-_SCORES = ("comparison", "results.json")
+# What of a run is made of its set, and must be made anew with it.
+_MADE_OF_SET = ("audit", "comparison", "results.json")
 
 #: A reviewer's initials or number, which may stay empty.
 Sign = Annotated[str, Field(max_length=LONGEST_SIGN)]
@@ -174,7 +174,7 @@ def take_reviews(files: Sequence[Path], stage: Stage, seeds: np.ndarray, images:
 
     Raises:
         InputError: For a file that is not about this selection, where that of an earlier review is missing, or where
-            there are scores of the set that was reviewed.
+            there is what was made of the set that was reviewed.
     """
     before = kept_review(stage.settings)
     known = [*(before.sets if before else ()), *([content_of(stage.folder)] if stage.complete else ())]
@@ -200,9 +200,9 @@ def take_reviews(files: Sequence[Path], stage: Stage, seeds: np.ndarray, images:
             f"{param('exclude')} the files of all reviews so far"
         )
     run = stage.folder.parent
-    if there := [name for name in _SCORES if (run / name).exists()]:
+    if there := [name for name in _MADE_OF_SET if (run / name).exists()]:
         raise InputError(
-            f"{run} holds scores of the set that was reviewed ({', '.join(there)}): move them away, and compare anew "
-            "after the selection"
+            f"{run} holds what was made of the set that was reviewed ({', '.join(there)}): move that away, to be made "
+            "anew of the next one"
         )
     stage.change_settings({**stage.settings, SETTING: review.model_dump(mode="json")})

@@ -24,6 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from histodistill.training.distillation.select import SelectConfig
 from histodistill.training.end_to_end.measuring import Measured, measure_apart
 from histodistill.training.end_to_end.remaining import seconds_left
 from histodistill.training.end_to_end.steps import STEPS, Common, StageCall, read_change, refuse_given, stage_calls
@@ -34,7 +35,7 @@ from histodistill.training.running.findings import refuse, warn_of
 from histodistill.training.running.formats import RUN_FORMAT, check_format
 from histodistill.training.running.launch import NUM_PROCESSES_HELP, run_module
 from histodistill.training.running.notes import STEP_OF_DISTILL, hushed, tell, warn
-from histodistill.training.running.options import StepParser, check_values, config, option, run_script
+from histodistill.training.running.options import StepParser, check_values, config, like, option, run_script
 from histodistill.training.running.precision import has_cuda, resolve_precision
 from histodistill.training.running.presets import PRESET_NAMES, Preset, load_preset, preset_name
 from histodistill.training.running.program import ANSWER_IS_NO
@@ -96,6 +97,7 @@ class DistillConfig(SourceOptions):
         default=None,
         metavar="TIME",
     )
+    exclude: tuple[Path, ...] = like(SelectConfig, "exclude")
     audit_share: float = option(AUDIT_SHARE_HELP, default=0.1, at_least=0, below=1)
     # What the selection can take.
     seed: int = option("seed of every step", default=0, at_least=0, below=2**31)
@@ -124,6 +126,7 @@ class DistillConfig(SourceOptions):
             self.mixed_precision,
             self.num_processes,
             self.source_options(),
+            self.exclude,
         )
 
     @functools.cached_property
@@ -168,15 +171,22 @@ def run(config: DistillConfig) -> Path:
 
     Raises:
         InputError: For tiles or options that cannot be used, a folder that holds another run, or a disk or a
-            `time_budget` that is too small.
+            `time_budget` that is too small, or for reviews where there is no set.
         SystemExit: With the exit code of a step that failed, which has said why.
     """
+    from histodistill.training.running.stages import read_record
+
     started = time.monotonic()
+    if config.exclude and read_record(config.output / "distilled") is None:
+        raise InputError(
+            f"{param('exclude')} is about a set that was reviewed, and {config.output} has none yet: distill without it first"
+        )
     record = open_run(config, measured=measure_apart)
     plan = stages(config, record)
     for number, stage in enumerate(plan, start=1):
         finished = [other.folder for other in plan if _is_finished(other, config.output)]
-        if stage.folder in finished:
+        # The selection knows whether it was made without what the reviewers left out.
+        if stage.folder in finished and not getattr(stage.config, "exclude", ()):
             tell(f"[{number}/{len(plan)}] {stage.title} · finished before{_duration(config.output / stage.folder)}")
             continue
         times = f"{clock(time.monotonic() - started)} so far"

@@ -41,6 +41,7 @@ class Common:
         mixed_precision: Of the trainings.
         num_processes: Processes that share the work of a step.
         source: What is said of groups and files of the tiles, see `SourceOptions.source_options`.
+        exclude: Files of reviewers of the set that is there: see `SelectConfig`.
     """
 
     data: str | Path
@@ -50,6 +51,7 @@ class Common:
     mixed_precision: str
     num_processes: int = 1
     source: Mapping[str, Any] = field(default_factory=dict)
+    exclude: tuple[Path, ...] = ()
 
     def given(self, image_size: int | None = None) -> dict[str, dict[str, Any]]:
         """The options of each step that are decided by it.
@@ -79,7 +81,7 @@ class Common:
                 **tiles,
                 "output": out,
                 "seed": self.seed,
-                "exclude": (),  # reviewers look at a set that is there
+                "exclude": self.exclude,
             },
             "audit": {"run": out, **tiles, "audit_share": self.audit_share, "seed": self.seed},
             "compare": {"run": out, **data, "seeds": [self.seed], "mixed_precision": self.mixed_precision},

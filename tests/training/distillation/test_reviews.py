@@ -67,7 +67,7 @@ def test_what_was_left_out_is_replaced_and_stays_out(run, select, tiny_pool, cap
     record = read_json(run / "distilled" / "stage.json")
     assert record["reviewed"] == facts and facts["num_unseen"] >= 3
     sentence = ReviewFacts(**facts).sentence()
-    assert "10 generated images were reviewed by 2 people: 3 were left out" in sentence
+    assert "10 generated images were reviewed by 2 people: 3 were left out, and" in sentence
     assert sentence in (run / "distilled" / "README.md").read_text() and sentence in capsys.readouterr().out
     for path in (run / "distilled" / "README.md", run / "distilled" / "stage.json"):
         assert not [word for word in ("Mr K", "AB", "CD") if f'"{word}' in path.read_text()], path
@@ -190,10 +190,10 @@ def test_where_nothing_was_selected_there_is_nothing_to_review(run, select):
         select(review, n_per_class=1)
 
 
-def test_scores_of_the_old_set_are_not_left_beside_the_new(run, select):
+def test_what_was_made_of_the_old_set_is_not_left_beside_the_new(run, select):
     review = write_review(run.parent / "review.json", run / "distilled", [0])
     (run / "results.json").write_text("{}")
-    with pytest.raises(InputError, match=r"scores of the set that was reviewed \(results\.json\): move them away"):
+    with pytest.raises(InputError, match=r"made of the set that was reviewed \(results\.json\): move that away"):
         select(review)
     (run / "results.json").unlink()
     select(review)
