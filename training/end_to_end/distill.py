@@ -179,7 +179,8 @@ def run(config: DistillConfig) -> Path:
     started = time.monotonic()
     if config.exclude and read_record(config.output / "distilled") is None:
         raise InputError(
-            f"{param('exclude')} is about a set that was reviewed, and {config.output} has none yet: distill without it first"
+            f"{param('exclude')} is about a set that was reviewed, and {config.output} has none yet: distill without it "
+            "first"
         )
     record = open_run(config, measured=measure_apart)
     plan = stages(config, record)

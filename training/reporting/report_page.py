@@ -11,6 +11,7 @@ import numpy as np
 from histodistill.hub_cards.card_facts import architecture_title
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.images import base64_png
+from histodistill.training.distillation.reviews import SETTING as REVIEW_SETTING
 from histodistill.training.evaluation.run_facts import package_versions, privacy_facts
 from histodistill.training.evaluation.verdicts import read_run_audit
 from histodistill.training.reporting.audit_texts import audit_texts
@@ -197,7 +198,10 @@ def _communities(
 
 
 def _stage(title: str, record: dict[str, Any]) -> dict[str, Any]:
-    """Duration, measured facts and settings of a stage, from its record, which is empty where it was not run."""
+    """Duration, measured facts and settings of a stage, from its record, which is empty where it was not run.
+
+    Seeds of what reviewers saw and left out would fill a page, and are not shown.
+    """
     facts = [text.format(record[name]) for name, text in _FACTS.items() if record.get(name) is not None]
     if record and not record["complete"]:
         facts.append("not finished")
@@ -205,7 +209,7 @@ def _stage(title: str, record: dict[str, Any]) -> dict[str, Any]:
         "title": title,
         "duration": _duration(record["seconds"]) if record else "not run",
         "fact": ", ".join(facts),
-        "settings": _flat(record.get("settings", {})),
+        "settings": _flat({name: said for name, said in record.get("settings", {}).items() if name != REVIEW_SETTING}),
     }
 
 

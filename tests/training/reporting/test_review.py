@@ -19,6 +19,7 @@ from histodistill.hub_cards.tables import ImageTable
 from histodistill.training.data.image_dataset import read_image_dataset, write_image_dataset
 from histodistill.training.data.sources import load_tiles
 from histodistill.training.distillation.reviews import image_hash
+from histodistill.training.end_to_end.leavings import PRIVATE, find_leavings
 from histodistill.training.reporting import review, review_page
 from histodistill.training.reporting.blinded_sheet import score_answers
 from histodistill.training.reporting.review import ReviewConfig
@@ -161,6 +162,11 @@ def test_the_page_does_not_tell_which_is_which(sheet):
     assert "data-seed" not in html and "data-image" not in html and "kinds" not in html
     for name in ("blinded.html", "blinded_key.json"):
         assert stat.S_IMODE((sheet / "review" / name).stat().st_mode) == 0o600
+
+
+def test_the_sheet_goes_with_what_is_private(sheet):
+    assert [path for files in find_leavings(sheet).values() for path in files] == ["review/blinded.html"]
+    assert "review" in PRIVATE
 
 
 def test_a_seed_makes_the_same_sheet(sheet, tiny_npz):
