@@ -78,9 +78,9 @@ class ReviewFile(Exact):
 
     @model_validator(mode="after")
     def _is_of_its_rows(self) -> Self:
-        for each in (*self.left_out, *self.notes):
-            if each.row >= len(self.seeds):
-                raise ValueError(f"the set has no row {each.row}")
+        last = max([gone.row for gone in self.left_out] + [beside.row for beside in self.notes], default=0)
+        if last >= len(self.seeds):
+            raise ValueError(f"the set has no row {last}")
         for gone in self.left_out:
             if self.seeds[gone.row] != gone.seed:
                 raise ValueError(f"row {gone.row} has another seed")
@@ -180,10 +180,10 @@ def take_reviews(files: Sequence[Path], stage: Stage, seeds: np.ndarray, images:
     known = [*(before.sets if before else ()), *([content_of(stage.folder)] if stage.complete else ())]
     found = [read_saved(path, ReviewFile) for path in files]
     rows = {int(seed): row for row, seed in enumerate(seeds)}
-    for path, review in zip(files, found, strict=True):
-        if review.set not in known or not rows.keys() >= {*review.seeds}:
+    for path, said in zip(files, found, strict=True):
+        if said.set not in known or not rows.keys() >= {*said.seeds}:
             raise InputError(f"{path} is about another set than {stage.folder}: give files of its own review")
-        for gone in review.left_out:
+        for gone in said.left_out:
             if image_hash(images[[rows[gone.seed]]][0]) != gone.image:
                 raise InputError(f"{path} is about another image in row {gone.row}: give files of this set's review")
     review = Review(

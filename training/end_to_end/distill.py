@@ -97,7 +97,7 @@ class DistillConfig(SourceOptions):
         default=None,
         metavar="TIME",
     )
-    exclude: tuple[Path, ...] = like(SelectConfig, "exclude")
+    exclude: tuple[Path, ...] = like(SelectConfig, "exclude", default=())
     audit_share: float = option(AUDIT_SHARE_HELP, default=0.1, at_least=0, below=1)
     # What the selection can take.
     seed: int = option("seed of every step", default=0, at_least=0, below=2**31)
@@ -179,8 +179,8 @@ def run(config: DistillConfig) -> Path:
     started = time.monotonic()
     if config.exclude and read_record(config.output / "distilled") is None:
         raise InputError(
-            f"{param('exclude')} is about a set that was reviewed, and {config.output} has none yet: distill without it "
-            "first"
+            f"{param('exclude')} is about a set that was reviewed, and {config.output} has none yet: distill without "
+            "it first"
         )
     record = open_run(config, measured=measure_apart)
     plan = stages(config, record)
