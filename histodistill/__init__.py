@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from histodistill.training.publishing.publish import run as publish
     from histodistill.training.publishing.verify import VerifyConfig
     from histodistill.training.publishing.verify import run as verify
+    from histodistill.training.reporting.review import ReviewConfig
+    from histodistill.training.reporting.review import run as review
     from histodistill.training.running.errors import InputError
     from histodistill.training.train_autoencoder import TrainAutoencoderConfig
     from histodistill.training.train_autoencoder import run as train_autoencoder
@@ -70,6 +72,7 @@ __all__ = [
     "InspectTilesConfig",
     "MergeConfig",
     "PublishConfig",
+    "ReviewConfig",
     "SelectConfig",
     "Tiles",
     "TrainAutoencoderConfig",
@@ -90,6 +93,7 @@ __all__ = [
     "merge",
     "publish",
     "read_image_dataset",
+    "review",
     "select",
     "train_autoencoder",
     "train_classifier",
@@ -113,6 +117,7 @@ _HOMES = {
     "InspectTilesConfig": ("training.end_to_end.inspect_tiles", "InspectTilesConfig"),
     "MergeConfig": ("training.distillation.merge", "MergeConfig"),
     "PublishConfig": ("training.publishing.publish", "PublishConfig"),
+    "ReviewConfig": ("training.reporting.review", "ReviewConfig"),
     "SelectConfig": ("training.distillation.select", "SelectConfig"),
     "Tiles": ("training.data.tiles", "Tiles"),
     "TrainAutoencoderConfig": ("training.train_autoencoder", "TrainAutoencoderConfig"),
@@ -132,6 +137,7 @@ _HOMES = {
     "merge": ("training.distillation.merge", "run"),
     "publish": ("training.publishing.publish", "run"),
     "read_image_dataset": ("training.data.image_dataset", "read_image_dataset"),
+    "review": ("training.reporting.review", "run"),
     "select": ("training.distillation.select", "run"),
     "train_autoencoder": ("training.train_autoencoder", "run"),
     "train_classifier": ("training.train_classifier", "run"),

@@ -11,6 +11,7 @@ from huggingface_hub import DatasetCardData
 from histodistill.hub_cards.card_facts import PRECISIONS, RunFacts, split_scores
 from histodistill.hub_cards.group_facts import GroupFacts
 from histodistill.hub_cards.rendering import render_card, size_category
+from histodistill.hub_cards.review_facts import ReviewFacts
 from histodistill.hub_cards.uploading import MARK
 
 
@@ -76,6 +77,7 @@ class DistilledDatasetCardData:
         filters: What an image of the pool had to pass before the selector saw it, name → value.
         generation: What the pipeline is called with to make an image again from its seed, option → value.
         precision: A key of `PRECISIONS`: that of the pool.
+        review: What became of the images that people looked at; None where nobody did.
         sites: What a merged set was joined from, one mapping for each: `name`, `num_images`, `n_per_class` (a number
             for each class), `is_phantom`, and, each None where it is not known, `source_name`, `license`, `selector`,
             `pool_size`, the `fingerprint` of the site's record, and `groups`, as `GroupFacts` has them.
@@ -103,6 +105,7 @@ class DistilledDatasetCardData:
     filters: Mapping[str, Any] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
     precision: str = "no"
+    review: ReviewFacts | None = None
     sites: Sequence[Mapping[str, Any]] = field(default_factory=list)
     facts: RunFacts | None = None
     has_grid: bool = False

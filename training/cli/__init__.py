@@ -59,6 +59,7 @@ COMMANDS = {
     ),
     "generate": Command("generate", "the pool: many synthetic images of each class from a trained pipeline", True),
     "select": Command("distillation.select", "the distilled set: the most informative images of the pool"),
+    "review": Command("reporting.review", "a page to look through the set and leave images out, and a blinded sheet"),
     "audit": Command(
         "evaluation.audit",
         "what the distilled set and the model give away about the real tiles; publishing goes by it",

@@ -12,6 +12,7 @@ import numpy as np
 from datasets import Features
 
 from histodistill.hub_cards import DistilledDatasetCardData, render_dataset_card
+from histodistill.hub_cards.review_facts import ReviewFacts
 from histodistill.hub_cards.weights import round_selector_values
 from histodistill.selection.image_audit import find_copies
 from histodistill.selection.image_rows import Images
@@ -39,6 +40,13 @@ from histodistill.training.models.prediction import predict_proba
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.files import read_json, write_text
 from histodistill.training.running.stages import require_complete
+
+
+# What may mend it where too many images are copies.
+_LESS_COPYING = (
+    "the model repeats real tiles; train it on more tiles, for fewer steps or with fewer channels, or generate more "
+    "images"
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -169,31 +177,44 @@ def copies_in_pool(sources: Sources, embedders: Sequence[str], n_per_class: int,
     return copies
 
 
-def require_enough(copies: np.ndarray, labels: np.ndarray, class_names: list[str], n_per_class: int) -> None:
-    """Refuses a pool that is copies of real tiles, but for too few images.
+def require_enough(
+    forbidden: np.ndarray,
+    labels: np.ndarray,
+    class_names: list[str],
+    n_per_class: int,
+    option: str = "drop_copies",
+    remedy: str = _LESS_COPYING,
+) -> None:
+    """Refuses a pool of which too few images may be chosen.
 
     Args:
-        copies: N bool.
+        forbidden: N bool, the others; by default since they are copies of real tiles.
         labels: int64 N.
         class_names: Names of the labels.
         n_per_class: Images that are to be chosen of each class.
+        option: The option that leaves them out.
+        remedy: The end of the error's sentence.
 
     Raises:
         InputError: Names the class with the fewest left, and what may mend it.
     """
-    left = np.bincount(labels[~copies], minlength=len(class_names))
+    left = np.bincount(labels[~forbidden], minlength=len(class_names))
     worst = int(left.argmin())
     if left[worst] < n_per_class:
         total = int((labels == worst).sum())
         raise InputError(
-            f"{param('drop_copies')} leaves {left[worst]} of the {total} images of {class_names[worst]}, fewer than "
-            f"{param('n_per_class')}={n_per_class}: the model repeats real tiles; train it on more tiles, for fewer "
-            "steps or with fewer channels, or generate more images"
+            f"{param(option)} leaves {left[worst]} of the {total} images of {class_names[worst]}, fewer than "
+            f"{param('n_per_class')}={n_per_class}: {remedy}"
         )
 
 
 def gather_inputs(
-    sources: Sources, teacher: Classifier, embedder: str | Path, by_real_tiles: bool, copies: np.ndarray | None
+    sources: Sources,
+    teacher: Classifier,
+    embedder: str | Path,
+    by_real_tiles: bool,
+    copies: np.ndarray | None,
+    left_out: np.ndarray | None = None,
 ) -> SelectionInputs:
     """Embeds the pool, and asks the teacher what it sees.
 
@@ -202,7 +223,8 @@ def gather_inputs(
         teacher: Of the classes of the pool.
         embedder: What `embed_pool` takes.
         by_real_tiles: Whether the selection goes by embeddings of real training tiles too.
-        copies: N bool, the images that must not be chosen; None for no such image.
+        copies: N bool, the copies of real tiles, which must not be chosen; None for no such image.
+        left_out: N bool, what reviewers left out, likewise.
 
     Raises:
         InputError: For an embedder that cannot be loaded.
@@ -219,6 +241,7 @@ def gather_inputs(
         real_embeddings=real_embeddings,
         real_labels=real.labels if real else None,
         copies=copies,
+        left_out=left_out,
     )
 
 
@@ -283,6 +306,7 @@ def write_card(
     embedder: str | Path,
     tiles_name: str,
     encoders: Sequence[Mapping[str, Any]] = (),
+    review: ReviewFacts | None = None,
 ) -> None:
     """Writes the card of the distilled set.
 
@@ -294,6 +318,7 @@ def write_card(
         embedder: The embedding space of the selection.
         tiles_name: Name of the real tiles.
         encoders: Those from elsewhere: see `encoder_records`.
+        review: What became of the images that people looked at; None where nobody did.
     """
     filters = {name: getattr(config, name) for name in ("min_probability", "typical_share") if getattr(config, name)}
     if inputs.copies is not None:
@@ -312,6 +337,7 @@ def write_card(
         features=features,
         source_name=public_name(tiles_name, sources.class_names),
         encoders=for_cards(encoders),
+        review=review,
     )
     write_text(path, render_dataset_card(card))
 
@@ -326,7 +352,7 @@ def generation_of(pool_record: Mapping[str, Any]) -> dict[str, Any]:
 def count_images(selection: Selection, inputs: SelectionInputs, class_names: list[str]) -> dict[str, Any]:
     """What the record of the stage says of the images: how many were chosen and dropped, and their communities."""
     labels, copies = inputs.labels, inputs.copies
-    filtered = ~selection.candidates if copies is None else ~selection.candidates & ~copies
+    filtered = ~selection.candidates & ~inputs.forbidden
     sizes, chosen = count_communities(selection.communities.module_labels_, labels, selection.chosen, class_names)
     return {
         "num_images": len(selection.chosen),

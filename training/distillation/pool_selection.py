@@ -36,6 +36,7 @@ class SelectionInputs:
         real_embeddings: float32 M×D of the real training tiles, or None where no option goes by them.
         real_labels: int64 M, or None.
         copies: bool N, True for images that are copies of a real tile and must not be chosen; None for no such image.
+        left_out: bool N, True for images that a reviewer left out, and that must not be chosen either; None likewise.
     """
 
     embeddings: np.ndarray
@@ -44,6 +45,16 @@ class SelectionInputs:
     real_embeddings: np.ndarray | None = None
     real_labels: np.ndarray | None = None
     copies: np.ndarray | None = None
+    left_out: np.ndarray | None = None
+
+    @property
+    def forbidden(self) -> np.ndarray:
+        """bool N, True for images that must not be chosen."""
+        forbidden = np.zeros(len(self.labels), dtype=bool)
+        for images in (self.copies, self.left_out):
+            if images is not None:
+                forbidden |= images
+        return forbidden
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,7 +101,7 @@ def fit_selector(config: SelectorConfig, inputs: SelectionInputs, class_names: l
     """Filters the pool and fits the selector to what is left.
 
     Where a filter leaves fewer images of a class than are to be chosen, those that the teacher recognises best are
-    taken back, and a note says so. Copies of real tiles are never taken back.
+    taken back, and a note says so. Copies of real tiles and what reviewers left out are never taken back.
 
     Raises:
         InputError: For options or a pool that the selector refuses.
@@ -124,9 +135,9 @@ def _find_candidates(config: SelectorConfig, inputs: SelectionInputs) -> tuple[n
             inputs.embeddings, inputs.labels, inputs.real_embeddings, inputs.real_labels, config.typical_share
         )
     own = own_probability(inputs.probabilities, inputs.labels)
-    copies = np.zeros(len(passes), dtype=bool) if inputs.copies is None else inputs.copies
-    passes &= ~copies
-    return passes, at_least(passes, np.where(copies, -1, own), inputs.labels, config.n_per_class) & ~copies
+    forbidden = inputs.forbidden
+    passes &= ~forbidden
+    return passes, at_least(passes, np.where(forbidden, -1, own), inputs.labels, config.n_per_class) & ~forbidden
 
 
 def _find_communities(config: SelectorConfig, inputs: SelectionInputs, candidates: np.ndarray) -> DistillSelector:

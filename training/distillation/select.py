@@ -8,6 +8,9 @@ chooses, Infomap finds the communities of the pool; `--selector infomap` also ch
 The teacher is a classifier trained on the real tiles: its probabilities become the column soft_label, and with
 `--soft-label-views` those of further views of each image the column soft_label_views. Real tiles (`--data`) are needed
 only by `--typical-share` and `--drop-copies`, and none of them is written anywhere.
+
+`--exclude` with what reviewers saved from the page of `histodistill review` chooses anew in the same folder, without
+the images that any of them left out. Those stay out, whatever is chosen later.
 """
 
 from __future__ import annotations
@@ -67,6 +70,13 @@ class SelectConfig(SelectorConfig, SourceOptions):
         group=FILTERS,
         setting=False,  # their fingerprints tell them
     )
+    exclude: tuple[Path, ...] = option(
+        "files that reviewers of this set saved, of all reviews so far: what they left out is not chosen",
+        default=(),
+        metavar="FILE",
+        group=FILTERS,
+        setting=False,  # the record says what was left out
+    )
 
     @property
     def needs_real_tiles(self) -> bool:
@@ -94,10 +104,11 @@ def run(config: SelectConfig) -> Path:
 
     Raises:
         InputError: For a folder that holds no finished pool or classifier, for classes that differ between pool,
-            teacher and real tiles, for what the selector refuses, or for an output folder of other settings.
+            teacher and real tiles, for what the selector refuses, for an output folder of other settings, or for a
+            file of a reviewer that is not about the set in there.
     """
     from histodistill.training.data.sources import check_source
-    from histodistill.training.running.stages import Stage, require_complete
+    from histodistill.training.running.stages import Stage, read_record, require_complete
 
     # Before the libraries are imported, which takes seconds.
     require_complete(config.pool, "pool", "run histodistill generate first")
@@ -107,6 +118,7 @@ def run(config: SelectConfig) -> Path:
 
     from histodistill.training.distillation import distilled_set
     from histodistill.training.distillation.pool_selection import fit_selector, make_selector
+    from histodistill.training.distillation.reviews import SETTING, kept_review, take_reviews
     from histodistill.training.models.embedders import resolve_embedder
 
     folder, selector_folder = config.output / "distilled", config.output / "selector"
@@ -118,8 +130,16 @@ def run(config: SelectConfig) -> Path:
     )
     known = sources.fingerprints(config.embedder, config.copy_embedders if config.drop_copies else None)
     made_of = {"pool": config.pool, "teacher": config.teacher}
-    stage = Stage(folder, {"stage": "distilled", **known, **config.settings()}, inputs=made_of)
+    settings = {"stage": "distilled", **known, **config.settings()}
+    # What reviewers once left out stays out, also where the command is given without their files.
+    before = (read_record(folder) or {}).get("settings", {})
+    settings |= {SETTING: before[SETTING]} if SETTING in before else {}
+    stage = Stage(folder, settings, inputs=made_of)
     stage.require_own_folder()
+    seeds = sources.columns["seed"]
+    if config.exclude:
+        take_reviews(config.exclude, stage, seeds, sources.images)
+    review = kept_review(stage.settings)
     if stage.complete and (selector_folder / "config.json").is_file():
         print(f"select: {folder} is already finished")
         return folder
@@ -130,13 +150,19 @@ def run(config: SelectConfig) -> Path:
     copies = None
     if config.drop_copies:
         copies = distilled_set.copies_in_pool(sources, config.copy_embedders, config.n_per_class, config.seed)
+    left_out = None if review is None else review.mask(seeds)
     by_real_tiles = config.typical_share is not None  # nothing else goes by their embeddings
-    inputs = distilled_set.gather_inputs(sources, teacher, embedder, by_real_tiles, copies)
+    inputs = distilled_set.gather_inputs(sources, teacher, embedder, by_real_tiles, copies, left_out)
+    if review is not None:
+        remedy = "generate more images, or choose fewer"
+        names = sources.class_names
+        distilled_set.require_enough(inputs.forbidden, inputs.labels, names, config.n_per_class, "exclude", remedy)
     selection = fit_selector(config, inputs, sources.class_names)
     for note in selection.notes:
         print(f"warning: {note}")
 
     encoders = used_encoders(config, sources.teacher_record)
+    reviewed = None if review is None else review.facts(seeds[selection.chosen])
     stage.begin()
     distilled_set.write_selector(selector_folder, selection, inputs, sources)
     features = distilled_set.write_images(
@@ -152,9 +178,13 @@ def run(config: SelectConfig) -> Path:
         embedder=config.embedder,
         tiles_name=tiles_name,
         encoders=encoders,
+        review=reviewed,
     )
     more: dict[str, Any] = {"encoders": encoders} if encoders else {}
     more["generation"] = distilled_set.generation_of(sources.pool_record)
+    if reviewed is not None:
+        more["reviewed"] = reviewed.model_dump()
+        print(f"select: {reviewed.sentence()}")
     stage.finish(**distilled_set.count_images(selection, inputs, sources.class_names), **more)
     tell_licences(encoders)
     print(f"select: {len(selection.chosen)} of {len(sources.images)} images saved to {folder}")

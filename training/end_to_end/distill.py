@@ -28,6 +28,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from histodistill.training.distillation.select import SelectConfig
 from histodistill.training.end_to_end.measuring import Measured, measure_apart
 from histodistill.training.end_to_end.remaining import seconds_left
 from histodistill.training.end_to_end.steps import (
@@ -46,7 +47,7 @@ from histodistill.training.running.findings import refuse, warn_of
 from histodistill.training.running.formats import RUN_FORMAT, check_format
 from histodistill.training.running.launch import NUM_PROCESSES_HELP, run_module
 from histodistill.training.running.notes import STEP_OF_DISTILL, hushed, tell, warn
-from histodistill.training.running.options import StepParser, check_values, config, option, run_script
+from histodistill.training.running.options import StepParser, check_values, config, like, option, run_script
 from histodistill.training.running.precision import has_cuda, resolve_precision
 from histodistill.training.running.presets import PRESET_NAMES, Preset, load_preset, preset_name
 from histodistill.training.running.program import ANSWER_IS_NO
@@ -112,6 +113,7 @@ class DistillConfig(SourceOptions):
         default=None,
         metavar="TIME",
     )
+    exclude: tuple[Path, ...] = like(SelectConfig, "exclude", default=())
     audit_share: float = option(AUDIT_SHARE_HELP, default=0.1, at_least=0, below=1)
     dp_epsilon: float | None = option(
         "makes all that is published with differential privacy, and spends this much on each patient or other group, "
@@ -179,6 +181,7 @@ class DistillConfig(SourceOptions):
             self.num_processes,
             self.source_options(),
             None if self.dp_epsilon is None else Budget(self.dp_epsilon, self.dp_delta, self.dp_public_data),
+            self.exclude,
         )
 
     @functools.cached_property
@@ -223,10 +226,17 @@ def run(config: DistillConfig) -> Path:
 
     Raises:
         InputError: For tiles or options that cannot be used, a folder that holds another run, or a disk or a
-            `time_budget` that is too small.
+            `time_budget` that is too small, or for reviews where there is no set.
         SystemExit: With the exit code of a step that failed, which has said why.
     """
+    from histodistill.training.running.stages import read_record
+
     started = time.monotonic()
+    if config.exclude and read_record(config.output / "distilled") is None:
+        raise InputError(
+            f"{param('exclude')} is about a set that was reviewed, and {config.output} has none yet: distill without "
+            "it first"
+        )
     # Where steps are timed, models are shown the real tiles, and not within the budget.
     record = open_run(config, measured=measure_apart if config.dp_epsilon is None else None)
     plan = stages(config, record)
@@ -237,7 +247,8 @@ def run(config: DistillConfig) -> Path:
             from histodistill.training.evaluation.ledger import write_ledger
 
             write_ledger(config.output)
-        if stage.folder in finished:
+        # The selection knows whether it was made without what the reviewers left out.
+        if stage.folder in finished and not getattr(stage.config, "exclude", ()):
             tell(f"[{number}/{len(plan)}] {stage.title} · finished before{_duration(config.output / stage.folder)}")
             continue
         times = f"{clock(time.monotonic() - started)} so far"

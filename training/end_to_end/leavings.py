@@ -45,7 +45,7 @@ LEAVINGS = (
     Leaving("pictures of trainings", (r"(autoencoder|pipeline)/progress/step-\d+\.png",)),
     Leaving(
         "pictures of real tiles",
-        (r"audit/closest_(distilled|pool)\.png", r"evaluation/tiles\.png"),
+        (r"audit/closest_(distilled|pool)\.png", r"evaluation/tiles\.png", r"review/blinded\.html"),
         "to see real tiles beside generated ones again, delete RUN/audit and audit anew",
     ),
     Leaving("parts of the pool", (r"pool/chunks/chunk-\d+\.npz", r"pool/shards/train-\d{5}-of-\d{5}\.parquet")),
@@ -77,6 +77,7 @@ PRIVATE = {
     "comparison": "scores on real tiles, one by one",
     "evaluation": "how the pool compares with real tiles",
     "benchmark": "scores on real tiles, one by one",
+    "review": "pages of a review, answers to the blinded sheet, and their key",
     "audit": "the record of the audit",
     "audit.json": "the verdicts: publishing goes by them",
     "results.json": "the scores, which cards tell",

@@ -56,6 +56,7 @@ class Common:
         num_processes: Processes that share the work of a step.
         source: What is said of groups and files of the tiles, see `SourceOptions.source_options`.
         budget: What may be spent; None where real tiles may be looked at without.
+        exclude: Files of reviewers of the set that is there: see `SelectConfig`.
     """
 
     data: str | Path
@@ -66,6 +67,7 @@ class Common:
     num_processes: int = 1
     source: Mapping[str, Any] = field(default_factory=dict)
     budget: Budget | None = None
+    exclude: tuple[Path, ...] = ()
 
     def given(self, image_size: int | None = None) -> dict[str, dict[str, Any]]:
         """The options of each step that are decided by it.
@@ -95,6 +97,7 @@ class Common:
                 **tiles,
                 "output": out,
                 "seed": self.seed,
+                "exclude": self.exclude,
             },
             "audit": {"run": out, **tiles, "audit_share": self.audit_share, "seed": self.seed},
             "compare": {"run": out, **data, "seeds": [self.seed], "mixed_precision": self.mixed_precision},

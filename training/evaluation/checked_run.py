@@ -20,6 +20,7 @@ from histodistill.hub_cards.contents import PipelineContent, SelectorContent, Se
 from histodistill.hub_cards.documents import check_document
 from histodistill.hub_cards.pictures import encode_png
 from histodistill.hub_cards.set_record import Generation
+from histodistill.hub_cards.review_facts import ReviewFacts
 from histodistill.training.data.images import make_grid
 from histodistill.training.distillation.community_discs import community_discs
 from histodistill.training.evaluation.run_contents import RunContents, RunFiles
@@ -161,6 +162,16 @@ class CheckedRun:
                 dropped = sum(by_class(self.selection.copies_dropped, self.class_names).values())
                 filters["copies of real tiles"] = f"{dropped} image{'' if dropped == 1 else 's'} dropped"
         return filters
+
+    @cached_property
+    def review(self) -> ReviewFacts | None:
+        """What became of the images that people looked at; None where nobody did."""
+        found = self.selection.reviewed
+        if found is not None:
+            with about(self.files.folder, "distilled/stage.json"):
+                if found.num_images > (self.pool.num_images or 0) or found.num_unseen > len(self.labels):
+                    raise ContentError("tells of reviews of more images than there are")
+        return found
 
     @cached_property
     def encoders(self) -> list[dict[str, Any]]:

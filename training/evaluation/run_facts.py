@@ -233,6 +233,7 @@ def privacy_facts(pipeline: dict[str, Any], distilled: dict[str, Any]) -> Privac
         ("drop_copies", "which dropped images that are too near to a real tile"),
         ("typical_share", "which dropped images that are too far from real tiles"),
         ("min_probability", "which went by a classifier trained on the real tiles without differential privacy"),
+        ("review", "from which reviewers, who may have seen real tiles, left out what they would"),
     ]
     uncovered += [
         f"The choice of the images of the distilled set, {how}." for name, how in looks_at_tiles if settings.get(name)

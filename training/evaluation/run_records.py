@@ -18,6 +18,7 @@ from histodistill.hub_cards.documents import ClassName, Known, Sha256, Version
 from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.group_facts import GroupFacts
 from histodistill.hub_cards.privacy_ledger import Ledger
+from histodistill.hub_cards.review_facts import ReviewFacts
 from histodistill.training.distillation.select import SelectConfig
 from histodistill.training.engine.classifier_config import LOSSES
 from histodistill.training.generate import GenerateConfig
@@ -97,6 +98,7 @@ class StageRecord(Known):
     community_chosen: dict[str, Counts] = Field(default_factory=dict)
     dropped: dict[str, Count] = Field(default_factory=dict)
     copies_dropped: dict[str, Count] | None = None
+    reviewed: ReviewFacts | None = None
     encoders: Annotated[tuple[EncoderRecord, ...], Field(max_length=20)] = ()
 
 

@@ -42,6 +42,7 @@ def dataset_card(run: CheckedRun, facts: RunFacts, *, has_pictures: bool) -> Dis
         filters=run.filters,
         generation=run.generation,
         precision=run.precision,
+        review=run.review,
         facts=facts,
         has_grid=has_pictures,
         has_map=has_pictures and run.map is not None,

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from histodistill.hub_cards.card_facts import PrivacyFacts, architecture_title
 from histodistill.hub_cards.documents import check_document
 from histodistill.hub_cards.privacy_ledger import Ledger
 from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.data.images import base64_png
+from histodistill.training.distillation.reviews import SETTING as REVIEW_SETTING
 from histodistill.training.evaluation.run_facts import package_versions, privacy_facts
 from histodistill.training.evaluation.verdicts import read_run_audit
 from histodistill.training.reporting.audit_texts import audit_texts
@@ -37,6 +36,7 @@ from histodistill.training.reporting.scores import (
 from histodistill.training.reporting.selector_texts import selector_text
 from histodistill.training.reporting.size_curve import size_curves
 from histodistill.training.reporting.summary import tile_lines
+from histodistill.training.reporting.templates import render_page
 from histodistill.training.running.files import write_text
 from histodistill.training.running.stages import read_record
 
@@ -86,14 +86,8 @@ def write_report(run: str | Path) -> Path:
         InputError: If there is no distilled set, or a JSON file of the run cannot be read or is of a later format.
     """
     run = Path(run)
-    # Autoescaped: names of classes and of data come from outside.
-    folder = resources.files("histodistill.training.reporting")
-    loader = FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8"))
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     path = run / REPORT
-    write_text(path, environment.get_template("report.html.jinja").render(_page(run)))
+    write_text(path, render_page("report.html.jinja", _page(run)))
     return path
 
 
@@ -214,7 +208,10 @@ def _communities(
 
 
 def _stage(title: str, record: dict[str, Any]) -> dict[str, Any]:
-    """Duration, measured facts and settings of a stage, from its record, which is empty where it was not run."""
+    """Duration, measured facts and settings of a stage, from its record, which is empty where it was not run.
+
+    Seeds of what reviewers saw and left out would fill a page, and are not shown.
+    """
     facts = [text.format(record[name]) for name, text in _FACTS.items() if record.get(name) is not None]
     if record and not record["complete"]:
         facts.append("not finished")
@@ -222,7 +219,7 @@ def _stage(title: str, record: dict[str, Any]) -> dict[str, Any]:
         "title": title,
         "duration": _duration(record["seconds"]) if record else "not run",
         "fact": ", ".join(facts),
-        "settings": _flat(record.get("settings", {})),
+        "settings": _flat({name: said for name, said in record.get("settings", {}).items() if name != REVIEW_SETTING}),
     }
 
 

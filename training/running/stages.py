@@ -180,6 +180,14 @@ class Stage:
             self.peak_memory_before = peak if isinstance(peak, int) else 0
         self.complete = bool(record and record["complete"])
 
+    def change_settings(self, settings: dict[str, Any]) -> None:
+        """Makes a finished stage one that is to be made anew, with other settings, in the same folder.
+
+        Args:
+            settings: The new ones, all of them.
+        """
+        self.settings, self.complete = _plain(settings), False
+
     def require_own_folder(self) -> None:
         """Sees that a stage which replaces folders in its folder, such as `data`, does not do so to somebody's own.
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from browsers import PATIENCE, assert_readable, needs_browser, open_browser, show_as, wait_for
 
 from histodistill.training.data.image_dataset import read_image_dataset, write_image_dataset
 from histodistill.training.demo_app import serve
@@ -28,14 +28,6 @@ from histodistill.training.running.options import run_script
 needs_gradio = pytest.mark.skipif(
     find_spec("gradio") is None, reason="gradio is not installed: pip install '.[demo-app]'"
 )
-needs_browser = pytest.mark.skipif(
-    not (find_spec("selenium") and shutil.which("chromium") and shutil.which("chromedriver")),
-    reason="selenium, chromium and chromedriver are not all installed",
-)
-BROWSER_OPTIONS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update",
-)  # fmt: skip
 # What `python -m` does. Where tests run in the background of a shell, Ctrl-C would be ignored.
 SERVE = """
 import runpy, signal
@@ -62,12 +54,6 @@ jobs.fit_classifier = endless
 """
     + SERVE
 )
-# Run in the page: the contrast of each of its texts.
-CONTRAST = (Path(__file__).parent / "contrast.js").read_text(encoding="utf-8")
-# The lowest that WCAG 2 takes for readable (level AA).
-LOWEST_CONTRAST = 4.5
-# Trainings and page loads may share their cores with other work.
-PATIENCE = 600
 
 
 # The command.
@@ -224,23 +210,8 @@ def test_port_in_use_is_one_sentence(page, run, offline_environment, tmp_path):
 
 @pytest.fixture
 def browser(tmp_path):
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    for option in (*BROWSER_OPTIONS, f"--user-data-dir={tmp_path}"):
-        options.add_argument(option)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    driver.set_page_load_timeout(PATIENCE)
-    yield driver
-    driver.quit()
-
-
-def wait_for(browser, condition):
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    return WebDriverWait(browser, PATIENCE).until(lambda _: condition())
+    with open_browser(tmp_path) as driver:
+        yield driver
 
 
 def open_tab(browser, name: str) -> None:
@@ -257,18 +228,6 @@ def is_shown(browser, id: str) -> bool:
     return any(item.is_displayed() for item in browser.find_elements("id", id))
 
 
-def assert_readable(browser) -> None:
-    """The page is no wider than the screen, and every text that is seen stands out from its background."""
-    assert not browser.execute_script("return document.documentElement.scrollWidth > window.innerWidth")
-    # Colours of what was just chosen or pressed take a moment to change.
-    for _ in range(20):
-        faint = [found for found in browser.execute_script(CONTRAST) if found[0] < LOWEST_CONTRAST]
-        if not faint:
-            return
-        time.sleep(0.2)
-    assert faint == []
-
-
 def start_training(browser, address: str) -> None:
     """Opens the page and starts a training, which may have to wait for its turn."""
     browser.get(address)
@@ -283,10 +242,7 @@ def start_training(browser, address: str) -> None:
 @needs_browser
 @pytest.mark.parametrize(("width", "colours"), [(1280, "light"), (390, "dark")])
 def test_page_in_a_browser(page, browser, run, width, colours):
-    metrics = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    scheme = {"name": "prefers-color-scheme", "value": colours}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    show_as(browser, width, colours)
     browser.get(page)
 
     # At first sight: the best image of each class and all 20, verdict and scores.

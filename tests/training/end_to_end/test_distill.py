@@ -689,6 +689,7 @@ def test_run_with_other_set_options_is_left_untouched(tiny_run, capsys):
         ("teacher.width=0", "--set teacher.width=0: width=0 is out of range: it must be at least 1"),
         ("select.selector=best", "--set select.selector=best: selector=best is unknown: it must be one of infomap, "),
         ("teacher.output=x", "--set teacher.output=x: output cannot be set for one step, since distill gives it to "),
+        ("select.exclude=a.json", "--set select.exclude=a.json: exclude cannot be set for one step, since distill "),
         ("generate.seed=3", "--set generate.seed=3: seed cannot be set for one step, since distill gives it to all"),
         ("diffusion.dropout=2", "--set diffusion.dropout=2: dropout=2.0 is out of range: it must be at least 0 and "),
         ("select.n_per_class=9", "--n-per-class=9 is more than nine tenths of the 8 pool images of a class"),
@@ -794,6 +795,12 @@ def test_from_python(tiny_tiles, tmp_path, tiny_preset, started, monkeypatch):
 )
 def test_bad_options(argv, message, tiny_tiles, tmp_path, started, capsys):
     assert refused(capsys, tiny_tiles, tmp_path / "run", *argv) == message
+    assert started == [] and not (tmp_path / "run").exists()
+
+
+def test_files_of_reviewers_are_about_a_set_that_is_there(tiny_tiles, tmp_path, started, capsys):
+    said = refused(capsys, tiny_tiles, tmp_path / "run", "--exclude", "review.json")
+    assert said.startswith("--exclude is about a set that was reviewed, and ") and said.endswith("without it first")
     assert started == [] and not (tmp_path / "run").exists()
 
 
