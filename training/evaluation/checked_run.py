@@ -19,8 +19,8 @@ from histodistill.hub_cards import ContentError, RunFacts
 from histodistill.hub_cards.contents import PipelineContent, SelectorContent, SetContent, about
 from histodistill.hub_cards.documents import check_document
 from histodistill.hub_cards.pictures import encode_png
-from histodistill.hub_cards.set_record import Generation
 from histodistill.hub_cards.review_facts import ReviewFacts
+from histodistill.hub_cards.set_record import Generation
 from histodistill.training.data.images import make_grid
 from histodistill.training.distillation.community_discs import community_discs
 from histodistill.training.evaluation.run_contents import RunContents, RunFiles
