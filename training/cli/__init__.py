@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module, metadata
 from typing import Any
 
+from histodistill.training.running.claims import claiming
 from histodistill.training.running.launch import on_sigterm, run_module
 from histodistill.training.running.options import StepParser, run_config
 from histodistill.training.running.program import ERROR, as_program
@@ -174,7 +175,8 @@ def run_command(name: str, argv: list[str]) -> None:
     parser = command_parser(name)
     config = parser.read(argv)
     if command.shares_work and config.num_processes > 1:
-        run_module(step.__name__, argv, config.num_processes)
+        run = claiming(lambda config: run_module(step.__name__, argv, config.num_processes))
+        run_config(run, config, parser.called)
     else:
         run_config(step.run, config, parser.called, getattr(step, "exit_code", None))
 

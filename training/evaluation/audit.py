@@ -28,6 +28,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from histodistill.training.running.claims import claiming
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.notes import is_step_of_distill
 from histodistill.training.running.options import StepParser, config, option, run_script
@@ -47,7 +48,9 @@ LABEL_AUDIT = "audit_labels.json"
 class AuditConfig(SourceOptions):
     """Options of `audit`."""
 
-    run: Path = option("folder with pipeline/, pool/ and distilled/", positional=True, setting=False)
+    run: Path = option(
+        "folder with pipeline/, pool/ and distilled/", positional=True, setting=False, claimed=True
+    )
     data: str | Path = option("the real tiles: the source that the run was made from", setting=False)
     audit_share: float | None = option(
         "share of the training tiles that no model saw; default: what run.json says, or 0",
@@ -98,6 +101,7 @@ def make_parser() -> StepParser[AuditConfig]:
     return StepParser(AuditConfig, prog="histodistill audit", description=__doc__)
 
 
+@claiming
 def run(config: AuditConfig) -> dict[str, Any]:
     """Audits what is finished of a run, and writes audit.json.
 

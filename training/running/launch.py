@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from histodistill.training.running.claims import inherited
 from histodistill.training.running.memory import give_back_freed_memory
 from histodistill.training.running.precision import has_cuda
 from histodistill.training.running.program import ERROR
@@ -58,7 +59,7 @@ def run_module(
             to end by SIGTERM.
         KeyboardInterrupt: After Ctrl-C, when the module has ended.
     """
-    environment = {**os.environ, **(variables or {})}
+    environment = {**os.environ, **inherited(), **(variables or {})}
     command = [sys.executable, "-m"]
     if num_processes > 1:
         # Not by the user's own default_config.yaml, which may have these processes wait for those of other machines.

@@ -72,6 +72,7 @@ class Option:
             from, where to and how a script runs.
         later: Whether earlier versions did not have it: at its default it is then no setting, so that what they
             finished stays finished.
+        claimed: Whether it is the folder that the step writes to, which is then its own as long as it runs.
         resolve: Puts what a value stands for on this machine in its place, so that records hold that.
     """
 
@@ -90,6 +91,7 @@ class Option:
     may_be_empty: bool = False
     setting: bool = True
     later: bool = False
+    claimed: bool = False
     resolve: Callable[[Any], Any] | None = None
 
     def rule(self) -> str:
@@ -178,6 +180,11 @@ class StepConfig:
             if getattr(self, field.name) != field.default
         )
         return f"{type(self).__name__}({', '.join(given)})"
+
+    def claims(self) -> Path | None:
+        """The folder that the step writes to and has to itself, see `claims.claiming`; None where it has none."""
+        own = (field.name for field in dataclasses.fields(self) if field.metadata[_METADATA].claimed)
+        return next((getattr(self, name) for name in own), None)
 
     def settings(self) -> dict[str, Any]:
         """The options that decide the result, by name in alphabetical order."""
