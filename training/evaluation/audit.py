@@ -48,9 +48,7 @@ LABEL_AUDIT = "audit_labels.json"
 class AuditConfig(SourceOptions):
     """Options of `audit`."""
 
-    run: Path = option(
-        "folder with pipeline/, pool/ and distilled/", positional=True, setting=False, claimed=True
-    )
+    run: Path = option("folder with pipeline/, pool/ and distilled/", positional=True, setting=False, claimed=True)
     data: str | Path = option("the real tiles: the source that the run was made from", setting=False)
     audit_share: float | None = option(
         "share of the training tiles that no model saw; default: what run.json says, or 0",

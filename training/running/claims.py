@@ -99,7 +99,12 @@ def claimed(folder: Path | None) -> Iterator[None]:
 
 def inherited() -> dict[str, str]:
     """What the environment of a process holds that works for this one: the claims are its own, too."""
-    return {_VARIABLE: ",".join(tokens)} if (tokens := _tokens()) else {}
+    return {_VARIABLE: ",".join(_tokens())}
+
+
+def works_for_another() -> bool:
+    """Whether this process was started with `inherited` by another, which tells the user what to do."""
+    return _VARIABLE in os.environ
 
 
 def _tokens() -> tuple[str, ...]:

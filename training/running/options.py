@@ -30,9 +30,11 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, Union, dataclass_transform
 
+from histodistill.training.running.claims import works_for_another
 from histodistill.training.running.errors import InputError, option_string, param
-from histodistill.training.running.program import as_program, end_with, require_temporary_folders
+from histodistill.training.running.program import as_program, end_with, require_temporary_folders, speaks
 from histodistill.training.running.sentence_parser import SentenceParser
+from histodistill.training.running.signals import ended_by_signals
 from histodistill.training.running.suggestions import did_you_mean
 
 
@@ -609,12 +611,18 @@ def run_script(
         exit_code: See `run_config`.
 
     Raises:
-        SystemExit: With code 2 for bad input and for errors, see `as_program`. With 130 after Ctrl-C, as shells have
-            it, and in silence: what started the step says what to do.
+        SystemExit: With code 2 for bad input and for errors, see `as_program`. With 130 after Ctrl-C and 143 after
+            SIGTERM, as shells have it, and in silence where a command started this process: it says what to do.
     """
-    try:
-        with as_program():
-            parser = make_parser()
-            run_config(run, parser.read(argv), parser.called, exit_code)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    with as_program(), ended_by_signals(_when_ended(make_parser)):
+        parser = make_parser()
+        run_config(run, parser.read(argv), parser.called, exit_code)
+
+
+def _when_ended(make_parser: Callable[[], StepParser[Any]]) -> str | None:
+    """What a script says where a signal ended it: see `ended_by_signals`."""
+    if works_for_another() or not speaks():
+        return None
+    parser = make_parser()
+    resumes = any(field.name == "resume" for field in dataclasses.fields(parser.config_class))
+    return f"{parser.prog} was {{}}: run the same command again{' with --resume latest' if resumes else ''}"

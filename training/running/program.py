@@ -52,7 +52,7 @@ def as_program() -> Iterator[None]:
             yield
         except Exception as error:
             if refusal := find_refusal(error):
-                _close_progress_bars(error)
+                close_progress_bars(error)
                 fail(refusal_sentence(refusal))
             traceback.print_exc()
             raise SystemExit(ERROR) from error
@@ -103,7 +103,7 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(ERROR)
 
 
-def _close_progress_bars(error: BaseException | None) -> None:
+def close_progress_bars(error: BaseException | None) -> None:
     """Lets go of what functions that an exception ended still hold: a bar draws itself once more when it is let go.
 
     The sentence of the error is then the last line, and stands on a line of its own.
@@ -125,7 +125,7 @@ def end_with(error: InputError, called: Mapping[str, str] | None = None) -> NoRe
         error: Says what is wrong.
         called: What the command line calls some parameters: see `InputError.for_command_line`.
     """
-    _close_progress_bars(error)
+    close_progress_bars(error)
     refusal = find_refusal(error)
     # What cannot be written because the disk is full is no bad input, and any of several processes may find it so.
     if refusal and is_full_disk(refusal):

@@ -90,9 +90,9 @@ def test_another_process_is_refused(own, place, owner, tmp_path):
     (tmp_path / "link").symlink_to("run")
     process = owner(tmp_path / own)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(InputError, match=rf"is in use by another process \(.+, process {process.pid}, since .+\)"):
-        with claimed(tmp_path / place):
-            pass
+    named = rf"is in use by another process \(.+, process {process.pid}, since .+\)"
+    with pytest.raises(InputError, match=named), claimed(tmp_path / place):
+        pass
     assert sorted(tmp_path.rglob("*")) == before
     with claimed(tmp_path / "other"):
         pass

@@ -41,7 +41,7 @@ def test_several_are_started_by_accelerate(has_gpu, started, monkeypatch):
     monkeypatch.setattr(launch, "has_cuda", lambda: has_gpu)
     run_module("package.script", ["--steps", "3"], 2)
     [(command, environment)] = started
-    assert command[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
+    assert command[:3] == [sys.executable, "-m", "histodistill.training.running.several"]
     options = command[3:]
     assert options[options.index("--num_processes") + 1] == "2"
     # Without --multi_gpu, accelerate starts one process on a CPU and says nothing.
@@ -157,14 +157,17 @@ def test_a_killed_module_is_named(monkeypatch, capsys):
         run_module("package.script", [])
     assert stopped.value.code == 137
     error = capsys.readouterr().err
-    assert error == "error: package.script was killed by signal 9: run the same command again to go on\n"
+    assert error == (
+        "error: package.script was killed by signal 9, as the system does where memory is short: run the same command "
+        "again to go on\n"
+    )
 
 
 def test_module_runs_and_its_arguments_arrive(tmp_path, monkeypatch):
     (tmp_path / "probe.py").write_text(
         "import sys; open(sys.argv[1], 'w').write(sys.argv[2]); sys.exit(len(sys.argv))"
     )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with pytest.raises(SystemExit) as stopped:
         run_module("probe", [str(tmp_path / "seen"), "two words"])
     assert stopped.value.code == 3
@@ -287,7 +290,7 @@ def test_two_processes_on_a_cpu_know_of_each_other(tmp_path, monkeypatch):
         "accelerator.end_training()\n"
     )
     monkeypatch.setattr(launch, "has_cuda", lambda: False)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     run_module("probe", [str(tmp_path)], 2)
     facts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
