@@ -195,6 +195,7 @@ def disturb(steps: Steps, name: str, kills: int, number: signal.Signals, draw: r
     wrong: list[str] = []
     ended = 0
     while ended < kills:
+
         def end(process: int) -> None:
             time.sleep(draw.uniform(0, 1.05) * usual.seconds)
             os.kill(process, number)
@@ -242,6 +243,16 @@ def make_tiles(path: Path) -> Path:
     return path
 
 
+def make_all(steps: Steps) -> None:
+    """Makes a run, by all steps in order: each needs what those before it have made."""
+    for name in STEPS:
+        made = steps.run(name, steps.made)
+        if made.code not in (0, 1):
+            raise SystemExit(f"{name}: {made.code}: {made.said}")
+        if name == "select":  # as if another site had made the same
+            shutil.copytree(steps.made / "distilled", steps.made / "twin")
+
+
 def import_all() -> None:
     """Imports what the steps import, so that the forked processes need not."""
     for module in ("torch", "diffusers", "transformers", "datasets", "accelerate", "sklearn", "scipy.stats"):
@@ -265,15 +276,12 @@ def main() -> None:
         os.environ["HISTODISTILL_CACHE"] = str(Path(place, "cache"))
         import_all()
         steps = Steps(Path(place), make_tiles(Path(place, "tiles.npz")))
-        for name in STEPS:  # each needs what those before it have made
-            made = steps.run(name, steps.made)
-            if made.code not in (0, 1):
-                raise SystemExit(f"{name}: {made.code}: {made.said}")
-            if name == "select":  # as if another site had made the same
-                shutil.copytree(steps.made / "distilled", steps.made / "twin")
+        make_all(steps)
         for name in args.steps:
             ended, wrong = disturb(steps, name, args.kills, number, random.Random(f"{args.seed} {name}"))
-            print(f"{name}: ended {ended} times by SIG{args.signal}, {'; '.join(wrong) or 'as undisturbed'}", flush=True)
+            print(
+                f"{name}: ended {ended} times by SIG{args.signal}, {'; '.join(wrong) or 'as undisturbed'}", flush=True
+            )
             failed |= bool(wrong)
     raise SystemExit(int(failed))
 

@@ -26,7 +26,7 @@ from histodistill.training.running.errors import InputError, one_line
 from histodistill.training.running.memory import keep_freed_memory
 from histodistill.training.running.notes import tell, warn
 from histodistill.training.running.progress import quiet_libraries
-from histodistill.training.running.system_errors import find_refusal, is_full_disk, refusal_sentence
+from histodistill.training.running.system_errors import find_refusal, is_full_disk, machine_sentence, refusal_sentence
 
 
 #: Exit code of a step whose answer is no.
@@ -43,7 +43,7 @@ def as_program() -> Iterator[None]:
 
     Raises:
         SystemExit: As the block raises it; with `ERROR` for any exception, after one sentence where the system refused
-            something, such as to write to a full disk, and otherwise after its traceback.
+            something, such as to write to a full disk, or memory is short, and otherwise after its traceback.
     """
     write_any_text()
     keep_freed_memory()
@@ -54,6 +54,9 @@ def as_program() -> Iterator[None]:
             if refusal := find_refusal(error):
                 close_progress_bars(error)
                 fail(refusal_sentence(refusal))
+            if sentence := machine_sentence(error):
+                close_progress_bars(error)
+                fail(sentence)
             traceback.print_exc()
             raise SystemExit(ERROR) from error
 

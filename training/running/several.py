@@ -8,6 +8,7 @@ It is what starts several processes that share the work of a step: see `launch.r
 from __future__ import annotations
 
 import logging
+import signal
 
 from histodistill.training.running.program import ERROR
 
@@ -20,7 +21,7 @@ def main(argv: list[str] | None = None) -> None:
 
     Raises:
         SystemExit: Where one failed, with the exit code of the first that did, which has said why; with 128 and the
-            signal where it was killed, or this process was told to end.
+            signal where one was killed, or this process was told to end.
     """
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -31,7 +32,10 @@ def main(argv: list[str] | None = None) -> None:
     try:
         launch_command(launch_command_parser().parse_args(argv))
     except ChildFailedError as failed:
-        code = failed.get_first_failure()[1].exitcode
+        # A process that was killed is why others fail, whoever was seen first; the launcher ends them by SIGTERM.
+        codes = [failure.exitcode for failure in failed.failures.values()]
+        killed = [code for code in codes if code < 0 and code != -signal.SIGTERM]
+        code = killed[0] if killed else failed.get_first_failure()[1].exitcode
         raise SystemExit(128 - code if code < 0 else code or ERROR) from None
     except SignalException as told:
         raise SystemExit(128 + told.sigval) from None

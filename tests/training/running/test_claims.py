@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from histodistill.hub_cards.errors import ContentError
+from histodistill.hub_cards.part_files import audited_names
 from histodistill.training import cli
 from histodistill.training.running import claims
 from histodistill.training.running.claims import LOCK, claimed, inherited
@@ -244,3 +246,12 @@ def test_only_the_main_one_of_several_processes_claims(tmp_path, monkeypatch):
 def test_which_commands_claim(name):
     module = import_module(f"histodistill.training.{cli.COMMANDS[name].step}")
     assert hasattr(module.run, "__wrapped__") == (name not in CLAIM_NOTHING)
+
+
+def test_a_claim_is_never_published(tmp_path):
+    (tmp_path / "distilled").mkdir()
+    with (
+        claimed(tmp_path / "distilled"),
+        pytest.raises(ContentError, match=r"is being worked on, as .+lock says: wait"),
+    ):
+        audited_names(tmp_path / "distilled")
