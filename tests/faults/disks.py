@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from kills import STEPS, Steps, content, differences, import_all, make_all, make_tiles
+from kills import STEPS, Steps, content, differences, import_all, make_inputs, make_tiles
 
 
 def mount(folder: Path, options: str) -> None:
@@ -110,7 +110,7 @@ def main() -> None:
         os.environ["HISTODISTILL_CACHE"] = str(Path(place, "cache"))
         import_all()
         steps = Steps(Path(place), make_tiles(Path(place, "tiles.npz")))
-        make_all(steps)
+        make_inputs(steps, args.steps)
         for name in args.steps:
             met, wrong = fill(steps, name, args.sizes, random.Random(f"{args.seed} {name}"))
             print(

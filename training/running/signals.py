@@ -66,7 +66,7 @@ def ended_by_signals(sentence: str | None) -> Iterator[None]:
             if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
                 stack.enter_context(on_signal(signal.SIGINT, answer))
                 # Where `interrupts_wait` held it back until now.
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+                _mask(signal.SIG_UNBLOCK)
             yield
     except BaseException as error:
         if not came and not isinstance(error, KeyboardInterrupt):
@@ -91,8 +91,14 @@ def interrupts_wait() -> Iterator[None]:
 
     Python would show a traceback while it starts and imports.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    waited = _mask(signal.SIG_BLOCK)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if not waited:
+            _mask(signal.SIG_UNBLOCK)
+
+
+def _mask(how: int) -> bool:
+    """Lets Ctrl-C wait in this thread, or come, where the system can; returns whether it has waited until now."""
+    return hasattr(signal, "pthread_sigmask") and signal.SIGINT in signal.pthread_sigmask(how, {signal.SIGINT})
