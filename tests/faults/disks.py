@@ -42,7 +42,7 @@ def fill(steps: Steps, name: str, sizes: int, draw: random.Random) -> tuple[int,
         wanted = content(run)
         needed = used(run) - begun_with
     finally:
-        subprocess.run(["umount", str(run)], check=True)
+        subprocess.run(["umount", "-l", str(run)], check=True)
     met = tried = 0
     while tried < sizes:
         mount(run, "size=200m")
@@ -67,7 +67,7 @@ def fill(steps: Steps, name: str, sizes: int, draw: random.Random) -> tuple[int,
                 wrong.append(f"it does not go on: {last.code}: {last.said[-300:]}")
             wrong += [f"{each} differs" for each in differences(wanted, content(run))]
         finally:
-            subprocess.run(["umount", str(run)], check=True)
+            subprocess.run(["umount", "-l", str(run)], check=True)
     return met, wrong
 
 

@@ -159,8 +159,8 @@ def run_command(name: str, argv: list[str]) -> None:
     parser = command_parser(name)
     config = parser.read(argv)
     if command.shares_work and config.num_processes > 1:
-        run = claiming(lambda config: run_module(step.__name__, argv, config.num_processes))
-        run_config(run, config, parser.called)
+        number = config.num_processes
+        run_config(claiming(lambda _: run_module(step.__name__, argv, number)), config, parser.called)
     else:
         run_config(step.run, config, parser.called, getattr(step, "exit_code", None))
 
