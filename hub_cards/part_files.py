@@ -63,6 +63,8 @@ PARTS = {
 }
 #: The most bytes that a file may have, by its ending; no other file is read.
 LARGEST_FILES = {".json": 2**22, ".md": 2**22, ".py": 2**20, ".parquet": 2**32, ".safetensors": 2**34}
+# By what a step claims the folder that it writes to (`training.running.claims.LOCK`).
+_LOCK = ".histodistill.lock"
 # Characters of a name in a message, at most.
 _SHOWN_LENGTH = 80
 
@@ -96,6 +98,11 @@ def audited_names(folder: str | Path, part: str | None = None) -> list[str]:
             raise ContentError(f"{folder}/{shown(name)} is a link: put the file itself there, or delete the link")
         if matches(name, rules.working):
             continue
+        if entry.name == _LOCK:
+            raise ContentError(
+                f"{folder} is being worked on, as {shown(name)} says: wait until that has ended, or run the same "
+                "command again where it was killed"
+            )
         if not matches(name, (*rules.published, *rules.records)):
             raise ContentError(
                 f"{folder}/{shown(name)} is no file of a {part or folder.name}, so nobody knows what it holds: move "

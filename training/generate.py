@@ -25,6 +25,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from histodistill.training.running.claims import claiming
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.launch import NUM_PROCESSES_HELP
 from histodistill.training.running.notes import suggest
@@ -62,7 +63,7 @@ class GenerateConfig(StepConfig):
         default=None,
         setting=False,
     )
-    output: Path = option("folder for the pool", setting=False)
+    output: Path = option("folder for the pool", setting=False, claimed=True)
     per_class: int = option("images of each class", default=1000, at_least=1)
     num_inference_steps: int = option("denoising steps", default=20, at_least=1)
     guidance_scale: float = option("classifier-free guidance; 1 is none", default=1.5, at_least=0)
@@ -92,6 +93,7 @@ def make_parser() -> StepParser[GenerateConfig]:
     return StepParser(GenerateConfig, prog="histodistill generate", description=__doc__)
 
 
+@claiming
 def run(config: GenerateConfig) -> Path:
     """Generates what is missing of the pool, or of the images of a set that are made again.
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from histodistill.selection.streams import torch_seed
+from histodistill.training.running.claims import claiming
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.notes import suggest, tell, warn
 from histodistill.training.running.options import StepParser, config, like, option, require, run_script
@@ -282,6 +283,7 @@ def make_parser() -> StepParser[TrainAutoencoderConfig]:
     return StepParser(TrainAutoencoderConfig, prog="train_autoencoder", description=__doc__)
 
 
+@claiming
 def run(config: TrainAutoencoderConfig) -> Path:
     """Trains or takes one from elsewhere, validates, measures its latents, and saves.
 

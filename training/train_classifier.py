@@ -24,6 +24,7 @@ from histodistill.training.engine.classifier_config import ClassifierConfig, rec
 from histodistill.training.models.architectures import is_probe, steps_of
 from histodistill.training.models.encoder_licences import check_licence, encoder_records, tell_licences
 from histodistill.training.models.encoder_names import architecture_label
+from histodistill.training.running.claims import claiming
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import StepParser, config, option, run_script
 from histodistill.training.running.training_options import TrainingConfig
@@ -89,6 +90,7 @@ def make_parser() -> StepParser[TrainClassifierConfig]:
     return StepParser(TrainClassifierConfig, prog="train_classifier", description=__doc__)
 
 
+@claiming
 def run(config: TrainClassifierConfig) -> dict[str, Any]:
     """Loads the tiles, trains, scores the best weights once on the test split, and saves.
 

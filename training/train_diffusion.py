@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from histodistill.selection.streams import torch_seed
 from histodistill.training.models.denoiser_output import DATA, PREDICTION_TYPES, DenoiserOutput
+from histodistill.training.running.claims import claiming
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.notes import suggest, tell, warn
 from histodistill.training.running.options import StepParser, config, like, option, require, run_script
@@ -190,6 +191,7 @@ def make_parser() -> StepParser[TrainDiffusionConfig]:
     return StepParser(TrainDiffusionConfig, prog="train_diffusion", description=__doc__)
 
 
+@claiming
 def run(config: TrainDiffusionConfig) -> Path:
     """Trains, validates the averaged weights, draws sample grids, and saves the pipeline.
 

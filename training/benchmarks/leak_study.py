@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from histodistill.training.running.claims import claiming
 from histodistill.training.running.options import StepConfig, StepParser, config, option, run_script
 
 
@@ -37,7 +38,7 @@ DUPLICATED = 0.2
 class LeakStudyConfig(StepConfig):
     """Options of `leak_study`."""
 
-    output: Path = option("folder for the trials and the result", setting=False)
+    output: Path = option("folder for the trials and the result", setting=False, claimed=True)
     honest: int = option("trials without a leak, and as many with near copies", default=100, at_least=1, setting=False)
     leaky: int = option("trials of each leak and strength", default=20, at_least=1, setting=False)
     strengths: tuple[float, ...] = option(
@@ -96,6 +97,7 @@ def make_parser() -> StepParser[LeakStudyConfig]:
     )
 
 
+@claiming
 def run(config: LeakStudyConfig) -> dict[str, Any]:
     """Makes what is missing of the trials and models, and writes table and figure.
 

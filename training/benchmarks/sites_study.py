@@ -30,6 +30,7 @@ from histodistill.training.end_to_end.distill import DistillConfig
 from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.evaluation.plans import CellsConfig, Planned, parse_plan
 from histodistill.training.models.architectures import ARCHITECTURES, is_from_elsewhere
+from histodistill.training.running.claims import claiming
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import StepParser, config, like, option, require, run_script
 from histodistill.training.running.presets import PRESET_NAMES, load_preset, preset_name
@@ -66,7 +67,7 @@ class SitesStudyConfig(CellsConfig):
     """Options of `sites_study`."""
 
     data: str | Path = option("the real tiles: any source with a validation and a test split")
-    output: Path = option("folder for the sites and the result")
+    output: Path = option("folder for the sites and the result", claimed=True)
     more_sites: tuple[str, ...] = option(
         "sources of further sites: --data is then that of the first, and no tiles are split", default=()
     )
@@ -162,6 +163,7 @@ def make_parser() -> StepParser[SitesStudyConfig]:
     )
 
 
+@claiming
 def run(config: SitesStudyConfig) -> dict[str, Any]:
     """Distils at every site, trains what is missing, and writes the table.
 

@@ -5,16 +5,17 @@ Steps import torch and the rest only when they have work to do, so that every `-
 
 from __future__ import annotations
 
-import signal
 import sys
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from typing import Any
 
-from histodistill.training.running.launch import on_sigterm, run_module
+from histodistill.training.running.claims import claiming
+from histodistill.training.running.launch import run_module
 from histodistill.training.running.options import StepParser, run_config
 from histodistill.training.running.program import ERROR, as_program
 from histodistill.training.running.sentence_parser import SentenceParser
+from histodistill.training.running.signals import ended_by_signals
 from histodistill.training.running.suggestions import did_you_mean
 
 
@@ -109,15 +110,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def _main(argv: list[str]) -> None:
     name = find_command(argv)
-    command = COMMANDS[name]
-    try:
-        with on_sigterm(_end):
-            run_command(name, argv[len(name.split()) :])
-    except (KeyboardInterrupt, _TerminatedError) as error:
-        was_told = isinstance(error, _TerminatedError)
-        how = "told to end" if was_told else "interrupted"
-        print(f"error: histodistill {name} was {how}: {command.again}", file=sys.stderr)
-        raise SystemExit(128 + (signal.SIGTERM if was_told else signal.SIGINT)) from None
+    with ended_by_signals(f"histodistill {name} was {{}}: {COMMANDS[name].again}"):
+        run_command(name, argv[len(name.split()) :])
 
 
 def find_command(argv: list[str]) -> str:
@@ -161,15 +155,6 @@ def _names(group: str) -> list[str]:
     return [name for name in COMMANDS if not group or name.startswith(f"{group} ")]
 
 
-class _TerminatedError(BaseException):
-    """This process was told to end by SIGTERM."""
-
-
-def _end(*_: object) -> None:
-    """Makes SIGTERM an exception, as Ctrl-C is one, so that what was begun is put in order."""
-    raise _TerminatedError
-
-
 def run_command(name: str, argv: list[str]) -> None:
     """Reads the options of a command and runs its step, here or in as many processes as `--num-processes` says."""
     command = COMMANDS[name]
@@ -177,7 +162,8 @@ def run_command(name: str, argv: list[str]) -> None:
     parser = command_parser(name)
     config = parser.read(argv)
     if command.shares_work and config.num_processes > 1:
-        run_module(step.__name__, argv, config.num_processes)
+        number = config.num_processes
+        run_config(claiming(lambda _: run_module(step.__name__, argv, number)), config, parser.called)
     else:
         run_config(step.run, config, parser.called, getattr(step, "exit_code", None))
 

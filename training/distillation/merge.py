@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from histodistill.training.running.claims import claiming
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import StepConfig, StepParser, config, option, run_script
 
@@ -28,7 +29,7 @@ class MergeConfig(StepConfig):
     sites: tuple[Path, ...] = option(
         "run folder with distilled/, or a distilled set itself", positional=True, metavar="SITE", setting=False
     )
-    output: Path = option("folder for the merged set", setting=False)
+    output: Path = option("folder for the merged set", setting=False, claimed=True)
     names: tuple[str, ...] | None = option(
         "what to call the sites, in their order; this is published; default: the names of their folders",
         default=None,
@@ -65,6 +66,7 @@ def make_parser() -> StepParser[MergeConfig]:
     return StepParser(MergeConfig, prog="histodistill merge", description=__doc__)
 
 
+@claiming
 def run(config: MergeConfig) -> Path:
     """Reads all sites, checks them against each other, and writes the merged set.
 

@@ -22,6 +22,7 @@ from typing import Any
 from histodistill.selection.names import MAX_LABEL_VIEWS
 from histodistill.training.distillation.selector_options import FILTERS, SelectorConfig
 from histodistill.training.models.encoder_licences import check_licence, encoder_records, tell_licences
+from histodistill.training.running.claims import claiming
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import StepParser, config, option, run_script
 from histodistill.training.running.source_options import SourceOptions
@@ -49,7 +50,7 @@ class SelectConfig(SelectorConfig, SourceOptions):
         default=None,
         setting=False,  # the record has it beside the encoder
     )
-    output: Path = option("folder for selector/ and distilled/", setting=False)
+    output: Path = option("folder for selector/ and distilled/", setting=False, claimed=True)
     soft_label_views: int = option(
         "fixed views of each image, turned, cut out or mixed with another, of which there are soft labels; 1: the "
         "image as it is, and no column soft_label_views",
@@ -96,6 +97,7 @@ def make_parser() -> StepParser[SelectConfig]:
     return StepParser(SelectConfig, prog="histodistill select", description=__doc__)
 
 
+@claiming
 def run(config: SelectConfig) -> Path:
     """Embeds the pool, fits the selector, and writes both results.
 

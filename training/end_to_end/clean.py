@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from histodistill.training.running.claims import LOCK, claiming
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import StepConfig, StepParser, config, option, run_script
 
@@ -35,12 +36,17 @@ class CleanConfig(StepConfig):
     dry_run: bool = option("only show what would be removed", default=False)
     force: bool = option("clean a run that is not finished, which then begins again", default=False)
 
+    def claims(self) -> Path | None:
+        """The run, where anything is to be removed."""
+        return None if self.dry_run else self.run
+
 
 def make_parser() -> StepParser[CleanConfig]:
     """The parser of the command line."""
     return StepParser(CleanConfig, prog="histodistill clean", description=__doc__)
 
 
+@claiming
 def run(config: CleanConfig) -> list[Path]:
     """Shows what can go, removes it, and says what is left.
 
@@ -104,7 +110,7 @@ def _lines_of_rest(run: Path) -> Iterator[str]:
     from histodistill.training.end_to_end.leavings import PRIVATE, PUBLISHABLE
     from histodistill.training.running.files import format_size
 
-    there = sorted(entry.name for entry in run.iterdir())
+    there = sorted(entry.name for entry in run.iterdir() if entry.name != LOCK)
     private = [name for name in PRIVATE if name in there]
     if private:
         yield "left, and private:"

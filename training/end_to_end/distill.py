@@ -41,6 +41,7 @@ from histodistill.training.end_to_end.steps import (
     stage_calls,
 )
 from histodistill.training.evaluation.audit import AUDIT
+from histodistill.training.running.claims import LOCK, claiming
 from histodistill.training.running.durations import read_duration
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.findings import refuse, warn_of
@@ -93,7 +94,7 @@ class DistillConfig(SourceOptions):
     """Options of `distill`."""
 
     data: str | Path = option("phantom, a MedMNIST name, .npz file, manifest, image or datasets folder, or Hub id")
-    output: Path = option("folder of the run")
+    output: Path = option("folder of the run", claimed=True)
     preset: str | Path | None = option(
         f"{', '.join(PRESET_NAMES)} or a .toml file; default: gpu where there is one, or cpu", default=None
     )
@@ -213,6 +214,7 @@ def make_parser() -> StepParser[DistillConfig]:
     return StepParser(DistillConfig, prog="histodistill distill", description=__doc__)
 
 
+@claiming
 def run(config: DistillConfig) -> Path:
     """Runs all steps that are not finished, then writes the report and prints a summary and what to do next.
 
@@ -687,7 +689,7 @@ def _require_place(output: Path) -> None:
 
     if (output / "run.json").is_file():
         return
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if output.exists() and (not output.is_dir() or any(entry.name != LOCK for entry in output.iterdir())):
         raise InputError(f"{param('output')}={output} is not a run and not empty: give a new folder")
     if refusal := write_refusal(output):
         raise InputError(f"{param('output')}={output} cannot be written ({refusal.strerror}): give another")

@@ -33,6 +33,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from histodistill.training.running.claims import claiming
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.notes import is_step_of_distill
 from histodistill.training.running.options import StepParser, config, option, run_script
@@ -53,7 +54,10 @@ class AuditConfig(SourceOptions):
     """Options of `audit`."""
 
     run: Path = option(
-        "folder with pipeline/, pool/ and distilled/, or a merged set by itself", positional=True, setting=False
+        "folder with pipeline/, pool/ and distilled/, or a merged set by itself",
+        positional=True,
+        setting=False,
+        claimed=True,
     )
     data: str | Path | None = option(
         "the real tiles: the source that the run was made from; none for a merged set", default=None, setting=False
@@ -107,6 +111,7 @@ def make_parser() -> StepParser[AuditConfig]:
     return StepParser(AuditConfig, prog="histodistill audit", description=__doc__)
 
 
+@claiming
 def run(config: AuditConfig) -> dict[str, Any]:
     """Audits what is finished of a run, and writes audit.json.
 

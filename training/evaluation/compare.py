@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.evaluation.plans import PlannedCell, RowsConfig, planned_cells, recorded_plan
+from histodistill.training.running.claims import claiming
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.formats import RESULTS_FORMAT
 from histodistill.training.running.notes import is_step_of_distill, tell
@@ -65,7 +66,9 @@ class CompareConfig(RowsConfig, SourceOptions):
 
     known_rows = ROWS
 
-    run: Path = option("folder with pool/ and distilled/", positional=True, also_named=True, setting=False)
+    run: Path = option(
+        "folder with pool/ and distilled/", positional=True, also_named=True, setting=False, claimed=True
+    )
     data: str | Path = option("the real tiles: any source that train_classifier takes", setting=False)
     image_size: int | None = option("side in pixels; default: the size tiles have", default=None, setting=False)
     validation_tiles: int = like(ClassifierConfig, "validation_tiles", later=True)
@@ -77,6 +80,7 @@ def make_parser() -> StepParser[CompareConfig]:
     return StepParser(CompareConfig, prog="histodistill compare", description=__doc__, epilog=rows)
 
 
+@claiming
 def run(config: CompareConfig) -> dict[str, Any]:
     """Trains what is missing, one combination after the other, and sums all up in results.json.
 

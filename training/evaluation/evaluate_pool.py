@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from histodistill.training.engine.classifier_config import ClassifierConfig
 from histodistill.training.evaluation.plans import PlannedCell, RowsConfig, planned_cells, recorded_plan
 from histodistill.training.models.encoder_names import TEACHER
+from histodistill.training.running.claims import claiming
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.notes import tell
 from histodistill.training.running.options import StepParser, config, like, option, run_script
@@ -85,6 +86,10 @@ class EvaluatePoolConfig(RowsConfig, SourceOptions):
         """Where the result goes."""
         return self.output or self.run / "evaluation"
 
+    def claims(self) -> Path:
+        """The same."""
+        return self.output_folder
+
     @property
     def takes_teacher(self) -> bool:
         """Whether the run's teacher makes the features or labels the pool."""
@@ -97,6 +102,7 @@ def make_parser() -> StepParser[EvaluatePoolConfig]:
     return StepParser(EvaluatePoolConfig, prog="histodistill evaluate-pool", description=__doc__, epilog=rows)
 
 
+@claiming
 def run(config: EvaluatePoolConfig) -> dict[str, Any]:
     """Measures what is missing, and sums all up in metrics.json.
 

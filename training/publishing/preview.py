@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from histodistill.hub_cards.preview import render_preview, render_preview_index
+from histodistill.training.running.claims import LOCK
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.files import write_text
 
@@ -29,7 +30,7 @@ def require_preview_folder(folder: Path) -> None:
     """
     if not os.path.lexists(folder):
         return
-    if not folder.is_dir() or {entry.name for entry in folder.iterdir()} - {INDEX, *PAGES.values()}:
+    if not folder.is_dir() or {entry.name for entry in folder.iterdir()} - {LOCK, INDEX, *PAGES.values()}:
         raise InputError(f"{param('preview')}={folder} holds something else than a preview: give a new folder")
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from histodistill.training.publishing.hub_config import HubConfig, require_hub_name
+from histodistill.training.running.claims import claiming
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import StepParser, config, like, option, run_script
 
@@ -64,7 +65,11 @@ class PublishConfig(HubConfig):
     )
 
     preview: Path | None = option(
-        "write the cards as HTML pages to this folder, and upload nothing", default=None, metavar="DIR", setting=False
+        "write the cards as HTML pages to this folder, and upload nothing",
+        default=None,
+        metavar="DIR",
+        setting=False,
+        claimed=True,
     )
 
     def check(self) -> None:
@@ -85,6 +90,7 @@ def make_parser() -> StepParser[PublishConfig]:
     return StepParser(PublishConfig, prog="histodistill publish", description=__doc__)
 
 
+@claiming
 def run(config: PublishConfig) -> list[Upload] | list[Published]:
     """Puts the repositories together, past the gate, and shows or uploads them.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from histodistill.training.running.claims import claiming
 from histodistill.training.running.options import StepConfig, StepParser, config, option, run_script
 
 
@@ -18,7 +19,9 @@ from histodistill.training.running.options import StepConfig, StepParser, config
 class ReportConfig(StepConfig):
     """Options of `report`."""
 
-    run: Path = option("folder that histodistill distill left", positional=True, also_named=True, setting=False)
+    run: Path = option(
+        "folder that histodistill distill left", positional=True, also_named=True, setting=False, claimed=True
+    )
 
 
 def make_parser() -> StepParser[ReportConfig]:
@@ -26,6 +29,7 @@ def make_parser() -> StepParser[ReportConfig]:
     return StepParser(ReportConfig, prog="histodistill report", description=__doc__)
 
 
+@claiming
 def run(config: ReportConfig) -> Path:
     """Writes the report and says where it is.
 

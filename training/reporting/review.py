@@ -18,6 +18,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from histodistill.training.evaluation.audit import AuditConfig
+from histodistill.training.running.claims import claiming
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import StepParser, config, like, option, run_script
 from histodistill.training.running.source_options import SourceOptions
@@ -27,7 +28,7 @@ from histodistill.training.running.source_options import SourceOptions
 class ReviewConfig(SourceOptions):
     """Options of `review`."""
 
-    run: Path = option("folder with a finished distilled/", positional=True, setting=False)
+    run: Path = option("folder with a finished distilled/", positional=True, setting=False, claimed=True)
     answers: tuple[Path, ...] = option(
         "files that readers of the blinded sheet saved: scores them, and makes no page",
         default=(),
@@ -62,6 +63,7 @@ def make_parser() -> StepParser[ReviewConfig]:
     return StepParser(ReviewConfig, prog="histodistill review", description=__doc__)
 
 
+@claiming
 def run(config: ReviewConfig) -> Path:
     """Writes the page, and with real tiles the blinded sheet; or with answers, scores them.
 

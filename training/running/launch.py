@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
+from histodistill.training.running.claims import inherited
 from histodistill.training.running.memory import give_back_freed_memory
 from histodistill.training.running.precision import has_cuda
-from histodistill.training.running.program import ERROR
+from histodistill.training.running.program import ANSWER_IS_NO, ERROR
 from histodistill.training.running.progress import has_bars
+from histodistill.training.running.signals import interrupts_wait, on_signal
 
 
 # What `--help` says of `num_processes`, wherever there is one.
 NUM_PROCESSES_HELP = "processes that share the work, which the command line starts"
 # What Accelerate is told of this machine.
 _ONE_MACHINE = Path(__file__).with_name("one_machine.yaml")
+# What exit codes that tell a signal are above.
+_SIGNALS = 128
 # Seconds that a module has to end by itself after Ctrl-C.
 _PATIENCE = 10
 
@@ -58,11 +60,11 @@ def run_module(
             to end by SIGTERM.
         KeyboardInterrupt: After Ctrl-C, when the module has ended.
     """
-    environment = {**os.environ, **(variables or {})}
+    environment = {**os.environ, **inherited(), **(variables or {})}
     command = [sys.executable, "-m"]
     if num_processes > 1:
         # Not by the user's own default_config.yaml, which may have these processes wait for those of other machines.
-        command += ["accelerate.commands.launch", "--config_file", str(_ONE_MACHINE), "--multi_gpu"]
+        command += ["histodistill.training.running.several", "--config_file", str(_ONE_MACHINE), "--multi_gpu"]
         command += ["--num_processes", str(num_processes), "-m"]
         # PyTorch's launcher takes from these what it is not told, such as a number of machines.
         environment = {name: value for name, value in environment.items() if not name.startswith("PET_")}
@@ -70,31 +72,20 @@ def run_module(
             # `accelerate launch --cpu --num_processes 2` silently starts one process; this starts two.
             environment["ACCELERATE_USE_CPU"] = "true"
     code = _run([*command, module, *argv], environment)
-    if code < 0:
+    if code < 0 or code > _SIGNALS:
+        number = -code if code < 0 else code - _SIGNALS
         if has_bars():
             print(file=sys.stderr)  # ends the line of a bar that nobody cleared up
-        print(f"error: {module} was killed by signal {-code}: run the same command again to go on", file=sys.stderr)
-        raise SystemExit(128 - code)
-    # Accelerate's launcher ends with 1 whatever its processes ended with, and 1 is an answer: see `program`.
-    if code and num_processes > 1:
+        why = ", as the system does where memory is short" if number == signal.SIGKILL else ""
+        print(
+            f"error: {module} was killed by signal {number}{why}: run the same command again to go on", file=sys.stderr
+        )
+        raise SystemExit(_SIGNALS + number)
+    # 1 is an answer, see `program`, and a process that shares the work has none.
+    if code == ANSWER_IS_NO and num_processes > 1:
         raise SystemExit(ERROR)
     if code:
         raise SystemExit(code)
-
-
-@contextlib.contextmanager
-def on_sigterm(answer: Callable[..., None]) -> Iterator[None]:
-    """Has SIGTERM answered by a function as long as the block runs, where this is the main thread.
-
-    Python lets only that thread handle signals.
-    """
-    handles = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, answer) if handles else None
-    try:
-        yield
-    finally:
-        if handles:
-            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _run(command: list[str], environment: dict[str, str]) -> int:
@@ -109,8 +100,9 @@ def _run(command: list[str], environment: dict[str, str]) -> int:
             process.terminate()
 
     give_back_freed_memory()
-    with on_sigterm(pass_on):
-        process = subprocess.Popen(command, env=environment)
+    with on_signal(signal.SIGTERM, pass_on):
+        with interrupts_wait():
+            process = subprocess.Popen(command, env=environment)
         if terminated:  # while it was being started
             process.terminate()
         code = _wait(process)

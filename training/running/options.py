@@ -30,9 +30,11 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, Union, dataclass_transform
 
+from histodistill.training.running.claims import works_for_another
 from histodistill.training.running.errors import InputError, option_string, param
-from histodistill.training.running.program import as_program, end_with, require_temporary_folders
+from histodistill.training.running.program import as_program, end_with, require_temporary_folders, speaks
 from histodistill.training.running.sentence_parser import SentenceParser
+from histodistill.training.running.signals import ended_by_signals
 from histodistill.training.running.suggestions import did_you_mean
 
 
@@ -72,6 +74,7 @@ class Option:
             from, where to and how a script runs.
         later: Whether earlier versions did not have it: at its default it is then no setting, so that what they
             finished stays finished.
+        claimed: Whether it is the folder that the step writes to, which is then its own as long as it runs.
         resolve: Puts what a value stands for on this machine in its place, so that records hold that.
     """
 
@@ -90,6 +93,7 @@ class Option:
     may_be_empty: bool = False
     setting: bool = True
     later: bool = False
+    claimed: bool = False
     resolve: Callable[[Any], Any] | None = None
 
     def rule(self) -> str:
@@ -178,6 +182,11 @@ class StepConfig:
             if getattr(self, field.name) != field.default
         )
         return f"{type(self).__name__}({', '.join(given)})"
+
+    def claims(self) -> Path | None:
+        """The folder that the step writes to and has to itself, see `claims.claiming`; None where it has none."""
+        own = (field.name for field in dataclasses.fields(self) if field.metadata[_METADATA].claimed)
+        return next((getattr(self, name) for name in own), None)
 
     def settings(self) -> dict[str, Any]:
         """The options that decide the result, by name in alphabetical order."""
@@ -602,12 +611,18 @@ def run_script(
         exit_code: See `run_config`.
 
     Raises:
-        SystemExit: With code 2 for bad input and for errors, see `as_program`. With 130 after Ctrl-C, as shells have
-            it, and in silence: what started the step says what to do.
+        SystemExit: With code 2 for bad input and for errors, see `as_program`. With 130 after Ctrl-C and 143 after
+            SIGTERM, as shells have it, and in silence where a command started this process: it says what to do.
     """
-    try:
-        with as_program():
-            parser = make_parser()
-            run_config(run, parser.read(argv), parser.called, exit_code)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    with as_program(), ended_by_signals(_when_ended(make_parser)):
+        parser = make_parser()
+        run_config(run, parser.read(argv), parser.called, exit_code)
+
+
+def _when_ended(make_parser: Callable[[], StepParser[Any]]) -> str | None:
+    """What a script says where a signal ended it: see `ended_by_signals`."""
+    if works_for_another() or not speaks():
+        return None
+    parser = make_parser()
+    resumes = any(field.name == "resume" for field in dataclasses.fields(parser.config_class))
+    return f"{parser.prog} was {{}}: run the same command again{' with --resume latest' if resumes else ''}"

@@ -26,7 +26,7 @@ from histodistill.training.running.errors import InputError, one_line
 from histodistill.training.running.memory import keep_freed_memory
 from histodistill.training.running.notes import tell, warn
 from histodistill.training.running.progress import quiet_libraries
-from histodistill.training.running.system_errors import find_refusal, is_full_disk, refusal_sentence
+from histodistill.training.running.system_errors import find_refusal, is_full_disk, machine_sentence, refusal_sentence
 
 
 #: Exit code of a step whose answer is no.
@@ -43,7 +43,7 @@ def as_program() -> Iterator[None]:
 
     Raises:
         SystemExit: As the block raises it; with `ERROR` for any exception, after one sentence where the system refused
-            something, such as to write to a full disk, and otherwise after its traceback.
+            something, such as to write to a full disk, or memory is short, and otherwise after its traceback.
     """
     write_any_text()
     keep_freed_memory()
@@ -52,8 +52,11 @@ def as_program() -> Iterator[None]:
             yield
         except Exception as error:
             if refusal := find_refusal(error):
-                _close_progress_bars(error)
+                close_progress_bars(error)
                 fail(refusal_sentence(refusal))
+            if sentence := machine_sentence(error):
+                close_progress_bars(error)
+                fail(sentence)
             traceback.print_exc()
             raise SystemExit(ERROR) from error
 
@@ -103,7 +106,7 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(ERROR)
 
 
-def _close_progress_bars(error: BaseException | None) -> None:
+def close_progress_bars(error: BaseException | None) -> None:
     """Lets go of what functions that an exception ended still hold: a bar draws itself once more when it is let go.
 
     The sentence of the error is then the last line, and stands on a line of its own.
@@ -125,7 +128,7 @@ def end_with(error: InputError, called: Mapping[str, str] | None = None) -> NoRe
         error: Says what is wrong.
         called: What the command line calls some parameters: see `InputError.for_command_line`.
     """
-    _close_progress_bars(error)
+    close_progress_bars(error)
     refusal = find_refusal(error)
     # What cannot be written because the disk is full is no bad input, and any of several processes may find it so.
     if refusal and is_full_disk(refusal):

@@ -25,6 +25,11 @@ _REFUSALS = {
 }
 # What a full disk is told by.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# What torch says where it gets no memory of a CPU, and where another process does not answer any more.
+_NO_MEMORY = re.compile(r"DefaultCPUAllocator: (can't|not enough)|CUDA out of memory")
+_LOST = re.compile(
+    r"gloo.*(closed by peer|reset by peer|Broken pipe)|Connection (closed|reset) by peer|ncclRemoteError"
+)
 # Libraries written in Rust, such as safetensors, have errors of their own that end like this.
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 
@@ -44,6 +49,20 @@ def find_refusal(error: BaseException) -> OSError | None:
         if (told := _RUST_ERROR.search(str(cause))) and (number := int(told[1])) in _REFUSALS:
             return OSError(number, os.strerror(number))
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return None
+
+
+def machine_sentence(error: BaseException) -> str | None:
+    """What to tell where memory was short, or a process was lost that shares the work; None for anything else.
+
+    Args:
+        error: What came of it. torch has no kinds of its own for some: what they say tells them.
+    """
+    text = str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY.search(text):
+        return "memory is short: close other programs or give a smaller batch, then run the same command again"
+    if os.environ.get("WORLD_SIZE", "1") != "1" and _LOST.search(text):
+        return "another process that shares the work has ended: run the same command again to go on"
     return None
 
 

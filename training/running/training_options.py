@@ -55,7 +55,7 @@ class TrainingConfig(SourceOptions):
         group=_DATA,
         setting=False,  # the fingerprint of the tiles tells it
     )
-    output: Path = option("folder for the result", group=_DATA, setting=False)
+    output: Path = option("folder for the result", group=_DATA, setting=False, claimed=True)
     max_train_steps: int = option("optimizer steps", default=5000, at_least=1, group=_OPTIMISATION)
     batch_size: int = option("tiles per batch over all processes", default=64, at_least=1, group=_OPTIMISATION)
     gradient_accumulation_steps: int = option("batches per optimizer step", default=1, at_least=1, group=_OPTIMISATION)

@@ -35,6 +35,7 @@ from histodistill.training.distillation.peer_options import MatchingConfig
 from histodistill.training.evaluation.plans import CellsConfig, require_once
 from histodistill.training.models.architectures import PROBE
 from histodistill.training.models.encoder_names import COLOURS
+from histodistill.training.running.claims import claiming
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.options import StepParser, config, like, option, run_script
 from histodistill.training.running.source_options import SourceOptions
@@ -190,6 +191,10 @@ class ResultsTableConfig(SourceOptions):
         usual = self.run / "benchmark"
         return self.output or (usual if self.protocol == "v2" else usual / self.protocol)
 
+    def claims(self) -> Path:
+        """The same."""
+        return self.folder
+
     @functools.cached_property
     def lines(self) -> list[Line]:
         """The lines of the table that this call asks for, by the protocol v2."""
@@ -214,6 +219,7 @@ def make_parser() -> StepParser[ResultsTableConfig]:
     return StepParser(ResultsTableConfig, prog="histodistill benchmark", description=__doc__, epilog=_ROWS_HELP)
 
 
+@claiming
 def run(config: ResultsTableConfig) -> dict[str, Any]:
     """Trains the cells that are missing, several at a time, and writes the table of all that are there.
 

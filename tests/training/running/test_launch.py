@@ -41,7 +41,7 @@ def test_several_are_started_by_accelerate(has_gpu, started, monkeypatch):
     monkeypatch.setattr(launch, "has_cuda", lambda: has_gpu)
     run_module("package.script", ["--steps", "3"], 2)
     [(command, environment)] = started
-    assert command[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
+    assert command[:3] == [sys.executable, "-m", "histodistill.training.running.several"]
     options = command[3:]
     assert options[options.index("--num_processes") + 1] == "2"
     # Without --multi_gpu, accelerate starts one process on a CPU and says nothing.
@@ -157,14 +157,17 @@ def test_a_killed_module_is_named(monkeypatch, capsys):
         run_module("package.script", [])
     assert stopped.value.code == 137
     error = capsys.readouterr().err
-    assert error == "error: package.script was killed by signal 9: run the same command again to go on\n"
+    assert error == (
+        "error: package.script was killed by signal 9, as the system does where memory is short: run the same command "
+        "again to go on\n"
+    )
 
 
 def test_module_runs_and_its_arguments_arrive(tmp_path, monkeypatch):
     (tmp_path / "probe.py").write_text(
         "import sys; open(sys.argv[1], 'w').write(sys.argv[2]); sys.exit(len(sys.argv))"
     )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with pytest.raises(SystemExit) as stopped:
         run_module("probe", [str(tmp_path / "seen"), "two words"])
     assert stopped.value.code == 3
@@ -287,9 +290,34 @@ def test_two_processes_on_a_cpu_know_of_each_other(tmp_path, monkeypatch):
         "accelerator.end_training()\n"
     )
     monkeypatch.setattr(launch, "has_cuda", lambda: False)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     run_module("probe", [str(tmp_path)], 2)
     facts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert [fact[:3] for fact in facts] == [[0, 2, "cpu"], [1, 2, "cpu"]]
     assert facts[0][3].startswith("batch_size=1 cannot be split evenly over 2 processes")
+
+
+@pytest.mark.launch
+def test_a_lost_process_ends_the_others_with_one_sentence(tmp_path, monkeypatch, capfd):
+    """Its peer waits for it in vain; what the launcher and libraries make of that in many lines is not told."""
+    (tmp_path / "probe.py").write_text(
+        "import os, signal, torch\n"
+        "from histodistill.training.engine.accelerator import make_accelerator\n"
+        "from histodistill.training.running.program import as_program\n"
+        "with as_program():\n"
+        "    accelerator = make_accelerator('no')\n"
+        "    accelerator.wait_for_everyone()\n"
+        "    if accelerator.process_index:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    accelerator.gather(torch.ones(1))\n"
+    )
+    monkeypatch.setattr(launch, "has_cuda", lambda: False)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with pytest.raises(SystemExit) as stopped:
+        run_module("probe", [], 2)
+    assert stopped.value.code == 137
+    told = [line for line in capfd.readouterr().err.splitlines() if line]
+    assert told[-1].startswith("error: probe was killed by signal 9, as the system does where memory is short: ")
+    assert not any("Traceback" in line for line in told) and len(told) <= 2, told

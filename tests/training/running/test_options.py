@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from functools import cached_property
@@ -589,14 +590,31 @@ def test_only_the_first_of_several_processes_speaks(argv, rank, speaks, capsys, 
     assert speaks or captured.err == ""
 
 
-def test_interrupted_script_ends_in_silence(capsys):
-    def interrupted(_):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(
+    ("number", "how"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "told to end")], ids=["Ctrl-C", "SIGTERM"]
+)
+@pytest.mark.parametrize("becomes", [None, ImportError, SystemError], ids=str)
+def test_a_signal_ends_a_script_with_one_sentence_whatever_libraries_make_of_it(
+    number, how, becomes, capsys, monkeypatch
+):
+    def work(_):
+        try:
+            signal.raise_signal(number)
+        except BaseException:
+            raise becomes("while it was imported") if becomes else sys.exc_info()[1] from None
 
-    with pytest.raises(SystemExit) as error:
-        run_script(make_parser, interrupted, ARGV)
-    assert error.value.code == 130
-    assert capsys.readouterr().err == ""
+    handlers = [signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)]
+    told = []
+    for started_by_another in (False, True):
+        if started_by_another:
+            monkeypatch.setenv("HISTODISTILL_CLAIMS", "")
+        with pytest.raises(SystemExit) as error:
+            run_script(make_parser, work, ARGV)
+        assert error.value.code == 128 + number
+        told.append(capsys.readouterr().err)
+    for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
+        signal.signal(number, handler)
+    assert told == [f"error: every-kind was {how}: run the same command again\n", ""]
 
 
 def test_other_errors_keep_their_traceback(capsys):

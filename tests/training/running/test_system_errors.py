@@ -20,7 +20,7 @@ from histodistill.training.engine.pool import write_chunk
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import new_files, new_folder, write_json
-from histodistill.training.running.system_errors import find_refusal, is_full_disk, refusal_sentence
+from histodistill.training.running.system_errors import find_refusal, is_full_disk, machine_sentence, refusal_sentence
 
 
 @contextmanager
@@ -143,3 +143,14 @@ def test_cause_is_found_below_what_was_raised_on_top():
 )
 def test_what_may_be_a_bug_is_no_refusal(error):
     assert find_refusal(error) is None
+
+
+def test_memory_that_is_short_and_processes_that_are_lost_are_no_bugs(monkeypatch):
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**60)
+    for error in (raised.value, MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")):
+        assert machine_sentence(error).startswith("memory is short: ")
+    lost = RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]")
+    assert machine_sentence(lost) is None and machine_sentence(RuntimeError("shapes do not fit")) is None
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert machine_sentence(lost).startswith("another process that shares the work has ended: ")

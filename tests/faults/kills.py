@@ -1,0 +1,291 @@
+"""Ends every step at random moments, goes on, and compares the end with that of a step that nobody disturbed.
+
+    python tests/faults/kills.py [--kills 20] [--signal KILL|INT|TERM] [--steps NAME …] [--seed 0]
+
+Each step works in a process of its own, forked from this one, which has the libraries already: so many kills take
+seconds, and all of them meet the step's own work. It is begun again until it has been ended so many times; then it may
+finish, and what it leaves must be what the other one left, byte for byte but for times, versions and memory in JSON.
+After SIGINT and SIGTERM it must have told one sentence, and left no claim. Prints a line for each step; the exit code
+is 1 where one is not as it should be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+
+#: Keys of JSON files whose values differ from run to run.
+OF_THE_MOMENT = {"versions", "peak_memory", "device_memory", "estimate"}
+#: Files that are not compared: pages and cards tell times.
+NOT_COMPARED = (".html",)
+TRAINING = "--max-train-steps 12 --validation-steps 3 --checkpointing-steps 2 --batch-size 8 --mixed-precision no"
+#: Step → its module, the parts of a run that it needs, and the words of its command line; {run} is the folder of the
+#: run that it works in, and {data} the tiles.
+STEPS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "train autoencoder": (
+        "train_autoencoder",
+        (),
+        f"--data {{data}} --output {{run}}/autoencoder --channels 8 8 --latent-channels 2 --resume latest {TRAINING}",
+    ),
+    "train classifier": (
+        "train_classifier",
+        (),
+        f"--data {{data}} --output {{run}}/teacher --width 8 --resume latest {TRAINING}",
+    ),
+    "train diffusion": (
+        "train_diffusion",
+        ("autoencoder",),
+        "--data {data} --output {run}/pipeline --autoencoder {run}/autoencoder --channels 8 --layers-per-block 1 "
+        f"--attention-levels 1 --resume latest {TRAINING}",
+    ),
+    "generate": (
+        "generate",
+        ("pipeline",),
+        "--pipeline {run}/pipeline --output {run}/pool --per-class 8 --num-inference-steps 2 --chunk-size 8",
+    ),
+    "select": (
+        "distillation.select",
+        ("teacher", "pool"),
+        "--pool {run}/pool --teacher {run}/teacher --output {run} --n-per-class 3 --n-neighbors 3",
+    ),
+    "compare": (
+        "evaluation.compare",
+        ("teacher", "pool", "selector", "distilled"),
+        "{run} --data {data} --train convnet:4:real_all,real_random,distilled_ce --mixed-precision no",
+    ),
+    "evaluate-pool": (
+        "evaluation.evaluate_pool",
+        ("autoencoder", "pipeline", "teacher", "pool"),
+        "{run} --data {data} --train convnet:4:real_all,pool_all --mixed-precision no",
+    ),
+    "audit": (
+        "evaluation.audit",
+        ("autoencoder", "pipeline", "teacher", "pool", "selector", "distilled"),
+        "{run} --data {data} --plant 4 --weight-tiles 8",
+    ),
+    "merge": (
+        "distillation.merge",
+        ("distilled", "twin"),
+        "{run} {run}/twin --names north south --output {run}/merged",
+    ),
+    "report": ("reporting.report", ("teacher", "pool", "selector", "distilled"), "{run}"),
+}
+
+
+@dataclass
+class Ended:
+    """How a process ended: its exit code, or minus the signal, what it said and how long it took in seconds."""
+
+    code: int
+    said: str
+    seconds: float
+
+
+class Steps:
+    """Runs steps in processes that are forked from this one.
+
+    Args:
+        place: Folder for all that is made.
+        data: The tiles.
+    """
+
+    def __init__(self, place: Path, data: Path):
+        self.place, self.data, self.made = place, data, place / "made"
+
+    def run(self, name: str, run: Path, until: Callable[[int], None] | None = None) -> Ended:
+        """Runs a step, and meanwhile `until` with the number of its process."""
+        module, _, words = STEPS[name]
+        argv = words.format(run=run, data=self.data).split()
+        said = self.place / "said.txt"
+        begun = time.monotonic()
+        process = os.fork()
+        if process == 0:
+            os._exit(_work(module, argv, said))
+        if until is not None:
+            until(process)
+        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        return Ended(code, said.read_text(errors="replace"), time.monotonic() - begun)
+
+    def fresh(self, name: str, folder: Path) -> Path:
+        """A new run with what a step needs."""
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for part in STEPS[name][1]:
+            shutil.copytree(self.made / part, folder / part)
+        return folder
+
+
+def _work(module: str, argv: list[str], said: Path) -> int:
+    """What the forked process does: the step as a script, with what it says in a file."""
+    with open(said, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    from histodistill.training.running.options import run_script
+
+    step = import_module(f"histodistill.training.{module}")
+    try:
+        run_script(step.make_parser, step.run, argv, getattr(step, "exit_code", None))
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        return 99
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return 0
+
+
+def content(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of a folder, of JSON without what is of the moment."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix not in NOT_COMPARED:
+            data = path.read_bytes()
+            if path.suffix == ".json":
+                data = json.dumps(_timeless(json.loads(data)), sort_keys=True).encode()
+            found[str(path.relative_to(folder))] = hashlib.sha256(data).hexdigest()
+    return found
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = {key: each for key, each in value.items() if key not in OF_THE_MOMENT and "second" not in key}
+        # A record is sealed by the hash of files with times in them.
+        return {key: _timeless(each) for key, each in kept.items() if key not in ("sealed", "records", "sha256")}
+    return [_timeless(each) for each in value] if isinstance(value, list) else value
+
+
+def differences(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    """The files that are not the same in both."""
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+
+
+def disturb(steps: Steps, name: str, kills: int, number: signal.Signals, draw: random.Random) -> tuple[int, list[str]]:
+    """Ends a step so many times, lets it finish, and begins anew where it was finished too early.
+
+    Returns:
+        How often it was ended while it worked, and what is not as it should be.
+    """
+    undisturbed = steps.fresh(name, steps.place / "run")
+    usual = steps.run(name, undisturbed)
+    if usual.code not in (0, 1):
+        return 0, [f"undisturbed: {usual.code}: {usual.said[-300:]}"]
+    wanted = content(undisturbed)
+    shutil.rmtree(steps.place / "undisturbed", ignore_errors=True)
+    undisturbed.rename(steps.place / "undisturbed")
+    run = steps.fresh(name, steps.place / "run")  # in a folder of the same name, which records may tell
+    wrong: list[str] = []
+    ended = 0
+    while ended < kills:
+
+        def end(process: int) -> None:
+            time.sleep(draw.uniform(0, 1.05) * usual.seconds)
+            os.kill(process, number)
+
+        now = steps.run(name, run, end)
+        if now.code in (0, 1):
+            wrong += [f"after {ended} kills: {each} differs" for each in differences(wanted, content(run))]
+            run = steps.fresh(name, steps.place / "run")
+            continue
+        ended += 1
+        wrong += _wrong_end(now, number, run)
+    last = steps.run(name, run)
+    if last.code != usual.code:
+        wrong.append(f"it does not go on: {last.code}: {last.said[-300:]}")
+    wrong += [f"{each} differs" for each in differences(wanted, content(run))]
+    return ended, wrong
+
+
+def _wrong_end(now: Ended, number: signal.Signals, run: Path) -> list[str]:
+    if number == signal.SIGKILL:
+        return [] if now.code == -number else [f"ended with {now.code}: {now.said[-300:]}"]
+    wrong = []
+    if now.code != 128 + number:
+        wrong.append(f"ended with {now.code}: {now.said[-300:]}")
+    lines = now.said.replace("\r", "\n").splitlines()
+    if "Traceback" in now.said or not lines or not lines[-1].startswith("error: "):
+        wrong.append(f"said {now.said[-300:]}")
+    if left := [path for path in run.rglob(".*") if path.suffix in (".lock", ".tmp")]:
+        wrong.append(f"left {left}")
+    return wrong
+
+
+def make_tiles(path: Path) -> Path:
+    """16-pixel phantom tiles: 12 for training, 4 for validation and 4 for testing per class."""
+    import numpy as np
+
+    from histodistill.training.data.phantom import phantom_source
+
+    source = phantom_source(image_size=16, sizes={"train": 12, "validation": 4, "test": 4})
+    arrays = {"class_names": np.array(source.class_names)}
+    for split, prefix in (("train", "train"), ("validation", "val"), ("test", "test")):
+        tiles = source.split(split)
+        arrays |= {f"{prefix}_images": tiles.images, f"{prefix}_labels": tiles.labels[:, None]}
+    np.savez(path, **arrays)
+    return path
+
+
+def make_inputs(steps: Steps, wanted: Sequence[str]) -> None:
+    """Makes a run by the steps in order, as far as some of them need it."""
+    names = list(STEPS)
+    for name in names[: max(names.index(each) for each in wanted)]:
+        made = steps.run(name, steps.made)
+        if made.code not in (0, 1):
+            raise SystemExit(f"{name}: {made.code}: {made.said}")
+        if name == "select":  # as if another site had made the same
+            shutil.copytree(steps.made / "distilled", steps.made / "twin")
+
+
+def import_all() -> None:
+    """Imports what the steps import, so that the forked processes need not."""
+    for module in ("torch", "diffusers", "transformers", "datasets", "accelerate", "sklearn", "scipy.stats"):
+        import_module(module)
+    for module, _, _ in STEPS.values():
+        import_module(f"histodistill.training.{module}")
+    import_module("histodistill.training.engine.diffusion_training")
+
+
+def main() -> None:
+    """Runs what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--signal", default="KILL", choices=("KILL", "INT", "TERM"))
+    parser.add_argument("--steps", nargs="+", default=list(STEPS), choices=list(STEPS))
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    number = signal.Signals[f"SIG{args.signal}"]
+    failed = False
+    with tempfile.TemporaryDirectory() as place:
+        os.environ["HISTODISTILL_CACHE"] = str(Path(place, "cache"))
+        import_all()
+        steps = Steps(Path(place), make_tiles(Path(place, "tiles.npz")))
+        make_inputs(steps, args.steps)
+        for name in args.steps:
+            ended, wrong = disturb(steps, name, args.kills, number, random.Random(f"{args.seed} {name}"))
+            print(
+                f"{name}: ended {ended} times by SIG{args.signal}, {'; '.join(wrong) or 'as undisturbed'}", flush=True
+            )
+            failed |= bool(wrong)
+    raise SystemExit(int(failed))
+
+
+if __name__ == "__main__":
+    main()
