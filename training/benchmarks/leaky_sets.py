@@ -85,26 +85,31 @@ def _verdict(source: Any, config: LeakySetsConfig, embeddings: Any, seed: int, l
 
     rng = stream("sets that leak or not", seed)
 
-    def drawn(split: str, count: int) -> LabelledImages:
+    def drawn(split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
         tiles = source.split(split)
         rows = np.sort(rng.permutation(len(tiles.labels))[:count])
-        return LabelledImages(np.asarray(tiles.images[rows]), np.asarray(tiles.labels)[rows])
+        return np.asarray(tiles.images[rows]), np.asarray(tiles.labels)[rows]
 
-    tiles, pool = drawn("train", config.tiles), drawn("test", config.images)
-    changed = [shift(compress_jpeg(tiles.images), number % 2, number // 2) for number in range(1, config.times)]
-    every = LabelledImages(np.concatenate([tiles.images, *changed]), np.tile(tiles.labels, config.times))
-    order = rng.permutation(len(every))
-    held_out, train = (every[rows] for rows in np.split(order, [len(every) // 10]))
-    real = RealTiles(train, held_out, drawn("validation", 1000))
+    tiles, labels = drawn("train", config.tiles)
+    images, classes = drawn("test", config.images)
+    changed = [shift(compress_jpeg(tiles), number % 2, number // 2) for number in range(1, config.times)]
+    every, every_label = np.concatenate([tiles, *changed]), np.tile(labels, config.times)
+    held, seen = np.split(rng.permutation(len(every)), [len(every) // 10])
     if leaky:
-        rows = rng.permutation(len(pool))[: round(config.share * len(pool))]
-        originals = rng.permutation(np.flatnonzero(has_content(train.images)))[: len(rows)]
+        rows = rng.permutation(len(images))[: round(config.share * len(images))]
+        originals = rng.permutation(seen[has_content(every[seen])])[: len(rows)]
         names = list(DISGUISES)
         for row, original in zip(rows, originals, strict=True):
             disguise = DISGUISES[names[rng.integers(len(names))]]
-            pool.images[row] = disguise(train.images[[original]], pool.images[[row]], rng)[0]
-            pool.labels[row] = train.labels[original]
-    is_copy, _ = find_copies(pool.images, real, embeddings, seed)
+            images[row] = disguise(every[[original]], images[[row]], rng)[0]
+            classes[row] = every_label[original]
+    pool = LabelledImages(images, classes)
+    real = RealTiles(
+        train=LabelledImages(every[seen], every_label[seen]),
+        held_out=LabelledImages(every[held], every_label[held]),
+        validation=LabelledImages(*drawn("validation", 1000)),
+    )
+    is_copy, _ = find_copies(images, real, embeddings, seed)
     kept = pool[~is_copy]
     verdict = audit_images(
         kept.images,
