@@ -60,7 +60,7 @@ def run(config: DecodingConfig) -> dict[str, Any]:
 
     from histodistill.training.data.sources import load_tiles
     from histodistill.training.running.files import write_json
-    from histodistill.training.running.launch import usable_cores
+    from histodistill.training.running.threads import usable_cores
 
     folder, cache = config.output / "tiles", config.output / "cache"
     make_files(folder, config)

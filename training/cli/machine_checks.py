@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import sys
@@ -11,15 +10,15 @@ from pathlib import Path
 
 from histodistill.training.running.files import write_refusal
 from histodistill.training.running.findings import FAIL, PASS, WARN, Finding
-from histodistill.training.running.launch import usable_cores
 from histodistill.training.running.precision import usual_precision
+from histodistill.training.running.threads import usable_cores
 
 
 # Memory in bytes: below the first not even the smallest run fits, below the second it does with nothing beside it.
 _LEAST_MEMORY, _ENOUGH_MEMORY = 2 * 2**30, 4 * 2**30
 # Room on a disk in bytes, likewise: for a run, with its pool and checkpoints.
 _LEAST_DISK, _ENOUGH_DISK = 2**30, 5 * 2**30
-# Where Linux says how much processor time and memory a container or a batch job may use.
+# Where Linux says how much memory a container or a batch job may use.
 _CGROUP = Path("/sys/fs/cgroup")
 _NVIDIA = "/dev/nvidiactl"
 
@@ -58,28 +57,15 @@ def _cuda_gpu() -> Finding:
 
 def check_cores() -> Finding:
     """How many cores this process may use, and whether as many threads compute as there are cores."""
-    cores, quota = usable_cores(), cpu_quota()
-    most = min(cores, math.ceil(quota)) if quota else cores
+    most = usable_cores()
     found = f"{most} of {os.cpu_count()} may be used"
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if threads.isdecimal():
         found += f", with OMP_NUM_THREADS={threads}"
     # Threads beyond the cores wait for each other: a training then takes several times as long.
-    if (int(threads) if threads.isdecimal() else cores) > most:
+    if threads.isdecimal() and int(threads) > most:
         return Finding("Cores", WARN, f"{found}, fewer than there will be threads", f"set OMP_NUM_THREADS={most}")
     return Finding("Cores", PASS, found)
-
-
-def cpu_quota() -> float | None:
-    """How many cores' time the system gives this process's container or job; None where it sets no bound."""
-    words = (_read(_CGROUP / "cpu.max") or "").split()
-    if not words:
-        words = [_read(_CGROUP / "cpu" / name) or "" for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")]
-    try:
-        quota, period = map(float, words)
-    except ValueError:  # "max", or nothing
-        return None
-    return quota / period if quota > 0 and period > 0 else None
 
 
 def check_precision() -> Finding:

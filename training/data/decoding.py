@@ -14,7 +14,7 @@ from histodistill.training.data.colour_forms import NO_RULES, DecodingRules
 from histodistill.training.data.pictures import Noted, Picture, decode_picture, mode_of, size_of
 from histodistill.training.data.pixel_source import Decoded, LeftOut
 from histodistill.training.running.errors import InputError
-from histodistill.training.running.launch import usable_cores
+from histodistill.training.running.threads import usable_cores
 
 
 # Threads that decode pictures, at most.

@@ -26,6 +26,7 @@ from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.files import new_folder, read_json, remove, sha256_of, write_json
 from histodistill.training.running.notes import warn
 from histodistill.training.running.stages import fingerprint, first_difference
+from histodistill.training.running.threads import usable_cores
 
 
 # The record of a checkpoint in its folder, beside the safetensors files.
@@ -109,6 +110,7 @@ def save_checkpoint(
             "step": step,
             "settings": settings,
             "scaler": scaler.state_dict() if scaler else None,
+            "threads": torch.get_num_threads(),
             **(state or {}),
             "files": {path.name: sha256_of(path) for path in sorted(folder.iterdir())},
         }
@@ -290,7 +292,25 @@ def load_checkpoint(
                     optimizer.state[parameter][name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
     if scaler and state["scaler"]:
         scaler.load_state_dict(state["scaler"])
+    _compute_with(state.get("threads"))
     return state
+
+
+def _compute_with(threads: int | None) -> None:
+    """Goes on with as many threads as before, since the last bits of a result depend on it.
+
+    Args:
+        threads: How many they were; None where a checkpoint of before does not tell.
+    """
+    if threads is None or threads == torch.get_num_threads():
+        return
+    if threads > (cores := usable_cores()):
+        warn(
+            f"the training began with {threads} threads, and {cores} can be used here: its result may differ in the "
+            "last digits"
+        )
+        return
+    torch.set_num_threads(threads)
 
 
 def _read_state(folder: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from histodistill.training.running.precision import has_cuda
 from histodistill.training.running.program import ANSWER_IS_NO, ERROR
 from histodistill.training.running.progress import has_bars
 from histodistill.training.running.signals import interrupts_wait, on_signal
+from histodistill.training.running.threads import thread_variables
 
 
 # What `--help` says of `num_processes`, wherever there is one.
@@ -25,16 +26,6 @@ _ONE_MACHINE = Path(__file__).with_name("one_machine.yaml")
 _SIGNALS = 128
 # Seconds that a module has to end by itself after Ctrl-C.
 _PATIENCE = 10
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on: of a larger machine, a container or a batch system may give it a few.
-
-    More threads than these wait for each other: a ResNet on one core then takes four times as long with two.
-    """
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def run_module(
@@ -60,7 +51,7 @@ def run_module(
             to end by SIGTERM.
         KeyboardInterrupt: After Ctrl-C, when the module has ended.
     """
-    environment = {**os.environ, **inherited(), **(variables or {})}
+    environment = {**os.environ, **thread_variables(os.environ), **inherited(), **(variables or {})}
     command = [sys.executable, "-m"]
     if num_processes > 1:
         # Not by the user's own default_config.yaml, which may have these processes wait for those of other machines.

@@ -27,6 +27,7 @@ from histodistill.training.running.memory import keep_freed_memory
 from histodistill.training.running.notes import tell, warn
 from histodistill.training.running.progress import quiet_libraries
 from histodistill.training.running.system_errors import find_refusal, is_full_disk, machine_sentence, refusal_sentence
+from histodistill.training.running.threads import thread_variables
 
 
 #: Exit code of a step whose answer is no.
@@ -47,6 +48,7 @@ def as_program() -> Iterator[None]:
     """
     write_any_text()
     keep_freed_memory()
+    os.environ.update(thread_variables(os.environ))
     with quiet_libraries(), _warnings_as_notes():
         try:
             yield

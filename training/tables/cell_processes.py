@@ -14,10 +14,10 @@ import torch
 from histodistill.training.models.architectures import is_probe
 from histodistill.training.models.devices import best_device, gpu_names
 from histodistill.training.running.errors import InputError, param
-from histodistill.training.running.launch import usable_cores
 from histodistill.training.running.notes import tell
 from histodistill.training.running.progress import Progress, about
 from histodistill.training.running.stages import Stage
+from histodistill.training.running.threads import usable_cores
 from histodistill.training.tables.cell_workers import Outcome, TableOptions, run_cell, time_training
 from histodistill.training.tables.planned_cells import Cell
 from histodistill.training.tables.schedule import Schedule
