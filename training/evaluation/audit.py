@@ -57,7 +57,6 @@ class AuditConfig(SourceOptions):
         "folder with pipeline/, pool/ and distilled/, or a merged set by itself",
         positional=True,
         setting=False,
-        claimed=True,
     )
     data: str | Path | None = option(
         "the real tiles: the source that the run was made from; none for a merged set", default=None, setting=False
@@ -99,6 +98,12 @@ class AuditConfig(SourceOptions):
             raise InputError(
                 f"{param('label_attack')}={self.label_attack} is about the run's own set: leave {param('merged')} out"
             )
+
+    def claims(self) -> Path | None:
+        """The run. Of a merged set nothing: it is read as the gate does, which takes no file beside those of a set."""
+        from histodistill.training.running.stages import is_merged
+
+        return None if is_merged(self.run) else self.run
 
     @property
     def spaces(self) -> tuple[str, ...]:

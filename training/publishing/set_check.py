@@ -29,6 +29,7 @@ _CLASS = re.compile(r"^\| (\d+) \| (.+?) \|(?: [\d,]+ \|)?$", re.MULTILINE)
 # Words of a card → whether the audit passed, by what it says; None where none was made.
 _VERDICTS = {
     "**The privacy audit passed**": True,
+    "**The privacy audit passed, at each site**": True,
     "**The privacy audit did not pass.**": False,
     "no privacy audit has been made": None,
 }

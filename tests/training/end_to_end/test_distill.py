@@ -140,9 +140,9 @@ def test_what_a_run_writes_off_a_terminal(tiny_run):
     for number, (title, line) in enumerate(zip(TITLES, steps, strict=True), start=1):
         times = r"\d:\d\d so far, (about \d+ min|less than a minute) left"
         assert re.fullmatch(rf"\[{number}/7\] {title} · {times}", line)
-    # What it was made of, where it went on, what is lost, that it is finished, and what to do next.
+    # That it was killed, what it was made of, where it went on, what is lost, that it is finished, what to do next.
     assert [re.split(r"[ :]", line)[0] for line in notes if line not in steps] == [
-        "tiles", "warning", "autoencoder", "what", "warning", "all", "Look", "Publish"
+        str(tiny_run.folder), "tiles", "warning", "autoencoder", "what", "warning", "all", "Look", "Publish"
     ]  # fmt: skip
     lines = [line for line in notes + tiny_run.output.splitlines() if line]
     assert len(set(lines)) == len(lines) < 45

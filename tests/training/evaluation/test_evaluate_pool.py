@@ -306,7 +306,7 @@ def test_a_killed_evaluation_goes_on_and_each_row_has_its_tiles(start, run, eval
 
 
 def test_a_finished_evaluation_is_left_alone(evaluated, tiny_run, run_main, capsys, monkeypatch):
-    before = {path: path.stat().st_mtime_ns for path in evaluated.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in evaluated.rglob("*") if path.is_file()}
     for module, name in (
         (pool_quality, "embed_images"), (cells, "train_cell"), (reconstruction, "reconstruct_tiles"),
         (pool_figures, "draw_tiles"),
@@ -314,11 +314,11 @@ def test_a_finished_evaluation_is_left_alone(evaluated, tiny_run, run_main, caps
         monkeypatch.setattr(module, name, None)
     run_main(script, evaluated, "--data", tiny_run.data, *OPTIONS, "--train", "convnet:2")
     assert f"evaluate-pool: {evaluated / 'evaluation'} is already finished" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in evaluated.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in evaluated.rglob("*") if path.is_file()} == before
 
 
 def test_other_settings_are_refused(evaluated, tiny_run, run_main):
-    before = {path: path.stat().st_mtime_ns for path in evaluated.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in evaluated.rglob("*") if path.is_file()}
     for argv, changed in (
         (["--train", "convnet:3"], 'train was ["convnet:2"] and is now ["convnet:3"]'),
         (["--train", "convnet:2", "--n-neighbors", 2], "n_neighbors was 3 and is now 2"),
@@ -329,7 +329,7 @@ def test_other_settings_are_refused(evaluated, tiny_run, run_main):
         folder = evaluated / "evaluation"
         message = error.value.for_command_line()
         assert message == f"{folder} was made with other settings ({changed}): give another --output"
-    assert {path: path.stat().st_mtime_ns for path in evaluated.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in evaluated.rglob("*") if path.is_file()} == before
 
 
 def test_nothing_is_trained_where_nothing_is_asked_for(start, run, tmp_path, monkeypatch, capsys):

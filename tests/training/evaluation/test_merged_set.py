@@ -12,7 +12,7 @@ from loopback_hub.card_rules import card_errors
 from histodistill.training.data.image_dataset import read_image_table, write_image_dataset
 from histodistill.training.distillation import merge
 from histodistill.training.evaluation import audit
-from histodistill.training.publishing import publish
+from histodistill.training.publishing import publish, verify
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json, sha256_of, write_json
 
@@ -77,7 +77,7 @@ def test_verdicts_of_all_sites_are_carried_and_published(merged):
     assert findings[3]["sentence"].startswith("0 images are equal to one of another site")
     (upload,) = collect(merged)
     assert (upload.repo_id, sorted(upload.files)) == (
-        "me/colon-distilled", ["README.md", "assets/distilled.png", "data/train-00000-of-00001.parquet"],
+        "me/colon-distilled", ["README.md", "assets/distilled.png", "data/train-00000-of-00001.parquet", "set.json"],
     )  # fmt: skip
     assert upload.files["data/train-00000-of-00001.parquet"] == (next((merged / "data").iterdir())).read_bytes()
     card = upload.files["README.md"].decode()
@@ -92,6 +92,21 @@ def test_verdicts_of_all_sites_are_carried_and_published(merged):
     ):
         assert words in card
     assert "mueller_2023" not in card + (merged / "stage.json").read_text()  # what the tiles are called stays there
+
+
+def test_who_receives_a_merged_set_can_check_it(merged, tmp_path):
+    judge(merged)
+    (upload,) = collect(merged)
+    for name, content in upload.files.items():
+        path = tmp_path / "received" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    found = verify.run(verify.VerifyConfig(set=tmp_path / "received"))
+    assert found.findings == () and found.audit_passed
+    card = tmp_path / "received" / "README.md"
+    card.write_text(card.read_text().replace("by single tiles only, so", "by patient, and"))
+    findings = verify.run(verify.VerifyConfig(set=tmp_path / "received")).findings
+    assert findings and "README.md" in findings[0]
 
 
 def test_a_site_without_a_passing_verdict_is_named_and_nobody_accepts_its_risk(sites, tmp_path, run_main, capsys):

@@ -82,7 +82,7 @@ def test_an_honest_run_goes_up_as_it_is(run):
     parts = {"pipeline": "pipeline", "selector": "selector", "dataset": "distilled"}
     for kind, upload in uploads.items():
         for name, content in upload.files.items():
-            if name.split("/")[0] not in ("README.md", "assets"):
+            if name.split("/")[0] not in ("README.md", "assets", "set.json"):
                 assert content == (run / parts[kind] / name).read_bytes(), name
         assert card_errors(upload.files["README.md"].decode(), upload.repo_type) == ([], [])
     assert "assets/community_map.png" in uploads["dataset"].files
