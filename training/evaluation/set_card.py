@@ -7,6 +7,7 @@ import numpy as np
 from histodistill.hub_cards import AuditFacts, ContentError, DistilledDatasetCardData, RunFacts, render_dataset_card
 from histodistill.hub_cards.audit_record import AuditRecord
 from histodistill.hub_cards.dataset_card import NO_SOURCE
+from histodistill.hub_cards.documents import parse_json
 from histodistill.hub_cards.site_verdict import SET_AUDIT, VERDICT_FORMAT, SiteVerdict, image_hashes
 from histodistill.training.data.image_dataset import dataset_features
 from histodistill.training.data.medmnist import public_name
@@ -52,9 +53,15 @@ def dataset_card(run: CheckedRun, facts: RunFacts, *, has_pictures: bool) -> Dis
 def write_site_verdict(files: RunFiles, contents: RunContents, audit: AuditRecord) -> None:
     """Writes RUN/distilled/audit.json: the verdict on the set as it goes with the set, to be merged elsewhere.
 
+    Its figures are of the real tiles, so there is none of a run under a budget of differential privacy.
+
     Args:
         files, contents, audit: As for `renew_card`.
     """
+    path = files.folder / "distilled" / SET_AUDIT
+    if "run.json" in files.records and parse_json(files.records["run.json"]).get("privacy"):
+        path.unlink(missing_ok=True)
+        return
     table = contents.distilled.table
     alone = {
         # What the real tiles are called stays here, unless everybody knows it.
@@ -65,7 +72,7 @@ def write_site_verdict(files: RunFiles, contents: RunContents, audit: AuditRecor
     record = SiteVerdict(
         format=VERDICT_FORMAT, audit=audit.model_copy(update=alone), images=image_hashes(table.images)
     )
-    write_json(files.folder / "distilled" / SET_AUDIT, record.model_dump(mode="json"))
+    write_json(path, record.model_dump(mode="json"))
 
 
 def renew_card(files: RunFiles, contents: RunContents, audit: AuditRecord) -> None:
