@@ -21,6 +21,7 @@ import numpy as np
 
 from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.parquet_pages import measure_pages
+from histodistill.hub_cards.part_files import shown
 from histodistill.hub_cards.pictures import decode_png, encode_png
 from histodistill.hub_cards.tables import COLUMNS, MAX_VIEWS, MERGED, ImageTable, canonical, check_names, check_table
 
@@ -288,7 +289,7 @@ def _refusals() -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ContentError(f"it is no Parquet file that can be read ({reason})") from error
+        raise ContentError(f"it is no Parquet file that can be read ({shown(reason)})") from error
 
 
 def _check_schema(file: pq.ParquetFile, allowed: Sequence[str]) -> dict[str, list[str]]:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from histodistill.hub_cards.parquet_pages import measure_pages
 from histodistill.training.data.limits import check_growth, check_memory
 from histodistill.training.data.listing import spread
-from histodistill.training.running.errors import InputError
+from histodistill.training.running.errors import InputError, one_line
 
 
 # Rows of a batch, and about how many bytes they have, at most.
@@ -266,5 +266,5 @@ def _readable(path: Path, what: str) -> Iterator[None]:
 
 def reason(error: Exception) -> str:
     """The message of another library's error in one line of at most 160 characters."""
-    text = " ".join(str(error).split()).rstrip(".:")
+    text = one_line(" ".join(str(error).split()).rstrip(".:"))
     return (text[:157] + "..." if len(text) > 160 else text) or type(error).__name__

@@ -312,9 +312,12 @@ def _check_plain(where: Path, name: str) -> None:
 def _read(path: Path, model: type[_Model]) -> _Model:
     """What a JSON file of `save_to_disk` says."""
     try:
-        if path.stat().st_size <= _MAX_BYTES:
+        if path.stat().st_size > _MAX_BYTES:
+            reason = "it is too large"
+        elif not path.is_file():  # a pipe would be waited for, and a device may never end
+            reason = "it is no ordinary file"
+        else:
             return model.model_validate(json.loads(path.read_bytes()))
-        reason = "it is too large"
     except ValidationError as error:
         first = error.errors()[0]
         reason = " ".join([*map(str, first["loc"]), first["msg"]])

@@ -184,7 +184,7 @@ def _readable(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except _UNREADABLE as error:
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        reason = one_line(" ".join(str(error).split()).rstrip(".")) or type(error).__name__
         raise InputError(
             f"{path} cannot be read as a .npz file ({reason}): it may be cut short or damaged; fetch or save it again"
         ) from error

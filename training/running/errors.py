@@ -58,9 +58,12 @@ def one_line(text: str) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """What an exception of a library says, for a sentence that quotes it: its first line, or else its kind."""
+    """What an exception of a library says, for a sentence that quotes it: its first line, or else its kind.
+
+    It may quote what a file holds, so that characters without a look are escaped.
+    """
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(":.") if lines else type(error).__name__
+    return one_line(lines[0].rstrip(":.")) if lines else type(error).__name__
 
 
 def option_string(name: str) -> str:
