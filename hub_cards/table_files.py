@@ -301,12 +301,12 @@ def _check_schema(file: pq.ParquetFile, allowed: Sequence[str]) -> dict[str, lis
     schema = file.schema_arrow
     about = {**(file.metadata.metadata or {}), **(schema.metadata or {})}
     if unknown := about.keys() - _KEYS:
-        raise ContentError(f"its footer has the key {min(unknown)!r}, which is not needed to read it")
+        raise ContentError(f"its footer has the key {shown(min(unknown))}, which is not needed to read it")
     if len(set(schema.names)) < len(schema.names) or not {"image", "label"} <= set(schema.names):
         raise ContentError("its columns are not image, label and others, each once")
     for name in schema.names:
         if name not in ("image", *allowed):
-            raise ContentError(f"it has a column {name!r}: there may be image, {', '.join(allowed)}")
+            raise ContentError(f"it has a column {shown(name)!r}: there may be image, {', '.join(allowed)}")
     features = _features(about)
     names = {
         kind: features[name]["names"]

@@ -20,7 +20,7 @@ from hostile.places import PLACES, Place
 
 
 #: How often each damage is drawn that draws.
-DRAWS = 6
+DRAWS = 4
 
 
 @dataclass(frozen=True)

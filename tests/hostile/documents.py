@@ -57,7 +57,7 @@ TEXTS: dict[str, bytes] = {
     "a million digits": b"1" * 10**6,
 }
 # Values of a document that are changed, at most.
-_MOST_PLACES = 8
+_MOST_PLACES = 5
 #: Keys that attributes of an object in Python have, beside those that a document has.
 KEYS = ("__class__", "__dict__", "fit", "get_params", "_private_", "x", "")
 

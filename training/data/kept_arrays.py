@@ -63,7 +63,10 @@ def _read(file: Path) -> dict[str, np.ndarray]:
             check_growth(str(file), file.stat().st_size, sum(info.file_size for info in archive.infolist()))
         opened.seek(0)
         with np.load(opened, allow_pickle=False) as kept:
-            return dict(kept)
+            arrays = dict(kept)
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):  # as np.load gives what is no array
+        raise ValueError("it holds something else than arrays")
+    return arrays
 
 
 def _damaged(file: Path) -> InputError:
