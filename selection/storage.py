@@ -218,7 +218,9 @@ def _load(cls: type[PretrainedMixin], name: str, files: dict[str, Path]) -> Any:
     selector = selector_class(**params)
     for attribute, value in {**numbers, **texts, **arrays}.items():
         if not _is_fitted(attribute):  # it could take the place of a method
-            raise ValueError(f"{name!r} holds an array or a number {_shown(attribute)}, which none learns: save it again")
+            raise ValueError(
+                f"{name!r} holds an array or a number {_shown(attribute)}, which none learns: save it again"
+            )
         setattr(selector, attribute, value)
     return selector
 

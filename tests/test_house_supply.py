@@ -19,7 +19,8 @@ from test_house import ROOT, module_files, read_imports
 UNPICKLERS = {"_pickle", "cloudpickle", "dill", "joblib", "jsonpickle", "marshal", "pickle", "shelve", "torch.hub"}
 #: Calls that load or run what they are given, however they are spelled, by their last names.
 RUNNERS = {
-    "eval", "exec", "os.popen", "os.system", "pandas.read_pickle", "pd.read_pickle", "runpy.run_path", "runpy.run_module",
+    "eval", "exec", "os.popen", "os.system", "pandas.read_pickle", "pd.read_pickle", "runpy.run_path",
+    "runpy.run_module",
     "torch.hub.load", "torch.jit.load", "torch.load", "torch.package.PackageImporter", "yaml.full_load", "yaml.load",
     "yaml.load_all", "yaml.unsafe_load", "joblib.load", "importlib.util.spec_from_file_location", "__import__",
 }  # fmt: skip
@@ -28,7 +29,14 @@ READERS = ("np.load", "numpy.load", "np.lib.format.read_array", "numpy.lib.forma
 #: Loaders of libraries that prefer safetensors and would else take a pickle.
 LOADERS = {"model_class.from_pretrained"}
 #: Options that a call may have with this value alone.
-ONLY = {"allow_pickle": False, "shell": False, "trust_remote_code": False, "use_safetensors": True, "weights_only": True, "verify": True}
+ONLY = {
+    "allow_pickle": False,
+    "shell": False,
+    "trust_remote_code": False,
+    "use_safetensors": True,
+    "weights_only": True,
+    "verify": True,
+}
 #: Who may import a module by a name that is not written in the code, and where the name is from.
 BY_NAME = {
     "histodistill": "the table of public names",
@@ -47,13 +55,17 @@ FETCHERS = {
         "training.models.encoder_licences": "a text of which one field is read",
         "training.models.pretrained": "huggingface_hub compares; JSON and safetensors",
     },
-    "snapshot_download": {"training.models.hub_files": "huggingface_hub compares; JSON and safetensors by their names"},
+    "snapshot_download": {
+        "training.models.hub_files": "huggingface_hub compares; JSON and safetensors by their names"
+    },
     "load_dataset": {"training.data.hub_datasets": "huggingface_hub compares; datasets from 4 on runs no script"},
 }
 #: Calls that would fetch in another way.
 OTHER_FETCHERS = {
-    "urllib.request.urlopen", "urlopen", "urlretrieve", "urllib.request.urlretrieve", "requests.request", "requests.post",
-    "httpx.get", "httpx.Client", "wget.download", "torch.hub.download_url_to_file", "torch.hub.load_state_dict_from_url",
+    "urllib.request.urlopen", "urlopen", "urlretrieve", "urllib.request.urlretrieve", "requests.request",
+    "requests.post",
+    "httpx.get", "httpx.Client", "wget.download", "torch.hub.download_url_to_file",
+    "torch.hub.load_state_dict_from_url",
     "requests.Session", "evaluate.load",
 }  # fmt: skip
 
@@ -149,7 +161,9 @@ def test_libraries_are_those_that_run_no_code_of_a_repository():
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
     needed = setup["options"]["install_requires"].split()
     # Earlier ones run the script of a dataset, or unpickle weights by default.
-    assert {"datasets>=4.0", "safetensors>=0.8"} <= set(needed) and any(each.startswith("torch>=2.6") for each in needed)
+    assert {"datasets>=4.0", "safetensors>=0.8"} <= set(needed) and any(
+        each.startswith("torch>=2.6") for each in needed
+    )
 
 
 @pytest.mark.parametrize(

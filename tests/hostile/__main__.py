@@ -1,6 +1,6 @@
 """Reads all cases, or some, and prints a table of kinds and what became of them.
 
-    PYTHONPATH=tests python -m hostile [--part K] [--light] [--only WORDS] [--faults FILE]
+PYTHONPATH=tests python -m hostile [--part K] [--light] [--only WORDS] [--faults FILE]
 """
 
 from __future__ import annotations
@@ -37,10 +37,14 @@ def table(outcomes: list[Outcome]) -> str:
     for kind in sorted(counts):
         found = counts[kind]
         total += found
-        lines.append(f"| {kind} | {len(places[kind])} | {found.total()} | {found['refused']} | {found['read']} | {found['wrong']} |")
-    everywhere = len({outcome.case.place.name for outcome in outcomes})
-    lines.append(f"| all | {everywhere} | {total.total()} | {total['refused']} | {total['read']} | {total['wrong']} |")
+        lines.append(_row(kind, len(places[kind]), found))
+    lines.append(_row("all", len({outcome.case.place.name for outcome in outcomes}), total))
     return "\n".join(lines)
+
+
+def _row(kind: str, num_places: int, found: Counter[str]) -> str:
+    numbers = (num_places, found.total(), found["refused"], found["read"], found["wrong"])
+    return f"| {kind} | {' | '.join(map(str, numbers))} |"
 
 
 def main() -> int:

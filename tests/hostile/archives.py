@@ -99,7 +99,18 @@ DESCRIPTIONS: dict[str, str] = {
     "deep lists": "[" * 60 + "'x'" + "]" * 60,
 }
 #: Name → a member's name.
-NAMES = ("../tile.npy", "/tmp/tile.npy", "a/b.npy", "C:\\x.npy", "..", ".npy", "\x1b[2J.npy", "x" * 60_000 + ".npy", "train_images", "tile.pkl")
+NAMES = (
+    "../tile.npy",
+    "/tmp/tile.npy",
+    "a/b.npy",
+    "C:\\x.npy",
+    "..",
+    ".npy",
+    "\x1b[2J.npy",
+    "x" * 60_000 + ".npy",
+    "train_images",
+    "tile.pkl",
+)
 
 
 def _bomb(path: Path, name: str, head: bytes, size: int, others: Mapping[str, bytes]) -> None:
@@ -132,10 +143,18 @@ def of_archive(target: str, array: str, others: Mapping[str, np.ndarray]) -> Ite
 
     for name, text in HEADERS.items():
         for version in ((1, 0), (2, 0), (3, 0)) if len(text) < 60_000 else ((2, 0),):
-            yield "a header that lies", f"{name}, version {version[0]}", written({**members, changed: header(text, version) + bytes(64)})
+            yield (
+                "a header that lies",
+                f"{name}, version {version[0]}",
+                written({**members, changed: header(text, version) + bytes(64)}),
+            )
     for version in ((0, 0), (4, 0), (255, 255)):
         text = "{'descr': '|u1', 'fortran_order': False, 'shape': (64,)}"
-        yield "a header that lies", f"version {version}", written({**members, changed: header(text, version) + bytes(64)})
+        yield (
+            "a header that lies",
+            f"version {version}",
+            written({**members, changed: header(text, version) + bytes(64)}),
+        )
     for name, description in DESCRIPTIONS.items():
         yield "an array's type", name, written({**members, changed: claims((4,), description) + bytes(64)})
     for shape in ((10**6, 1000, 1000, 3), (2**62, 4), (2**31, 2**31, 2**31), (0,), (), (0, 2**62)):
@@ -152,9 +171,15 @@ def of_archive(target: str, array: str, others: Mapping[str, np.ndarray]) -> Ite
     yield "another archive", "no member", written({})
     yield "another archive", "10,000 members", written({**members, **{f"x{i}.npy": npy(0) for i in range(10_000)}})
     yield "another archive", "one array", lambda folder: (folder / target).write_bytes(npy(np.zeros(3)))
-    yield "another archive", "one array that claims much", lambda folder: (folder / target).write_bytes(claims((2**40,)))
-    yield "another archive", "one array of objects", lambda folder: (folder / target).write_bytes(
-        claims((1,), "'|O'") + hostile_pickle(4)
+    yield (
+        "another archive",
+        "one array that claims much",
+        lambda folder: (folder / target).write_bytes(claims((2**40,))),
+    )
+    yield (
+        "another archive",
+        "one array of objects",
+        lambda folder: (folder / target).write_bytes(claims((1,), "'|O'") + hostile_pickle(4)),
     )
     for offset, called in ((6, "encrypted"), (8, "an unknown method")):
 
@@ -173,19 +198,37 @@ def of_archive(target: str, array: str, others: Mapping[str, np.ndarray]) -> Ite
             data[place + field : place + field + 2] = b"\xff\x7f"
 
         yield "a table of contents that lies", called, edited(lie)
-    yield "a bomb", "3 GB of zeros", lambda folder: _bomb(
-        folder / target, changed, claims((3 * 2**30,)), 3 * 2**30, {k: v for k, v in members.items() if k != changed}
+    yield (
+        "a bomb",
+        "3 GB of zeros",
+        lambda folder: _bomb(
+            folder / target,
+            changed,
+            claims((3 * 2**30,)),
+            3 * 2**30,
+            {k: v for k, v in members.items() if k != changed},
+        ),
     )
-    yield "a bomb", "1 GB of zeros beside the arrays", lambda folder: _bomb(
-        folder / target, "more.npy", claims((2**30,)), 2**30, members
+    yield (
+        "a bomb",
+        "1 GB of zeros beside the arrays",
+        lambda folder: _bomb(folder / target, "more.npy", claims((2**30,)), 2**30, members),
     )
-    yield "a bomb", "1 GB of zeros under a short header", lambda folder: _bomb(
-        folder / target, changed, claims((3,)), 2**30, {k: v for k, v in members.items() if k != changed}
+    yield (
+        "a bomb",
+        "1 GB of zeros under a short header",
+        lambda folder: _bomb(
+            folder / target, changed, claims((3,)), 2**30, {k: v for k, v in members.items() if k != changed}
+        ),
     )
     for kind in ("f4", "?", "c8", "S3", "M8[s]", ">u2", "i1", "f2", "U2"):
         value = np.zeros(np.asarray(others[array]).shape, kind)
         yield "an array of another kind", kind, written({**members, changed: npy(value)})
-    yield "an array of another kind", "Fortran's order", written({**members, changed: npy(np.asfortranarray(others[array]))})
+    yield (
+        "an array of another kind",
+        "Fortran's order",
+        written({**members, changed: npy(np.asfortranarray(others[array]))}),
+    )
 
 
 def of_tiles(target: str, content: Mapping[str, np.ndarray]) -> Iterator[tuple[str, str, Change]]:
@@ -201,19 +244,27 @@ def of_tiles(target: str, content: Mapping[str, np.ndarray]) -> Iterator[tuple[s
         "floats": np.arange(count) % 2.0, "NaN": np.full(count, np.nan), "one-hot": eye[np.arange(count) % 2],
         "one-hot of floats": eye[np.arange(count) % 2].astype(np.float32), "one-based": np.arange(count) % 2 + 1,
         "text": np.array(["fat", "gland"] * (count // 2)), "bytes": np.array([b"fat", b"gland"] * (count // 2)),
-        "true and false": np.arange(count) % 2 == 0, "negative": np.arange(count) - 1, "too large": np.full(count, 2**64 - 1, np.uint64),
-        "one class": np.zeros(count, int), "an empty class": np.arange(count) % 2 * 2, "one too few": np.arange(count - 1) % 2,
-        "none": np.zeros(0, int), "scalar": np.int64(1), "N x 1 x 1": np.zeros((count, 1, 1), int), "complex": np.zeros(count, complex),
-        "dates": np.zeros(count, "M8[D]"), "fields": np.zeros(count, [("a", "u1"), ("b", "u1")]), "one above all": np.arange(count) * 10**6,
+        "true and false": np.arange(count) % 2 == 0, "negative": np.arange(count) - 1,
+        "too large": np.full(count, 2**64 - 1, np.uint64),
+        "one class": np.zeros(count, int), "an empty class": np.arange(count) % 2 * 2,
+        "one too few": np.arange(count - 1) % 2,
+        "none": np.zeros(0, int), "scalar": np.int64(1), "N x 1 x 1": np.zeros((count, 1, 1), int),
+        "complex": np.zeros(count, complex),
+        "dates": np.zeros(count, "M8[D]"), "fields": np.zeros(count, [("a", "u1"), ("b", "u1")]),
+        "one above all": np.arange(count) * 10**6,
     }  # fmt: skip
     for name, value in labels.items():
         yield "labels of another kind", name, written(train_labels=value)
     images = content["train_images"]
     for name, value in {
-        "grey": images[..., 0], "grey with a channel": images[..., :1], "alpha": np.repeat(images[..., :1], 4, 3), "floats": images / 255.0,
-        "NaN": np.full(images.shape, np.nan, np.float32), "16 bits": images.astype(np.uint16), "1x1": images[:, :1, :1], "channels first": images.transpose(0, 3, 1, 2),
-        "no height": images[:, :0], "none": images[:0], "oblong": images[:, :5], "one long row": np.zeros((count, 1, 100_000, 3), np.uint8),
-        "wide": np.zeros((count, 2, 20_000, 3), np.uint8), "another size than others": np.zeros((count, 9, 9, 3), np.uint8), "text": np.array(["x"] * count),
+        "grey": images[..., 0], "grey with a channel": images[..., :1], "alpha": np.repeat(images[..., :1], 4, 3),
+        "floats": images / 255.0,
+        "NaN": np.full(images.shape, np.nan, np.float32), "16 bits": images.astype(np.uint16),
+        "1x1": images[:, :1, :1], "channels first": images.transpose(0, 3, 1, 2),
+        "no height": images[:, :0], "none": images[:0], "oblong": images[:, :5],
+        "one long row": np.zeros((count, 1, 100_000, 3), np.uint8),
+        "wide": np.zeros((count, 2, 20_000, 3), np.uint8),
+        "another size than others": np.zeros((count, 9, 9, 3), np.uint8), "text": np.array(["x"] * count),
     }.items():  # fmt: skip
         yield "tiles of another kind", name, written(train_images=value)
     many = np.arange(10_000)
@@ -223,13 +274,16 @@ def of_tiles(target: str, content: Mapping[str, np.ndarray]) -> Iterator[tuple[s
     yield "very many classes", "10,000 names", written(class_names=np.array([f"c{i}" for i in range(10_000)]))
     yield "very many classes", "a label of 2 billion", written(train_labels=np.array([0, 2**31] * (count // 2)))
     for name, value in {
-        "twice the same": ["a", "a"], "empty": ["", "b"], "long": ["x" * 10**5, "b"], "markup": ["<script>", "b"], "escape": ["\x1b[2J", "b"],
-        "numbers": [1, 2], "floats": [0.5, 1.5], "nested": [["a", "b"]], "half a character": ["\ud800", "b"], "two forms": ["Dr\xfcse", "Dru\u0308se"],
+        "twice the same": ["a", "a"], "empty": ["", "b"], "long": ["x" * 10**5, "b"], "markup": ["<script>", "b"],
+        "escape": ["\x1b[2J", "b"],
+        "numbers": [1, 2], "floats": [0.5, 1.5], "nested": [["a", "b"]], "half a character": ["\ud800", "b"],
+        "two forms": ["Dr\xfcse", "Dru\u0308se"],
         "paths": ["../a", "/b"], "zero bytes": ["a\0", "a"],
     }.items():  # fmt: skip
         yield "names of classes", name, written(class_names=np.array(value))
     for name, value in {
-        "NaN": np.full(count, np.nan), "too few": np.array(["a"]), "long": np.array(["x" * 10**5] * count), "objects of text": np.zeros((count, 2), "U3"),
+        "NaN": np.full(count, np.nan), "too few": np.array(["a"]), "long": np.array(["x" * 10**5] * count),
+        "objects of text": np.zeros((count, 2), "U3"),
         "in two splits": np.array(["p"] * count),
     }.items():  # fmt: skip
         more = {"test_groups": np.array(["p"] * len(content["test_labels"]))} if name == "in two splits" else {}

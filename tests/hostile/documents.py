@@ -183,7 +183,8 @@ def of_table(target: str, text: str) -> Iterator[tuple[str, str, Change]]:
         yield "a column twice", called, written([[*row, row[column]] for row in rows])
     label = rows[0].index("label") if "label" in rows[0] else len(rows[0]) - 1
     for name, labels in {
-        "floats": ["0.0", "1.0"], "one-based": ["1", "2"], "one-hot": ["1 0", "0 1"], "true and false": ["True", "False"],
+        "floats": ["0.0", "1.0"], "one-based": ["1", "2"], "one-hot": ["1 0", "0 1"], "true and false": ["True",
+        "False"],
         "far apart": ["0", "999999999999"], "in two cases": ["Fat", "fat"], "numbers and text": ["0", "gland"],
     }.items():  # fmt: skip
         changed = [rows[0], *([*row[:label], labels[i % 2], *row[label + 1 :]] for i, row in enumerate(rows[1:]))]
@@ -199,10 +200,12 @@ def of_table(target: str, text: str) -> Iterator[tuple[str, str, Change]]:
     yield "rows", "no header", written(rows[1:])
     yield "rows", "a thousand columns", written([[*row, *map(str, range(1000))] for row in rows])
     for name, data in {
-        "semicolons": text.replace(separator, ";").encode(), "quotes that do not end": text.replace("fat", '"fat', 1).encode(),
+        "semicolons": text.replace(separator, ";").encode(), "quotes that do not end": text.replace("fat",
+        '"fat', 1).encode(),
         "UTF-16": text.encode("utf-16"), "Latin-1": text.replace("fat", "f\xfct").encode("latin-1"),
         "a byte order mark": text.encode("utf-8-sig"), "old Mac line ends": text.replace("\n", "\r").encode(),
-        "only line breaks": b"\n" * 10_000, "only quotes": b'"' * 10_001, "only separators": separator.encode() * 10_000,
+        "only line breaks": b"\n" * 10_000, "only quotes": b'"' * 10_001,
+        "only separators": separator.encode() * 10_000,
     }.items():  # fmt: skip
         yield "text of another form", name, lambda folder, data=data: (folder / target).write_bytes(data)
 
@@ -226,7 +229,7 @@ HEADERS: dict[str, str] = {
     "a pattern that takes long": "configs:\n- config_name: default\n  data_files: " + "*a" * 60,
     "other numbers of rows": "dataset_info:\n  splits:\n  - name: train\n    num_examples: 10000000000",
     "features of another kind": "dataset_info:\n  features: [1, x, {name: label, dtype: {class_label: 3}}]",
-    "other class names": "dataset_info:\n  features:\n  - name: label\n    dtype:\n      class_label:\n        names: [x]",
+    "other class names": "dataset_info: {features: [{name: label, dtype: {class_label: {names: [x]}}}]}",
     "a date": "configs: 2020-01-01",
     "a set": "configs: !!set {a, b}",
     "binary": "configs: !!binary aGVsbG8=",
@@ -245,7 +248,17 @@ def of_readme(target: str) -> Iterator[tuple[str, str, Change]]:
 def of_repository() -> Iterator[tuple[str, str, Change]]:
     """Code that lies beside the data, as the Hub once ran it."""
     code = "import os\nos.system('touch executed')\n"
-    names = ("set.py", "dataset.py", "__init__.py", "setup.py", "sitecustomize.py", "conftest.py", "histodistill.py", "data/data.py", "PIL.py")
+    names = (
+        "set.py",
+        "dataset.py",
+        "__init__.py",
+        "setup.py",
+        "sitecustomize.py",
+        "conftest.py",
+        "histodistill.py",
+        "data/data.py",
+        "PIL.py",
+    )
     for name in names:
         yield "code in a repository", name, lambda folder, name=name: (folder / "set" / name).write_text(code)
 
@@ -282,13 +295,23 @@ def of_safetensors(target: str, data: bytes, seal: Change) -> Iterator[tuple[str
         yield "another array", f"shape {str(shape)[:20]}", with_entry(shape=shape)
     for offsets in ([0, 2**62], [-1, 5], [end, begin], [begin + 1, end + 1], [begin], None, "x", [0.5, 1]):
         yield "another array", f"offsets {offsets}", with_entry(data_offsets=offsets)
-    yield "another array", "one more", written(
-        json.dumps({**header, "more": {"dtype": "U8", "shape": [4], "data_offsets": [len(body), len(body) + 4]}}).encode(),
-        body + b"more",
+    yield (
+        "another array",
+        "one more",
+        written(
+            json.dumps(
+                {**header, "more": {"dtype": "U8", "shape": [4], "data_offsets": [len(body), len(body) + 4]}}
+            ).encode(),
+            body + b"more",
+        ),
     )
     for key in ("__class__", "fit", "classes", "_x_", ""):
         entry = {"dtype": "U8", "shape": [4], "data_offsets": [len(body), len(body) + 4]}
-        yield "another array", f"one called {key!r}", written(json.dumps({**header, key: entry}).encode(), body + b"more")
+        yield (
+            "another array",
+            f"one called {key!r}",
+            written(json.dumps({**header, key: entry}).encode(), body + b"more"),
+        )
     yield "another array", "one less", written(json.dumps({k: v for k, v in header.items() if k != name}).encode())
     nan = bytes([0, 0, 248, 127]) * (len(body) // 4) + body[: len(body) % 4]
     yield "another array", "NaN", written(json.dumps(header).encode(), nan)
@@ -297,7 +320,11 @@ def of_safetensors(target: str, data: bytes, seal: Change) -> Iterator[tuple[str
     for text, document in TEXTS.items():
         yield "a header that lies", text, written(document)
     for about in ({"format": "pt", "note": "x" * 1000}, {"format": 1}, [], "x", None):
-        yield "a header that lies", f"metadata {str(about)[:20]}", written(json.dumps({**header, "__metadata__": about}).encode())
+        yield (
+            "a header that lies",
+            f"metadata {str(about)[:20]}",
+            written(json.dumps({**header, "__metadata__": about}).encode()),
+        )
 
 
 def seal_selector(folder: Path) -> None:

@@ -121,7 +121,8 @@ def _listed(ending: str) -> Callable[[Path], None]:
             import pyarrow as pa
             import pyarrow.parquet as pq
 
-            pq.write_table(pa.table(dict(zip(rows[0], map(list, zip(*rows[1:])), strict=True))), folder / "set.parquet")
+            columns = [list(column) for column in zip(*rows[1:], strict=True)]
+            pq.write_table(pa.table(dict(zip(rows[0], columns, strict=True))), folder / "set.parquet")
         else:
             separator = "\t" if ending == "tsv" else ","
             (folder / f"set.{ending}").write_text("".join(separator.join(row) + "\n" for row in rows))
@@ -439,12 +440,15 @@ def _places() -> list[Place]:
     found += [
         Place("labels.csv", "tiles/labels.csv", _labelled, lambda folder: _tiles(folder / "tiles")),
         Place("tiles.parquet", "tiles.parquet", _one_table, lambda folder: _tiles(folder / "tiles.parquet")),
-        Place(
-            "repository's .parquet", f"set/{_SHARD}", _repository, lambda folder: _tiles(folder / "set")
-        ),
+        Place("repository's .parquet", f"set/{_SHARD}", _repository, lambda folder: _tiles(folder / "set")),
         Place("repository's README.md", "set/README.md", _repository, lambda folder: _tiles(folder / "set")),
     ]
-    for file in ("dataset_dict.json", "train/state.json", "train/dataset_info.json", "train/data-00000-of-00001.arrow"):
+    for file in (
+        "dataset_dict.json",
+        "train/state.json",
+        "train/dataset_info.json",
+        "train/data-00000-of-00001.arrow",
+    ):
         name = f"saved {Path(file).name}".replace("data-00000-of-00001", "data")
         found.append(Place(name, f"set/{file}", _saved, lambda folder: _tiles(folder / "set")))
     found += [
@@ -456,7 +460,13 @@ def _places() -> list[Place]:
         Place("PNG to publish", "a.png", _png, _read_png, (ContentError,), is_sealed=True, is_file=False),
         Place("part of a run", f"distilled/{_SHARD}", _part, _read_part, (ContentError,)),
         Place("model_index.json", "model_index.json", _index, _read_index, (ContentError,)),
-        Place("selector's config.json to publish", "selector/config.json", _selector, _read_selector_config, (ContentError,)),
+        Place(
+            "selector's config.json to publish",
+            "selector/config.json",
+            _selector,
+            _read_selector_config,
+            (ContentError,),
+        ),
         Place(
             "selector's arrays to publish",
             "selector/selector.safetensors",

@@ -29,7 +29,16 @@ _MOST_SPACE = 2**33
 # Seconds that it may take.
 _MOST_SECONDS = 60
 #: What nothing that reads tiles does: whoever brings a file must not be able to have it done.
-FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pickle.find_class", "socket.connect", "ctypes.dlopen")
+FORBIDDEN = (
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "subprocess.Popen",
+    "pickle.find_class",
+    "socket.connect",
+    "ctypes.dlopen",
+)
 
 
 @dataclass(frozen=True)
@@ -140,7 +149,9 @@ def _in_child(place: Place, folder: Path, expected: Any) -> tuple[str, str, int]
                 result, text = "traceback", f"of a library: {type(error).__name__}: {text[:300]!a}"
     except BaseException as error:
         line = traceback.extract_tb(error.__traceback__)
-        own = [each for each in line if "hostile" not in each.filename and "site-packages" not in each.filename] or line
+        own = [
+            each for each in line if "hostile" not in each.filename and "site-packages" not in each.filename
+        ] or line
         where = f"{Path(own[-1].filename).name}:{own[-1].lineno}"
         result, text = "traceback", f"{type(error).__name__} in {where}: {str(error)[:300]!a}"
     memory = max(0, _status("VmHWM") - before)
@@ -153,13 +164,11 @@ def _in_child(place: Place, folder: Path, expected: Any) -> tuple[str, str, int]
 
 def _watch(event: str, arguments: tuple[Any, ...], folder: Path, seen: list[str]) -> None:
     """Notes what nothing that reads may do."""
-    if event.startswith(FORBIDDEN):
+    if event.startswith(FORBIDDEN) or (event == "import" and str(folder) in str(arguments[1])):
         seen.append(f"{event} {arguments!a:.200}")
-    elif event == "import" and len(arguments) > 1 and str(folder) in str(arguments[1]):
-        seen.append(f"{event} {arguments!a:.200}")
-    elif event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
+    elif event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
         path = os.fsdecode(arguments[0]) if isinstance(arguments[0], (str, bytes)) else ""
-        allowed = (os.environ["HISTODISTILL_CACHE"], os.devnull, str(folder / "nowhere"))
+        allowed = (os.environ["HISTODISTILL_CACHE"], os.devnull)
         if path and not os.path.abspath(path).startswith(allowed):
             seen.append(f"{event} {path!a:.200}")
 

@@ -46,8 +46,10 @@ def of_images(rows: pa.Table, write: Callable[[pa.Table], Change]) -> Iterator[t
     for name, path in CELLS.items():
         yield "a cell that names a file", name, with_cell({"bytes": None, "path": path})
     for name, data in {
-        "no bytes": b"", "text": b"text", "a pickle": hostile_pickle(), "zeros": bytes(1000), "a JPEG": encoded(noise(), "jpg"),
-        "another size": encoded(noise(0, 9)), "half": rows["image"][2]["bytes"].as_py()[:40], "a TIFF": encoded(noise(), "tif"),
+        "no bytes": b"", "text": b"text", "a pickle": hostile_pickle(), "zeros": bytes(1000),
+        "a JPEG": encoded(noise(), "jpg"),
+        "another size": encoded(noise(0, 9)), "half": rows["image"][2]["bytes"].as_py()[:40],
+        "a TIFF": encoded(noise(), "tif"),
     }.items():  # fmt: skip
         yield "a cell of another kind", name, with_cell({"bytes": data, "path": None})
     yield "a cell of another kind", "null", with_cell(None)
@@ -55,20 +57,32 @@ def of_images(rows: pa.Table, write: Callable[[pa.Table], Change]) -> Iterator[t
     label = rows.schema.get_field_index("label")
     count = len(rows)
     for name, values in {
-        "floats": pa.array([0.0, 1.0] * (count // 2) + [0.0] * (count % 2)), "NaN": pa.array([float("nan")] * count), "text": pa.array(["fat"] * count),
-        "true and false": pa.array([True] * count), "negative": pa.array([-1] * count), "too large": pa.array([2**63 + 1] * count, pa.uint64()),
-        "one-based": pa.array([1 + i % 2 for i in range(count)]), "one-hot": pa.array([[1, 0]] * count), "null": pa.array([None] * count, pa.int64()),
-        "one null": pa.array([None] + [0] * (count - 1), pa.int64()), "dates": pa.array([0] * count, pa.timestamp("ns")), "decimals": pa.array([0] * count, pa.decimal128(9)),
-        "bytes": pa.array([b"0"] * count), "8 bits": pa.array([i % 2 for i in range(count)], pa.int8()), "a dictionary": pa.array(["fat"] * count).dictionary_encode(),
-        "a list": pa.array([[0]] * count), "an object": pa.array([{"a": 1}] * count), "one class": pa.array([0] * count), "2 billion": pa.array([2**31] * count),
+        "floats": pa.array([0.0, 1.0] * (count // 2) + [0.0] * (count % 2)), "NaN": pa.array([float("nan")] * count),
+        "text": pa.array(["fat"] * count),
+        "true and false": pa.array([True] * count), "negative": pa.array([-1] * count),
+        "too large": pa.array([2**63 + 1] * count, pa.uint64()),
+        "one-based": pa.array([1 + i % 2 for i in range(count)]), "one-hot": pa.array([[1, 0]] * count),
+        "null": pa.array([None] * count, pa.int64()),
+        "one null": pa.array([None] + [0] * (count - 1), pa.int64()),
+        "dates": pa.array([0] * count, pa.timestamp("ns")), "decimals": pa.array([0] * count, pa.decimal128(9)),
+        "bytes": pa.array([b"0"] * count), "8 bits": pa.array([i % 2 for i in range(count)], pa.int8()),
+        "a dictionary": pa.array(["fat"] * count).dictionary_encode(),
+        "a list": pa.array([[0]] * count), "an object": pa.array([{"a": 1}] * count),
+        "one class": pa.array([0] * count), "2 billion": pa.array([2**31] * count),
     }.items():  # fmt: skip
         yield "labels of another kind", name, write(rows.set_column(label, "label", values))
     for name, values in {
-        "NaN": [[float("nan")] * 2] * count, "infinite": [[float("inf"), 0.0]] * count, "negative": [[-1.0, 2.0]] * count, "too short": [[1.0]] * count,
-        "of odd lengths": [[0.5, 0.5], [1.0]] * (count // 2) + [[1.0]] * (count % 2), "null": [None] * count, "empty": [[]] * count,
+        "NaN": [[float("nan")] * 2] * count, "infinite": [[float("inf"), 0.0]] * count,
+        "negative": [[-1.0, 2.0]] * count, "too short": [[1.0]] * count,
+        "of odd lengths": [[0.5, 0.5], [1.0]] * (count // 2) + [[1.0]] * (count % 2), "null": [None] * count,
+        "empty": [[]] * count,
     }.items():  # fmt: skip
         if "soft_label" not in rows.schema.names:
-            yield "soft labels of another kind", name, write(rows.append_column("soft_label", pa.array(values, pa.list_(pa.float32()))))
+            yield (
+                "soft labels of another kind",
+                name,
+                write(rows.append_column("soft_label", pa.array(values, pa.list_(pa.float32())))),
+            )
     yield "columns", "none", write(pa.table({}))
     yield "columns", "no rows", write(rows.slice(0, 0))
     yield "columns", "one row", write(rows.slice(0, 1))
@@ -84,9 +98,17 @@ def of_images(rows: pa.Table, write: Callable[[pa.Table], Change]) -> Iterator[t
     for _ in range(60):
         nested = pa.StructArray.from_arrays([nested], ["x"])
     yield "columns", "60 deep", write(rows.append_column("deep", nested))
-    extension = pa.field("more", pa.binary(), metadata={"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": hostile_pickle(0)})
+    extension = pa.field(
+        "more",
+        pa.binary(),
+        metadata={"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": hostile_pickle(0)},
+    )
     schema = pa.schema([*rows.schema, extension], rows.schema.metadata)
-    yield "pickle", "as a type of pyarrow", write(pa.Table.from_arrays([*rows.columns, pa.array([b""] * count)], schema=schema))
+    yield (
+        "pickle",
+        "as a type of pyarrow",
+        write(pa.Table.from_arrays([*rows.columns, pa.array([b""] * count)], schema=schema)),
+    )
 
 
 def _with_columns(rows: pa.Table, number: int) -> pa.Table:
@@ -134,9 +156,15 @@ def of_parquet(target: str, rows: pa.Table) -> Iterator[tuple[str, str, Change]]
 
 def _like(rows: pa.Table, cells: pa.Array) -> pa.Table:
     """A table with these images, and labels."""
-    columns = {name: rows[name].take(pa.array(np.arange(len(cells)) % len(rows))) for name in rows.schema.names if name != "image"}
+    columns = {
+        name: rows[name].take(pa.array(np.arange(len(cells)) % len(rows)))
+        for name in rows.schema.names
+        if name != "image"
+    }
     table = pa.table({"image": cells, **columns})
-    return table.cast(pa.schema([rows.schema.field(name) for name in table.schema.names])).replace_schema_metadata(rows.schema.metadata)
+    return table.cast(pa.schema([rows.schema.field(name) for name in table.schema.names])).replace_schema_metadata(
+        rows.schema.metadata
+    )
 
 
 def of_arrow(target: str, rows: pa.Table) -> Iterator[tuple[str, str, Change]]:
@@ -144,7 +172,9 @@ def of_arrow(target: str, rows: pa.Table) -> Iterator[tuple[str, str, Change]]:
 
     def write(changed: pa.Table, compression: str | None = None) -> Change:
         def change(folder: Path) -> None:
-            with pa.ipc.new_stream(folder / target, changed.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+            with pa.ipc.new_stream(
+                folder / target, changed.schema, options=pa.ipc.IpcWriteOptions(compression=compression)
+            ) as writer:
                 writer.write_table(changed)
 
         return change
@@ -172,7 +202,13 @@ def of_arrow(target: str, rows: pa.Table) -> Iterator[tuple[str, str, Change]]:
     for number in range(120):
         changed = bytearray(content)
         place = int(rng.integers(0, min(len(content), 4000) // 4)) * 4
-        changed[place : place + 4] = [b"\xff\xff\xff\x7f", b"\xff\xff\xff\xff", b"\0\0\0\x40", b"\x01\0\0\0", bytes(4)][number % 5]
+        changed[place : place + 4] = [
+            b"\xff\xff\xff\x7f",
+            b"\xff\xff\xff\xff",
+            b"\0\0\0\x40",
+            b"\x01\0\0\0",
+            bytes(4),
+        ][number % 5]
         yield "offsets that lie", f"number {number}", lambda folder, c=bytes(changed): (folder / target).write_bytes(c)
 
 
@@ -202,18 +238,27 @@ def of_coords(target: str) -> Iterator[tuple[str, str, Change]]:
         return with_coords(data=values)
 
     for name, values in {
-        "floats": np.array(corners, float), "NaN": np.full((12, 2), np.nan), "infinite": np.full((12, 2), np.inf), "text": np.array([b"a"] * 12),
-        "three of a tile": np.zeros((12, 3), int), "flat": np.zeros(24, int), "none": np.zeros((0, 2), int), "scalar": 3, "negative": -np.array(corners) - 10**6,
-        "huge": np.full((12, 2), 2**62), "unsigned": np.full((12, 2), 2**63, np.uint64), "all the same": np.zeros((12, 2), int), "complex": np.zeros((12, 2), complex),
-        "fields": np.zeros(12, [("x", "i4"), ("y", "i4")]), "true and false": np.zeros((12, 2), bool), "outside": np.array(corners) + 10_000,
+        "floats": np.array(corners, float), "NaN": np.full((12, 2), np.nan), "infinite": np.full((12, 2), np.inf),
+        "text": np.array([b"a"] * 12),
+        "three of a tile": np.zeros((12, 3), int), "flat": np.zeros(24, int), "none": np.zeros((0, 2), int),
+        "scalar": 3, "negative": -np.array(corners) - 10**6,
+        "huge": np.full((12, 2), 2**62), "unsigned": np.full((12, 2), 2**63, np.uint64),
+        "all the same": np.zeros((12, 2), int), "complex": np.zeros((12, 2), complex),
+        "fields": np.zeros(12, [("x", "i4"), ("y", "i4")]), "true and false": np.zeros((12, 2), bool),
+        "outside": np.array(corners) + 10_000,
     }.items():  # fmt: skip
         yield "coordinates of another kind", name, plain(values)
     yield "a claim of much", "2^40 places", with_coords(shape=(2**40, 2), dtype="i8", chunks=(1024, 2))
     yield "a claim of much", "2^62 places", with_coords(shape=(2**60, 2), dtype="i8", chunks=(1024, 2))
-    yield "a bomb", "800 MB of zeros", with_coords(shape=(5 * 10**7, 2), dtype="i8", chunks=(10**6, 2), compression="gzip", fillvalue=0)
+    yield (
+        "a bomb",
+        "800 MB of zeros",
+        with_coords(shape=(5 * 10**7, 2), dtype="i8", chunks=(10**6, 2), compression="gzip", fillvalue=0),
+    )
     for name in ("patch_size", "patch_level"):
         for called, value in {
-            "negative": -1, "0": 0, "a fraction": 0.5, "NaN": np.nan, "infinite": np.inf, "text": "x", "a list": [1, 2], "huge": 2**62, "10^30": 1e30,
+            "negative": -1, "0": 0, "a fraction": 0.5, "NaN": np.nan, "infinite": np.inf, "text": "x",
+            "a list": [1, 2], "huge": 2**62, "10^30": 1e30,
             "objects": np.array([b"x"] * 3), "empty": h5py.Empty("f"), "a reference": None,
         }.items():  # fmt: skip
 
@@ -227,7 +272,8 @@ def of_coords(target: str) -> Iterator[tuple[str, str, Change]]:
 
         yield "attributes that lie", f"no {name}", edit(leave_out)
     for called, link in {
-        "a file elsewhere": h5py.ExternalLink("/etc/passwd", "/coords"), "the other slide's": h5py.ExternalLink("b.h5", "/coords"), "itself": h5py.SoftLink("/coords"),
+        "a file elsewhere": h5py.ExternalLink("/etc/passwd", "/coords"),
+        "the other slide's": h5py.ExternalLink("b.h5", "/coords"), "itself": h5py.SoftLink("/coords"),
         "nothing": h5py.SoftLink("/nothing"),
     }.items():  # fmt: skip
 
@@ -253,7 +299,21 @@ def of_coords(target: str) -> Iterator[tuple[str, str, Change]]:
         file.create_group("coords")
 
     yield "coordinates of another kind", "a group", edit(group)
-    yield "coordinates of another kind", "Python objects", with_coords(shape=(12, 2), dtype=h5py.special_dtype(ref=h5py.Reference))
+    yield (
+        "coordinates of another kind",
+        "Python objects",
+        with_coords(shape=(12, 2), dtype=h5py.special_dtype(ref=h5py.Reference)),
+    )
     yield "coordinates of another kind", "TRIDENT's", lambda folder: write_trident(folder / target, corners)
-    for called, value in {"another slide": "b", "a path": "../../b", "long": "x" * 10_000, "bytes": b"\xff", "a number": 3}.items():
-        yield "attributes that lie", f"name is {called}", lambda folder, v=value: write_clam(folder / target, corners, name=v)
+    for called, value in {
+        "another slide": "b",
+        "a path": "../../b",
+        "long": "x" * 10_000,
+        "bytes": b"\xff",
+        "a number": 3,
+    }.items():
+        yield (
+            "attributes that lie",
+            f"name is {called}",
+            lambda folder, v=value: write_clam(folder / target, corners, name=v),
+        )

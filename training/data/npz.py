@@ -20,7 +20,7 @@ from histodistill.training.data.listing import ListedSplit
 from histodistill.training.data.names import some
 from histodistill.training.data.split_files import splits_in
 from histodistill.training.data.tiles import SPLIT_ALIASES, SPLITS, describe, fit_array
-from histodistill.training.running.errors import InputError, one_line
+from histodistill.training.running.errors import InputError, one_line, reason_of
 from histodistill.training.running.files import format_size
 from histodistill.training.running.notes import tell
 
@@ -167,9 +167,9 @@ def _readable(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # zipfile and numpy raise errors of many kinds on damaged files
-        reason = one_line(" ".join(str(error).split()).rstrip(".")) or type(error).__name__
         raise InputError(
-            f"{path} cannot be read as a .npz file ({reason}): it may be cut short or damaged; fetch or save it again"
+            f"{path} cannot be read as a .npz file ({reason_of(error)}): it may be cut short or damaged; fetch or "
+            "save it again"
         ) from error
 
 
