@@ -76,7 +76,7 @@ def _resized(data: bytes, ending: str, width: int, height: int) -> bytes:
         struct.pack_into(">II", changed, place, width, height)
     elif ending == "webp":
         place = data.index(b"VP8L") + 9
-        struct.pack_into("<I", changed, place, min(width - 1, 2**14 - 1) | min(height - 1, 2**14 - 1) << 14)
+        struct.pack_into("<I", changed, place, (width - 1) % 2**14 | (height - 1) % 2**14 << 14)
     elif ending == "tif":
         return flat_tiff(width, height, zlib.compress(bytes(16 * 16 * 3)), 16)
     return bytes(changed)
