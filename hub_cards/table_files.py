@@ -41,6 +41,8 @@ _KEYS = {b"ARROW:schema", b"huggingface", b"content_defined_chunking"}
 _FIELD_KEYS = {b"PARQUET:field_id"}
 # Encodings in which a cell takes no more memory than it takes of the file.
 _PLAIN = {"PLAIN", "RLE", "BIT_PACKED"}
+# Characters of a column's name that a message shows, at most.
+_SHOWN = 80
 # Rows that are read at a time, and bytes of pixels that are written into one group of rows, of so many rows at most.
 _BATCH, _GROUP_BYTES, _GROUP_ROWS = 256, 2**26, 10_000
 
@@ -306,7 +308,7 @@ def _check_schema(file: pq.ParquetFile, allowed: Sequence[str]) -> dict[str, lis
         raise ContentError("its columns are not image, label and others, each once")
     for name in schema.names:
         if name not in ("image", *allowed):
-            raise ContentError(f"it has a column {shown(name)!r}: there may be image, {', '.join(allowed)}")
+            raise ContentError(f"it has a column {name[:_SHOWN]!r}: there may be image, {', '.join(allowed)}")
     features = _features(about)
     names = {
         kind: features[name]["names"]

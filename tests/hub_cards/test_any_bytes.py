@@ -43,7 +43,9 @@ def check(read, *args) -> object:
 def damaged(data: bytes) -> st.SearchStrategy[bytes]:
     """Some bytes with a stretch of others in place of one of theirs."""
     places = st.integers(0, len(data))
-    return st.builds(lambda a, b, new: data[: min(a, b)] + new + data[max(a, b) :], places, places, st.binary(max_size=9))
+    return st.builds(
+        lambda a, b, new: data[: min(a, b)] + new + data[max(a, b) :], places, places, st.binary(max_size=9)
+    )
 
 
 @many

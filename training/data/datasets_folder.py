@@ -305,7 +305,7 @@ def _saved_files(folder: Path, root: Path) -> _Files:
 
 def _check_plain(where: Path, name: str) -> None:
     """Sees that a name which a file of the dataset gives is that of something beside it, and no way elsewhere."""
-    if not name or name in (".", "..") or any(character in name for character in "/\\:\0"):
+    if not name or name in (".", "..") or any(c in name for c in "/\\:") or not name.isprintable():
         raise InputError(f"{where} names {shown(name)!r}: only names of files and folders beside it are followed")
 
 

@@ -199,7 +199,7 @@ def find_shards(folder: str | Path) -> list[Path]:
         )
     for name in names:
         if not (data / name).is_file():  # a pipe would be waited for
-            raise InputError(f"{data / name} is no file, or a link to none: put the file there, or make the set again")
+            raise InputError(f"{folder} cannot be read (data/{name} is no file): make it again")
     return [data / name for name in names]
 
 

@@ -695,3 +695,11 @@ def test_what_pyarrow_quotes_of_a_file_does_not_break_the_sentence(tmp_path, mon
     parquet(tmp_path / "train.parquet")
     monkeypatch.setattr(arrow_files, "_parquet", fail)
     assert r"(don't know what type: \x0f)" in refused(tmp_path)
+
+
+def test_names_of_columns_that_are_no_text(tmp_path):
+    file = saved(tmp_path / "set", train=5) / "train" / "data-00000-of-00001.arrow"
+    content = file.read_bytes()
+    assert content.count(b"label\0") >= 1
+    file.write_bytes(content.replace(b"label\0", b"\xff\xffbel\0"))
+    assert "cannot be read as an Arrow file (" in refused(tmp_path / "set")

@@ -8,6 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from histodistill.training.data import limits
 from histodistill.training.data.kept_arrays import read_arrays, read_kept_arrays, write_arrays
 from histodistill.training.running.errors import InputError
 
@@ -53,9 +54,8 @@ def no_array(file):
 
 def swollen(file):
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("values.npy", "w") as member:
-        np.lib.format.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": (2**29,)})
-        for _ in range(2**5):
-            member.write(bytes(2**24))
+        np.lib.format.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": (2**22,)})
+        member.write(bytes(2**22))
 
 
 def lying(file):
@@ -73,7 +73,8 @@ def pipe(file):
 @pytest.mark.parametrize(
     "damage", [packed_otherwise, no_array, swollen, lying, *([pipe] if hasattr(os, "mkfifo") else [])]
 )
-def test_an_archive_that_is_none_of_ours_counts_as_damaged(tmp_path, damage):
+def test_an_archive_that_is_none_of_ours_counts_as_damaged(tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(limits, "_HARMLESS", 2**16)
     file = tmp_path / "kept.npz"
     write_arrays(file, values=np.arange(4.0))
     damage(file)
