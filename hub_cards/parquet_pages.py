@@ -57,15 +57,22 @@ def measure_pages(stream: IO[bytes], chunk: pq.ColumnChunkMetaData) -> Unpacked:
     while position < end:
         stream.seek(position)
         header, length = _Reader(stream).struct()
-        if not {_UNPACKED, _STORED} <= header.keys() or min(header[_UNPACKED], header[_STORED]) < 0:
-            raise ValueError("a page without sizes")
-        num_bytes += header[_UNPACKED]
+        unpacked, stored = _count(header, _UNPACKED), _count(header, _STORED)
+        num_bytes += unpacked
         if _DICTIONARY in header:
-            dictionary = max(dictionary, header[_UNPACKED])
-        else:
-            num_values += header.get(_DATA, header.get(_DATA_V2, {})).get(_NUM_VALUES, 0)
-        position += length + header[_STORED]
+            dictionary = max(dictionary, unpacked)
+        elif page := header.get(_DATA, header.get(_DATA_V2)):
+            num_values += _count(page, _NUM_VALUES)
+        position += length + stored
     return Unpacked(num_bytes, num_values, dictionary)
+
+
+def _count(fields: Any, number: int) -> int:
+    """A field of a struct that says how many there are of something."""
+    value = fields.get(number) if isinstance(fields, dict) else None
+    if type(value) is not int or value < 0:
+        raise ValueError("a page that does not say how large it is")
+    return value
 
 
 class _Reader:

@@ -154,9 +154,13 @@ def read_file(path: str | Path) -> bytes:
     path = Path(path)
     most = LARGEST_FILES.get(path.suffix, 0)
     with _open(path) as file:
-        data = file.read(most + 1)
+        size = os.fstat(file.fileno()).st_size
+        # Memory is taken for as many bytes as are asked for.
+        data = file.read(min(size, most) + 1)
     if len(data) > most:
         raise ContentError(f"{path} has more than the {most:,} bytes that such a file may have: make it anew")
+    if len(data) != size:
+        raise ContentError(f"{path} was changed while it was read: see that nothing writes to it, and run it again")
     return data
 
 

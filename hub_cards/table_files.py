@@ -21,6 +21,7 @@ import numpy as np
 
 from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.parquet_pages import measure_pages
+from histodistill.hub_cards.part_files import shown
 from histodistill.hub_cards.pictures import decode_png, encode_png
 from histodistill.hub_cards.tables import COLUMNS, MAX_VIEWS, MERGED, ImageTable, canonical, check_names, check_table
 
@@ -40,6 +41,8 @@ _KEYS = {b"ARROW:schema", b"huggingface", b"content_defined_chunking"}
 _FIELD_KEYS = {b"PARQUET:field_id"}
 # Encodings in which a cell takes no more memory than it takes of the file.
 _PLAIN = {"PLAIN", "RLE", "BIT_PACKED"}
+# Characters of a column's name that a message shows, at most.
+_SHOWN = 80
 # Rows that are read at a time, and bytes of pixels that are written into one group of rows, of so many rows at most.
 _BATCH, _GROUP_BYTES, _GROUP_ROWS = 256, 2**26, 10_000
 
@@ -288,7 +291,7 @@ def _refusals() -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ContentError(f"it is no Parquet file that can be read ({reason})") from error
+        raise ContentError(f"it is no Parquet file that can be read ({shown(reason)})") from error
 
 
 def _check_schema(file: pq.ParquetFile, allowed: Sequence[str]) -> dict[str, list[str]]:
@@ -300,12 +303,12 @@ def _check_schema(file: pq.ParquetFile, allowed: Sequence[str]) -> dict[str, lis
     schema = file.schema_arrow
     about = {**(file.metadata.metadata or {}), **(schema.metadata or {})}
     if unknown := about.keys() - _KEYS:
-        raise ContentError(f"its footer has the key {min(unknown)!r}, which is not needed to read it")
+        raise ContentError(f"its footer has the key {shown(min(unknown))}, which is not needed to read it")
     if len(set(schema.names)) < len(schema.names) or not {"image", "label"} <= set(schema.names):
         raise ContentError("its columns are not image, label and others, each once")
     for name in schema.names:
         if name not in ("image", *allowed):
-            raise ContentError(f"it has a column {name!r}: there may be image, {', '.join(allowed)}")
+            raise ContentError(f"it has a column {name[:_SHOWN]!r}: there may be image, {', '.join(allowed)}")
     features = _features(about)
     names = {
         kind: features[name]["names"]

@@ -26,6 +26,8 @@ FORMAT_VERSION = 1
 
 # What an id on the Hub looks like: user/name.
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# Characters of a name from a file that a message shows, at most.
+_SHOWN = 80
 # Packages whose versions are recorded, since the choice may depend on them.
 _VERSIONS_OF = ("histodistill", "infomap", "faiss-cpu", "scikit-learn", "scipy", "numpy")
 
@@ -151,7 +153,7 @@ def _fitted_state(selector: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]
     """Attributes that `fit` has set, by name: arrays, and plain values."""
     arrays, numbers = {}, {}
     for name, value in sorted(vars(selector).items()):
-        if not name.endswith("_") or name.startswith("_"):
+        if not _is_fitted(name):
             continue
         if isinstance(value, np.ndarray) and value.dtype.kind == "U":
             numbers[name] = value.tolist()  # safetensors holds no texts
@@ -194,9 +196,10 @@ def _load(cls: type[PretrainedMixin], name: str, files: dict[str, Path]) -> Any:
     payload = files[ARRAYS_NAME].read_bytes()
     try:
         config = json.loads(files[CONFIG_NAME].read_text(encoding="utf-8"))
-        class_name, params, numbers = config["class_name"], dict(config["params"]), dict(config["fitted"])
+        class_name, params, numbers = _shown(str(config["class_name"])), dict(config["params"]), dict(config["fitted"])
         checksum = config["arrays_sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+        texts = {attribute: _texts(value) for attribute, value in numbers.items() if isinstance(value, list)}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{name!r} has a {CONFIG_NAME} that describes no selector: save it again") from error
 
     selector_class = _class_to_load(cls, class_name, name)
@@ -204,19 +207,38 @@ def _load(cls: type[PretrainedMixin], name: str, files: dict[str, Path]) -> Any:
         raise ValueError(damaged)
     try:
         arrays = load(payload)
-    except SafetensorError as error:
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:  # the last three for types that numpy lacks
         raise ValueError(damaged) from error
     unknown = sorted(set(params) - set(selector_class().get_params(deep=False)))
     if unknown:
         raise ValueError(
-            f"{name!r} has parameters that {class_name} does not know ({', '.join(unknown)}): it was saved by another "
-            "version, install that one or save the selector again"
+            f"{name!r} has parameters that {class_name} does not know ({_shown(', '.join(unknown))}): it was saved by "
+            "another version, install that one or save the selector again"
         )
     selector = selector_class(**params)
-    texts = {attribute: np.array(value, dtype=str) for attribute, value in numbers.items() if isinstance(value, list)}
     for attribute, value in {**numbers, **texts, **arrays}.items():
+        if not _is_fitted(attribute):  # it could take the place of a method
+            raise ValueError(
+                f"{name!r} holds an array or a number {_shown(attribute)}, which none learns: save it again"
+            )
         setattr(selector, attribute, value)
     return selector
+
+
+def _shown(text: str) -> str:
+    """A text from a file on one line of a message, without characters that a terminal would obey."""
+    return ascii(text[:_SHOWN])[1:-1]
+
+
+def _is_fitted(attribute: str) -> bool:
+    """Whether an attribute is one that `fit` sets, by its name."""
+    return attribute.endswith("_") and not attribute.startswith("_")
+
+
+def _texts(values: list[Any]) -> np.ndarray:
+    if not all(isinstance(value, str) for value in values):
+        raise TypeError("an array of something else than texts")
+    return np.array(values, dtype=str)
 
 
 def _class_to_load(cls: type[PretrainedMixin], class_name: str, name: str) -> type[PretrainedMixin]:

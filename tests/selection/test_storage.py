@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 from sklearn.exceptions import NotFittedError
 
 from histodistill.selection import SELECTOR_NAMES, SELECTORS, BaseSelector, DistillSelector, RandomSelector
@@ -138,7 +140,9 @@ def test_truncated_arrays_are_refused(saved):
         DistillSelector.from_pretrained(saved)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"class_name": "DistillSelector", "params": 3}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"class_name": "DistillSelector", "params": 3}', "[" * 100_000 + "]" * 100_000]
+)
 def test_a_foreign_config_is_refused(saved, text):
     (saved / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"config\.json that describes no selector"):
@@ -158,6 +162,42 @@ def test_a_config_of_another_version_is_refused(saved, change, message):
         change = {"params": {**config["params"], **change["params"]}}
     (saved / "config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(ValueError, match=message):
+        BaseSelector.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("value", [[1], [["a"], ["b", "c"]], ["a", None]])
+def test_texts_that_are_none_are_refused(saved, value):
+    config = json.loads((saved / "config.json").read_text())
+    config["fitted"]["classes_"] = value
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config\.json that describes no selector"):
+        DistillSelector.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("name", ["fit", "__class__", "get_params", "_private_", "\x1b[2J"])
+@pytest.mark.parametrize("where", ["arrays", "numbers"])
+def test_what_fit_does_not_set_is_refused(saved, name, where):
+    """It would take the place of a method."""
+    config = json.loads((saved / "config.json").read_text())
+    if where == "numbers":
+        config["fitted"][name] = 3
+    else:
+        payload = save({name: np.zeros(2)})
+        (saved / "selector.safetensors").write_bytes(payload)
+        config["arrays_sha256"] = hashlib.sha256(payload).hexdigest()
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"holds an array or a number .*, which none learns: save it again") as caught:
+        BaseSelector.from_pretrained(saved)
+    assert str(caught.value).isprintable()
+
+
+def test_arrays_of_a_type_that_numpy_lacks_are_refused(saved):
+    header = json.dumps({"flow_": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}).encode()
+    payload = len(header).to_bytes(8, "little") + header + bytes(4)
+    (saved / "selector.safetensors").write_bytes(payload)
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**config, "arrays_sha256": hashlib.sha256(payload).hexdigest()}))
+    with pytest.raises(ValueError, match="is incomplete or damaged"):
         BaseSelector.from_pretrained(saved)
 
 

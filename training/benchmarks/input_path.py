@@ -164,7 +164,7 @@ def make_sources(config: InputPathConfig, path: Path) -> dict[int, TileSource]:
         part = written[start : start + _CHUNK]
         part[:] = rng.integers(256, size=part.shape, dtype=np.uint8)
     written.flush()
-    images = np.load(path, mmap_mode="r")
+    images = np.load(path, mmap_mode="r", allow_pickle=False)
     for batch in batches(images):
         batch.max()  # touches its pages
     labels = rng.integers(_NUM_CLASSES, size=len(images))

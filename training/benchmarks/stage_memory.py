@@ -141,8 +141,8 @@ def save_tiles(path: Path, count: int, most: int, image_size: int, drawn: Path) 
     names = drawn.with_suffix(".names.npz")
     if not names.is_file():
         _draw(drawn, names, most, image_size)
-    images = np.load(drawn, mmap_mode="r")
-    with np.load(names) as kept:
+    images = np.load(drawn, mmap_mode="r", allow_pickle=False)
+    with np.load(names, allow_pickle=False) as kept:
         labels, patients = kept["labels"][:count], kept["patients"][:count]
     ends = {"train": count * 8 // 10, "val": count * 9 // 10, "test": count}
     arrays: dict[str, Any] = {}

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from histodistill.hub_cards.parquet_pages import measure_pages
 from histodistill.training.data.limits import check_growth, check_memory
 from histodistill.training.data.listing import spread
-from histodistill.training.running.errors import InputError
+from histodistill.training.running.errors import InputError, one_line
 
 
 # Rows of a batch, and about how many bytes they have, at most.
@@ -71,7 +71,7 @@ def open_parquet(path: Path) -> Rows:
     """
     with _readable(path, "a Parquet file"), _parquet(path) as file:
         metadata, schema = file.metadata, file.schema_arrow
-    _check_names(path, schema)
+        _check_names(path, schema)
     return Rows(
         path,
         schema,
@@ -95,7 +95,7 @@ def open_arrow(path: Path) -> Rows:
         schema = pa.ipc.read_schema(messages.read_next_message())
         for message in _record_batches(path, messages):
             num_rows += pa.ipc.read_record_batch(message, schema).num_rows
-    _check_names(path, schema)
+        _check_names(path, schema)
     return Rows(
         path,
         schema,
@@ -230,7 +230,7 @@ def _is_compressed(message: pa.ipc.Message) -> bool:
 
 
 def _check_names(path: Path, schema: pa.Schema) -> None:
-    """Sees that no two columns have one name."""
+    """Sees that no two columns have one name; names are text only once they are asked for."""
     twice, count = max(Counter(schema.names).items(), key=lambda item: item[1], default=("", 0))
     if count > 1:
         raise InputError(f"{path} has two columns called {twice!r}: keep one of them")
@@ -266,5 +266,5 @@ def _readable(path: Path, what: str) -> Iterator[None]:
 
 def reason(error: Exception) -> str:
     """The message of another library's error in one line of at most 160 characters."""
-    text = " ".join(str(error).split()).rstrip(".:")
+    text = one_line(" ".join(str(error).split()).rstrip(".:"))
     return (text[:157] + "..." if len(text) > 160 else text) or type(error).__name__

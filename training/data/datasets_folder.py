@@ -305,16 +305,19 @@ def _saved_files(folder: Path, root: Path) -> _Files:
 
 def _check_plain(where: Path, name: str) -> None:
     """Sees that a name which a file of the dataset gives is that of something beside it, and no way elsewhere."""
-    if not name or name in (".", "..") or any(character in name for character in "/\\:\0"):
+    if not name or name in (".", "..") or any(c in name for c in "/\\:") or not name.isprintable():
         raise InputError(f"{where} names {shown(name)!r}: only names of files and folders beside it are followed")
 
 
 def _read(path: Path, model: type[_Model]) -> _Model:
     """What a JSON file of `save_to_disk` says."""
     try:
-        if path.stat().st_size <= _MAX_BYTES:
+        if path.stat().st_size > _MAX_BYTES:
+            reason = "it is too large"
+        elif not path.is_file():  # a pipe would be waited for, and a device may never end
+            reason = "it is no ordinary file"
+        else:
             return model.model_validate(json.loads(path.read_bytes()))
-        reason = "it is too large"
     except ValidationError as error:
         first = error.errors()[0]
         reason = " ".join([*map(str, first["loc"]), first["msg"]])

@@ -197,6 +197,9 @@ def find_shards(folder: str | Path) -> list[Path]:
             f"{data} does not hold the {total} files that it should, one of each number, but {len(names)} "
             f"({', '.join(names[:3])}{', …' if len(names) > 3 else ''}): copy the missing ones, or make the set again"
         )
+    for name in names:
+        if not (data / name).is_file():  # a pipe would be waited for
+            raise InputError(f"{folder} cannot be read (data/{name} is no file): make it again")
     return [data / name for name in names]
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import tokenize
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,26 +20,11 @@ from histodistill.training.data.listing import ListedSplit
 from histodistill.training.data.names import some
 from histodistill.training.data.split_files import splits_in
 from histodistill.training.data.tiles import SPLIT_ALIASES, SPLITS, describe, fit_array
-from histodistill.training.running.errors import InputError, one_line
+from histodistill.training.running.errors import InputError, one_line, reason_of
 from histodistill.training.running.files import format_size
 from histodistill.training.running.notes import tell
 
 
-# What reading a damaged archive may raise. RuntimeError comes from an encrypted archive, NotImplementedError from one
-# that is packed in a way of which Python knows nothing.
-_UNREADABLE = (
-    tokenize.TokenError,
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-    MemoryError,
-    OverflowError,
-    RuntimeError,
-    NotImplementedError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 # The name of an array of a split, as in val_images; of the last two, those of other names than a split's are no
 # concern of ours.
 _OF_SPLIT = re.compile(r"(?P<split>.+)_(?P<what>images|labels|groups|sites)", re.IGNORECASE)
@@ -183,10 +166,10 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except _UNREADABLE as error:
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    except Exception as error:  # zipfile and numpy raise errors of many kinds on damaged files
         raise InputError(
-            f"{path} cannot be read as a .npz file ({reason}): it may be cut short or damaged; fetch or save it again"
+            f"{path} cannot be read as a .npz file ({reason_of(error)}): it may be cut short or damaged; fetch or "
+            "save it again"
         ) from error
 
 

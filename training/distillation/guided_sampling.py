@@ -37,7 +37,7 @@ from histodistill.selection.baselines import fit_kmeans
 from histodistill.selection.distances import median_squared_distance
 from histodistill.selection.streams import stream
 from histodistill.training.data.image_dataset import open_image_table
-from histodistill.training.data.kept_arrays import read_kept_arrays, write_arrays
+from histodistill.training.data.kept_arrays import read_arrays, read_kept_arrays, write_arrays
 from histodistill.training.data.tiles import Tiles
 from histodistill.training.distillation.guided_options import GUIDED, GuidedConfig, ModesConfig
 from histodistill.training.distillation.made_sets import write_picture
@@ -59,6 +59,8 @@ from histodistill.training.running.stages import require_parts
 
 #: The folder in a table's that keeps guided sets.
 GUIDED_FOLDER = "guided"
+# The arrays of its file.
+_KEPT = ("images", "labels", "soft_labels")
 # What is added to the diagonal of a kernel, so that its determinant is no zero where two images are equal.
 _RIDGE = 0.01
 
@@ -288,8 +290,8 @@ def make_guided(file: Path, sampler: GuidedSampler, n_per_class: int, seed: int,
 
 def read_guided(file: Path) -> Tiles:
     """The set that `make_guided` has made, with the teacher's soft labels."""
-    with np.load(file) as kept:
-        return Tiles(kept["images"], kept["labels"], kept["soft_labels"])
+    kept = read_arrays(file, _KEPT)
+    return Tiles(kept["images"], kept["labels"], kept["soft_labels"])
 
 
 def _keep(file: Path, classes: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
@@ -304,7 +306,7 @@ def _keep(file: Path, classes: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
 
 def _finished_classes(file: Path, n_per_class: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Images and soft labels of the classes that a file has, where there is one that fits."""
-    kept = read_kept_arrays(file, {"images", "labels", "soft_labels"})
+    kept = read_kept_arrays(file, _KEPT)
     if not kept:
         return []
     count = len(kept["labels"]) // n_per_class

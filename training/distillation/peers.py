@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from histodistill.selection.streams import stream, torch_seed
-from histodistill.training.data.kept_arrays import read_kept_arrays, write_arrays
+from histodistill.training.data.kept_arrays import read_arrays, read_kept_arrays, write_arrays
 from histodistill.training.data.pixels import to_model_input, to_uint8
 from histodistill.training.data.tiles import Tiles, sample_per_class
 from histodistill.training.distillation.made_sets import write_picture
@@ -30,6 +30,8 @@ from histodistill.training.running.progress import Progress
 PEER_FOLDER = "peers"
 # Steps after which what was made so far is written, so that a killed call goes on from there.
 _KEEP_EVERY = 100
+# The arrays of its file.
+_KEPT = ("step", "labels", "pixels", "momentum")
 
 
 class DistributionMatching:
@@ -130,8 +132,8 @@ def make_peer(file: Path, tiles: Tiles, n_per_class: int, seed: int, options: Ma
 
 def read_peer(file: Path) -> Tiles:
     """The set that `make_peer` has made."""
-    with np.load(file) as kept:
-        return Tiles(to_uint8(kept["pixels"]), kept["labels"])
+    kept = read_arrays(file, _KEPT)
+    return Tiles(to_uint8(kept["pixels"]), kept["labels"])
 
 
 def _keep(matching: DistributionMatching, file: Path) -> None:
@@ -142,7 +144,7 @@ def _keep(matching: DistributionMatching, file: Path) -> None:
 
 def _go_on(matching: DistributionMatching, file: Path) -> None:
     """Takes what a file has, where there is one that fits."""
-    kept = read_kept_arrays(file, {"step", "labels", "pixels", "momentum"})
+    kept = read_kept_arrays(file, _KEPT)
     if not kept:
         return
     pixels, momentum = kept["pixels"], kept["momentum"]

@@ -8,7 +8,6 @@ group of images is in memory, and there are never many more bytes on the disk th
 from __future__ import annotations
 
 import functools
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from histodistill.hub_cards.table_files import write_rows
 from histodistill.hub_cards.tables import POOL, ImageTable
 from histodistill.selection.image_rows import ImageRows
 from histodistill.training.data.image_dataset import open_shard, shard_name
-from histodistill.training.data.kept_arrays import write_arrays
+from histodistill.training.data.kept_arrays import read_arrays, write_arrays
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.files import new_file
 
@@ -150,13 +149,11 @@ def read_chunk(path: Path, labels: np.ndarray, seeds: np.ndarray) -> np.ndarray 
         path, labels, seeds: See `Chunk`.
     """
     try:
-        # np.load leaves a file that it opened itself and finds damaged open.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as chunk:
-            if np.array_equal(chunk["labels"], labels) and np.array_equal(chunk["seeds"], seeds):
-                return chunk["images"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass
-    return None
+        chunk = read_arrays(path, ("images", "labels", "seeds"))
+    except (FileNotFoundError, InputError):
+        return None
+    is_alike = np.array_equal(chunk["labels"], labels) and np.array_equal(chunk["seeds"], seeds)
+    return chunk["images"] if is_alike else None
 
 
 def write_chunk(path: Path, images: np.ndarray, labels: np.ndarray, seeds: np.ndarray) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 
 # Around a parameter's name: characters of Unicode's private use area, which text from outside does not hold.
 _OPEN, _CLOSE = "\ue000", "\ue001"
+# Characters of what a library says that a sentence quotes, at most.
+_LONGEST_REASON = 300
 # A parameter's name between them.
 _MARKED = re.compile(f"{_OPEN}([a-z0-9_]+){_CLOSE}")
 
@@ -58,9 +60,15 @@ def one_line(text: str) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """What an exception of a library says, for a sentence that quotes it: its first line, or else its kind."""
+    """What an exception of a library says, for a sentence that quotes it: its first line, or else its kind.
+
+    It may quote what a file holds, so that characters without a look are escaped, and no more than 300 are shown.
+    """
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(":.") if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    text = one_line(lines[0].rstrip(":."))
+    return text if len(text) <= _LONGEST_REASON else text[: _LONGEST_REASON - 1] + "…"
 
 
 def option_string(name: str) -> str:

@@ -81,14 +81,19 @@ def read_json(path: str | Path) -> Any:
         InputError: (a ValueError) If it is not JSON in UTF-8, or nested so deeply that nobody can have meant it.
     """
     path = Path(path)
-    if path.is_fifo() or path.is_char_device():  # which would be waited for, or never ends
-        raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
+    _check_ordinary(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path} cannot be read ({reason_of(error)}): delete it and run the command that made it"
         ) from error
+
+
+def _check_ordinary(path: Path) -> None:
+    """Sees that a file is nothing that would be waited for, or never ends; what is missing is none of these."""
+    if path.is_fifo() or path.is_char_device():
+        raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
 
 
 def read_kept(path: str | Path) -> Any:
@@ -171,7 +176,12 @@ def md5_of(path: Path) -> str:
 
 
 def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file as 64 hex digits."""
+    """SHA-256 of a file as 64 hex digits.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    _check_ordinary(Path(path))
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

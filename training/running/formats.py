@@ -35,7 +35,9 @@ def check_format(value: Any, path: str | Path, known: int) -> None:
         raise InputError(f"{path} holds no record of a run: delete it and run the command that made it")
     found = value.get("format", _FORMAT_WITHOUT_NUMBER)
     if type(found) is not int or found < 1:
-        raise InputError(f"{path} has the format {found!r}, which is none: delete it and run the command that made it")
+        raise InputError(
+            f"{path} has the format {found!r:.80}, which is none: delete it and run the command that made it"
+        )
     if found > known:
         raise InputError(
             f"{path} has the format {found}, and this version of histodistill knows those up to {known}: install the "

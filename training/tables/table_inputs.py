@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from histodistill.selection.image_rows import Images
-from histodistill.training.data.kept_arrays import read_kept_arrays, write_arrays
+from histodistill.training.data.kept_arrays import read_arrays, read_kept_arrays, write_arrays
 from histodistill.training.distillation.pool_selection import SelectionInputs
 from histodistill.training.models.devices import best_device
 from histodistill.training.models.embedders import embed_pool, resolve_embedder
@@ -78,8 +78,8 @@ def read_inputs(file: Path, labels: np.ndarray, real_labels: np.ndarray) -> tupl
         What selections go by, and float32 M×C, what the teacher says of the real training tiles; None where no row
         needed it.
     """
-    with np.load(file) as kept:
-        inputs = SelectionInputs(
-            kept["embeddings"], labels, kept["probabilities"], kept.get("real_embeddings"), real_labels
-        )
-        return inputs, kept.get("real_probabilities")
+    kept = read_arrays(file)
+    inputs = SelectionInputs(
+        kept["embeddings"], labels, kept["probabilities"], kept.get("real_embeddings"), real_labels
+    )
+    return inputs, kept.get("real_probabilities")

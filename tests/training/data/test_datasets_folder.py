@@ -675,3 +675,31 @@ def test_rows_that_the_footer_does_not_count_are_refused(tmp_path):
             except InputError:
                 refusals += 1
     assert refusals >= 2
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes")
+@pytest.mark.parametrize("put", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.mkdir()])
+def test_saved_records_that_are_no_files_are_not_waited_for(tmp_path, put):
+    file = saved(tmp_path / "set", train=5) / "train" / "state.json"
+    file.unlink()
+    put(file)
+    assert "state.json cannot be used (it is no ordinary file)" in refused(tmp_path / "set")
+
+
+def test_what_pyarrow_quotes_of_a_file_does_not_break_the_sentence(tmp_path, monkeypatch):
+    from histodistill.training.data import arrow_files
+
+    def fail(*_, **__):
+        raise OSError("don't know what type: \x0f")
+
+    parquet(tmp_path / "train.parquet")
+    monkeypatch.setattr(arrow_files, "_parquet", fail)
+    assert r"(don't know what type: \x0f)" in refused(tmp_path)
+
+
+def test_names_of_columns_that_are_no_text(tmp_path):
+    file = saved(tmp_path / "set", train=5) / "train" / "data-00000-of-00001.arrow"
+    content = file.read_bytes()
+    assert content.count(b"label\0") >= 1
+    file.write_bytes(content.replace(b"label\0", b"\xff\xffbel\0"))
+    assert "cannot be read as an Arrow file (" in refused(tmp_path / "set")

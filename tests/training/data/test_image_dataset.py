@@ -295,3 +295,12 @@ def test_what_is_written_is_in_the_form_that_is_published(tmp_path):
     table = read_image_table(tmp_path)
     np.testing.assert_array_equal(table.columns["soft_label"], canonical(table).columns["soft_label"])
     assert (tmp_path / "data" / SHARD).read_bytes() == write_table(table)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes")
+@pytest.mark.parametrize("put", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.mkdir()])
+def test_what_is_no_file_is_not_waited_for(tmp_path, put):
+    (tmp_path / "data").mkdir()
+    put(tmp_path / "data" / SHARD)
+    with pytest.raises(InputError, match=rf"cannot be read \(data/{SHARD} is no file\): make it again"):
+        read_image_dataset(tmp_path)

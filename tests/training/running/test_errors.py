@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pickle
 
-from histodistill.training.running.errors import InputError, option_string, param
+from histodistill.training.running.errors import InputError, option_string, param, reason_of
 
 
 def test_one_message_in_two_voices():
@@ -36,3 +36,9 @@ def test_a_subclass_stays_one():
 
 def test_option_string():
     assert option_string("n_per_class") == "--n-per-class"
+
+
+def test_what_a_library_says_is_shown_on_one_line():
+    assert reason_of(ValueError("type \x0f of \x1b[2J:\nmore")) == r"type \x0f of \x1b[2J"
+    assert reason_of(KeyError()) == "KeyError"
+    assert reason_of(ValueError("x" * 10**5)) == "x" * 299 + "…"

@@ -13,6 +13,7 @@ from histodistill.training.running.files import (
     read_json,
     read_kept,
     remove,
+    sha256_of,
     write_bytes,
     write_json,
     write_refusal,
@@ -161,8 +162,9 @@ def test_text_with_a_name_that_is_not_utf8(tmp_path):
 def test_json_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "stage.json")
     for path in (tmp_path / "stage.json", Path(os.devnull)):
-        with pytest.raises(OSError, match="no ordinary file"):
-            read_json(path)
+        for read in (read_json, sha256_of):
+            with pytest.raises(OSError, match="no ordinary file"):
+                read(path)
 
 
 def test_whether_a_folder_can_be_written(tmp_path):
