@@ -148,7 +148,7 @@ def test_stretched_images():
     images = np.zeros((2, 28, 28, 3), np.uint8)
     images[:, :, 10:18] = 255
     images[:, 10:18] = 255
-    sideways, downwards = stretch(images, 2.0, np.array([4, 7]))
+    sideways, downwards = stretch(images, np.array([4, 7]), 2.0)
     # Twice as wide, and as high as before.
     assert (sideways[0] > 127).any(axis=1).sum() == 16 and (sideways[:, 0] > 127).any(axis=1).sum() == 8
     np.testing.assert_array_equal(downwards, sideways.transpose(1, 0, 2))

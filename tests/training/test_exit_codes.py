@@ -10,12 +10,13 @@ from importlib import import_module
 import pytest
 
 from histodistill.training import cli
+from histodistill.training.publishing.verify import Verification
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.options import StepConfig, StepParser, config, option
 
 
 # The commands that can answer no: what they judged does not pass, or is not there.
-CAN_ANSWER_NO = {"audit", "doctor", "holds", "inspect"}
+CAN_ANSWER_NO = {"audit", "doctor", "holds", "inspect", "verify"}
 
 
 @config
@@ -101,3 +102,8 @@ def test_what_is_done_ends_with_0(name, end):
 def test_audit_ends_with_0_only_where_all_passes(passed, code, end):
     record = {"parts": {str(number): {"passed": value} for number, value in enumerate(passed)}}
     assert end("audit", lambda _: record) == code
+
+
+@pytest.mark.parametrize(("findings", "code"), [((), 0), (("a file is missing",), 1)])
+def test_verify_ends_with_1_where_something_does_not_agree(findings, code, end):
+    assert end("verify", lambda _: Verification(findings, "0" * 32, True)) == code
