@@ -32,9 +32,11 @@ def main(argv: list[str] | None = None) -> None:
     try:
         launch_command(launch_command_parser().parse_args(argv))
     except ChildFailedError as failed:
-        # A process that was killed is why others fail, whoever was seen first; the launcher ends them by SIGTERM.
+        # A process that was killed is why others fail, whoever was seen first; the launcher ends them by SIGTERM, and
+        # some abort where the other one is gone.
         codes = [failure.exitcode for failure in failed.failures.values()]
         killed = [code for code in codes if code < 0 and code != -signal.SIGTERM]
+        killed.sort(key=lambda code: code == -signal.SIGABRT)
         code = killed[0] if killed else failed.get_first_failure()[1].exitcode
         raise SystemExit(128 - code if code < 0 else code or ERROR) from None
     except SignalException as told:

@@ -232,7 +232,7 @@ def test_findings_that_parts_share_are_told_once(run):
     (run / "pipeline" / "model_index.json").unlink()
     found = show.read_demo_run(run)
     set_sentences, own = [part.sentences for part in found.audit]
-    assert len(set_sentences) == 11 and "✓ 0 of 15 images are copies of real tiles." in set_sentences
+    assert len(set_sentences) == 13 and "✓ 0 of 15 images are copies of real tiles." in set_sentences
     assert [sentence[:9] for sentence in own] == ["✓ 0 of 40", "✗ One who"]
     # The pipeline is not what was audited.
     assert [part.verdict for part in found.audit] == ["passed", "outdated"]

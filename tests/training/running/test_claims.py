@@ -32,9 +32,10 @@ with claimed(Path(sys.argv[1])):
     print("claimed", flush=True)
     sys.stdin.read()
 """
-#: Commands that write to no folder that is named, or only to the cache or the Hub.
+#: Commands that write to no folder that is named, or only to the cache or the Hub, or all at once under a new name.
 CLAIM_NOTHING = {
-    "inspect", "publish-metrics", "demo-app", "holds", "cache list", "cache clear", "doctor", "completion",
+    "inspect", "publish-metrics", "demo-app", "holds", "cache list", "cache clear", "doctor", "completion", "verify",
+    "export",
 }  # fmt: skip
 
 
