@@ -149,7 +149,8 @@ def test_the_python_page_runs(tmp_path, offline_environment):
     assert "(60, 16, 16, 3)" in done.stdout  # the pool: 12 images of each of five classes
     assert (tmp_path / "runs" / "small" / "student" / "results.json").is_file()
     # Nothing that is printed dumps pixels.
-    assert max(map(len, done.stdout.splitlines())) < 300
+    # But for what an audit did not look for, which is named in full.
+    assert max(len(line) for line in done.stdout.splitlines() if "not looked for" not in line) < 300
 
 
 def read(step: ModuleType, argv: list[str]) -> None:

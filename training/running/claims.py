@@ -36,6 +36,8 @@ LOCK = ".histodistill.lock"
 _VARIABLE = "HISTODISTILL_CLAIMS"
 # Seconds between two signs of life, and without one after which the owner on another machine is taken for gone.
 _SIGN_OF_LIFE, _GONE = 30, 600
+# Seconds that processes of this machine are given to end, where another one that held the claim with them is gone.
+_ENDING = 10
 # How deep folders in a claimed folder are looked at for other claims: benchmark/infodist is the deepest that has one.
 _DEPTH = 2
 # What is written under a temporary name: see `new_file`, `new_folder` and `new_files`.
@@ -253,7 +255,9 @@ def _take_away(lock: Path, folder: Path) -> None:
         InputError: If its owner is not gone.
         _CannotClaim: If it cannot be removed.
     """
-    record = _read(lock)
+    deadline = time.monotonic() + _ENDING
+    while _is_ending(record := _read(lock)) and time.monotonic() < deadline:
+        time.sleep(0.05)
     if record is None and not os.path.isfile(lock):
         return
     if not _is_left_behind(lock, record):
@@ -284,11 +288,25 @@ def _clear_up(folder: Path) -> None:
         names[:] = [name for name in names if not _TEMPORARY.fullmatch(name)]
 
 
+def _living(record: Mapping[str, Any] | None) -> list[bool] | None:
+    """Of each who holds a claim, whether it is there; None where that is not known, as of other machines."""
+    machine = _machine()
+    if record is None or machine is None or any(each["machine"] != machine for each in record["holders"]):
+        return None
+    return [_start_of(each["process"]) == each["started"] for each in record["holders"]]
+
+
+def _is_ending(record: Mapping[str, Any] | None) -> bool:
+    """Whether some who hold a claim are gone and others are not yet, as where they were killed together."""
+    living = _living(record)
+    return living is not None and any(living) and not all(living)
+
+
 def _is_left_behind(lock: Path, record: Mapping[str, Any] | None) -> bool:
     """Whether nobody who holds a claim is there any more."""
-    machine = _machine()
-    if record is not None and machine is not None and all(each["machine"] == machine for each in record["holders"]):
-        return not any(_start_of(each["process"]) == each["started"] for each in record["holders"])
+    living = _living(record)
+    if living is not None:
+        return not any(living)
     try:
         # Both by the clock of the disk, which may be another than that of this machine.
         with tempfile.TemporaryFile(dir=lock.parent) as now:
@@ -298,9 +316,8 @@ def _is_left_behind(lock: Path, record: Mapping[str, Any] | None) -> bool:
 
 
 def _refusal(lock: Path, folder: Path, record: Mapping[str, Any] | None) -> str:
-    holders = [] if record is None else record["holders"]
-    here = bool(holders) and all(each["machine"] == _machine() is not None for each in holders)
-    by_hand = "" if here else f"; if that has ended, delete {lock}, or wait {_GONE // 60} minutes"
+    is_known = _living(record) is not None
+    by_hand = "" if is_known else f"; if that has ended, delete {lock}, or wait {_GONE // 60} minutes"
     return f"{folder} is in use by another process{_named(record)}: wait until it has ended, or give another{by_hand}"
 
 

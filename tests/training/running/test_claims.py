@@ -121,7 +121,7 @@ def test_another_thread_is_refused_and_this_one_goes_on(tmp_path):
     assert len(refused) == 1
 
 
-def test_processes_that_the_owner_starts_share_its_claim_and_hold_it_without_it(owner, tmp_path):
+def test_processes_that_the_owner_starts_share_its_claim_and_hold_it_without_it(owner, tmp_path, monkeypatch):
     with claimed(tmp_path):
         inner = owner(tmp_path / "pool", inherited())
         content = (tmp_path / LOCK).read_bytes()
@@ -133,10 +133,12 @@ def test_processes_that_the_owner_starts_share_its_claim_and_hold_it_without_it(
     record = json.loads(content)
     record["holders"][0]["started"] = 0
     (tmp_path / LOCK).write_text(json.dumps(record))
-    with pytest.raises(InputError, match="is in use"), claimed(tmp_path):
-        pass
-    inner.kill()
-    inner.wait()
+    with monkeypatch.context() as patch:
+        patch.setattr(claims, "_ENDING", 0.2)
+        with pytest.raises(InputError, match="is in use"), claimed(tmp_path):
+            pass
+    # Both were killed, and one takes longer to end.
+    threading.Timer(0.5, inner.kill).start()
     with claimed(tmp_path):
         pass
     assert locks(tmp_path) == []
