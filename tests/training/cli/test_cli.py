@@ -79,8 +79,8 @@ def test_help_lists_the_commands(capsys):
         (
             ["destill", "--data", "phantom"],
             "'destill' is no command (did you mean distill?): use one of inspect, distill, train, generate, select, "
-            "review, audit, merge, compare, evaluate-pool, benchmark, publish, verify, export, publish-metrics, demo-app, "
-            "report, holds, clean, cache, doctor, completion",
+            "review, audit, merge, compare, evaluate-pool, benchmark, publish, verify, export, publish-metrics, "
+            "demo-app, report, holds, clean, cache, doctor, completion",
         ),
         (
             ["train", "difusion", "--data", "phantom"],
