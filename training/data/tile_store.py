@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from histodistill.selection.image_rows import ImageRows, Images, ImageView
-from histodistill.selection.near_copies import NearCopies
+from histodistill.selection.near_copies import NearCopies, find_near_copies
 from histodistill.selection.repeats import find_repeats
 from histodistill.training.data.pixel_source import LeftOut
 from histodistill.training.data.tile_cache import read_record
@@ -54,12 +54,12 @@ class TileStore(ImageRows):
 
     @cached_property
     def repeats(self) -> NearCopies:
-        """What is there more than once, of all tiles, which are square; of those that are left out, nothing."""
-        return self._search()
+        """What is there more than once, of all tiles, which are square; of those that are left out, nothing.
 
-    def _search(self) -> NearCopies:
-        with Progress(2 * len(self), "comparing tiles", "tiles") as progress:
-            return find_repeats(self, seen=progress.update)
+        Tiles that are made in memory are drawings, which nobody has moved or saved anew: only near copies are looked
+        for, since that takes a second and would be done in each step.
+        """
+        return find_near_copies(self)
 
 
 class StoredTiles(TileStore):
@@ -114,7 +114,8 @@ class StoredTiles(TileStore):
             first, pairs = (np.load(file, allow_pickle=False) for file in files)
             if first.shape == (len(self),) and pairs.shape[1:] == (2,):
                 return NearCopies(first, pairs)
-        found = self._search()
+        with Progress(2 * len(self), "comparing tiles", "tiles") as progress:
+            found = find_repeats(self, seen=progress.update)
         with contextlib.suppress(OSError):  # see `_kept`
             for file, array in zip(files, (found.first, found.pairs), strict=True):
                 buffer = io.BytesIO()
