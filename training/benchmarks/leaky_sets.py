@@ -24,6 +24,7 @@ class LeakySetsConfig(SourceOptions):
     sets: int = option("innocent sets, and as many leaky ones", default=20, at_least=1)
     tiles: int = option("training tiles of a set, of which a tenth is held out", default=1000, at_least=40)
     times: int = option("how often each tile is there, the further ones a little changed", default=1, at_least=1)
+    validation: int = option("validation tiles, by which the limits of copying are set", default=1000, at_least=8)
     images: int = option("images of a set before copies are left out", default=200, at_least=10)
     share: float = option("share of a leaky set that is disguised training tiles", default=0.2, above=0, at_most=1)
     plant: int = option("as for audit", default=20, at_least=20)
@@ -107,7 +108,7 @@ def _verdict(source: Any, config: LeakySetsConfig, embeddings: Any, seed: int, l
     real = RealTiles(
         train=LabelledImages(every[seen], every_label[seen]),
         held_out=LabelledImages(every[held], every_label[held]),
-        validation=LabelledImages(*drawn("validation", 1000)),
+        validation=LabelledImages(*drawn("validation", config.validation)),
     )
     is_copy, _ = find_copies(images, real, embeddings, seed)
     kept = pool[~is_copy]
