@@ -55,6 +55,11 @@ class MergedRecord(Exact):
     parts: Annotated[dict[Literal["distilled"], VerdictRecord], Field(min_length=1)]
 
 
+def image_hash(image: np.ndarray) -> str:
+    """SHA-256 of the pixels of an image, uint8 S×S×3, as 64 hex digits; a file's encoding and place change nothing."""
+    return hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
+
+
 def image_hashes(images: np.ndarray) -> list[str]:
-    """SHA-256 of the pixels of each image: uint8 N×S×S×3; a file's encoding and place change nothing."""
-    return [hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest() for image in images]
+    """`image_hash` of each image, uint8 N×S×S×3."""
+    return [image_hash(image) for image in images]

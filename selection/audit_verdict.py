@@ -18,6 +18,7 @@ from histodistill.selection.group_audit import (
 from histodistill.selection.membership import FALSE_POSITIVE_RATES, Attack, Interval, binomial_interval
 from histodistill.selection.permutation import detectable_auc
 from histodistill.selection.planting import MUST_FIND
+from histodistill.selection.summaries import counted
 
 
 #: Share of independent real tiles that may be taken for copies.
@@ -242,7 +243,7 @@ def _judge_classes(result: AuditResult) -> Finding:
     passed = p_value >= CLASSES_FAIL_BY_CHANCE
     how = "gives away no more" if passed else "gives away more"
     sentence = (
-        f"the worst of {_counted(count, 'class', 'classes')}, judged alone, {how} than chance allows ({_p(p_value)})"
+        f"the worst of {counted(count, 'class', 'classes')}, judged alone, {how} than chance allows ({_p(p_value)})"
     )
     return Finding("classes", passed, sentence)
 
@@ -358,8 +359,8 @@ def _plural(units: Units) -> str:
     return f"{units.kind}s"
 
 
-def _counted(count: int, kind: str, many: str | None = None) -> str:
-    return f"{count} {kind if count == 1 else many or f'{kind}s'}"
+def _counted(count: int, kind: str) -> str:
+    return f"{count} {kind}{'' if count == 1 else 's'}"
 
 
 def _p(p_value: float) -> str:

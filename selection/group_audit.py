@@ -32,7 +32,7 @@ from histodistill.selection.membership import (
     Interval,
     Overfitting,
     measure_attack,
-    overfitting_of,
+    measure_overfitting,
 )
 from histodistill.selection.permutation import aucs_of_draws, detectable_auc, joint_test, shares_of_draws
 from histodistill.selection.real_tiles import LabelledImages, RealTiles
@@ -113,7 +113,7 @@ class GroupAudit:
             nearest: int64 G, the unit that each image is nearest to, or −1 for none.
             confidence: Of the interval.
         """
-        return overfitting_of(shares_of_draws(nearest, self._tiles_in(space), self._draws), confidence)
+        return measure_overfitting(nearest, self._tiles_in(space), self._draws, confidence)
 
     def nearest_by_look(self, looks: np.ndarray) -> np.ndarray:
         """The unit of whose look each of G images is likeliest: int64 G."""

@@ -81,8 +81,8 @@ _FEWEST_TILES = {"train": 2, "validation": FEWEST_VALIDATION_TILES, "held_out": 
 OWN_SCORES = ("pixels", "structure", "parts", LOOKS)
 # Validation tiles that the limits of copying are set by: more would say little more, and take their time.
 _MOST_CALIBRATING = 2000
-# Draws of who was held out by which classes are judged.
-_DRAWS = 1_999
+# Draws of who was held out by which overfitting is measured, and those by which classes are judged.
+_OVERFITTING_DRAWS, _CLASS_DRAWS = 1_000, 1_999
 #: Copies of each kind that must be found for each that is disguised in a further way.
 PLANTED_FOR_EACH_DISGUISED = 5
 # Views of synthetic images by which their density is estimated, for the same reason.
@@ -460,13 +460,15 @@ def _tell_tiles(
     attacked, seed = known.attacked, known.seed
     held, classes = attacked.is_held_out, attacked.classes
     confidence = 1 - FAILS_BY_CHANCE / len(nearest)
+    tiles = np.ones(len(held), np.int64)
+    draws = redraw_within(held, classes, _OVERFITTING_DRAWS, stream("shuffled membership", seed))
     overfitting, per_class, within = {}, {}, []
     membership: dict[str, dict[str, MembershipAttack]] = {}
     for name, units in nearest.items():
-        overfitting[name] = measure_overfitting(units, held, classes, confidence, seed)
+        overfitting[name] = measure_overfitting(units, tiles, draws, confidence)
         if by_class:
             per_class[name] = {
-                int(label): measure_overfitting(units[synthetic.labels == label], held, classes, seed=seed)
+                int(label): measure_overfitting(units[synthetic.labels == label], tiles, draws)
                 for label in np.unique(synthetic.labels)
             }
     for name in views:
@@ -477,9 +479,8 @@ def _tell_tiles(
             within += [(rows, scores[rows]) for rows in of_each]
     p_value = None
     if by_class:
-        tiles = dict.fromkeys(nearest, np.ones(len(held), np.int64))
-        draws = redraw_within(held, classes, _DRAWS, stream("redrawn membership within classes", seed))
-        p_value = class_p_value(nearest, synthetic.labels, tiles, within, draws)
+        draws = redraw_within(held, classes, _CLASS_DRAWS, stream("redrawn membership within classes", seed))
+        p_value = class_p_value(nearest, synthetic.labels, dict.fromkeys(nearest, tiles), within, draws)
     return {
         "overfitting": overfitting,
         "overfitting_per_class": per_class,

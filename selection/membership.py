@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 
 from histodistill.selection.checks import check_embeddings, check_integer, check_share
 from histodistill.selection.copies import nearest_under_views
-from histodistill.selection.permutation import redraw_within, shares_of_draws
+from histodistill.selection.permutation import shares_of_draws
 from histodistill.selection.streams import stream
 
 
@@ -147,32 +147,19 @@ def density_ratio_scores(synthetic: np.ndarray, reference: np.ndarray, tiles: np
 
 
 def measure_overfitting(
-    nearest: np.ndarray, is_held_out: np.ndarray, labels: np.ndarray, confidence: float = 0.95, seed: int = 0
+    nearest: np.ndarray, tiles: np.ndarray, draws: np.ndarray, confidence: float = 0.95
 ) -> Overfitting:
     """Whether synthetic images are nearer to training than to held-out tiles than chance allows: `shares_of_draws`.
 
-    What chance allows is measured by drawing the held-out tiles anew, 1,000 times, with as many of each class:
-    synthetic images near to the same tile then go together, as they do in truth.
+    What chance allows is measured by drawing anew who was held out: synthetic images near to the same tile then go
+    together, as they do in truth.
 
     Args:
-        nearest: G int64, of each image the nearest of all N real tiles; −1 where it is another.
-        is_held_out: N bool.
-        labels: N whole numbers, the classes of the real tiles.
-        confidence: Confidence of the interval, 0 to 1.
-        seed: Seed of the draws.
-    """
-    held = np.asarray(is_held_out)
-    draws = redraw_within(held, labels, 1000, stream("shuffled membership", seed))
-    return overfitting_of(shares_of_draws(nearest, np.ones(len(held), np.int64), draws), confidence)
-
-
-def overfitting_of(shares: np.ndarray, confidence: float) -> Overfitting:
-    """The share of images that are nearer to training tiles, by what draws of who was held out give.
-
-    Args:
-        shares: float64 D, `shares_of_draws`: of those who were held out, and then of the draws.
+        nearest, tiles: See `shares_of_draws`.
+        draws: bool D×U, who was held out, and then draws of it, such as `redraw_within` gives.
         confidence: Confidence of the interval, 0 to 1.
     """
+    shares = shares_of_draws(nearest, tiles, draws)
     share, drawn = float(shares[0]), shares[1:]
     # The spread of the draws around chance is taken for that of the share around the truth.
     low, high = np.quantile(drawn, [0.5 - confidence / 2, 0.5 + confidence / 2]) - 0.5

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from histodistill.hub_cards.site_verdict import image_hash
 from histodistill.training.data.image_dataset import read_image_dataset
-from histodistill.training.distillation.reviews import image_hash
 from histodistill.training.running.files import write_json
 from histodistill.training.running.stages import content_of
 

@@ -10,15 +10,13 @@ not as it should be.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
-from kills import STEPS, Steps, content, differences, import_all, make_inputs, make_tiles
+from kills import STEPS, Steps, content, differences, parser_of, try_steps
 
 
 def mount(folder: Path, options: str) -> None:
@@ -100,24 +98,15 @@ def wrong_said(code: int, said: str, where: str) -> list[str]:
 
 def main() -> None:
     """Runs what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--sizes", type=int, default=20)
-    parser.add_argument("--steps", nargs="+", default=list(STEPS), choices=list(STEPS))
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    failed = False
-    with tempfile.TemporaryDirectory() as place:
-        os.environ["HISTODISTILL_CACHE"] = str(Path(place, "cache"))
-        import_all()
-        steps = Steps(Path(place), make_tiles(Path(place, "tiles.npz")))
-        make_inputs(steps, args.steps)
-        for name in args.steps:
-            met, wrong = fill(steps, name, args.sizes, random.Random(f"{args.seed} {name}"))
-            print(
-                f"{name}: met a full disk {met} times, {'; '.join(wrong) or 'as undisturbed in the end'}", flush=True
-            )
-            failed |= bool(wrong)
-    raise SystemExit(int(failed))
+
+    def attempt(steps: Steps, name: str, draw: random.Random) -> tuple[str, list[str]]:
+        met, wrong = fill(steps, name, args.sizes, draw)
+        return f"met a full disk {met} times", wrong
+
+    try_steps(args, attempt, "as undisturbed in the end")
 
 
 if __name__ == "__main__":

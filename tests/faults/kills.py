@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 
 #: Keys of JSON files whose values differ from run to run.
@@ -263,15 +263,24 @@ def import_all() -> None:
     import_module("histodistill.training.engine.diffusion_training")
 
 
-def main() -> None:
-    """Runs what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--signal", default="KILL", choices=("KILL", "INT", "TERM"))
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """What the command lines of these scripts have in common."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", nargs="+", default=list(STEPS), choices=list(STEPS))
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    number = signal.Signals[f"SIG{args.signal}"]
+    return parser
+
+
+def try_steps(
+    args: argparse.Namespace, attempt: Callable[[Steps, str, random.Random], tuple[str, list[str]]], well: str
+) -> NoReturn:
+    """Makes what steps need, tries each that is asked for, prints a line for it, and ends with 1 where one went wrong.
+
+    Args:
+        args: Of `parser_of`.
+        attempt: Tries a step of this name, and returns what was done and what is not as it should be.
+        well: What is said where nothing is.
+    """
     failed = False
     with tempfile.TemporaryDirectory() as place:
         os.environ["HISTODISTILL_CACHE"] = str(Path(place, "cache"))
@@ -279,12 +288,24 @@ def main() -> None:
         steps = Steps(Path(place), make_tiles(Path(place, "tiles.npz")))
         make_inputs(steps, args.steps)
         for name in args.steps:
-            ended, wrong = disturb(steps, name, args.kills, number, random.Random(f"{args.seed} {name}"))
-            print(
-                f"{name}: ended {ended} times by SIG{args.signal}, {'; '.join(wrong) or 'as undisturbed'}", flush=True
-            )
+            done, wrong = attempt(steps, name, random.Random(f"{args.seed} {name}"))
+            print(f"{name}: {done}, {'; '.join(wrong) or well}", flush=True)
             failed |= bool(wrong)
     raise SystemExit(int(failed))
+
+
+def main() -> None:
+    """Runs what the command line asks for."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--signal", default="KILL", choices=("KILL", "INT", "TERM"))
+    args = parser.parse_args()
+
+    def attempt(steps: Steps, name: str, draw: random.Random) -> tuple[str, list[str]]:
+        ended, wrong = disturb(steps, name, args.kills, signal.Signals[f"SIG{args.signal}"], draw)
+        return f"ended {ended} times by SIG{args.signal}", wrong
+
+    try_steps(args, attempt, "as undisturbed")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from sklearn.neighbors import KernelDensity
 
 from histodistill.selection.membership import (
     Interval,
+    Overfitting,
     advantage,
     binomial_interval,
     density_ratio_scores,
@@ -14,6 +15,8 @@ from histodistill.selection.membership import (
     measure_attack,
     measure_overfitting,
 )
+from histodistill.selection.permutation import redraw_within
+from histodistill.selection.streams import stream
 
 
 def test_auc_is_that_of_scikit_learn():
@@ -89,18 +92,25 @@ def nearest(synthetic: np.ndarray, real: np.ndarray) -> np.ndarray:
     return np.argmin(np.linalg.norm(synthetic[:, None] - real[None], axis=2), axis=1)
 
 
+def overfitting(
+    nearest: np.ndarray, held_out: np.ndarray, labels: np.ndarray, confidence: float = 0.95
+) -> Overfitting:
+    draws = redraw_within(held_out, labels, 1000, stream("shuffled membership"))
+    return measure_overfitting(nearest, np.ones(len(held_out), int), draws, confidence)
+
+
 def test_overfitting_is_at_chance_for_independent_images_and_found_for_copies():
     rng = np.random.default_rng(4)
     real = rng.standard_normal((330, 4))
     held_out = np.zeros(330, dtype=bool)
     held_out[::11] = True
     labels = np.arange(330) % 3
-    independent = measure_overfitting(nearest(rng.standard_normal((300, 4)), real), held_out, labels)
+    independent = overfitting(nearest(rng.standard_normal((300, 4)), real), held_out, labels)
     assert independent.share.covers(0.5) and independent.p_value > 0.02
-    copied = measure_overfitting(nearest(real[~held_out][:150] + 0.01, real), held_out, labels)
+    copied = overfitting(nearest(real[~held_out][:150] + 0.01, real), held_out, labels)
     assert copied.share.value == 1 and copied.share.low > 0.6 and copied.p_value < 0.01
     # Copies of held-out tiles are the opposite.
-    assert measure_overfitting(nearest(real[held_out], real), held_out, labels).share.high < 0.5
+    assert overfitting(nearest(real[held_out], real), held_out, labels).share.high < 0.5
 
 
 def test_interval_of_overfitting_covers_chance_as_often_as_it_says():
@@ -108,7 +118,7 @@ def test_interval_of_overfitting_covers_chance_as_often_as_it_says():
     covered = []
     for _ in range(60):
         real, held_out = rng.standard_normal((220, 2)), rng.permutation(np.arange(220) < 40)
-        found = measure_overfitting(nearest(rng.standard_normal((150, 2)), real), held_out, np.zeros(220, int), 0.9)
+        found = overfitting(nearest(rng.standard_normal((150, 2)), real), held_out, np.zeros(220, int), 0.9)
         covered.append(found.share.covers(0.5))
     assert 0.78 <= np.mean(covered) <= 0.99
 

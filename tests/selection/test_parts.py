@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.ndimage import gaussian_filter, rotate
+from scipy.ndimage import rotate
+from textures import textures
 
 from histodistill.selection.parts import PartIndex, matched_parts
 from histodistill.selection.placements import PLACEMENT
@@ -13,18 +14,9 @@ from histodistill.selection.views import crop_and_resize
 LEAST = 45
 
 
-def tiles(count: int, seed: int, size: int = 28) -> np.ndarray:
-    """Textures of fine and of coarse spots, uint8 N×S×S×3."""
-    rng = np.random.default_rng(seed)
-    noise = rng.normal(size=(2, count, size, size, 3))
-    fine, coarse = (gaussian_filter(x, (0, w, w, 0)) for x, w in zip(noise, (1.2, 3.0), strict=True))
-    mixed = fine / fine.std() + coarse / coarse.std()
-    return np.clip(140 + 30 * mixed.mean(axis=3, keepdims=True) + 10 * mixed, 0, 255).round().astype(np.uint8)
-
-
 @pytest.fixture(scope="module")
 def real() -> np.ndarray:
-    return tiles(300, 0)
+    return textures(300, 0)
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +51,18 @@ def _mosaic(x: np.ndarray, innocent: np.ndarray) -> np.ndarray:
     ids=["as it is", "mirrored", "negative", "turned", "half", "cropped", "small in a corner"],
 )
 def test_disguised_tiles_are_found(real, index, disguise):
-    found = index.search(disguise(real[:40], tiles(40, 2)), len(real))
+    found = index.search(disguise(real[:40], textures(40, 2)), len(real))
     right = found.tile == np.arange(40)
     assert right.mean() >= 0.9 and (found.score[right] > LEAST).mean() >= 0.9
 
 
 def test_independent_tiles_are_not(index):
-    found = index.search(tiles(100, 1), 300)
+    found = index.search(textures(100, 1), 300)
     assert (found.score >= 0).all() and (found.score > LEAST).mean() <= 0.01
 
 
 def test_box_says_where(real, index):
-    images = tiles(20, 2)
+    images = textures(20, 2)
     images[:, :, 14:] = real[:20, :, 14:]
     found = index.search(images, len(real))
     assert (found.box == [0, 14, 28, 14]).all(axis=1).mean() >= 0.8
@@ -83,7 +75,7 @@ def test_only_the_first_tiles_are_searched(real, index):
 
 
 def test_an_image_is_searched_for_as_if_alone(real, index):
-    images = np.concatenate([_turned(real[:40], real[:40]), tiles(30, 3)])
+    images = np.concatenate([_turned(real[:40], real[:40]), textures(30, 3)])
     together = index.search(images, len(real))
     for rows in (np.array([0]), np.array([69, 3, 50])):
         alone = index.search(images[rows], len(real))
@@ -126,7 +118,7 @@ def test_likely_placements_are_tried(real):
 
 
 def test_larger_tiles_are_searched_at_32_pixels():
-    large = np.repeat(np.repeat(tiles(40, 5, 32), 2, axis=1), 2, axis=2)
+    large = np.repeat(np.repeat(textures(40, 5, 32), 2, axis=1), 2, axis=2)
     index = PartIndex(large, np.arange(0, 40, 4))
     assert index.side == 32
     found = index.search(large[:10, ::-1], 40)
@@ -134,7 +126,7 @@ def test_larger_tiles_are_searched_at_32_pixels():
 
 
 def test_parts_of_pairs_are_outlined(real):
-    images, other = tiles(3, 2), real[:3]
+    images, other = textures(3, 2), real[:3]
     images[0, :, :14] = other[0, :, 14:]
     images[1] = 255 - other[1][::-1]
     (image, tile), (whole, of_whole), nothing = matched_parts(images, other)

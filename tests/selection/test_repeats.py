@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.ndimage import gaussian_filter
+from textures import textures
 
 from histodistill.selection import repeats, windows
 from histodistill.selection.attacked import find_attacked
@@ -16,18 +16,9 @@ from histodistill.selection.units import find_units
 from histodistill.selection.views import apply_symmetry, compress_jpeg, crop_and_resize, shift
 
 
-def tiles(count: int, seed: int, size: int = 28) -> np.ndarray:
-    """Textures of fine and of coarse spots, uint8 N×S×S×3."""
-    rng = np.random.default_rng(seed)
-    noise = rng.normal(size=(2, count, size, size, 3))
-    fine, coarse = (gaussian_filter(x, (0, w, w, 0)) for x, w in zip(noise, (1.2, 3.0), strict=True))
-    mixed = fine / fine.std() + coarse / coarse.std()
-    return np.clip(140 + 30 * mixed.mean(axis=3, keepdims=True) + 10 * mixed, 0, 255).round().astype(np.uint8)
-
-
 @pytest.fixture(scope="module")
 def real() -> np.ndarray:
-    return tiles(150, 0)
+    return textures(150, 0)
 
 
 def _stained(images: np.ndarray) -> np.ndarray:
@@ -60,7 +51,7 @@ def test_changed_tiles_are_found_and_no_others(real, change):
 
 
 def test_larger_tiles_are_reduced_and_found():
-    large = tiles(30, 1, 64)
+    large = textures(30, 1, 64)
     pairs = repeated_pairs([large, _cropped(large[:20])])
     assert (pairs[:, 1] - pairs[:, 0] == 30).all() and len(pairs) >= 19
 
@@ -75,14 +66,14 @@ def test_they_are_found_in_cells(real, monkeypatch):
 
 def test_neighbours_and_halves_are_two(real):
     moved, halves = shift(real[:40], 0, 14), real[:40].copy()
-    halves[:, :, 14:] = tiles(40, 2)[:, :, 14:]
+    halves[:, :, 14:] = textures(40, 2)[:, :, 14:]
     assert not len(repeated_pairs([real, moved])) and not len(repeated_pairs([real, halves]))
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_few_tiles_and_empty_ones_have_none(count):
     flat = np.full((count, 28, 28, 3), 230, np.uint8)
-    for images in (flat, tiles(3, 3)[:count]):
+    for images in (flat, textures(3, 3)[:count]):
         seen: list[int] = []
         assert not len(find_repeats(images, seen.append).pairs) and sum(seen) == 2 * count
 

@@ -11,15 +11,13 @@ from pathlib import Path
 from histodistill.training.running.files import write_refusal
 from histodistill.training.running.findings import FAIL, PASS, WARN, Finding
 from histodistill.training.running.precision import usual_precision
-from histodistill.training.running.threads import usable_cores
+from histodistill.training.running.threads import CONTROL_GROUPS, read_words, usable_cores
 
 
 # Memory in bytes: below the first not even the smallest run fits, below the second it does with nothing beside it.
 _LEAST_MEMORY, _ENOUGH_MEMORY = 2 * 2**30, 4 * 2**30
 # Room on a disk in bytes, likewise: for a run, with its pool and checkpoints.
 _LEAST_DISK, _ENOUGH_DISK = 2**30, 5 * 2**30
-# Where Linux says how much memory a container or a batch job may use.
-_CGROUP = Path("/sys/fs/cgroup")
 _NVIDIA = "/dev/nvidiactl"
 
 
@@ -91,8 +89,8 @@ def free_memory() -> tuple[int, int]:
     import psutil
 
     memory = psutil.virtual_memory()
-    limit = _number(_CGROUP / "memory.max", _CGROUP / "memory" / "memory.limit_in_bytes")
-    used = _number(_CGROUP / "memory.current", _CGROUP / "memory" / "memory.usage_in_bytes")
+    limit = _number(CONTROL_GROUPS / "memory.max", CONTROL_GROUPS / "memory" / "memory.limit_in_bytes")
+    used = _number(CONTROL_GROUPS / "memory.current", CONTROL_GROUPS / "memory" / "memory.usage_in_bytes")
     if limit is None or used is None or limit >= memory.total:
         return memory.available, memory.total
     return min(memory.available, max(0, limit - used)), limit
@@ -143,16 +141,9 @@ def check_terminal() -> Finding:
     return Finding("Terminal", WARN, found, "set PYTHONUTF8=1, or some names are shown with escapes or refused")
 
 
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except (OSError, ValueError):
-        return None
-
-
 def _number(*paths: Path) -> int | None:
     """The number that the first of some files holds which is there."""
-    text = next((text for path in paths if (text := _read(path))), "")
+    text = next((text for path in paths if (text := read_words(path))), "")
     return int(text) if text.isdecimal() else None
 
 

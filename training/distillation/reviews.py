@@ -6,7 +6,6 @@ these were and how many people looked, but no sign of a person and no note.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from histodistill.hub_cards.documents import Exact, Seed, Sha256, check_document
 from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.part_files import read_file
 from histodistill.hub_cards.review_facts import ReviewFacts
+from histodistill.hub_cards.site_verdict import image_hash
 from histodistill.selection.image_rows import Images
 from histodistill.selection.summaries import counted
 from histodistill.training.running.errors import InputError, param
@@ -119,11 +119,6 @@ class Review(Exact):
             num_left_out=len(self.left_out),
             num_unseen=int(unseen.sum()),
         )
-
-
-def image_hash(pixels: np.ndarray) -> str:
-    """SHA-256 of the pixels of an image, uint8 H×W×3, as 64 hex digits."""
-    return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
 def read_saved(path: Path, schema: type[_Document]) -> _Document:

@@ -54,7 +54,7 @@ from histodistill.training.running.presets import PRESET_NAMES, Preset, load_pre
 from histodistill.training.running.program import ANSWER_IS_NO
 from histodistill.training.running.progress import about, clock
 from histodistill.training.running.source_options import SourceOptions, of_groups, settings_of
-from histodistill.training.running.training_options import AUDIT_SHARE_HELP, precision_option
+from histodistill.training.running.training_options import AUDIT_SHARE_HELP, PrivateTrainingConfig, precision_option
 
 
 if TYPE_CHECKING:
@@ -123,13 +123,7 @@ class DistillConfig(SourceOptions):
         above=0,
         group=_PRIVACY,
     )
-    dp_delta: float | None = option(
-        "the δ that goes with it; default: a tenth of 1 / number of training units",
-        default=None,
-        above=0,
-        below=1,
-        group=_PRIVACY,
-    )
+    dp_delta: float | None = like(PrivateTrainingConfig, "dp_delta", default=None, group=_PRIVACY)
     dp_public_data: str | Path = option(
         "public tiles that the autoencoder is made of, which spends nothing: any source",
         default=PUBLIC_TILES,

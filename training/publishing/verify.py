@@ -72,6 +72,7 @@ def run(config: VerifyConfig) -> Verification:
     Raises:
         InputError: For what is no set that `publish` has made, or cannot be fetched or read.
     """
+    from histodistill.selection.summaries import counted
     from histodistill.training.models.hub_files import set_folder
 
     # A set of the Hub is fetched anew: what a cache holds may not be what the Hub has.
@@ -88,8 +89,7 @@ def run(config: VerifyConfig) -> Verification:
     verdict = {True: "passed", False: "did not pass", None: "was not made"}[found.audit_passed]
     print(f"verify: the privacy audit {verdict}, by what the set says of itself; fingerprint {found.fingerprint}")
     if found.findings:
-        count = len(found.findings)
-        print(f"verify: {config.set} is not as it was published: {count} finding{'' if count == 1 else 's'}")
+        print(f"verify: {config.set} is not as it was published: {counted(len(found.findings), 'finding')}")
     elif config.fingerprint is None:
         print(
             f"verify: {config.set} agrees with its own record; that nobody has rewritten both, only --fingerprint "

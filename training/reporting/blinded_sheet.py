@@ -17,13 +17,14 @@ from pydantic import Field, model_validator
 
 from histodistill.hub_cards.audit_record import Count
 from histodistill.hub_cards.documents import Exact, Seed, Sha256
+from histodistill.hub_cards.site_verdict import image_hashes
 from histodistill.selection.membership import Interval, binomial_interval
 from histodistill.selection.streams import stream
 from histodistill.selection.summaries import counted
 from histodistill.training.data.image_dataset import read_image_table
 from histodistill.training.data.images import base64_png
 from histodistill.training.data.tiles import HELD_OUT, TileSource, sample_as_many
-from histodistill.training.distillation.reviews import LONGEST_SIGN, Sign, image_hash, read_saved
+from histodistill.training.distillation.reviews import LONGEST_SIGN, Sign, read_saved
 from histodistill.training.reporting.review_page import LARGEST_SIDE, REVIEW_FOLDER
 from histodistill.training.reporting.templates import render_page, script_values
 from histodistill.training.running.errors import InputError, param
@@ -118,7 +119,7 @@ def write_sheet(run: Path, source: TileSource, per_class: int, seed: int | None)
     images = np.concatenate([np.asarray(table.images[generated]), np.asarray(real.images[shown])])[order]
     key = SheetKey(
         format=1,
-        sheet=hashlib.sha256("".join(map(image_hash, images)).encode()).hexdigest(),
+        sheet=hashlib.sha256("".join(image_hashes(images)).encode()).hexdigest(),
         seed=seed,
         class_names=tuple(table.class_names),
         kinds=tuple("generated" if number < len(wanted) else "real" for number in order),

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from histodistill.hub_cards.site_verdict import image_hash
 from histodistill.training.data.image_dataset import read_image_table
 from histodistill.training.data.images import base64_png
-from histodistill.training.distillation.reviews import LONGEST_NOTE, LONGEST_SIGN, image_hash
+from histodistill.training.distillation.reviews import LONGEST_NOTE, LONGEST_SIGN
 from histodistill.training.reporting.templates import render_page, script_values
 from histodistill.training.running.files import write_text
 from histodistill.training.running.stages import content_of

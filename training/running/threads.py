@@ -69,9 +69,9 @@ def _own_folders() -> list[Path]:
 
 
 def _quota_of(folder: Path) -> float | None:
-    words = (_read(folder / "cpu.max") or "").split()
+    words = (read_words(folder / "cpu.max") or "").split()
     if not words:
-        words = [_read(folder / name) or "" for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")]
+        words = [read_words(folder / name) or "" for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")]
     try:
         quota, period = map(float, words)
     except ValueError:  # "max", or nothing
@@ -79,7 +79,8 @@ def _quota_of(folder: Path) -> float | None:
     return quota / period if quota > 0 and period > 0 else None
 
 
-def _read(path: Path) -> str | None:
+def read_words(path: Path) -> str | None:
+    """What a file of a control group says; None where there is none."""
     try:
         return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):

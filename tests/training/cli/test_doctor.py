@@ -251,7 +251,7 @@ def test_torch_that_cannot_be_imported(monkeypatch):
 @pytest.fixture
 def control_groups(tmp_path, monkeypatch):
     """`control_groups(name=text)` sets the files in which Linux says what a container may use."""
-    monkeypatch.setattr(machine_checks, "_CGROUP", tmp_path)
+    monkeypatch.setattr(machine_checks, "CONTROL_GROUPS", tmp_path)
 
     def write(**files: str) -> None:
         for name, text in files.items():

@@ -3,12 +3,12 @@ from __future__ import annotations
 import base64
 import io
 import re
-from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from audits import add_audit
+from html_pages import Page
 from PIL import Image
 
 from histodistill.training.data.image_dataset import write_image_dataset
@@ -21,28 +21,14 @@ from histodistill.training.running.files import read_json, write_json
 
 NAMES = ["fat <5 %", "stroma & co"]
 PER_CLASS = 30
-VOID = {"meta", "link", "img"}
 
 
-class Page(HTMLParser):
-    """Checks that elements close in order, and keeps the start tags and the text outside style."""
+class ReportPage(Page):
+    """It keeps the text outside style, too."""
 
     def __init__(self, html: str):
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict]] = []
         self.text = ""
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
+        super().__init__(html)
 
     def handle_data(self, data):
         if self.open and self.open[-1] != "style":
@@ -138,7 +124,7 @@ def test_page_stands_alone_and_is_well_formed(run):
     assert path == run / "report.html"
     html = path.read_text()
     assert html.lstrip().startswith("<!DOCTYPE html>")
-    page = Page(html)
+    page = ReportPage(html)
     names = {tag for tag, _ in page.tags}
     assert not names & {"script", "iframe", "object", "embed", "video", "audio"}
     for tag, attributes in page.tags:
@@ -152,7 +138,7 @@ def test_page_stands_alone_and_is_well_formed(run):
 
 
 def test_scores_and_recovery_are_there(run):
-    text = " ".join(Page(write_report(run).read_text()).text.split())
+    text = " ".join(ReportPage(write_report(run).read_text()).text.split())
     assert "72.8% Distilled, joint loss 60 synthetic images 60.0% Random real tiles 60 real tiles" in text
     assert "7,180 real test tiles that a ConvNet classifies correctly when trained on these." in text
     assert (
@@ -173,14 +159,14 @@ def test_the_numbers_of_real_tiles_are_reconciled(run):
     assert sentence not in write_report(run).read_text()
     record = read_json(run / "run.json")
     write_json(run / "run.json", {**record, "num_tiles": {"train": 11000, "held_out": 592, "test": 7180}})
-    text = " ".join(Page(write_report(run).read_text()).text.split())
+    text = " ".join(ReportPage(write_report(run).read_text()).text.split())
     assert sentence in text
     assert "made from 11,000 real training tiles (592 more were held out for the privacy audit)" in text
 
 
 def test_communities_times_and_settings_are_there(run):
     html = write_report(run).read_text()
-    text = " ".join(Page(html).text.split())
+    text = " ".join(ReportPage(html).text.split())
     assert "3 communities of 100 images; the chosen images are from 3" in text
     assert "70, 20, 10" in text
     assert "40 communities of 200 images; the chosen images are from 1" in text
@@ -205,7 +191,7 @@ def test_pictures_of_the_communities_are_shown_where_they_are(run):
         data = f"picture {file}".encode()
         (run / "selector" / file).write_bytes(data)
         html = write_report(run).read_text()
-        page = Page(html)
+        page = ReportPage(html)
         assert caption in page.text
         pictures = [
             attributes for tag, attributes in page.tags if "picture" in (attributes.get("class") or "").split()
@@ -232,7 +218,7 @@ def test_dropped_images_are_counted(run):
         write_json(run / "distilled" / "stage.json", {**record, "dropped": dropped})
         assert sentence not in write_report(run).read_text()
     write_json(run / "distilled" / "stage.json", {**record, "dropped": {NAMES[0]: 1200, "none": 0, NAMES[1]: 7}})
-    text = " ".join(Page(write_report(run).read_text()).text.split())
+    text = " ".join(ReportPage(write_report(run).read_text()).text.split())
     assert f"{sentence}, as not recognised or outlying: 1,200 of {NAMES[0]}, 7 of {NAMES[1]}." in text
 
 
@@ -244,7 +230,7 @@ def test_names_are_escaped(run):
 
 
 def test_images_are_the_best_ranked_distilled_ones(run):
-    page = Page(write_report(run).read_text())
+    page = ReportPage(write_report(run).read_text())
     sources = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
     assert len(sources) == 2 * IMAGES_PER_CLASS
     shown = [np.asarray(Image.open(io.BytesIO(base64.b64decode(s.split(",")[1])))) for s in sources]
@@ -261,7 +247,7 @@ def test_large_images_are_shown_smaller(tmp_path):
 
 def test_only_the_distilled_set_is_needed(tmp_path):
     write_distilled(tmp_path)
-    text = " ".join(Page(write_report(tmp_path).read_text()).text.split())
+    text = " ".join(ReportPage(write_report(tmp_path).read_text()).text.split())
     assert "No scores yet" in text
     assert "run.json is missing" in text
     assert "The record of the selection does not say" in text
@@ -390,7 +376,7 @@ def test_the_recommended_way_is_what_stands_out(run):
     results["rows"].append(row("real_random", "Random real tiles", "resnet18", 60, score(None)))
     write_json(run / "results.json", results)
     html = write_report(run).read_text()
-    assert "75.0% Distilled, soft labels 60 synthetic images" in " ".join(Page(html).text.split())
+    assert "75.0% Distilled, soft labels 60 synthetic images" in " ".join(ReportPage(html).text.split())
     assert re.findall(r'<tr class="own"><th scope="row">(.*?)<small', html)[:2] == [
         "Distilled, soft labels",
         "Distilled, joint loss",
@@ -414,7 +400,7 @@ def test_classes_are_shown_one_by_one(run):
     assert "Class by class" not in write_report(run).read_text()
     write_cells(run)
     html = write_report(run).read_text()
-    text = " ".join(Page(html).text.split())
+    text = " ".join(ReportPage(html).text.split())
     assert f"{NAMES[0]} 0.850 ± 0.071 0.850 ± 0.071 0.850 ± 0.071 {NAMES[1]} 0.500 ± 0.000" in text
     chart = svg(html, "class-f1")
     titles = [part.text for part in chart.findall("text") if part.get("class") == "on-grid"]
@@ -446,7 +432,7 @@ def test_classes_are_shown_one_by_one(run):
 )
 def test_cells_that_do_not_say_what_classes_got_are_left_out(run, changes):
     write_cells(run, **changes)
-    text = " ".join(Page(write_report(run).read_text()).text.split())
+    text = " ".join(ReportPage(write_report(run).read_text()).text.split())
     assert f"{NAMES[0]} 0.850 ± 0.071 0.850 ± 0.071 {NAMES[1]}" in text
     assert "trained on: Random real tiles." in text
 
@@ -492,7 +478,7 @@ def test_results_table_is_a_curve(run):
     points = [(point.get("x"), float(point.get("y"))) for point in groups["series series-1"].findall("svg")]
     assert points == [(sizes["10"], pytest.approx(ticks[0.6])), (sizes["100"], pytest.approx(ticks[0.8]))]
     # All are in the table, and one without sizes is no curve.
-    text = " ".join(Page(html).text.split())
+    text = " ".join(ReportPage(html).text.split())
     assert "Trained on 10 100 all all real training tiles 0.900 ± 0.010 kernel_herding 0.600 ± 0.100 0.800" in text
     assert "infomap:n_neighbors=11 0.500 0.500" in text
     assert "ViT , one seed" in text and svg(html, "sizes-2") is None
@@ -505,7 +491,7 @@ def test_results_table_tells_the_steps_of_each_score(run):
     one = benchmark_row("random", 10, 0.5, 0.1)
     rows = [{**one, "steps": 600, "batch_size": 32}, {**one, "size": None, "steps": 2000, "batch_size": 128}]
     write_json(run / "benchmark" / "benchmark.json", {"rows": rows})
-    text = " ".join(Page(write_report(run).read_text()).text.split())
+    text = " ".join(ReportPage(write_report(run).read_text()).text.split())
     assert "random 0.500 ± 0.100 600 of 32 0.500 ± 0.100 2,000 of 128" in text
     assert "below each score stand its steps" in text
 
@@ -589,10 +575,10 @@ def test_communities_are_as_large_as_their_part(run):
 
 
 def test_what_is_next_goes_by_the_audit(run):
-    text = Page(write_report(run).read_text()).text
+    text = ReportPage(write_report(run).read_text()).text
     assert "histodistill audit --run RUN" in text and "histodistill publish" not in text
     add_audit(run)
-    text = Page(write_report(run).read_text()).text
+    text = ReportPage(write_report(run).read_text()).text
     assert "histodistill publish --run RUN" in text and "histodistill audit --run RUN" not in text
 
 
@@ -611,7 +597,7 @@ def test_audit_is_shown_where_it_was_made(run):
     record = read_json(run / "distilled" / "stage.json")
     write_json(run / "distilled" / "stage.json", {**record, "copies_dropped": {"fat": 3, "stroma": 4}})
     add_audit(run, weights_auc=0.7, is_random=False)
-    page = Page(write_report(run).read_text())
+    page = ReportPage(write_report(run).read_text())
     text = " ".join(page.text.split())
     assert "distilled: passed" in text and "pipeline: not passed; it should not be published" in text
     assert "distilled: ✓ passed" in text and "pipeline: ✗ not passed; it should not be published" in text
@@ -624,7 +610,7 @@ def test_audit_is_shown_where_it_was_made(run):
     assert "7 generated images were dropped before the selection, as copies of real tiles" in text
     # Another distilled set is not the one that passed.
     write_distilled(run, size=16)
-    text = " ".join(Page(write_report(run).read_text()).text.split())
+    text = " ".join(ReportPage(write_report(run).read_text()).text.split())
     assert "distilled: not the audited files: run histodistill audit again" in text
     assert "pipeline: not passed; it should not be published" in text
     # What another version found is not shown.
@@ -639,6 +625,6 @@ def test_differential_privacy_is_told_with_what_it_does_not_cover(run):
     file = run / "pipeline" / "stage.json"
     spent = {"epsilon": 7.9876, "delta": 1.72e-5}
     write_json(file, {**read_json(file), "privacy": {**spent, "autoencoder": spent, "total": spent}})
-    text = " ".join(Page(write_report(run).read_text()).text.split())
+    text = " ".join(ReportPage(write_report(run).read_text()).text.split())
     assert "trained with differential privacy : ε = 7.99 and δ = 1.7e-05 for each training tile." in text
     assert "it does not cover all tiles of a patient" in text and "nor this: The soft labels of the" in text

@@ -8,17 +8,17 @@ import io
 import json
 import re
 import stat
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from html_pages import Page
 from PIL import Image
 from scipy.stats import binomtest
 
+from histodistill.hub_cards.site_verdict import image_hash
 from histodistill.hub_cards.tables import ImageTable
 from histodistill.training.data.image_dataset import read_image_dataset, write_image_dataset
 from histodistill.training.data.sources import load_tiles
-from histodistill.training.distillation.reviews import image_hash
 from histodistill.training.end_to_end.leavings import PRIVATE, find_leavings
 from histodistill.training.reporting import review, review_page
 from histodistill.training.reporting.blinded_sheet import score_answers
@@ -30,28 +30,16 @@ from histodistill.training.running.stages import Stage, content_of
 
 
 NAMES = ['"><img src="x">', "</script><script>alert(1)</script>", "fat <5 % & co"]
-VOID = {"meta", "link", "img", "input"}
 
 
-class Page(HTMLParser):
-    """Checks that elements close in order, and keeps start tags, scripts and texts."""
+class ReviewPage(Page):
+    """It keeps texts by their element, too."""
+
+    void = Page.void | {"input"}
 
     def __init__(self, html: str):
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict]] = []
         self.texts: dict[str, str] = {}
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
+        super().__init__(html)
 
     def handle_data(self, data):
         place = self.open[-1] if self.open else ""
@@ -64,7 +52,7 @@ class Page(HTMLParser):
 def read_page(path):
     """A page, after the checks that it needs nothing else and runs its own script alone."""
     html = path.read_text(encoding="utf-8")
-    page = Page(html)
+    page = ReviewPage(html)
     (policy,) = [attrs["content"] for attrs in page.all("meta", **{"http-equiv": "Content-Security-Policy"})]
     digest = base64.b64encode(hashlib.sha256(page.texts["script"].encode()).digest()).decode()
     assert policy == (
@@ -152,7 +140,7 @@ def test_the_sheet_mixes_generated_images_and_tiles_that_no_model_saw(sheet, tin
 
 def test_the_page_does_not_tell_which_is_which(sheet):
     html = (sheet / "review" / "blinded.html").read_text()
-    page = Page(html)
+    page = ReviewPage(html)
     # But for its pixels, an image is told by its number alone.
     cards = re.findall(r'<fieldset class="card">.*?</fieldset>', html, re.DOTALL)
     plain = {re.sub(r'base64,[^"]+', "", re.sub(r"(answer-|Image )\d+", r"\1", card)) for card in cards}

@@ -273,9 +273,18 @@ def test_module_runs_from_another_thread():
     assert codes == [4]
 
 
+@pytest.fixture
+def probe(tmp_path, monkeypatch):
+    """`probe(text)` makes the module `probe` for processes on a CPU, with one thread each."""
+    monkeypatch.setattr(launch, "has_cuda", lambda: False)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return (tmp_path / "probe.py").write_text
+
+
 @pytest.mark.launch
-def test_two_processes_on_a_cpu_know_of_each_other(tmp_path, monkeypatch):
-    (tmp_path / "probe.py").write_text(
+def test_two_processes_on_a_cpu_know_of_each_other(probe, tmp_path):
+    probe(
         "import json, sys\n"
         "from histodistill.training.engine.accelerator import make_accelerator\n"
         "from histodistill.training.running.errors import InputError\n"
@@ -289,9 +298,6 @@ def test_two_processes_on_a_cpu_know_of_each_other(tmp_path, monkeypatch):
         "open(f'{sys.argv[1]}/{accelerator.process_index}.json', 'w').write(json.dumps(facts))\n"
         "accelerator.end_training()\n"
     )
-    monkeypatch.setattr(launch, "has_cuda", lambda: False)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     run_module("probe", [str(tmp_path)], 2)
     facts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert [fact[:3] for fact in facts] == [[0, 2, "cpu"], [1, 2, "cpu"]]
@@ -299,9 +305,9 @@ def test_two_processes_on_a_cpu_know_of_each_other(tmp_path, monkeypatch):
 
 
 @pytest.mark.launch
-def test_a_lost_process_ends_the_others_with_one_sentence(tmp_path, monkeypatch, capfd):
+def test_a_lost_process_ends_the_others_with_one_sentence(probe, capfd):
     """Its peer waits for it in vain; what the launcher and libraries make of that in many lines is not told."""
-    (tmp_path / "probe.py").write_text(
+    probe(
         "import os, signal, torch\n"
         "from histodistill.training.engine.accelerator import make_accelerator\n"
         "from histodistill.training.running.program import as_program\n"
@@ -312,9 +318,6 @@ def test_a_lost_process_ends_the_others_with_one_sentence(tmp_path, monkeypatch,
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    accelerator.gather(torch.ones(1))\n"
     )
-    monkeypatch.setattr(launch, "has_cuda", lambda: False)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with pytest.raises(SystemExit) as stopped:
         run_module("probe", [], 2)
     assert stopped.value.code == 137
