@@ -9,6 +9,7 @@ its number and the time of its start, of other machines by a sign of life that a
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import json
 import os
@@ -129,18 +130,48 @@ def _joined(lock: Path, record: Mapping[str, Any]) -> Iterator[None]:
     if this in record["holders"]:
         yield
         return
-    _rewrite(lock, record, [*record["holders"], this])
+    _rewrite(lock, record["token"], lambda holders: [*holders, this])
     try:
         yield
     finally:
-        after = _read(lock)
-        if after and after["token"] == record["token"]:
-            _rewrite(lock, after, [holder for holder in after["holders"] if holder != this])
+        _rewrite(lock, record["token"], lambda holders: [holder for holder in holders if holder != this])
 
 
-def _rewrite(lock: Path, record: Mapping[str, Any], holders: list[Mapping[str, Any]]) -> None:
-    with contextlib.suppress(OSError):  # of a full disk the owner hears elsewhere
-        write_json(lock, {**record, "holders": holders})
+def _rewrite(lock: Path, token: str, change: Callable[[list[Any]], list[Any]]) -> None:
+    with contextlib.suppress(OSError), _alone(lock):  # of a full disk the owner hears elsewhere
+        if (record := _read(lock)) and record["token"] == token:
+            write_json(lock, {**record, "holders": change(record["holders"])})
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """No other process changes or removes the file of a claim in the block, if it does so by this function, too.
+
+    Without it, of two that find a claim left behind one might remove what the other has just made in its place.
+    """
+    while True:
+        try:
+            # Network drives lock only what is opened for writing, which another user's file may not be.
+            file = os.open(lock, os.O_RDWR if os.access(lock, os.W_OK) else os.O_RDONLY)
+        except FileNotFoundError:
+            yield
+            return
+        try:
+            with contextlib.suppress(OSError):  # a disk that knows no locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if _is_still(lock, file):
+                yield
+                return
+        finally:
+            os.close(file)
+
+
+def _is_still(lock: Path, file: int) -> bool:
+    """Whether an open file is still the one that has this name."""
+    try:
+        return os.path.samestat(os.stat(lock), os.fstat(file))
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager
@@ -163,10 +194,10 @@ def _taken(folder: Path, place: Path) -> Iterator[None]:
             _held.reset(before)
     finally:
         ended.set()
-        record = _read(place / LOCK)
-        # A signal may have come just when it was made; one that stayed empty is known by nothing else.
-        if record["token"] == token if record else lock is not None:
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), _alone(place / LOCK):
+            record = _read(place / LOCK)
+            # A signal may have come just when it was made; one that stayed empty is known by nothing else.
+            if record["token"] == token if record else lock is not None:
                 (place / LOCK).unlink()
         for each in made:
             with contextlib.suppress(OSError):  # what is not empty stays
@@ -256,24 +287,22 @@ def _take_away(lock: Path, folder: Path) -> None:
         _CannotClaim: If it cannot be removed.
     """
     deadline = time.monotonic() + _ENDING
-    while _is_ending(record := _read(lock)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    if record is None and not os.path.isfile(lock):
-        return
-    if not _is_left_behind(lock, record):
-        raise InputError(_refusal(lock, folder, record))
-    # Of several that find it so, one moves it away; what another has made since then is put back.
-    aside = lock.with_name(f".{lock.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        os.rename(lock, aside)
-    except FileNotFoundError:
-        return
-    except OSError:
-        raise _CannotClaim from None
-    if _read(aside) != record:
-        os.rename(aside, lock)
-        return
-    aside.unlink()
+    while True:
+        while _is_ending(record := _read(lock)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if record is None and not os.path.isfile(lock):
+            return
+        if not _is_left_behind(lock, record):
+            raise InputError(_refusal(lock, folder, record))
+        try:
+            with _alone(lock):
+                if _read(lock) == record and _is_left_behind(lock, record):  # others may have been faster
+                    lock.unlink()
+                    break
+        except FileNotFoundError:
+            return
+        except OSError:
+            raise _CannotClaim from None
     tell(f"{folder}: what claimed it has ended without a word{_named(record)}, and this command goes on in its place")
     _clear_up(lock.parent)
 
