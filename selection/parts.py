@@ -167,16 +167,14 @@ class PartIndex:
         few = _best_of_each(placements["image"], first, _REFINED)
         placements, independent = placements[few], independent[few]
         placements, likeness = comparison.refine(placements, independent)
-        best = _best_of_each(placements["image"], likeness.score, 1)
+        boxes = comparison.within(placements, likeness.box)
+        in_detail = comparison.whitened(placements, boxes)
+        best = _best_of_each(placements["image"], in_detail, 1)
         placements = placements[best]
         image = placements["image"]
-        score[image], tile[image], box[image], best_placement[image] = (
-            likeness.score[best],
-            tiles[placements["tile"]],
-            comparison.within(placements, likeness.box[best]),
-            placements,
-        )
-        return FoundParts(np.maximum(score, 0), tile, box, best_placement)
+        score[image], tile[image], box[image] = in_detail[best], tiles[placements["tile"]], boxes[best]
+        best_placement[image] = placements
+        return FoundParts(score, tile, box, best_placement)
 
 
 def matched_parts(images: np.ndarray, tiles: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -7,6 +7,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from histodistill.selection.whitening import whitened_score
+
 
 # Heights and widths of boxes within an image, in which alone it may look like a tile, as shares of the side.
 _SPANS = (1.0, 0.7, 0.5)
@@ -127,6 +129,26 @@ class Comparison:
                         np.where(better, found.score, best.score), np.where(better[:, None], found.box, best.box)
                     )
         return placements, self.compare(placements, independent)
+
+    def whitened(self, placements: np.ndarray, box: np.ndarray) -> np.ndarray:
+        """How like the tiles the images are in every detail, see `whitened_score`: float64 P.
+
+        Args:
+            placements: P of them.
+            box: int64 P×4, what is compared, as `within` gives it; 0 for one of fewer pixels than count.
+        """
+        shown, inside = self._shown(placements)
+        images, score = self.images[placements["image"]], np.zeros(len(placements))
+        for height, width in np.unique(box[:, 2:], axis=0).tolist():
+            if height * width < _FEWEST_PIXELS:
+                continue
+            rows = np.flatnonzero((box[:, 2:] == (height, width)).all(axis=1))
+            down, right = (box[rows, axis, None] + np.arange(length) for axis, length in enumerate((height, width)))
+            at = rows[:, None, None], down[:, :, None], right[:, None]
+            counts = inside[at]
+            found = whitened_score(images[at], shown[at], counts)
+            score[rows] = np.where(counts.sum(axis=(1, 2)) >= _FEWEST_PIXELS, found, 0)
+        return score
 
     def within(self, placements: np.ndarray, box: np.ndarray) -> np.ndarray:
         """Of boxes P×4 what lies on the tile: the smallest box around the pixels that do, as `Likeness.box`."""
