@@ -1,4 +1,4 @@
-"""What whitened pictures agree in: the same however sharp or strong they are, and little where chance alone is at work."""
+"""What whitened pictures agree in: the same, however sharp or strong they are, and little by chance."""
 
 from __future__ import annotations
 
