@@ -31,7 +31,7 @@ from histodistill.selection.views import (
     apply_symmetry,
     contrasts_of,
     resample,
-    stretch,
+    shear,
     window_weights,
 )
 from histodistill.selection.windows import (
@@ -232,9 +232,8 @@ class CopyIndex:
         """Scores of images.
 
         Neighbouring tiles of a slide often overlap, and tiles that show a part of others cannot tell what chance
-        does. So calibrating tiles have decoys: for `parts`, each is stretched to nearly twice its width or height.
-        Then it shows the same tissue, and no tile, however turned or zoomed, shows a part of it (as searches in
-        databases of spectra have decoys).
+        does. So calibrating tiles have decoys: for `parts`, each is sheared. Then it shows the same tissue, and no
+        tile, however turned or zoomed, shows a part of it (as searches in databases of spectra have decoys).
 
         Args:
             images: uint8 M×S×S×3 of the same size as the tiles.
@@ -271,7 +270,7 @@ class CopyIndex:
             candidates = self._windows.candidates(turned, num_tiles, _PROPOSALS, _CANDIDATES)
             found["structure"].append(self._structure(turned, *candidates))
             if decoys:
-                parts = self._parts.search(stretch(part, start + np.arange(len(part))), num_tiles)
+                parts = self._parts.search(shear(part, start + np.arange(len(part))), num_tiles)
             else:
                 parts = self._parts.search(part, num_tiles, placements_of(*candidates, self._parts.side))
             found["parts"].append((np.exp(-parts.score / _SCORE_SCALE), parts.tile))

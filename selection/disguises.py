@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter, rotate
 from histodistill.selection.image_rows import Images
 from histodistill.selection.planting import draw_in_turn
 from histodistill.selection.streams import stream
-from histodistill.selection.views import blend, crop_and_resize, has_content, resample, shift, stretch
+from histodistill.selection.views import blend, crop_and_resize, has_content, resample, shear, shift
 
 
 #: Takes tiles, as many innocent images and a generator, uint8 N×S×S×3 each, and gives images that show the tiles.
@@ -176,7 +176,7 @@ def disguise_tiles(
     Args:
         tiles: uint8 N×S×S×3.
         others: uint8 M×S×S×3, further tiles, of which some show something: what tiles are pasted into. They are
-            stretched first, since some may show a part of a tile, see `CopyIndex.search`.
+            sheared first, since some may show a part of a tile, see `CopyIndex.search`.
         count: Tiles that are disguised in each way, at least 1.
         seed: Seed of the draws.
         usable: bool N, which tiles may be disguised; all by default.
@@ -191,6 +191,6 @@ def disguise_tiles(
     )
     disguised = []
     for disguise, chosen in zip(DISGUISES.values(), order.reshape(-1, count), strict=True):
-        into = stretch(others[rng.choice(innocent, count)], np.arange(count))
+        into = shear(others[rng.choice(innocent, count)], np.arange(count))
         disguised.append(disguise(tiles[chosen], into, rng))
     return np.stack(disguised)

@@ -6,6 +6,7 @@ Arrays in, arrays out; images are uint8 N×S×S×3 throughout.
 from __future__ import annotations
 
 import io
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -18,8 +19,8 @@ from histodistill.selection.image_rows import Images, batches
 JPEG_QUALITY = 75
 #: Share of a blended copy that is the tile itself; the rest is another tile.
 BLENDED_SHARE = 0.8
-#: By how much a real tile is stretched so that it shows no part of any other, however that is turned or zoomed.
-STRETCH = 1.8
+#: By how much a real tile is sheared so that it shows no part of any other, however that is turned or zoomed.
+SHEAR = 0.6
 #: Standard deviation of grey levels (of 255) below which an image shows nothing.
 LEAST_CONTENT = 8.0
 
@@ -45,15 +46,32 @@ def crop_and_resize(images: np.ndarray, side: int, corners: np.ndarray) -> np.nd
     return np.stack([np.asarray(Image.fromarray(x).resize((size, size), Image.Resampling.BICUBIC)) for x in parts])
 
 
-def stretch(images: np.ndarray, numbers: np.ndarray, factor: float = STRETCH) -> np.ndarray:
-    """Stretches the middle of images: those with an even number sideways, the others downwards, by `factor` > 1."""
+def shear(images: np.ndarray, numbers: np.ndarray, amount: float = SHEAR) -> np.ndarray:
+    """Shears images about their middle; what comes in at the edges is the image's reflection.
+
+    Args:
+        images: uint8 N×S×S×3.
+        numbers: int64 N; rows are moved sideways where they are even, and columns downwards where they are odd.
+        amount: Pixels by which a row, or column, is moved further than the one before it, from 0 to 1.
+    """
     size = images.shape[1]
-    start, end = (1 - 1 / factor) / 2 * size, (1 + 1 / factor) / 2 * size
-    boxes = ((start, 0.0, end, float(size)), (0.0, start, float(size), end))
+    pad = math.ceil(amount * size / 2) + 2  # and what the interpolation reads
+    # From a place on the sheared image to that on the padded one, which lies where it did in the middle.
+    middle = (size - 1) / 2
+    sideways = (1, amount, pad - amount * (middle + 0.5), 0, 1, pad)
+    downwards = (1, 0, pad, amount, 1, pad - amount * (middle + 0.5))
+    padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="symmetric")
     return np.stack(
         [
-            np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box=boxes[number % 2]))
-            for image, number in zip(images, numbers.tolist(), strict=True)
+            np.asarray(
+                Image.fromarray(image).transform(
+                    (size, size),
+                    Image.Transform.AFFINE,
+                    downwards if number % 2 else sideways,
+                    Image.Resampling.BICUBIC,
+                )
+            )
+            for image, number in zip(padded, numbers.tolist(), strict=True)
         ]
     )
 

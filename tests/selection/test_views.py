@@ -16,8 +16,8 @@ from histodistill.selection.views import (
     has_content,
     resample,
     resize,
+    shear,
     shift,
-    stretch,
 )
 from histodistill.training.data.pixels import to_model_input, to_uint8
 from histodistill.training.engine import augment
@@ -144,11 +144,13 @@ def test_grey_pictures():
     np.testing.assert_allclose(grey_pictures(images, 32), halves, rtol=1e-5)
 
 
-def test_stretched_images():
-    images = np.zeros((2, 28, 28, 3), np.uint8)
-    images[:, :, 10:18] = 255
-    images[:, 10:18] = 255
-    sideways, downwards = stretch(images, np.array([4, 7]), 2.0)
-    # Twice as wide, and as high as before.
-    assert (sideways[0] > 127).any(axis=1).sum() == 16 and (sideways[:, 0] > 127).any(axis=1).sum() == 8
-    np.testing.assert_array_equal(downwards, sideways.transpose(1, 0, 2))
+def test_sheared_images():
+    images = np.random.default_rng(0).integers(0, 256, (1, 27, 27, 3), dtype=np.uint8).repeat(2, axis=0)
+    np.testing.assert_array_equal(shear(images, np.array([0, 1]), 0.0), images)
+    sideways, downwards = shear(images, np.array([4, 7]), 1.0)
+    # Each row is moved by a pixel more than the one before, and reflected at the edges.
+    reflected = np.pad(images[0], ((0, 0), (13, 13), (0, 0)), mode="symmetric")
+    np.testing.assert_array_equal(sideways, [row[number : number + 27] for number, row in enumerate(reflected)])
+    np.testing.assert_array_equal(
+        downwards, shear(images[:1].transpose(0, 2, 1, 3), np.zeros(1, int), 1.0)[0].transpose(1, 0, 2)
+    )
