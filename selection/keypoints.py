@@ -103,14 +103,15 @@ def harmonics_at(pictures: np.ndarray, picture: np.ndarray, places: np.ndarray) 
         float32 P, that deviation.
     """
     patches = sliding_window_view(pictures, (2 * REACH + 1, 2 * REACH + 1), axis=(1, 2))
-    kernels, weights = _kernels()
+    kernels, weights, planes = _kernels()
     harmonics = np.empty((len(picture), NUM_HARMONICS), np.complex64)
     deviations = np.empty(len(picture), np.float32)
     for start in range(0, len(picture), _PATCHES_PER_CALL):
         rows = slice(start, start + _PATCHES_PER_CALL)
         row, column = places[rows].T - REACH
         patch = patches[picture[rows], row, column].reshape(-1, len(weights))
-        patch = patch - (patch @ weights)[:, None]  # so that no constant is in the harmonics of order 0
+        # Without the plane that fits best, so that light and shade over the whole picture are in no harmonic.
+        patch = patch - ((patch * weights) @ planes) @ planes.T
         deviations[rows] = np.sqrt((patch * patch) @ weights)
         parts = (patch @ kernels).reshape(len(patch), 2, -1)
         harmonics[rows] = parts[:, 0] - 1j * parts[:, 1]
@@ -148,8 +149,9 @@ def turns_between(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np
 
 
 @lru_cache(maxsize=1)
-def _kernels() -> tuple[np.ndarray, np.ndarray]:
-    """Real parts and, after these, imaginary parts of the harmonics of a patch, and the weights of its pixels."""
+def _kernels() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Real parts and, after these, imaginary parts of the harmonics of a patch; the weights of its pixels; and P×3,
+    planes over it that are orthonormal by these weights."""
     rows, columns = np.mgrid[-REACH : REACH + 1, -REACH : REACH + 1].reshape(2, -1).astype(float)
     radius, angle = np.hypot(rows, columns), np.arctan2(rows, columns)
     kernels = []
@@ -161,4 +163,6 @@ def _kernels() -> tuple[np.ndarray, np.ndarray]:
     outer = _RINGS[-1][0]
     weights = np.exp(-0.5 * (radius / (0.7 * outer)) ** 2) * (radius <= outer + _RING_WIDTH)
     stacked = np.concatenate([np.real(kernels), np.imag(kernels)])
-    return np.ascontiguousarray(stacked.T, dtype=np.float32), (weights / weights.sum()).astype(np.float32)
+    weights /= weights.sum()
+    planes = np.stack([np.ones_like(rows), rows / np.sqrt(weights @ rows**2), columns / np.sqrt(weights @ columns**2)])
+    return tuple(np.ascontiguousarray(x, dtype=np.float32) for x in (stacked.T, weights, planes.T))  # type: ignore[return-value]

@@ -25,6 +25,7 @@ from histodistill.selection.names import SYMMETRIES
 from histodistill.selection.nearest_first import NearestOfFirst
 from histodistill.selection.placements import PLACEMENT, Comparison, outlines
 from histodistill.selection.views import all_grey_pictures, grey_pictures, resize
+from histodistill.selection.whitening import evened
 from histodistill.selection.windows import WHOLE, placements_of
 
 
@@ -35,10 +36,11 @@ _LEVELS = (2.0, 1.0)
 # Enlargements of an image whose keypoints are looked for at each level, a quarter of an octave apart: what a tile
 # shows may be half as large on the image up to twice as large.
 _STEP = 2**0.25
+_LEVEL_STEPS = (range(-4, 1), range(-1, 5))
 _ENLARGEMENTS = {
-    level: tuple(level * _STEP**k for k in steps)
-    for level, steps in zip(_LEVELS, (range(-4, 1), range(-1, 5)), strict=True)
+    level: tuple(level * _STEP**k for k in steps) for level, steps in zip(_LEVELS, _LEVEL_STEPS, strict=True)
 }
+_ZOOM_STEPS = range(min(map(min, _LEVEL_STEPS)), 1 + max(map(max, _LEVEL_STEPS)))
 # Keypoints of tiles that are found for one of an image; how near the last of them is tells what is near by chance.
 _NEIGHBOURS = 20
 # Tiles that are laid on an image, and placements of each: those with most votes.
@@ -161,14 +163,15 @@ class PartIndex:
             return FoundParts(score, tile, box, best_placement)
         tiles, row = np.unique(placements["tile"], return_inverse=True)
         placements["tile"] = row
-        comparison = Comparison(pictures, self._pictures[tiles].astype(np.float32))
+        shown = pictures, self._pictures[tiles].astype(np.float32)
+        comparison = Comparison(*map(evened, shown))
         independent = comparison.independent(placements)
         first = comparison.compare(placements, independent, step=2).score
         few = _best_of_each(placements["image"], first, _REFINED)
         placements, independent = placements[few], independent[few]
         placements, likeness = comparison.refine(placements, independent)
         boxes = comparison.within(placements, likeness.box)
-        in_detail = comparison.whitened(placements, boxes)
+        in_detail = Comparison(*shown).whitened(placements, boxes)
         best = _best_of_each(placements["image"], in_detail, 1)
         placements = placements[best]
         image = placements["image"]
@@ -256,17 +259,27 @@ class _Level:
 
 
 def _with_most_votes(votes: np.ndarray) -> np.ndarray:
-    """The best votes of an image for the tiles that it gives most, in rows."""
+    """The best votes of an image for the tiles that it gives most, in rows.
+
+    Votes for one tile agree on how much it is enlarged where it is no chance, so only those count that do.
+    """
+    step = np.round(np.log(votes["enlargement"] / votes["level"]) / np.log(_STEP)).astype(np.int64) - min(_ZOOM_STEPS)
     order = np.lexsort((-votes["weight"], votes["tile"], votes["image"]))
-    image, tile = votes["image"][order], votes["tile"][order]
+    image, tile, step = votes["image"][order], votes["tile"][order], step[order]
     is_first = np.ones(len(order), dtype=bool)
     is_first[1:] = (image[1:] != image[:-1]) | (tile[1:] != tile[:-1])
     starts = np.flatnonzero(is_first)
     pair = np.cumsum(is_first) - 1
-    total = np.add.reduceat(votes["weight"][order], starts) if len(starts) else np.empty(0)
+    weights = np.bincount(
+        pair * len(_ZOOM_STEPS) + step, votes["weight"][order], minlength=len(starts) * len(_ZOOM_STEPS)
+    ).reshape(-1, len(_ZOOM_STEPS))
+    weights = weights[:, :-1] + weights[:, 1:]
+    best = weights.argmax(axis=1)
     kept = np.zeros(len(starts), dtype=bool)
-    kept[_best_of_each(image[starts], total, _TILES)] = True
-    return order[kept[pair] & (np.arange(len(order)) - starts[pair] < _PLACEMENTS)]
+    kept[_best_of_each(image[starts], weights[np.arange(len(starts)), best], _TILES)] = True
+    rows = np.flatnonzero(kept[pair] & ((step == best[pair]) | (step == best[pair] + 1)))
+    pair = pair[rows]
+    return order[rows[np.arange(len(rows)) - np.searchsorted(pair, pair) < _PLACEMENTS]]
 
 
 def _best_of_each(image: np.ndarray, score: np.ndarray, count: int) -> np.ndarray:

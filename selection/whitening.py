@@ -1,4 +1,4 @@
-"""By how much better than chance two pictures agree, if every detail counts as much as the coarse forms.
+"""By how much better than chance two pictures agree, if faint details count as much as coarse and strong forms.
 
 Pictures of tissue are smooth: most of what grey levels vary by is in few coarse forms, and many tiles share these.
 What tells a copy is that the fine details agree, too, faint as they are. So both pictures are whitened: each frequency
@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 from scipy.fft import dctn
+from scipy.ndimage import gaussian_filter
 
 
 # Variance of grey levels that counts as noise: frequencies with less power than it hardly count.
@@ -19,8 +20,28 @@ _NOISE = 1.0
 # Frequencies between which power is interpolated, evenly spaced on a logarithmic scale, and the highest of them in
 # cycles per px; the lowest is 1.5 half periods of the shorter side.
 _KNOTS, _HIGHEST = 14, 0.6
+# What is around a pixel: standard deviation in px of the Gaussian. That of grey levels there that is mostly noise; and
+# the most that a pixel differs from what is around it, in standard deviations: an edge of something pasted has more.
+_AROUND, _FAINTEST, _MOST = 3.0, 3.0, 2.0
 # The least that a picture is taken to leave unexplained: interpolation and rounding leave as much.
 _LEAST_UNEXPLAINED = 1e-4
+
+
+def evened(pictures: np.ndarray) -> np.ndarray:
+    """Pictures with the same brightness and contrast all over, so that nothing strong hides what is faint elsewhere.
+
+    From each pixel goes the mean around it, and what is left is divided by its standard deviation around.
+
+    Args:
+        pictures: float32 N×s×s, grey levels.
+
+    Returns:
+        float32 N×s×s, grey levels with a mean of 127.5 and a standard deviation of 40 or less.
+    """
+    widths = (0, _AROUND, _AROUND)
+    detail = pictures - gaussian_filter(pictures, widths)
+    variance = gaussian_filter(np.square(detail), widths)
+    return 127.5 + 40 * np.clip(detail / np.sqrt(variance + _FAINTEST**2), -_MOST, _MOST)
 
 
 def whitened_score(first: np.ndarray, second: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from histodistill.selection.whitening import whitened_score
+from histodistill.selection.whitening import evened, whitened_score
 
 
 ALL = np.ones((200, 24, 24), dtype=bool)
@@ -61,3 +61,15 @@ def test_no_detail_is_no_likeness():
     flat = np.full((1, 24, 24), 3, np.float32)
     assert whitened_score(flat, pictures(0)[:1], ALL[:1]) < 5
     assert whitened_score(flat, flat, ALL[:1]) == 0
+
+
+def test_evened_pictures_hide_nothing_that_is_faint():
+    picture = pictures(0)[:1]
+    shade = np.linspace(0, 100, 24, dtype=np.float32)
+    even = evened(picture)
+    assert even.dtype == np.float32 and even.std() < 60 and abs(even.mean() - 127.5) < 5
+    for changed in (picture / 2 + shade, 0.5 * picture + 7, np.where(shade < 50, picture, picture / 4)):
+        assert np.corrcoef(evened(changed.astype(np.float32)).ravel(), even.ravel())[0, 1] > 0.9
+    pasted = picture.copy()
+    pasted[:, 8:16, 8:16] = -255
+    assert np.abs(evened(pasted) - 127.5).max() <= 80
