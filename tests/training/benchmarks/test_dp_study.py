@@ -69,6 +69,7 @@ def test_study_goes_on_where_it_was(run_main, tmp_path, least_preset, monkeypatc
     monkeypatch.setattr(privacy, "noise_multiplier", lambda *of: 2.5)
     monkeypatch.setattr(privacy, "epsilon_spent", lambda *of: 10.0)
     monkeypatch.setattr(group_audit, "_DRAWS", 99)
+    monkeypatch.setattr(group_audit, "_DOMINANCE_DRAWS", 9)
     data, public = (write_tiles(tmp_path / f"{seed}.npz", seed) for seed in (0, 1))
     argv = [
         "--data", data, "--public-data", public, "--output", tmp_path / "out", "--preset", least_preset,
