@@ -145,7 +145,7 @@ def run(config: DpStudyConfig) -> dict[str, Any]:
             stage.save_progress()
     results = {"data": source.name, "settings": stage.settings, "real": real, "arms": arms}
     write_json(config.output / "dp.json", results)
-    text = study_text(real, arms, config.n_per_class)
+    text = study_text(real, arms, config.n_per_class, ARMS)
     write_text(config.output / "dp.md", text)
     print(text)
     stage.finish(num_arms=len(arms))

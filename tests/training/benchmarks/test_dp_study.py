@@ -112,6 +112,7 @@ def test_tables_say_what_was_measured():
              "attack": {"unit": "tile", "auc": auc, "p_value": None}},
         ],
         [10],
+        script.ARMS,
     )  # fmt: skip
     assert text.count("| real tiles | | 0.900 | 0.600 |\n") == 2
     assert text.count("| from scratch | 10 | 0.500 | 0.400 |\n") == 2
