@@ -73,7 +73,7 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
     )
     trained_weights: str = option(
         "what is trained of a denoiser that begins from another: all, or the embeddings of the classes and the scales "
-        "and shifts of norms alone, a few hundredths of the weights, which tell less of single tiles",
+        "and shifts of norms alone, a small share of the weights",
         default=TRAINED_WEIGHTS[0],
         choices=TRAINED_WEIGHTS,
         group="model",
