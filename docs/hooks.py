@@ -39,6 +39,7 @@ PROGRAMS = (
     "histodistill.training.benchmarks.large_pool",
     "histodistill.training.benchmarks.audit_speed",
     "histodistill.training.benchmarks.leak_study",
+    "histodistill.training.benchmarks.dp_study",
     "histodistill.training.benchmarks.sites_study",
 )
 # Names of files at the top of the repository, and the page that holds each.

@@ -222,6 +222,9 @@ class GroupAudit:
     def test_weights(self, losses: np.ndarray, rows: np.ndarray) -> tuple[Attack, WeightsTest]:
         """The attack of one who holds the weights, by the losses of M tiles of as many units as possible.
 
+        The attack is that by the means of units; the test is of these and of extremes together, so it may fail where
+        the interval of the AUC holds 0.5.
+
         Args:
             losses: float64 M, lower for a likelier member.
             rows: int64 M, the tiles among those attacked.

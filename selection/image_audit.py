@@ -63,7 +63,7 @@ from histodistill.selection.permutation import redraw_within
 from histodistill.selection.planting import MUST_FIND, plant
 from histodistill.selection.real_tiles import HasLabelledImages, LabelledImages, RealTiles
 from histodistill.selection.streams import stream
-from histodistill.selection.units import find_units
+from histodistill.selection.units import evenly_cut, find_units
 from histodistill.selection.views import has_content
 
 
@@ -307,7 +307,7 @@ def audit(
         if by_group is None:
             weights = _attack_weights(weight_losses, real, seed)
         else:
-            weights, weights_test = by_group.test_weights(*_losses_of_attacked(weight_losses, real, attacked))
+            weights, weights_test = by_group.test_weights(*_losses_of_attacked(weight_losses, real, attacked, seed))
     others = real.held_out or real.validation
     of_published = _audit_set(published, known, by_class=True)
     return AuditResult(
@@ -367,11 +367,22 @@ def _attack_weights(losses: WeightLosses, real: RealTiles, seed: int) -> Attack:
     return measure_attack(members, non_members, 1 - FAILS_BY_CHANCE, seed)
 
 
-def _losses_of_attacked(losses: WeightLosses, real: RealTiles, attacked: Attacked) -> tuple[np.ndarray, np.ndarray]:
-    """The losses of tiles that are attacked, and which of them they are."""
+def _losses_of_attacked(
+    losses: WeightLosses, real: RealTiles, attacked: Attacked, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The losses of tiles that are attacked, and which of them they are.
+
+    Of each group there are as many as of another, if it has as many: tiles of a group are alike, so the highest loss
+    of many would else lie otherwise than that of few, and tell who was held out where nothing else does.
+    """
     rows, other_rows = _rows_of_losses(losses)
-    places = _places(attacked, len(real))[np.concatenate([rows, len(real.train) + other_rows])]
-    return np.concatenate([losses.members, losses.non_members])[places >= 0], places[places >= 0]
+    asked = np.concatenate([rows, len(real.train) + other_rows])
+    names = [np.asarray(part.groups).astype(str) for part in (real.train, real.held_out or real.validation)]
+    groups = in_order(np.concatenate(names))
+    kept = evenly_cut(groups[asked], np.bincount(groups), stream("tiles of groups in the attack on weights", seed))
+    places = _places(attacked, len(real))[asked]
+    kept &= places >= 0
+    return np.concatenate([losses.members, losses.non_members])[kept], places[kept]
 
 
 def _places(attacked: Attacked, count: int) -> np.ndarray:

@@ -42,6 +42,37 @@ def units_of_pairs(pairs: np.ndarray, count: int, groups: np.ndarray | None = No
     return connected(codes[pairs], int(codes.max(initial=-1)) + 1)[codes]
 
 
+def places_in_units(units: np.ndarray) -> np.ndarray:
+    """The place of each tile among those of its unit, in their order, from 0: int64 N.
+
+    Args:
+        units: int64 N, at least 0.
+    """
+    sizes, by_unit = np.bincount(units), np.argsort(units, kind="stable")
+    places = np.empty(len(units), dtype=np.int64)
+    places[by_unit] = np.arange(len(units)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return places
+
+
+def evenly_cut(units: np.ndarray, sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Which of some tiles to keep so that no unit is cut shorter than another: bool N.
+
+    Of as many tiles of either kind, a training unit has fewer than a held-out one, since there are more of them. Each
+    then keeps all that it has, up to a number that is the same for all, drawn at random.
+
+    Args:
+        units: int64 N, the unit of each tile, below U.
+        sizes: Whole numbers U, how many tiles each unit has in all, of which these may be some.
+        rng: The source of chance.
+    """
+    counts = np.bincount(units, minlength=len(sizes))
+    most = counts[(counts > 0) & (counts < sizes)].min(initial=counts.max(initial=0))
+    order = rng.permutation(len(units))
+    kept = np.empty(len(units), dtype=bool)
+    kept[order] = places_in_units(units[order]) < most
+    return kept
+
+
 def classes_of_units(units: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The class that each unit has most tiles of, the lowest of several: int64, for units 0, 1, ...
 

@@ -9,7 +9,8 @@ logit-normal (Esser et al. 2024, arXiv:2403.03206). The output folder loads as a
 
 With `--align` its middle is drawn to the features of a classifier: see `engine/alignment.py`.
 
-With `--init-from` it begins with all weights of a trained pipeline that fit: see `models/warm_start.py`.
+With `--init-from` it begins with all weights of a trained pipeline that fit: see `models/warm_start.py`. With
+`--trained-weights embeddings` all of these stay but the embeddings of the classes and what scales and shifts norms.
 
 With `--dp-epsilon` it trains with differential privacy: see `engine/privacy.py`.
 """
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 #: What latents of training tiles are kept as.
 LATENT_CACHES = ("float16", "bfloat16", "off")
+#: What can be trained of a denoiser.
+TRAINED_WEIGHTS = ("all", "embeddings")
 # Found by trying: see docs/trainings.md. With that of AdamW a training falls apart after about a thousand steps.
 _MUON_WEIGHT_DECAY = 0.3
 
@@ -67,6 +70,14 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
         metavar="PIPELINE",
         group="model",
         setting=False,  # the record holds a hash of what was taken
+    )
+    trained_weights: str = option(
+        "what is trained of a denoiser that begins from another: all, or the embeddings of the classes and the scales "
+        "and shifts of norms alone, a small share of the weights",
+        default=TRAINED_WEIGHTS[0],
+        choices=TRAINED_WEIGHTS,
+        group="model",
+        later=True,
     )
     channels: tuple[int, ...] = option(
         "width of each resolution level of the U-Net; each level after the first halves the size",
@@ -156,6 +167,9 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
         if self.align is not None:
             rule = f"with {param('align')} it must be above 0"
             require(self.align_weight > 0, "align_weight", self.align_weight, rule)
+        rule = f"without {param('init_from')} it must be all, since what stays must have been trained before"
+        is_all = self.trained_weights == TRAINED_WEIGHTS[0]
+        require(is_all or self.init_from is not None, "trained_weights", self.trained_weights, rule)
         if self.dp_epsilon is None:
             return
         require(self.dropout == 0, "dropout", self.dropout, f"with {param('dp_epsilon')} it must be 0")
@@ -265,8 +279,8 @@ def make_training(
     `classifier` it is aligned.
 
     Raises:
-        InputError: For latents whose size the denoiser cannot halve that often, a start of which nothing fits, and a
-            classifier without maps of features.
+        InputError: For latents whose size the denoiser cannot halve that often, a start of which nothing fits, or not
+            all that is not trained, and a classifier without maps of features.
     """
     import torch
 
@@ -276,6 +290,7 @@ def make_training(
     from histodistill.training.models.denoiser import build_denoiser
     from histodistill.training.models.latents import shape_of_latent
     from histodistill.training.models.loading import load_autoencoder
+    from histodistill.training.models.warm_start import freeze_all_but_embeddings
 
     autoencoder = load_autoencoder(config.autoencoder).requires_grad_(False)
     latent_channels, latent_size, _ = shape_of_latent(autoencoder, source.image_size)
@@ -290,7 +305,10 @@ def make_training(
         config.dropout,
     )
     if start:
-        tell(start.fill(denoiser, source.class_names).sentence("denoiser", shown(start.name)))
+        taken = start.fill(denoiser, source.class_names)
+        tell(taken.sentence("denoiser", shown(start.name)))
+        if config.trained_weights != TRAINED_WEIGHTS[0]:
+            tell(freeze_all_but_embeddings(denoiser, taken))
     alignment = None
     if classifier is not None:
         alignment = Alignment(classifier, config.align_weight, latent_size // 2 ** (len(config.channels) - 1))

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from histodistill.selection import group_audit, image_audit
 from histodistill.selection.attacked import find_attacked
 from histodistill.selection.audit_verdict import SINGLE_TILES_ONLY, few_groups, fewest_held_out, judge_weights
+from histodistill.selection.copies import CopyIndex
 from histodistill.selection.image_audit import WeightLosses, audit, audit_images
 from histodistill.selection.real_tiles import LabelledImages, RealTiles
-from histodistill.selection.units import classes_of_units, hold_out_units, redraw_units
+from histodistill.selection.units import classes_of_units, evenly_cut, hold_out_units, redraw_units
 from histodistill.selection.views import apply_symmetry
 
 
@@ -235,6 +237,39 @@ def test_losses_are_told_by_patient(honest, real):
     assert guessing.sentence.endswith("80 tiles say little: it must be at least 112")
     assert "can only guess at groups in training" in guessing.sentence
     assert not told.passed and "tells groups in training with an AUC of" in told.sentence
+
+
+def test_losses_alike_within_patients_do_not_tell_who_was_held_out(real, monkeypatch):
+    """As many tiles of either kind are asked about, and so more of each patient that was held out."""
+    monkeypatch.setattr(group_audit, "_DRAWS", 99)
+    attacked = find_attacked(real, 0)
+    test = group_audit.GroupAudit(real, attacked, CopyIndex(real.all_images, {}), "patient", 0)
+    turns = np.arange(len(real.train)) % PER_PATIENT
+    rows = np.flatnonzero(turns < 2), np.flatnonzero(turns[: len(real.held_out)] < 4)
+    assert len(rows[0]) == len(rows[1]) == 56
+    groups = [part.groups[chosen] for part, chosen in zip((real.train, real.held_out), rows, strict=True)]
+
+    def p_value(seed: int, leak: float = 0.0) -> float:
+        rng = np.random.default_rng(seed)
+        of_patient = dict(zip(np.unique(np.concatenate(groups)), rng.standard_normal(42), strict=True))
+        members, others = ([of_patient[g] + 0.3 * rng.standard_normal() for g in side] for side in groups)
+        losses = WeightLosses(np.array(members) - leak, np.array(others), *rows)
+        return test.test_weights(*image_audit._losses_of_attacked(losses, real, attacked, seed))[1].p_value
+
+    by_chance = np.array([p_value(seed) for seed in range(200)])
+    assert (by_chance < 0.05).mean() <= 0.08 and by_chance.mean() > 0.4
+    assert np.mean([p_value(seed, leak=1.5) < 0.05 for seed in range(20)]) > 0.9
+
+
+def test_units_are_cut_to_the_same_number_of_tiles():
+    units, sizes = np.array([0, 1, 3, 1, 0, 1, 1, 3]), np.array([5, 4, 9, 9])
+    kept = evenly_cut(units, sizes, np.random.default_rng(0))
+    assert np.bincount(units[kept]).tolist() == [2, 2, 0, 2]  # of unit 0 and 3 two were asked about, and one has more
+    seen = sum(evenly_cut(units, sizes, np.random.default_rng(seed)) for seed in range(400)) / 400
+    assert np.allclose(seen[units == 1], 0.5, atol=0.1)
+    # Where all tiles of each are there, none has to go.
+    assert evenly_cut(units, np.bincount(units), np.random.default_rng(0)).all()
+    assert not len(evenly_cut(np.empty(0, np.int64), sizes, np.random.default_rng(0)))
 
 
 def test_site_is_told_of_where_it_is_known(leak, real):

@@ -12,6 +12,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from histodistill.training import train_diffusion as script
+from histodistill.training.engine import privacy
+from histodistill.training.engine.privacy import gaussian
 from histodistill.training.models.loading import load_named_denoiser
 from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json
@@ -122,6 +124,62 @@ def test_a_checkpoint_has_the_last_word(tmp_path, run_main, diffusion_argv, trai
     run_main(script, *argv, "--resume", "latest", "--output", killed)
     whole, resumed = (load_file(tmp_path / name / WEIGHTS) for name in ("whole", "killed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+ALONE = ["--trained-weights", "embeddings"]
+
+
+def changed(folder: Path, start: Path) -> set[str]:
+    """The weights of a denoiser that are others than those of the one that it began from."""
+    ours, theirs = (load_file(pipeline / WEIGHTS) for pipeline in (folder, start))
+    return {name for name in theirs if not torch.equal(ours[name], theirs[name])}
+
+
+@pytest.mark.parametrize("options", [[], ["--optimizer", "muon"], ["--dp-epsilon", 8]])
+def test_embeddings_and_norms_alone_are_trained(
+    tmp_path, run_main, diffusion_argv, trained, other_classes, capsys, monkeypatch, options
+):
+    noisy = []
+    if "--dp-epsilon" in options:
+        pytest.importorskip("opacus")
+        monkeypatch.setattr(privacy, "gaussian", lambda shape, *of: noisy.append(shape) or gaussian(shape, *of))
+        options = [*options, "--dp-views", 1, "--dp-public-autoencoder", "--dp-public-init", "--data", other_classes]
+    argv = [*diffusion_argv, *ALONE, *options, "--init-from", trained, "--max-train-steps", 3]
+    run_main(script, *argv, "--output", tmp_path / "out")
+    denoiser, _ = load_named_denoiser(trained)
+    norms = {name for name, module in denoiser.named_modules() if isinstance(module, torch.nn.GroupNorm)}
+    wanted = {name for name in load_file(trained / WEIGHTS) if name.rpartition(".")[0] in norms}
+    wanted.add("class_embedding.weight")
+    assert changed(tmp_path / "out", trained) == wanted
+    weights = load_file(trained / WEIGHTS)
+    count = sum(weights[name].numel() for name in wanted)
+    assert f"warm start: {count:,} of {denoiser.num_parameters():,} weights are trained" in capsys.readouterr().err
+    assert read_json(tmp_path / "out" / "stage.json")["settings"]["trained_weights"] == "embeddings"
+    # Nothing else is clipped, and bears noise.
+    assert len(noisy) == (3 * len(wanted) if "--dp-epsilon" in options else 0)
+
+
+def test_a_training_of_embeddings_goes_on_as_if_nobody_had_stopped_it(tmp_path, run_main, diffusion_argv, trained):
+    argv = [*diffusion_argv, *ALONE, "--max-train-steps", 4, "--checkpointing-steps", 2, "--init-from", trained]
+    run_main(script, *argv, "--output", tmp_path / "whole")
+    killed = tmp_path / "killed"
+    shutil.copytree(tmp_path / "whole" / "checkpoints" / "checkpoint-2", killed / "checkpoints" / "checkpoint-2")
+    Stage(killed, read_json(tmp_path / "whole" / "stage.json")["settings"]).begin()
+    with pytest.raises(InputError, match='trained_weights was "embeddings"'):
+        run_main(script, *argv, "--trained-weights", "all", "--resume", "latest", "--output", killed)
+    run_main(script, *argv, "--resume", "latest", "--output", killed)
+    assert not changed(killed, tmp_path / "whole")
+
+
+def test_what_is_not_trained_must_have_been(tmp_path, run_main, diffusion_argv, trained, capsys):
+    with pytest.raises(SystemExit):
+        script.make_parser().read([*map(str, diffusion_argv), *ALONE, "--output", str(tmp_path)])
+    assert "--trained-weights=embeddings is out of range: without --init-from it must be" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"would stay as they were made, since none that fit were trained before"):
+        run_main(
+            script, *diffusion_argv, *NO_STEP, *ALONE, "--layers-per-block", 2, "--init-from", trained,
+            "--output", tmp_path / "out",
+        )  # fmt: skip
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, run_main, diffusion_argv, trained):

@@ -23,6 +23,7 @@ from histodistill.selection.near_copies import in_order
 from histodistill.selection.parts import matched_parts
 from histodistill.selection.real_tiles import LabelledImages, RealTiles
 from histodistill.selection.streams import stream
+from histodistill.selection.units import places_in_units
 from histodistill.training.data.audit_tiles import audit_share_of, real_tiles
 from histodistill.training.data.image_dataset import open_image_table
 from histodistill.training.data.images import png_bytes
@@ -295,12 +296,7 @@ def _spread_over_groups(order: np.ndarray, groups: np.ndarray | None) -> np.ndar
     """Rows in an order in which each group has had a tile before any has another; as they are without groups."""
     if groups is None:
         return order
-    codes = in_order(groups[order])
-    by_group = np.argsort(codes, kind="stable")
-    starts = np.cumsum(np.bincount(codes)) - np.bincount(codes)
-    turns = np.empty(len(order), dtype=np.int64)
-    turns[by_group] = np.arange(len(order)) - starts[codes[by_group]]
-    return order[np.argsort(turns, kind="stable")]
+    return order[np.argsort(places_in_units(in_order(groups[order])), kind="stable")]
 
 
 def audit_record(run: AuditedRun, result: AuditResult) -> AuditRecord:

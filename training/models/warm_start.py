@@ -253,6 +253,35 @@ def take_denoiser(
     )
 
 
+def freeze_all_but_embeddings(denoiser: UNet2DModel, taken: Taken) -> str:
+    """Leaves to a training the embeddings of the classes, and the scales and shifts of norms; all else stays.
+
+    Args:
+        denoiser: Filled from trained weights.
+        taken: What it took of them.
+
+    Returns:
+        How many weights are trained, as a line for the user.
+
+    Raises:
+        InputError: If something that would stay was not trained before.
+    """
+    norms = {name for name, module in denoiser.named_modules() if isinstance(module, torch.nn.GroupNorm)}
+    for name, weight in denoiser.named_parameters():
+        weight.requires_grad_(name == _CLASS_EMBEDDINGS or name.rpartition(".")[0] in norms)
+    weights = dict(denoiser.named_parameters())
+    if unfit := [name for name in taken.new if name in weights and not weights[name].requires_grad]:
+        raise InputError(
+            f"{some(unfit)} would stay as they were made, since none that fit were trained before: give the "
+            f"options of the model that the pipeline has, or leave {param('trained_weights')} out"
+        )
+    trained = sum(weight.numel() for weight in weights.values() if weight.requires_grad)
+    return (
+        f"warm start: {trained:,} of {sum(weight.numel() for weight in weights.values()):,} weights are trained, the "
+        "embeddings of classes and the scales and shifts of norms; all others stay"
+    )
+
+
 def require_fit(taken: Taken, origin: str, remedy: str) -> None:
     """Sees that enough was taken for the start to be a warm one.
 

@@ -17,6 +17,7 @@ from scipy.optimize import brentq
 from sentences import without_notes
 
 from histodistill.training import train_autoencoder, train_diffusion
+from histodistill.training.data.phantom import phantom_source
 from histodistill.training.data.tiles import Tiles, TileSource
 from histodistill.training.engine import loop, privacy
 from histodistill.training.engine.flow import draw_step
@@ -548,6 +549,7 @@ def noise_is_searched_once():
     """The trainings here share their budget, and to search its noise takes longer than the training."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(privacy, "noise_multiplier", functools.cache(noise_multiplier))
+        patch.setattr(privacy, "epsilon_spent", functools.cache(epsilon_spent))
         yield
 
 
@@ -628,18 +630,34 @@ def test_denoiser_composes_with_the_autoencoder(
     assert json.dumps(privacy_of)  # plain values
 
 
+@pytest.fixture(scope="module")
+def patients_npz(tmp_path_factory):
+    """The tiles of eight patients in training, 15 each, none of them among the tiny tiles."""
+    source = phantom_source(image_size=16, seed=1, sizes={"train": 24, "validation": 8, "test": 4})
+    arrays = {"class_names": np.array(source.class_names)}
+    for split, prefix in (("train", "train"), ("validation", "val"), ("test", "test")):
+        tiles = source.split(split)
+        arrays |= {f"{prefix}_{part}": getattr(tiles, part) for part in ("images", "labels", "groups")}
+    path = tmp_path_factory.mktemp("patients") / "patients.npz"
+    np.savez(path, **arrays)
+    return path
+
+
 @needs_opacus
-@pytest.mark.parametrize("script", [train_autoencoder, train_diffusion], ids=["autoencoder", "denoiser"])
+@pytest.mark.parametrize("case", ["autoencoder", "denoiser", "denoiser by patient"])
 def test_resumed_run_equals_an_uninterrupted_one(
-    tmp_path, run_main, autoencoder_argv, diffusion_argv, private_argv, private_autoencoder, monkeypatch, script
-):
-    if script is train_autoencoder:
-        argv, weights = autoencoder_argv, "diffusion_pytorch_model.safetensors"
+    tmp_path, run_main, autoencoder_argv, diffusion_argv, private_argv, private_autoencoder, patients_npz, monkeypatch,
+    case,
+):  # fmt: skip
+    if case == "autoencoder":
+        script, argv, weights = train_autoencoder, autoencoder_argv, "diffusion_pytorch_model.safetensors"
     else:
+        script, weights = train_diffusion, "unet/diffusion_pytorch_model.safetensors"
         argv = [*diffusion_argv, "--autoencoder", private_autoencoder]
-        weights = "unet/diffusion_pytorch_model.safetensors"
+    if case == "denoiser by patient":
+        argv = [*diffusion_argv, "--data", patients_npz, "--dp-public-autoencoder", "--dp-unit", "group"]
     argv = [*argv, *private_argv, "--validation-steps", 2, "--checkpointing-steps", 3]
-    for name in ("whole", "killed", "other"):
+    for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
     # The same key, as nobody's two trainings have it.
     (tmp_path / "whole" / KEY_FILE).write_bytes(KEY)
@@ -651,9 +669,13 @@ def test_resumed_run_equals_an_uninterrupted_one(
     with monkeypatch.context() as patch:
         kill_at(patch, 2)  # only steps 3 to 5 are left, so this is never reached
         run_main(script, *argv, "--output", tmp_path / "killed", "--resume", "latest")
-    run_main(script, *argv, "--output", tmp_path / "other")
-    whole, killed, other = (load_file(tmp_path / name / weights) for name in ("whole", "killed", "other"))
+    whole, killed = (load_file(tmp_path / name / weights) for name in ("whole", "killed"))
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
     assert read_json(tmp_path / "whole" / "history.json") == read_json(tmp_path / "killed" / "history.json")
+    if case == "denoiser by patient":
+        assert read_json(tmp_path / "killed" / "stage.json")["privacy"]["unit"] == "group"
+        return
     # The seed, which is published, does not decide the result.
+    run_main(script, *argv, "--output", tmp_path / "other")
+    other = load_file(tmp_path / "other" / weights)
     assert not all(torch.equal(whole[name], other[name]) for name in whole)
