@@ -128,7 +128,7 @@ STEPS: dict[str, tuple[str, tuple[str, ...], str]] = {
         "tables.results_table",
         ("teacher", "pool"),
         "{run} --data {data} --rows real_all real_random random infomap --sizes 3 --seeds 0 1 --train convnet:2,4 "
-        "--recipe width=8 --batch-size 8 --whole-batch-size 8 --jobs 2 --mixed-precision no",
+        "--batch-size 8 --whole-batch-size 8 --jobs 2 --mixed-precision no",
     ),
     "distill": (
         "end_to_end.distill",
