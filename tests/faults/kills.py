@@ -13,7 +13,6 @@ sentence, and left no claim. Prints a line for each step; the exit code is 1 whe
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -166,19 +165,21 @@ class Steps:
         until: Callable[[int], None] | None = None,
         first: Callable[[], None] | None = None,
     ) -> Ended:
-        """Runs a step, and meanwhile `until` with the number of its process, which does `first` before all else."""
+        """Runs a step, which does `first` before all else, and once it works `until` with the number of its process."""
         module, _, words = STEPS[name]
         argv = words.format(run=run, data=self.data, preset=self.preset).split()
         said = self.place / "said.txt"
         begun = time.monotonic()
+        here, there = os.pipe()
         process = os.fork()
         if process == 0:
             os.setpgid(0, 0)
             if first is not None:
                 first()
-            os._exit(_work(module, argv, said))
-        with contextlib.suppress(OSError):  # whichever of both is first
-            os.setpgid(process, process)
+            os._exit(_work(module, argv, said, lambda: os.close(there)))
+        os.close(there)
+        os.read(here, 1)  # nothing, when it is closed there
+        os.close(here)
         if until is not None:
             until(process)
         code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
@@ -193,23 +194,28 @@ class Steps:
         return folder
 
 
-def _work(module: str, argv: list[str], said: Path) -> int:
-    """What the forked process does: the step as a script, with what it says in a file."""
+def _work(module: str, argv: list[str], said: Path, begun: Callable[[], None]) -> int:
+    """What the forked process does: the step as a script, with what it says in a file; `begun` where it answers."""
     with open(said, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     _answer_as_new()
     _fork_others()
-    return _script(f"histodistill.training.{module}", argv)
+    return _script(f"histodistill.training.{module}", argv, begun)
 
 
-def _script(module: str, argv: list[str]) -> int:
-    """Runs a step as a script, and returns its exit code."""
+def _script(module: str, argv: list[str], begun: Callable[[], None] = lambda: None) -> int:
+    """Runs a step as a script, and returns its exit code; `begun` is called before its work."""
     from histodistill.training.running.options import run_script
 
     step = import_module(module)
+
+    def run(config: Any) -> Any:
+        begun()
+        return step.run(config)
+
     try:
-        run_script(step.make_parser, step.run, argv, getattr(step, "exit_code", None))
+        run_script(step.make_parser, run, argv, getattr(step, "exit_code", None))
     except SystemExit as ended:
         return int(ended.code or 0)
     except BaseException:
