@@ -165,7 +165,7 @@ class Steps:
         until: Callable[[int], None] | None = None,
         first: Callable[[], None] | None = None,
     ) -> Ended:
-        """Runs a step, which does `first` before all else, and once it works `until` with the number of its process."""
+        """Runs a step, which does `first` before all else, and `until` with its process's number once it works."""
         module, _, words = STEPS[name]
         argv = words.format(run=run, data=self.data, preset=self.preset).split()
         said = self.place / "said.txt"
