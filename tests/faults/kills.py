@@ -3,10 +3,11 @@
     python tests/faults/kills.py [--kills 20] [--signal KILL|INT|TERM] [--steps NAME …] [--seed 0]
 
 Each step works in a process of its own, forked from this one, which has the libraries already: so many kills take
-seconds, and all of them meet the step's own work. It is begun again until it has been ended so many times; then it may
-finish, and what it leaves must be what the other one left, byte for byte but for times, versions and memory in JSON.
-After SIGINT and SIGTERM it must have told one sentence, and left no claim. Prints a line for each step; the exit code
-is 1 where one is not as it should be.
+seconds, and all of them meet the step's own work. What it starts in turn is forked from it. It is begun again until it
+has been ended so many times; then it may finish, and what it leaves must be what the other one left, byte for byte but
+for times, versions and memory in JSON. SIGKILL and SIGINT reach all processes of a step at once, as where a machine
+goes down or a terminal sends Ctrl-C, and SIGTERM the first of them. After SIGINT and SIGTERM it must have told one
+sentence, and left no claim. Prints a line for each step; the exit code is 1 where one is not as it should be.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 
@@ -33,8 +37,44 @@ OF_THE_MOMENT = {"versions", "peak_memory", "device_memory", "estimate"}
 #: Files that are not compared: pages and cards tell times.
 NOT_COMPARED = (".html",)
 TRAINING = "--max-train-steps 12 --validation-steps 3 --checkpointing-steps 2 --batch-size 8 --mixed-precision no"
+#: What `distill` does of everything.
+PRESET = """
+[autoencoder]
+channels = [8, 8]
+latent_channels = 2
+max_train_steps = 6
+validation_steps = 3
+checkpointing_steps = 2
+batch_size = 8
+[diffusion]
+channels = [8]
+layers_per_block = 1
+attention_levels = 1
+max_train_steps = 6
+validation_steps = 3
+checkpointing_steps = 2
+batch_size = 8
+[teacher]
+width = 8
+max_train_steps = 6
+validation_steps = 3
+checkpointing_steps = 2
+batch_size = 8
+[generate]
+per_class = 8
+num_inference_steps = 2
+chunk_size = 8
+[select]
+n_per_class = 3
+n_neighbors = 3
+[compare]
+train = ["convnet:4:real_all,real_random,distilled_ce"]
+[audit]
+weight_tiles = 8
+plant = 4
+"""
 #: Step → its module, the parts of a run that it needs, and the words of its command line; {run} is the folder of the
-#: run that it works in, and {data} the tiles.
+#: run that it works in, {data} the tiles, and {preset} a file of `PRESET`.
 STEPS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "train autoencoder": (
         "train_autoencoder",
@@ -83,6 +123,17 @@ STEPS: dict[str, tuple[str, tuple[str, ...], str]] = {
         "{run} {run}/twin --names north south --output {run}/merged",
     ),
     "report": ("reporting.report", ("teacher", "pool", "selector", "distilled"), "{run}"),
+    "benchmark": (
+        "tables.results_table",
+        ("teacher", "pool"),
+        "{run} --data {data} --rows real_all real_random random infomap --sizes 3 --seeds 0 1 --train convnet:2,4 "
+        "--batch-size 8 --whole-batch-size 8 --jobs 2 --mixed-precision no",
+    ),
+    "distill": (
+        "end_to_end.distill",
+        (),
+        "--data {data} --output {run} --preset {preset} --mixed-precision no",
+    ),
 }
 
 
@@ -104,17 +155,31 @@ class Steps:
     """
 
     def __init__(self, place: Path, data: Path):
-        self.place, self.data, self.made = place, data, place / "made"
+        self.place, self.data, self.made, self.preset = place, data, place / "made", place / "tiny.toml"
+        self.preset.write_text(PRESET)
 
-    def run(self, name: str, run: Path, until: Callable[[int], None] | None = None) -> Ended:
-        """Runs a step, and meanwhile `until` with the number of its process."""
+    def run(
+        self,
+        name: str,
+        run: Path,
+        until: Callable[[int], None] | None = None,
+        first: Callable[[], None] | None = None,
+    ) -> Ended:
+        """Runs a step, which does `first` before all else, and `until` with its process's number once it works."""
         module, _, words = STEPS[name]
-        argv = words.format(run=run, data=self.data).split()
+        argv = words.format(run=run, data=self.data, preset=self.preset).split()
         said = self.place / "said.txt"
         begun = time.monotonic()
+        here, there = os.pipe()
         process = os.fork()
         if process == 0:
-            os._exit(_work(module, argv, said))
+            os.setpgid(0, 0)
+            if first is not None:
+                first()
+            os._exit(_work(module, argv, said, lambda: os.close(there)))
+        os.close(there)
+        os.read(here, 1)  # nothing, when it is closed there
+        os.close(here)
         if until is not None:
             until(process)
         code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
@@ -129,17 +194,28 @@ class Steps:
         return folder
 
 
-def _work(module: str, argv: list[str], said: Path) -> int:
-    """What the forked process does: the step as a script, with what it says in a file."""
+def _work(module: str, argv: list[str], said: Path, begun: Callable[[], None]) -> int:
+    """What the forked process does: the step as a script, with what it says in a file; `begun` where it answers."""
     with open(said, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _answer_as_new()
+    _fork_others()
+    return _script(f"histodistill.training.{module}", argv, begun)
+
+
+def _script(module: str, argv: list[str], begun: Callable[[], None] = lambda: None) -> int:
+    """Runs a step as a script, and returns its exit code; `begun` is called before its work."""
     from histodistill.training.running.options import run_script
 
-    step = import_module(f"histodistill.training.{module}")
+    step = import_module(module)
+
+    def run(config: Any) -> Any:
+        begun()
+        return step.run(config)
+
     try:
-        run_script(step.make_parser, step.run, argv, getattr(step, "exit_code", None))
+        run_script(step.make_parser, run, argv, getattr(step, "exit_code", None))
     except SystemExit as ended:
         return int(ended.code or 0)
     except BaseException:
@@ -151,6 +227,52 @@ def _work(module: str, argv: list[str], said: Path) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
     return 0
+
+
+def _answer_as_new() -> None:
+    """Has signals answered as in a new process."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _fork_others() -> None:
+    """Has processes that this one starts forked from it: imports alone would take most of their time."""
+    from histodistill.training.end_to_end import distill
+    from histodistill.training.running import launch
+    from histodistill.training.tables import cell_processes
+
+    os.register_at_fork(after_in_child=_answer_as_new)
+    launch.subprocess = SimpleNamespace(Popen=_Forked, TimeoutExpired=subprocess.TimeoutExpired)
+    cell_processes.get_context = lambda _: multiprocessing.get_context("fork")
+    # Nothing that comes out depends on it.
+    distill.measure_apart = lambda _: "it is not asked for"
+
+
+class _Forked:
+    """What `run_module` has of a process that it starts: `python -m MODULE WORDS`, forked from this one."""
+
+    def __init__(self, command: list[str], env: Mapping[str, str]):
+        self.process = os.fork()
+        if self.process == 0:
+            os.environ.clear()
+            os.environ.update(env)
+            _, _, module, *argv = command
+            os._exit(_script(module, argv))
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code, once it has ended; minus the signal where one ended it."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            found, status = os.waitpid(self.process, 0 if deadline is None else os.WNOHANG)
+            if found:
+                return os.waitstatus_to_exitcode(status)
+            if deadline is not None and time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("", timeout or 0)
+            time.sleep(0.01)
+
+    def terminate(self) -> None:
+        """Tells it to end."""
+        os.kill(self.process, signal.SIGTERM)
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -168,8 +290,10 @@ def content(folder: Path) -> dict[str, str]:
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
         kept = {key: each for key, each in value.items() if key not in OF_THE_MOMENT and "second" not in key}
-        # A record is sealed by the hash of files with times in them.
-        return {key: _timeless(each) for key, each in kept.items() if key not in ("sealed", "records", "sha256")}
+        # A record is sealed by the hash of files with times in them, such as those that end in stage.json; and its
+        # fingerprint is that of its settings, which are compared themselves.
+        sealed = {"sealed", "records", "sha256", "fingerprint", *(key for key in kept if key.endswith("stage.json"))}
+        return {key: _timeless(each) for key, each in kept.items() if key not in sealed}
     return [_timeless(each) for each in value] if isinstance(value, list) else value
 
 
@@ -198,7 +322,7 @@ def disturb(steps: Steps, name: str, kills: int, number: signal.Signals, draw: r
 
         def end(process: int) -> None:
             time.sleep(draw.uniform(0, 1.05) * usual.seconds)
-            os.kill(process, number)
+            (os.kill if number == signal.SIGTERM else os.killpg)(process, number)
 
         now = steps.run(name, run, end)
         if now.code in (0, 1):
@@ -244,9 +368,11 @@ def make_tiles(path: Path) -> Path:
 
 
 def make_inputs(steps: Steps, wanted: Sequence[str]) -> None:
-    """Makes a run by the steps in order, as far as some of them need it."""
-    names = list(STEPS)
-    for name in names[: max(names.index(each) for each in wanted)]:
+    """Makes a run by the steps in order, until it has all parts that some of them need."""
+    needed = {part for name in wanted for part in STEPS[name][1]}
+    for name in STEPS:
+        if all((steps.made / part).exists() for part in needed):
+            return
         made = steps.run(name, steps.made)
         if made.code not in (0, 1):
             raise SystemExit(f"{name}: {made.code}: {made.said}")
@@ -260,7 +386,8 @@ def import_all() -> None:
         import_module(module)
     for module, _, _ in STEPS.values():
         import_module(f"histodistill.training.{module}")
-    import_module("histodistill.training.engine.diffusion_training")
+    for module in ("engine.diffusion_training", "tables.cell_workers", "reporting.report_page"):
+        import_module(f"histodistill.training.{module}")
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:

@@ -3,7 +3,8 @@
     python -m histodistill.training.end_to_end.measuring REQUEST ANSWER
 
 `measure_apart` starts it, as a process of its own: nothing that it draws, loads or changes is seen by the steps, and
-its memory is that of the largest of them. REQUEST is a JSON file with the command line of each step.
+its memory is that of the largest of them. REQUEST is a JSON file with the command line of each step, and when it was
+asked, by the clock that never jumps.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ def measure_apart(plan: Sequence[StageCall]) -> Measured | str:
     """
     with tempfile.TemporaryDirectory() as folder:
         request, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
-        write_json(request, {stage.folder: [stage.module, stage.argv] for stage in plan})
+        asked = {"steps": {stage.folder: [stage.module, stage.argv] for stage in plan}, "asked": time.monotonic()}
+        write_json(request, asked)
         command = [sys.executable, "-m", __name__, str(request), str(answer)]
         ended = subprocess.run(command, env={**os.environ, **STEP_OF_DISTILL}, capture_output=True, check=False)
         if ended.returncode == 0 and answer.is_file():
@@ -368,14 +370,14 @@ def _some_tiles(source: TileSource, device: torch.device) -> np.ndarray:
 
 def _main(request: Path, answer: Path) -> None:
     """Reads what is asked, measures, and writes what was found."""
-    import psutil
     import torch  # noqa: F401  # what a step imports, too, so that its start takes as long
 
     import histodistill.training.engine.loop  # noqa: F401
 
-    start = time.time() - psutil.Process().create_time()
+    asked = read_json(request)
+    start = time.monotonic() - asked["asked"]
     configs = {
-        folder: import_module(module).make_parser().read(argv) for folder, (module, argv) in read_json(request).items()
+        folder: import_module(module).make_parser().read(argv) for folder, (module, argv) in asked["steps"].items()
     }
     write_json(answer, dataclasses.asdict(measure(configs, start)))
 

@@ -127,10 +127,25 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        remove(path)
-        os.replace(temporary, path)
+        _put(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put(new: Path, path: Path) -> None:
+    """Moves a file or folder to another place on its disk; what is there goes once the disk has allowed it."""
+    if not (new.is_dir() or path.is_dir()) or not os.path.lexists(path):
+        os.replace(new, path)
+        return
+    # A folder takes the place of nothing but an empty one.
+    old = path.with_name(f".{path.name}.old.{os.getpid()}.tmp")
+    try:
+        os.replace(path, old)
+        os.replace(new, path)
+    finally:
+        if not os.path.lexists(path):  # the second was refused, or a signal came between
+            os.replace(old, path)
+        remove(old)
 
 
 def remove(path: str | Path) -> None:
@@ -161,10 +176,7 @@ def new_files(folder: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         for entry in sorted(temporary.iterdir()):
-            target = folder / entry.name
-            if target.is_dir():
-                remove(target)
-            os.replace(entry, target)
+            _put(entry, folder / entry.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -107,6 +107,9 @@ class Progress:
                 disable=False,
                 **_shape(),
             )
+            # It goes by the clock of the day otherwise, which may jump.
+            self._bar._time = time.monotonic
+            self._bar.start_t = self._bar.last_print_t = time.monotonic()
         elif self._enabled and 0 < self.initial != self.total:
             tell(f"{self.name}: goes on after {self._amount()}")
         return self

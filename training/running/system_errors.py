@@ -16,6 +16,8 @@ _REFUSALS = {
     errno.EROFS: ("this disk can only be read", "give a folder on another one, or have it mounted for writing"),
     errno.EACCES: ("permission denied", "see that you may read and write there, then run the same command again"),
     errno.EPERM: ("the system does not allow it", "see that you may read and write there, then run it again"),
+    errno.EXDEV: ("this disk cannot rename folders", "give a folder on another one"),
+    errno.ENOTSUP: ("this disk cannot do what is asked of it", "give a folder on another one"),
     errno.EIO: ("the disk failed", "see that it works, then run the same command again"),
     errno.ESTALE: ("the network disk has lost the file", "see that it works, then run the same command again"),
     errno.ENOTCONN: ("the network disk is gone", "see that it works, then run the same command again"),

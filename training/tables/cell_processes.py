@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,6 +17,7 @@ from histodistill.training.models.devices import best_device, gpu_names
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.notes import tell
 from histodistill.training.running.progress import Progress, about
+from histodistill.training.running.signals import interrupts_wait
 from histodistill.training.running.stages import Stage
 from histodistill.training.running.threads import usable_cores
 from histodistill.training.tables.cell_workers import Outcome, TableOptions, run_cell, time_training
@@ -24,6 +26,7 @@ from histodistill.training.tables.schedule import Schedule
 from histodistill.training.tables.worker_start import start_worker
 
 
+_Result = TypeVar("_Result")
 # Seconds of a cell whose time is not known.
 _MOMENT = 1.0
 
@@ -58,9 +61,7 @@ def train_cells(config: TableOptions, schedule: Schedule, stage: Stage) -> list[
     with (
         # Read by the numerical libraries when a worker imports them.
         _environment("OMP_NUM_THREADS", str(threads)),
-        ProcessPoolExecutor(
-            jobs, mp_context=processes, initializer=start_worker, initargs=(config, threads, gpus)
-        ) as workers,
+        _Workers(jobs, mp_context=processes, initializer=start_worker, initargs=(config, threads, gpus)) as workers,
     ):
         try:
             cost = _Cost(workers, remaining)
@@ -91,6 +92,15 @@ def train_cells(config: TableOptions, schedule: Schedule, stage: Stage) -> list[
                 worker.terminate()
             raise
     return notes
+
+
+class _Workers(ProcessPoolExecutor):
+    """Processes in which Ctrl-C waits for ever: a terminal sends it to them, too, and who starts them ends them."""
+
+    def submit(self, fn: Callable[..., _Result], /, *args: Any, **kwargs: Any) -> Future[_Result]:
+        """As elsewhere; it is here that processes are started."""
+        with interrupts_wait():
+            return super().submit(fn, *args, **kwargs)
 
 
 def _outcomes(workers: Executor, schedule: Schedule, jobs: int) -> Iterator[Outcome]:

@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 import subprocess
 import sys
+import time
 from collections import namedtuple
 
 import pytest
@@ -19,7 +20,7 @@ from histodistill.training.end_to_end.rough_cost import costs, usual_seconds
 from histodistill.training.end_to_end.steps import Common, stage_calls
 from histodistill.training.running import timing
 from histodistill.training.running.errors import InputError
-from histodistill.training.running.files import read_json
+from histodistill.training.running.files import read_json, write_json
 from histodistill.training.running.presets import load_preset
 
 
@@ -137,6 +138,15 @@ def test_memory_is_that_of_whole_batches():
     assert once == pytest.approx(2**26, rel=0.2)
     # Three times as much, but for gradients and moments of 2 MiB of weights.
     assert larger == pytest.approx(3 * 2**26 - 2 * 3 * 2**21, rel=0.2)
+
+
+def test_the_start_is_timed_whatever_the_clock_says(tmp_path, monkeypatch):
+    asked, answer = tmp_path / "request.json", tmp_path / "answer.json"
+    write_json(asked, {"steps": {}, "asked": time.monotonic() - 20})
+    monkeypatch.setattr(measuring, "measure", lambda _, start: Measured({"start": start}, 0))
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    measuring._main(asked, answer)
+    assert 20 <= read_json(answer)["unit_seconds"]["start"] < 80
 
 
 def test_what_cannot_be_measured_is_told(tiny, monkeypatch):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from histodistill.training.running.files import (
     write_refusal,
     write_text,
 )
+from histodistill.training.running.system_errors import find_refusal, refusal_sentence
 
 
 def test_files_are_written_with_their_folders(tmp_path):
@@ -151,6 +154,27 @@ def test_new_files_that_fail_leave_what_was_there(tmp_path):
         (new / "kept").write_text("1")
         raise ZeroDivisionError
     assert [path.name for path in tmp_path.iterdir()] == ["kept"] and (tmp_path / "kept").read_text() == "0"
+
+
+@pytest.mark.parametrize("refused", [0, 1])
+@pytest.mark.parametrize("writing", [new_folder, lambda path: new_files(path.parent)])
+def test_what_was_there_stays_where_a_disk_does_not_rename_folders(writing, refused, tmp_path, monkeypatch):
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "old").write_text("0")
+    rename, numbers = os.replace, itertools.count()
+
+    def refuse(old, new):
+        if next(numbers) == refused:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(old))
+        rename(old, new)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError) as raised, writing(tmp_path / "part") as new:
+        new = new if writing is new_folder else new / "part"
+        new.mkdir(exist_ok=True)
+        (new / "new").write_text("1")
+    assert "this disk cannot rename folders" in refusal_sentence(find_refusal(raised.value))
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")} == {"part", "part/old"}
 
 
 def test_text_with_a_name_that_is_not_utf8(tmp_path):

@@ -36,6 +36,16 @@ def work(time_passes, seconds: float, steps: int = 1000, **options) -> None:
                 shown.show(validation_psnr="31.05")
 
 
+def test_a_bar_does_not_mind_a_clock_that_jumps(time_passes, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "has_bars", lambda: True)
+    with Progress(100, "autoencoder", "steps") as shown:
+        for _ in range(50):
+            time_passes(1)
+            shown.update()
+    bar = capsys.readouterr().err.split("\r")[-2]
+    assert "50/100 [00:50<00:50," in bar, bar
+
+
 def test_short_work_writes_nothing(time_passes, capsys):
     work(time_passes, 59)
     assert capsys.readouterr() == ("", "")

@@ -97,6 +97,8 @@ def test_what_libraries_raise_is_understood(name, tmp_path):
         (errno.ENOSPC, "the disk is full: make room", True),
         (errno.EDQUOT, "your quota of the disk is used up: make room", True),
         (errno.EROFS, "this disk can only be read", False),
+        (errno.EXDEV, "this disk cannot rename folders", False),
+        (errno.ENOTSUP, "this disk cannot do what is asked of it", False),
         (errno.EIO, "the disk failed", False),
         (errno.EACCES, "permission denied", False),
         (errno.ESTALE, "the network disk has lost the file", False),
