@@ -32,18 +32,19 @@ def test_pictures_with_nothing_on_them_or_too_small_have_none(side):
     assert len(found.picture) == len(found.place) == len(found.harmonics) == 0
 
 
-@pytest.mark.parametrize("change", ["quarter", "mirror", "negative", "brighter", "contrast"])
+@pytest.mark.parametrize("change", ["quarter", "mirror", "negative", "brighter", "shade", "contrast"])
 def test_descriptors_stay_as_they_are(pictures, change):
     changed = {
         "quarter": lambda x: np.rot90(x, axes=(1, 2)),
         "mirror": lambda x: x[:, :, ::-1],
         "negative": lambda x: 255 - x,
         "brighter": lambda x: x + 30,
+        "shade": lambda x: x + np.linspace(0, 200, 57, dtype=np.float32) - np.linspace(0, 90, 57)[:, None],
         "contrast": lambda x: 3 * x,
     }[change](pictures)
     middle = np.full((8, 2), 28)
     own, _ = harmonics_at(pictures, np.arange(8), middle)
-    other, _ = harmonics_at(np.ascontiguousarray(changed), np.arange(8), middle)
+    other, _ = harmonics_at(np.ascontiguousarray(changed, np.float32), np.arange(8), middle)
     # Contrast is divided by with something added, so that noise is not blown up.
     tolerance = 0.15 if change == "contrast" else 1e-3
     np.testing.assert_allclose(describe(other), describe(own), rtol=tolerance, atol=tolerance)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.ndimage import rotate
+from scipy.ndimage import gaussian_filter, rotate
 from textures import textures
 
 from histodistill.selection.parts import PartIndex, matched_parts
@@ -45,10 +45,36 @@ def _mosaic(x: np.ndarray, innocent: np.ndarray) -> np.ndarray:
     return joined
 
 
+def _blurred(x: np.ndarray, innocent: np.ndarray) -> np.ndarray:
+    return np.round(gaussian_filter(x.astype(float), (0, 0.8, 0.8, 0))).astype(np.uint8)
+
+
+def _darker_outwards(x: np.ndarray, innocent: np.ndarray) -> np.ndarray:
+    light = 1 - 0.04 * np.hypot(*(np.mgrid[:28, :28] - 13.5))
+    return np.round(x * light[..., None]).astype(np.uint8)
+
+
+def _with_a_hole(x: np.ndarray, innocent: np.ndarray) -> np.ndarray:
+    holed = x.copy()
+    holed[:, 2:14, 9:21] = 0
+    return holed
+
+
 @pytest.mark.parametrize(
     "disguise",
-    [lambda x, _: x, lambda x, _: x[:, ::-1], lambda x, _: 255 - x, _turned, _half, _cropped, _mosaic],
-    ids=["as it is", "mirrored", "negative", "turned", "half", "cropped", "small in a corner"],
+    [
+        lambda x, _: x,
+        lambda x, _: x[:, ::-1],
+        lambda x, _: 255 - x,
+        _turned,
+        _half,
+        _cropped,
+        _mosaic,
+        _blurred,
+        _darker_outwards,
+        _with_a_hole,
+    ],
+    ids=["as it is", "mirrored", "negative", "turned", "half", "cropped", "in a corner", "blurred", "shade", "hole"],
 )
 def test_disguised_tiles_are_found(real, index, disguise):
     found = index.search(disguise(real[:40], textures(40, 2)), len(real))
