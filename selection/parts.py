@@ -163,15 +163,15 @@ class PartIndex:
             return FoundParts(score, tile, box, best_placement)
         tiles, row = np.unique(placements["tile"], return_inverse=True)
         placements["tile"] = row
-        shown = pictures, self._pictures[tiles].astype(np.float32)
-        comparison = Comparison(*map(evened, shown))
+        shown = self._pictures[tiles].astype(np.float32)
+        comparison = Comparison(evened(pictures), evened(shown))
         independent = comparison.independent(placements)
         first = comparison.compare(placements, independent, step=2).score
         few = _best_of_each(placements["image"], first, _REFINED)
         placements, independent = placements[few], independent[few]
         placements, likeness = comparison.refine(placements, independent)
         boxes = comparison.within(placements, likeness.box)
-        in_detail = Comparison(*shown).whitened(placements, boxes)
+        in_detail = Comparison(pictures, shown).whitened(placements, boxes)
         best = _best_of_each(placements["image"], in_detail, 1)
         placements = placements[best]
         image = placements["image"]
