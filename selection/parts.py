@@ -45,8 +45,8 @@ _ZOOM_STEPS = range(min(map(min, _LEVEL_STEPS)), 1 + max(map(max, _LEVEL_STEPS))
 _NEIGHBOURS = 20
 # Tiles that are laid on an image, and placements of each: those with most votes.
 _TILES, _PLACEMENTS = 30, 4
-# Placements of an image that are refined.
-_REFINED = 6
+# Placements of an image that are refined, and of these that are strained, too: sides of another ratio, sheared.
+_REFINED, _STRAINED = 6, 2
 # Keypoints of tiles up to which those of an image are compared with all of them; more are sorted into cells.
 _MOST_EXHAUSTIVE = 10_000
 # Keypoints in a cell on average, unless there are more cells than these, and cells that are searched.
@@ -99,8 +99,14 @@ class PartIndex:
 
     def __init__(self, images: Images, few: np.ndarray):
         self.side = min(images.shape[1], _SIDE)
-        self._pictures = all_grey_pictures(images, self.side)
-        self._levels = [_Level(self._pictures, level, few) for level in _LEVELS]
+        self._pictures = fine = all_grey_pictures(images, self._fine_side(images))
+        if fine.shape[1] != self.side:
+            self._pictures = all_grey_pictures(images, self.side)
+        self._levels = [_Level(fine, self.side, level, few) for level in _LEVELS]
+
+    def _fine_side(self, images: Images) -> int:
+        """Pixels along a side of the pictures whose keypoints are found: as many as the largest enlargement has."""
+        return min(images.shape[1], round(self.side * max(_LEVELS)))
 
     def search(self, images: Images, num_tiles: int, likely: np.ndarray | None = None) -> FoundParts:
         """Looks for images among the first tiles.
@@ -113,7 +119,8 @@ class PartIndex:
         found, start = [], 0
         for part in batches(images, _IMAGES_PER_CALL):
             pictures = grey_pictures(part, self.side)
-            placements = self._proposed(pictures, num_tiles)
+            fine = grey_pictures(part, self._fine_side(part))
+            placements = self._proposed(fine, num_tiles)
             if likely is not None:
                 mine = likely[(likely["image"] >= start) & (likely["image"] < start + len(part))]
                 mine["image"] -= start
@@ -129,7 +136,7 @@ class PartIndex:
 
     def _proposed(self, pictures: np.ndarray, num_tiles: int) -> np.ndarray:
         """Placements of images, grey pictures, on tiles that have keypoints like theirs."""
-        votes = np.concatenate([level.votes(pictures, num_tiles) for level in self._levels])
+        votes = np.concatenate([level.votes(pictures, self.side, num_tiles) for level in self._levels])
         votes = votes[_with_most_votes(votes)]
         tiles, row = np.unique(votes["tile"], return_inverse=True)
         shown = self._pictures[tiles].astype(np.float32)
@@ -142,7 +149,7 @@ class PartIndex:
             rows = np.flatnonzero(votes["level"] == level)
             enlarged = resize(shown, round(self.side * level))
             other[rows], _ = harmonics_at(enlarged, row[rows], votes["tile_place"][rows])
-        placements = np.empty(len(votes), PLACEMENT)
+        placements = np.zeros(len(votes), PLACEMENT)
         placements["image"], placements["tile"] = votes["image"], votes["tile"]
         placements["turn"], placements["mirrored"] = turns_between(own, other)
         # Whole pixels are what pictures are enlarged to.
@@ -170,7 +177,10 @@ class PartIndex:
         few = _best_of_each(placements["image"], first, _REFINED)
         placements, independent = placements[few], independent[few]
         placements, likeness = comparison.refine(placements, independent)
-        boxes = comparison.within(placements, likeness.box)
+        few = _best_of_each(placements["image"], likeness.score, _STRAINED)
+        strained, of_strained = comparison.refine(placements[few], independent[few], strain=True)
+        placements = np.concatenate([placements, strained])
+        boxes = comparison.within(placements, np.concatenate([likeness.box, of_strained.box]))
         in_detail = Comparison(pictures, shown).whitened(placements, boxes)
         best = _best_of_each(placements["image"], in_detail, 1)
         placements = placements[best]
@@ -204,13 +214,14 @@ class _Level:
     """The keypoints of tiles at one enlargement, ready to be searched.
 
     Args:
-        pictures: float16 N×s×s.
+        pictures: float16 N×S×S.
+        side: What is enlarged has so many pixels along a side.
         level: The enlargement.
         few: int64 F, the tiles by whose keypoints cells are made.
     """
 
-    def __init__(self, pictures: np.ndarray, level: float, few: np.ndarray):
-        self.level = level
+    def __init__(self, pictures: np.ndarray, side: int, level: float, few: np.ndarray):
+        self.level, self._size = level, round(side * level)
         tiles, places, descriptors = [], [], []
         for start in range(0, len(pictures), _TILES_PER_CALL):
             found = self._keypoints(pictures[start : start + _TILES_PER_CALL])
@@ -235,14 +246,14 @@ class _Level:
         )
 
     def _keypoints(self, pictures: np.ndarray) -> Keypoints:
-        return find_keypoints(resize(pictures.astype(np.float32), round(pictures.shape[1] * self.level)))
+        return find_keypoints(resize(pictures.astype(np.float32), self._size))
 
-    def votes(self, pictures: np.ndarray, num_tiles: int) -> np.ndarray:
-        """The `_VOTE`s of keypoints of grey pictures for the first tiles."""
+    def votes(self, pictures: np.ndarray, side: int, num_tiles: int) -> np.ndarray:
+        """The `_VOTE`s of keypoints of grey pictures for the first tiles; an enlargement is that of this side."""
         count = int(np.searchsorted(self._tiles, num_tiles))
         votes = []
         for enlargement in _ENLARGEMENTS[self.level] if count else ():
-            found = find_keypoints(resize(pictures, round(pictures.shape[1] * enlargement)))
+            found = find_keypoints(resize(pictures, round(side * enlargement)))
             if not len(found.picture):
                 continue
             distances, rows = self._search.nearest(describe(found.harmonics), min(_NEIGHBOURS, count), count)

@@ -26,11 +26,15 @@ _FREQUENCIES = 14
 # and share of the zoom.
 _CHANGES = (("tile_row", 1.0), ("tile_column", 1.0), ("turn", 0.12), ("zoom", 0.06))
 _FINER = (1.0, 0.5, 0.25)
+# The same where it is strained, too.
+_STRAINED = (("aspect", 0.1), ("skew", 0.1), *((name, change / 2) for name, change in _CHANGES))
+_STRAINED_FINER = (1.0, 0.5)
 
 #: How an image lies on a tile, turned, zoomed and mirrored about a point: `row`, `column` of that point on the image
 #: and `tile_row`, `tile_column` on the tile, in px; `turn`, radians by which the tile is turned to be the image, from
 #: the direction of columns to that of rows; `zoom`, px of the tile that a px of the image covers; `mirrored`, whether
-#: the tile is mirrored before it is turned, its rows reversed.
+#: the tile is mirrored before it is turned, its rows reversed; `aspect`, the logarithm of how much more px of the tile
+#: a px of the image covers down than it does on average, and to the right less; `skew`, the same along diagonals.
 PLACEMENT = np.dtype(
     [
         ("image", np.int64),
@@ -42,6 +46,8 @@ PLACEMENT = np.dtype(
         ("turn", np.float32),
         ("zoom", np.float32),
         ("mirrored", np.bool_),
+        ("aspect", np.float32),
+        ("skew", np.float32),
     ]
 )
 
@@ -114,11 +120,18 @@ class Comparison:
         box = np.stack([spans[rows, 0], spans[columns, 0], spans[rows, 1], spans[columns, 1]], axis=1)
         return Likeness(score[np.arange(len(score)), best].astype(np.float64), box)
 
-    def refine(self, placements: np.ndarray, independent: np.ndarray) -> tuple[np.ndarray, Likeness]:
-        """Moves, turns and zooms placements a little wherever that makes image and tile more alike."""
+    def refine(
+        self, placements: np.ndarray, independent: np.ndarray, strain: bool = False
+    ) -> tuple[np.ndarray, Likeness]:
+        """Moves, turns and zooms placements a little wherever that makes image and tile more alike.
+
+        Args:
+            placements, independent: As for `compare`.
+            strain: Whether `aspect` and `skew` are changed, too.
+        """
         best = self.compare(placements, independent, step=2)
-        for finer in _FINER:
-            for name, change in _CHANGES:
+        for finer in _STRAINED_FINER if strain else _FINER:
+            for name, change in _STRAINED if strain else _CHANGES:
                 for signed in (-change * finer, change * finer):
                     tried = placements.copy()
                     tried[name] += signed * placements["zoom"] if name == "zoom" else signed
@@ -200,8 +213,10 @@ def on_tile(placements: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> tu
         Rows and columns of the tile in px, float32 P×M×N each.
     """
     of = {name: placements[name][:, None, None] for name in PLACEMENT.names or ()}
-    rows = (rows - of["row"]) * of["zoom"]
-    columns = (columns - of["column"]) * of["zoom"]
+    rows, columns = (rows - of["row"]) * of["zoom"], (columns - of["column"]) * of["zoom"]
+    if placements["aspect"].any() or placements["skew"].any():
+        stretched = np.exp(of["aspect"])
+        rows, columns = rows * stretched + columns * of["skew"], columns / stretched + rows * of["skew"]
     cos, sin = np.cos(of["turn"]), np.sin(of["turn"])
     down = np.where(of["mirrored"], -1, 1).astype(np.float32) * (cos * rows - sin * columns)
     return down + of["tile_row"], sin * rows + cos * columns + of["tile_column"]

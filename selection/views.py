@@ -20,7 +20,7 @@ JPEG_QUALITY = 75
 #: Share of a blended copy that is the tile itself; the rest is another tile.
 BLENDED_SHARE = 0.8
 #: By how much a real tile is sheared so that it shows no part of any other, however that is turned or zoomed.
-SHEAR = 0.6
+SHEAR = 0.8
 #: Standard deviation of grey levels (of 255) below which an image shows nothing.
 LEAST_CONTENT = 8.0
 

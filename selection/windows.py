@@ -120,7 +120,7 @@ def placements_of(
     image, number = np.nonzero(np.isfinite(distances))
     scale, down, right = windows[image, number].T
     symmetry = symmetries[image, number]
-    placements = np.empty(len(image), PLACEMENT)
+    placements = np.zeros(len(image), PLACEMENT)
     placements["image"], placements["tile"] = image, tiles[image, number]
     placements["row"] = placements["column"] = (side - 1) / 2
     placements["tile_row"], placements["tile_column"] = ((start + scale / 2) * side - 0.5 for start in (down, right))

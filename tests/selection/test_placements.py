@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.ndimage import affine_transform, gaussian_filter
+from scipy.ndimage import gaussian_filter, map_coordinates, rotate
 
 from histodistill.selection.keypoints import harmonics_at, turns_between
 from histodistill.selection.placements import PLACEMENT, Comparison, outlines
@@ -75,6 +75,21 @@ def test_turn_and_mirroring_of_a_placement(quarters, mirrored):
     placements = placed(3, turn=quarters * np.pi / 2, mirrored=mirrored)
     found = Comparison(images, tiles).compare(placements, np.ones(3))
     assert found.score.min() > 0.5 * SIDE**2 * 6  # r² > 1 − e⁻⁶
+
+
+@pytest.mark.parametrize(("aspect", "skew"), [(0.12, 0.0), (0.0, -0.1), (-0.06, 0.06)])
+def test_strain_is_found(aspect, skew):
+    tiles = textures(4, 0)
+    middle = (SIDE - 1) / 2
+    rows, columns = np.mgrid[:SIDE, :SIDE] - middle
+    at = rows * np.exp(aspect) + columns * skew + middle, columns * np.exp(-aspect) + rows * skew + middle
+    images = np.stack([map_coordinates(tile, at, order=3, mode="reflect") for tile in tiles])
+    comparison, independent = Comparison(images, tiles), np.full(4, 0.3)
+    apart = comparison.refine(placed(4), independent)[1].score
+    placements, likeness = comparison.refine(placed(4), independent, strain=True)
+    assert (likeness.score > 1.5 * apart).all()
+    found = np.stack([placements["aspect"], placements["skew"]], axis=1)
+    assert np.abs(found - [aspect, skew]).max() < 0.06
 
 
 @pytest.mark.parametrize("degrees", [30, 198])
