@@ -191,8 +191,9 @@ class CopyIndex:
     tile with the next ones, which must be others. `CopyScores.nearest` then has the first of them.
 
     Memory grows with up to 1,024 bytes a tile for each space (256 numbers at most), 2,744 bytes for candidates for
-    `structure` (49 numbers for each of 14 windows), and some 10 kB for `parts` (see `PartIndex`; 6 kB more, or 10 kB of larger tiles, while the
-    index is made): some 16 kB with pixels and two embeddings, whatever the size of the tiles.
+    `structure` (49 numbers for each of 14 windows), and some 10 kB for `parts` (see `PartIndex`; 6 kB more while the
+    index is made, 14 kB of tiles of more than 32 px): some 16 kB with pixels and two embeddings, whatever the size of
+    the tiles.
 
     Of more than 35,000 tiles, candidates for `structure` are looked for among windows in the 32 cells nearest to an
     image (an inverted file by k-means, one cell for each 256 windows), and not among all. The cells hold the numbers

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.ndimage import gaussian_filter, map_coordinates, rotate
+from scipy.ndimage import affine_transform, gaussian_filter, map_coordinates
 
 from histodistill.selection.keypoints import harmonics_at, turns_between
 from histodistill.selection.placements import PLACEMENT, Comparison, outlines
