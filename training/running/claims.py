@@ -150,10 +150,8 @@ def _alone(lock: Path) -> Iterator[None]:
     Without it, of two that find a claim left behind one might remove what the other has just made in its place.
     """
     while True:
-        try:
-            # Network drives lock only what is opened for writing, which another user's file may not be.
-            file = os.open(lock, os.O_RDWR if os.access(lock, os.W_OK) else os.O_RDONLY)
-        except FileNotFoundError:
+        file = _opened(lock)
+        if file is None:
             yield
             return
         try:
@@ -164,6 +162,15 @@ def _alone(lock: Path) -> Iterator[None]:
                 return
         finally:
             os.close(file)
+
+
+def _opened(lock: Path) -> int | None:
+    """The file of a claim, opened; None where there is none, or where it cannot be opened."""
+    # Network drives lock only what is opened for writing, which another user's file, or a full disk, may not let.
+    for mode in (os.O_RDWR, os.O_RDONLY):
+        with contextlib.suppress(OSError):
+            return os.open(lock, mode)
+    return None
 
 
 def _is_still(lock: Path, file: int) -> bool:
