@@ -79,6 +79,12 @@ class SetRecord(Exact):
     audit: SetVerdict | None
     generation: Generation | None
 
+    @model_validator(mode="after")
+    def _is_of_others(self) -> Self:
+        if SET_RECORD in self.files:
+            raise ValueError("it lists itself")
+        return self
+
 
 def write_set_record(files: Mapping[str, bytes], audit: AuditFacts | None, generation: Generation | None) -> bytes:
     """The record of a set that is to be published.

@@ -97,6 +97,11 @@ _REFUSED = {
 }
 
 
+def is_like_system(name: str) -> bool:
+    """Whether a folder is called as systems and programs call their own, so that none of its images is a tile."""
+    return name.startswith((".", *_LIKE_SYSTEM)) or name.lower() in _SYSTEM_FOLDERS
+
+
 class FolderWalk:
     """Lists the folders and images that a user put into a folder, and remembers what else is there.
 
@@ -259,7 +264,7 @@ class FolderWalk:
 
     def _is_own(self, folder: Path) -> bool:
         """Whether a folder is one of the user's own, and not the system's."""
-        if not folder.name.startswith((".", *_LIKE_SYSTEM)) and folder.name.lower() not in _SYSTEM_FOLDERS:
+        if not is_like_system(folder.name):
             return True
         if _holds_images(folder):
             if folder.name.startswith(".") or folder.name.lower() in _SYSTEM_FOLDERS:

@@ -22,6 +22,7 @@ from histodistill.hub_cards.review_facts import ReviewFacts
 from histodistill.hub_cards.site_verdict import image_hash
 from histodistill.selection.image_rows import Images
 from histodistill.selection.summaries import counted
+from histodistill.training.data.image_dataset import read_image_dataset
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.stages import Stage, content_of
 
@@ -172,11 +173,16 @@ def take_reviews(files: Sequence[Path], stage: Stage, seeds: np.ndarray, images:
             there is what was made of the set that was reviewed.
     """
     before = kept_review(stage.settings)
-    known = [*(before.sets if before else ()), *([content_of(stage.folder)] if stage.complete else ())]
+    now, shown = None, ()
+    if stage.complete:
+        now, shown = content_of(stage.folder), tuple(read_image_dataset(stage.folder)[1]["seed"].tolist())
+    known = [*(before.sets if before else ()), *([now] if now else ())]
     found = [read_saved(path, ReviewFile) for path in files]
     rows = {int(seed): row for row, seed in enumerate(seeds)}
     for path, said in zip(files, found, strict=True):
-        if said.set not in known or not rows.keys() >= {*said.seeds}:
+        # Of an earlier set it is known which images it had, and no longer in which order.
+        are_its = said.seeds == shown if said.set == now else before and {*said.seeds} <= {*before.seen}
+        if said.set not in known or not are_its or not rows.keys() >= {*said.seeds}:
             raise InputError(f"{path} is about another set than {stage.folder}: give files of its own review")
         for gone in said.left_out:
             if image_hash(images[[rows[gone.seed]]][0]) != gone.image:

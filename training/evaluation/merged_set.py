@@ -153,7 +153,8 @@ def _judge_site(merged: MergedSet, number: int) -> FindingRecord:
     name, record = merged.sites[number].name, merged.records[number]
     if record is None:
         return _finding(number, False, f"no record of an audit came with the set of {name}")
-    check_verdicts(record.audit, f"the record of the audit of {name}")
+    remedy = f"ask {name} for its set with the record of its audit again, and merge into a new folder"
+    check_verdicts(record.audit, f"the record of the audit of {name}", remedy)
     strange = Counter(image_hashes(merged.rows_of(number))) - Counter(record.images)
     if strange:
         raise InputError(

@@ -94,21 +94,24 @@ def read_run_audit(path: Path) -> AuditRecord | None:
     return audit
 
 
-def check_verdicts(audit: AuditRecord, place: str | Path) -> None:
+def check_verdicts(
+    audit: AuditRecord, place: str | Path, remedy: str = "delete it and run histodistill audit again"
+) -> None:
     """Sees that the verdicts of an audit are those of its figures.
 
     Args:
         audit: The audit.
         place: What it was read from, for messages.
+        remedy: What to do where one is not.
 
     Raises:
         InputError: If one is not.
     """
     for part, verdict in audit.parts.items():
         if verdict.findings != tuple(_finding(finding) for finding in JUDGES[part](to_result(audit.figures))):
-            raise InputError(f"{place} contradicts itself about {part}: delete it and run histodistill audit again")
+            raise InputError(f"{place} contradicts itself about {part}: {remedy}")
     if audit.warnings != _warnings(audit.figures.units):
-        raise InputError(f"{place} contradicts itself about warnings: delete it and run histodistill audit again")
+        raise InputError(f"{place} contradicts itself about warnings: {remedy}")
 
 
 def is_about_records(path: Path, run: Path) -> bool:

@@ -64,6 +64,8 @@ def run(config: ExportConfig) -> Path:
     from histodistill.training.data.image_dataset import read_image_table
     from histodistill.training.models.hub_files import set_folder
 
+    if file := next((parent for parent in config.output.parents if parent.exists() and not parent.is_dir()), None):
+        raise InputError(f"{param('output')}={config.output} lies in {file}, which is no folder: give another place")
     table = read_image_table(set_folder(config.set, "set"))
     is_new = (_write_npz if config.format == "medmnist" else _write_folder)(config.output, table)
     left_out = ", ".join(name for name in table.columns if name != "label") or "nothing"
@@ -129,13 +131,14 @@ def _pictures(table: ImageTable) -> Iterator[tuple[str, bytes]]:
 
 def _check_folder_names(class_names: list[str]) -> None:
     """Sees that readers of folders find each class under its own name."""
+    from histodistill.training.data.folder_walk import is_like_system
     from histodistill.training.data.tiles import SPLIT_ALIASES
 
     seen: set[str] = set()
     for name in class_names:
         words = {*_BETWEEN_WORDS.split(name.lower())}
         fault = None
-        if "/" in name or name.startswith("."):
+        if "/" in name or is_like_system(name):
             fault = "cannot be the name of a folder that is read"
         elif words & {*SPLIT_ALIASES, *_MORE_SPLITS}:
             fault = "would be taken for a split by readers of folders"

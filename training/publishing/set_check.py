@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from html import unescape
+from typing import Any
 
 import numpy as np
 import yaml
 from huggingface_hub import RepoCard
 
+from histodistill.hub_cards.card_facts import PRECISIONS
 from histodistill.hub_cards.dataset_card import set_structure
 from histodistill.hub_cards.part_files import shown
 from histodistill.hub_cards.rendering import escape_markdown
 from histodistill.hub_cards.set_record import SET_RECORD, SetRecord
 from histodistill.hub_cards.tables import ImageTable
+from histodistill.hub_cards.uploading import is_allowed
 from histodistill.training.data.image_dataset import dataset_features
 
 
@@ -24,8 +28,8 @@ CARD = "README.md"
 _COUNTS = re.compile(
     r"^([\d,]+) synthetic (\d+)×(\d+) images, ([\d,]+)(?: to ([\d,]+))? of each of (\d+) classes", re.MULTILINE
 )
-# A row of a card's table of classes: label and name, and the number of images of a merged set.
-_CLASS = re.compile(r"^\| (\d+) \| (.+?) \|(?: [\d,]+ \|)?$", re.MULTILINE)
+# What stands above the options of a pipeline on a card.
+_PRECISION = re.compile(r"The pipeline makes an image again from its seed with these options, in (.+):\n")
 # Words of a card → whether the audit passed, by what it says; None where none was made.
 _VERDICTS = {
     "**The privacy audit passed**": True,
@@ -43,14 +47,18 @@ def check_files(record: SetRecord, hashes: Mapping[str, str]) -> Iterator[str]:
 
     Args:
         record: Of the set.
-        hashes: Every file that is there → SHA-256.
+        hashes: Every file that is there → SHA-256; none for what was not read.
     """
-    for name in sorted((record.files.keys() | hashes.keys()) - {SET_RECORD}):
+    for name in sorted((record.files.keys() | hashes.keys() | {CARD}) - {SET_RECORD}):
         listed, found = record.files.get(name), hashes.get(name)
         if found is None:
-            yield f"{name} is missing: {SET_RECORD} lists it"
+            yield f"{name} is missing: {f'{SET_RECORD} lists it' if listed else 'each set has one'}"
         elif listed is None:
             yield f"{shown(name)} was added: {SET_RECORD} does not list it"
+        elif not is_allowed("dataset", name):
+            yield f"{name} is no file of a set, and {SET_RECORD} lists it"
+        elif not found:
+            yield f"{name} is a link, or no ordinary file: give the files themselves, or the id of the set on the Hub"
         elif listed != found:
             yield (
                 f"{name} is not the file that was published: its SHA-256 begins with {found[:_SHOWN_DIGITS]}, and "
@@ -81,12 +89,38 @@ def check_card(text: str, table: ImageTable) -> Iterator[str]:
             f"{CARD} tells in its first sentence of other numbers than the set has: {len(table)} images of "
             f"{side}×{side} pixels, {min(counts)} to {max(counts)} of each of {len(counts)} classes"
         )
-    rows = _CLASS.findall(text)
-    for label, name in enumerate(table.class_names):
-        if (str(label), escape_markdown(name)) not in rows:
-            yield f"{CARD} does not list the class {label}, {name}, in its table"
+    # The table of classes of a merged set has their numbers of images, too.
+    rows = _rows(text, "label | class")
+    for label, (name, count) in enumerate(zip(table.class_names, counts, strict=True)):
+        if [str(label), escape_markdown(name), *([f"{count:,}"] if table.site_names else [])] not in rows:
+            images = f" with {count} images" if table.site_names else ""
+            yield f"{CARD} does not list the class {label}, {name}, in its table{images}"
     if len(rows) != len(table.class_names):
         yield f"{CARD} lists {len(rows)} classes in its table, and the set has {len(table.class_names)}"
+    sites = [row[:2] for row in _rows(text, "site | images")]
+    for number, name in enumerate(table.site_names):
+        count = int((table.columns["site"] == number).sum())
+        if [escape_markdown(name), f"{count:,}"] not in sites:
+            yield f"{CARD} does not list the site {name} in its table with {count} images"
+    if len(sites) != len(table.site_names):
+        yield f"{CARD} lists {len(sites)} sites in its table, and the set has {len(table.site_names)}"
+
+
+def check_generation(text: str, record: SetRecord) -> Iterator[str]:
+    """What a card says otherwise than the record of how images are made again, one sentence.
+
+    Args:
+        text: Of the card.
+        record: Of the set.
+    """
+    precision = _PRECISION.search(text)
+    told = {row[0]: _number(row[-1]) for row in _rows(text, "option of the pipeline")}
+    recorded: dict[str, Any] = {}
+    if record.generation is not None:
+        options = record.generation.model_dump(mode="json", exclude={"chunk_size", "pipeline"})
+        recorded = {**options, "mixed_precision": PRECISIONS[record.generation.mixed_precision]}
+    if told | ({"mixed_precision": precision[1]} if precision else {}) != recorded:
+        yield f"{CARD} has other options of the pipeline than {SET_RECORD}, by which images are made again"
 
 
 def check_verdict(text: str, record: SetRecord) -> Iterator[str]:
@@ -112,3 +146,17 @@ def check_verdict(text: str, record: SetRecord) -> Iterator[str]:
         for sentence in sentences:
             if sentence not in others:
                 yield f"{here} says of the audit what {there} does not: {shown(sentence)}"
+
+
+def _rows(text: str, head: str) -> list[list[str]]:
+    """The cells of the rows of a card's table whose first row begins so; none without such a table."""
+    found = re.search(rf"^\| {re.escape(head)} \|.*\n\|.*\n((?:\|.*\n)*)", text, re.MULTILINE)
+    return [line[2:-2].split(" | ") for line in found[1].splitlines()] if found else []
+
+
+def _number(text: str) -> Any:
+    """A number or a list of numbers on a card; the text itself where it is something else."""
+    try:
+        return json.loads(unescape(text))
+    except (ValueError, RecursionError):
+        return text

@@ -16,6 +16,7 @@ text for all files, which `publish` shows to whoever publishes. Ask for it by an
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,16 +116,23 @@ def verify_folder(folder: Path, fingerprint: str | None = None, others: Sequence
     from histodistill.hub_cards.part_files import hash_files, read_file
     from histodistill.hub_cards.set_record import SET_RECORD, read_set_record, set_fingerprint
     from histodistill.training.data.image_dataset import read_shards, require_shards
-    from histodistill.training.publishing.set_check import CARD, check_card, check_files, check_verdict
+    from histodistill.training.publishing.set_check import (
+        CARD,
+        check_card,
+        check_files,
+        check_generation,
+        check_verdict,
+    )
 
     if not os.path.lexists(folder / SET_RECORD):
         raise InputError(
             f"{folder} holds no {SET_RECORD}, by which a set is checked: give one that histodistill publish has made"
         )
     try:
-        hashes = hash_files(folder, _names(folder))
+        names = _names(folder)
+        hashes = dict.fromkeys(names, "") | hash_files(folder, [n for n in names if _is_ordinary(folder / n)])
         data = read_file(folder / SET_RECORD)
-        card = read_file(folder / CARD).decode(errors="replace") if CARD in hashes else None
+        card = read_file(folder / CARD).decode(errors="replace") if hashes.get(CARD) else None
     except ContentError as error:
         raise InputError(str(error)) from error
     findings: list[str] = []
@@ -145,6 +153,7 @@ def verify_folder(folder: Path, fingerprint: str | None = None, others: Sequence
         findings += check_card(card, table)
     if card is not None and record is not None:
         findings += check_verdict(card, record)
+        findings += check_generation(card, record)
     found = set_fingerprint(hashes)
     if fingerprint not in (None, found):
         findings.append(f"the fingerprint of the files is {found}, and not {fingerprint}, which was given")
@@ -158,6 +167,11 @@ def _names(folder: Path) -> list[str]:
         for path in folder.rglob("*")
         if (path.is_symlink() or not path.is_dir()) and path.relative_to(folder).parts[0] not in _NOT_OF_THE_SET
     )
+
+
+def _is_ordinary(path: Path) -> bool:
+    """Whether it is a file itself, and no link, pipe or device."""
+    return stat.S_ISREG(path.lstat().st_mode)
 
 
 def _fetch(name: str, place: str, others: list[str]) -> str:

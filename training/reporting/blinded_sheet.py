@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from histodistill.hub_cards.audit_record import Count
 from histodistill.hub_cards.documents import Exact, Seed, Sha256
+from histodistill.hub_cards.part_files import shown
 from histodistill.hub_cards.site_verdict import image_hashes
 from histodistill.selection.membership import Interval, binomial_interval
 from histodistill.selection.streams import stream
@@ -114,16 +115,16 @@ def write_sheet(run: Path, source: TileSource, per_class: int, seed: int | None)
         raise InputError(f"{param('data')} has no tile that no model was trained on: hold some out with audit_share")
     if missing := [name for name, count in zip(table.class_names, counts, strict=True) if count < per_class]:
         warn(f"the blinded sheet has fewer than {2 * per_class} images of some classes: {', '.join(missing)}")
-    generated, shown = sample_as_many(labels, wanted, seed), sample_as_many(real.labels, wanted, seed)
+    generated, held_out = sample_as_many(labels, wanted, seed), sample_as_many(real.labels, wanted, seed)
     order = stream("order of a blinded sheet", seed).permutation(2 * len(wanted))
-    images = np.concatenate([np.asarray(table.images[generated]), np.asarray(real.images[shown])])[order]
+    images = np.concatenate([np.asarray(table.images[generated]), np.asarray(real.images[held_out])])[order]
     key = SheetKey(
         format=1,
         sheet=hashlib.sha256("".join(image_hashes(images)).encode()).hexdigest(),
         seed=seed,
         class_names=tuple(table.class_names),
         kinds=tuple("generated" if number < len(wanted) else "real" for number in order),
-        labels=tuple(np.concatenate([labels[generated], real.labels[shown]])[order].tolist()),
+        labels=tuple(np.concatenate([labels[generated], real.labels[held_out]])[order].tolist()),
     )
     values = {
         "title": "Real or generated?",
@@ -168,7 +169,9 @@ def score_answers(run: Path, files: Sequence[Path]) -> dict[str, Any]:
             raise InputError(f"{path} is about another sheet than {folder / SHEET}: give answers to this one")
         reader = found.reviewer.strip() or path.stem
         if reader in right:
-            raise InputError(f"{path} is of the same reader as another file ({reader}): give one file of each reader")
+            raise InputError(
+                f"{path} is of the same reader as another file ({shown(reader)}): give one file of each reader"
+            )
         right[reader] = []
         for label, kind, answer in zip(key.labels, key.kinds, found.answers, strict=True):
             if answer is not None:
@@ -194,7 +197,7 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
         f"{counted(num_readers, 'reader')}; guessing gives 50 %"
     ]
     lines += [f"  {name}: {_text(found)}" for name, found in scores["classes"].items()]
-    lines += [f"  reader {name}: {_text(found)}" for name, found in scores["readers"].items()]
+    lines += [f"  reader {shown(name)}: {_text(found)}" for name, found in scores["readers"].items()]
     if num_readers > 1:
         lines.append("readers saw the same images, so intervals over all of them are too narrow")
     return lines

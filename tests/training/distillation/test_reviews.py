@@ -81,6 +81,13 @@ def test_what_was_left_out_is_replaced_and_stays_out(run, select, tiny_pool, cap
     with pytest.raises(InputError, match=r"^3 images that earlier reviews left out .* would come back: give exclude"):
         select(later)
     second = after[1]
+    # Nobody has seen what was in neither set.
+    document = json.loads(one.read_text())
+    more = run.parent / "more.json"
+    unseen = next(seed for seed in read_image_dataset(tiny_pool)[1]["seed"].tolist() if seed not in {*before, *after})
+    write_json(more, document | {"seeds": [*document["seeds"], unseen]})
+    with pytest.raises(InputError, match=r"more\.json is about another set than"):
+        select(more, two, later)
     final = select(one, two, later)
     assert not np.isin([*gone, second], final).any()
     assert read_json(run / "distilled" / "stage.json")["reviewed"] == {
@@ -134,6 +141,7 @@ def one_left_out(**changes):
     [
         (changed(set="0" * 64), "is about another set than"),
         (changed(seeds=[2**31 - 1] * 10, left_out=[]), "is about another set than"),
+        (lambda document: json.dumps(document | {"seeds": document["seeds"][:9]}), "is about another set than"),
         (lambda document: json.dumps(document)[:-9], "is no JSON as it should be"),
         (lambda document: "[]", "holds something unknown"),
         (changed(format=2), "holds something unknown (format"),

@@ -89,11 +89,19 @@ def test_what_is_there_is_never_replaced(given, tmp_path, layout, name, capsys):
             exported(folder, layout, place)
 
 
+@pytest.mark.parametrize(("layout", "name"), [("medmnist", "set.npz"), ("folder", "pictures")])
+def test_a_place_in_what_is_no_folder_is_refused(given, tmp_path, layout, name):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match=r"^output=.* lies in .*file, which is no folder: give another place$"):
+        exported(given[0], layout, tmp_path / "file" / name)
+
+
 @pytest.mark.parametrize(
     ("names", "fault"),
     [
         (["fat", "test tissue", "c"], "'test tissue', which would be taken for a split"),
         (["fat", "and/or", "c"], "'and/or', which cannot be the name of a folder"),
+        (["fat", "#1", "c"], "'#1', which cannot be the name of a folder"),
         (["fat", "Fat", "c"], "'Fat', which differs from another class in capitals alone"),
     ],
 )

@@ -8,11 +8,16 @@ import shutil
 from html import unescape
 
 import pytest
+from audited_sites import make_sites
 from audits import add_audit
 
 from histodistill.hub_cards.part_files import hash_contents
 from histodistill.hub_cards.set_record import SET_RECORD
 from histodistill.hub_cards.table_files import read_table, write_table
+from histodistill.training.distillation import merge
+from histodistill.training.distillation.merge import MergeConfig
+from histodistill.training.evaluation import audit
+from histodistill.training.evaluation.audit import AuditConfig
 from histodistill.training.publishing import verify
 from histodistill.training.publishing.publish import PublishConfig
 from histodistill.training.publishing.publish import run as publish
@@ -51,7 +56,9 @@ def edit(path, old, new):
 def rewrite_record(folder):
     """Puts the hashes of all files as they are into the record, as a forger would."""
     record = json.loads((folder / SET_RECORD).read_text())
-    record["files"] = hash_contents({name: (folder / name).read_bytes() for name in record["files"]})
+    there = (path for path in folder.rglob("*") if path.is_file() and path.name not in (SET_RECORD, ".gitattributes"))
+    names = (path.relative_to(folder).as_posix() for path in there)
+    record["files"] = hash_contents({n: (folder / n).read_bytes() for n in names if not n.startswith(".cache/")})
     (folder / SET_RECORD).write_text(json.dumps(record))
 
 
@@ -122,6 +129,31 @@ CHANGES = {
     "a file less": (
         lambda folder: (folder / "assets" / "distilled.png").unlink(),
         "^assets/distilled.png is missing: set.json lists it$",
+    ),
+    "the card less": (
+        lambda folder: ((folder / "README.md").unlink(), rewrite_record(folder)),
+        "^README.md is missing: each set has one$",
+    ),
+    "a program that is listed": (
+        lambda folder: ((folder / "load.py").write_text("x"), rewrite_record(folder)),
+        "^load.py is no file of a set, and set.json lists it$",
+    ),
+    "a link to the same": (
+        lambda folder: ((folder / DATA).rename(folder.parent / "x"), (folder / DATA).symlink_to(folder.parent / "x")),
+        f"^{DATA} is a link, or no ordinary file: give the files themselves",
+    ),
+    "a link more": (lambda folder: (folder / "x").symlink_to("README.md"), "^x was added: set.json does not list it$"),
+    "a hash of the record in itself": (
+        lambda folder: edit(folder / SET_RECORD, '"files": {', f'"files": {{"{SET_RECORD}": "{64 * "0"}", '),
+        "^set.json holds something unknown .*it lists itself",
+    ),
+    "how images are made": (
+        lambda folder: edit(folder / SET_RECORD, '"num_inference_steps": 2', '"num_inference_steps": 3'),
+        "^README.md has other options of the pipeline than set.json",
+    ),
+    "in which precision they are made": (
+        lambda folder: edit(folder / SET_RECORD, '"mixed_precision": "no"', '"mixed_precision": "fp16"'),
+        "^README.md has other options of the pipeline than set.json",
     ),
     "the table less": (lambda folder: (folder / DATA).unlink(), f"^{DATA} is missing: set.json lists it$"),
 }
@@ -199,7 +231,36 @@ def test_what_is_no_published_set_is_refused(tiny_run, received, tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             verify.run(VerifyConfig(**config))
-    shutil.move(received / "README.md", tmp_path / "card")
-    (received / "README.md").symlink_to(tmp_path / "card")
-    with pytest.raises(InputError, match=r"README.md is a link: put the file itself there$"):
+    shutil.move(received / SET_RECORD, tmp_path / "record")
+    (received / SET_RECORD).symlink_to(tmp_path / "record")
+    with pytest.raises(InputError, match=r"set.json is a link: put the file itself there$"):
         verify_folder(received)
+
+
+@pytest.fixture(scope="module")
+def merged_upload(tmp_path_factory):
+    """The upload of a merged set, of sites with numbers for names."""
+    place = tmp_path_factory.mktemp("merged")
+    merge.run(MergeConfig(sites=tuple(make_sites(place)), output=place / "all", names=("1", "2", "south [3]")))
+    audit.run(AuditConfig(run=place / "all"))
+    (upload,) = publish(PublishConfig(run=place / "all", namespace="me", name="toy"))
+    return upload
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("", "", None),
+        ("| 1 | glands | 9 |", "| 1 | glands | 8 |", "does not list the class 1, glands, in its table with 9 images"),
+        ("| 1 | 15 | 3 |", "| 1 | 16 | 3 |", "does not list the site 1 in its table with 15 images"),
+        ("| 2 | 15 | 3 |", "| two | 15 | 3 |", "does not list the site 2 in its table with 15 images"),
+        ("| 2 | 15 | 3 |", "| none | 0 | 0 |\n| 2 | 15 | 3 |", "lists 4 sites in its table, and the set has 3"),
+    ],
+)
+def test_the_card_of_a_merged_set(merged_upload, tmp_path, old, new, expected):
+    for name, data in merged_upload.files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    edit(tmp_path / "README.md", old, new)
+    rewrite_record(tmp_path)
+    assert list(verify_folder(tmp_path).findings) == ([f"README.md {expected}"] if expected else [])
