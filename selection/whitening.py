@@ -11,8 +11,6 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from scipy.fft import dctn
-from scipy.ndimage import gaussian_filter
 
 
 # Variance of grey levels that counts as noise: frequencies with less power than it hardly count.
@@ -38,6 +36,8 @@ def evened(pictures: np.ndarray) -> np.ndarray:
     Returns:
         float32 N×s×s, grey levels with a mean of 127.5 and a standard deviation of 40 or less.
     """
+    from scipy.ndimage import gaussian_filter  # here, as below, since whoever only reads tiles has no time for it
+
     widths = (0, _AROUND, _AROUND)
     detail = pictures - gaussian_filter(pictures, widths)
     variance = gaussian_filter(np.square(detail), widths)
@@ -77,6 +77,8 @@ def _spectrum(
     pictures: np.ndarray, counts: np.ndarray, number: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The cosine transform of pictures, its power, smoothed, and which share of that is no noise: float64 P×(h·w)."""
+    from scipy.fft import dctn
+
     height, width = pictures.shape[1:]
     mean = (pictures * counts).sum(axis=(1, 2)) / np.maximum(number, 1)
     pictures = (pictures - mean[:, None, None]) * counts

@@ -543,7 +543,7 @@ def start_here(start):
 
     def start_here(*argv: object) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cell_processes, "ProcessPoolExecutor", ThisProcess)
+            patch.setattr(cell_processes, "_Workers", ThisProcess)
             patch.setattr(cell_workers, "_worker", None)
             patch.setattr(cell_workers, "_end_with_parent", lambda: None)
             # One thread, as all tests have: more get into each other's way where tests run side by side.
@@ -651,7 +651,7 @@ def test_nothing_is_trained_again(grown, start, monkeypatch, capsys):
     folder, _, _, after = grown
     results, table = (folder / "benchmark.json").read_bytes(), (folder / "benchmark.md").read_bytes()
     kept = (folder / "inputs.npz").stat().st_mtime_ns
-    for module, name in ((cell_processes, "ProcessPoolExecutor"), (table_inputs, "embed_pool")):
+    for module, name in ((cell_processes, "_Workers"), (table_inputs, "embed_pool")):
         monkeypatch.setattr(module, name, lambda *call, **options: pytest.fail("something was started"))
     start("--rows", *ROWS, "--sizes", 1, 2, "--seeds", 0, 1)
     assert times(folder) == after and (folder / "inputs.npz").stat().st_mtime_ns == kept
@@ -838,7 +838,7 @@ def test_each_process_has_a_gpu_of_its_own(tmp_path, monkeypatch, visible, jobs,
             future.set_result(function(*args))
             return future
 
-    monkeypatch.setattr(cell_processes, "ProcessPoolExecutor", Started)
+    monkeypatch.setattr(cell_processes, "_Workers", Started)
     stage = SimpleNamespace(save_progress=lambda: None)
     lines = [line(cell("convnet", "random", size, 0)) for size in range(1, 6)]
     cell_processes.train_cells(SimpleNamespace(jobs=jobs), Schedule(lines, {}), stage)
