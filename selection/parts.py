@@ -99,14 +99,12 @@ class PartIndex:
 
     def __init__(self, images: Images, few: np.ndarray):
         self.side = min(images.shape[1], _SIDE)
-        self._pictures = fine = all_grey_pictures(images, self._fine_side(images))
-        if fine.shape[1] != self.side:
+        # Keypoints are found on pictures of as many pixels as the largest enlargement has.
+        self._fine_side = min(images.shape[1], round(self.side * max(_LEVELS)))
+        self._pictures = fine = all_grey_pictures(images, self._fine_side)
+        if self._fine_side != self.side:
             self._pictures = all_grey_pictures(images, self.side)
         self._levels = [_Level(fine, self.side, level, few) for level in _LEVELS]
-
-    def _fine_side(self, images: Images) -> int:
-        """Pixels along a side of the pictures whose keypoints are found: as many as the largest enlargement has."""
-        return min(images.shape[1], round(self.side * max(_LEVELS)))
 
     def search(self, images: Images, num_tiles: int, likely: np.ndarray | None = None) -> FoundParts:
         """Looks for images among the first tiles.
@@ -118,8 +116,9 @@ class PartIndex:
         """
         found, start = [], 0
         for part in batches(images, _IMAGES_PER_CALL):
-            pictures = grey_pictures(part, self.side)
-            fine = grey_pictures(part, self._fine_side(part))
+            pictures = fine = grey_pictures(part, self.side)
+            if self._fine_side != self.side:
+                fine = grey_pictures(part, self._fine_side)
             placements = self._proposed(fine, num_tiles)
             if likely is not None:
                 mine = likely[(likely["image"] >= start) & (likely["image"] < start + len(part))]

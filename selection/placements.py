@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from histodistill.selection.whitening import whitened_score
+from histodistill.selection.whitening import log_likelihood_ratio, whitened_score
 
 
 # Heights and widths of boxes within an image, in which alone it may look like a tile, as shares of the side.
@@ -18,8 +18,6 @@ _MIDDLE = 127.5
 _FEWEST_PIXELS = 60
 # Variance of grey levels that counts as noise, without which an empty tile would correlate with others.
 _NOISE = 1.0
-# The least that a tile is taken to leave unexplained: interpolation and rounding leave as much.
-_LEAST_UNEXPLAINED = 1e-4
 # Rings of frequencies over which power is averaged, beside that of frequency 0.
 _FREQUENCIES = 14
 # Changes that are tried of a placement, each either way, and then their halves and quarters: px of the tile, radians,
@@ -114,7 +112,7 @@ class Comparison:
         # Over the columns of each box, and then over its rows: every span of rows with every span of columns.
         over = (sums.reshape(-1, self.side) @ of_spans).reshape(*sums.shape[:3], -1)
         over = (over.transpose(0, 1, 3, 2).reshape(-1, self.side) @ of_spans).reshape(*sums.shape[:2], -1)
-        score = _log_likelihood_ratio(over.reshape(*sums.shape[:2], -1), independent)
+        score = _ratios(over.reshape(*sums.shape[:2], -1), independent)
         best = score.argmax(axis=1)
         columns, rows = np.divmod(best, len(spans))
         box = np.stack([spans[rows, 0], spans[columns, 0], spans[rows, 1], spans[columns, 1]], axis=1)
@@ -258,15 +256,15 @@ def _clipped(polygon: np.ndarray, low: float, high: float) -> np.ndarray:
     return polygon
 
 
-def _log_likelihood_ratio(sums: np.ndarray, independent: np.ndarray) -> np.ndarray:
+def _ratios(sums: np.ndarray, independent: np.ndarray) -> np.ndarray:
     """−½ n log(1 − r²) from sums over B boxes, P×6×B; −1 where too few pixels count."""
     count = np.maximum(sums[:, 0], 1)
     own, other = sums[:, 1] / count, sums[:, 2] / count
     own_variance = np.maximum(sums[:, 3] / count - own * own, 0) + _NOISE
     other_variance = np.maximum(sums[:, 4] / count - other * other, 0) + _NOISE
     covariance = sums[:, 5] / count - own * other
-    unexplained = np.clip(1 - covariance * covariance / (own_variance * other_variance), _LEAST_UNEXPLAINED, 1)
-    ratio = -0.5 * independent[:, None] * count * np.log(unexplained)
+    explained = covariance * covariance / (own_variance * other_variance)
+    ratio = log_likelihood_ratio(explained, independent[:, None] * count)
     return np.where(sums[:, 0] >= _FEWEST_PIXELS, ratio, -1.0)
 
 

@@ -21,7 +21,7 @@ _KNOTS, _HIGHEST = 14, 0.6
 # What is around a pixel: standard deviation in px of the Gaussian. That of grey levels there that is mostly noise; and
 # the most that a pixel differs from what is around it, in standard deviations: an edge of something pasted has more.
 _AROUND, _FAINTEST, _MOST = 3.0, 3.0, 2.0
-# The least that a picture is taken to leave unexplained: interpolation and rounding leave as much.
+# The least that a picture is taken to leave unexplained of another: interpolation and rounding leave as much.
 _LEAST_UNEXPLAINED = 1e-4
 
 
@@ -44,8 +44,21 @@ def evened(pictures: np.ndarray) -> np.ndarray:
     return 127.5 + 40 * np.clip(detail / np.sqrt(variance + _FAINTEST**2), -_MOST, _MOST)
 
 
+def log_likelihood_ratio(explained: np.ndarray, number: np.ndarray) -> np.ndarray:
+    """−½ n log(1 − r²): what a correlation r of n independent pairs of numbers is worth.
+
+    Args:
+        explained: The r², at most 1, of any shape.
+        number: The n, of the same shape.
+
+    Returns:
+        The same shape, at least 0.
+    """
+    return -0.5 * number * np.log(np.clip(1 - explained, _LEAST_UNEXPLAINED, 1))
+
+
 def whitened_score(first: np.ndarray, second: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """−½ n log(1 − r²) of whitened pictures: what a correlation r of n independent pairs of numbers is worth.
+    """`log_likelihood_ratio` of whitened pictures.
 
     The n is the effective sample size of two random fields of their spectra, 1 / Σ p q over all frequencies with
     shares of power p and q (Clifford, Richardson and Hémon 1989), of all numbers the share that are counted.
@@ -70,7 +83,7 @@ def whitened_score(first: np.ndarray, second: np.ndarray, counts: np.ndarray) ->
     of_one, of_other = (_smoothed(np.square(each), height, width) for each in (one, other))
     alike = (of_one * of_other).sum(axis=1) / np.maximum(of_one.sum(axis=1) * of_other.sum(axis=1), 1e-12)
     independent = np.minimum(1 / np.maximum(alike, 1e-12), height * width) * number / (height * width)
-    return -0.5 * independent * np.log(np.clip(1 - explained, _LEAST_UNEXPLAINED, 1))
+    return log_likelihood_ratio(explained, independent)
 
 
 def _spectrum(

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from histodistill.training.data.phantom import phantom_source
 from histodistill.training.data.sources import load_tiles
 from histodistill.training.running.errors import InputError
 
@@ -46,6 +47,17 @@ def arrays(size: int = 28, classes: int = 2, per_class: int = 2) -> dict[str, np
         result[f"{prefix}_images"] = rng.integers(0, 256, (len(labels), size, size, 3), dtype=np.uint8)
         result[f"{prefix}_labels"] = labels[:, None]
     return result
+
+
+def patients_npz(path: Path, seed: int) -> Path:
+    """Writes 16-pixel drawings of eight patients in training, 15 tiles each, two in validation and two for testing."""
+    source = phantom_source(image_size=16, seed=seed, sizes={"train": 24, "validation": 8, "test": 4})
+    content = {"class_names": np.array(source.class_names)}
+    for split, prefix in (("train", "train"), ("validation", "val"), ("test", "test")):
+        tiles = source.split(split)
+        content |= {f"{prefix}_{part}": getattr(tiles, part) for part in ("images", "labels", "groups")}
+    np.savez(path, **content)
+    return path
 
 
 def packed(content: dict[str, np.ndarray]) -> bytes:

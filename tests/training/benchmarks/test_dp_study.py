@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
+from small_sources import patients_npz
 
 from histodistill.selection import group_audit
 from histodistill.training.benchmarks import dp_study as script
 from histodistill.training.benchmarks.dp_arms import PublicModels, arm_config
 from histodistill.training.benchmarks.dp_table import study_text
-from histodistill.training.data.phantom import phantom_source
 from histodistill.training.engine import privacy
 from histodistill.training.running.files import read_json
 from histodistill.training.running.presets import load_preset
@@ -52,17 +51,6 @@ def test_arms_differ_in_what_they_say():
     assert without.dp_epsilon is None and without.init_from == "/public" and without.class_balance == 0
 
 
-def write_tiles(path: Path, seed: int) -> Path:
-    """The tiles of eight patients in training, two in validation and two to be tested on."""
-    source = phantom_source(image_size=16, seed=seed, sizes={"train": 24, "validation": 8, "test": 4})
-    arrays = {"class_names": np.array(source.class_names)}
-    for split, prefix in (("train", "train"), ("validation", "val"), ("test", "test")):
-        tiles = source.split(split)
-        arrays |= {f"{prefix}_{part}": getattr(tiles, part) for part in ("images", "labels", "groups")}
-    np.savez(path, **arrays)
-    return path
-
-
 def test_study_goes_on_where_it_was(run_main, tmp_path, least_preset, monkeypatch):
     pytest.importorskip("opacus")
     # To search for the noise takes longer than all else.
@@ -70,7 +58,7 @@ def test_study_goes_on_where_it_was(run_main, tmp_path, least_preset, monkeypatc
     monkeypatch.setattr(privacy, "epsilon_spent", lambda *of: 10.0)
     monkeypatch.setattr(group_audit, "_DRAWS", 99)
     monkeypatch.setattr(group_audit, "_DOMINANCE_DRAWS", 9)
-    data, public = (write_tiles(tmp_path / f"{seed}.npz", seed) for seed in (0, 1))
+    data, public = (patients_npz(tmp_path / f"{seed}.npz", seed) for seed in (0, 1))
     argv = [
         "--data", data, "--public-data", public, "--output", tmp_path / "out", "--preset", least_preset,
         "--autoencoder-steps", 1, "--steps", 4, "--batch-size", 8, "--per-class", 2, "--n-per-class", 2, 1,

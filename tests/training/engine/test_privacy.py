@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from scipy import stats
 from scipy.optimize import brentq
 from sentences import without_notes
+from small_sources import patients_npz
 
 from histodistill.training import train_autoencoder, train_diffusion
-from histodistill.training.data.phantom import phantom_source
 from histodistill.training.data.tiles import Tiles, TileSource
 from histodistill.training.engine import loop, privacy
 from histodistill.training.engine.flow import draw_step
@@ -631,22 +631,15 @@ def test_denoiser_composes_with_the_autoencoder(
 
 
 @pytest.fixture(scope="module")
-def patients_npz(tmp_path_factory):
-    """The tiles of eight patients in training, 15 each, none of them among the tiny tiles."""
-    source = phantom_source(image_size=16, seed=1, sizes={"train": 24, "validation": 8, "test": 4})
-    arrays = {"class_names": np.array(source.class_names)}
-    for split, prefix in (("train", "train"), ("validation", "val"), ("test", "test")):
-        tiles = source.split(split)
-        arrays |= {f"{prefix}_{part}": getattr(tiles, part) for part in ("images", "labels", "groups")}
-    path = tmp_path_factory.mktemp("patients") / "patients.npz"
-    np.savez(path, **arrays)
-    return path
+def patients(tmp_path_factory):
+    """Tiles of patients, none of them among the tiny tiles."""
+    return patients_npz(tmp_path_factory.mktemp("patients") / "patients.npz", seed=1)
 
 
 @needs_opacus
 @pytest.mark.parametrize("case", ["autoencoder", "denoiser", "denoiser by patient"])
 def test_resumed_run_equals_an_uninterrupted_one(
-    tmp_path, run_main, autoencoder_argv, diffusion_argv, private_argv, private_autoencoder, patients_npz, monkeypatch,
+    tmp_path, run_main, autoencoder_argv, diffusion_argv, private_argv, private_autoencoder, patients, monkeypatch,
     case,
 ):  # fmt: skip
     if case == "autoencoder":
@@ -655,7 +648,7 @@ def test_resumed_run_equals_an_uninterrupted_one(
         script, weights = train_diffusion, "unet/diffusion_pytorch_model.safetensors"
         argv = [*diffusion_argv, "--autoencoder", private_autoencoder]
     if case == "denoiser by patient":
-        argv = [*diffusion_argv, "--data", patients_npz, "--dp-public-autoencoder", "--dp-unit", "group"]
+        argv = [*diffusion_argv, "--data", patients, "--dp-public-autoencoder", "--dp-unit", "group"]
     argv = [*argv, *private_argv, "--validation-steps", 2, "--checkpointing-steps", 3]
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
