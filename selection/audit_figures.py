@@ -127,7 +127,7 @@ class Copies:
         num_images: N.
         of_training: Images that are copies of a training tile.
         of_others: Images that are copies of a tile that no model was trained on: the control.
-        num_training, num_others: Tiles of either kind.
+        num_training, num_others: Different tiles of either kind; what is there several times counts once.
         share: `of_training` over N, with its interval.
         control: `of_others` over N, as if there were as many of these tiles as training tiles.
         naive: Share of independent real tiles that are taken for copies.

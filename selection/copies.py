@@ -59,10 +59,10 @@ SAME_TILE = 0.1
 RATIO_RANK = 3
 
 # Windows of real tiles up to which an image is compared with all of them, coarsely; of 14 windows a tile, these are
-# the windows of some 35,000 tiles. More are sorted into cells of similar windows, and few cells are searched.
-_MOST_EXHAUSTIVE = 500_000
+# the windows of some 7,000 tiles. More are sorted into cells of similar windows, and few cells are searched.
+_MOST_EXHAUSTIVE = 100_000
 # Cells that are searched for an image: those whose centres are nearest to it.
-_CELLS_SEARCHED = 32
+_CELLS_SEARCHED = 64
 
 # The search for `structure` goes from coarse to fine, in three steps.
 # 1. Windows that are proposed for each of the eight views of an image: those whose coarse pictures are nearest.
@@ -195,9 +195,10 @@ class CopyIndex:
     index is made, 14 kB of tiles of more than 32 px): some 16 kB with pixels and two embeddings, whatever the size of
     the tiles.
 
-    Of more than 35,000 tiles, candidates for `structure` are looked for among windows in the 32 cells nearest to an
+    Of more than 7,000 tiles, candidates for `structure` are looked for among windows in the 64 cells nearest to an
     image (an inverted file by k-means, one cell for each 256 windows), and not among all. The cells hold the numbers
-    in 16 bits, about 2,000 bytes a tile. A search takes up to 200 MB for what it compares at once.
+    in 16 bits, about 2,000 bytes a tile. A search takes up to 200 MB for what it compares at once,
+    and some 50 MB in each of its threads.
     """
 
     def __init__(self, images: Images, embeddings: Mapping[str, Embed] | None = None):

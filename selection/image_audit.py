@@ -323,7 +323,7 @@ def audit(
         num_weight_tiles=num_weight_tiles,
         least_weight_tiles=min(FEWEST_WEIGHT_TILES, len(real.train), len(others)),
         num_left_out=attacked.num_left_out,
-        num_repeated=len(real.train) - len(np.unique(real.kinds[: len(real.train)])),
+        num_repeated=len(real.train) - real.num_different,
         units=None if by_group is None else by_group.units,
         weights_test=weights_test,
     )
@@ -602,15 +602,15 @@ def _count_copies(synthetic: LabelledImages, known: _Attackable, scores: CopySco
     """Counts the copies of training tiles and of others, and the units that training tiles were copied of."""
     limits, real = known.limits, known.real
     is_copy, nearest = limits.is_copy(scores), limits.nearest(scores)
-    num_training, num_all = len(real.train), len(real)
-    of_training = is_copy & (nearest < num_training)
-    of_others = is_copy & (nearest >= num_training)
-    count, num_others = len(synthetic), num_all - num_training
-    kinds, p_value = real.kinds, 1.0
+    of_training = is_copy & (nearest < len(real.train))
+    of_others = is_copy & (nearest >= len(real.train))
+    count, kinds, p_value = len(synthetic), real.kinds, 1.0
+    # What is there several times is as likely to be like an innocent image as what is there once.
+    num_all, num_training = len(np.unique(kinds)), real.num_different
+    num_others = num_all - num_training
     tiles = [len(np.unique(kinds[nearest[rows]])) for rows in (of_training, of_others)]
     if sum(tiles):
-        share = len(np.unique(kinds[:num_training])) / len(np.unique(kinds))
-        p_value = float(binomtest(tiles[0], sum(tiles), share, alternative="greater").pvalue)
+        p_value = float(binomtest(tiles[0], sum(tiles), num_training / num_all, alternative="greater").pvalue)
     copies = Copies(
         num_images=count,
         of_training=int(of_training.sum()),

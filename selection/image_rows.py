@@ -29,7 +29,10 @@ class ImageRows(ABC):
 
     @abstractmethod
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """The images at these rows, int64 M with each in [0, N), in this order: a new array uint8 M×H×W×3."""
+        """The images at these rows, int64 M with each in [0, N), in this order: a new array uint8 M×H×W×3.
+
+        Several threads may ask at a time.
+        """
 
     @property
     def nbytes(self) -> int:

@@ -45,7 +45,7 @@ _PAIRS = np.array(
 )
 #: Harmonics around a place, and numbers of a descriptor.
 NUM_HARMONICS = len(_NAMES)
-WIDTH = 8 * -(-(len(_NAMES) + len(_PAIRS)) // 8)  # with zeros at the end: multiples of 8 are searched fast
+WIDTH = len(_NAMES) + len(_PAIRS)
 
 
 class Keypoints(NamedTuple):
@@ -124,10 +124,7 @@ def describe(harmonics: np.ndarray) -> np.ndarray:
     first, second = harmonics[:, _PAIRS[:, 0]], harmonics[:, _PAIRS[:, 1]]
     alike = (first * second.conj()).real
     # Square roots bring products to the scale of magnitudes.
-    descriptors = np.zeros((len(harmonics), WIDTH), np.float32)
-    descriptors[:, :NUM_HARMONICS] = np.abs(harmonics)
-    descriptors[:, NUM_HARMONICS : NUM_HARMONICS + len(_PAIRS)] = np.sign(alike) * np.sqrt(np.abs(alike))
-    return descriptors
+    return np.concatenate([np.abs(harmonics), np.sign(alike) * np.sqrt(np.abs(alike))], axis=1)
 
 
 def turns_between(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -45,6 +45,19 @@ class NearCopies:
     first: np.ndarray
     pairs: np.ndarray
 
+    def at(self, rows: np.ndarray) -> NearCopies:
+        """The near copies among some of the tiles, without looking at them once more.
+
+        Args:
+            rows: int64 M, none twice; a tile is called by its place in them.
+        """
+        kinds, firsts, kind = np.unique(self.first[rows], return_index=True, return_inverse=True)
+        place = np.full(len(self.first), -1)
+        place[kinds] = firsts
+        pairs = place[self.pairs]
+        pairs = np.sort(pairs[(pairs >= 0).all(axis=1)], axis=1)
+        return NearCopies(firsts[kind], np.unique(pairs, axis=0))
+
     def pairs_among(self, sets: Sequence[np.ndarray]) -> np.ndarray:
         """What `near_pairs` gives for some of the tiles, without looking at them once more.
 
@@ -54,15 +67,12 @@ class NearCopies:
         Returns:
             int64 Q×2, i < j, sorted; a tile is called by its place in all sets, one after the other.
         """
-        rows = np.concatenate([np.empty(0, np.int64), *sets])
+        among = self.at(np.concatenate([np.empty(0, np.int64), *sets]))
         set_of = np.repeat(np.arange(len(sets)), [len(each) for each in sets])
         # Kinds of tiles, and in `order` the places of all that are of the first kind, of the second, and so on.
-        kinds, kind, counts = np.unique(self.first[rows], return_inverse=True, return_counts=True)
+        kinds, kind, counts = np.unique(among.first, return_inverse=True, return_counts=True)
         order, starts = np.argsort(kind, kind="stable"), np.cumsum(counts) - counts
-        number = np.full(len(self.first), -1)
-        number[kinds] = np.arange(len(kinds))
-        pairs = number[self.pairs]
-        pairs = pairs[(pairs >= 0).all(axis=1)]
+        pairs = np.searchsorted(kinds, among.pairs)
         # Most kinds are of a single tile.
         single = (counts == 1)[pairs].all(axis=1)
         found = [order[starts[pairs[single]]]]

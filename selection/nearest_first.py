@@ -43,15 +43,16 @@ class NearestOfFirst:
             return
         number = count // points_per_cell
         number = number if most_cells is None else min(number, most_cells)
+        self._width = 8 * -(-width // 8)
         self._cells = faiss.IndexIVFScalarQuantizer(
-            faiss.IndexFlatL2(width), width, number, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_L2, False
+            faiss.IndexFlatL2(self._width), self._width, number, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_L2, False
         )
         # A few passes of k-means over some of the points: cells need not be the best ones, only small.
         self._cells.cp.niter, self._cells.cp.max_points_per_centroid = 5, 64
         self._cells.cp.min_points_per_centroid = 1
-        self._cells.train(few())
+        self._cells.train(self._widened(few()))
         for part in parts:
-            self._cells.add(part)
+            self._cells.add(self._widened(part))
 
     def nearest(self, queries: np.ndarray, k: int, first: int) -> tuple[np.ndarray, np.ndarray]:
         """Squared distances and rows, M×k each, of the nearest of the `first` points; inf and 0 for none."""
@@ -63,6 +64,11 @@ class NearestOfFirst:
             # A selector takes its time.
             wanted = faiss.IDSelectorRange(0, first) if first < self._cells.ntotal else None
             options = faiss.SearchParametersIVF(nprobe=self._cells_searched, sel=wanted)  # type: ignore[call-arg]  # SWIG
-            distances, rows = self._cells.search(queries, k, params=options)
+            distances, rows = self._cells.search(self._widened(queries), k, params=options)
         missing = rows < 0
         return np.where(missing, np.inf, distances), np.where(missing, 0, rows)
+
+    def _widened(self, points: np.ndarray) -> np.ndarray:
+        """Points of a multiple of 8 numbers, with zeros at the end: faiss searches these in an eighth of the time."""
+        more = self._width - points.shape[1]
+        return np.pad(points, ((0, 0), (0, more))) if more else points

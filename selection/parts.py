@@ -7,11 +7,12 @@ has a part in it, so that it does not matter whether a tile is there several tim
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from histodistill.selection.image_rows import Images, batches
+from histodistill.selection.image_rows import Images
 from histodistill.selection.keypoints import (
     NUM_HARMONICS,
     WIDTH,
@@ -24,6 +25,7 @@ from histodistill.selection.keypoints import (
 from histodistill.selection.names import SYMMETRIES
 from histodistill.selection.nearest_first import NearestOfFirst
 from histodistill.selection.placements import PLACEMENT, Comparison, outlines
+from histodistill.selection.threads import in_threads
 from histodistill.selection.views import all_grey_pictures, grey_pictures, resize
 from histodistill.selection.whitening import evened
 from histodistill.selection.windows import WHOLE, placements_of
@@ -88,18 +90,20 @@ class PartIndex:
     """Real tiles, ready to be searched for parts of images.
 
     Args:
-        images: uint8 N×S×S×3, the tiles; they are read a part at a time.
+        images: uint8 N×S×S×3, the tiles; they are read a part at a time, and larger ones once more where an image is
+            laid on them.
         few: int64 F, those of the tiles by whose keypoints cells are made.
 
     Attributes:
-        side: Pixels along a side of the pictures that are compared.
+        side: Pixels along a side of the pictures that are compared until details are.
 
     Memory: about 100 keypoints of a tile, of 70 bytes each where they are in cells, and a grey picture of 2 kB.
     """
 
     def __init__(self, images: Images, few: np.ndarray):
-        self.side = min(images.shape[1], _SIDE)
-        # Keypoints are found on pictures of as many pixels as the largest enlargement has.
+        self.side, self._images = min(images.shape[1], _SIDE), images
+        # Keypoints are found on pictures of as many pixels as the largest enlargement has. In the end these tell how
+        # alike details are, too.
         self._fine_side = min(images.shape[1], round(self.side * max(_LEVELS)))
         self._pictures = fine = all_grey_pictures(images, self._fine_side)
         if self._fine_side != self.side:
@@ -114,24 +118,30 @@ class PartIndex:
             num_tiles: At least 1.
             likely: `PLACEMENT`s that are tried, too, in px of pictures of `side`.
         """
-        found, start = [], 0
-        for part in batches(images, _IMAGES_PER_CALL):
-            pictures = fine = grey_pictures(part, self.side)
-            if self._fine_side != self.side:
-                fine = grey_pictures(part, self._fine_side)
-            placements = self._proposed(fine, num_tiles)
-            if likely is not None:
-                mine = likely[(likely["image"] >= start) & (likely["image"] < start + len(part))]
-                mine["image"] -= start
-                placements = np.concatenate([placements, mine])
-            found.append(self._best(pictures, placements))
-            start += len(part)
+        found = list(
+            in_threads(
+                lambda start: self._search_few(images[start : start + _IMAGES_PER_CALL], start, num_tiles, likely),
+                range(0, len(images), _IMAGES_PER_CALL),
+            )
+        )
         return FoundParts(
             np.concatenate([np.empty(0), *(each.score for each in found)]),
             np.concatenate([np.empty(0, np.int64), *(each.tile for each in found)]),
             np.concatenate([np.empty((0, 4), np.int64), *(each.box for each in found)]),
             np.concatenate([np.empty(0, PLACEMENT), *(each.placement for each in found)]),
         )
+
+    def _search_few(self, images: np.ndarray, start: int, num_tiles: int, likely: np.ndarray | None) -> FoundParts:
+        """What `search` finds for some of its images, from number `start` on."""
+        pictures = fine = grey_pictures(images, self.side)
+        if self._fine_side != self.side:
+            fine = grey_pictures(images, self._fine_side)
+        placements = self._proposed(fine, num_tiles)
+        if likely is not None:
+            mine = likely[(likely["image"] >= start) & (likely["image"] < start + len(images))]
+            mine["image"] -= start
+            placements = np.concatenate([placements, mine])
+        return self._best(pictures, fine, placements)
 
     def _proposed(self, pictures: np.ndarray, num_tiles: int) -> np.ndarray:
         """Placements of images, grey pictures, on tiles that have keypoints like theirs."""
@@ -160,8 +170,8 @@ class PartIndex:
             placements[f"{prefix}row"], placements[f"{prefix}column"] = at.T
         return placements
 
-    def _best(self, pictures: np.ndarray, placements: np.ndarray) -> FoundParts:
-        """The best of the placements of each image, refined."""
+    def _best(self, pictures: np.ndarray, fine: np.ndarray, placements: np.ndarray) -> FoundParts:
+        """The best of the placements of each image, refined; `fine` are its pictures with more pixels."""
         count = len(pictures)
         score, tile, box = np.zeros(count), np.zeros(count, np.int64), np.zeros((count, 4), np.int64)
         best_placement = np.zeros(count, PLACEMENT)
@@ -181,12 +191,38 @@ class PartIndex:
         placements = np.concatenate([placements, strained])
         boxes = comparison.within(placements, np.concatenate([likeness.box, of_strained.box]))
         in_detail = Comparison(pictures, shown).whitened(placements, boxes)
+        if self._fine_side != self.side:
+            # Only a copy has the details of larger pictures, too; but noise and blur may have hidden these, and not
+            # what is left in smaller ones.
+            in_detail = np.sqrt(in_detail * self._in_fine_detail(fine, tiles, placements, boxes))
         best = _best_of_each(placements["image"], in_detail, 1)
         placements = placements[best]
         image = placements["image"]
         score[image], tile[image], box[image] = in_detail[best], tiles[placements["tile"]], boxes[best]
         best_placement[image] = placements
         return FoundParts(score, tile, box, best_placement)
+
+    def _in_fine_detail(
+        self, fine: np.ndarray, tiles: np.ndarray, placements: np.ndarray, boxes: np.ndarray
+    ) -> np.ndarray:
+        """`Comparison.whitened` of fine pictures, which have more pixels than `side`: float64 P.
+
+        Args:
+            fine: float32 N×f×f, of the images.
+            tiles: int64 M, which placements number from 0 on.
+            placements, boxes: P of them, in px of pictures of `side`.
+        """
+        # Few tiles are asked for, which are read once more, so that such pictures of all need not be kept.
+        kept, row = np.unique(placements["tile"], return_inverse=True)
+        shown = grey_pictures(self._images[tiles[kept]], self._fine_side)
+        zoom = self._fine_side / self.side
+        placements = placements.copy()
+        placements["tile"] = row
+        for name in ("row", "column", "tile_row", "tile_column"):
+            placements[name] = (placements[name] + 0.5) * zoom - 0.5
+        first, last = (np.round(ends * zoom) for ends in (boxes[:, :2], boxes[:, :2] + boxes[:, 2:]))
+        boxes = np.concatenate([first, last - first], axis=1).astype(np.int64)
+        return Comparison(fine, shown).whitened(placements, boxes)
 
 
 def matched_parts(images: np.ndarray, tiles: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -221,12 +257,9 @@ class _Level:
 
     def __init__(self, pictures: np.ndarray, side: int, level: float, few: np.ndarray):
         self.level, self._size = level, round(side * level)
-        tiles, places, descriptors = [], [], []
-        for start in range(0, len(pictures), _TILES_PER_CALL):
-            found = self._keypoints(pictures[start : start + _TILES_PER_CALL])
-            tiles.append((found.picture + start).astype(np.int32))
-            places.append(found.place.astype(np.int16))
-            descriptors.append(describe(found.harmonics).astype(np.float16))
+        starts = range(0, len(pictures), _TILES_PER_CALL)
+        found = list(in_threads(partial(self._described, pictures), starts))
+        tiles, places, descriptors = zip(*found, strict=True)
         self._tiles, self._places = np.concatenate(tiles), np.concatenate(places)
         self._search = NearestOfFirst(
             len(self._tiles),
@@ -243,6 +276,12 @@ class _Level:
             cells_searched=_CELLS_SEARCHED,
             most_cells=_MOST_CELLS,
         )
+
+    def _described(self, pictures: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Numbers, places and descriptors of the keypoints of some pictures, from number `start` on."""
+        found = self._keypoints(pictures[start : start + _TILES_PER_CALL])
+        descriptors = describe(found.harmonics).astype(np.float16)
+        return (found.picture + start).astype(np.int32), found.place.astype(np.int16), descriptors
 
     def _keypoints(self, pictures: np.ndarray) -> Keypoints:
         return find_keypoints(resize(pictures.astype(np.float32), self._size))

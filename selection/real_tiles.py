@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -65,11 +65,13 @@ class RealTiles:
         train: What the models were trained on.
         held_out: A random part of the same tiles that no model has seen; none where nothing was held out.
         validation: Other tiles, that no model was trained on.
+        look_up_repeats: Gives what of `all_images` is there more than once, where that was found before.
     """
 
     train: LabelledImages
     held_out: LabelledImages | None
     validation: LabelledImages
+    look_up_repeats: Callable[[], NearCopies] | None = None
 
     def __len__(self) -> int:
         return sum(len(part) for part in self._parts)
@@ -91,13 +93,18 @@ class RealTiles:
 
     @cached_property
     def repeats(self) -> NearCopies:
-        """What of `all_images` is there more than once, which takes seconds for a thousand tiles."""
-        return find_repeats(self.all_images)
+        """What of `all_images` is there more than once; to find it takes seconds for a thousand tiles."""
+        return self.look_up_repeats() if self.look_up_repeats else find_repeats(self.all_images)
 
     @cached_property
     def kinds(self) -> np.ndarray:
         """What is the same tile, a little changed, is of one kind: int64 N, numbered by their first tiles."""
         return connected(self.repeats.pairs_among([np.arange(len(self))]), len(self))
+
+    @cached_property
+    def num_different(self) -> int:
+        """Training tiles, of which those of one kind count once."""
+        return len(np.unique(self.kinds[: len(self.train)]))
 
     def at(self, rows: np.ndarray) -> LabelledImages:
         """The tiles at these rows of `all_images`, without their groups."""

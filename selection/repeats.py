@@ -13,12 +13,14 @@ to 90 %, or compressed and stained otherwise, more than nine in ten.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
-from histodistill.selection.image_rows import Images, batches, rows_of
+from histodistill.selection.image_rows import Images, rows_of
 from histodistill.selection.near_copies import NearCopies, find_near_copies, pairs_of_sets
 from histodistill.selection.placements import Comparison
+from histodistill.selection.threads import in_threads
 from histodistill.selection.views import all_grey_pictures, has_content
 from histodistill.selection.windows import (
     SIDE,
@@ -93,24 +95,32 @@ def _moved_pairs(tiles: Images, seen: Callable[[int], object]) -> np.ndarray:
         return found[0]
     few = np.arange(0, len(tiles), 4)
     index = WindowIndex(tiles, few, _WINDOWS, most_exhaustive=_MOST_EXHAUSTIVE, cells_searched=_CELLS_SEARCHED)
-    side, start = min(tiles.shape[1], SIDE), 0
-    pictures = all_grey_pictures(tiles, side)
-    for part in batches(tiles, min(_TILES_PER_CALL, images_per_call(tiles))):
-        density = working_density(part).mean(axis=3, keepdims=True)
-        candidates = index.candidates(in_all_symmetries(density), len(tiles), _PROPOSALS, _CANDIDATES)
-        distances, others = candidates[:2]
-        own = np.arange(start, start + len(part))
-        distances[(distances > _FARTHEST) | (others == own[:, None])] = np.inf
-        placements = placements_of(*candidates, side)
-        pairs = np.stack([own[placements["image"]], placements["tile"]], axis=1)
-        kept, placements["tile"] = np.unique(placements["tile"], return_inverse=True)
-        if len(kept):
-            shown = pictures[own].astype(np.float32), pictures[kept].astype(np.float32)
-            comparison = Comparison(*shown, spans=(1.0,))
-            found.append(pairs[_is_moved(comparison, placements)])
-        start += len(part)
-        seen(len(part))
+    pictures = all_grey_pictures(tiles, min(tiles.shape[1], SIDE))
+    step = min(_TILES_PER_CALL, images_per_call(tiles))
+    starts = range(0, len(tiles), step)
+    for start, pairs in zip(
+        starts, in_threads(partial(_moved_of_few, tiles, index, pictures, step), starts), strict=True
+    ):
+        found.append(pairs)
+        seen(min(step, len(tiles) - start))
     return np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
+
+
+def _moved_of_few(tiles: Images, index: WindowIndex, pictures: np.ndarray, step: int, start: int) -> np.ndarray:
+    """Pairs of one of `step` tiles, from number `start` on, and any other: int64 P×2, in no order."""
+    density = working_density(tiles[start : start + step]).mean(axis=3, keepdims=True)
+    candidates = index.candidates(in_all_symmetries(density), len(tiles), _PROPOSALS, _CANDIDATES)
+    distances, others = candidates[:2]
+    own = np.arange(start, start + len(density))
+    distances[(distances > _FARTHEST) | (others == own[:, None])] = np.inf
+    placements = placements_of(*candidates, pictures.shape[1])
+    pairs = np.stack([own[placements["image"]], placements["tile"]], axis=1)
+    kept, placements["tile"] = np.unique(placements["tile"], return_inverse=True)
+    if not len(kept):
+        return pairs
+    shown, of_others = (pictures[rows].astype(np.float32) for rows in (own, kept))
+    comparison = Comparison(shown, of_others, spans=(1.0,))
+    return pairs[_is_moved(comparison, placements)]
 
 
 def _is_moved(comparison: Comparison, placements: np.ndarray) -> np.ndarray:

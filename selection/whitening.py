@@ -108,7 +108,7 @@ def _smoothed(power: np.ndarray, height: int, width: int) -> np.ndarray:
     return (power @ mean) @ hats.T
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=128)  # 0.9 MB each of 64×64 pixels
 def _hats(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """(h·w)×K: how much each frequency has of each knot, and the same over the sums of knots, without frequency 0."""
     frequency = np.hypot(np.arange(height)[:, None] / (2 * height), np.arange(width) / (2 * width)).reshape(-1)

@@ -79,7 +79,7 @@ def test_first_tiles_alone_are_searched(real, index):
 
 
 def test_copies_are_found_among_the_nearest_cells_alone(real, index, limits, monkeypatch):
-    """As among more than 35,000 tiles: here 4,200 windows in 66 cells, of which 8 are searched."""
+    """As among more than 7,000 tiles: here 4,200 windows in 65 cells, of which 8 are searched."""
     monkeypatch.setattr(copies, "_MOST_EXHAUSTIVE", 1000)
     monkeypatch.setattr(windows, "_WINDOWS_PER_CELL", 64)
     monkeypatch.setattr(copies, "_CELLS_SEARCHED", 8)

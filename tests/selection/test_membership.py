@@ -34,6 +34,17 @@ def test_interval_of_the_auc_covers_the_truth_as_often_as_it_says():
     assert 0.8 <= np.mean(covered) <= 0.98
 
 
+def test_interval_of_the_auc_holds_for_few_non_members():
+    rng = np.random.default_rng(2)
+    missed = [not measure_attack(rng.standard_normal(60), rng.standard_normal(6)).auc.covers(0.5) for _ in range(300)]
+    assert np.mean(missed) < 0.075  # by a normal distribution it would be 0.09
+
+
+def test_interval_of_the_auc_where_nothing_overlaps_is_a_point():
+    auc = measure_attack([2.0, 3.0, 4.0], [0.0, 1.0]).auc
+    assert (auc.low, auc.value, auc.high) == (1.0, 1.0, 1.0)
+
+
 def test_true_positives():
     others = np.arange(1000.0)
     members = np.array([1500.0] * 30 + [995.0] * 20 + [10.0] * 50)

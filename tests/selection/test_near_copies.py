@@ -81,6 +81,10 @@ def test_one_search_tells_of_any_parts(seed, kinds, parts, noise):
     np.testing.assert_array_equal(found, near_pairs([images[rows] for rows in sets]))
     np.testing.assert_array_equal(found, near_pairs([rows_of(images, rows) for rows in sets]))
     joined = images[np.concatenate([np.empty(0, np.int64), *sets]).astype(int)]
+    if len(joined):
+        of_these, anew = copies.at(np.concatenate(sets)), find_near_copies(joined)
+        np.testing.assert_array_equal(of_these.first, anew.first)
+        np.testing.assert_array_equal(of_these.pairs, anew.pairs)
     told = {tuple(pair) for pair in found.tolist()}
     expected = {(i, j) for i, j in brute_force(joined, 0) if len(np.unique(joined[i].reshape(-1, 3), axis=0)) > 1}
     shows = joined.mean(axis=3).std(axis=(1, 2)) >= LEAST_CONTENT if len(joined) else []

@@ -21,11 +21,12 @@ def search(points: np.ndarray, most_exhaustive: int, most_cells: int | None = No
 
 @pytest.mark.parametrize("most_exhaustive", [0, 10_000])
 @pytest.mark.parametrize("first", [300, 2000])
-def test_nearest_of_the_first(most_exhaustive, first):
+@pytest.mark.parametrize("width", [8, 11])
+def test_nearest_of_the_first(most_exhaustive, first, width):
     rng = np.random.default_rng(0)
-    points = rng.normal(size=(2000, 8)).astype(np.float32)
+    points = rng.normal(size=(2000, width)).astype(np.float32)
     wanted = rng.permutation(300)[:40]
-    queries = points[wanted] + rng.normal(0, 0.01, (40, 8)).astype(np.float32)
+    queries = points[wanted] + rng.normal(0, 0.01, (40, width)).astype(np.float32)
     distances, rows = search(points, most_exhaustive).nearest(queries, 5, first)
     assert rows[:, 0].tolist() == wanted.tolist()
     assert rows.max() < first and (np.diff(distances, axis=1) >= 0).all()

@@ -6,8 +6,8 @@ from scipy.ndimage import gaussian_filter, rotate
 from textures import textures
 
 from histodistill.selection.parts import PartIndex, matched_parts
-from histodistill.selection.placements import PLACEMENT
-from histodistill.selection.views import crop_and_resize
+from histodistill.selection.placements import PLACEMENT, Comparison
+from histodistill.selection.views import crop_and_resize, grey_pictures
 
 
 # What no independent tile of these reaches.
@@ -149,6 +149,22 @@ def test_larger_tiles_are_searched_at_32_pixels():
     assert index.side == 32
     found = index.search(large[:10, ::-1], 40)
     assert (found.tile == np.arange(10)).all() and found.score.min() > LEAST
+
+
+@pytest.mark.parametrize("side", [48, 64])
+def test_details_of_larger_tiles_count(side):
+    """Of a patch with half of the side, pasted into another image."""
+    rng = np.random.default_rng(0)
+    large, images, half = textures(60, 5, side), textures(10, 6, side), side // 2
+    # Grain, of which nothing is left at 32 pixels.
+    large, images = (np.clip(x + rng.normal(0, 6, x.shape), 0, 255).round().astype(np.uint8) for x in (large, images))
+    index = PartIndex(large, np.arange(0, 60, 4))
+    innocent = index.search(images, 60).score
+    images[:, 5 : 5 + half, side // 3 : side // 3 + half] = large[:10, half - 2 : 2 * half - 2, 3 : 3 + half]
+    found = index.search(images, 60)
+    assert (found.tile == np.arange(10)).mean() >= 0.9
+    coarse = Comparison(grey_pictures(images, 32), grey_pictures(large, 32)).whitened(found.placement, found.box)
+    assert np.median(found.score) > 1.4 * np.median(coarse) and np.median(found.score) > 4 * innocent.max()
 
 
 def test_parts_of_pairs_are_outlined(real):

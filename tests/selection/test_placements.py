@@ -46,6 +46,19 @@ def test_score_is_that_of_the_correlation():
     assert (found.score >= expected * (1 - 1e-3)).all()
 
 
+def test_a_placement_scores_the_same_among_many_others():
+    tiles = textures(70, 0)
+    comparison = Comparison(tiles[::-1] + textures(70, 1), tiles)
+    placements = placed(70, turn=np.linspace(0, 6, 70), mirrored=np.arange(70) % 3 == 0, skew=np.arange(70) / 700)
+    placements["tile"] = placements["image"][::-1]
+    independent = comparison.independent(placements)
+    found = comparison.compare(placements, independent)
+    for i in (0, 31, 32, 63, 64, 69):
+        alone = comparison.compare(placements[i : i + 1], independent[i : i + 1])
+        np.testing.assert_allclose(alone.score, found.score[i], rtol=1e-4)
+        np.testing.assert_array_equal(alone.box[0], found.box[i])
+
+
 def test_what_shares_nothing_scores_little_and_its_negative_as_much_as_itself():
     tiles = textures(20, 0)
     comparison = Comparison(np.concatenate([textures(20, 1), 255 - tiles, tiles]), tiles)

@@ -3,17 +3,26 @@
     python -m histodistill.training.benchmarks.disguises --data crc5_28.npz --number 100 --tiles 3000
 
 Training tiles are disguised and searched for among the training tiles, with limits by the validation tiles, as
-`histodistill audit` does it. Test tiles, which should be of other slides, are the innocent images.
+`histodistill audit` does it. Test tiles, which should be of other slides, are the innocent images; a second table
+tells what would be found if more or fewer of these were taken for copies.
 """
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from histodistill.training.running.options import StepParser, config, option, run_script
 from histodistill.training.running.source_options import SourceOptions
+
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+# Shares of innocent tiles that are taken for copies; of each it is told what share of disguised ones is found then.
+FALSE_ALARMS = (0.002, 0.005, 0.01, 0.02, 0.05)
 
 
 @config
@@ -40,8 +49,9 @@ def run(config: DisguisesConfig) -> list[dict[str, Any]]:
     """Measures everything, and prints a table.
 
     Returns:
-        For each disguise: `disguise`, `found`, the share of images that are taken for copies, and `by`, score → the
-        share that it alone takes; the first is "none", of the innocent tiles. The JSON file holds them, too.
+        For each disguise: `disguise`, `found`, the share of images that are taken for copies, `by`, score → the share
+        that it alone takes, and `found_at`, the shares that would be found if no more than each of `FALSE_ALARMS` of
+        the innocent tiles were; the first is "none", of the innocent tiles. The JSON file holds them, too.
 
     Raises:
         InputError: Where there are too few tiles.
@@ -81,19 +91,33 @@ def run(config: DisguisesConfig) -> list[dict[str, Any]]:
     images |= {
         name: disguise(tiles[: config.number], innocent[: config.number], rng) for name, disguise in DISGUISES.items()
     }
-    rows = []
+    rows: list[dict[str, Any]] = []
+    combined: dict[str, np.ndarray] = {}
     for name, disguised in images.items():
         started = time.process_time()
         scores = index.search(disguised)
         by = {score: float((parts < limits.limit).mean()) for score, parts in limits.parts(scores).items()}
         seconds = (time.process_time() - started) / len(disguised)
-        found = float(limits.is_copy(scores).mean())
+        found, combined[name] = float(limits.is_copy(scores).mean()), limits.score(scores)
         rows.append({"disguise": name, "found": found, "by": by, "seconds": seconds})
         alone = ", ".join(f"{score} {100 * share:.0f}" for score, share in by.items())
         print(f"{name:<46}{100 * found:6.1f} %   ({alone})", flush=True)
+    thresholds = thresholds_of(combined[rows[0]["disguise"]])
+    for row in rows:
+        row["found_at"] = [float((combined[row["disguise"]] < threshold).mean()) for threshold in thresholds]
+    print("\nfound, if at most so many innocent tiles were: " + ", ".join(f"{rate:.1%}" for rate in FALSE_ALARMS))
+    for row in rows[1:]:
+        print(f"{row['disguise']:<46}" + "".join(f"{100 * share:7.1f} %" for share in row["found_at"]))
     if config.output is not None:
         write_json(config.output, rows)
     return rows
+
+
+def thresholds_of(innocent: np.ndarray) -> np.ndarray:
+    """The highest scores below which at most each of `FALSE_ALARMS` of the innocent tiles lie, of their scores N."""
+    import numpy as np
+
+    return np.sort(innocent)[(np.array(FALSE_ALARMS) * len(innocent)).astype(int)]
 
 
 if __name__ == "__main__":

@@ -101,7 +101,8 @@ def attack_model(folder: Path, autoencoder: Path, recipe: Recipe, number: int) -
             mixed_precision="no",
         )
     )
-    known = RealTiles(*(labelled(real[name]) for name in ("train", "held_out", "validation")))
+    train, held_out, validation = (labelled(real[name]) for name in ("train", "held_out", "validation"))
+    known = RealTiles(train, held_out, validation)
     losses = measure_losses(read_part(folder / "pipeline"), known, len(known), number)
     # The point on the weights does not depend on the images.
     images = labelled(

@@ -44,8 +44,9 @@ def run(config: LeakySetsConfig) -> list[dict[str, Any]]:
     """Audits all sets, and prints a line for each.
 
     Returns:
-        For each set `seed`, `leaky`, `num_left_out`, images that were left out as copies, `passed`, and `failed`, the
-        names of the findings that do not hold. The JSON file holds them, too.
+        For each set `seed`, `leaky`, `num_left_out`, images that were left out as copies, `num_missed`, disguised
+        tiles that were not, `passed`, and `failed`, the names of the findings that do not hold. The JSON file holds
+        them, too.
 
     Raises:
         InputError: Where there are too few tiles.
@@ -95,9 +96,13 @@ def _verdict(source: Any, config: LeakySetsConfig, embeddings: Any, seed: int, l
     images, classes = drawn("test", config.images)
     changed = [shift(compress_jpeg(tiles), number % 2, number // 2) for number in range(1, config.times)]
     every, every_label = np.concatenate([tiles, *changed]), np.tile(labels, config.times)
-    held, seen = np.split(rng.permutation(len(every)), [len(every) // 10])
+    # With all its copies, as the tiles of a run are held out.
+    held, seen = (
+        (part[:, None] + len(tiles) * np.arange(config.times)).reshape(-1)
+        for part in np.split(rng.permutation(len(tiles)), [len(tiles) // 10])
+    )
+    rows = rng.permutation(len(images))[: round(config.share * len(images))] if leaky else np.empty(0, np.int64)
     if leaky:
-        rows = rng.permutation(len(images))[: round(config.share * len(images))]
         originals = rng.permutation(seen[has_content(every[seen])])[: len(rows)]
         names = list(DISGUISES)
         for row, original in zip(rows, originals, strict=True):
@@ -125,7 +130,8 @@ def _verdict(source: Any, config: LeakySetsConfig, embeddings: Any, seed: int, l
     )
     failed = [finding.name for finding in verdict.findings if not finding.passed]
     print(
-        f"{'leaky' if leaky else 'innocent'} set {seed}: {int(is_copy.sum())} of {len(pool)} left out; "
+        f"{'leaky' if leaky else 'innocent'} set {seed}: {int(is_copy.sum())} of {len(pool)} left out, {len(rows)} "
+        f"disguised tiles, of which {int((~is_copy[rows]).sum())} stay; "
         f"{'passed' if verdict.passed else 'not passed, by ' + ', '.join(failed)}",
         flush=True,
     )
@@ -133,6 +139,7 @@ def _verdict(source: Any, config: LeakySetsConfig, embeddings: Any, seed: int, l
         "seed": seed,
         "leaky": leaky,
         "num_left_out": int(is_copy.sum()),
+        "num_missed": int((~is_copy[rows]).sum()),
         "passed": verdict.passed,
         "failed": failed,
     }

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from histodistill.selection.image_audit import FEWEST_VALIDATION_TILES
+from histodistill.selection.near_copies import NearCopies
 from histodistill.selection.real_tiles import LabelledImages, RealTiles
+from histodistill.training.data.tile_copies import in_one_store
+from histodistill.training.data.tile_store import StoredTiles
 from histodistill.training.data.tiles import HELD_OUT, Tiles, TileSource
 from histodistill.training.running.errors import InputError, param
 from histodistill.training.running.files import read_json
@@ -31,9 +37,18 @@ def real_tiles(source: TileSource) -> RealTiles:
             f"{source.name} has {len(validation)} validation tiles: to tell copies takes at least "
             f"{FEWEST_VALIDATION_TILES}"
         )
+    parts = [source.split("train"), *([] if held_out is None else [held_out]), validation]
+    found, look_up = in_one_store(parts), None
+    if found is not None and isinstance(found[0], StoredTiles):
+        # Of all tiles that were decoded, which may have other candidates than those of the parts by themselves.
+        look_up = partial(_repeats_at, found[0], np.concatenate(found[1]))
     return RealTiles(
-        labelled(source.split("train")), None if held_out is None else labelled(held_out), labelled(validation)
+        labelled(parts[0]), None if held_out is None else labelled(held_out), labelled(validation), look_up
     )
+
+
+def _repeats_at(store: StoredTiles, rows: np.ndarray) -> NearCopies:
+    return store.repeats.at(rows)
 
 
 def audit_share_of(run: Path) -> float:

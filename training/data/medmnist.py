@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from histodistill.training.data.grouping import Grouping
+from histodistill.training.data.names import numbered_classes
 from histodistill.training.data.npz import NpzContent, NpzPixels, list_npz
 from histodistill.training.data.opened_source import OpenedSource
 from histodistill.training.running.errors import InputError, option_string
@@ -242,7 +243,7 @@ def _published(path: Path) -> str | None:
 
 
 def _numbered_names(path: Path, labels: np.ndarray) -> list[str]:
-    """ "class 0", "class 1", ... for the labels that occur, which must be all up to the largest."""
+    """`numbered_classes` for the labels that occur, which must be all up to the largest."""
     found = np.unique(labels)
     gaps = np.flatnonzero(found != np.arange(len(found)))
     if len(gaps):
@@ -250,7 +251,7 @@ def _numbered_names(path: Path, labels: np.ndarray) -> list[str]:
             f"{path} has training labels up to {found[-1]} but no training tile of class {gaps[0]}: "
             "labels must be 0 to number of classes - 1, and every class needs a training tile"
         )
-    return [f"class {i}" for i in range(len(found))]
+    return numbered_classes(len(found))
 
 
 def public_name(name: str | None, class_names: list[str]) -> str | None:

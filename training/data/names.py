@@ -17,6 +17,11 @@ _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _SHOWN, _LISTED = 80, 5
 
 
+def numbered_classes(count: int) -> list[str]:
+    """What classes are called that nobody has given names: "class 0", "class 1", …"""
+    return [f"class {number}" for number in range(count)]
+
+
 def fault_of_name(name: str) -> str | None:
     """What a name of a class, file or folder has in it that is no text; None if there is nothing.
 

@@ -47,7 +47,8 @@ def make_ledger(run: Path) -> Ledger:
             )
     spent = records["denoiser"]["privacy"]
     of_denoiser = {name: spent[name] for name in ("epsilon", "delta")}
-    of_denoiser |= {"mechanism": "DP-SGD", "accountant": spent["accountant"].partition(",")[0]}
+    mechanism = "DP-SGD after central images" if "central_images" in spent else "DP-SGD"
+    of_denoiser |= {"mechanism": mechanism, "accountant": spent["accountant"].partition(",")[0]}
     steps = [
         {"step": "autoencoder", "made_of": PUBLIC},
         {"step": "denoiser", "made_of": TRAINING, **of_denoiser},

@@ -62,6 +62,12 @@ def test_ledger_adds_up_what_the_steps_have_spent(tmp_path):
     ]
 
 
+def test_ledger_tells_of_central_images(tmp_path):
+    write_run(tmp_path, {("pipeline", "privacy", "central_images"): {"noise_multiplier": 9.0}})
+    said = make_ledger(tmp_path).sentences()[1]
+    assert said.startswith("Denoiser: made of training tiles by DP-SGD after central images, ε = 3.99, δ = 0.001 (")
+
+
 def test_ledger_is_written_once_and_checked(tmp_path):
     write_run(tmp_path)
     ledger = write_ledger(tmp_path)
