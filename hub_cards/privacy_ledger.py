@@ -48,7 +48,7 @@ class LedgerStep(Exact):
 
     step: Literal["autoencoder", "denoiser", "pool", "teacher", "selection"]
     made_of: Literal["public tiles", "training tiles", "weights of the denoiser", "generated images"]
-    mechanism: Literal["DP-SGD"] | None = None
+    mechanism: Literal["DP-SGD", "DP-SGD after central images"] | None = None
     accountant: Literal["prv", "rdp"] | None = None
     epsilon: _Spent = 0.0
     delta: _Spent = 0.0

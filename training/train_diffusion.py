@@ -10,9 +10,12 @@ logit-normal (Esser et al. 2024, arXiv:2403.03206). The output folder loads as a
 With `--align` its middle is drawn to the features of a classifier: see `engine/alignment.py`.
 
 With `--init-from` it begins with all weights of a trained pipeline that fit: see `models/warm_start.py`. With
-`--trained-weights embeddings` all of these stay but the embeddings of the classes and what scales and shifts norms.
+`--trained-weights embeddings` all of these stay but the embeddings of the classes and what scales and shifts norms;
+with `--trained-weights adapters` matrices of a low rank are trained, too, and added to the others: see
+`models/adapters.py`.
 
-With `--dp-epsilon` it trains with differential privacy: see `engine/privacy.py`.
+With `--dp-epsilon` it trains with differential privacy: see `engine/privacy.py`. With `--dp-central-share` it then
+begins with central images: see `engine/central_images.py`.
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
 #: What latents of training tiles are kept as.
 LATENT_CACHES = ("float16", "bfloat16", "off")
 #: What can be trained of a denoiser.
-TRAINED_WEIGHTS = ("all", "embeddings")
+TRAINED_WEIGHTS = ("all", "embeddings", "adapters")
 # Found by trying: see docs/trainings.md. With that of AdamW a training falls apart after about a thousand steps.
 _MUON_WEIGHT_DECAY = 0.3
 
@@ -72,8 +75,9 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
         setting=False,  # the record holds a hash of what was taken
     )
     trained_weights: str = option(
-        "what is trained of a denoiser that begins from another: all, or the embeddings of the classes and the scales "
-        "and shifts of norms alone, a small share of the weights",
+        "what is trained of a denoiser that begins from another: all; or the embeddings of the classes and the scales "
+        "and shifts of norms alone, a small share of the weights; or these and adapters, low-rank matrices that are "
+        "added to the weights of convolutions and linear layers in the end, which needs peft",
         default=TRAINED_WEIGHTS[0],
         choices=TRAINED_WEIGHTS,
         group="model",
@@ -111,6 +115,13 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
         "mean of the logits of the noise levels that are trained on: above 0 there is more noise, which teaches more "
         "of what is large in a tile",
         default=0.0,
+        group="loss and averaging",
+        later=True,
+    )
+    noise_level_range: tuple[float, float] = option(
+        "noise levels, 0 to 1, outside of which none is trained on",
+        default=(0.0, 1.0),
+        metavar=("LOW", "HIGH"),
         group="loss and averaging",
         later=True,
     )
@@ -155,6 +166,15 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
         default=False,
         group="differential privacy",
     )
+    dp_central_share: float = option(
+        "before its steps the denoiser learns noisy mean latents of each class, for which this share of ε would be "
+        "spent alone; 0 for none",
+        default=0.0,
+        at_least=0,
+        below=1,
+        group="differential privacy",
+        later=True,
+    )
 
     def check(self) -> None:
         """Chooses the weight decay, and checks the options that do not go with one another."""
@@ -164,6 +184,9 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
             object.__setattr__(self, "weight_decay", chosen)
         rule = f"with {param('prediction_type')} {self.prediction_type} it must be 0"
         require(self.skip_noise == 0 or self.prediction_type == DATA, "skip_noise", self.skip_noise, rule)
+        low, high = self.noise_level_range
+        rule = "it must be LOW HIGH with 0 <= LOW < HIGH <= 1"
+        require(0 <= low < high <= 1, "noise_level_range", self.noise_level_range, rule)
         if self.align is not None:
             rule = f"with {param('align')} it must be above 0"
             require(self.align_weight > 0, "align_weight", self.align_weight, rule)
@@ -171,6 +194,8 @@ class TrainDiffusionConfig(PrivateTrainingConfig):
         is_all = self.trained_weights == TRAINED_WEIGHTS[0]
         require(is_all or self.init_from is not None, "trained_weights", self.trained_weights, rule)
         if self.dp_epsilon is None:
+            rule = f"without {param('dp_epsilon')} it must be 0"
+            require(self.dp_central_share == 0, "dp_central_share", self.dp_central_share, rule)
             return
         require(self.dropout == 0, "dropout", self.dropout, f"with {param('dp_epsilon')} it must be 0")
         if self.init_from is not None and not self.dp_public_init:
@@ -248,7 +273,7 @@ def run(config: TrainDiffusionConfig) -> Path:
     if accelerator is None:
         return config.output
 
-    plan = plan_privacy(config, source, accelerator.num_processes)
+    plan = plan_privacy(config, source, accelerator.num_processes, config.dp_central_share)
     spent = privacy_spent(config, plan, autoencoder_record, source)
     training = make_training(config, source, accelerator, plan, start, aligned.classifier if aligned else None)
     fit(training, stage)
@@ -280,13 +305,14 @@ def make_training(
 
     Raises:
         InputError: For latents whose size the denoiser cannot halve that often, a start of which nothing fits, or not
-            all that is not trained, and a classifier without maps of features.
+            all that is not trained, adapters without peft, and a classifier without maps of features.
     """
     import torch
 
     from histodistill.training.data.names import shown
     from histodistill.training.engine.alignment import Alignment
     from histodistill.training.engine.diffusion_training import DiffusionTraining
+    from histodistill.training.models.adapters import add_adapters
     from histodistill.training.models.denoiser import build_denoiser
     from histodistill.training.models.latents import shape_of_latent
     from histodistill.training.models.loading import load_autoencoder
@@ -309,6 +335,9 @@ def make_training(
         tell(taken.sentence("denoiser", shown(start.name)))
         if config.trained_weights != TRAINED_WEIGHTS[0]:
             tell(freeze_all_but_embeddings(denoiser, taken))
+        if config.trained_weights == "adapters":
+            torch.manual_seed(torch_seed("weights of the adapters", config.seed))
+            tell(add_adapters(denoiser))
     alignment = None
     if classifier is not None:
         alignment = Alignment(classifier, config.align_weight, latent_size // 2 ** (len(config.channels) - 1))
@@ -326,6 +355,7 @@ def make_training(
         alignment=alignment,
         output=config.denoiser_output,
         noise_level_mean=config.noise_level_mean,
+        noise_level_range=config.noise_level_range,
     )
 
 

@@ -8,6 +8,7 @@ from diffusers import AutoencoderDC
 from PIL import Image
 from safetensors.torch import load_file
 from sentences import without_notes
+from trainings import Killed
 
 from histodistill.training import train_autoencoder as script
 from histodistill.training.data.pixels import to_model_input
@@ -21,10 +22,6 @@ from histodistill.training.running.options import run_script
 
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-class Killed(BaseException):
-    """Ends a run as a kill would: nothing in the scripts catches it."""
 
 
 def weights_of(folder) -> dict[str, torch.Tensor]:

@@ -15,6 +15,7 @@ from histodistill.training import train_diffusion as script
 from histodistill.training.data.pixels import to_model_input
 from histodistill.training.data.sources import load_tiles
 from histodistill.training.engine import diffusion_training
+from histodistill.training.engine.flow import flow_loss
 from histodistill.training.evaluation.weights_attack import denoising_losses
 from histodistill.training.models.classifiers import Classifier
 from histodistill.training.models.loading import load_pipeline
@@ -166,6 +167,28 @@ def test_a_denoiser_that_gives_the_tile_itself(tmp_path, run_main, diffusion_arg
     message = "has the prediction_type sample, and here it is flow_prediction: give the one that it has"
     with pytest.raises(InputError, match=message):
         run_main(script, *argv, "--init-from", tmp_path / "run", "--output", tmp_path / "other")
+
+
+def test_noise_levels_of_a_range_alone(tmp_path, run_main, diffusion_argv, monkeypatch, capsys):
+    seen = []
+
+    def noted(denoiser, latents, class_ids, noise, noise_levels, output):
+        seen.append(noise_levels)
+        return flow_loss(denoiser, latents, class_ids, noise, noise_levels, output)
+
+    monkeypatch.setattr(diffusion_training, "flow_loss", noted)
+    argv = [*diffusion_argv, "--max-train-steps", 2, "--validation-steps", 2]
+    run_main(script, *argv, "--noise-level-range", 0.4, 0.6, "--output", tmp_path / "run")
+    trained, validated = torch.cat(seen[:2]), torch.cat(seen[2:])
+    assert 0.4 <= trained.min() < 0.45 and 0.55 < trained.max() <= 0.6
+    assert validated.min() < 0.3 and validated.max() > 0.7  # as of any other training
+    assert read_json(tmp_path / "run" / "stage.json")["settings"]["noise_level_range"] == [0.4, 0.6]
+    capsys.readouterr()
+    for wrong in (["0.6", "0.4"], ["0.5", "0.5"], ["-0.1", "1"], ["0", "1.1"], ["nan", "1"]):
+        with pytest.raises(SystemExit):
+            script.make_parser().read([*map(str, diffusion_argv), "--output", "x", "--noise-level-range", *wrong])
+        message = "is out of range: it must be LOW HIGH with 0 <= LOW < HIGH <= 1\n"
+        assert (said := capsys.readouterr().err).startswith("error: --noise-level-range=") and said.endswith(message)
 
 
 def test_a_denoiser_part_of_whose_input_goes_into_the_tile(tmp_path, run_main, diffusion_argv, capsys):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
+from trainings import needs_peft
 
 from histodistill.training import train_diffusion as script
 from histodistill.training.engine import privacy
@@ -127,6 +128,8 @@ def test_a_checkpoint_has_the_last_word(tmp_path, run_main, diffusion_argv, trai
 
 
 ALONE = ["--trained-weights", "embeddings"]
+ADAPTERS = ["--trained-weights", "adapters"]
+CLASSES = "class_embedding.weight"
 
 
 def changed(folder: Path, start: Path) -> set[str]:
@@ -149,7 +152,7 @@ def test_embeddings_and_norms_alone_are_trained(
     denoiser, _ = load_named_denoiser(trained)
     norms = {name for name, module in denoiser.named_modules() if isinstance(module, torch.nn.GroupNorm)}
     wanted = {name for name in load_file(trained / WEIGHTS) if name.rpartition(".")[0] in norms}
-    wanted.add("class_embedding.weight")
+    wanted.add(CLASSES)
     assert changed(tmp_path / "out", trained) == wanted
     weights = load_file(trained / WEIGHTS)
     count = sum(weights[name].numel() for name in wanted)
@@ -159,13 +162,49 @@ def test_embeddings_and_norms_alone_are_trained(
     assert len(noisy) == (3 * len(wanted) if "--dp-epsilon" in options else 0)
 
 
-def test_a_training_of_embeddings_goes_on_as_if_nobody_had_stopped_it(tmp_path, run_main, diffusion_argv, trained):
-    argv = [*diffusion_argv, *ALONE, "--max-train-steps", 4, "--checkpointing-steps", 2, "--init-from", trained]
+@needs_peft
+def test_adapters_are_trained_too_and_nobody_sees_them_in_the_pipeline(
+    tmp_path, run_main, diffusion_argv, trained, other_classes, capsys
+):
+    pytest.importorskip("opacus")
+    run_main(
+        script, *diffusion_argv, *ADAPTERS, "--init-from", trained, "--max-train-steps", 3, "--ema-decay", 0.5,
+        "--data", other_classes, "--dp-epsilon", 8, "--dp-views", 1, "--dp-public-autoencoder", "--dp-public-init",
+        "--output", tmp_path / "out",
+    )  # fmt: skip
+    assert "matrices of rank 8 are added, of which " in capsys.readouterr().err
+    average = load_file(tmp_path / "out" / "checkpoints" / "checkpoint-3" / "ema.safetensors")
+    ours, theirs = (load_file(folder / WEIGHTS) for folder in (tmp_path / "out", trained))
+    # Of each layer that has one, what was before and the product of the averaged matrices.
+    adapted = {name.removesuffix(".base_layer.weight") for name in average if name.endswith(".base_layer.weight")}
+    for layer in adapted:
+        before, down, up = (
+            average[f"{layer}.{part}.weight"] for part in ("base_layer", "lora_A.default", "lora_B.default")
+        )
+        product = (up.flatten(1) @ down.flatten(1)).view_as(before)
+        assert torch.equal(before, theirs[f"{layer}.weight"]) and product.abs().max() > 0
+        torch.testing.assert_close(ours[f"{layer}.weight"], before + product, rtol=0, atol=1e-6)
+    norms = {name for name in theirs if "norm" in name}
+    assert changed(tmp_path / "out", trained) == {f"{layer}.weight" for layer in adapted} | norms | {CLASSES}
+    assert list(ours) == list(theirs)
+    for file in ("model_index.json", "unet/config.json"):
+        found, wanted = (read_json(folder / file) for folder in (tmp_path / "out", trained))
+        assert {name: value for name, value in found.items() if name != "id2label"} == {
+            name: value for name, value in wanted.items() if name != "id2label"
+        }
+
+
+@pytest.mark.parametrize("chosen", ["embeddings", pytest.param("adapters", marks=needs_peft)])
+def test_a_training_of_few_weights_goes_on_as_if_nobody_had_stopped_it(
+    tmp_path, run_main, diffusion_argv, trained, chosen
+):
+    options = ["--trained-weights", chosen, "--max-train-steps", 4, "--checkpointing-steps", 2]
+    argv = [*diffusion_argv, *options, "--init-from", trained]
     run_main(script, *argv, "--output", tmp_path / "whole")
     killed = tmp_path / "killed"
     shutil.copytree(tmp_path / "whole" / "checkpoints" / "checkpoint-2", killed / "checkpoints" / "checkpoint-2")
     Stage(killed, read_json(tmp_path / "whole" / "stage.json")["settings"]).begin()
-    with pytest.raises(InputError, match='trained_weights was "embeddings"'):
+    with pytest.raises(InputError, match=f'trained_weights was "{chosen}"'):
         run_main(script, *argv, "--trained-weights", "all", "--resume", "latest", "--output", killed)
     run_main(script, *argv, "--resume", "latest", "--output", killed)
     assert not changed(killed, tmp_path / "whole")
@@ -175,6 +214,9 @@ def test_what_is_not_trained_must_have_been(tmp_path, run_main, diffusion_argv, 
     with pytest.raises(SystemExit):
         script.make_parser().read([*map(str, diffusion_argv), *ALONE, "--output", str(tmp_path)])
     assert "--trained-weights=embeddings is out of range: without --init-from it must be" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        script.make_parser().read([*map(str, diffusion_argv), *ADAPTERS, "--output", str(tmp_path)])
+    assert "--trained-weights=adapters is out of range: without --init-from it must be" in capsys.readouterr().err
     with pytest.raises(InputError, match=r"would stay as they were made, since none that fit were trained before"):
         run_main(
             script, *diffusion_argv, *NO_STEP, *ALONE, "--layers-per-block", 2, "--init-from", trained,

@@ -24,6 +24,7 @@ from histodistill.training.generate import GenerateConfig
 from histodistill.training.generate import run as generate
 from histodistill.training.models.embedders import embed_images
 from histodistill.training.models.encoder_names import UNTRAINED
+from histodistill.training.models.loading import load_named_denoiser
 from histodistill.training.running.files import read_kept, write_bytes, write_json
 from histodistill.training.running.presets import Preset, load_preset
 from histodistill.training.running.stages import require_complete
@@ -41,11 +42,17 @@ if TYPE_CHECKING:
 _OPTIONS: dict[str, dict[str, Any]] = {
     "pretrained": {},
     "embeddings": {"trained_weights": "embeddings"},
+    "adapters": {"trained_weights": "adapters"},
     "noisy": {"noise_level_mean": 1.0},
+    # Nothing is spent on what is large in a tile, nor on what is small.
+    "middle": {"noise_level_range": (0.3, 0.8)},
     "batches": {},
+    "central": {},
 }
 # How many times as many tiles the steps of that arm have.
 _LARGER = 4
+# Share of ε that queries for central images would spend alone in that arm. Squares add up, so steps lose little.
+_CENTRAL_SHARE = 0.3
 # Images of each class in a picture.
 _SHOWN = 10
 
@@ -113,17 +120,7 @@ def make_arm(
     folder = config.output / "arms" / f"{arm}-{text}"
     train_diffusion(arm_config(config, public, arm, epsilon, folder / "pipeline"))
     record = require_complete(folder / "pipeline", "pipeline", "make it anew")
-    options = {**public.preset.generate, "per_class": config.per_class, "seed": config.seed}
-    generate(GenerateConfig(**{**options, "pipeline": folder / "pipeline", "output": folder / "pool"}))
-    images, columns, _ = read_image_dataset(folder / "pool")
-    pool = Tiles(images, columns["label"])
-    shown = [row for label in range(len(source.class_names)) for row in np.flatnonzero(pool.labels == label)[:_SHOWN]]
-    write_bytes(folder / "pool.png", png_bytes(make_grid(images[shown], min(_SHOWN, config.per_class), scale=2)))
-    embeddings = embed_images(UNTRAINED, images)
-    rows = {"pool": pool}
-    for size in config.n_per_class:
-        selector = make_selector(SelectorConfig(n_per_class=size, seed=config.seed)).fit(embeddings, pool.labels)
-        rows[f"set-{size}"] = pool.subset(selector.selected_indices_)
+    rows = pool_rows(config, public.preset, folder / "pipeline", folder)
     attack = read_kept(folder / "attack.json")
     if attack is None:
         smallest = rows[f"set-{min(config.n_per_class)}"]
@@ -138,6 +135,46 @@ def make_arm(
         "scores": score_rows(config, source, rows, folder / "cells"),
         "attack": attack,
     }
+
+
+def score_public(config: DpStudyConfig, source: TileSource, public: PublicModels) -> dict[str, Any] | None:
+    """What the denoiser of public tiles is worth as it is, which spends nothing: `scores` as those of an arm.
+
+    Returns:
+        None where there is no such denoiser, or its classes are others.
+    """
+    if public.pipeline is None:
+        return None
+    if load_named_denoiser(public.pipeline)[1] != source.class_names:
+        return None
+    folder = public.pipeline.parent
+    return score_rows(config, source, pool_rows(config, public.preset, public.pipeline, folder), folder / "cells")
+
+
+def pool_rows(config: DpStudyConfig, preset: Preset, pipeline: Path, folder: Path) -> dict[str, Tiles]:
+    """The pool that a pipeline makes, where that is not done yet, and what is chosen from it.
+
+    Args:
+        config: Of the study.
+        preset: How it is made.
+        pipeline: The pipeline's folder.
+        folder: Where `pool` and `pool.png` come.
+
+    Returns:
+        `pool`, and `set-10` and the like, of so many images of each class.
+    """
+    options = {**preset.generate, "per_class": config.per_class, "seed": config.seed}
+    generate(GenerateConfig(**{**options, "pipeline": pipeline, "output": folder / "pool"}))
+    images, columns, _ = read_image_dataset(folder / "pool")
+    pool = Tiles(images, columns["label"])
+    shown = [row for label in range(pool.labels.max() + 1) for row in np.flatnonzero(pool.labels == label)[:_SHOWN]]
+    write_bytes(folder / "pool.png", png_bytes(make_grid(images[shown], min(_SHOWN, config.per_class), scale=2)))
+    embeddings = embed_images(UNTRAINED, images)
+    rows = {"pool": pool}
+    for size in config.n_per_class:
+        selector = make_selector(SelectorConfig(n_per_class=size, seed=config.seed)).fit(embeddings, pool.labels)
+        rows[f"set-{size}"] = pool.subset(selector.selected_indices_)
+    return rows
 
 
 def arm_config(
@@ -169,6 +206,7 @@ def arm_config(
     if epsilon is not None:
         options |= {"dp_epsilon": epsilon, "dp_views": config.views, "dp_public_autoencoder": True}
         options["dp_public_init"] = "init_from" in options
+        options["dp_central_share"] = _CENTRAL_SHARE if arm == "central" else 0.0
     return TrainDiffusionConfig(**options)
 
 

@@ -9,12 +9,16 @@ the tiles of --data under that budget, whose unit is a patient where tiles have 
     scratch       begins with random weights
     pretrained    begins from a denoiser of the public tiles, which spends nothing
     embeddings    the same, of which the embeddings of classes and the scales and shifts of norms alone are trained
+    adapters      the same as embeddings, and low-rank matrices beside the other weights, to which they are added
     noisy         the same as pretrained, on more noise (mean of the logits 1), by which what is large is learned
+    middle        the same as pretrained, on noise levels from 0.3 to 0.8 alone
     batches       the same as pretrained, in a quarter of the steps of four times as many tiles
+    central       the same as pretrained, after noisy mean latents of each class, which have a part of the budget
 
 Of each a pool is made, and of that sets, chosen by kernel herding in the features of an untrained network. A ConvNet
-is trained on each of these, and on real tiles, with one recipe, and scored on real validation and test tiles. An
-attacker who holds the weights tries to tell who was trained on, by group where tiles have groups.
+is trained on each of these, on real tiles, and on a pool of the public denoiser as it is, where its classes are the
+same, with one recipe, and scored on real validation and test tiles. An attacker who holds the weights tries to tell
+who was trained on, by group where tiles have groups.
 
 What is finished is kept, so a killed study goes on where it was; further --epsilons, --arms and --seeds may be added.
 Leaves `dp.json`, `dp.md`, and for each denoiser a folder in `arms/` with `pool.png`, images of each class.
@@ -40,8 +44,11 @@ ARMS = {
     "scratch": "from scratch",
     "pretrained": "from public tiles",
     "embeddings": "from public tiles, embeddings and norms alone",
+    "adapters": "from public tiles, low-rank adapters",
     "noisy": "from public tiles, on more noise",
+    "middle": "from public tiles, on middle noise levels alone",
     "batches": "from public tiles, in batches four times as large",
+    "central": "from public tiles, central images first",
 }
 
 
@@ -117,17 +124,25 @@ def run(config: DpStudyConfig) -> dict[str, Any]:
     """Makes what is missing, and writes the tables.
 
     Returns:
-        What dp.json holds: the name of the data, the settings, `real`, and `arms`, as `dp_arms` returns them.
+        What dp.json holds: the name of the data, the settings, `real`, `public` and `arms`, as `dp_arms` returns them.
 
     Raises:
-        InputError: For tiles that cannot be used so, a budget out of reach, or a folder of another study.
+        InputError: For tiles that cannot be used so, a budget out of reach, a folder of another study, or where Opacus
+            or peft is needed and not installed.
     """
-    from histodistill.training.benchmarks.dp_arms import PublicModels, make_arm, score_real
+    from histodistill.training.benchmarks.dp_arms import PublicModels, make_arm, score_public, score_real
     from histodistill.training.benchmarks.dp_table import study_text
     from histodistill.training.data.sources import load_tiles
+    from histodistill.training.engine.privacy import load_opacus
+    from histodistill.training.models.adapters import load_peft
     from histodistill.training.running.files import write_json, write_text
     from histodistill.training.running.stages import Stage
 
+    # At once, and not after the hours that arms take before the one that needs it.
+    if any(epsilon is not None for epsilon in config.budgets.values()):
+        load_opacus()
+    if "adapters" in config.arms:
+        load_peft()
     source = load_tiles(config.data, image_size=config.image_size, audit_share=config.audit_share)
     settings = {"stage": "dp study", "data": source.fingerprint(), **config.settings()}
     settings |= {"preset": preset_name(config.preset), "public_data": str(config.public_data)}
@@ -135,7 +150,7 @@ def run(config: DpStudyConfig) -> dict[str, Any]:
     stage.begin()
 
     public = PublicModels.make(config, source)
-    real = score_real(config, source)
+    real, of_public = score_real(config, source), score_public(config, source, public)
     stage.save_progress()
     arms = []
     for text, epsilon in config.budgets.items():
@@ -143,9 +158,9 @@ def run(config: DpStudyConfig) -> dict[str, Any]:
             print(f"{arm}, ε = {text}", flush=True)
             arms.append(make_arm(config, source, public, arm, text, epsilon))
             stage.save_progress()
-    results = {"data": source.name, "settings": stage.settings, "real": real, "arms": arms}
+    results = {"data": source.name, "settings": stage.settings, "real": real, "public": of_public, "arms": arms}
     write_json(config.output / "dp.json", results)
-    text = study_text(real, arms, config.n_per_class, ARMS)
+    text = study_text(real, of_public, arms, config.n_per_class, ARMS)
     write_text(config.output / "dp.md", text)
     print(text)
     stage.finish(num_arms=len(arms))

@@ -10,12 +10,17 @@ from histodistill.training.tables.results_summary import SPLITS
 
 
 def study_text(
-    real: dict[str, Any], arms: Sequence[dict[str, Any]], sizes: Sequence[int], named: Mapping[str, str]
+    real: dict[str, Any],
+    public: dict[str, Any] | None,
+    arms: Sequence[dict[str, Any]],
+    sizes: Sequence[int],
+    named: Mapping[str, str],
 ) -> str:
     """What each denoiser is worth on validation and on test tiles, and then what it cost and what it gives away.
 
     Args:
         real: Scores of real tiles, see `dp_arms.score_real`.
+        public: Of what the public denoiser makes, see `dp_arms.score_public`; None for no such row.
         arms: See `dp_arms.make_arm`.
         sizes: Images of each class in the sets.
         named: What each arm is called.
@@ -23,21 +28,24 @@ def study_text(
     rows = [
         f"| {named[arm['arm']]} | {'∞' if arm['epsilon'] is None else format(arm['epsilon'], 'g')}" for arm in arms
     ]
-    blocks = [_score_table(split, real, arms, sizes, rows) for split in SPLITS]
+    made = [(row, arm["scores"]) for row, arm in zip(rows, arms, strict=True)]
+    if public is not None:
+        made.insert(0, ("| public tiles alone | 0", public))
+    blocks = [_score_table(split, real, made, sizes) for split in SPLITS]
     return "\n".join([*blocks, _cost_table(arms, rows)])
 
 
 def _score_table(
-    split: str, real: dict[str, Any], arms: Sequence[dict[str, Any]], sizes: Sequence[int], begun: Sequence[str]
+    split: str, real: dict[str, Any], made: Sequence[tuple[str, dict[str, Any]]], sizes: Sequence[int]
 ) -> str:
-    """Accuracies of a ConvNet on one split; `begun` is how the row of each arm begins."""
+    """Accuracies of a ConvNet on one split; of what was `made`, how its row begins, and its scores."""
     lines = [
         f"| ACC on {split} tiles, trained on | ε | pool | {' | '.join(f'{size} of each class' for size in sizes)} |",
         "|" + "---|" * (3 + len(sizes)),
         f"| real tiles | | {_cells(split, real, ['real', *(f'real-{size}' for size in sizes)])} |",
     ]
     rows = ["pool", *(f"set-{size}" for size in sizes)]
-    lines += [f"{row} | {_cells(split, arm['scores'], rows)} |" for row, arm in zip(begun, arms, strict=True)]
+    lines += [f"{row} | {_cells(split, scores, rows)} |" for row, scores in made]
     return "\n".join(lines) + "\n"
 
 

@@ -154,6 +154,7 @@ def make_sources(config: InputPathConfig, path: Path) -> dict[int, TileSource]:
 
     from histodistill.selection.image_rows import batches, rows_of
     from histodistill.selection.streams import stream
+    from histodistill.training.data.names import numbered_classes
     from histodistill.training.data.tiles import Tiles, TileSource
 
     numbers = sorted(set(config.tiles))
@@ -172,7 +173,7 @@ def make_sources(config: InputPathConfig, path: Path) -> dict[int, TileSource]:
     def tiles_of(number: int) -> Tiles:
         return Tiles(rows_of(images, np.arange(number)), labels[:number])
 
-    names = [f"class {label}" for label in range(_NUM_CLASSES)]
+    names = numbered_classes(_NUM_CLASSES)
     validation = tiles_of(min(_NUM_VALIDATION, numbers[0]))
     return {
         number: TileSource(

@@ -6,7 +6,8 @@ Tiles are drawn (a field of the phantom of twice their side is cut into four of 
 saved as a `.npz` file; eight tenths are train, one each validation and test. Then `distill` is followed step by step:
 the decoding of the tiles, three trainings of a few steps, a small pool, the selection with its search for copies, a
 comparison, and the audit. What is told of each is the most private memory that its process held, as Linux counts it
-(RssAnon): pages of the cache of tiles, which the system gives back where it needs them, are no part of it.
+(RssAnon): pages of the cache of tiles, which the system gives back where it needs them, are no part of it; and the
+processor's time, with how much more of it twice as many tiles take.
 
 What the models learn does not matter here: they are tiny. Leaves `memory.json` and `memory.md` in the output folder.
 What is finished is kept, so a killed measurement goes on where it was.
@@ -15,6 +16,7 @@ What is finished is kept, so a killed measurement goes on where it was.
 from __future__ import annotations
 
 import json
+from math import log2
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +98,7 @@ def run(config: StageMemoryConfig) -> dict[str, Any]:
     """Measures what is not measured yet, and prints the table.
 
     Returns:
-        Number of tiles → step → `bytes`, the most private memory that it held, and `seconds`.
+        Number of tiles → step → what `measure` gives.
 
     Raises:
         InputError: If a step refuses something.
@@ -119,7 +121,8 @@ def run(config: StageMemoryConfig) -> dict[str, Any]:
             if name not in found:
                 found[name] = measure(module, argv)
                 write_json(config.output / "memory.json", results)
-                print(f"{count:,} tiles, {name}: {found[name]['bytes'] / 1e6:,.0f} MB", flush=True)
+                told = f"{found[name]['bytes'] / 1e6:,.0f} MB, {found[name]['processor']:,.1f} s of the processor"
+                print(f"{count:,} tiles, {name}: {told}", flush=True)
     table = table_lines({int(count): found for count, found in results.items()})
     write_text(config.output / "memory.md", "\n".join(table) + "\n")
     print("\n".join(table))
@@ -215,12 +218,14 @@ def measure(module: str, argv: list[str]) -> dict[str, float]:
     """Runs a module in a process of its own.
 
     Returns:
-        `bytes`, the most private memory that it held at a time, looked at every 5 ms, and `seconds`.
+        `bytes`, the most private memory that it held at a time, looked at every 5 ms, `seconds`, and `processor`, the
+        seconds that processors worked for it and for processes that it started.
 
     Raises:
         SystemExit: With its exit code, unless that is 0 or the answer no.
     """
     import os
+    import resource
     import subprocess
     import sys
     import time
@@ -229,7 +234,11 @@ def measure(module: str, argv: list[str]) -> dict[str, float]:
     from histodistill.training.running.notes import STEP_OF_DISTILL
     from histodistill.training.running.program import ANSWER_IS_NO
 
-    started, most = time.monotonic(), 0
+    def processor() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    started, worked, most = time.monotonic(), processor(), 0
     command = [sys.executable, "-m", module, *argv]
     process = subprocess.Popen(command, env={**os.environ, **STEP_OF_DISTILL}, stdout=subprocess.DEVNULL)
     while process.poll() is None:
@@ -237,22 +246,29 @@ def measure(module: str, argv: list[str]) -> dict[str, float]:
         time.sleep(0.005)
     if process.returncode not in (0, ANSWER_IS_NO):
         raise SystemExit(process.returncode)
-    return {"bytes": most, "seconds": round(time.monotonic() - started, 1)}
+    seconds = {"seconds": time.monotonic() - started, "processor": processor() - worked}
+    return {"bytes": most, **{name: round(each, 1) for name, each in seconds.items()}}
 
 
 def table_lines(results: dict[int, dict[str, Any]]) -> list[str]:
-    """A table in Markdown: MB of each step for each number of tiles, and bytes that each further tile takes."""
+    """Two tables in Markdown: MB of each step for each number of tiles, and bytes that each further tile takes; and
+    seconds of the processor, and how many times as many twice the tiles take.
+    """
     counts = sorted(results)
-    lines = [
-        "| step | " + " | ".join(f"{count:,} tiles" for count in counts) + " | for each further tile |",
-        "|---|" + "---:|" * (len(counts) + 1),
-    ]
-    for name in results[counts[-1]]:
-        sizes = [results[count][name]["bytes"] for count in counts if name in results[count]]
-        cells = [f"{size / 1e6:,.0f} MB" for size in sizes]
-        more = (sizes[-1] - sizes[0]) / max(1, counts[-1] - counts[0])
-        lines.append(f"| {name} | {' | '.join(cells)} | {more:,.0f} B |")
-    return lines
+    memory = [["step", *(f"{count:,} tiles" for count in counts), "for each further tile"]]
+    time = [[*memory[0][:-1], "for twice the tiles"]]
+    for name in results[counts[0]]:
+        found = [results[count].get(name) for count in counts]
+        memory.append([name, *(f"{each['bytes'] / 1e6:,.0f} MB" if each else "" for each in found)])
+        time.append([name, *(f"{each['processor']:,.1f} s" if each else "" for each in found)])
+        ends = [(count, each) for count, each in zip(counts, found, strict=True) if each]
+        (few, first), (many, last) = ends[0], ends[-1]
+        memory[-1].append(f"{(last['bytes'] - first['bytes']) / max(1, many - few):,.0f} B")
+        ratio = last["processor"] / first["processor"]
+        time[-1].append(f"× {ratio ** (1 / log2(many / few)):.2f}" if many > few else "")
+    ruler = "|---|" + "---:|" * (len(counts) + 1)
+    lines = [[f"| {' | '.join(row)} |" for row in table] for table in (memory, time)]
+    return [lines[0][0], ruler, *lines[0][1:], "", lines[1][0], ruler, *lines[1][1:]]
 
 
 if __name__ == "__main__":

@@ -619,7 +619,7 @@ def _require_budget(denoiser: StageCall, source: TileSource) -> None:
 
     config: Any = denoiser.config
     if not is_complete(config.output):
-        plan_privacy(config, source, denoiser.num_processes)
+        plan_privacy(config, source, denoiser.num_processes, config.dp_central_share)
 
 
 def _require_blind(teacher: Any, select: Any) -> None:

@@ -50,9 +50,9 @@ if TYPE_CHECKING:
 # latents, than these; on a GPU they are those of the steps.
 _PIXELS, _POSITIONS = 2**18, 2**13
 # Real tiles that are made ready to be compared with, by their pixels, and images that are compared with them.
-_INDEXED_PIXELS, _COMPARED = 2**20, 16
+_INDEXED_PIXELS, _COMPARED = 2**20, 64
 # The search among so many tiles takes twice as long as among none; among more than the second number it is another.
-_DOUBLING, _EXHAUSTIVE = 5_500, 35_000
+_DOUBLING, _EXHAUSTIVE = 5_500, 7_000
 # Of each weight that is trained, beside itself: its gradient, and the two moments of AdamW.
 _GRADIENTS_AND_MOMENTS = 3
 

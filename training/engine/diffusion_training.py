@@ -22,6 +22,7 @@ from histodistill.training.data.tile_cache import TileCache
 from histodistill.training.data.tiles import TileSource
 from histodistill.training.engine.alignment import AlignedDenoiser, Alignment, KeptOutput, misalignment
 from histodistill.training.engine.augment import draw_symmetries
+from histodistill.training.engine.central_images import ask_for_latents, warm_up
 from histodistill.training.engine.checkpoints import content_of
 from histodistill.training.engine.flow import UNTAUGHT_LOSS, draw_step, flow_loss
 from histodistill.training.engine.kept_latents import Encoding, KeptLatents, keep_latents, plan_latents
@@ -30,6 +31,7 @@ from histodistill.training.engine.loop import GenerativeTraining
 from histodistill.training.engine.optimizers import make_optimizer
 from histodistill.training.engine.privacy import PrivacyPlan
 from histodistill.training.engine.steps import spread_indices, step_generator
+from histodistill.training.models.adapters import add_adapters, has_adapters, merge_adapters
 from histodistill.training.models.batch_sizes import usual_batch_size
 from histodistill.training.models.denoiser import make_scheduler, use_plain_attention
 from histodistill.training.models.denoiser_output import DenoiserOutput
@@ -40,6 +42,10 @@ from histodistill.training.running.notes import tell, told_by_distill
 from histodistill.training.running.training_options import PrivateTrainingConfig
 
 
+# Of AdamW.
+_BETAS = (0.9, 0.99)
+
+
 class DiffusionTraining(GenerativeTraining):
     """Learns to take noise out of latents, class by class.
 
@@ -47,18 +53,19 @@ class DiffusionTraining(GenerativeTraining):
         config, accelerator, plan: See `GenerativeTraining`.
         source: The tiles; the denoiser is trained on its training tiles and judged by its validation tiles.
         autoencoder: Makes the latents; it stays as it is.
-        denoiser: What is trained; its last class is the null class.
+        denoiser: What is trained, with adapters or without; its last class is the null class.
         ema_decay: Decay of the moving average of the weights, which is what is validated and saved.
         class_dropout: Share of tiles that are shown with the null class.
         symmetries: Whether tiles are shown in the eight symmetries of the square.
         latent_cache: What latents of training tiles are kept as, one of `kept_latents.DTYPES`, or "off".
         alignment: What the denoiser's middle is drawn to; None leaves it alone.
         output: What the denoiser gives.
-        noise_level_mean: See `flow.draw_step`; validation tiles have as much noise whatever it is.
+        noise_level_mean, noise_level_range: See `flow.draw_step`; validation tiles have as much noise whatever they
+            are.
 
     Attributes:
         denoiser: What is trained.
-        average: The denoiser with the averaged weights.
+        average: The denoiser with the averaged weights, and adapters where it has them.
         latents: What became of `latent_cache`, for the stage's record.
     """
 
@@ -81,6 +88,7 @@ class DiffusionTraining(GenerativeTraining):
         alignment: Alignment | None = None,
         output: DenoiserOutput,
         noise_level_mean: float = 0.0,
+        noise_level_range: tuple[float, float] = (0.0, 1.0),
     ):
         super().__init__(config, source.split("train"), accelerator, plan)
         self.source_name, self.latent_cache = source.name, latent_cache
@@ -91,7 +99,7 @@ class DiffusionTraining(GenerativeTraining):
         self.autoencoder_weights = content_of(autoencoder)
         self.autoencoder = autoencoder.to(accelerator.device)
         self.class_dropout, self.symmetries = class_dropout, symmetries
-        self.output, self.noise_level_mean = output, noise_level_mean
+        self.output, self.noise_levels = output, (noise_level_mean, noise_level_range)
         self.num_classes = len(source.class_names)
         self.null_class = denoiser.config.num_class_embeds - 1
         self.has_dropout = denoiser.config.dropout > 0
@@ -106,7 +114,10 @@ class DiffusionTraining(GenerativeTraining):
         if alignment:
             torch.manual_seed(torch_seed("weights of the projection", config.seed))
             self.model = AlignedDenoiser(denoiser, alignment.num_features)
-        self.average = UNet2DModel.from_config(denoiser.config).to(accelerator.device, memory_format=self.layout)
+        average = UNet2DModel.from_config(denoiser.config)
+        if has_adapters(denoiser):
+            add_adapters(average)
+        self.average = average.to(accelerator.device, memory_format=self.layout)
         self.average.load_state_dict(denoiser.state_dict())
         self.average.eval()
         # All weights at once spares a GPU hundreds of small kernels. On a CPU it is no faster, and rounds otherwise.
@@ -120,7 +131,7 @@ class DiffusionTraining(GenerativeTraining):
         self.ema.to(accelerator.device)
         validation = source.split("validation")
         self.validation = validation.subset(spread_indices(len(validation), config.validation_tiles))
-        self.optimizer = make_optimizer(config, self.model, betas=(0.9, 0.99))
+        self.optimizer = make_optimizer(config, self.model, _BETAS)
 
     def draw_batch(self, indices: np.ndarray, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         """Symmetries, noise, noise levels, and class ids of which some are the null class."""
@@ -130,7 +141,7 @@ class DiffusionTraining(GenerativeTraining):
             symmetries = torch.zeros(len(indices), dtype=torch.int64)  # as they are
         class_ids = torch.from_numpy(self.train.labels[indices])
         drawn = draw_step(
-            generator, class_ids, self.latent_shape, self.null_class, self.class_dropout, self.noise_level_mean
+            generator, class_ids, self.latent_shape, self.null_class, self.class_dropout, *self.noise_levels
         )
         return symmetries, *drawn, *([self.alignment.targets(indices, symmetries)] if self.alignment else [])
 
@@ -214,6 +225,20 @@ class DiffusionTraining(GenerativeTraining):
             latents = to_device(read, self.accelerator.device).float()
         return latents.contiguous(memory_format=self.layout)
 
+    def before_private_steps(self, key: bytes) -> None:
+        """Learns central images, where the plan has a part of the budget for them."""
+        if self.plan is None or self.plan.queries is None:
+            return
+
+        def latents_of(indices: np.ndarray) -> torch.Tensor:
+            as_they_are = torch.zeros(len(indices), dtype=torch.int64)
+            with torch.no_grad(), self.accelerator.autocast():
+                return self.make_inputs(self.read_inputs(indices, as_they_are), as_they_are)
+
+        labels = self.train.labels
+        latents = ask_for_latents(latents_of, labels, self.num_classes, self.latent_shape, self.plan, key)
+        warm_up(self, latents, make_optimizer(self.config, self.model, _BETAS))
+
     def loss(self, call: Callable[..., Any], inputs: torch.Tensor, *drawn: torch.Tensor) -> torch.Tensor:
         """The error of the predicted velocity, and what an alignment adds to it."""
         noise, noise_levels, class_ids, *targets = drawn
@@ -248,7 +273,7 @@ class DiffusionTraining(GenerativeTraining):
     def draw_progress(self, path: Path) -> None:
         """Tiles of each class, one class per row, from the averaged weights and always the same noise."""
         # What it returns depends on how it is called, which its types do not tell.
-        pipeline: Any = self._pipeline_of(self.autoencoder, self.average)
+        pipeline: Any = self._pipeline_of_average()
         pipeline.set_progress_bar_config(disable=True)
         rows = [label for label in range(self.num_classes) for _ in range(SHOWN_PER_CLASS)]
         # The noise of the first images of a pool, whose seeds are these numbers.
@@ -293,16 +318,15 @@ class DiffusionTraining(GenerativeTraining):
         self.ema.shadow_params = [parameter.detach().clone() for parameter in self.average.parameters()]
 
     def pipeline(self, class_names: list[str]) -> HistologyPipeline:
-        """The pipeline of the averaged weights, on the CPU."""
+        """The pipeline of the averaged weights, to which adapters are added, on the CPU."""
         id2label = {str(label): name for label, name in enumerate(class_names)}
-        average = self.average.cpu().to(memory_format=torch.contiguous_format)
-        return self._pipeline_of(self.autoencoder.cpu(), average, id2label)
+        self.autoencoder.cpu()
+        self.average.cpu().to(memory_format=torch.contiguous_format)
+        return self._pipeline_of_average(id2label)
 
-    def _pipeline_of(
-        self, autoencoder: LatentModel, denoiser: UNet2DModel, id2label: dict[str, str] | None = None
-    ) -> HistologyPipeline:
-        scheduler = make_scheduler(self.output.prediction_type)
-        return HistologyPipeline(autoencoder, denoiser, scheduler, id2label, self.output.skip_noise)
+    def _pipeline_of_average(self, id2label: dict[str, str] | None = None) -> HistologyPipeline:
+        denoiser, scheduler = merge_adapters(self.average), make_scheduler(self.output.prediction_type)
+        return HistologyPipeline(self.autoencoder, denoiser, scheduler, id2label, self.output.skip_noise)
 
 
 def training_warning(history: list[dict[str, Any]]) -> str | None:

@@ -84,6 +84,7 @@ def draw_step(
     null_class: int,
     dropout: float,
     level_mean: float = 0.0,
+    level_range: tuple[float, float] = (0.0, 1.0),
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Random numbers of one batch of N: noise N×C×h×w, noise levels N, and class ids N with some dropped.
 
@@ -94,9 +95,19 @@ def draw_step(
         null_class: What the others are dropped for.
         dropout: Share of those that are.
         level_mean: Mean of the logits of noise levels, whose standard deviation is 1.
+        level_range: Lowest and highest noise level. The distribution between them is what is left of that without.
     """
     count = len(class_ids)
     noise = torch.randn(count, *latent_shape, generator=generator)
-    noise_levels = torch.sigmoid(torch.randn(count, generator=generator) + level_mean)
+    normal = torch.randn(count, generator=generator)
+    if level_range != (0.0, 1.0):
+        normal = _within(normal, torch.logit(torch.tensor(level_range, dtype=torch.float64)) - level_mean)
+    noise_levels = torch.sigmoid(normal + level_mean).clamp(*level_range)
     dropped = torch.rand(count, generator=generator) < dropout
     return noise, noise_levels, torch.where(dropped, null_class, class_ids)
+
+
+def _within(normal: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
+    """Standard normal numbers float32 N made such as lie between two limits, float64, by their quantiles."""
+    low, high = torch.special.ndtr(limits)
+    return torch.special.ndtri(low + (high - low) * torch.special.ndtr(normal.double())).float()

@@ -136,6 +136,9 @@ class GenerativeTraining(ABC):
         """
         return apply_symmetries(to_model_input(read, self.accelerator.device), views)
 
+    def before_private_steps(self, key: bytes) -> None:
+        """Called before step 0 of a private training, with its secret key; again where it was lost with all steps."""
+
     def before_batch(self, position: int) -> None:
         """Called before the forward pass of a batch, numbered over all steps."""
 
@@ -253,7 +256,7 @@ def fit(training: GenerativeTraining, stage: Stage) -> None:
         initial=training.start,
         enabled=accelerator.is_local_main_process,
     )
-    with progress_bar as progress, steps as make_step:
+    with steps as make_step, progress_bar as progress:
         _train(training, stage, optimizer, make_step, progress)
     accelerator.wait_for_everyone()
 
@@ -366,6 +369,8 @@ def _private_steps(training: GenerativeTraining, optimizer: Any) -> Iterator[Cal
     config, accelerator, plan = training.config, training.accelerator, training.plan
     assert plan is not None
     key = secret_key(config.output)
+    if training.start == 0:
+        training.before_private_steps(key)
 
     def make_step(step: int) -> None:
         def make_tiles(indices: np.ndarray) -> list[torch.Tensor]:

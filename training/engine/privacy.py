@@ -8,6 +8,9 @@ sum, and the sum is divided by the expected number of units. The result tells li
 part: (ε, δ) bounds how little, over all steps together. What is made of the noisy gradients (moments of the optimizer,
 moving averages, generated images) costs nothing more.
 
+Queries may come before the steps (see `central_images.py`). Each is a step of another model, with σ and probability of
+its own, and all queries and steps are one composition for the accountant.
+
 Two sets of tiles are neighbours here where one of them lacks one unit; the number of units is taken as known.
 
 Which units and tiles take part and the noise must stay secret, or the bound is void. They are functions of a random
@@ -28,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -52,8 +55,26 @@ _KEY_BYTES = 32
 # rounding.
 _RDP, _PRV = "rdp", "prv"
 # What the key is used for, so that no number serves twice: drawing the units of a step, its noise, and drawing the
-# tiles of a group.
-_SAMPLING, _NOISE, _MEMBERS = 0, 1, 2
+# tiles of a group. And for a key of the queries, which draws all of these anew.
+_SAMPLING, _NOISE, _MEMBERS, _QUERIES = 0, 1, 2, 3
+# How many queries for central images there are, and with which probability a unit takes part in each.
+_NUM_QUERIES, _QUERY_RATE = 10, 0.2
+# How σ is searched for where queries come first: as Opacus does it where none do.
+_FIRST_SIGMA, _LARGEST_SIGMA, _EPSILON_TOLERANCE = 20.0, 1e6, 0.01
+
+
+class Queries(NamedTuple):
+    """What is asked of the units before the first step, in the order in which accountants take it.
+
+    Attributes:
+        noise_multiplier: σ of the noise on each answer.
+        sample_rate: Probability that a unit takes part in a query.
+        num_queries: Queries.
+    """
+
+    noise_multiplier: float
+    sample_rate: float
+    num_queries: int
 
 
 @dataclass(frozen=True)
@@ -72,6 +93,7 @@ class PrivacyPlan:
         groups: The tiles of each group, int64; None where units are single tiles.
         tiles_per_group: Tiles of a group that take part in a step, at most.
         accountant: What Opacus calls the accountant by which σ was found.
+        queries: What comes before the steps and is part of the budget; None where nothing does.
     """
 
     epsilon: float
@@ -86,6 +108,7 @@ class PrivacyPlan:
     groups: Sequence[np.ndarray] | None = None
     tiles_per_group: int = 1
     accountant: str = _RDP
+    queries: Queries | None = None
 
     @property
     def sample_rate(self) -> float:
@@ -105,17 +128,20 @@ class PrivacyPlan:
         return [draw_members(self.groups[unit], self.tiles_per_group, key, step, int(unit)) for unit in units]
 
 
-def plan_privacy(config: PrivateTrainingConfig, source: TileSource, num_processes: int = 1) -> PrivacyPlan | None:
+def plan_privacy(
+    config: PrivateTrainingConfig, source: TileSource, num_processes: int = 1, central_share: float = 0.0
+) -> PrivacyPlan | None:
     """The plan of a training with `dp_epsilon`, and None without; tells what it protects.
 
     Args:
         config: Options of the training.
         source: The tiles.
         num_processes: Processes that train.
+        central_share: Share of ε that queries for central images would spend alone, 0 to below 1; 0 for no queries.
 
     Raises:
-        InputError: If Opacus is missing, there are no groups where they are to be protected, or a batch, δ or number
-            of processes is out of range.
+        InputError: If Opacus is missing, there are no groups where they are to be protected, or a batch, δ, share or
+            number of processes is out of range.
     """
     if config.dp_epsilon is None:
         return None
@@ -140,21 +166,23 @@ def plan_privacy(config: PrivateTrainingConfig, source: TileSource, num_processe
             f"{1 / num_units:.2g}"
         )
     units_per_step = config.batch_size / tiles_per_unit
+    queries = _plan_queries(config.dp_epsilon, delta, central_share) if central_share else None
     budget = (config.dp_epsilon, delta, units_per_step / num_units, config.max_train_steps)
     accountant, sigma = _RDP, None
     if groups is not None:
         try:
-            accountant, sigma = _PRV, noise_multiplier(*budget, _PRV)
+            accountant, sigma = _PRV, noise_multiplier(*budget, _PRV, queries)
         except InputError:  # where its numbers fail, or nothing is enough, which the other one then tells
             accountant = _RDP
     if sigma is None:
-        sigma = noise_multiplier(*budget)
+        sigma = noise_multiplier(*budget, _RDP, queries)
+    asked = f", after {queries.num_queries} queries with σ = {queries.noise_multiplier:.3g}" if queries else ""
     alone = ", since nothing is known of groups" if train.groups is None else ""
     with told_by_distill():  # which has said so before it began
         tell(
             f"differential privacy: ε = {config.dp_epsilon:g} and δ = {delta:.2g} for each of {num_units:,} training "
             f"{unit}s{alone}; each takes part in a step with probability {units_per_step / num_units:.3g}, "
-            f"σ = {sigma:.3g}"
+            f"σ = {sigma:.3g}{asked}"
         )
     return PrivacyPlan(
         epsilon=config.dp_epsilon,
@@ -169,7 +197,27 @@ def plan_privacy(config: PrivateTrainingConfig, source: TileSource, num_processe
         groups=groups,
         tiles_per_group=tiles_per_unit,
         accountant=accountant,
+        queries=queries,
     )
+
+
+def _plan_queries(epsilon: float, delta: float, share: float) -> Queries:
+    """The queries that alone would spend this share of ε, by privacy loss random variables.
+
+    The other accountant knows no ε as small as that.
+
+    Raises:
+        InputError: If Opacus is missing, or no noise is enough.
+    """
+    load_opacus()
+    try:
+        sigma = noise_multiplier(share * epsilon, delta, _QUERY_RATE, _NUM_QUERIES, _PRV)
+    except InputError as error:
+        raise InputError(
+            f"{param('dp_central_share')}={share:g} is out of reach: with {param('dp_epsilon')} {epsilon:g} no noise "
+            "is enough for so small a share; give a larger one, or 0"
+        ) from error
+    return Queries(sigma, _QUERY_RATE, _NUM_QUERIES)
 
 
 def members_of(groups: np.ndarray) -> list[np.ndarray]:
@@ -178,8 +226,8 @@ def members_of(groups: np.ndarray) -> list[np.ndarray]:
     return np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
 
 
-def _opacus() -> tuple[ModuleType, ModuleType]:
-    """Opacus' accountants, and what it has beside them."""
+def load_opacus() -> tuple[ModuleType, ModuleType]:
+    """Opacus' accountants, and what it has beside them; `InputError` where it is not installed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what it says while it is imported is about its own code
@@ -193,7 +241,14 @@ def _opacus() -> tuple[ModuleType, ModuleType]:
     return accountants, utils
 
 
-def noise_multiplier(epsilon: float, delta: float, sample_rate: float, steps: int, accountant: str = _RDP) -> float:
+def noise_multiplier(
+    epsilon: float,
+    delta: float,
+    sample_rate: float,
+    steps: int,
+    accountant: str = _RDP,
+    queries: Queries | None = None,
+) -> float:
     """The σ with which so many steps spend no more than (ε, δ), by Opacus' accountant.
 
     Args:
@@ -202,15 +257,18 @@ def noise_multiplier(epsilon: float, delta: float, sample_rate: float, steps: in
         sample_rate: Probability that a unit takes part in a step, above 0 and at most 1.
         steps: Steps, at least 1.
         accountant: Its name: "rdp" or "prv".
+        queries: What comes before the steps and spends its part of (ε, δ).
 
     Raises:
         InputError: If Opacus is missing, no noise is enough, or the accountant's numbers fail.
     """
-    _, utils = _opacus()
+    _, utils = load_opacus()
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):  # as where every unit takes part in each step
             # That the best order is at the end of the range: the bound holds, and could be a little tighter.
             warnings.filterwarnings("ignore", message="Optimal order")
+            if queries:
+                return _noise_after(queries, epsilon, delta, sample_rate, steps, accountant)
             return utils.get_noise_multiplier(
                 target_epsilon=epsilon,
                 target_delta=delta,
@@ -224,29 +282,69 @@ def noise_multiplier(epsilon: float, delta: float, sample_rate: float, steps: in
         ) from error
 
 
-def epsilon_spent(sigma: float, delta: float, sample_rate: float, steps: int, accountant: str = _RDP) -> float:
-    """The ε that so many steps with noise σ spend at δ, by Opacus' accountant.
+def _noise_after(
+    queries: Queries, epsilon: float, delta: float, sample_rate: float, steps: int, accountant: str
+) -> float:
+    """`noise_multiplier` where queries come first, which Opacus does not search for; as exact as its search.
+
+    Raises:
+        ValueError: If no noise is enough.
+    """
+
+    def spent(sigma: float) -> float:
+        return epsilon_spent(sigma, delta, sample_rate, steps, accountant, queries)
+
+    low, high = 0.0, _FIRST_SIGMA
+    while (found := spent(high)) > epsilon:
+        high *= 2
+        if high > _LARGEST_SIGMA:
+            raise ValueError("the queries leave nothing")
+    while epsilon - found > _EPSILON_TOLERANCE:
+        middle = (low + high) / 2
+        of_middle = spent(middle)
+        if of_middle <= epsilon:
+            high, found = middle, of_middle
+        else:
+            low = middle
+    return high
+
+
+def epsilon_spent(
+    sigma: float,
+    delta: float,
+    sample_rate: float,
+    steps: int,
+    accountant: str = _RDP,
+    queries: Queries | None = None,
+) -> float:
+    """The ε that so many steps with noise σ, and what comes before them, spend at δ, by Opacus' accountant.
 
     Args:
         sigma: See `PrivacyPlan.noise_multiplier`.
-        delta, sample_rate, steps, accountant: See `noise_multiplier`.
+        delta, sample_rate, steps, accountant, queries: See `noise_multiplier`.
 
     Raises:
         InputError: If Opacus is missing.
     """
-    accountants, _ = _opacus()
-    of_steps = accountants.create_accountant(accountant)
-    of_steps.history = [(sigma, sample_rate, steps)]
+    accountants, _ = load_opacus()
+    of_all = accountants.create_accountant(accountant)
+    of_all.history = [*([queries] if queries else []), (sigma, sample_rate, steps)]
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.filterwarnings("ignore", message="Optimal order")
-        return float(of_steps.get_epsilon(delta=delta))
+        return float(of_all.get_epsilon(delta=delta))
 
 
 def privacy_record(plan: PrivacyPlan) -> dict[str, Any]:
     """What a stage's record says of the budget: what was spent, on what, and by which accountant."""
     from importlib import metadata
 
-    budget = (plan.noise_multiplier, plan.delta, plan.sample_rate, plan.steps, plan.accountant)
+    budget = (plan.noise_multiplier, plan.delta, plan.sample_rate, plan.steps, plan.accountant, plan.queries)
+    of_queries = {}
+    if plan.queries:
+        sigma, rate, num_queries = plan.queries
+        # What they would spend alone, by the accountant that they were planned with.
+        alone = epsilon_spent(sigma, plan.delta, rate, num_queries, _PRV)
+        of_queries = {"central_images": {**plan.queries._asdict(), "epsilon_alone": alone}}
     of_groups = {} if plan.groups is None else {"tiles_per_group": plan.tiles_per_group}
     return {
         "epsilon": epsilon_spent(*budget),
@@ -260,6 +358,7 @@ def privacy_record(plan: PrivacyPlan) -> dict[str, Any]:
         "sample_rate": plan.sample_rate,
         "steps": plan.steps,
         "views": plan.views,
+        **of_queries,
         "accountant": f"{plan.accountant}, opacus {metadata.version('opacus')}",
     }
 
@@ -345,6 +444,18 @@ def secret_key(folder: str | Path) -> bytes:
     if len(key) != _KEY_BYTES:
         raise InputError(f"{path} is damaged: delete it together with the checkpoints beside it, and begin anew")
     return key
+
+
+def key_of_queries(key: bytes) -> bytes:
+    """The key of what comes before the steps, so that no step shares noise or sampling with a query.
+
+    Args:
+        key: See `secret_key`.
+
+    Returns:
+        32 bytes, which without the key cannot be told from random ones.
+    """
+    return hashlib.shake_256(key + struct.pack("<Q", _QUERIES)).digest(_KEY_BYTES)
 
 
 def forget_key(folder: str | Path) -> None:

@@ -43,6 +43,7 @@ class Taken:
         values_taken: How many numbers were taken.
         values: How many the model has.
         new_classes: Names of the classes whose embeddings are new; of a model with classes alone.
+        new_begin_as: What embeddings these begin with.
     """
 
     taken: tuple[str, ...]
@@ -51,6 +52,7 @@ class Taken:
     values_taken: int
     values: int
     new_classes: tuple[str, ...] = ()
+    new_begin_as: str = "the null class"
 
     @property
     def share(self) -> float:
@@ -70,7 +72,7 @@ class Taken:
         if others := [name for name in self.new if not (self.new_classes and name == _CLASS_EMBEDDINGS)]:
             parts.append(f"makes {some(others)} anew")
         if self.new_classes:
-            parts.append(f"begins with the null class for classes it has not seen ({some(self.new_classes)})")
+            parts.append(f"begins with {self.new_begin_as} for classes it has not seen ({some(self.new_classes)})")
         if self.left:
             parts.append(f"leaves {len(self.left)} that it has no place for")
         return "; ".join(parts)
@@ -226,6 +228,9 @@ def take_denoiser(
     every class, so with it the denoiser at once predicts what it would of a tile of any class, and what sets the new
     class apart is learned from there. A random embedding would be one that the trained layers have never seen.
 
+    Where none is known, they begin as different known ones, in their order: classes that are all alike to the denoiser
+    teach it for long only what a tile of any class is like. Which of the known ones each is says nothing.
+
     Args:
         denoiser: Made for `class_names`, in their order, and the null class.
         weights: Of a trained denoiser for `old_classes`, in their order, and the null class.
@@ -239,9 +244,12 @@ def take_denoiser(
         return take_weights(denoiser, {name: value for name, value in weights.items() if name != _CLASS_EMBEDDINGS})
     row_of = {name: row for row, name in enumerate(old_classes)}
     null = len(old_classes)
-    rows = old[[*(row_of.get(name, null) for name in class_names), null]]
-    taken = take_weights(denoiser, {**weights, _CLASS_EMBEDDINGS: rows})
     new_classes = tuple(name for name in class_names if name not in row_of)
+    if len(new_classes) < len(class_names):
+        begin_as, rows = "the null class", [row_of.get(name, null) for name in class_names]
+    else:
+        begin_as, rows = "those of others", [min(number, null) for number in range(len(class_names))]
+    taken = take_weights(denoiser, {**weights, _CLASS_EMBEDDINGS: old[[*rows, null]]})
     if not new_classes:
         return taken
     return replace(
@@ -250,6 +258,7 @@ def take_denoiser(
         new=(*taken.new, _CLASS_EMBEDDINGS),
         values_taken=taken.values_taken - len(new_classes) * own.shape[1],
         new_classes=new_classes,
+        new_begin_as=begin_as,
     )
 
 

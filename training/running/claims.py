@@ -47,6 +47,16 @@ _TEMPORARY = re.compile(r"\..+\.(\d+|[0-9a-f]{16})\.tmp")
 _TRIES = 100
 # Characters of a command in a message, at most.
 _SHOWN_LENGTH = 80
+
+
+class _Mine(threading.local):
+    """Claims of this thread that are not given back yet: folder, token, and the folders that were made for it."""
+
+    def __init__(self) -> None:
+        self.claims: list[tuple[Path, str, list[Path]]] = []
+
+
+_mine = _Mine()
 # Tokens of the claims that this thread holds.
 _held: ContextVar[tuple[str, ...]] = ContextVar("held", default=())
 
@@ -68,8 +78,17 @@ def claiming(run: Callable[[_Config], _Result]) -> Callable[[_Config], _Result]:
 
     @functools.wraps(run)
     def claimed_run(config: _Config) -> _Result:
-        with claimed(config.claims()):
-            return run(config)
+        count = len(_mine.claims)
+        try:
+            with claimed(config.claims()):
+                return run(config)
+        except BaseException:
+            # A signal may come just where the block has ended, and before what gives its claim back, or within that.
+            # An empty file may be another's by now.
+            for claim in _mine.claims[count:]:
+                _release(*claim, is_made=False)
+            del _mine.claims[count:]
+            raise
 
     return claimed_run
 
@@ -188,6 +207,7 @@ def _taken(folder: Path, place: Path) -> Iterator[None]:
     token = secrets.token_hex(16)
     ended = threading.Event()
     lock = None
+    _mine.claims.append((place, token, made))
     try:
         with contextlib.suppress(_CannotClaim):
             lock = _make(folder, place, token, made)
@@ -201,14 +221,20 @@ def _taken(folder: Path, place: Path) -> Iterator[None]:
             _held.reset(before)
     finally:
         ended.set()
-        with contextlib.suppress(OSError), _alone(place / LOCK):
-            record = _read(place / LOCK)
-            # A signal may have come just when it was made; one that stayed empty is known by nothing else.
-            if record["token"] == token if record else lock is not None:
-                (place / LOCK).unlink()
-        for each in made:
-            with contextlib.suppress(OSError):  # what is not empty stays
-                each.rmdir()
+        _release(place, token, made, lock is not None)
+        _mine.claims.remove((place, token, made))
+
+
+def _release(place: Path, token: str, made: list[Path], is_made: bool) -> None:
+    """Removes a claim, where it is still there, and then the folders that were `made` for it and hold nothing."""
+    with contextlib.suppress(OSError), _alone(place / LOCK):
+        record = _read(place / LOCK)
+        # A signal may have come just when it was made; one that stayed empty is known by nothing else.
+        if record["token"] == token if record else is_made:
+            (place / LOCK).unlink()
+    for each in made:
+        with contextlib.suppress(OSError):  # what is not empty stays
+            each.rmdir()
 
 
 class _CannotClaim(Exception):

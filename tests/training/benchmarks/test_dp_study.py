@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from histodistill.training.benchmarks import dp_study as script
 from histodistill.training.benchmarks.dp_arms import PublicModels, arm_config
 from histodistill.training.benchmarks.dp_table import study_text
 from histodistill.training.engine import privacy
+from histodistill.training.running.errors import InputError
 from histodistill.training.running.files import read_json
 from histodistill.training.running.presets import load_preset
 
@@ -41,14 +43,30 @@ def test_arms_differ_in_what_they_say():
     assert {arm: (c.init_from, c.dp_public_init) for arm, c in of.items()} == {
         "scratch": (None, False), **dict.fromkeys(list(script.ARMS)[1:], ("/public", True)),
     }  # fmt: skip
-    assert {arm for arm, c in of.items() if c.trained_weights != "all"} == {"embeddings"}
+    assert {arm: c.trained_weights for arm, c in of.items() if c.trained_weights != "all"} == {
+        "embeddings": "embeddings", "adapters": "adapters",
+    }  # fmt: skip
+    assert {arm for arm, c in of.items() if c.noise_level_range == (0.3, 0.8)} == {"middle"}
     assert {arm for arm, c in of.items() if c.noise_level_mean} == {"noisy"}
+    assert {arm for arm, c in of.items() if c.dp_central_share} == {"central"}
     assert {arm: (c.max_train_steps, c.batch_size) for arm, c in of.items() if c.batch_size != 32} == {
         "batches": (10, 128)
     }
     assert all((c.dp_epsilon, c.dp_delta, c.dp_unit, c.class_balance) == (4, None, None, 0) for c in of.values())
+    assert arm_config(config, public, "central", None, Path("p")).dp_central_share == 0
     without = arm_config(config, public, "pretrained", None, Path("p"))
     assert without.dp_epsilon is None and without.init_from == "/public" and without.class_balance == 0
+
+
+@pytest.mark.parametrize(
+    ("missing", "arms", "epsilon"), [("opacus", ["scratch"], "1"), ("peft", ["scratch", "adapters"], "inf")]
+)
+def test_what_is_not_installed_is_told_at_once(missing, arms, epsilon, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)
+    config = script.make_parser().read(["--output", str(tmp_path), "--epsilons", epsilon, "--arms", *arms])
+    with pytest.raises(InputError, match=f"needs {missing}, which is not installed"):
+        script.run(config)
+    assert not any(tmp_path.iterdir())
 
 
 def test_study_goes_on_where_it_was(run_main, tmp_path, least_preset, monkeypatch):
@@ -77,6 +95,7 @@ def test_study_goes_on_where_it_was(run_main, tmp_path, least_preset, monkeypatc
     assert (spent["unit"], spent["num_units"], spent["noise_multiplier"], spent["init"]) == ("group", 6, 2.5, "public")
     assert spent["delta"] == pytest.approx(1 / 60)  # 1 / (10 N), N = 6 patients, since two are held out
     assert list(results["real"]) == ["real", "real-2", "real-1"]
+    assert list(results["public"]) == ["pool", "set-2", "set-1"]
     assert [private["scores"][row]["num_train"] for row in ("pool", "set-2", "set-1")] == [10, 10, 5]
     assert private["attack"]["unit"] == "group" and 0 < private["attack"]["p_value"] <= 1
     assert (tmp_path / "out" / "dp.md").read_text().count("| from public tiles, embeddings and norms alone | ") == 6
@@ -93,6 +112,7 @@ def test_tables_say_what_was_measured():
     budget = {"delta": 0.001, "unit": "patient", "noise_multiplier": 1.2345}
     text = study_text(
         real,
+        {"pool": score(0.3), "set-10": score(0.2)},
         [
             {**arm, "arm": "scratch", "epsilon": 10.0, "privacy": budget,
              "attack": {"unit": "patient", "auc": auc, "p_value": 0.3}},
@@ -103,6 +123,7 @@ def test_tables_say_what_was_measured():
         script.ARMS,
     )  # fmt: skip
     assert text.count("| real tiles | | 0.900 | 0.600 |\n") == 2
+    assert text.count("| public tiles alone | 0 | 0.300 | 0.200 |\n") == 2
     assert text.count("| from scratch | 10 | 0.500 | 0.400 |\n") == 2
     assert (
         "| from scratch | 10 | 0.001 | patient | 1.23 | 61 | 1.250 | 0.510 [0.400, 0.620], by patient | 0.3 |" in text

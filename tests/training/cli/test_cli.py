@@ -18,7 +18,7 @@ from histodistill.training.running.options import StepConfig, StepParser, config
 # What takes seconds to import, or is an extra.
 HEAVY = (
     "torch", "diffusers", "transformers", "datasets", "accelerate", "matplotlib", "sklearn", "faiss", "infomap",
-    "safetensors", "opacus", "gradio",
+    "safetensors", "opacus", "peft", "gradio",
 )  # fmt: skip
 # What one starts with `accelerate launch`, by the name of the module.
 SCRIPTS = ("train_autoencoder", "train_diffusion", "train_classifier")

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from scipy import stats
 
 from histodistill.training.engine.flow import UNTAUGHT_LOSS, draw_step, flow_loss
 from histodistill.training.engine.steps import step_generator
@@ -106,3 +107,23 @@ def test_draw_step():
     again = draw_step(step_generator("noise", 0, 0), class_ids, (2, 4, 4), 3, 0.25)
     assert all(torch.equal(a, b) for a, b in zip(again, (noise, levels, shown), strict=True))
     assert torch.equal(draw_step(step_generator("noise", 0, 0), class_ids, (2, 4, 4), 3, 0.0)[2], class_ids)
+
+
+@pytest.mark.parametrize(("mean", "low", "high"), [(0.0, 0.3, 0.8), (1.0, 0.0, 0.5), (-0.5, 0.6, 1.0)])
+def test_levels_in_a_range_are_what_is_left_of_all(mean, low, high):
+    class_ids = torch.zeros(20000, dtype=torch.int64)
+    drawn = [
+        draw_step(step_generator("noise", 0, 0), class_ids, (1, 1, 1), 1, 0.5, mean, limits)
+        for limits in ((0.0, 1.0), (low, high))
+    ]
+    (noise, whole, shown), (noise_again, levels, shown_again) = drawn
+    assert torch.equal(noise, noise_again) and torch.equal(shown, shown_again)
+    left = whole[(whole >= low) & (whole <= high)]
+    assert low - 1e-6 < levels.min() < left.min() + 0.01 and left.max() - 0.01 < levels.max() < high + 1e-6
+    assert stats.ks_2samp(left, levels).pvalue > 0.01
+
+
+def test_levels_that_are_next_to_never_drawn_stay_in_their_range():
+    for limits in ((0.0, 1e-12), (0.999999, 1.0)):
+        _, levels, _ = draw_step(step_generator("noise", 0, 0), torch.zeros(9), (1, 1, 1), 1, 0.0, 20.0, limits)
+        assert ((levels >= limits[0]) & (levels <= torch.tensor(limits[1]))).all()

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from trainings import Killed
 
 from histodistill.selection.image_rows import ImageView
 from histodistill.training.data.pixels import to_model_input
@@ -22,10 +23,6 @@ from histodistill.training.running.training_options import PrivateTrainingConfig
 
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
-
-
-class Killed(BaseException):
-    """Ends a run as a kill would: nothing catches it."""
 
 
 class MeanColour(GenerativeTraining):

@@ -5,7 +5,6 @@ import itertools
 import json
 import math
 import sys
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from scipy import stats
 from scipy.optimize import brentq
 from sentences import without_notes
 from small_sources import patients_npz
+from trainings import Killed, needs_opacus, needs_peft, opacus_may_warn
 
 from histodistill.training import train_autoencoder, train_diffusion
 from histodistill.training.data.tiles import Tiles, TileSource
@@ -47,17 +47,9 @@ from histodistill.training.running.options import run_script
 from histodistill.training.running.training_options import PrivateTrainingConfig
 
 
-needs_opacus = pytest.mark.skipif(
-    find_spec("opacus") is None, reason="opacus, the extra 'dp', is not installed: no accountant"
-)
-# Opacus' own code, while it is imported.
-pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning:opacus", "default::FutureWarning:opacus")
+pytestmark = opacus_may_warn
 
 KEY = bytes(range(32))
-
-
-class Killed(BaseException):
-    """Ends a run as a kill would: nothing in the scripts catches it."""
 
 
 def denoiser_case(count: int, views: int = 2):
@@ -328,7 +320,7 @@ def test_plan_of_tiles(groups, asked, said, monkeypatch, capsys):
 @needs_opacus
 def test_where_the_numbers_of_one_accountant_fail_the_other_is_taken(monkeypatch):
     def fails(*args):
-        if args[-1] == "prv":
+        if "prv" in args:
             raise InputError("no")
         return 2.0
 
@@ -637,18 +629,23 @@ def patients(tmp_path_factory):
 
 
 @needs_opacus
-@pytest.mark.parametrize("case", ["autoencoder", "denoiser", "denoiser by patient"])
+@pytest.mark.parametrize(
+    "case",
+    ["autoencoder", "denoiser", "denoiser by patient", pytest.param("adapters by patient", marks=needs_peft)],
+)
 def test_resumed_run_equals_an_uninterrupted_one(
-    tmp_path, run_main, autoencoder_argv, diffusion_argv, private_argv, private_autoencoder, patients, monkeypatch,
-    case,
+    tmp_path, run_main, autoencoder_argv, diffusion_argv, private_argv, private_autoencoder, tiny_pipeline, patients,
+    monkeypatch, case,
 ):  # fmt: skip
     if case == "autoencoder":
         script, argv, weights = train_autoencoder, autoencoder_argv, "diffusion_pytorch_model.safetensors"
     else:
         script, weights = train_diffusion, "unet/diffusion_pytorch_model.safetensors"
         argv = [*diffusion_argv, "--autoencoder", private_autoencoder]
-    if case == "denoiser by patient":
+    if "by patient" in case:
         argv = [*diffusion_argv, "--data", patients, "--dp-public-autoencoder", "--dp-unit", "group"]
+    if case == "adapters by patient":
+        argv += ["--init-from", tiny_pipeline, "--dp-public-init", "--trained-weights", "adapters"]
     argv = [*argv, *private_argv, "--validation-steps", 2, "--checkpointing-steps", 3]
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
@@ -665,7 +662,7 @@ def test_resumed_run_equals_an_uninterrupted_one(
     whole, killed = (load_file(tmp_path / name / weights) for name in ("whole", "killed"))
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
     assert read_json(tmp_path / "whole" / "history.json") == read_json(tmp_path / "killed" / "history.json")
-    if case == "denoiser by patient":
+    if "by patient" in case:
         assert read_json(tmp_path / "killed" / "stage.json")["privacy"]["unit"] == "group"
         return
     # The seed, which is published, does not decide the result.

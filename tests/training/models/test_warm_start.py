@@ -80,6 +80,16 @@ def test_the_number_of_classes_may_be_another():
     assert same.share == 1 and same.new_classes == ()
 
 
+def test_classes_none_of_which_is_known_begin_as_different_ones():
+    old, model = denoiser(0, 2), denoiser(1, 3)
+    taken = take_denoiser(model, old.state_dict(), ["a", "b"], ["c", "d", "e"])
+    torch.testing.assert_close(predictions(model, [0, 1, 2, 3]), predictions(old, [0, 1, 2, 2]), rtol=0, atol=0)
+    assert taken.new_classes == ("c", "d", "e") and taken.share < 1
+    assert taken.sentence("denoiser", "there").endswith(
+        "begins with those of others for classes it has not seen (c, d, e)"
+    )
+
+
 def test_other_latents_make_only_the_ends_anew():
     old, model = denoiser(0, 2), denoiser(1, 2, latent_channels=5)
     taken = take_denoiser(model, old.state_dict(), ["a", "b"], ["a", "b"])

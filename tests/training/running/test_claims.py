@@ -11,6 +11,7 @@ import threading
 import time
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,7 +19,7 @@ from histodistill.hub_cards.errors import ContentError
 from histodistill.hub_cards.part_files import audited_names
 from histodistill.training import cli
 from histodistill.training.running import claims
-from histodistill.training.running.claims import LOCK, claimed, inherited
+from histodistill.training.running.claims import LOCK, claimed, claiming, inherited
 from histodistill.training.running.errors import InputError
 
 
@@ -75,6 +76,25 @@ def test_a_claim_leaves_nothing(tmp_path):
         (tmp_path / "a" / "b" / "kept").touch()
         raise KeyboardInterrupt
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["kept"]
+
+
+@pytest.mark.parametrize("place", ["_alone", "_release"])
+def test_a_signal_while_a_claim_is_given_back_leaves_nothing(place, tmp_path, monkeypatch):
+    usual, came = getattr(claims, place), []
+
+    def interrupted(*args, **options):
+        if not came:
+            came.append(place)
+            raise KeyboardInterrupt
+        return usual(*args, **options)
+
+    @claiming
+    def run(config: SimpleNamespace) -> None:
+        monkeypatch.setattr(claims, place, interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(SimpleNamespace(claims=lambda: tmp_path / "a"))
+    assert came and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
