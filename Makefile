@@ -12,7 +12,7 @@ LINKS := .mypy-links/histodistill
 
 $(VENV)/.installed: setup.cfg setup.py pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint,dp,slides]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint,dp,adapters,slides]'
 	touch $@
 
 # The whole way on the built-in phantom tiles: minutes on two cores, no network after the installation.

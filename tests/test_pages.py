@@ -40,7 +40,7 @@ OF_THE_PAST = "docs/trainings.md"
 SCRIPTS = ("train_autoencoder", "train_classifier", "train_diffusion", "generate", "select", "compare", "audit")
 # Other steps with a parser, without those of COMMANDS.
 _MEASUREMENTS = (
-    *("speed", "audit_speed", "disguises", "selectors", "sites_study", "dp_study", "memory"),
+    *("speed", "audit_speed", "disguises", "leaky_sets", "selectors", "sites_study", "dp_study", "memory"),
     *("input_path", "latent_cache", "large_pool", "stage_memory", "decoding"),
 )
 BENCHMARKS = tuple(f"benchmarks.{name}" for name in _MEASUREMENTS)
