@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from histodistill.selection.names import SYMMETRIES
 from histodistill.selection.near_copies import tile_keys
 from histodistill.selection.parts import PartIndex
 from histodistill.selection.streams import stream
+from histodistill.selection.threads import in_threads
 from histodistill.selection.views import (
     LEAST_CONTENT,
     apply_symmetry,
@@ -85,8 +87,8 @@ _COLUMNS = 256
 _NOISE = 0.01**2
 # Draws by which false alarms are counted: in each, a tenth of the calibrating tiles meets the limit of the others.
 _DRAWS = 100
-# Images that are searched for at once, which bounds the memory.
-_QUERIES_PER_CALL = 256
+# Images that are searched for at once in a thread, which bounds the memory.
+_QUERIES_PER_CALL = 64
 # Images that are embedded at once, at most, and bytes of them; always a multiple of the batches of models, so that a
 # batch holds the same images however many there are.
 _EMBEDDED_PER_CALL, _EMBEDDED_BYTES, _BATCH = 4096, 2**25, 256
@@ -197,8 +199,7 @@ class CopyIndex:
 
     Of more than 7,000 tiles, candidates for `structure` are looked for among windows in the 64 cells nearest to an
     image (an inverted file by k-means, one cell for each 256 windows), and not among all. The cells hold the numbers
-    in 16 bits, about 2,000 bytes a tile. A search takes up to 200 MB for what it compares at once,
-    and some 50 MB in each of its threads.
+    in 16 bits, about 2,000 bytes a tile. A search takes some 100 MB in each of its threads.
     """
 
     def __init__(self, images: Images, embeddings: Mapping[str, Embed] | None = None):
@@ -264,20 +265,29 @@ class CopyIndex:
         self, images: Images, num_tiles: int, decoys: bool
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """`structure` and `parts` of M images among the first tiles: M float64 each, and M int64, the tile."""
+        starts = range(0, len(images), _QUERIES_PER_CALL)
+        found = list(in_threads(partial(self._structure_and_parts_of_few, images, num_tiles, decoys), starts))
         empty = np.empty(0), np.empty(0, np.int64)
-        found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {"structure": [empty], "parts": [empty]}
-        start = 0
-        for part in batches(images, _QUERIES_PER_CALL):
-            turned = in_all_symmetries(working_density(part))
-            candidates = self._windows.candidates(turned, num_tiles, _PROPOSALS, _CANDIDATES)
-            found["structure"].append(self._structure(turned, *candidates))
-            if decoys:
-                parts = self._parts.search(shear(part, start + np.arange(len(part))), num_tiles)
-            else:
-                parts = self._parts.search(part, num_tiles, placements_of(*candidates, self._parts.side))
-            found["parts"].append((np.exp(-parts.score / _SCORE_SCALE), parts.tile))
-            start += len(part)
-        return {name: tuple(map(np.concatenate, zip(*each, strict=True))) for name, each in found.items()}  # type: ignore[misc]
+        return {
+            name: tuple(map(np.concatenate, zip(empty, *(each[name] for each in found), strict=True)))  # type: ignore[misc]
+            for name in ("structure", "parts")
+        }
+
+    def _structure_and_parts_of_few(
+        self, images: Images, num_tiles: int, decoys: bool, start: int
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """What `_structure_and_parts` gives for some of its images, from number `start` on."""
+        part = images[start : start + _QUERIES_PER_CALL]
+        turned = in_all_symmetries(working_density(part))
+        candidates = self._windows.candidates(turned, num_tiles, _PROPOSALS, _CANDIDATES)
+        if decoys:
+            parts = self._parts.search(shear(part, start + np.arange(len(part))), num_tiles)
+        else:
+            parts = self._parts.search(part, num_tiles, placements_of(*candidates, self._parts.side))
+        return {
+            "structure": self._structure(turned, *candidates),
+            "parts": (np.exp(-parts.score / _SCORE_SCALE), parts.tile),
+        }
 
     def _structure(
         self,

@@ -52,7 +52,7 @@ _REFINED, _STRAINED = 6, 2
 # Keypoints of tiles up to which those of an image are compared with all of them; more are sorted into cells.
 _MOST_EXHAUSTIVE = 10_000
 # Keypoints in a cell on average, unless there are more cells than these, and cells that are searched.
-_POINTS_PER_CELL, _MOST_CELLS, _CELLS_SEARCHED = 256, 4096, 8
+_POINTS_PER_CELL, _MOST_CELLS, _CELLS_SEARCHED = 256, 8192, 8
 # A keypoint of an image, one of a tile that is like it, and how like: 1 for the same, 0 for no more than by chance.
 _VOTE = np.dtype(
     [

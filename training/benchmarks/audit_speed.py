@@ -5,15 +5,16 @@
 Few sources have so many tiles, so tiles are blended: each is the mean of two of the source, the second of them turned,
 drawn with a seed. They stand for the real tiles: eight tenths to train on, a tenth held out, and a tenth for
 validation. Others, from test tiles, stand for the generated images, 500 of which are the set to publish. All else is
-as `histodistill audit` does it: spaces, attacks, planted copies, the attack with the weights. What the audit says of
-such tiles means nothing; that planted copies are found does.
+as `histodistill audit` does it: spaces, attacks, planted copies, the attack with the weights, and that repeated tiles
+have been found before, once for all runs, when tiles were decoded; the time of that is told by itself. What the audit
+says of such tiles means nothing; that planted copies are found does.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,7 @@ def run(config: AuditSpeedConfig) -> dict[str, Any]:
     from histodistill.hub_cards.part_files import read_part
     from histodistill.selection.image_audit import audit
     from histodistill.selection.planting import MUST_FIND
+    from histodistill.selection.repeats import find_repeats
     from histodistill.training.data.sources import load_tiles
     from histodistill.training.evaluation.run_audit import measure_losses
     from histodistill.training.models.embedders import named_embeddings
@@ -80,6 +82,10 @@ def run(config: AuditSpeedConfig) -> dict[str, Any]:
     real, pool = make_tiles(source, config.num_tiles, config.num_images, config.seed)
     published = pool[np.arange(min(NUM_PUBLISHED, len(pool)))]
     start = perf_counter()
+    found = find_repeats(real.all_images)
+    repeats = perf_counter() - start
+    real = replace(real, look_up_repeats=lambda: found)
+    start = perf_counter()
     losses = measure_losses(read_part(config.run / "pipeline"), real, config.weight_tiles, config.seed)
     weights = perf_counter() - start
     embeddings = named_embeddings(["untrained", str(config.run / "autoencoder")])
@@ -88,7 +94,7 @@ def run(config: AuditSpeedConfig) -> dict[str, Any]:
     figures = {
         "settings": {name: value for name, value in asdict(config).items() if name not in ("run", "output")},
         "image_size": source.image_size,
-        "seconds": {"weights": weights, "images": total - weights, "total": total},
+        "seconds": {"repeats": repeats, "weights": weights, "images": total - weights, "total": total},
         "peak_memory_gib": (peak_memory() or 0) / 2**30,
         "threads": torch.get_num_threads(),
         "cpu_count": os.cpu_count(),

@@ -17,7 +17,7 @@ def test_measures_the_whole_audit(tiny_pool, tiny_npz, run_main, tmp_path, capsy
     figures = read_json(tmp_path / "figures.json")
     assert json.loads(capsys.readouterr().out.partition("{")[2].join(["{", ""])) == figures
     seconds = figures["seconds"]
-    assert 0 < seconds["weights"] < seconds["total"] and seconds["images"] > 0
+    assert 0 < seconds["weights"] < seconds["total"] and seconds["images"] > 0 and seconds["repeats"] > 0
     assert figures["peak_memory_gib"] > 0.1
     assert set(figures["planted"]) == set(MUST_FIND) and figures["planted"]["exact"] == 1
     assert str(tmp_path) not in json.dumps(figures)
