@@ -88,7 +88,7 @@ _NOISE = 0.01**2
 # Draws by which false alarms are counted: in each, a tenth of the calibrating tiles meets the limit of the others.
 _DRAWS = 100
 # Images that are searched for at once in a thread, which bounds the memory.
-_QUERIES_PER_CALL = 64
+_QUERIES_PER_CALL = 32
 # Images that are embedded at once, at most, and bytes of them; always a multiple of the batches of models, so that a
 # batch holds the same images however many there are.
 _EMBEDDED_PER_CALL, _EMBEDDED_BYTES, _BATCH = 4096, 2**25, 256

@@ -65,8 +65,8 @@ _VOTE = np.dtype(
         ("weight", np.float64),
     ]
 )
-# Pictures of tiles whose keypoints are found at once, and images that are searched for at once.
-_TILES_PER_CALL, _IMAGES_PER_CALL = 256, 32
+# Pictures of tiles whose keypoints are found at once.
+_TILES_PER_CALL = 256
 
 
 class FoundParts(NamedTuple):
@@ -114,33 +114,16 @@ class PartIndex:
         """Looks for images among the first tiles.
 
         Args:
-            images: uint8 N×S×S×3 of the size of the tiles.
+            images: uint8 N×S×S×3 of the size of the tiles; all are searched for at once, so they should be few.
             num_tiles: At least 1.
             likely: `PLACEMENT`s that are tried, too, in px of pictures of `side`.
         """
-        found = list(
-            in_threads(
-                lambda start: self._search_few(images[start : start + _IMAGES_PER_CALL], start, num_tiles, likely),
-                range(0, len(images), _IMAGES_PER_CALL),
-            )
-        )
-        return FoundParts(
-            np.concatenate([np.empty(0), *(each.score for each in found)]),
-            np.concatenate([np.empty(0, np.int64), *(each.tile for each in found)]),
-            np.concatenate([np.empty((0, 4), np.int64), *(each.box for each in found)]),
-            np.concatenate([np.empty(0, PLACEMENT), *(each.placement for each in found)]),
-        )
-
-    def _search_few(self, images: np.ndarray, start: int, num_tiles: int, likely: np.ndarray | None) -> FoundParts:
-        """What `search` finds for some of its images, from number `start` on."""
         pictures = fine = grey_pictures(images, self.side)
         if self._fine_side != self.side:
             fine = grey_pictures(images, self._fine_side)
         placements = self._proposed(fine, num_tiles)
         if likely is not None:
-            mine = likely[(likely["image"] >= start) & (likely["image"] < start + len(images))]
-            mine["image"] -= start
-            placements = np.concatenate([placements, mine])
+            placements = np.concatenate([placements, likely])
         return self._best(pictures, fine, placements)
 
     def _proposed(self, pictures: np.ndarray, num_tiles: int) -> np.ndarray:
