@@ -110,7 +110,7 @@ class PartIndex:
             self._pictures = all_grey_pictures(images, self.side)
         self._levels = [_Level(fine, self.side, level, few) for level in _LEVELS]
 
-    def search(self, images: Images, num_tiles: int, likely: np.ndarray | None = None) -> FoundParts:
+    def search(self, images: np.ndarray, num_tiles: int, likely: np.ndarray | None = None) -> FoundParts:
         """Looks for images among the first tiles.
 
         Args:
